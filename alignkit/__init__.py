@@ -1,0 +1,1 @@
+"""Align the hidden units of neural networks."""

@@ -1,0 +1,62 @@
+"""Every error that alignkit raises on purpose.
+
+Each class also derives from the builtin that a caller would expect, so that ``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+
+class AlignkitError(Exception):
+    """Root of all errors raised by alignkit."""
+
+
+class SpecError(AlignkitError, ValueError):
+    """A notation string or a spec cannot be read."""
+
+
+class GraphError(AlignkitError, ValueError):
+    """A permutation graph breaks one of its invariants."""
+
+
+class ShapeMismatchError(GraphError):
+    """The sizes that a layout implies differ from the shape of a tensor."""
+
+
+class BindError(AlignkitError, ValueError):
+    """Weights do not fit the graph that they are bound to; the message lists every mismatch."""
+
+
+class AlignmentError(AlignkitError, ValueError):
+    """Index vectors are not an element of the graph's symmetry group, or belong to another graph."""
+
+
+class WeightsError(AlignkitError, ValueError):
+    """A weights file cannot be read or written, or reading it would not be safe."""
+
+
+class VerificationError(AlignkitError):
+    """A symmetry of the graph changes the function of the model."""
+
+
+class AssignmentError(AlignkitError, ValueError):
+    """A linear assignment problem has no meaningful solution."""
+
+
+class SolverError(AlignkitError, ValueError):
+    """A solver is unknown, its options are wrong, or something that it needs is missing."""
+
+
+class PluginError(AlignkitError):
+    """A plugin could not be loaded or broke the contract of a hook."""
+
+
+class TaskError(AlignkitError, ValueError):
+    """A task cannot be evaluated with the model, batches or weights given."""
+
+
+class TraceError(AlignkitError, ValueError):
+    """A model cannot be traced."""
+
+
+class UsageError(AlignkitError, ValueError):
+    """A command line does not make sense."""
