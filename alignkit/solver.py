@@ -63,7 +63,7 @@ class Needs:
         """Raise a :class:`SolverError` that says what to pass when something is missing."""
         if self.task and problem.task is None:
             raise SolverError(
-                f"solver {solver!r} works with data: call solve(..., task=alignkit.Task(model, batches, loss))."
+                f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss)."
             )
         if self.modules and (problem.bound.module_a is None or problem.bound.module_b is None):
             raise SolverError(

@@ -1,0 +1,17 @@
+"""The built-in solvers, one file each. They register through the same hook as those of any other package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignkit.hookspecs import hookimpl
+from alignkit.solver import Solver
+
+
+@hookimpl
+def alignkit_register_solvers() -> list[type[Solver[Any]]]:
+    """Offer the built-in solvers; their modules are imported only now."""
+    from alignkit.solvers.identity import Identity
+    from alignkit.solvers.weight_matching import WeightMatching
+
+    return [Identity, WeightMatching]
