@@ -1,0 +1,166 @@
+"""The data of a task: batches of inputs and targets that can be read again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from alignkit.errors import TaskError
+
+DEFAULT_ROWS = 1024
+"""Samples in one forward call when the data comes as two whole tensors and no chunk is given."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples: what the model is called with, and what the loss compares its outputs with.
+
+    Attributes:
+        inputs: A tensor ``[n, ...]``, a tuple or list (positional arguments) or a dict (keyword arguments) of them.
+        targets: Usually a tensor ``[n, ...]``; any tree of tensors that the loss understands.
+        name: How messages call this batch.
+    """
+
+    inputs: Any
+    targets: Any
+    name: str
+
+    @property
+    def size(self) -> int:
+        """Number of samples: the first axis of the targets, or of the inputs where the targets have none."""
+        for tensor in (*tensors_in(self.targets), *tensors_in(self.inputs)):
+            if tensor.ndim:
+                return int(tensor.shape[0])
+        raise TaskError(
+            f"{self.name} holds no tensor with an axis of samples. Give (inputs, targets) with tensors [n, ...]."
+        )
+
+    @property
+    def splittable(self) -> bool:
+        """Whether axis 0 of every tensor counts the samples, so that the batch can be cut into smaller ones."""
+        every = [*tensors_in(self.inputs), *tensors_in(self.targets)]
+        return all(tensor.ndim > 0 and tensor.shape[0] == self.size for tensor in every)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The samples ``start`` to ``stop`` (views, no copies)."""
+        if start == 0 and stop == self.size:
+            return self
+        return self._mapped(lambda tensor: tensor[start:stop])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same samples on a device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(map_tensors(change, self.inputs), map_tensors(change, self.targets), self.name)
+
+
+class Batches:
+    """Batches in a fixed order, read when they are first needed and the same at every later reading.
+
+    A sequence (list, tuple, or your own class with ``__len__`` and ``__getitem__``) is indexed and never copied, so a
+    lazy sequence may be larger than memory. Every other iterable (a DataLoader, a generator) is read once and kept:
+    a loader that shuffles or augments then gives the same samples to every weights that are compared, and a
+    generator that can be read only once works like a list.
+
+    Args:
+        source: Two tensors ``(inputs [n, ...], targets [n, ...])``, or an iterable of such pairs.
+        chunk: Most samples in one batch; larger ones are cut. None keeps the pairs of an iterable as they are and
+            cuts two whole tensors into pieces of ``DEFAULT_ROWS``.
+    """
+
+    def __init__(self, source: Any, chunk: int | None = None) -> None:
+        if chunk is not None and chunk < 1:
+            raise TaskError(f"chunk is {chunk}: give a positive number of samples, or None.")
+        if isinstance(source, Dataset):
+            raise TaskError("batches is a Dataset of single samples: wrap it in a torch.utils.data.DataLoader.")
+        if isinstance(source, (Tensor, Mapping)) or not (isinstance(source, Iterable) or _is_sequence(source)):
+            raise TaskError(
+                f"batches is a {type(source).__name__}: give (inputs, targets), a list of such pairs or a DataLoader."
+            )
+        self._whole = _is_pair(source)
+        self._chunk = (chunk or DEFAULT_ROWS) if self._whole else chunk
+        self._source = source
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, none larger than the chunk.
+
+        Raises:
+            TaskError: There is no batch, a batch is empty, or one is not a pair of inputs and targets.
+        """
+        read_any = False
+        for batch in self._as_given():
+            read_any = True
+            yield from self._cut(batch)
+        if not read_any:
+            raise TaskError("there are no batches: the list or loader is empty.")
+
+    def _as_given(self) -> Iterator[Batch]:
+        if self._whole:
+            yield _checked(self._source, "the data")
+            return
+        if not _is_sequence(self._source):
+            self._source = list(self._source)
+        for index in range(len(self._source)):
+            yield _checked(self._source[index], f"batch {index}")
+
+    def _cut(self, batch: Batch) -> Iterator[Batch]:
+        rows = self._chunk or batch.size
+        if batch.size <= rows or not batch.splittable:
+            yield batch
+            return
+        for start in range(0, batch.size, rows):
+            stop = min(start + rows, batch.size)
+            piece = batch.rows(start, stop)
+            yield Batch(piece.inputs, piece.targets, f"{batch.name} (samples {start} to {stop - 1})")
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Every tensor of nested tuples, lists and dicts, in order."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, tree)
+    return found
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same nest of tuples, lists and dicts with every tensor changed; other leaves stay."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(change, value) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(change, value) for value in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_tensors(change, value) for value in tree)
+    return tree
+
+
+def _is_sequence(source: Any) -> bool:
+    return hasattr(source, "__len__") and hasattr(source, "__getitem__")
+
+
+def _is_pair(source: Any) -> bool:
+    """Whether ``source`` is one pair (inputs, targets) and not a list of pairs: its second entry is a tensor."""
+    return isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[1], Tensor)
+
+
+def _checked(pair: Any, name: str) -> Batch:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        found = f"{len(pair)} entries" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
+        raise TaskError(f"{name} is not a pair (inputs, targets) but {found}.")
+    batch = Batch(pair[0], pair[1], name)
+    if batch.size == 0:
+        raise TaskError(f"{name} is empty: it holds 0 samples.")
+    if isinstance(pair[0], Tensor) and isinstance(pair[1], Tensor) and len(pair[0]) != len(pair[1]):
+        raise TaskError(f"{name} has {len(pair[0])} inputs but {len(pair[1])} targets.")
+    return batch

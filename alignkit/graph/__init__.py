@@ -1,0 +1,25 @@
+"""The graph IR: groups of units, and where each acts on the tensors of a network."""
+
+from alignkit.graph.bind import BoundGraph
+from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Units
+from alignkit.graph.nodes import Group, TensorNode
+from alignkit.graph.notation import format_layout, parse_layout
+from alignkit.graph.permutation_graph import PermutationGraph
+from alignkit.graph.provenance import PinnedAxis, Provenance
+
+__all__ = [
+    "Axis",
+    "Block",
+    "BoundGraph",
+    "Dim",
+    "Fixed",
+    "Group",
+    "PermutationGraph",
+    "PinnedAxis",
+    "Provenance",
+    "Segment",
+    "TensorNode",
+    "Units",
+    "format_layout",
+    "parse_layout",
+]

@@ -1,0 +1,153 @@
+"""The notation of layouts: one string a tensor, read and written.
+
+Axes are separated by blanks, segments by ``+``, and a product of factors stands in parentheses::
+
+    axis    = segment ('+' segment)*
+    segment = factor | '(' factor+ ')'
+    factor  = '.' | number | group | '(' axis ')'
+    group   = name ['[' parent ']'] [':' size]
+
+A name holds letters, digits and ``_ . - /``, and is no number. ``.`` is fixed and takes the size that is left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+
+from alignkit.errors import SpecError
+from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units
+
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*"
+_TOKEN = re.compile(
+    rf"\s*(?:(?P<group>{_NAME}(?:\[{_NAME}\])?(?::\d+)?)|(?P<dot>\.)|(?P<mark>[()+]))", re.ASCII
+)
+_GROUP = re.compile(rf"(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?", re.ASCII)
+
+
+def is_group_name(name: str) -> bool:
+    """Whether ``name`` can stand for a group in the notation."""
+    return bool(re.fullmatch(_NAME, name, re.ASCII)) and not name.isdigit()
+
+
+def parse_layout(text: str, tensor: str = "") -> Layout:
+    """Read the notation of one tensor.
+
+    Args:
+        text: For example ``"(heads d[heads]) model"``. The empty string is the layout of a scalar.
+        tensor: Name of the tensor, for messages.
+
+    Raises:
+        SpecError: The text does not follow the grammar; the message points at the place.
+    """
+    if not isinstance(text, str):
+        raise SpecError(f"tensor {tensor!r}: a layout is a string such as 'h2 h1', found {type(text).__name__}.")
+    return _Reader(text, tensor).layout()
+
+
+class _Reader:
+    """Recursive descent over the tokens of one string."""
+
+    def __init__(self, text: str, tensor: str) -> None:
+        self.text, self.tensor = text, tensor
+        self.tokens: list[tuple[str, int]] = []
+        at = 0
+        stripped = text.rstrip()
+        while at < len(stripped):
+            match = _TOKEN.match(stripped, at)
+            if match is None:
+                start = at + len(stripped[at:]) - len(stripped[at:].lstrip())
+                raise self.error(f"{stripped[start]!r} is not part of the notation", start)
+            kind = str(match.lastgroup)
+            self.tokens.append((match[kind], match.start(kind)))
+            at = match.end()
+        self.at = 0
+
+    def error(self, what: str, position: int) -> SpecError:
+        where = f"tensor {self.tensor!r}: " if self.tensor else ""
+        return SpecError(
+            f"{where}cannot read the layout {self.text!r} at position {position}: {what}. Axes are separated by "
+            "blanks, segments by '+', products stand in parentheses: '(heads d[heads])+. model'."
+        )
+
+    def peek(self) -> str | None:
+        return self.tokens[self.at][0] if self.at < len(self.tokens) else None
+
+    def take(self) -> str:
+        if self.at >= len(self.tokens):
+            raise self.error("the text ends too early", len(self.text))
+        self.at += 1
+        return self.tokens[self.at - 1][0]
+
+    def position(self) -> int:
+        return self.tokens[self.at][1] if self.at < len(self.tokens) else len(self.text)
+
+    def layout(self) -> Layout:
+        axes = []
+        while self.peek() is not None:
+            axes.append(self.axis())
+        return tuple(axes)
+
+    def axis(self) -> Axis:
+        segments = [self.segment()]
+        while self.peek() == "+":
+            self.take()
+            segments.append(self.segment())
+        return Axis(tuple(segments))
+
+    def segment(self) -> Segment:
+        if self.peek() != "(":
+            return Segment((self.atom(),))
+        self.take()
+        factors: list[Factor] = []
+        while self.peek() != ")":
+            inner = self.axis()
+            factors.extend(inner.segments[0].factors if len(inner.segments) == 1 else (inner,))
+        if not factors:
+            raise self.error("empty parentheses", self.position())
+        self.take()
+        return Segment(tuple(factors))
+
+    def atom(self) -> Factor:
+        position = self.position()
+        token = self.take()
+        if token in "()+":
+            raise self.error(f"a group, a number or '.' should stand here, not {token!r}", position)
+        if token == ".":
+            return Fixed()
+        if token.isdigit():
+            if int(token) == 0:
+                raise self.error("a fixed size of 0", position)
+            return Fixed(int(token))
+        match = _GROUP.fullmatch(token)
+        if match is None or match["name"].isdigit() or (match["parent"] or "").isdigit():
+            raise self.error(f"{token!r} is no group: a group's name may not be a number", position)
+        if match["size"] is not None and int(match["size"]) == 0:
+            raise self.error(f"group {match['name']!r} has size 0; leave an empty group out", position)
+        return Units(match["name"], match["parent"], int(match["size"]) if match["size"] else None)
+
+
+def format_layout(layout: Layout, sized: Container[str] = ()) -> str:
+    """Write a layout in the notation; groups in ``sized`` are written with their size."""
+    return " ".join(_format_axis(axis, sized) for axis in layout)
+
+
+def _format_axis(axis: Axis, sized: Container[str]) -> str:
+    if len(axis.segments) == 1 and axis.is_fixed and len(axis.segments[0].factors) == 1:
+        return "."
+    return "+".join(_format_segment(segment, sized) for segment in axis.segments)
+
+
+def _format_segment(segment: Segment, sized: Container[str]) -> str:
+    parts = [_format_factor(factor, sized) for factor in segment.factors]
+    return parts[0] if len(parts) == 1 else f"({' '.join(parts)})"
+
+
+def _format_factor(factor: Factor, sized: Container[str]) -> str:
+    if isinstance(factor, Axis):
+        return f"({'+'.join(_format_segment(segment, sized) for segment in factor.segments)})"
+    if isinstance(factor, Fixed):
+        return "." if factor.size is None else str(factor.size)
+    parent = f"[{factor.parent}]" if factor.parent else ""
+    size = f":{factor.size}" if factor.group in sized else ""
+    return f"{factor.group}{parent}{size}"

@@ -1,0 +1,46 @@
+"""Where a graph comes from: written by hand, or traced, and what a trace had to pin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PinnedAxis:
+    """An axis of a tensor that a trace could not free.
+
+    Attributes:
+        tensor: Name of the tensor.
+        axis: Index of the axis.
+        op: The operation that pinned it, for example ``aten.index``.
+        where: Path of the module that ran the operation, ``""`` for the root.
+    """
+
+    tensor: str
+    axis: int
+    op: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = f" in {self.where}" if self.where else ""
+        return f"{self.tensor}, axis {self.axis}: pinned by {self.op}{place}"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a graph comes from.
+
+    Attributes:
+        source: ``"written"`` (from a spec) or ``"traced"`` (from one run of a model).
+        tensors: Kind of tensors that a trace ran on: ``"fake"`` (no weights needed) or ``"real"``.
+        pinned: Axes that the trace could not free.
+        unknown_ops: Operations without a rule; whatever they touch is pinned.
+        unused: Tensors that the traced run never read.
+    """
+
+    source: Literal["written", "traced"] = "written"
+    tensors: Literal["fake", "real"] | None = None
+    pinned: tuple[PinnedAxis, ...] = ()
+    unknown_ops: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()

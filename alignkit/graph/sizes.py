@@ -1,0 +1,172 @@
+"""Sizes of groups and of fixed factors, worked out from the shapes of the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from alignkit.errors import GraphError, ShapeMismatchError
+from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units
+from alignkit.graph.notation import format_layout
+
+
+@dataclass
+class SizeTable:
+    """The sizes of groups found so far, and where each was found."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+
+    def set(self, group: str, size: int, origin: str) -> None:
+        """Record a size; a second, different one is an error that names both places."""
+        known = self.sizes.setdefault(group, size)
+        self.origin.setdefault(group, origin)
+        if known != size:
+            raise ShapeMismatchError(
+                f"group {group!r} has {known} units ({self.origin[group]}) but {size} ({origin}). If a flatten stands "
+                f"between them, say how many positions each unit owns: '({group} {max(known, size) // min(known, size)})'."
+            )
+
+
+def resolve_sizes(
+    layouts: Mapping[str, Layout], shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, int]
+) -> tuple[dict[str, Layout], dict[str, int]]:
+    """Fill in every size of the layouts.
+
+    Args:
+        layouts: Layout of each tensor, sizes possibly unknown.
+        shapes: Shape of each of these tensors.
+        given: Sizes of groups that the caller knows.
+
+    Returns:
+        The layouts with all sizes known, and the size of each group.
+
+    Raises:
+        ShapeMismatchError: Sizes contradict the shapes; names tensor, axis and group.
+        GraphError: A size cannot be worked out; names the axis and how to give it.
+    """
+    table = SizeTable()
+    for group, size in given.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise GraphError(f"sizes: group {group!r} needs a positive whole number, found {size!r}.")
+        table.set(group, size, "given in sizes")
+    for tensor, layout in layouts.items():
+        for axis in layout:
+            for unit in axis.units():
+                if unit.size is not None:
+                    table.set(unit.group, unit.size, f"written in the layout of {tensor!r}")
+    open_axes = [(t, i, axis) for t, layout in layouts.items() for i, axis in enumerate(layout)]
+    while open_axes:
+        left = [(t, i, axis) for t, i, axis in open_axes if not _solve_axis(t, i, axis, shapes[t][i], table)]
+        if len(left) == len(open_axes):
+            raise _undetermined(*left[0], shapes, table)
+        open_axes = left
+    filled = {
+        t: tuple(_fill(axis, shapes[t][i], table.sizes) for i, axis in enumerate(layout))
+        for t, layout in layouts.items()
+    }
+    return filled, table.sizes
+
+
+def _unknowns(axis: Axis, sizes: Mapping[str, int]) -> tuple[set[str], int]:
+    groups: set[str] = set()
+    dots = 0
+    for segment in axis.segments:
+        for factor in segment.factors:
+            if isinstance(factor, Axis):
+                inner, more = _unknowns(factor, sizes)
+                groups |= inner
+                dots += more
+            elif isinstance(factor, Units):
+                groups |= set() if factor.group in sizes else {factor.group}
+            else:
+                dots += factor.size is None
+    return groups, dots
+
+
+def _total(axis: Axis, sizes: Mapping[str, int], unknown: int) -> int:
+    """Size of the axis when whatever is not known has the size ``unknown``."""
+
+    def one(factor: Factor) -> int:
+        if isinstance(factor, Axis):
+            return _total(factor, sizes, unknown)
+        known = sizes.get(factor.group) if isinstance(factor, Units) else factor.size
+        return unknown if known is None else known
+
+    return sum(prod(one(f) for f in segment.factors) for segment in axis.segments)
+
+
+def _solve_axis(tensor: str, index: int, axis: Axis, size: int, table: SizeTable) -> bool:
+    """Use one axis; True when nothing about it is left open."""
+    groups, dots = _unknowns(axis, table.sizes)
+    if len(groups) + dots > 1:
+        return False
+    found = _solve_size(axis, size, table.sizes, smallest=1 if groups else 0)
+    if found is None:
+        raise ShapeMismatchError(_mismatch(tensor, index, axis, size, groups, table))
+    if groups:
+        table.set(groups.pop(), found, f"tensor {tensor!r}, axis {index}")
+    return True
+
+
+def _solve_size(axis: Axis, size: int, sizes: Mapping[str, int], smallest: int = 0) -> int | None:
+    """The unknown size that makes the axis ``size`` long; the total grows with it, so bisection finds it."""
+    low, high = smallest, max(size, smallest)
+    while low < high:
+        middle = (low + high) // 2
+        if _total(axis, sizes, middle) < size:
+            low = middle + 1
+        else:
+            high = middle
+    return low if _total(axis, sizes, low) == size else None
+
+
+def _fill(axis: Axis, size: int, sizes: Mapping[str, int]) -> Axis:
+    # At most one '.' is left at this point, and every group is known.
+    dot = _solve_size(axis, size, sizes)
+
+    def fill(factor: Factor) -> Factor:
+        if isinstance(factor, Axis):
+            return Axis(tuple(Segment(tuple(map(fill, s.factors))) for s in factor.segments))
+        if isinstance(factor, Units):
+            return replace(factor, size=sizes[factor.group])
+        return Fixed(dot if factor.size is None else factor.size)
+
+    return Axis(tuple(Segment(tuple(map(fill, s.factors))) for s in axis.segments))
+
+
+def _describe(axis: Axis, sizes: Mapping[str, int]) -> str:
+    named = [f"{u.group} = {sizes[u.group]}" for u in axis.units() if u.group in sizes]
+    return f" with {', '.join(dict.fromkeys(named))}" if named else ""
+
+
+def _mismatch(tensor: str, index: int, axis: Axis, size: int, open_groups: set[str], table: SizeTable) -> str:
+    text = format_layout((axis,))
+    if open_groups:
+        return (
+            f"tensor {tensor!r}, axis {index}: no whole size of group {min(open_groups)!r} makes {text!r} "
+            f"{size} long{_describe(axis, table.sizes)}. Check the layout against the shape."
+        )
+    places = [f"{u.group!r} from {table.origin[u.group]}" for u in axis.units()]
+    found = _total(axis, table.sizes, 1)
+    hint = ""
+    groups = list(dict.fromkeys(u.group for u in axis.units()))
+    if len(groups) == 1 and found and size % found == 0:
+        hint = f" Is a flatten between them? Then say how many positions each unit owns: '({groups[0]} {size // found})'."
+    return (
+        f"tensor {tensor!r}, axis {index} has size {size}, but {text!r} makes {found}{_describe(axis, table.sizes)}"
+        f"{' (' + ', '.join(dict.fromkeys(places)) + ')' if places else ''}.{hint}"
+    )
+
+
+def _undetermined(
+    tensor: str, index: int, axis: Axis, shapes: Mapping[str, tuple[int, ...]], table: SizeTable
+) -> GraphError:
+    groups, dots = _unknowns(axis, table.sizes)
+    ways = [f"sizes={{{name!r}: ...}} or '{name}:SIZE' in the layout" for name in sorted(groups)[:1]]
+    ways += ["a number in place of '.'"] if dots else []
+    return GraphError(
+        f"tensor {tensor!r}, axis {index}: {format_layout((axis,))!r} must make {shapes[tensor][index]}, which leaves "
+        f"the size of {', '.join(map(repr, sorted(groups))) or '.'} open. Give {' or '.join(ways)}."
+    )
