@@ -1,0 +1,79 @@
+"""Linear assignment: one function, batched, over interchangeable backends."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import scipy.optimize
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from alignkit.errors import AssignmentError
+
+Backend = Literal["auto", "scipy", "lapx"]
+
+
+@cache
+def available_backends() -> tuple[str, ...]:
+    """Backends that can be used here, the fastest first."""
+    return (*(("lapx",) if importlib.util.find_spec("lap") else ()), "scipy")
+
+
+def linear_assignment(
+    similarity: Float[Tensor, "*batch n n"], backend: Backend = "auto"
+) -> Int[Tensor, "*batch n"]:
+    """The permutation of the columns with the largest total similarity, for each matrix of a batch.
+
+    Args:
+        similarity: Similarities of rows to columns, in any unit; solved in float64 on the CPU.
+        backend: ``"scipy"`` (always there), ``"lapx"`` (the extra ``fast``), or ``"auto"`` for the fastest installed.
+
+    Returns:
+        int64 indices on the CPU: row ``i`` gets column ``perm[i]``. Among equally good permutations, always the same.
+
+    Raises:
+        AssignmentError: The matrices are not square, hold NaN or infinity, or the backend is not installed.
+    """
+    if similarity.ndim < 2 or similarity.shape[-1] != similarity.shape[-2]:
+        raise AssignmentError(f"similarities must be square matrices, found shape {tuple(similarity.shape)}.")
+    name = available_backends()[0] if backend == "auto" else backend
+    if name not in available_backends():
+        raise AssignmentError(
+            f"the assignment backend {backend!r} is not available; there are {', '.join(available_backends())}. "
+            'Install the faster one with pip install "alignkit[fast]".'
+        )
+    values = similarity.detach().to("cpu", torch.float64).numpy()
+    # One pass over the matrix: a sum is finite exactly when its terms are, overflow of finite values aside.
+    if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+        raise AssignmentError("similarities hold NaN or infinity, so there is no best assignment. Check the weights.")
+    size = values.shape[-1]
+    solve = _solve_lapx if name == "lapx" else _solve_scipy
+    flat = values.reshape(-1, size, size)
+    found = np.empty((flat.shape[0], size), dtype=np.int64)
+    for at, matrix in enumerate(flat):
+        found[at] = solve(matrix)
+    return torch.from_numpy(found.reshape(*values.shape[:-2], size))
+
+
+def assignment_value(similarity: Float[Tensor, "*batch n n"], perm: Int[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """Total similarity of a permutation, for each matrix of a batch."""
+    return similarity.gather(-1, perm.to(similarity.device)[..., None]).squeeze(-1).sum(-1)
+
+
+def _solve_scipy(similarity: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray:  # type: ignore[type-arg]
+    columns: np.ndarray = scipy.optimize.linear_sum_assignment(similarity, maximize=True)[1]  # type: ignore[type-arg]
+    return columns
+
+
+def _solve_lapx(similarity: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray:  # type: ignore[type-arg]
+    import lap
+
+    if similarity.shape[-1] == 1:
+        return np.zeros(1, dtype=np.int64)
+    _, columns, _ = lap.lapjv(-similarity)
+    result: np.ndarray = columns.astype(np.int64)  # type: ignore[type-arg]
+    return result
