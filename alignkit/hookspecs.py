@@ -50,8 +50,8 @@ def alignkit_register_trace_rules() -> Mapping[str, TraceRule]:
     """Offer rules for operators that the tracer does not know. Called once, before the first trace.
 
     Keys are operator names as torch prints them, such as ``"mylib::fold.default"``. The results of all
-    plugins are joined. If two packages claim one operator, neither rule is used and a warning names both: what the
-    operator touches then stays fixed, which is always safe::
+    plugins are joined. If two packages claim one operator, neither rule is used and a warning names both.
+    What the operator touches then stays fixed, which is always safe::
 
         @alignkit.hookimpl
         def alignkit_register_trace_rules():

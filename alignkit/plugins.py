@@ -1,7 +1,7 @@
 """Finding, loading and asking plugins, so that none of them can break another.
 
 pluggy's own loader stops at the first entry point that fails, and skips a second package that uses the same
-entry-point name without a word. So a :class:`Registry` loads one by one and remembers what failed, to say it
+entry-point name without a word. So a `Registry` loads one by one and remembers what failed, to say it
 again at the moment when the missing thing is asked for.
 """
 
@@ -117,25 +117,16 @@ class Registry:
             PluginError: It implements no hook, misspells one, or asks for arguments that the hook lacks.
         """
         key = name or getattr(plugin, "__name__", None) or f"{type(plugin).__name__}-{id(plugin):x}"
+        if self.manager.has_plugin(key) or self.manager.is_registered(plugin):
+            raise PluginError(f"plugin {key!r} ({package}) is registered already.")
         try:
             if isinstance(plugin, type):
-                raise PluginError(
-                    "a class was given: pass an instance, or a module with @alignkit.hookimpl functions"
-                )
+                raise PluginError("a class was given: pass an instance, or a module with hook functions")
             self.manager.register(plugin, name=key)
             self.manager.check_pending()
-            found = [
-                hook
-                for caller in self.manager.get_hookcallers(plugin) or []
-                for hook in caller.get_hookimpls()
-                if hook.plugin is plugin
-            ]
-            if not found:
-                raise PluginError("it implements no hook: mark its functions with @alignkit.hookimpl")
-            if any(hook.wrapper or hook.hookwrapper for hook in found):
-                raise PluginError("it wraps a hook: alignkit calls plain functions only")
-        except (pluggy.PluginValidationError, PluginError, ValueError) as error:
-            if self.manager.get_plugin(key) is plugin:
+            self._check_hooks(plugin)
+        except (pluggy.PluginValidationError, PluginError) as error:
+            if self.manager.has_plugin(key):
                 self.manager.unregister(name=key)
             raise PluginError(f"plugin {key!r} ({package}) cannot be used: {_one_line(error)}") from error
         self._packages[key] = package
@@ -143,7 +134,7 @@ class Registry:
         return key
 
     def unregister(self, name: str) -> None:
-        """Remove a plugin by the name that :meth:`register` returned."""
+        """Remove a plugin by the name that `register` returned."""
         self.manager.unregister(name=name)
         del self._packages[name]
         self._forget()
@@ -219,8 +210,18 @@ class Registry:
         except (Exception, SystemExit) as error:  # third-party code: anything can happen while it is imported
             self._mark_broken(entry.name, package, _described(error))
 
+    def _check_hooks(self, plugin: object) -> None:
+        callers = self.manager.get_hookcallers(plugin) or []
+        found = [hook for caller in callers for hook in caller.get_hookimpls() if hook.plugin is plugin]
+        if not found:
+            raise PluginError("it implements no hook: mark its functions with @alignkit.hookimpl")
+        if any(hook.wrapper or hook.hookwrapper for hook in found):
+            raise PluginError("it wraps a hook: alignkit calls plain functions only")
+
     def _mark_broken(self, name: str, package: str, error: str) -> None:
         broken = BrokenPlugin(name, package, error.rstrip("."))
+        if broken in self.broken:
+            return
         self.broken.append(broken)
         _warn(f"{broken} Everything else works. {DISABLE_VARIABLE}={name} silences this.")
 
@@ -334,4 +335,4 @@ def _one_line(error: BaseException) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return " and ".join(names)
+    return " and ".join(sorted(names))

@@ -1,7 +1,7 @@
 """What a solver is: typed options in, a problem in, an outcome out.
 
 A solver is one class with one method. Everything else (checks, timing, history, objective before and after,
-saving) is done by :func:`alignkit.solve` and is the same for all of them::
+saving) is done by `alignkit.solve` and is the same for all of them::
 
     class Keep(Solver[SolverOptions]):
         name = "keep"
@@ -55,12 +55,12 @@ class Needs:
     """What a solver cannot do without, besides the weights of A and B."""
 
     task: bool = False
-    """A :class:`alignkit.Task`: data and a loss, passed as ``solve(..., task=...)``."""
+    """A `alignkit.Task`: data and a loss, passed as ``solve(..., task=...)``."""
     modules: bool = False
     """A and B as modules that can be run, not only as tensors."""
 
     def check(self, problem: Problem, solver: str) -> None:
-        """Raise a :class:`SolverError` that says what to pass when something is missing."""
+        """Raise a `SolverError` that says what to pass when something is missing."""
         if self.task and problem.task is None:
             raise SolverError(
                 f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss)."
@@ -180,7 +180,7 @@ class Outcome:
 
 
 class Solver(ABC, Generic[OptionsT]):
-    """Base class of all solvers. Subclass it as ``Solver[MyOptions]``, set ``name`` and write :meth:`solve`.
+    """Base class of all solvers. Subclass it as ``Solver[MyOptions]``, set ``name`` and write `solve`.
 
     Args:
         options: Values for the fields of the options class.
@@ -229,7 +229,7 @@ class Solver(ABC, Generic[OptionsT]):
 
 
 def checked_options(solver: str, kind: type[SolverOptions], values: Mapping[str, object]) -> SolverOptions:
-    """Return ``kind(**values)``, or raise one :class:`SolverError` that names every wrong option."""
+    """Return ``kind(**values)``, or raise one `SolverError` that names every wrong option."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
