@@ -1,0 +1,16 @@
+"""The solver that moves nothing: the baseline that every comparison shows first."""
+
+from __future__ import annotations
+
+from alignkit.alignment import Alignment
+from alignkit.solver import Outcome, Problem, Report, Solver, SolverOptions
+
+
+class Identity(Solver[SolverOptions]):
+    """Leave B as it is. Wide networks sometimes merge best unpermuted."""
+
+    name = "identity"
+
+    def solve(self, problem: Problem, report: Report) -> Outcome:
+        """Return the identity, whatever the start."""
+        return Outcome(Alignment.identity(problem.graph))
