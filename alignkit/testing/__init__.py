@@ -1,0 +1,38 @@
+"""The test suite that every solver has to pass, and the problems that it uses. Needs pytest.
+
+A package with a solver subclasses `SolverContract` in its own tests::
+
+    class TestMine(alignkit.testing.SolverContract):
+        solver = Mine(max_steps=50)
+        known_gaps = {"test_swap_gives_inverse": "each direction has its own local optimum"}
+"""
+
+import pytest
+
+pytest.register_assert_rewrite("alignkit.testing.contract")
+
+from alignkit.testing.contract import SolverContract  # noqa: E402  after the line above, so that asserts explain themselves
+from alignkit.testing.problems import (  # noqa: E402
+    ARCHITECTURES,
+    Architecture,
+    Pair,
+    attention,
+    convnet,
+    independent_pair,
+    mlp,
+    planted_pair,
+    residual,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Pair",
+    "SolverContract",
+    "attention",
+    "convnet",
+    "independent_pair",
+    "mlp",
+    "planted_pair",
+    "residual",
+]

@@ -1,0 +1,261 @@
+"""`SolverContract`: what a user may expect of any solver, as a pytest class."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alignkit.alignment import Alignment
+from alignkit.errors import SolverError
+from alignkit.plugins import Registry
+from alignkit.solution import Solution
+from alignkit.solve import solve
+from alignkit.solver import Problem, Solver
+from alignkit.suggest import did_you_mean
+from alignkit.task import Task
+from alignkit.testing.problems import ARCHITECTURES, Pair, independent_pair, mlp, planted_pair
+
+TOLERANCE = 1e-9
+"""Relative slack where two float64 sums are taken in a different order."""
+
+
+class SolverContract:
+    """Subclass it as ``TestMine``, set ``solver``, and run pytest.
+
+    Attributes:
+        solver: The solver, ready to use. Options that make it fast are welcome.
+        known_gaps: For each test that cannot pass, the reason. Such a test must fail (a strict xfail): once
+            the gap is closed, the entry has to go.
+        seeds: Seeds of the problems. More seeds find rarer failures.
+    """
+
+    solver: ClassVar[Solver[Any]]
+    known_gaps: ClassVar[Mapping[str, str]] = {}
+    seeds: ClassVar[tuple[int, ...]] = (0, 1, 2)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        tests = [name for name in dir(cls) if name.startswith("test_")]
+        for name in cls.known_gaps:
+            if name not in tests:
+                raise TypeError(
+                    f"{cls.__name__}.known_gaps: there is no test {name!r}.{did_you_mean(name, tests)}"
+                )
+
+    @pytest.fixture(autouse=True)
+    def _expect_known_gaps(self, request: pytest.FixtureRequest) -> None:
+        name = getattr(request.node, "originalname", request.node.name)
+        if name in self.known_gaps:
+            mark = pytest.mark.xfail(reason=self.known_gaps[name], strict=True, raises=AssertionError)
+            request.node.add_marker(mark)
+
+    # ------------------------------------------------------------------ what a subclass may replace
+
+    def task(self, pair: Pair) -> Task | None:
+        """The task for solvers that need one: reproduce what A computes."""
+        if not self.solver.needs.task:
+            return None
+        inputs = pair.architecture.inputs(32, seed=5)
+        with torch.no_grad():
+            return Task(pair.a, (inputs, pair.a(inputs)), "mse")
+
+    # ------------------------------------------------------------------ what comes back
+
+    def test_returns_bijections(self) -> None:
+        """Every group is permuted, and every reported step is a number."""
+        for pair in self.pairs():
+            found = self.solved(pair)
+            assert found.graph == pair.graph, f"{pair}: the alignment is of another graph"
+            for group, perm in found.alignment.perms.items():
+                ordered = torch.arange(perm.shape[-1]).expand(perm.shape)
+                assert torch.equal(perm.sort(-1).values, ordered), f"{pair}: group {group} is no permutation"
+            assert all(math.isfinite(step.objective) for step in found.history), (
+                f"{pair}: a step is not finite"
+            )
+
+    def test_function_is_preserved(self) -> None:
+        """Aligned B computes what B computes."""
+        for pair in self.pairs():
+            aligned = self.solved(pair).apply(pair.b)
+            inputs = pair.architecture.inputs(seed=7).double()
+            before, after = outputs(pair.b, inputs), outputs(aligned, inputs)
+            worst = float((before - after).abs().max())
+            assert worst <= 1e-9 * float(before.abs().max()), f"{pair}: outputs moved by {worst:.3g}"
+
+    def test_permuted_copy_is_recovered(self) -> None:
+        """If B is a reordered A, the order is found exactly, where the solver promises it."""
+        if not self.solver.returns.exact_on_permuted_copies:
+            pytest.skip("not promised: returns.exact_on_permuted_copies is False")
+        for pair in self.pairs(independent=False):
+            found = self.solved(pair)
+            assert found.objective_after == 0, f"{pair}: squared distance {found.objective_after:.6g} is left"
+            assert found.alignment == pair.answer, f"{pair}: another order than the planted one"
+
+    def test_soft_result_comes_with_the_hard_one(self) -> None:
+        """A soft alignment is there when promised, and doubly stochastic."""
+        for pair in self.pairs(planted=False):
+            soft = self.solved(pair).soft
+            assert (soft is not None) == self.solver.returns.soft, (
+                f"{pair}: returns.soft is {self.solver.returns.soft}"
+            )
+            for group, matrix in soft.matrices.items() if soft else ():
+                for axis in (-1, -2):
+                    sums = matrix.double().sum(axis)
+                    assert torch.allclose(sums, torch.ones_like(sums), atol=1e-3), (
+                        f"{pair}: {group}, axis {axis}"
+                    )
+
+    # ------------------------------------------------------------------ symmetries
+
+    def test_equivariant_to_unit_order(self) -> None:
+        """Reordering the units of A and B reorders the answer, and changes nothing else."""
+        for pair in self.pairs():
+            left, right = (Alignment.random(pair.graph, seed) for seed in (11, 12))
+            shuffled = Pair(pair.name, pair.architecture, pair.graph, left.apply(pair.a), right.apply(pair.b))
+            expected = left @ self.solved(pair).alignment @ right.inverse()
+            assert self.solved(shuffled).alignment == expected, (
+                f"{pair}: the answer depends on the order of the units"
+            )
+
+    def test_swap_gives_inverse(self) -> None:
+        """Aligning A to B is the inverse of aligning B to A."""
+        for pair in self.pairs():
+            swapped = Pair(pair.name, pair.architecture, pair.graph, pair.b, pair.a)
+            expected = self.solved(pair).inverse()
+            assert self.solved(swapped).alignment == expected, f"{pair}: the two directions disagree"
+
+    # ------------------------------------------------------------------ manners
+
+    def test_same_seed_same_result(self) -> None:
+        """The global random state has no say, and a solver can be used twice."""
+        for pair in self.pairs(planted=False):
+            state = torch.get_rng_state()
+            try:
+                runs = []
+                for global_seed in (1, 2):
+                    torch.manual_seed(global_seed)
+                    runs.append(self.solved(pair, seed=3))
+            finally:
+                torch.set_rng_state(state)
+            assert runs[0].alignment == runs[1].alignment, f"{pair}: two runs with one seed differ"
+            assert runs[0].history == runs[1].history, f"{pair}: two runs with one seed took different steps"
+
+    def test_inputs_are_untouched(self) -> None:
+        """Models, ``init`` and the global random state stay as they were."""
+        for pair in self.pairs(planted=False):
+            pair.a.train()
+            init = Alignment.random(pair.graph, 1)
+            kept = copy.deepcopy((pair.a, pair.b)), {name: perm.clone() for name, perm in init.perms.items()}
+            random_state = torch.get_rng_state()
+            self.solved(pair, init=init)
+            assert torch.equal(torch.get_rng_state(), random_state), (
+                f"{pair}: the global random state was used"
+            )
+            for before, after in zip(kept[0], (pair.a, pair.b), strict=True):
+                assert_same_module(before, after, str(pair))
+            assert all(torch.equal(perm, init.perms[group]) for group, perm in kept[1].items()), (
+                f"{pair}: init changed"
+            )
+
+    def test_options_are_frozen_and_checked(self) -> None:
+        """Options cannot be changed later, and a mistyped one gets a suggestion."""
+        with pytest.raises(ValueError, match="frozen"):
+            self.solver.options.seed = 1
+        with pytest.raises(SolverError, match=r"no option 'sede'.* Did you mean 'seed'"):
+            type(self.solver)(sede=1)
+
+    def test_solution_survives_a_file(self, tmp_path: Path) -> None:
+        """What was saved is what is loaded."""
+        pair = independent_pair(mlp(3, 4, 2))
+        found = self.solved(pair)
+        found.save(tmp_path / "solution.safetensors")
+        read = Solution.load(tmp_path / "solution.safetensors", pair.graph)
+        assert read.alignment == found.alignment
+        assert (read.options, read.history, read.status) == (found.options, found.history, found.status)
+
+    # ------------------------------------------------------------------ corners
+
+    def test_groups_of_one_unit(self) -> None:
+        """One unit can only stay where it is."""
+        for sizes in ((3, 1, 2), (3, 1, 1, 2), (3, 1, 4, 2)):
+            pair = planted_pair(mlp(*sizes), noise=0.1)
+            assert self.solved(pair).moved["h1"] == 0
+
+    def test_graph_without_groups(self) -> None:
+        """Nothing to align is no error."""
+        pair = independent_pair(mlp(3, 2))
+        found = self.solved(pair)
+        assert found.alignment == Alignment.identity(pair.graph)
+        assert found.objective_after == found.objective_before
+        assert "no groups" in found.explain()
+
+    # ------------------------------------------------------------------ quality
+
+    def test_never_worse_than_its_start(self) -> None:
+        """From any ``init``, the solver's own objective does not rise."""
+        for pair in self.pairs():
+            for init in (Alignment.identity(pair.graph), Alignment.random(pair.graph, 4), pair.answer):
+                if init is None:
+                    continue
+                found = self.solved(pair, init=init)
+                problem = Problem(pair.bind(), init, self.task(pair))
+                start, end = (self.solver.objective(problem, at) for at in (init, found.alignment))
+                assert end <= start + TOLERANCE * max(abs(start), 1), f"{pair}: {start:.9g} rose to {end:.9g}"
+
+    def test_history_never_rises(self) -> None:
+        """Reported objectives never rise, where the solver promises it."""
+        if not self.solver.returns.monotone:
+            pytest.skip("not promised: returns.monotone is False")
+        for pair in self.pairs():
+            values = [step.objective for step in self.solved(pair).history]
+            for before, after in pairwise(values):
+                slack = TOLERANCE * max(abs(before), 1)
+                assert after <= before + slack, f"{pair}: the objective rose from {before:.9g} to {after:.9g}"
+
+    # ------------------------------------------------------------------ inside
+
+    def pairs(self, *, planted: bool = True, independent: bool = True) -> Iterator[Pair]:
+        """The problems: permuted copies and unrelated networks of each architecture, for each seed."""
+        for seed in self.seeds:
+            for build in ARCHITECTURES.values():
+                if planted:
+                    yield planted_pair(build(), seed=seed)
+                if independent:
+                    yield independent_pair(build(), seed=seed)
+
+    def solved(self, pair: Pair, **arguments: Any) -> Solution:
+        """Solve a pair with the solver under test, away from installed plugins."""
+        return solve(pair.bind(), solver=self.solver, task=self.task(pair), registry=_bare(), **arguments)
+
+
+@cache
+def _bare() -> Registry:
+    return Registry([])
+
+
+def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What a model computes in float64 and eval mode."""
+    with torch.no_grad():
+        out: Tensor = copy.deepcopy(model).double().eval()(inputs)
+    return out
+
+
+def assert_same_module(before: nn.Module, after: nn.Module, where: str) -> None:
+    """Assert that tensors, gradients and the training flag are what they were."""
+    assert before.training == after.training, f"{where}: the training mode was changed"
+    old, new = before.state_dict(keep_vars=True), after.state_dict(keep_vars=True)
+    for name, tensor in old.items():
+        assert torch.equal(tensor, new[name]), f"{where}: {name} was changed"
+        assert tensor.requires_grad == new[name].requires_grad, (
+            f"{where}: requires_grad of {name} was changed"
+        )
+        assert new[name].grad is None, f"{where}: {name} was given a gradient"

@@ -1,0 +1,241 @@
+"""Small problems with a known answer: two networks of one architecture, drawn from a seed.
+
+All weights are normal, norms and running statistics are far from trivial, and graphs are written by hand, so that
+nothing here depends on tracing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu, relu, scaled_dot_product_attention
+
+from alignkit.alignment import Alignment
+from alignkit.graph import BoundGraph, PermutationGraph
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model with its hand-written graph.
+
+    Attributes:
+        name: Name for messages.
+        model: The model; its weights are drawn anew for every pair.
+        spec: Layout of every tensor.
+        input_shape: Shape of one example, without the batch.
+        sizes: Sizes of groups that shapes leave open.
+    """
+
+    name: str
+    model: nn.Module
+    spec: Mapping[str, str]
+    input_shape: tuple[int, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def graph(self) -> PermutationGraph:
+        """The graph of the model."""
+        return PermutationGraph.from_spec(self.spec, like=self.model, sizes=self.sizes)
+
+    def inputs(self, n: int = 16, seed: int = 0) -> Float[Tensor, "n ..."]:
+        """A batch of ``n`` normal examples."""
+        return torch.randn(n, *self.input_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks of one architecture.
+
+    Attributes:
+        name: Name for messages.
+        architecture: What both are.
+        graph: Its graph.
+        a: The reference.
+        b: The network to be aligned.
+        answer: The alignment that turns B into A (up to the noise); None when the two are independent.
+    """
+
+    name: str
+    architecture: Architecture
+    graph: PermutationGraph
+    a: nn.Module
+    b: nn.Module
+    answer: Alignment | None = None
+
+    def bind(self) -> BoundGraph:
+        """The pair held against its graph, with modules."""
+        return self.graph.bind(self.a, self.b)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def planted_pair(architecture: Architecture, *, seed: int = 0, noise: float = 0.0) -> Pair:
+    """A random network A, and B: a copy of A with its units reordered at random, plus noise.
+
+    Args:
+        architecture: What to draw.
+        seed: Seed of the weights, the order and the noise.
+        noise: Standard deviation of the noise on B, relative to each tensor. 0: B computes what A does.
+    """
+    graph = architecture.graph()
+    a = _drawn(architecture.model, seed)
+    shuffle = Alignment.random(graph, seed)
+    b = shuffle.apply(a)
+    if noise:
+        fresh = dict(_drawn(architecture.model, seed + 1).state_dict())
+        with torch.no_grad():
+            for name, tensor in b.state_dict().items():
+                if tensor.is_floating_point():
+                    mixed = tensor + noise * fresh[name]
+                    tensor.copy_(mixed.abs() if name.endswith("running_var") else mixed)
+    return Pair(
+        f"{architecture.name}, noise {noise:g}, seed {seed}", architecture, graph, a, b, shuffle.inverse()
+    )
+
+
+def independent_pair(architecture: Architecture, *, seed: int = 0) -> Pair:
+    """Two random networks that have nothing in common: there is no right answer."""
+    a, b = _drawn(architecture.model, 2 * seed), _drawn(architecture.model, 2 * seed + 1)
+    return Pair(f"{architecture.name}, independent, seed {seed}", architecture, architecture.graph(), a, b)
+
+
+def _drawn(model: nn.Module, seed: int) -> nn.Module:
+    """A copy in eval mode, all tensors normal with standard deviation ``1 / sqrt(fan in)``."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for name, tensor in drawn.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
+            values = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
+            tensor.copy_(values.abs() + 0.1 if name.endswith("running_var") else values)
+    return drawn
+
+
+# ---------------------------------------------------------------------- architectures
+
+
+def mlp(*sizes: int) -> Architecture:
+    """A perceptron with ReLU; ``mlp(4, 6, 5, 3)`` has the hidden sizes 6 and 5."""
+    layers: list[nn.Module] = []
+    spec: dict[str, str] = {}
+    last = len(sizes) - 2
+    for i, (n_in, n_out) in enumerate(pairwise(sizes)):
+        layers += [nn.Linear(n_in, n_out), *([nn.ReLU()] if i < last else [])]
+        rows, columns = f"h{i + 1}" if i < last else ".", f"h{i}" if i else "."
+        spec |= {f"{2 * i}.weight": f"{rows} {columns}", f"{2 * i}.bias": rows}
+    return Architecture(f"mlp {'-'.join(map(str, sizes))}", nn.Sequential(*layers), spec, (sizes[0],))
+
+
+def convnet(channels: int = 4, hidden: int = 5) -> Architecture:
+    """Two convolutions with BatchNorm, a flatten, two linear layers."""
+    model = nn.Sequential(
+        nn.Conv2d(2, channels, 3),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels + 1, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear((channels + 1) * 4, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, 3),
+    )
+    spec = {f"1.{name}": "c1" for name in ("weight", "bias", "running_mean", "running_var")}
+    spec |= {
+        "0.weight": "c1 . . .",
+        "0.bias": "c1",
+        "3.weight": "c2 c1 . .",
+        "3.bias": "c2",
+        "6.weight": "h (c2 4)",
+        "6.bias": "h",
+        "8.weight": ". h",
+        "8.bias": ".",
+    }
+    return Architecture("convnet", model, spec, (2, 6, 6))
+
+
+class _Attention(nn.Module):
+    """A transformer block with its residual stream read from an input projection."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Linear(4, width)
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * heads * head_dim)
+        self.out = nn.Linear(heads * head_dim, width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.read = nn.Linear(width, 3)
+
+    def forward(self, x: Float[Tensor, "batch tokens 4"]) -> Float[Tensor, "batch tokens 3"]:
+        x = self.embed(x)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm(x)).chunk(3, dim=-1)
+        )
+        x = x + self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        out: Tensor = self.read(x + self.down(gelu(self.up(x))))
+        return out
+
+
+def attention(width: int = 6, heads: int = 3, head_dim: int = 4, hidden: int = 7) -> Architecture:
+    """A transformer block: heads, units inside them (a family for q and k, one for v), residual stream."""
+    fused = "(heads qk[heads])+(heads qk[heads])+(heads v[heads])"
+    spec = {
+        "embed.weight": "model .",
+        "embed.bias": "model",
+        "norm.weight": "model",
+        "norm.bias": "model",
+        "qkv.weight": f"{fused} model",
+        "qkv.bias": fused,
+        "out.weight": "model (heads v[heads])",
+        "out.bias": "model",
+        "up.weight": "hidden model",
+        "up.bias": "hidden",
+        "down.weight": "model hidden",
+        "down.bias": "model",
+        "read.weight": ". model",
+        "read.bias": ".",
+    }
+    sizes = {"heads": heads, "qk": head_dim, "v": head_dim}
+    return Architecture("attention", _Attention(width, heads, head_dim, hidden), spec, (5, 4), sizes)
+
+
+class _Residual(nn.Module):
+    def __init__(self, inputs: int, width: int, hidden: int, blocks: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(inputs, width)
+        self.up = nn.ModuleList(nn.Linear(width, hidden) for _ in range(blocks))
+        self.down = nn.ModuleList(nn.Linear(hidden, width) for _ in range(blocks))
+        self.read = nn.Linear(width, 3)
+
+    def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch 3"]:
+        x = self.embed(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(relu(up(x)))
+        out: Tensor = self.read(x)
+        return out
+
+
+def residual(inputs: int = 5, width: int = 6, hidden: int = 7, blocks: int = 2) -> Architecture:
+    """Residual blocks of two linear layers; all of them share the units of the stream."""
+    spec = {"embed.weight": "stream .", "embed.bias": "stream", "read.weight": ". stream", "read.bias": "."}
+    for i in range(blocks):
+        spec |= {f"up.{i}.weight": f"h{i} stream", f"up.{i}.bias": f"h{i}"}
+        spec |= {f"down.{i}.weight": f"stream h{i}", f"down.{i}.bias": "stream"}
+    return Architecture("residual", _Residual(inputs, width, hidden, blocks), spec, (inputs,))
+
+
+ARCHITECTURES: Mapping[str, Callable[[], Architecture]] = MappingProxyType(
+    {"mlp": lambda: mlp(4, 8, 7, 3), "convnet": convnet, "attention": attention}
+)
+"""What the solver contract runs on."""
