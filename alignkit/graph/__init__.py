@@ -1,5 +1,6 @@
 """The graph IR: groups of units, and where each acts on the tensors of a network."""
 
+from alignkit.graph import builders
 from alignkit.graph.bind import BoundGraph
 from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Units
 from alignkit.graph.nodes import Group, TensorNode
@@ -20,6 +21,7 @@ __all__ = [
     "Segment",
     "TensorNode",
     "Units",
+    "builders",
     "format_layout",
     "parse_layout",
 ]

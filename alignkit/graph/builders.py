@@ -1,0 +1,272 @@
+"""Graphs of common families, written with the notation from the names and shapes of the tensors.
+
+Every builder takes a module, a state dict or a mapping of shapes, and reads its layers in the order in which they are
+listed. Shapes do not tell everything (a transposed convolution looks like a plain one): `PermutationGraph.verify`
+proves a graph on a real model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from alignkit.errors import GraphError
+from alignkit.graph.notation import is_group_name
+from alignkit.graph.permutation_graph import PermutationGraph
+from alignkit.graph.source import Like, tensor_facts
+
+_STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def mlp(like: Like) -> PermutationGraph:
+    """The graph of a multilayer perceptron: one group for each hidden layer.
+
+    Linear layers follow each other as they are listed; a one-dimensional tensor between them (BatchNorm, LayerNorm,
+    PReLU) moves with the layer before it. Inputs and outputs are fixed.
+
+    Args:
+        like: Module, state dict or shapes, layers in the order in which they run.
+
+    Raises:
+        GraphError: A tensor does not fit; the message names it.
+    """
+    chain = _Chain("an MLP")
+    for layer in _layers(like, "an MLP"):
+        if layer.kind == "convolution":
+            raise chain.error(
+                layer, "is no linear layer; a network with convolutions is alignkit.graph.builders.cnn"
+            )
+        chain.add(layer)
+    return PermutationGraph.from_spec(chain.finish(), like)
+
+
+def siren(like: Like) -> PermutationGraph:
+    """The graph of a SIREN: a chain of linear layers with sine activations.
+
+    Its permutations are those of an MLP. The sine is odd, so the sign of each unit is a further symmetry
+    (``sin(-x) = -sin(x)``), which a group of kind ``"permutation"`` does not hold. Source: Sitzmann et al., "Implicit
+    Neural Representations with Periodic Activation Functions", 2020.
+
+    Args:
+        like: Module, state dict or shapes, layers in the order in which they run.
+
+    Raises:
+        GraphError: A tensor does not fit; the message names it.
+    """
+    chain = _Chain("a SIREN")
+    for layer in _layers(like, "a SIREN"):
+        if layer.kind != "linear":
+            raise chain.error(layer, f"is a {layer.kind}; a SIREN has linear layers only")
+        chain.add(layer)
+    return PermutationGraph.from_spec(chain.finish(), like)
+
+
+def cnn(like: Like) -> PermutationGraph:
+    """The graph of a plain CNN: convolutions, each with an optional BatchNorm, then a flatten, then linear layers.
+
+    One group for the channels of each convolution and for each hidden linear layer. How many columns of the first
+    linear layer a channel owns is read from the shapes; after a global pooling it is one.
+
+    Args:
+        like: Module, state dict or shapes, layers in the order in which they run.
+
+    Raises:
+        GraphError: A tensor does not fit; the message names it.
+    """
+    chain = _Chain("a plain CNN")
+    for layer in _layers(like, "a plain CNN"):
+        chain.add(layer)
+    return PermutationGraph.from_spec(chain.finish(), like)
+
+
+def resnet(like: Like) -> PermutationGraph:
+    """The graph of a ResNet as torchvision writes it, with BasicBlock or Bottleneck.
+
+    Blocks are named ``<stage>.<number>`` and hold their convolutions and BatchNorms, and the projection of their
+    shortcut in a child of its own (``downsample.0``, ``shortcut.0``). Blocks without a projection share one group for
+    the residual stream; a projection starts a new one. Inside a block each convolution but the last owns a group.
+
+    Args:
+        like: Module, state dict or shapes, layers in the order in which they run.
+
+    Raises:
+        GraphError: A tensor does not fit; the message names it.
+    """
+    layers = _layers(like, "a ResNet")
+    blocks: dict[str, list[_Layer]] = {}
+    paths = {layer.parent for layer in layers if layer.kind == "convolution" and _is_numbered(layer.parent)}
+    chain = _Chain("a ResNet")
+    for layer in layers:
+        path = next((p for p in paths if layer.path.startswith(p + ".")), None)
+        blocks.setdefault(path or layer.path, []).append(layer)
+    if not paths:
+        raise GraphError(
+            "this does not look like a ResNet: no block such as 'layer1.0' with convolutions of its own was found. "
+            "Write its spec by hand, or trace the model."
+        )
+    for path, members in blocks.items():
+        if path in paths:
+            _add_block(chain, path, members)
+        else:
+            chain.add(members[0])
+    return PermutationGraph.from_spec(chain.finish(), like)
+
+
+def _add_block(chain: _Chain, path: str, members: list[_Layer]) -> None:
+    """Add a residual block: its branch starts and ends on the stream, which a projection replaces."""
+    branch = [
+        layer for layer in members if layer.parent == path and layer.leaf not in ("downsample", "shortcut")
+    ]
+    shortcut = [layer for layer in members if layer not in branch]
+    stream, width = chain.units, chain.width
+    if stream is None:
+        raise chain.error(branch[0], "is in the first block, before any stem convolution")
+    last = [layer for layer in branch if layer.kind == "convolution"][-1]
+    projected = any(layer.kind == "convolution" for layer in shortcut)
+    if not projected and last.weight[0] != width:
+        raise chain.error(
+            last,
+            f"changes the residual stream from {width} to {last.weight[0]} channels, but block {path!r} has no projection",
+        )
+    for layer in branch:
+        chain.add(layer, units=stream if layer is last and not projected else None)
+    end, end_width = chain.units, chain.width
+    chain.units, chain.width = stream, width
+    for layer in shortcut:
+        chain.add(layer, units=end)
+        if chain.width != end_width:
+            raise chain.error(layer, f"gives {chain.width} channels to a residual stream of {end_width}")
+    chain.units, chain.width = end, end_width
+
+
+@dataclass
+class _Layer:
+    """The tensors of one module that hold its weights, by the last part of their names."""
+
+    path: str
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    kind: str = ""
+
+    @property
+    def parent(self) -> str:
+        return self.path.rpartition(".")[0]
+
+    @property
+    def leaf(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        return self.shapes.get("weight", self.shapes.get("running_mean", ()))
+
+    def name(self, tensor: str) -> str:
+        return f"{self.path}.{tensor}" if self.path else tensor
+
+
+def _layers(like: Like, family: str) -> list[_Layer]:
+    """The layers of a network in order, each a linear layer, a convolution or a norm."""
+    layers: dict[str, _Layer] = {}
+    for facts in tensor_facts(like).values():
+        if len(facts.names) > 1:
+            raise GraphError(
+                f"tensors {facts.names[0]!r} and {facts.names[1]!r} are tied, which {family} does not have. Write the "
+                "spec by hand, or trace the model."
+            )
+        path, _, tensor = facts.names[0].rpartition(".")
+        layers.setdefault(path, _Layer(path)).shapes[tensor] = facts.shape
+    for layer in layers.values():
+        layer.kind = _kind(layer, family)
+    if not any(layer.kind != "norm" for layer in layers.values()):
+        raise GraphError(f"there is no linear layer and no convolution, so this is not {family}.")
+    return list(layers.values())
+
+
+def _kind(layer: _Layer, family: str) -> str:
+    extra = sorted(set(layer.shapes) - {"weight", "bias"} - _STATISTICS)
+    kinds = {1: "norm", 2: "linear", 3: "convolution", 4: "convolution", 5: "convolution"}
+    kind = kinds.get(len(layer.weight))
+    if extra or kind is None:
+        odd = extra[0] if extra else next(iter(layer.shapes))
+        raise GraphError(
+            f"tensor {layer.name(odd)!r} of shape {layer.shapes[odd]} is not the weight or bias of a linear layer, a "
+            f"convolution or a norm, so this is not {family}. Write its spec by hand, or trace the model."
+        )
+    for tensor, shape in layer.shapes.items():
+        if tensor != "weight" and shape not in ((), layer.weight[:1]):
+            raise GraphError(
+                f"tensor {layer.name(tensor)!r} has shape {shape}, but its layer has {layer.weight[0]} outputs."
+            )
+    return kind
+
+
+class _Chain:
+    """Layers that follow each other: writes the spec of each and keeps the group of the units that it hands on."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        self.spec: dict[str, str] = {}
+        self.units: str | None = None
+        self.width = 0
+        self.spatial = False
+        self.last = ""
+
+    def error(self, layer: _Layer, what: str) -> GraphError:
+        tensor = next(iter(layer.shapes))
+        return GraphError(
+            f"tensor {layer.name(tensor)!r} of shape {layer.shapes[tensor]} {what}, so this is not {self.family} that "
+            "the builder knows. Write its spec by hand, or trace the model."
+        )
+
+    def add(self, layer: _Layer, units: str | None = None) -> None:
+        """Append a layer; its outputs are the group ``units``, or a new one named after the layer."""
+        if layer.kind == "norm":
+            self._add_norm(layer)
+            return
+        columns = self._columns(layer)
+        units = units or _group_name(layer.path)
+        kernel = " ." * (len(layer.weight) - 2)
+        self.spec[layer.name("weight")] = f"{units} {columns}{kernel}"
+        if "bias" in layer.shapes:
+            self.spec[layer.name("bias")] = units
+        self.units, self.width, self.last = units, layer.weight[0], units
+        self.spatial = layer.kind == "convolution"
+
+    def _add_norm(self, layer: _Layer) -> None:
+        if self.spatial and "bias" in layer.shapes and "running_mean" not in layer.shapes:
+            raise self.error(
+                layer, "has no running statistics, so it may be a GroupNorm, which ties channels together"
+            )
+        if self.units is None:
+            text = "."
+        elif layer.weight == (self.width,):
+            text = self.units
+        elif layer.weight == (1,):
+            text = "."
+        else:
+            raise self.error(layer, f"does not fit the {self.width} units before it")
+        self.spec.update({layer.name(t): text for t, shape in layer.shapes.items() if shape})
+
+    def _columns(self, layer: _Layer) -> str:
+        inputs = layer.weight[1]
+        if self.units is None:
+            return "."
+        if inputs == self.width:
+            return self.units
+        if layer.kind == "linear" and self.spatial and inputs % self.width == 0:
+            return f"({self.units} {inputs // self.width})"
+        raise self.error(layer, f"takes {inputs} inputs where the layer before it has {self.width} units")
+
+    def finish(self) -> dict[str, str]:
+        """The spec, with the outputs of the last layer fixed."""
+        return {
+            name: " ".join("." if a == self.last else a for a in text.split(" "))
+            for name, text in self.spec.items()
+        }
+
+
+def _is_numbered(path: str) -> bool:
+    return path.rpartition(".")[2].isdigit()
+
+
+def _group_name(path: str) -> str:
+    """The path of a layer, made a name of the notation: ``"0"`` is no name, so it becomes ``"layer0"``."""
+    return path if is_group_name(path) else f"layer{path}"
