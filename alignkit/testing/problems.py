@@ -1,7 +1,7 @@
 """Small problems with a known answer: two networks of one architecture, drawn from a seed.
 
-All weights are normal, norms and running statistics are far from trivial, and graphs are written by hand, so that
-nothing here depends on tracing.
+All weights are normal, norms and running statistics are far from trivial, and graphs are written by hand, so
+that nothing here depends on tracing.
 """
 
 from __future__ import annotations
