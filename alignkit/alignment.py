@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from alignkit.action import act_on_block
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_weights
-from alignkit.graph.layout import Block
 from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.weights import atomic_path
 
@@ -153,7 +153,7 @@ class Alignment:
         result = torch.empty_like(tensor, requires_grad=False)
         source = tensor.detach()
         for block in node.blocks:
-            block.view(result).copy_(permute_block(block, block.view(source), self.perms))
+            block.view(result).copy_(act_on_block(block, block.view(source), self.perms))
         return result
 
     # ---------------------------------------------------------------- files
@@ -182,7 +182,7 @@ class Alignment:
                 perms = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise AlignmentError(f"{path} cannot be read as an alignment: {error}.") from error
-        if header.get("format") != _FORMAT:
+        if not isinstance(header, dict) or header.get("format") != _FORMAT:
             raise AlignmentError(f"{path} is no alignment file; one is written by Alignment.save.")
         if header.get("version") != _VERSION:
             raise AlignmentError(f"{path} has version {header.get('version')!r}; this release reads {_VERSION!r}.")
@@ -192,29 +192,6 @@ class Alignment:
                 "it with the graph that it was made for."
             )
         return cls(graph, perms)
-
-
-def permute_block(block: Block, part: Tensor, perms: Mapping[str, Tensor], skip: frozenset[int] = frozenset()) -> Tensor:
-    """Permute a block along each of its dims that belongs to a group, parents first.
-
-    Args:
-        block: The block.
-        part: Its elements, one dimension for each of ``block.dims``.
-        perms: Indices for each group, as in `Alignment`.
-        skip: Positions of dims to leave alone.
-    """
-    for at, dim in enumerate(block.dims):
-        if dim.group is None or at in skip:
-            continue
-        perm = perms[dim.group].to(part.device)
-        if not dim.ancestors:
-            part = part.index_select(at, perm)
-            continue
-        shape = [1] * len(block.dims)
-        for place in (*dim.ancestors, at):
-            shape[place] = block.dims[place].size
-        part = torch.take_along_dim(part, perm.reshape(shape), at)
-    return part
 
 
 def _identity_perm(shape: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,9 @@ from alignkit.errors import AssignmentError
 
 Backend = Literal["auto", "scipy", "lapx"]
 
+LAPX_FROM = 1024
+"""Size of a matrix from which "auto" takes lapx, where it is installed."""
+
 
 @cache
 def available_backends() -> tuple[str, ...]:
@@ -40,7 +43,9 @@ def linear_assignment(
     """
     if similarity.ndim < 2 or similarity.shape[-1] != similarity.shape[-2]:
         raise AssignmentError(f"similarities must be square matrices, found shape {tuple(similarity.shape)}.")
-    name = available_backends()[0] if backend == "auto" else backend
+    size = similarity.shape[-1]
+    # Measured on similarities of trained layers: scipy is the faster one for small matrices.
+    name = (available_backends()[0] if size >= LAPX_FROM else "scipy") if backend == "auto" else backend
     if name not in available_backends():
         raise AssignmentError(
             f"the assignment backend {backend!r} is not available; there are {', '.join(available_backends())}. "
@@ -50,7 +55,6 @@ def linear_assignment(
     # One pass over the matrix: a sum is finite exactly when its terms are, overflow of finite values aside.
     if not np.isfinite(values.sum()) and not np.isfinite(values).all():
         raise AssignmentError("similarities hold NaN or infinity, so there is no best assignment. Check the weights.")
-    size = values.shape[-1]
     solve = _solve_lapx if name == "lapx" else _solve_scipy
     flat = values.reshape(-1, size, size)
     found = np.empty((flat.shape[0], size), dtype=np.int64)
@@ -74,6 +78,6 @@ def _solve_lapx(similarity: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -
 
     if similarity.shape[-1] == 1:
         return np.zeros(1, dtype=np.int64)
-    _, columns, _ = lap.lapjv(-similarity)
-    result: np.ndarray = columns.astype(np.int64)  # type: ignore[type-arg]
+    _, rows, columns = lap.lapjvc(-similarity, return_cost=True)
+    result: np.ndarray = np.asarray(columns, dtype=np.int64)  # type: ignore[type-arg]
     return result

@@ -9,21 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.alignment import Alignment, permute_block
+from alignkit.action import act_on_block
+from alignkit.alignment import Alignment
 from alignkit.graph.bind import BoundGraph
 from alignkit.graph.layout import Block
+from alignkit.soft import SoftAlignment
 
 Perms: TypeAlias = Mapping[str, Tensor | None]
-"""Indices for each group, as in `Alignment`; None stands for a group whose order is not known yet."""
+"""For each group its indices, as in `Alignment`, its matrix, as in `SoftAlignment`, or None while nothing is known."""
+
+CACHE_ELEMENTS = 1 << 25
+"""Most elements of similarity matrices kept for reuse, 256 MB in float64."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Use:
     """One place where a group acts: position ``at`` among the dims of one block of one tensor."""
 
@@ -31,7 +37,7 @@ class Use:
     block: Block
     at: int
 
-    @property
+    @cached_property
     def chain(self) -> tuple[int, ...]:
         """Positions of the group's ancestors, outermost first, and of the group itself."""
         return (*self.block.dims[self.at].ancestors, self.at)
@@ -40,6 +46,12 @@ class Use:
     def rest(self) -> tuple[int, ...]:
         """Positions of all other dims."""
         return tuple(i for i in range(len(self.block.dims)) if i not in self.chain)
+
+    @cached_property
+    def others(self) -> tuple[str, ...]:
+        """Names of the groups that act on the other dims, and of the group's ancestors."""
+        names = (d.group for i, d in enumerate(self.block.dims) if i != self.at)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 class Objective:
@@ -59,7 +71,8 @@ class Objective:
         moved = [name for name, node in self.graph.tensors.items() if node.groups]
         self.a = {name: self._load(bound.a[name]) for name in moved}
         self.b = {name: self._load(bound.b[name]) for name in moved}
-        self._unfolded: dict[tuple[str, Block, int], Tensor] = {}
+        self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
+        self._cached = 0
 
     def _load(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self.device, self.dtype).contiguous()
@@ -84,13 +97,14 @@ class Objective:
         """``<A, P # B>`` of one tensor on which groups act."""
         total = 0.0
         for block in self.graph.tensors[name].blocks:
-            part = permute_block(block, block.view(self.b[name]), _known(perms, block))
+            part = act_on_block(block, block.view(self.b[name]), _known(perms, block))
             total += float((block.view(self.a[name]) * part).sum(dtype=torch.float64))
         return total
 
-    def value(self, alignment: Alignment) -> float:
+    def value(self, alignment: Alignment | SoftAlignment) -> float:
         """``<A, P # B>`` over all tensors."""
-        return self.fixed_value + sum(self.tensor_value(name, alignment.perms) for name in self.a)
+        elements = alignment.perms if isinstance(alignment, Alignment) else alignment.matrices
+        return self.fixed_value + sum(self.tensor_value(name, elements) for name in self.a)
 
     def distance2(self, alignment: Alignment) -> float:
         """``|| A - P # B ||^2`` over all tensors, summed in float64."""
@@ -117,26 +131,37 @@ class Objective:
         """How alike each unit of A is to each unit of B, all other groups being applied to B.
 
         The sum, over every place where the group acts, of ``unfold(A) @ unfold(others applied to B)^T``. Assigning it
-        best is the best update of this group alone, exactly where the group acts once on each block.
+        best is the best update of this group alone, exactly where the group acts once on each block. What a place adds
+        is kept until the order of a group that it depends on changes.
 
         Args:
             group: A group of the graph.
             perms: Indices for the other groups. A group that is None counts as unknown: what it indexes is averaged,
-                which is the centre of all its orders.
+                which is the centre of all its orders. The group's ancestors have to be known.
 
         Returns:
             ``[instances, n, n]``, one matrix for each unit of the parent at its aligned place (one for a root), in
             squared units of the weights.
         """
-        shape = (self.graph.instances(group), self.graph.groups[group].size)
-        total = torch.zeros((*shape, shape[-1]), dtype=self.dtype, device=self.device)
+        size = self.graph.groups[group].size
+        total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
         for use in self.uses[group]:
-            a, b = self.unfold(use, perms)
-            if len(use.chain) == 1:
-                total[0].addmm_(a.reshape(shape[-1], -1), b.reshape(shape[-1], -1).mT)
-            else:
-                total.baddbmm_(a.reshape(*shape, -1), b.reshape(*shape, -1).mT)
+            total += self._similarity_at(use, perms)
         return total
+
+    def _similarity_at(self, use: Use, perms: Perms) -> Float[Tensor, "instances n n"]:
+        depends = [perms.get(name) for name in use.others]
+        kept = self._cache.get(use)
+        if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
+            return kept[1]
+        a, b = self.unfold(use, perms)
+        size = use.block.dims[use.at].size
+        instances = prod(use.block.dims[i].size for i in use.chain[:-1])
+        found = a.reshape(instances, size, -1) @ b.reshape(instances, size, -1).mT
+        if kept is not None or self._cached + found.numel() <= CACHE_ELEMENTS:
+            self._cached += found.numel() if kept is None else 0
+            self._cache[use] = (depends, found)
+        return found
 
     def unfold(self, use: Use, perms: Perms) -> tuple[Tensor, Tensor]:
         """A's and B's part at one place, the group's chain of dims first, all other groups applied to B.
@@ -144,27 +169,24 @@ class Objective:
         The group's ancestors are applied when they are known; the group itself is not.
         """
         unknown = unknown_dims(use, perms)
-        dims = use.block.dims
-        part = use.block.view(self.b[use.tensor])
-        known = {d.group: perms[d.group] for i, d in enumerate(dims) if d.group and i not in unknown and i != use.at}
-        part = permute_block(use.block, part, known, skip=unknown | {use.at})  # type: ignore[arg-type]
-        a = self._unfold_a(use)
+        a = use.block.view(self.a[use.tensor])
+        b = use.block.view(self.b[use.tensor])
+        if use.others:
+            dims = use.block.dims
+            known = {d.group: perms[d.group] for i, d in enumerate(dims) if d.group and i not in unknown and i != use.at}
+            b = act_on_block(use.block, b, known, skip=unknown | {use.at})  # type: ignore[arg-type]
         order = (*use.chain, *use.rest)
-        part = part.permute(order)
+        a, b = a.permute(order), b.permute(order)
         if unknown:
             places = [order.index(i) for i in unknown]
-            a, part = a.sum(places), part.mean(places)
-        return a, part
-
-    def _unfold_a(self, use: Use) -> Tensor:
-        key = (use.tensor, use.block, use.at)
-        if key not in self._unfolded:
-            self._unfolded[key] = use.block.view(self.a[use.tensor]).permute(*use.chain, *use.rest)
-        return self._unfolded[key]
+            a, b = a.sum(places), b.mean(places)
+        return a, b
 
 
 def unknown_dims(use: Use, perms: Perms) -> frozenset[int]:
     """Positions, among the dims off the chain, of groups whose order (or whose parents' order) is not known."""
+    if not use.others:
+        return frozenset()
     dims = use.block.dims
 
     def is_unknown(at: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.alignment import permute_block
+from alignkit.action import act_on_block
 from alignkit.assignment import assignment_value, linear_assignment
 from alignkit.nested import read_off, split_pairs
 from alignkit.objective import Objective, Perms, Use
@@ -95,7 +95,7 @@ class TreeObjective:
         }
         a = use.block.view(self.objective.a[use.tensor])
         b = use.block.view(self.objective.b[use.tensor])
-        b = permute_block(use.block, b, known, skip=averaged | branches | set(use.chain))  # type: ignore[arg-type]
+        b = act_on_block(use.block, b, known, skip=averaged | branches | set(use.chain))  # type: ignore[arg-type]
         if averaged:
             a, b = a.sum(tuple(averaged), keepdim=True), b.mean(tuple(averaged), keepdim=True)
         order = (*use.chain, *use.rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,10 @@ class WeightMatchingOptions(SolverOptions):
     """Options of weight matching."""
 
     restarts: int = Field(0, ge=0)
-    """Further runs from seeded random orders and starting points. The best run is kept."""
+    """Further runs, each in a random order of groups and from the best alignment so far with some units shuffled. The
+    best run is kept."""
+    shuffle: float = Field(0.3, gt=0, le=1)
+    """Fraction of the units of each group that a restart shuffles."""
     patience: int = Field(20, ge=1)
     """Stop when this many restarts in a row found nothing better."""
     start: Literal["average", "identity", "random"] = "average"
@@ -52,16 +56,27 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             report(step)
         runs, idle = 1, 0
         while runs <= options.restarts and idle < options.patience and best.distance > ascent.negligible:
-            kind: Literal["average", "random"] = "average" if runs % 2 else "random"
-            run = ascent.run(start_perms(problem, kind, generator), colours(problem.graph, generator))
+            if runs == 1 and first != "average":
+                start = start_perms(problem, "average", generator)
+            else:
+                start = shuffled(best.perms, options.shuffle, generator)
+            run = ascent.run(start, colours(problem.graph, generator))
             idle = 0 if run.distance < best.distance - ascent.negligible else idle + 1
             if run.distance < best.distance:
                 best = run
-                report(Step(len(best.steps), best.distance, note=f"restart {runs}"))
+                report(Step(runs, best.distance, note=f"restart {runs}"))
             runs += 1
         status = Status.OK if best.converged else Status.MAX_STEPS
         stats = {"runs": float(runs), "sweeps": float(len(best.steps))}
         return Outcome(Alignment(problem.graph, best.perms), status, stats)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """New indices for one tree, and what they add to ``<A, P # B>``; infinite where nothing was known before."""
+
+    perms: dict[str, Tensor]
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,17 @@ def start_perms(problem: Problem, kind: str, generator: torch.Generator) -> dict
         seed = int(torch.randint(2**31, (), generator=generator))
         return dict(Alignment.random(graph, seed).perms)
     return dict(problem.start.perms)
+
+
+def shuffled(perms: dict[str, Tensor], fraction: float, generator: torch.Generator) -> dict[str, Tensor | None]:
+    """Indices with a fraction of the places of each group, at least two, put in random order."""
+    moved: dict[str, Tensor | None] = {}
+    for name, perm in perms.items():
+        count = max(2, round(fraction * perm.shape[-1]))
+        places = torch.rand(perm.shape, generator=generator, dtype=torch.float64).argsort(-1)[..., :count]
+        order = torch.rand(places.shape, generator=generator, dtype=torch.float64).argsort(-1)
+        moved[name] = perm.scatter(-1, places, perm.gather(-1, places.gather(-1, order)))
+    return moved
 
 
 def colours(graph: PermutationGraph, generator: torch.Generator | None) -> list[list[str]]:
@@ -133,82 +159,80 @@ class Ascent:
         perms = dict(start)
         dirty = set(self.graph.roots)
         steps: list[Step] = []
-        distance = float("inf")
+        distance = self._distance(perms) if all(p is not None for p in perms.values()) else math.inf
         while dirty and len(steps) < self.max_steps:
+            before = distance
             for roots in classes:
                 turn = [root for root in roots if root in dirty]
                 dirty.difference_update(turn)
-                for root in self._update(turn, perms):
+                for root, gain in self._update(turn, perms).items():
                     dirty |= self.around[root]
-            before, distance = distance, self._distance(perms)
-            steps.append(Step(len(steps) + 1, distance))
-            if before - distance <= self.rtol * distance + self.negligible:
+                    distance -= 2 * gain
+            if not math.isfinite(distance):
+                distance = self._distance(perms)
+            steps.append(Step(len(steps) + 1, max(distance, 0.0)))
+            if before - distance <= self.rtol * distance:
                 dirty.clear()
-        if not steps:
-            distance = self._distance(perms)
         known = {name: perm for name, perm in perms.items() if perm is not None}
-        return Run(known, distance, tuple(steps), not dirty)
+        return Run(known, max(distance, 0.0), tuple(steps), not dirty)
 
-    def _update(self, roots: list[str], perms: dict[str, Tensor | None]) -> list[str]:
-        """Update trees that do not meet; returns those that changed."""
+    def _update(self, roots: list[str], perms: dict[str, Tensor | None]) -> dict[str, float]:
+        """Update trees that do not meet; returns those that changed, and what each gained."""
         proposals = {root: self._propose(root, perms) for root in roots}
-        changed = []
+        gains: dict[str, float] = {}
         for root, proposal in proposals.items():
             if proposal is not None:
-                perms.update(proposal)
-                changed.append(root)
+                perms.update(proposal.perms)
+                gains[root] = proposal.gain
         for root in roots:
-            if self.graph.children(root) and self._refine_leaves(root, perms) and root not in changed:
-                changed.append(root)
-        return changed
+            if self.graph.children(root):
+                self._refine_leaves(root, perms, gains)
+        return gains
 
-    def _propose(self, root: str, perms: dict[str, Tensor | None]) -> dict[str, Tensor] | None:
+    def _propose(self, root: str, perms: dict[str, Tensor | None]) -> Proposal | None:
         """A better element for one tree, or None."""
         if self.graph.children(root):
             return self._if_better(self.trees[root].propose(perms), perms)
         return self._propose_group(root, perms)
 
-    def _propose_group(self, group: str, perms: dict[str, Tensor | None]) -> dict[str, Tensor] | None:
-        similarity = self.objective.similarity(group, perms)
+    def _propose_group(self, group: str, perms: dict[str, Tensor | None]) -> Proposal | None:
+        similarity = self.objective.similarity(group, perms).cpu().double()
         current = perms[group]
         found = linear_assignment(similarity).reshape(self.graph.perm_shape(group))
         if current is None:
-            return {group: found}
+            return Proposal({group: found}, math.inf)
         if torch.equal(found, current):
             return None
         if not self.acts_once[group]:
             return self._if_better({group: found}, perms)
-        flat = similarity.cpu().double()
-        gain = assignment_value(flat, found.reshape(flat.shape[:-1])) - assignment_value(
-            flat, current.reshape(flat.shape[:-1])
-        )
-        return {group: found} if float(gain.sum()) > self.negligible else None
+        values = [assignment_value(similarity, p.reshape(similarity.shape[:-1])) for p in (found, current)]
+        gain = float((values[0] - values[1]).sum())
+        return Proposal({group: found}, gain) if gain > self.negligible else None
 
-    def _refine_leaves(self, root: str, perms: dict[str, Tensor | None]) -> bool:
+    def _refine_leaves(self, root: str, perms: dict[str, Tensor | None], gains: dict[str, float]) -> None:
         """Update the innermost groups of a tree with their parents held in place."""
-        leaves = [name for name in self.graph.tree(root) if not self.graph.children(name)]
-        found = False
-        for leaf in leaves:
+        for leaf in self.graph.tree(root):
+            if self.graph.children(leaf):
+                continue
             proposal = self._propose_group(leaf, perms)
             if proposal is not None:
-                perms.update(proposal)
-                found = True
-        return found
+                perms.update(proposal.perms)
+                gains[root] = gains.get(root, 0.0) + proposal.gain
 
-    def _if_better(self, proposal: dict[str, Tensor], perms: dict[str, Tensor | None]) -> dict[str, Tensor] | None:
+    def _if_better(self, proposal: dict[str, Tensor], perms: dict[str, Tensor | None]) -> Proposal | None:
         """The proposal when the true objective improves. It always does where there was nothing before."""
         if any(perms[name] is None for name in proposal):
-            return proposal
+            return Proposal(proposal, math.inf)
         if all(torch.equal(proposal[name], perms[name]) for name in proposal):  # type: ignore[arg-type]
             return None
         touched = [t for t, node in self.graph.tensors.items() if not node.groups.isdisjoint(proposal)]
         if any(perms[name] is None for t in touched for name in self.graph.tensors[t].groups):
             # Neighbours are still at the centre of their orders: there is no true objective to compare yet.
             return None
-        before = sum(self.objective.tensor_value(t, perms) for t in touched)
-        after = sum(self.objective.tensor_value(t, {**perms, **proposal}) for t in touched)
-        return proposal if after - before > self.negligible else None
+        changed = {**perms, **proposal}
+        gain = sum(self.objective.tensor_value(t, changed) - self.objective.tensor_value(t, perms) for t in touched)
+        return Proposal(proposal, gain) if gain > self.negligible else None
 
     def _distance(self, perms: dict[str, Tensor | None]) -> float:
         value = self.objective.fixed_value + sum(self.objective.tensor_value(t, perms) for t in self.objective.a)
-        return max(self.objective.squares - 2 * value, 0.0)
+        return self.objective.squares - 2 * value
