@@ -1,0 +1,116 @@
+"""A permutation graph as JSON: networkx's node-link form, with a version and the provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from alignkit.errors import AlignkitError, SpecError
+from alignkit.graph.layout import Layout
+from alignkit.graph.nodes import Group, TensorNode
+from alignkit.graph.notation import parse_layout
+from alignkit.graph.permutation_graph import PermutationGraph
+from alignkit.graph.provenance import PinnedAxis, Provenance
+from alignkit.graph.sizes import resolve_sizes
+
+_FORMAT = "alignkit.graph"
+_VERSION = 1
+
+
+def graph_to_json(graph: PermutationGraph) -> str:
+    """Write a graph as JSON; `graph_from_json` reads it back, and so does `networkx.node_link_graph`."""
+    return json.dumps(_facts(graph), indent=1)
+
+
+def _facts(graph: PermutationGraph) -> dict[str, Any]:
+    network = graph.nx
+    return {
+        "directed": True,
+        "multigraph": True,
+        "graph": {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "fingerprint": graph.fingerprint,
+            "provenance": asdict(graph.provenance),
+        },
+        "nodes": [{**facts, "id": name} for name, facts in network.nodes(data=True)],
+        "edges": [
+            {**facts, "source": source, "target": target, "key": key}
+            for source, target, key, facts in network.edges(keys=True, data=True)
+        ],
+    }
+
+
+def graph_from_json(text: str) -> PermutationGraph:
+    """Read what `graph_to_json` wrote.
+
+    Raises:
+        SpecError: The text is no JSON, no graph of this version, or was changed so that its parts disagree.
+    """
+    try:
+        loaded = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"this is no JSON text: {error}.") from error
+    header = loaded.get("graph") if isinstance(loaded, dict) else None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise SpecError("this JSON is no permutation graph; one is written by PermutationGraph.to_json.")
+    if header.get("version") != _VERSION:
+        raise SpecError(
+            f"the graph has version {header.get('version')!r} of the JSON form; this release reads {_VERSION}."
+        )
+    try:
+        graph = _build(loaded["nodes"], header["provenance"])
+    except AlignkitError as error:
+        raise SpecError(f"the graph in this JSON is broken: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise SpecError(f"the graph in this JSON is broken: {type(error).__name__}: {error}.") from error
+    _compare(loaded, json.loads(graph_to_json(graph)))
+    return graph
+
+
+def _build(nodes: list[dict[str, Any]], provenance: Mapping[str, Any]) -> PermutationGraph:
+    groups = {
+        node["id"]: Group(node["id"], node["size"], node["parent"], node["kind"])
+        for node in nodes
+        if node["node"] == "group"
+    }
+    tensors = {node["id"]: node for node in nodes if node["node"] == "tensor"}
+    layouts: dict[str, Layout] = {name: parse_layout(node["layout"], name) for name, node in tensors.items()}
+    shapes = {name: tuple(node["shape"]) for name, node in tensors.items()}
+    for name, layout in layouts.items():
+        if len(layout) != len(shapes[name]):
+            raise SpecError(f"tensor {name!r} has {len(shapes[name])} axes, but its layout has {len(layout)}.")
+        for unit in (unit for axis in layout for unit in axis.units()):
+            if unit.group not in groups or groups[unit.group].parent != unit.parent:
+                raise SpecError(f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none.")
+    filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
+    return PermutationGraph(
+        {
+            name: TensorNode(name, tuple(node["names"]), shapes[name], node["dtype"], filled[name], node["role"])
+            for name, node in tensors.items()
+        },
+        groups,
+        _provenance(provenance),
+    )
+
+
+def _provenance(facts: Mapping[str, Any]) -> Provenance:
+    return Provenance(
+        source=facts["source"],
+        tensors=facts["tensors"],
+        pinned=tuple(PinnedAxis(**pin) for pin in facts["pinned"]),
+        unknown_ops=tuple(facts["unknown_ops"]),
+        unused=tuple(facts["unused"]),
+    )
+
+
+def _compare(found: dict[str, Any], rebuilt: dict[str, Any]) -> None:
+    """Everything in the text that follows from the rest has to agree with it, edges and fingerprint too."""
+    for key in ("graph", "nodes", "edges"):
+        if found.get(key) != rebuilt[key]:
+            raise SpecError(
+                f"the graph in this JSON was changed after it was written: its {key} do not agree with the layouts. "
+                "Build it again with PermutationGraph.from_spec."
+            )
