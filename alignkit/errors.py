@@ -22,6 +22,14 @@ class ShapeMismatchError(GraphError):
     """The sizes that a layout implies differ from the shape of a tensor."""
 
 
+class UndeterminedSizeError(GraphError):
+    """Shapes leave the size of a group open; ``groups`` names the groups in question."""
+
+    def __init__(self, message: str, groups: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.groups = groups
+
+
 class BindError(AlignkitError, ValueError):
     """Weights do not fit the graph that they are bound to; the message lists every mismatch."""
 

@@ -86,14 +86,20 @@ class _Runner:
         args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (self.args, self.kwargs))
         with torch.no_grad():
             result = model(*args, **kwargs)
-        return [t.detach().to(torch.float64) for t in output_tensors(result) if t.is_floating_point()]
+        real = [torch.view_as_real(t) if t.is_complex() else t for t in output_tensors(result)]
+        return [t.detach().to(torch.float64) for t in real if t.is_floating_point()]
 
     def error(self, alignment: Alignment) -> float:
         found = self.outputs(alignment.apply(self.model))
         if [t.shape for t in found] != [t.shape for t in self.reference]:
             return float("inf")
-        changes = [float((x - y).abs().max()) for x, y in zip(found, self.reference, strict=True) if x.numel()]
-        return max(changes, default=0.0) / self.scale
+        return largest_change(found, self.reference) / self.scale
+
+
+def largest_change(found: list[Tensor], reference: list[Tensor]) -> float:
+    """Largest difference of an element over all tensors, 0 where there is none; NaN wherever one is NaN."""
+    changes = [(x - y).abs().max() for x, y in zip(found, reference, strict=True) if x.numel()]
+    return float(torch.stack([change.cpu() for change in changes]).max()) if changes else 0.0
 
 
 def output_tensors(result: Any) -> list[Tensor]:
@@ -122,8 +128,8 @@ def _runner(model: nn.Module, args: Any, kwargs: Any) -> _Runner:
             "the unpermuted model returns NaN or infinity, so nothing can be compared. Try other weights or inputs."
         )
     again = runner.outputs(runner.model)
-    changes = [float((x - y).abs().max()) for x, y in zip(again, runner.reference, strict=True) if x.numel()]
-    if max(changes, default=0.0) / runner.scale > TOLERANCE[runner.dtype]:
+    same_shapes = [t.shape for t in again] == [t.shape for t in runner.reference]
+    if not same_shapes or not largest_change(again, runner.reference) / runner.scale <= TOLERANCE[runner.dtype]:
         raise VerificationError("the model is random: two runs of it differ. Fix its seed, or turn its randomness off.")
     return runner
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import BindError
+from alignkit.graph.source import tensor_identity
 from alignkit.weights import read_weights
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def fit_weights(
 ) -> dict[str, Tensor]:
     """Weights by first name; what does not fit is appended to ``problems`` as text.
 
-    ``values`` also looks at the numbers: that they are finite, and that tied tensors agree.
+    ``values`` also looks at every number, that it is finite.
     """
     weights = weights_of(source)
     known = {name for node in graph.tensors.values() for name in node.names}
@@ -117,12 +118,10 @@ def fit_weights(
             problems.append(f"{node.name!r} of {label} is on the meta device and has no values")
             continue
         found[node.name] = tensor
-        if not values:
-            continue
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if values and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             problems.append(f"{node.name!r} of {label} holds NaN or infinity")
         for other in present[1:]:
-            if not torch.equal(weights[other], tensor):
+            if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(weights[other], tensor):
                 problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
     return found
 

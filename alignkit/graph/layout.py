@@ -82,6 +82,45 @@ def axis_size(axis: Axis) -> int:
     return sum(prod(factor_size(f) for f in segment.factors) for segment in axis.segments)
 
 
+def simplified(axis: Axis) -> Axis:
+    """The same action on an axis of known sizes, written in one way: fixed parts that meet are merged."""
+    segments: list[Segment] = []
+    for segment in axis.segments:
+        factors = _merged_factors(segment)
+        if len(factors) == 1 and isinstance(factors[0], Axis):
+            segments.extend(factors[0].segments)
+        else:
+            segments.append(Segment(factors))
+    merged: list[Segment] = []
+    for segment in segments:
+        if merged and _is_fixed(segment) and _is_fixed(merged[-1]):
+            both = factor_size(Axis((merged.pop(), segment)))
+            merged.append(Segment((Fixed(both),)))
+        else:
+            merged.append(segment)
+    return Axis(tuple(merged))
+
+
+def _is_fixed(segment: Segment) -> bool:
+    return len(segment.factors) == 1 and isinstance(segment.factors[0], Fixed)
+
+
+def _merged_factors(segment: Segment) -> tuple[Factor, ...]:
+    """The factors of a segment, neighbouring fixed ones multiplied and ones left out."""
+    factors: list[Factor] = []
+    for factor in segment.factors:
+        inner = simplified(factor) if isinstance(factor, Axis) else None
+        parts: tuple[Factor, ...] = (factor,)
+        if inner is not None:
+            parts = inner.segments[0].factors if len(inner.segments) == 1 else (inner,)
+        for part in parts:
+            if factors and isinstance(part, Fixed) and isinstance(factors[-1], Fixed):
+                part = Fixed(factor_size(factors.pop()) * factor_size(part))
+            factors.append(part)
+    kept = tuple(f for f in factors if f != Fixed(1))
+    return kept or (Fixed(1),)
+
+
 @dataclass(frozen=True)
 class Dim:
     """One factor of a block: ``size`` positions, ``stride`` apart on ``axis``; ``group`` is None where fixed.

@@ -22,6 +22,7 @@ _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*"
 _TOKEN = re.compile(
     rf"\s*(?:(?P<group>{_NAME}(?:\[{_NAME}\])?(?::\d+)?)|(?P<dot>\.)|(?P<mark>[()+]))", re.ASCII
 )
+_DEEPEST = 32
 _GROUP = re.compile(rf"(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?", re.ASCII)
 
 
@@ -62,11 +63,14 @@ class _Reader:
             self.tokens.append((match[kind], match.start(kind)))
             at = match.end()
         self.at = 0
+        self.depth = 0
 
     def error(self, what: str, position: int) -> SpecError:
         where = f"tensor {self.tensor!r}: " if self.tensor else ""
+        start = max(0, position - 60)
+        text = self.text if len(self.text) <= 120 else f"...{self.text[start : position + 60]}..."
         return SpecError(
-            f"{where}cannot read the layout {self.text!r} at position {position}: {what}. Axes are separated by "
+            f"{where}cannot read the layout {text!r} at position {position}: {what}. Axes are separated by "
             "blanks, segments by '+', products stand in parentheses: '(heads d[heads])+. model'."
         )
 
@@ -98,6 +102,9 @@ class _Reader:
     def segment(self) -> Segment:
         if self.peek() != "(":
             return Segment((self.atom(),))
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise self.error(f"more than {_DEEPEST} parentheses inside each other", self.position())
         self.take()
         factors: list[Factor] = []
         while self.peek() != ")":
@@ -106,11 +113,14 @@ class _Reader:
         if not factors:
             raise self.error("empty parentheses", self.position())
         self.take()
+        self.depth -= 1
         return Segment(tuple(factors))
 
     def atom(self) -> Factor:
         position = self.position()
         token = self.take()
+        if re.search(r"(?:^|:)\d{16}", token):
+            raise self.error("a size of more than 15 digits", position)
         if token in "()+":
             raise self.error(f"a group, a number or '.' should stand here, not {token!r}", position)
         if token == ".":

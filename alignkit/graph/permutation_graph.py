@@ -12,10 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
+from networkx import Graph, MultiDiGraph, connected_components
 from torch import nn
 
-from alignkit.errors import GraphError, ShapeMismatchError, SpecError
+from alignkit.errors import GraphError, ShapeMismatchError, SpecError, UndeterminedSizeError
 from alignkit.graph.layout import Layout, Units
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name, parse_layout
@@ -93,25 +93,27 @@ class PermutationGraph:
         return cls(tensors, groups, provenance)
 
     def spec(self) -> dict[str, str]:
-        """The notation of every tensor; `from_spec` reads it back. Sizes are written only where shapes leave them open."""
-        sized: set[str] = set()
+        """The notation of every tensor; `from_spec` reads it back.
+
+        Sizes are written only where shapes leave them open.
+        """
+        bare = {name: parse_layout(node.notation(), name) for name, node in self.tensors.items()}
         shapes = {name: node.shape for name, node in self.tensors.items()}
+        sized: dict[str, int] = {}
         while True:
-            texts = {name: format_layout(node.layout, sized) for name, node in self.tensors.items()}
             try:
-                resolve_sizes({n: parse_layout(t, n) for n, t in texts.items()}, shapes, {})
-            except ShapeMismatchError:
-                raise
-            except GraphError:
-                # Write the size of one more group, parents first: they are the ones that shapes rarely tell.
-                sized.add(next(name for name in self.groups if name not in sized))
+                resolve_sizes(bare, shapes, sized)
+            except UndeterminedSizeError as error:
+                # Parents stand first in the graph, and they are the ones that shapes rarely tell.
+                name = next(name for name in self.groups if name in error.groups)
+                sized[name] = self.groups[name].size
             else:
-                return texts
+                return {name: format_layout(node.layout, sized) for name, node in self.tensors.items()}
 
     # ---------------------------------------------------------------- derived facts
 
     @cached_property
-    def nx(self) -> nx.MultiDiGraph:
+    def nx(self) -> MultiDiGraph:
         """The graph as a frozen networkx `MultiDiGraph`; nodes are named by tensor and group."""
         from alignkit.graph.network import build_network
 
@@ -162,9 +164,9 @@ class PermutationGraph:
         return sum(self.instances(n) * math.lgamma(g.size + 1) for n, g in self.groups.items()) / math.log(10)
 
     @cached_property
-    def _adjacency(self) -> nx.Graph:
+    def _adjacency(self) -> Graph:
         """Groups that meet in one block. Groups in different segments of one axis do not meet."""
-        meeting = nx.Graph()
+        meeting = Graph()
         meeting.add_nodes_from(self.groups)
         for node in self.tensors.values():
             for block in node.blocks:
@@ -178,7 +180,7 @@ class PermutationGraph:
 
     def components(self) -> tuple[frozenset[str], ...]:
         """Independent subproblems: sets of groups that no tensor couples with the rest."""
-        return tuple(frozenset(names) for names in nx.connected_components(self._adjacency))
+        return tuple(frozenset(names) for names in connected_components(self._adjacency))
 
     def tensors_of(self, group: str) -> tuple[str, ...]:
         """Names of the tensors on which a group acts."""
@@ -305,7 +307,7 @@ def _layouts(spec: Mapping[str, str], facts: Mapping[str, TensorFacts]) -> dict[
 def _unknown_tensors(unknown: list[str], known: list[str]) -> str:
     parts = []
     for name in unknown:
-        close = difflib.get_close_matches(name, known, 1)
+        close = difflib.get_close_matches(str(name), known, 1)
         parts.append(f"{name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
     return f"the spec names tensors that do not exist: {', '.join(parts)}."
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from alignkit.errors import GraphError, ShapeMismatchError
-from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units
+from alignkit.errors import GraphError, ShapeMismatchError, UndeterminedSizeError
+from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units, simplified
 from alignkit.graph.notation import format_layout
 
 
@@ -44,7 +44,7 @@ def resolve_sizes(
 
     Raises:
         ShapeMismatchError: Sizes contradict the shapes; names tensor, axis and group.
-        GraphError: A size cannot be worked out; names the axis and how to give it.
+        UndeterminedSizeError: A size cannot be worked out; names the axis and how to give it.
     """
     table = SizeTable()
     for group, size in given.items():
@@ -102,7 +102,8 @@ def _solve_axis(tensor: str, index: int, axis: Axis, size: int, table: SizeTable
     groups, dots = _unknowns(axis, table.sizes)
     if len(groups) + dots > 1:
         return False
-    found = _solve_size(axis, size, table.sizes, smallest=1 if groups else 0)
+    # Only an axis that is all '.' may have no positions: '.' beside groups stands for at least one.
+    found = _solve_size(axis, size, table.sizes, smallest=1 if groups or (dots and not axis.is_fixed) else 0)
     if found is None:
         raise ShapeMismatchError(_mismatch(tensor, index, axis, size, groups, table))
     if groups:
@@ -133,7 +134,7 @@ def _fill(axis: Axis, size: int, sizes: Mapping[str, int]) -> Axis:
             return replace(factor, size=sizes[factor.group])
         return Fixed(dot if factor.size is None else factor.size)
 
-    return Axis(tuple(Segment(tuple(map(fill, s.factors))) for s in axis.segments))
+    return simplified(Axis(tuple(Segment(tuple(map(fill, s.factors))) for s in axis.segments)))
 
 
 def _describe(axis: Axis, sizes: Mapping[str, int]) -> str:
@@ -162,11 +163,12 @@ def _mismatch(tensor: str, index: int, axis: Axis, size: int, open_groups: set[s
 
 def _undetermined(
     tensor: str, index: int, axis: Axis, shapes: Mapping[str, tuple[int, ...]], table: SizeTable
-) -> GraphError:
+) -> UndeterminedSizeError:
     groups, dots = _unknowns(axis, table.sizes)
     ways = [f"sizes={{{name!r}: ...}} or '{name}:SIZE' in the layout" for name in sorted(groups)[:1]]
     ways += ["a number in place of '.'"] if dots else []
-    return GraphError(
-        f"tensor {tensor!r}, axis {index}: {format_layout((axis,))!r} must make {shapes[tensor][index]}, which leaves "
-        f"the size of {', '.join(map(repr, sorted(groups))) or '.'} open. Give {' or '.join(ways)}."
+    return UndeterminedSizeError(
+        f"tensor {tensor!r}, axis {index}: {format_layout((axis,))!r} must make {shapes[tensor][index]}, which "
+        f"leaves the size of {', '.join(map(repr, sorted(groups))) or '.'} open. Give {' or '.join(ways)}.",
+        tuple(sorted(groups)),
     )
