@@ -178,15 +178,14 @@ class Ascent:
 
     def _update(self, roots: list[str], perms: dict[str, Tensor | None]) -> dict[str, float]:
         """Update trees that do not meet; returns those that changed, and what each gained."""
-        proposals = {root: self._propose(root, perms) for root in roots}
         gains: dict[str, float] = {}
+        self._refine_leaves(roots, perms, gains)
+        proposals = {root: self._propose(root, perms) for root in roots}
         for root, proposal in proposals.items():
             if proposal is not None:
                 perms.update(proposal.perms)
-                gains[root] = proposal.gain
-        for root in roots:
-            if self.graph.children(root):
-                self._refine_leaves(root, perms, gains)
+                gains[root] = gains.get(root, 0.0) + proposal.gain
+        self._refine_leaves([root for root in roots if proposals[root] is not None], perms, gains)
         return gains
 
     def _propose(self, root: str, perms: dict[str, Tensor | None]) -> Proposal | None:
@@ -209,15 +208,17 @@ class Ascent:
         gain = float((values[0] - values[1]).sum())
         return Proposal({group: found}, gain) if gain > self.negligible else None
 
-    def _refine_leaves(self, root: str, perms: dict[str, Tensor | None], gains: dict[str, float]) -> None:
-        """Update the innermost groups of a tree with their parents held in place."""
-        for leaf in self.graph.tree(root):
-            if self.graph.children(leaf):
+    def _refine_leaves(self, roots: list[str], perms: dict[str, Tensor | None], gains: dict[str, float]) -> None:
+        """Update the innermost groups of trees of families with their parents held in place."""
+        for root in roots:
+            members = self.graph.tree(root)
+            if len(members) == 1 or any(perms[name] is None for name in members):
                 continue
-            proposal = self._propose_group(leaf, perms)
-            if proposal is not None:
-                perms.update(proposal.perms)
-                gains[root] = gains.get(root, 0.0) + proposal.gain
+            for leaf in members:
+                proposal = None if self.graph.children(leaf) else self._propose_group(leaf, perms)
+                if proposal is not None:
+                    perms.update(proposal.perms)
+                    gains[root] = gains.get(root, 0.0) + proposal.gain
 
     def _if_better(self, proposal: dict[str, Tensor], perms: dict[str, Tensor | None]) -> Proposal | None:
         """The proposal when the true objective improves. It always does where there was nothing before."""

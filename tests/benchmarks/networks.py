@@ -48,10 +48,10 @@ def mlp(widths: tuple[int, ...]) -> nn.Sequential:
 
 
 def mnist_mlp(seed: int, widths: tuple[int, ...] = (784, 128, 128, 128, 10), epochs: int = 10) -> nn.Sequential:
-    """An MLP trained on MNIST with Adam (learning rate 1e-3, batches of 128); read back when trained before."""
+    """An MLP trained on MNIST with Adam (learning rate 1e-3, batches of 360); read back when trained before."""
     torch.manual_seed(seed)
     model = mlp(widths)
-    path = CACHE / f"mnist-mlp-{'-'.join(map(str, widths))}-{epochs}-{seed}.safetensors"
+    path = CACHE / f"mnist-mlp-b360-{'-'.join(map(str, widths))}-{epochs}-{seed}.safetensors"
     if path.exists():
         model.load_state_dict(safetensors.torch.load_file(path))
         return model.eval()
@@ -59,7 +59,7 @@ def mnist_mlp(seed: int, widths: tuple[int, ...] = (784, 128, 128, 128, 10), epo
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        for index in torch.randperm(len(images), generator=generator).split(128):
+        for index in torch.randperm(len(images), generator=generator).split(360):
             loss = nn.functional.cross_entropy(model(images[index]), labels[index])
             optimizer.zero_grad()
             loss.backward()
