@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import pluggy
 
+import alignkit.solvers as built_in_solvers  # now: a later import would hide the function `alignkit.solvers`
 from alignkit import hookspecs
 from alignkit.errors import AlignkitError, PluginError, SolverError, UsageError
 from alignkit.hookspecs import ModelSource, TraceRule
@@ -30,7 +30,7 @@ GROUP = "alignkit"
 """The entry-point group that plugins use."""
 DISABLE_VARIABLE = "ALIGNKIT_DISABLE_PLUGINS"
 """Environment variable: entry-point or package names, separated by commas, that are not loaded."""
-BUILT_IN = ("alignkit.solvers",)
+BUILT_IN = (built_in_solvers,)
 """Modules of alignkit itself that implement hooks."""
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class Registry:
         self._packages: dict[str, str] = {}
         self._raised: set[tuple[str, str]] = set()
         for module in BUILT_IN:
-            self.register(import_module(module), name=module, package="alignkit")
+            self.register(module, package="alignkit")
         if disabled is None:
             disabled = os.environ.get(DISABLE_VARIABLE, "").split(",")
         unwanted = {_normalised(name) for name in disabled if name.strip()}

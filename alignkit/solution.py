@@ -16,7 +16,7 @@ from alignkit.solver import Status, Step
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.alignment import SoftAlignment
+    from alignkit.soft import SoftAlignment
 
 WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
 LISTED = 20

@@ -19,7 +19,7 @@ from alignkit.solver import Status, Step
 from alignkit.weights import atomic_path
 
 if TYPE_CHECKING:
-    from alignkit.alignment import SoftAlignment
+    from alignkit.soft import SoftAlignment
 
 _FORMAT = "alignkit.solution"
 _VERSION = "1"
@@ -113,6 +113,6 @@ def _solution(
 def _soft(graph: PermutationGraph, matrices: dict[str, Tensor]) -> SoftAlignment | None:
     if not matrices:
         return None
-    from alignkit.alignment import SoftAlignment
+    from alignkit.soft import SoftAlignment
 
     return SoftAlignment(graph, matrices)

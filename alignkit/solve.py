@@ -47,7 +47,7 @@ def solve(
         b: Model to be aligned, if ``pair`` is not bound yet.
         solver: A solver's name, class or instance; or a chain, each stage starting where the last ended:
             ``"deepalign > sinkhorn"``, or a sequence of names, classes and instances.
-        init: Where to start. Default: the identity.
+        init: Where to start. Default: the solver's own choice, for most the identity.
         task: Data and a loss, for solvers that need them.
         device: Where solvers work. Default: where A's tensors are.
         seed: Seed of every random choice. Default: the solver's option ``seed``, which is 0 unless set.

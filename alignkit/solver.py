@@ -27,9 +27,10 @@ from alignkit.errors import SolverError
 from alignkit.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from alignkit.alignment import Alignment, SoftAlignment
+    from alignkit.alignment import Alignment
     from alignkit.graph import BoundGraph, PermutationGraph
     from alignkit.objective import Objective
+    from alignkit.soft import SoftAlignment
     from alignkit.task import Task
 
 
@@ -116,7 +117,7 @@ class Problem:
 
     bound: BoundGraph
     init: Alignment | None = None
-    """Where to start; ``None`` is the identity. Solvers that take no start may ignore it."""
+    """Where to start; ``None`` leaves it to the solver. Solvers that take no start may ignore it."""
     task: Task | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+from alignkit.alignment import Alignment
 from alignkit.plugins import solvers
+from alignkit.solver import Outcome, Returns, Solver, SolverOptions, Step
+from alignkit.solvers.identity import Identity
+from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.testing import SolverContract
 
 KNOWN_GAPS = {
@@ -15,3 +21,126 @@ KNOWN_GAPS = {
 for _name, _info in solvers().items():
     _body = {"solver": _info.solver(), "known_gaps": KNOWN_GAPS.get(_name, {})}
     globals()[f"Test_{_name}"] = type(f"Test_{_name}", (SolverContract,), _body)
+
+
+# ---------------------------------------------------------------------- the contract itself: each law has a breaker
+
+
+class Breaker(Solver[SolverOptions]):
+    """Weight matching that misbehaves in one way."""
+
+    name = "breaker"
+    returns = Returns(exact_on_permuted_copies=True, monotone=True)
+
+    def solve(self, problem, report):
+        return WeightMatching().solve(problem, report)
+
+
+class Random(Breaker):
+    def solve(self, problem, report):
+        return Outcome(Alignment.random(problem.graph, int(torch.randint(99, ()))))
+
+
+class Scribbles(Breaker):
+    def solve(self, problem, report):
+        next(iter(problem.b.values())).add_(1)
+        return super().solve(problem, report)
+
+
+class Evaluates(Breaker):
+    def solve(self, problem, report):
+        problem.bound.module_a.eval()
+        return super().solve(problem, report)
+
+
+class Climbs(Breaker):
+    def solve(self, problem, report):
+        report(Step(1, 1.0))
+        report(Step(2, 2.0))
+        return super().solve(problem, report)
+
+
+class ReportsNaN(Breaker):
+    def solve(self, problem, report):
+        report(Step(1, float("nan")))
+        return super().solve(problem, report)
+
+
+class PromisesSoft(Breaker):
+    returns = Returns(soft=True)
+
+
+class AlwaysTheSame(Breaker):
+    """Returns one and the same order for everything."""
+
+    def solve(self, problem, report):
+        return Outcome(Alignment.random(problem.graph, 8))
+
+
+class LooseOptions(SolverOptions):
+    model_config = {**SolverOptions.model_config, "frozen": False}  # noqa: RUF012
+
+
+class Loose(Solver[LooseOptions]):
+    name = "loose"
+
+    def solve(self, problem, report):
+        return Outcome(problem.start)
+
+
+@pytest.mark.parametrize(
+    ("solver", "test"),
+    [
+        (Identity, "test_equivariant_to_unit_order"),
+        (Identity, "test_never_worse_than_its_start"),
+        (Random, "test_same_seed_same_result"),
+        (Random, "test_inputs_are_untouched"),
+        (Scribbles, "test_inputs_are_untouched"),
+        (Evaluates, "test_inputs_are_untouched"),
+        (Climbs, "test_history_never_rises"),
+        (ReportsNaN, "test_returns_bijections"),
+        (PromisesSoft, "test_soft_result_comes_with_the_hard_one"),
+        (AlwaysTheSame, "test_permuted_copy_is_recovered"),
+        (AlwaysTheSame, "test_swap_gives_inverse"),
+        (AlwaysTheSame, "test_never_worse_than_its_start"),
+        (Loose, "test_options_are_frozen_and_checked"),
+    ],
+)
+def test_each_law_catches_a_solver_that_breaks_it(solver, test):
+    contract = type("Contract", (SolverContract,), {"solver": solver()})()
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        getattr(contract, test)()
+
+
+def test_a_gap_that_names_no_test_is_refused():
+    with pytest.raises(
+        TypeError, match=r"no test 'test_swap_gives_inverses'\. Did you mean 'test_swap_gives_inverse'"
+    ):
+        type("Contract", (SolverContract,), {"known_gaps": {"test_swap_gives_inverses": "typo"}})
+
+
+CLOSED = """
+from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.testing import SolverContract
+
+class TestClosed(SolverContract):
+    solver = WeightMatching()
+    known_gaps = {"test_graph_without_groups": "there was one"}
+"""
+
+
+def test_a_gap_that_was_closed_has_to_go(tmp_path, capsys):
+    file = tmp_path / "test_closed_gap.py"
+    file.write_text(CLOSED)
+    options = [
+        "-k",
+        "graph_without_groups",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(tmp_path),
+    ]
+    assert pytest.main([str(file), *options]) == pytest.ExitCode.TESTS_FAILED
+    assert "[XPASS(strict)] there was one" in capsys.readouterr().out

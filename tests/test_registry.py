@@ -244,6 +244,12 @@ def test_registering_the_same_plugin_twice_says_so_and_keeps_the_first():
     assert "mine" in registry.solvers()
 
 
+def test_the_function_is_not_hidden_by_the_package_of_the_same_name():
+    import alignkit.solvers.identity
+
+    assert alignkit.solvers()["identity"].solver is alignkit.solvers()["identity"].solver
+
+
 class Watches:
     def __init__(self, error: Exception | None = None) -> None:
         self.error, self.seen = error, []

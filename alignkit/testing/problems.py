@@ -48,7 +48,7 @@ class Architecture:
         return torch.randn(n, *self.input_shape, generator=torch.Generator().manual_seed(seed))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pair:
     """Two networks of one architecture.
 
@@ -72,7 +72,7 @@ class Pair:
         """The pair held against its graph, with modules."""
         return self.graph.bind(self.a, self.b)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.name
 
 
