@@ -1,0 +1,227 @@
+"""Solving the constraints, first half: congruence closure.
+
+Atoms that were merged become classes. If a class has two targets that determine each other, they are one class; if one determines
+the other, that is a relation too; relations compose. All of it works on whole arrays: a relation is two arrays of class numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+from alignkit.trace.constraints import Constraints, Relation
+from alignkit.trace.labels import IntArray, digest
+
+HashArray = npt.NDArray[np.uint64]
+Map = tuple[IntArray, IntArray]
+
+_SPLIT_AT_MOST = 512
+"""Two relations are compared separately for each kind of child up to this many kinds."""
+
+
+@dataclass(eq=False)
+class Closed:
+    """Classes of atoms and the relations between them.
+
+    Attributes:
+        classes: Class of each atom.
+        count: Number of classes.
+        maps: Relations with one target for each child, as arrays (children, targets) of classes, children ascending.
+        multiple: Relations with several targets for some child.
+        base: Hash of the kept properties of each class.
+    """
+
+    classes: IntArray
+    count: int
+    maps: list[Map]
+    multiple: list[Map]
+    base: HashArray
+    first: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def mix(x: npt.NDArray[np.generic] | HashArray) -> HashArray:
+    """Return a well-mixed 64-bit hash of each element (the finaliser of splitmix64)."""
+    h = x.astype(np.uint64)
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+def seeded(seed: int, x: npt.NDArray[np.generic]) -> HashArray:
+    """Return a hash of each element that differs between seeds."""
+    start = mix(np.array([seed + 1], np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return mix(mix(x) + start)
+
+
+def close(c: Constraints) -> Closed:
+    """Return the classes and relations that the constraints imply."""
+    n = c.count
+    left = [np.concatenate([a for a, _ in c.merges] or [np.zeros(0, np.int64)])]
+    right = [np.concatenate([b for _, b in c.merges] or [np.zeros(0, np.int64)])]
+    colours = _colour_hashes(c)
+    pairs = _pairs(c.relations)
+    while True:
+        edges = (np.concatenate(left), np.concatenate(right))
+        count, found = connected_components(
+            coo_matrix((np.ones(len(edges[0]), np.int8), edges), shape=(n, n)), directed=False
+        )
+        classes = found.astype(np.int64)
+        member = np.zeros(count, np.int64)
+        member[classes[::-1]] = np.arange(n)[::-1]
+        base = _base(c, classes, count, colours)
+        maps, multiple, known = _quotient(pairs, classes, count)
+        merges, more = _consequences(maps, base, count, known)
+        if not merges and not more:
+            return Closed(classes, count, maps, multiple, base, member)
+        left += [member[a] for a, _ in merges]
+        right += [member[b] for _, b in merges]
+        pairs = [(member[a], member[b]) for a, b in (*maps, *multiple, *more)]
+
+
+def _pairs(relations: Iterable[Relation]) -> list[Map]:
+    pairs = []
+    for r in relations:
+        children, targets = np.broadcast_arrays(r.children, r.targets)
+        pairs.append((children.ravel(), targets.ravel()))
+    return pairs
+
+
+def _colour_hashes(c: Constraints) -> tuple[IntArray, HashArray]:
+    """Return all coloured atoms and a hash of the colour for each."""
+    if not c.colours:
+        return np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    atoms = np.concatenate([colour.atoms for colour in c.colours])
+    hashes = [
+        seeded(i, np.zeros(len(x.atoms), np.int64) if x.keys is None else x.keys + 1) for i, x in enumerate(c.colours)
+    ]
+    return atoms, np.concatenate(hashes)
+
+
+def _base(c: Constraints, classes: IntArray, count: int, colours: tuple[IntArray, HashArray]) -> HashArray:
+    """Return a hash of the kept properties of each class: colours, and the place among several relations to one class."""
+    base = np.zeros(count, np.uint64)
+    np.add.at(base, classes[colours[0]], colours[1])
+    for number, relation in enumerate(c.relations):
+        if relation.targets.size < 2:
+            continue
+        occurrence = _occurrences(classes[relation.targets.ravel()])
+        if occurrence is None:
+            continue
+        places = np.broadcast_to(occurrence.reshape(relation.targets.shape), np.broadcast_shapes(relation.children.shape, relation.targets.shape))
+        children = np.broadcast_to(relation.children, places.shape)
+        tags = np.unique(np.stack([classes[children.ravel()], places.ravel()]), axis=1)
+        np.add.at(base, tags[0], seeded(10**7 + number, tags[1]))
+    return base
+
+
+def _occurrences(values: IntArray) -> IntArray | None:
+    """Return how often each value came before, or None if none repeats."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.r_[True, ordered[1:] != ordered[:-1]]
+    if first.all():
+        return None
+    start = np.maximum.accumulate(np.where(first, np.arange(len(values)), 0))
+    result = np.empty(len(values), np.int64)
+    result[order] = np.arange(len(values)) - start
+    return result
+
+
+def _quotient(pairs: list[Map], classes: IntArray, count: int) -> tuple[list[Map], list[Map], set[bytes]]:
+    """Return the relations between classes, without repetitions: maps, those with several targets, and their keys."""
+    maps, multiple, known = [], [], set()
+    for children, targets in pairs:
+        a, b = _unique_pairs(classes[children], classes[targets], count)
+        if not len(a):
+            continue
+        key = digest(np.concatenate([a, b]))
+        if key in known:
+            continue
+        known.add(key)
+        again = a[1:] == a[:-1]
+        if again.any():
+            several = np.isin(a, a[1:][again])
+            multiple.append((a[several], b[several]))
+            a, b = a[~several], b[~several]
+        if len(a):
+            maps.append((a, b))
+            known.add(digest(np.concatenate([a, b])))
+    return maps, multiple, known
+
+
+def _unique_pairs(a: IntArray, b: IntArray, count: int) -> Map:
+    """Return the distinct pairs with different members, sorted."""
+    different = a != b
+    codes = np.unique(a[different] * count + b[different])
+    return codes // count, codes % count
+
+
+def _consequences(maps: list[Map], base: HashArray, count: int, known: set[bytes]) -> tuple[list[Map], list[Map]]:
+    """Return the merges and the new relations that follow from pairs of maps."""
+    merges: list[Map] = []
+    more: list[Map] = []
+    if not maps:
+        return merges, more
+    by_child, by_target = _incidence([a for a, _ in maps], count), _incidence([b for _, b in maps], count)
+    for i, j in _overlaps(by_child, by_child):
+        if i < j:
+            _compare(maps[i], maps[j], base, count, merges, more)
+    for i, j in _overlaps(by_target, by_child):
+        (a, b), (a2, b2) = maps[i], maps[j]
+        place = np.searchsorted(a2, b).clip(max=len(a2) - 1)
+        chained = a2[place] == b
+        more.append((a[chained], b2[place[chained]]))
+    fresh = []
+    for a, b in more:
+        a, b = _unique_pairs(a, b, count)
+        key = digest(np.concatenate([a, b]))
+        if len(a) and key not in known:
+            known.add(key)
+            fresh.append((a, b))
+    return merges, fresh
+
+
+def _incidence(members: list[IntArray], count: int) -> csr_matrix:
+    rows = np.repeat(np.arange(len(members)), [len(m) for m in members])
+    matrix = csr_matrix((np.ones(len(rows), np.int32), (rows, np.concatenate(members))), shape=(len(members), count))
+    matrix.data[:] = 1
+    return matrix
+
+
+def _overlaps(a: csr_matrix, b: csr_matrix) -> list[tuple[int, int]]:
+    """Return the pairs of rows with a common member."""
+    product = (a @ b.T).tocoo()
+    return list(zip(product.row.tolist(), product.col.tolist(), strict=True))
+
+
+def _compare(one: Map, other: Map, base: HashArray, count: int, merges: list[Map], more: list[Map]) -> None:
+    """Compare the targets that two maps give to their common children."""
+    common, x, y = np.intersect1d(one[0], other[0], assume_unique=True, return_indices=True)
+    u, v = one[1][x], other[1][y]
+    if _relate(u, v, count, merges, more):
+        return
+    kinds, kind = np.unique(base[common], return_inverse=True)
+    if 1 < len(kinds) <= _SPLIT_AT_MOST:
+        for k in range(len(kinds)):
+            _relate(u[kind == k], v[kind == k], count, merges, more)
+
+
+def _relate(u: IntArray, v: IntArray, count: int, merges: list[Map], more: list[Map]) -> bool:
+    """Merge targets that determine each other, relate those where one determines the other; return whether either is so."""
+    codes = np.unique(u * count + v)
+    u, v = codes // count, codes % count
+    forward, backward = len(np.unique(u)) == len(u), len(np.unique(v)) == len(v)
+    different = u != v
+    if different.any():
+        if forward and backward:
+            merges.append((u[different], v[different]))
+        elif forward:
+            more.append((u[different], v[different]))
+        elif backward:
+            more.append((v[different], u[different]))
+    return forward or backward

@@ -1,0 +1,148 @@
+"""Recording one run of a model: every ATen op with its tensors and the module that ran it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor as it was at one call (in-place ops may change its shape later).
+
+    Attributes:
+        key: Identity of the tensor object.
+        storage: Identity of its storage; views share it.
+        shape: Sizes.
+        dtype: Type of its elements.
+        whole: Whether the tensor covers its storage.
+    """
+
+    key: int
+    storage: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    whole: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorRef:
+        """Describe a tensor as it is now."""
+        shape = tuple(int(n) for n in tensor.shape)
+        if tensor.layout != torch.strided:
+            return cls(id(tensor), -id(tensor), shape, tensor.dtype, True)
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == int(np.prod(shape, dtype=np.int64)) * tensor.element_size()
+        return cls(id(tensor), storage._cdata, shape, tensor.dtype, whole)
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded op: tensors in `args`, `kwargs` and `result` are replaced by `TensorRef`."""
+
+    func: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    where: str
+
+    @property
+    def op(self) -> str:
+        """Name without overload, such as "aten::add"."""
+        return str(self.func._schema.name)
+
+    @property
+    def inputs(self) -> list[TensorRef]:
+        """Tensors among the arguments."""
+        return refs((self.args, self.kwargs))
+
+    @property
+    def outputs(self) -> list[TensorRef]:
+        """Tensors among the results."""
+        return refs(self.result)
+
+
+def refs(tree: object) -> list[TensorRef]:
+    """Return the tensors in a tree of arguments or results, in order."""
+    return [x for x in pytree.tree_leaves(tree) if isinstance(x, TensorRef)]
+
+
+class Recorder(TorchDispatchMode):
+    """Records every op that runs inside of it, and keeps all tensors alive so that identities stay unique."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self.alive: list[torch.Tensor] = []
+        self._path = path
+
+    def describe(self, tree: Any) -> Any:
+        """Replace tensors in a tree by `TensorRef`."""
+        return pytree.tree_map(self._ref, tree)
+
+    def _ref(self, leaf: object) -> object:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        self.alive.append(leaf)
+        return TensorRef.of(leaf)
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run and record one op. Described before the call, because the call may change shapes."""
+        kwargs = kwargs or {}
+        described_args, described_kwargs = self.describe((tuple(args), kwargs))
+        result = func(*args, **kwargs)
+        self.steps.append(Step(func, described_args, described_kwargs, self.describe(result), self._path.current))
+        return result
+
+
+@dataclass
+class Path:
+    """Path of the module that is running."""
+
+    names: Mapping[nn.Module, str]
+    stack: list[str] = field(default_factory=list)
+
+    @property
+    def current(self) -> str:
+        """Path of the innermost running module, "" for the model itself."""
+        return self.stack[-1] if self.stack else ""
+
+
+@contextmanager
+def module_path(model: nn.Module) -> Iterator[Path]:
+    """Follow which module of the model is running, while the context lasts."""
+    path = Path({module: name for name, module in model.named_modules()})
+    thread = threading.get_ident()
+
+    def enter(module: nn.Module, args: object) -> None:
+        if threading.get_ident() == thread:
+            path.stack.append(path.names.get(module, path.current))
+
+    def leave(module: nn.Module, args: object, result: object) -> None:
+        if threading.get_ident() == thread and path.stack:
+            path.stack.pop()
+
+    handles = [
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield path
+    finally:
+        for handle in handles:
+            handle.remove()
