@@ -61,9 +61,11 @@ def bind(graph: PermutationGraph, a: WeightsSource, b: WeightsSource) -> BoundGr
     problems: list[str] = []
     side_a = fit_weights(graph, a, "A", problems)
     side_b = fit_weights(graph, b, "B", problems)
-    for name in side_a.keys() & side_b.keys():
-        if side_a[name].dtype != side_b[name].dtype:
-            problems.append(f"{name!r} is {_dtype(side_a[name])} in A but {_dtype(side_b[name])} in B")
+    problems += [
+        f"{name!r} is {_dtype(side_a[name])} in A but {_dtype(side_b[name])} in B"
+        for name in side_a.keys() & side_b.keys()
+        if side_a[name].dtype != side_b[name].dtype
+    ]
     if problems:
         listed = "\n".join(f"  - {text}" for text in sorted(problems))
         raise BindError(f"the weights do not fit the graph, {len(problems)} problems:\n{listed}")
@@ -109,7 +111,9 @@ def fit_weights(
             continue
         tensor = weights[present[0]]
         if tuple(tensor.shape) != node.shape:
-            problems.append(f"{node.name!r} has shape {tuple(tensor.shape)} in {label}, the graph says {node.shape}")
+            problems.append(
+                f"{node.name!r} has shape {tuple(tensor.shape)} in {label}, the graph says {node.shape}"
+            )
             continue
         if tensor.layout != torch.strided:
             problems.append(f"{node.name!r} of {label} is {tensor.layout}; dense tensors are needed")
@@ -121,7 +125,9 @@ def fit_weights(
         if values and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             problems.append(f"{node.name!r} of {label} holds NaN or infinity")
         for other in present[1:]:
-            if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(weights[other], tensor):
+            if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(
+                weights[other], tensor
+            ):
                 problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
     return found
 

@@ -42,7 +42,9 @@ def parse_layout(text: str, tensor: str = "") -> Layout:
         SpecError: The text does not follow the grammar; the message points at the place.
     """
     if not isinstance(text, str):
-        raise SpecError(f"tensor {tensor!r}: a layout is a string such as 'h2 h1', found {type(text).__name__}.")
+        raise SpecError(
+            f"tensor {tensor!r}: a layout is a string such as 'h2 h1', found {type(text).__name__}."
+        )
     return _Reader(text, tensor).layout()
 
 

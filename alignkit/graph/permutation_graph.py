@@ -88,7 +88,8 @@ class PermutationGraph:
             raise GraphError(f"sizes= names groups that no layout mentions: {', '.join(map(repr, unused))}.")
         groups = {name: Group(name, found[name], parent) for name, parent in parents.items()}
         tensors = {
-            name: TensorNode(name, f.names, f.shape, f.dtype, filled[name], f.role) for name, f in facts.items()
+            name: TensorNode(name, f.names, f.shape, f.dtype, filled[name], f.role)
+            for name, f in facts.items()
         }
         return cls(tensors, groups, provenance)
 
@@ -297,7 +298,9 @@ def _layouts(spec: Mapping[str, str], facts: Mapping[str, TensorFacts]) -> dict[
     missing = [f for n, f in facts.items() if n not in layouts and f.shape]
     if missing:
         lines = "\n".join(f'    "{f.names[0]}": "{" ".join("." * len(f.shape))}",' for f in missing)
-        raise SpecError(f"the spec says nothing about {len(missing)} tensors. If no group acts on them, add:\n{lines}")
+        raise SpecError(
+            f"the spec says nothing about {len(missing)} tensors. If no group acts on them, add:\n{lines}"
+        )
     for name, f in facts.items():
         if not f.shape:
             layouts.setdefault(name, ())
@@ -326,7 +329,9 @@ def _parents(layouts: Mapping[str, Layout]) -> dict[str, str | None]:
     def place(name: str, below: tuple[str, ...]) -> None:
         parent, tensor, index = seen[name]
         if name in below:
-            raise GraphError(f"groups {' -> '.join((*below, name))} are nested in a circle (tensor {tensor!r}, axis {index}).")
+            raise GraphError(
+                f"groups {' -> '.join((*below, name))} are nested in a circle (tensor {tensor!r}, axis {index})."
+            )
         if parent is not None and parent not in seen:
             raise GraphError(
                 f"tensor {tensor!r}, axis {index}: group {name!r} is nested in {parent!r}, but no tensor mentions "
@@ -361,10 +366,14 @@ def _check(graph: PermutationGraph) -> None:
         if group.size < 1:
             raise GraphError(f"group {name!r} has {group.size} units. Leave an empty group out.")
         if group.parent is not None and group.parent not in graph.groups:
-            raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is no group of this graph.")
+            raise GraphError(
+                f"group {name!r} is nested in {group.parent!r}, which is no group of this graph."
+            )
         if name in graph.tensors:
             raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
     for node in graph.tensors.values():
         for missing in node.groups - set(graph.groups):
-            raise GraphError(f"tensor {node.name!r} mentions group {missing!r}, which is no group of this graph.")
+            raise GraphError(
+                f"tensor {node.name!r} mentions group {missing!r}, which is no group of this graph."
+            )
         node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents

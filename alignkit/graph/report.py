@@ -41,7 +41,10 @@ def _groups(graph: PermutationGraph) -> list[str]:
                 size = f"{graph.instances(name)} x {size}"
             rows.append(("  " * depth + name, size, _count(len(graph.tensors_of(name)), "tensor")))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return ["Groups:", *(f"  {name:<{widths[0]}}  {size:>{widths[1]}} units  {where}" for name, size, where in rows)]
+    return [
+        "Groups:",
+        *(f"  {name:<{widths[0]}}  {size:>{widths[1]}} units  {where}" for name, size, where in rows),
+    ]
 
 
 def _fixed(graph: PermutationGraph) -> list[str]:

@@ -75,4 +75,3 @@ def tensor_identity(tensor: Tensor) -> object:
         tensor.stride(),
         tensor.dtype,
     )
-
