@@ -7,7 +7,9 @@ the group ``alignkit``::
     mine = "alignkit_mine"
 
 An implementation may take fewer arguments than its hook offers; it is a plain function, not a pluggy wrapper.
-The built-in solvers come through the same hooks.
+The built-in solvers come through the same hooks. A script needs no package to use them::
+
+    alignkit.plugins.registry().register(MyObserver())
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -14,12 +14,10 @@ from torch import Tensor
 from alignkit.alignment import Alignment
 from alignkit.errors import AlignmentError, WeightsError
 from alignkit.graph import PermutationGraph
+from alignkit.soft import SoftAlignment
 from alignkit.solution import Solution
 from alignkit.solver import Status, Step
 from alignkit.weights import atomic_path
-
-if TYPE_CHECKING:
-    from alignkit.soft import SoftAlignment
 
 _FORMAT = "alignkit.solution"
 _VERSION = "1"
@@ -35,7 +33,9 @@ def write_solution(solution: Solution, path: Path) -> None:
         "graph": solution.graph.fingerprint,
         "solution": _facts(solution),
     }
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _tensors(solution, "").items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(solution, "").items()
+    }
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
 
@@ -70,6 +70,7 @@ def read_solution(path: Path, graph: PermutationGraph) -> Solution:
 def _facts(solution: Solution) -> dict[str, Any]:
     facts = {name: _plain(getattr(solution, name)) for name in (*_PLAIN, *_PLAIN_WITH_DEFAULT)}
     facts["status"] = solution.status.name
+    facts["soft"] = solution.soft is not None
     facts["history"] = [[step.iteration, step.objective, step.note] for step in solution.history]
     facts["stages"] = [_facts(stage) for stage in solution.stages]
     return facts
@@ -104,15 +105,7 @@ def _solution(
         alignment=Alignment(graph, under("perms")),
         status=Status[facts["status"]],
         history=tuple(Step(*step) for step in facts["history"]),
-        soft=_soft(graph, under("soft")),
+        soft=SoftAlignment(graph, under("soft")) if facts["soft"] else None,
         stages=tuple(stages),
         **{name: facts[name] for name in (*_PLAIN, *_PLAIN_WITH_DEFAULT)},
     )
-
-
-def _soft(graph: PermutationGraph, matrices: dict[str, Tensor]) -> SoftAlignment | None:
-    if not matrices:
-        return None
-    from alignkit.soft import SoftAlignment
-
-    return SoftAlignment(graph, matrices)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from alignkit.alignment import Alignment
 from alignkit.plugins import Registry
-from alignkit.solver import Outcome, Returns, Solver, SolverOptions, Step
+from alignkit.solver import Outcome, Problem, Returns, Solver, SolverOptions, Step
 from alignkit.solvers.identity import Identity
 from alignkit.solvers.weight_matching import WeightMatching
-from alignkit.testing import SolverContract
+from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual
 
 KNOWN_GAPS = {
     "identity": {
@@ -21,6 +21,24 @@ KNOWN_GAPS = {
 for _name, _info in Registry([]).solvers().items():  # installed packages test their own
     _body = {"solver": _info.solver(), "known_gaps": KNOWN_GAPS.get(_name, {})}
     globals()[f"Test_{_name}"] = type(f"Test_{_name}", (SolverContract,), _body)
+
+
+def mlp_of_three():
+    return mlp(4, 8, 7, 3)
+
+
+@pytest.mark.parametrize("build", [mlp_of_three, convnet, attention, residual])
+def test_the_graphs_of_the_problems_hold_and_answers_are_right(build):
+    pair = planted_pair(build(), seed=3)
+    pair.graph.verify(pair.a, pair.architecture.inputs())
+    aligned = pair.answer.apply(pair.b.state_dict())
+    assert all(torch.equal(tensor, aligned[name]) for name, tensor in pair.a.state_dict().items())
+    noisy = planted_pair(build(), seed=3, noise=0.1).bind()
+    assert (
+        0
+        < Problem(noisy).objective.distance2(pair.answer)
+        < Problem(noisy).objective.distance2(Problem(noisy).start)
+    )
 
 
 # ---------------------------------------------------------------------- each law catches its breaker
@@ -121,7 +139,7 @@ def test_a_gap_that_names_no_test_is_refused():
 
 CLOSED = """
 from alignkit.solvers.weight_matching import WeightMatching
-from alignkit.testing import SolverContract
+from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual
 
 class TestClosed(SolverContract):
     solver = WeightMatching()

@@ -14,6 +14,7 @@ from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverErro
 from alignkit.graph import PermutationGraph, PinnedAxis, Provenance
 from alignkit.hookspecs import hookimpl
 from alignkit.plugins import PluginWarning, Registry
+from alignkit.soft import SoftAlignment
 from alignkit.solution import Solution
 from alignkit.solve import solve
 from alignkit.solver import Needs, Outcome, Solver, SolverOptions, Status, Step
@@ -491,6 +492,23 @@ def test_everything_survives_a_file(pair, registry, tmp_path):
         assert mine.explain() == theirs.explain()
         for name in ("options", "history", "stats", "seconds", "gain", "moved", "status", "objective_init"):
             assert getattr(mine, name) == getattr(theirs, name), name
+
+
+@pytest.mark.parametrize("architecture", [mlp(3, 4, 2), mlp(3, 2), attention()], ids=lambda a: a.name)
+def test_soft_alignments_are_kept(architecture, tmp_path):
+    def answer(problem):
+        soft = SoftAlignment.from_alignment(problem.start)
+        matrices = {name: matrix.requires_grad_() for name, matrix in soft.matrices.items()}
+        return Outcome(problem.start, soft=SoftAlignment(problem.graph, matrices))
+
+    pair = planted_pair(architecture)
+    solution = solve(pair.bind(), solver=Answers(answer), init=Alignment.random(pair.graph, 2))
+    solution.save(tmp_path / "soft.safetensors")
+    read = Solution.load(tmp_path / "soft.safetensors", pair.graph)
+    assert read.soft.round() == solution.alignment
+    assert all(
+        torch.equal(matrix, read.soft.matrices[name]) for name, matrix in solution.soft.matrices.items()
+    )
 
 
 def test_a_failed_solution_can_be_kept_too(pair, registry, tmp_path):
