@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import nn
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from alignkit.soft import SoftAlignment
 
-WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LISTED = 20
 """Longest list of uncovered tensors that an explanation prints in full."""
 
@@ -72,8 +72,16 @@ class Solution:
         """Tensors, scalars left out, that no group acts on, each with the reason why it stays as it is."""
         return {name: _why_fixed(self.graph, name) for name in self.graph.uncovered}
 
-    def apply(self, b: WeightsT) -> WeightsT:
-        """Return B with its units in the new order: a module for a module, a mapping for a mapping."""
+    @overload
+    def apply(self, b: ModuleT) -> ModuleT: ...
+    @overload
+    def apply(self, b: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def apply(self, b: nn.Module | Mapping[str, Tensor]) -> nn.Module | dict[str, Tensor]:
+        """Return B with its units in the new order: a module for a module, a dict for a mapping.
+
+        Raises:
+            AlignmentError: Names or shapes are not those of the graph.
+        """
         return self.alignment.apply(b)
 
     def inverse(self) -> Alignment:
@@ -121,7 +129,10 @@ def _headline(solution: Solution) -> list[str]:
         f"in {solution.seconds:.3g} s and {len(solution.history)} steps.",
         solution.status.value + (f" {solution.detail}" if solution.detail else ""),
     ]
-    lines += [f"  stage {i}, {stage!r}" for i, stage in enumerate(solution.stages, 1)]
+    for i, stage in enumerate(solution.stages, 1):
+        lines.append(
+            f"  stage {i}, {stage.solver}: {stage.objective_init:.6g} -> {stage.objective_after:.6g}"
+        )
     if not any(solution.moved.values()):
         lines.append(_why_nothing_moved(solution))
     return lines

@@ -163,6 +163,7 @@ def test_each_stage_of_a_chain_starts_where_the_last_ended(pair, registry):
     assert (chain.solver, chain.objective_before) == ("swaps > weight_matching", first.objective_before)
     assert chain.history == first.history + second.history
     assert first.options["swaps"] == 2
+    assert f"stage 2, weight_matching: {second.objective_init:.6g} -> 0" in chain.explain()
 
 
 def test_a_chain_mixes_names_classes_and_instances(pair, registry):
