@@ -83,7 +83,7 @@ class Objective:
     def squares(self) -> float:
         """``|A|^2 + |B|^2``, the same for every alignment; integer buffers count as numbers too."""
         sides = (self.bound.a, self.bound.b)
-        return sum(float(t.detach().double().square().sum()) for side in sides for t in side.values())
+        return sum(float(torch.dot(v, v)) for side in sides for v in (t.detach().double().reshape(-1) for t in side.values()))
 
     @cached_property
     def fixed_value(self) -> float:
@@ -106,13 +106,27 @@ class Objective:
         elements = alignment.perms if isinstance(alignment, Alignment) else alignment.matrices
         return self.fixed_value + sum(self.tensor_value(name, elements) for name in self.a)
 
+    def distances2(self, alignment: Alignment) -> dict[str, float]:
+        """``|| A - P # B ||^2`` of each tensor, summed in float64."""
+        distances = {}
+        for name, b in self.bound.b.items():
+            a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, b).detach()
+            total = 0.0
+            for block in self.graph.tensors[name].blocks:
+                part = act_on_block(block, block.view(b), alignment.perms)
+                difference = (block.view(a).double() - part.double()).reshape(-1)
+                total += float(torch.dot(difference, difference))
+            distances[name] = total
+        return distances
+
     def distance2(self, alignment: Alignment) -> float:
         """``|| A - P # B ||^2`` over all tensors, summed in float64."""
-        total = 0.0
-        for name, tensor in self.bound.b.items():
-            aligned = alignment.apply_tensor(name, tensor)
-            total += float((self.bound.a[name].detach().double() - aligned.double()).square().sum())
-        return total
+        return sum(self.distances2(alignment).values())
+
+    @cached_property
+    def unaligned(self) -> dict[str, float]:
+        """``|| A - B ||^2`` of each tensor."""
+        return self.distances2(Alignment.identity(self.graph))
 
     # ---------------------------------------------------------------- similarities
 

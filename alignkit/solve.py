@@ -255,17 +255,17 @@ def _account(
     seconds: float,
     detail: str,
 ) -> Solution:
-    distance2 = problem.objective.distance2
-    before = float(distance2(Alignment.identity(problem.graph)))
+    objective = problem.objective
+    before, after = objective.unaligned, objective.distances2(outcome.alignment)
     return Solution(
         alignment=outcome.alignment,
         solver=solver.name,
         options={**solver.options.model_dump(mode="json"), "seed": problem.seed},
         status=outcome.status,
-        objective_before=before,
-        objective_init=before if problem.init is None else float(distance2(problem.init)),
-        objective_after=float(distance2(outcome.alignment)),
-        gain=group_gains(problem.bound, outcome.alignment),
+        objective_before=sum(before.values()),
+        objective_init=sum(before.values()) if problem.init is None else objective.distance2(problem.init),
+        objective_after=sum(after.values()),
+        gain=group_gains(outcome.alignment, {name: before[name] - after[name] for name in after}),
         moved=outcome.alignment.moved(),
         history=history,
         stats=dict(outcome.stats),
@@ -275,23 +275,23 @@ def _account(
     )
 
 
-def group_gains(bound: BoundGraph, alignment: Alignment) -> dict[str, float]:
+def group_gains(alignment: Alignment, gains: Mapping[str, float]) -> dict[str, float]:
     """Share the gain of every tensor equally among the groups that act on it and moved.
 
+    Args:
+        alignment: The alignment that made the gains.
+        gains: ``||A - B||^2 - ||A - P # B||^2`` of each tensor.
+
     Returns:
-        For each group its part of ``||A - B||^2 - ||A - P # B||^2``, in float64; all parts add up to it.
+        For each group its part; all parts add up to the total gain.
     """
-    gains = dict.fromkeys(bound.graph.groups, 0.0)
+    shares = dict.fromkeys(alignment.graph.groups, 0.0)
     moved = {group for group, units in alignment.moved().items() if units}
-    for name, node in bound.graph.tensors.items():
+    for name, node in alignment.graph.tensors.items():
         movers = node.groups & moved
-        if not movers:
-            continue
-        a, b = bound.a[name].double(), bound.b[name]
-        gain = (a - b.double()).square().sum() - (a - alignment.apply_tensor(name, b).double()).square().sum()
         for group in movers:
-            gains[group] += float(gain) / len(movers)
-    return gains
+            shares[group] += gains[name] / len(movers)
+    return shares
 
 
 def _joined(done: Sequence[Solution], stages: Sequence[Solver[Any]]) -> Solution:
