@@ -1,0 +1,196 @@
+"""Random graphs for hypothesis, weights for them, and a slow, independent way to apply an alignment."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alignkit import Alignment, PermutationGraph
+from alignkit.graph import Axis, Fixed, Units, parse_layout
+from alignkit.graph.layout import axis_size
+
+
+@dataclass
+class Forest:
+    """Groups with sizes and parents, before any tensor mentions them."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    parents: dict[str, str | None] = field(default_factory=dict)
+
+    def path(self, name: str) -> list[str]:
+        parent = self.parents[name]
+        return [name] if parent is None else [*self.path(parent), name]
+
+    def mention(self, name: str) -> str:
+        parent = self.parents[name]
+        return f"{name}[{parent}]:{self.sizes[name]}" if parent else f"{name}:{self.sizes[name]}"
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> Forest:
+    """Up to five groups, nested up to three deep."""
+    forest = Forest()
+    for index in range(draw(st.integers(1, 5))):
+        name = f"g{index}"
+        shallow = [n for n in forest.sizes if len(forest.path(n)) < 3]
+        forest.parents[name] = draw(st.sampled_from([None, *shallow]))
+        forest.sizes[name] = draw(st.integers(1, 3))
+    return forest
+
+
+@st.composite
+def segments(draw: st.DrawFn, forest: Forest, context: tuple[str, ...], depth: int = 0) -> str:
+    """One segment; children of the groups in ``context`` may stand without their parents."""
+    inside, factors = list(context), []
+    for _ in range(draw(st.integers(1, 2))):
+        kind = draw(st.sampled_from(["fixed", "group", "group", "sum"] if depth < 2 else ["fixed", "group"]))
+        if kind == "fixed":
+            factors.append(str(draw(st.integers(1, 2))))
+        elif kind == "sum":
+            parts = draw(st.lists(segments(forest, tuple(inside), depth + 1), min_size=1, max_size=2))
+            factors.append(f"({'+'.join(parts)})")
+        else:
+            path = forest.path(draw(st.sampled_from(sorted(forest.sizes))))
+            known = max((i + 1 for i, name in enumerate(path[:-1]) if name in inside), default=0)
+            factors += [forest.mention(name) for name in path[known:]]
+            inside += path[known:]
+    return f"({' '.join(factors)})"
+
+
+@st.composite
+def layouts(draw: st.DrawFn, forest: Forest) -> str:
+    """The layout of one tensor of one to three axes; the second may hold children of groups on the first."""
+    first = draw(segments(forest, (), 1))
+    if draw(st.booleans()):
+        owners = [unit.group for unit in parse_layout(first)[0].units()]
+        context = tuple(name for name in owners if owners.count(name) == 1)
+        second = draw(segments(forest, context))
+    else:
+        first = "+".join([first, *draw(st.lists(segments(forest, ()), max_size=2))])
+        second = "+".join(draw(st.lists(segments(forest, ()), min_size=1, max_size=2)))
+    axes = [first, second, draw(st.sampled_from([".", "2", *(forest.mention(n) for n in forest.sizes)]))]
+    kept = axes[: draw(st.integers(1, 3))]
+    return " ".join(axis for axis in kept if "[" not in axis or axis is not axes[2])
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> PermutationGraph:
+    """Graphs with families, segments, products, nested sums, and families that cross axes."""
+    forest = draw(forests())
+    spec = {f"t{i}": draw(layouts(forest)) for i in range(draw(st.integers(1, 4)))}
+    shapes = {
+        n: tuple(2 if "." in axis_text(a) else axis_size(a) for a in parse_layout(t)) for n, t in spec.items()
+    }
+    small = {n: shape for n, shape in shapes.items() if torch.Size(shape).numel() <= 4096}
+    return PermutationGraph.from_spec({n: spec[n] for n in small}, small)
+
+
+def axis_text(axis: Axis) -> str:
+    lone = axis.segments[0].factors
+    return "." if lone == (Fixed(),) else ""
+
+
+def distinct_weights(graph: PermutationGraph) -> dict[str, Tensor]:
+    """Tensors whose elements all differ."""
+    start, weights = 0, {}
+    for name, node in graph.tensors.items():
+        count = torch.Size(node.shape).numel()
+        weights[name] = torch.arange(start, start + count).reshape(node.shape)
+        start += count
+    return weights
+
+
+# ------------------------------------------------------------------ every element of a small group
+
+
+def all_alignments(graph: PermutationGraph) -> list[Alignment]:
+    """Every element of the symmetry group, by trying every combination of index vectors."""
+    choices = []
+    for name, group in graph.groups.items():
+        single = list(itertools.permutations(range(group.size)))
+        choices.append(list(itertools.product(single, repeat=graph.instances(name))))
+    return [
+        Alignment(
+            graph,
+            {
+                name: torch.tensor(vectors).reshape(graph.perm_shape(name))
+                for name, vectors in zip(graph.groups, picked, strict=True)
+            },
+        )
+        for picked in itertools.product(*choices)
+    ]
+
+
+# ------------------------------------------------------------------ applying element by element
+
+Mention = tuple[Units, int]
+
+
+def slow_apply(
+    graph: PermutationGraph, alignment: Alignment, weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Permute weights one element at a time, straight from the layouts."""
+    result = {}
+    for name, node in graph.tensors.items():
+        result[name] = torch.empty_like(weights[name])
+        for place in itertools.product(*map(range, node.shape)):
+            to: list[list[Mention]] = []
+            source = tuple(
+                _source(axis, position, alignment, to)
+                for axis, position in zip(node.layout, place, strict=True)
+            )
+            result[name][place] = weights[name][source]
+    return result
+
+
+def _source(axis: Axis, position: int, alignment: Alignment, to: list[list[Mention]]) -> int:
+    """Where the element at ``position`` comes from; ``to`` collects the mentions of all axes so far."""
+    to.append([])
+    return _walk_axis(axis, position, alignment, to)
+
+
+def _walk_axis(axis: Axis, position: int, alignment: Alignment, to: list[list[Mention]]) -> int:
+    start = 0
+    for segment in axis.segments:
+        sizes = [_size(factor) for factor in segment.factors]
+        total = torch.Size(sizes).numel()
+        if position >= start + total:
+            start += total
+            continue
+        rest, moved = position - start, 0
+        for index, factor in enumerate(segment.factors):
+            below = torch.Size(sizes[index + 1 :]).numel()
+            digit, rest = divmod(rest, below)
+            if isinstance(factor, Axis):
+                digit = _walk_axis(factor, digit, alignment, to)
+            elif isinstance(factor, Units):
+                to[-1].append((factor, digit))
+                digit = int(alignment.perms[factor.group][tuple(_owners(factor, to))])
+            moved += digit * below
+        return start + moved
+    raise AssertionError("position outside of the axis")
+
+
+def _owners(units: Units, to: list[list[Mention]]) -> list[int]:
+    """Places of the ancestors, then of the unit itself, that belong to the mention noted last."""
+    trail, wanted = [to[-1][-1][1]], units.parent
+    axis, before = len(to) - 1, len(to[-1]) - 1
+    while wanted is not None:
+        axis, before = next(
+            (a, i)
+            for a in range(axis, -1, -1)
+            for i in range((before if a == axis else len(to[a])) - 1, -1, -1)
+            if to[a][i][0].group == wanted
+        )
+        found, place = to[axis][before]
+        trail.insert(0, place)
+        wanted = found.parent
+    return trail
+
+
+def _size(factor: object) -> int:
+    return axis_size(factor) if isinstance(factor, Axis) else int(factor.size)
