@@ -23,12 +23,11 @@ from torch import nn
 if TYPE_CHECKING:
     from alignkit.solution import Solution
     from alignkit.solver import Problem, Solver, Step
+    from alignkit.trace import Rule
 
 hookspec = pluggy.HookspecMarker("alignkit")
 hookimpl = pluggy.HookimplMarker("alignkit")
 
-TraceRule: TypeAlias = Callable[..., object]
-"""How one operator moves the units of its operands; see ``alignkit.trace`` for the arguments."""
 ModelSource: TypeAlias = Callable[[str], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
 """From the text after the colon to the model and the arguments and keywords of an example call."""
 
@@ -48,16 +47,17 @@ def alignkit_register_solvers() -> Iterable[type[Solver[Any]]]:
 
 
 @hookspec
-def alignkit_register_trace_rules() -> Mapping[str, TraceRule]:
+def alignkit_register_trace_rules() -> Mapping[str, Rule]:
     """Offer rules for operators that the tracer does not know. Called once, before the first trace.
 
-    Keys are operator names as torch prints them, such as ``"mylib::fold.default"``. The results of all
-    plugins are joined. If two packages claim one operator, neither rule is used and a warning names both.
-    What the operator touches then stays fixed, which is always safe::
+    Keys are operator names with their namespace: ``"mylib::fold"``, or ``"mylib::fold.default"`` for one
+    overload. A rule takes an `alignkit.trace.Call` and returns the layout of the result; it replaces a built-in
+    rule of the same name. The results of all plugins are joined. If two packages claim one operator, neither
+    rule is used and a warning names both; what the operator touches then stays fixed, which is always safe::
 
         @alignkit.hookimpl
         def alignkit_register_trace_rules():
-            return {"mylib::fold.default": fold_rule}
+            return {"mylib::fold": fold_rule}
     """
     return {}
 

@@ -15,16 +15,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 import alignkit.solvers as built_in_solvers  # now: a later import would hide the function `alignkit.solvers`
 from alignkit import hookspecs
 from alignkit.errors import AlignkitError, PluginError, SolverError, UsageError
-from alignkit.hookspecs import ModelSource, TraceRule
+from alignkit.hookspecs import ModelSource
 from alignkit.solver import Needs, Returns, Solver, SolverOptions
 from alignkit.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from alignkit.trace import Rule
 
 GROUP = "alignkit"
 """The entry-point group that plugins use."""
@@ -155,9 +158,9 @@ class Registry:
 
     # ------------------------------------------------------------------ other offers
 
-    def trace_rules(self) -> dict[str, TraceRule]:
+    def trace_rules(self) -> dict[str, Rule]:
         """Return all trace rules by operator; an operator that two packages claim is left out."""
-        rules: dict[str, TraceRule] = {}
+        rules: dict[str, Rule] = {}
         for operator, claims in self._rule_claims.items():
             if len(claims) == 1:
                 rules[operator] = claims[0][1]
@@ -260,8 +263,8 @@ class Registry:
         return self._claims("alignkit_register_solvers", _read_solvers)
 
     @cached_property
-    def _rule_claims(self) -> dict[str, list[tuple[str, TraceRule]]]:
-        return self._claims("alignkit_register_trace_rules", _read_callables)
+    def _rule_claims(self) -> dict[str, list[tuple[str, Rule]]]:
+        return self._claims("alignkit_register_trace_rules", _read_rules)
 
     @cached_property
     def _source_claims(self) -> dict[str, list[tuple[str, ModelSource]]]:
@@ -316,6 +319,15 @@ def _read_callables(answer: Any, package: str) -> Iterator[tuple[str, tuple[str,
         if not isinstance(name, str) or not callable(offered):
             raise PluginError(f"names must map to functions, found {name!r}: {offered!r}")
         yield name, (package, offered)
+
+
+def _read_rules(answer: Any, package: str) -> Iterator[tuple[str, tuple[str, Any]]]:
+    for name, offer in _read_callables(answer, package):
+        if "::" not in name:
+            raise PluginError(
+                f"operator {name!r} has no namespace, write it as 'aten::{name}' or 'mylib::{name}'"
+            )
+        yield name, offer
 
 
 def _warn(message: str) -> None:

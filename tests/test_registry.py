@@ -8,6 +8,7 @@ import warnings
 from importlib.metadata import Distribution, EntryPoint
 
 import pytest
+
 from alignkit.errors import PluginError, SolverError, UsageError
 from alignkit.hookspecs import hookimpl
 from alignkit.plugins import PluginWarning, Registry
@@ -277,7 +278,7 @@ def test_an_observer_that_raises_is_warned_about_once_and_others_still_hear():
     )
 
 
-def rule_plugin(**rules):
+def rule_plugin(rules):
     class Offering:
         @hookimpl
         def alignkit_register_trace_rules(self):
@@ -298,22 +299,28 @@ def source_plugin(**sources):
 def test_a_trace_rule_that_two_packages_claim_is_not_used(entry):
     registry = Registry(
         [
-            entry("one", "alignkit-one", rule_plugin(fold=lambda: 1, once=lambda: 2)),
-            entry("two", "alignkit-two", rule_plugin(fold=lambda: 3)),
+            entry("one", "alignkit-one", rule_plugin({"mylib::fold": lambda: 1, "mylib::once": lambda: 2})),
+            entry("two", "alignkit-two", rule_plugin({"mylib::fold": lambda: 3})),
         ]
     )
     with pytest.warns(
-        PluginWarning, match="alignkit-one 0.3 and alignkit-two 0.3 offer a trace rule for 'fold'"
+        PluginWarning, match="alignkit-one 0.3 and alignkit-two 0.3 offer a trace rule for 'mylib::fold'"
     ):
         rules = registry.trace_rules()
-    assert "once" in rules
-    assert "fold" not in rules
+    assert "mylib::once" in rules
+    assert "mylib::fold" not in rules
 
 
 def test_rules_have_to_be_functions(entry):
-    registry = Registry([entry("one", "alignkit-one", rule_plugin(fold=3))])
-    with pytest.warns(PluginWarning, match="names must map to functions, found 'fold': 3"):
+    registry = Registry([entry("one", "alignkit-one", rule_plugin({"mylib::fold": 3}))])
+    with pytest.warns(PluginWarning, match="names must map to functions, found 'mylib::fold': 3"):
         registry.trace_rules()
+
+
+def test_rules_need_a_namespace_so_that_one_bad_plugin_does_not_break_tracing(entry):
+    registry = Registry([entry("one", "alignkit-one", rule_plugin({"fold": lambda call: None}))])
+    with pytest.warns(PluginWarning, match="operator 'fold' has no namespace, write it as 'aten::fold'"):
+        assert registry.trace_rules() == {}
 
 
 def test_model_sources_are_found_by_name(entry):
