@@ -62,5 +62,3 @@ def _mix(block: Block, part: Tensor, soft: list[int], elements: Mapping[str, Ten
         operands += [matrix.reshape(*sizes, *sizes, size, size), [*places, *ancestors, count + at, at]]
     operands.append(result)
     return torch.einsum(*operands)
-
-

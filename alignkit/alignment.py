@@ -56,7 +56,10 @@ class Alignment:
         generator = torch.Generator().manual_seed(seed)
         return cls(
             graph,
-            {n: torch.rand(graph.perm_shape(n), generator=generator, dtype=torch.float64).argsort(-1) for n in graph.groups},
+            {
+                n: torch.rand(graph.perm_shape(n), generator=generator, dtype=torch.float64).argsort(-1)
+                for n in graph.groups
+            },
         )
 
     # ---------------------------------------------------------------- the group

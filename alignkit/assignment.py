@@ -7,6 +7,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import scipy.optimize
 import torch
 from jaxtyping import Float, Int
@@ -26,9 +27,7 @@ def available_backends() -> tuple[str, ...]:
     return (*(("lapx",) if importlib.util.find_spec("lap") else ()), "scipy")
 
 
-def linear_assignment(
-    similarity: Float[Tensor, "*batch n n"], backend: Backend = "auto"
-) -> Int[Tensor, "*batch n"]:
+def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend = "auto") -> Int[Tensor, "*batch n"]:
     """The permutation of the columns with the largest total similarity, for each matrix of a batch.
 
     Args:
@@ -68,16 +67,15 @@ def assignment_value(similarity: Float[Tensor, "*batch n n"], perm: Int[Tensor, 
     return similarity.gather(-1, perm.to(similarity.device)[..., None]).squeeze(-1).sum(-1)
 
 
-def _solve_scipy(similarity: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray:  # type: ignore[type-arg]
-    columns: np.ndarray = scipy.optimize.linear_sum_assignment(similarity, maximize=True)[1]  # type: ignore[type-arg]
+def _solve_scipy(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    columns: npt.NDArray[np.int64] = scipy.optimize.linear_sum_assignment(similarity, maximize=True)[1]
     return columns
 
 
-def _solve_lapx(similarity: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray:  # type: ignore[type-arg]
+def _solve_lapx(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     import lap
 
     if similarity.shape[-1] == 1:
         return np.zeros(1, dtype=np.int64)
-    _, rows, columns = lap.lapjvc(-similarity, return_cost=True)
-    result: np.ndarray = np.asarray(columns, dtype=np.int64)  # type: ignore[type-arg]
-    return result
+    columns: npt.NDArray[np.int64] = np.asarray(lap.lapjvc(-similarity, return_cost=False)[1], dtype=np.int64)
+    return columns

@@ -68,3 +68,7 @@ class TraceError(AlignkitError, ValueError):
 
 class UsageError(AlignkitError, ValueError):
     """A command line does not make sense."""
+
+
+class MissingExtraError(AlignkitError, ImportError):
+    """Something optional is not installed; the message gives the command that installs it."""

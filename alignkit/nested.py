@@ -16,7 +16,6 @@ from alignkit.assignment import assignment_value, linear_assignment
 from alignkit.graph.permutation_graph import PermutationGraph
 
 
-
 def split_pairs(similarity: Float[Tensor, "units units"], size: int) -> Float[Tensor, "p p n n"]:
     """Similarities of all units over all parents, as one matrix for each pair of parents."""
     parents = similarity.shape[0] // size

@@ -83,15 +83,15 @@ class Objective:
     def squares(self) -> float:
         """``|A|^2 + |B|^2``, the same for every alignment; integer buffers count as numbers too."""
         sides = (self.bound.a, self.bound.b)
-        return sum(float(torch.dot(v, v)) for side in sides for v in (t.detach().double().reshape(-1) for t in side.values()))
+        return sum(
+            float(torch.dot(v, v)) for side in sides for v in (t.detach().double().reshape(-1) for t in side.values())
+        )
 
     @cached_property
     def fixed_value(self) -> float:
         """``<A, B>`` over the tensors on which no group acts."""
         names = [name for name, node in self.graph.tensors.items() if not node.groups]
-        return sum(
-            float((self.bound.a[n].detach().double() * self.bound.b[n].detach().double()).sum()) for n in names
-        )
+        return sum(float((self.bound.a[n].detach().double() * self.bound.b[n].detach().double()).sum()) for n in names)
 
     def tensor_value(self, name: str, perms: Perms) -> float:
         """``<A, P # B>`` of one tensor on which groups act."""
@@ -187,7 +187,9 @@ class Objective:
         b = use.block.view(self.b[use.tensor])
         if use.others:
             dims = use.block.dims
-            known = {d.group: perms[d.group] for i, d in enumerate(dims) if d.group and i not in unknown and i != use.at}
+            known = {
+                d.group: perms[d.group] for i, d in enumerate(dims) if d.group and i not in unknown and i != use.at
+            }
             b = act_on_block(use.block, b, known, skip=unknown | {use.at})  # type: ignore[arg-type]
         order = (*use.chain, *use.rest)
         a, b = a.permute(order), b.permute(order)

@@ -91,7 +91,9 @@ class TreeObjective:
         branches = frozenset(self.branches(use))
         averaged = frozenset(average) | {i for i in use.rest if i not in branches and unknown(i)}
         known = {
-            d.group: perms[d.group] for i, d in enumerate(dims) if d.group and i in use.rest and i not in averaged | branches
+            d.group: perms[d.group]
+            for i, d in enumerate(dims)
+            if d.group and i in use.rest and i not in averaged | branches
         }
         a = use.block.view(self.objective.a[use.tensor])
         b = use.block.view(self.objective.b[use.tensor])

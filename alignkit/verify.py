@@ -146,9 +146,7 @@ def _guilty_groups(graph: PermutationGraph, runner: _Runner, tolerance: float, s
     return [name for name in graph.groups if not runner.error(only(alignment, frozenset((name,)))) <= tolerance]
 
 
-def _failure(
-    graph: PermutationGraph, guilty: list[str], error: float, tolerance: float, dtype: torch.dtype
-) -> str:
+def _failure(graph: PermutationGraph, guilty: list[str], error: float, tolerance: float, dtype: torch.dtype) -> str:
     measured = f"largest relative change {error:.2g}, tolerance {tolerance:.0e} in {str(dtype).removeprefix('torch.')}"
     if not guilty:
         return f"permuting all groups together changes the outputs, each alone does not ({measured})."

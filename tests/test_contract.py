@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from alignkit.alignment import Alignment
 from alignkit.plugins import Registry
 from alignkit.solver import Outcome, Problem, Returns, Solver, SolverOptions, Step

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from pydantic import Field
+from safetensors.torch import save_file
+
 from alignkit.alignment import Alignment
 from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverError, TaskError, WeightsError
 from alignkit.graph import PermutationGraph, PinnedAxis, Provenance
@@ -21,8 +24,6 @@ from alignkit.solver import Needs, Outcome, Solver, SolverOptions, Status, Step
 from alignkit.solvers.identity import Identity
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.testing import attention, convnet, independent_pair, mlp, planted_pair
-from pydantic import Field
-from safetensors.torch import save_file
 
 
 class SwapOptions(SolverOptions):

@@ -111,9 +111,7 @@ def fit_weights(
             continue
         tensor = weights[present[0]]
         if tuple(tensor.shape) != node.shape:
-            problems.append(
-                f"{node.name!r} has shape {tuple(tensor.shape)} in {label}, the graph says {node.shape}"
-            )
+            problems.append(f"{node.name!r} has shape {tuple(tensor.shape)} in {label}, the graph says {node.shape}")
             continue
         if tensor.layout != torch.strided:
             problems.append(f"{node.name!r} of {label} is {tensor.layout}; dense tensors are needed")
@@ -125,9 +123,7 @@ def fit_weights(
         if values and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             problems.append(f"{node.name!r} of {label} holds NaN or infinity")
         for other in present[1:]:
-            if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(
-                weights[other], tensor
-            ):
+            if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(weights[other], tensor):
                 problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
     return found
 

@@ -32,9 +32,7 @@ def mlp(like: Like) -> PermutationGraph:
     chain = _Chain("an MLP")
     for layer in _layers(like, "an MLP"):
         if layer.kind == "convolution":
-            raise chain.error(
-                layer, "is no linear layer; a network with convolutions is alignkit.graph.builders.cnn"
-            )
+            raise chain.error(layer, "is no linear layer; a network with convolutions is alignkit.graph.builders.cnn")
         chain.add(layer)
     return PermutationGraph.from_spec(chain.finish(), like)
 
@@ -113,9 +111,7 @@ def resnet(like: Like) -> PermutationGraph:
 
 def _add_block(chain: _Chain, path: str, members: list[_Layer]) -> None:
     """Add a residual block: its branch starts and ends on the stream, which a projection replaces."""
-    branch = [
-        layer for layer in members if layer.parent == path and layer.leaf not in ("downsample", "shortcut")
-    ]
+    branch = [layer for layer in members if layer.parent == path and layer.leaf not in ("downsample", "shortcut")]
     shortcut = [layer for layer in members if layer not in branch]
     stream, width = chain.units, chain.width
     if stream is None:
@@ -232,9 +228,7 @@ class _Chain:
 
     def _add_norm(self, layer: _Layer) -> None:
         if self.spatial and "bias" in layer.shapes and "running_mean" not in layer.shapes:
-            raise self.error(
-                layer, "has no running statistics, so it may be a GroupNorm, which ties channels together"
-            )
+            raise self.error(layer, "has no running statistics, so it may be a GroupNorm, which ties channels together")
         if self.units is None:
             text = "."
         elif layer.weight == (self.width,):
@@ -258,8 +252,7 @@ class _Chain:
     def finish(self) -> dict[str, str]:
         """The spec, with the outputs of the last layer fixed."""
         return {
-            name: " ".join("." if a == self.last else a for a in text.split(" "))
-            for name, text in self.spec.items()
+            name: " ".join("." if a == self.last else a for a in text.split(" ")) for name, text in self.spec.items()
         }
 
 

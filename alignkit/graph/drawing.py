@@ -62,18 +62,14 @@ def draw(graph: PermutationGraph, path: str | Path | None = None) -> Figure:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise AlignkitError(
-            'drawing needs matplotlib. Install it with pip install "alignkit[plot]".'
-        ) from error
+        raise AlignkitError('drawing needs matplotlib. Install it with pip install "alignkit[plot]".') from error
     figure = paint(graph)
     if path is not None:
         path = Path(path)
         form = path.suffix.removeprefix(".").lower()
         known = figure.canvas.get_supported_filetypes()
         if form not in known:
-            raise GraphError(
-                f"{path}: cannot tell the format of the picture. End its name in .png, .svg or .pdf."
-            )
+            raise GraphError(f"{path}: cannot tell the format of the picture. End its name in .png, .svg or .pdf.")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format=form)
     return figure
@@ -81,9 +77,7 @@ def draw(graph: PermutationGraph, path: str | Path | None = None) -> Figure:
 
 def _ids(graph: PermutationGraph) -> dict[str, str]:
     """Plain identifiers for the nodes, because names may hold any character."""
-    return {name: f"g{i}" for i, name in enumerate(graph.groups)} | {
-        n: f"t{i}" for i, n in enumerate(graph.tensors)
-    }
+    return {name: f"g{i}" for i, name in enumerate(graph.groups)} | {n: f"t{i}" for i, n in enumerate(graph.tensors)}
 
 
 def _size(graph: PermutationGraph, name: str) -> str:

@@ -19,9 +19,7 @@ from alignkit.errors import SpecError
 from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*"
-_TOKEN = re.compile(
-    rf"\s*(?:(?P<group>{_NAME}(?:\[{_NAME}\])?(?::\d+)?)|(?P<dot>\.)|(?P<mark>[()+]))", re.ASCII
-)
+_TOKEN = re.compile(rf"\s*(?:(?P<group>{_NAME}(?:\[{_NAME}\])?(?::\d+)?)|(?P<dot>\.)|(?P<mark>[()+]))", re.ASCII)
 _DEEPEST = 32
 _GROUP = re.compile(rf"(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?", re.ASCII)
 
@@ -42,9 +40,7 @@ def parse_layout(text: str, tensor: str = "") -> Layout:
         SpecError: The text does not follow the grammar; the message points at the place.
     """
     if not isinstance(text, str):
-        raise SpecError(
-            f"tensor {tensor!r}: a layout is a string such as 'h2 h1', found {type(text).__name__}."
-        )
+        raise SpecError(f"tensor {tensor!r}: a layout is a string such as 'h2 h1', found {type(text).__name__}.")
     return _Reader(text, tensor).layout()
 
 

@@ -87,10 +87,7 @@ class PermutationGraph:
         if unused := sorted(set(found) - set(parents)):
             raise GraphError(f"sizes= names groups that no layout mentions: {', '.join(map(repr, unused))}.")
         groups = {name: Group(name, found[name], parent) for name, parent in parents.items()}
-        tensors = {
-            name: TensorNode(name, f.names, f.shape, f.dtype, filled[name], f.role)
-            for name, f in facts.items()
-        }
+        tensors = {name: TensorNode(name, f.names, f.shape, f.dtype, filled[name], f.role) for name, f in facts.items()}
         return cls(tensors, groups, provenance)
 
     def spec(self) -> dict[str, str]:
@@ -197,9 +194,7 @@ class PermutationGraph:
         """A hash of groups and layouts: equal for two graphs exactly when alignments can be exchanged."""
         facts = {
             "groups": sorted((g.name, g.size, g.parent, g.kind) for g in self.groups.values()),
-            "tensors": sorted(
-                (sorted(t.names), list(t.shape), format_layout(t.layout)) for t in self.tensors.values()
-            ),
+            "tensors": sorted((sorted(t.names), list(t.shape), format_layout(t.layout)) for t in self.tensors.values()),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -298,9 +293,7 @@ def _layouts(spec: Mapping[str, str], facts: Mapping[str, TensorFacts]) -> dict[
     missing = [f for n, f in facts.items() if n not in layouts and f.shape]
     if missing:
         lines = "\n".join(f'    "{f.names[0]}": "{" ".join("." * len(f.shape))}",' for f in missing)
-        raise SpecError(
-            f"the spec says nothing about {len(missing)} tensors. If no group acts on them, add:\n{lines}"
-        )
+        raise SpecError(f"the spec says nothing about {len(missing)} tensors. If no group acts on them, add:\n{lines}")
     for name, f in facts.items():
         if not f.shape:
             layouts.setdefault(name, ())
@@ -366,14 +359,10 @@ def _check(graph: PermutationGraph) -> None:
         if group.size < 1:
             raise GraphError(f"group {name!r} has {group.size} units. Leave an empty group out.")
         if group.parent is not None and group.parent not in graph.groups:
-            raise GraphError(
-                f"group {name!r} is nested in {group.parent!r}, which is no group of this graph."
-            )
+            raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is no group of this graph.")
         if name in graph.tensors:
             raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
     for node in graph.tensors.values():
         for missing in node.groups - set(graph.groups):
-            raise GraphError(
-                f"tensor {node.name!r} mentions group {missing!r}, which is no group of this graph."
-            )
+            raise GraphError(f"tensor {node.name!r} mentions group {missing!r}, which is no group of this graph.")
         node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents

@@ -49,10 +49,7 @@ def paint(graph: PermutationGraph) -> Figure:
 
 def group_colours(graph: PermutationGraph) -> dict[str, tuple[float, float, float]]:
     """A colour for each group; hues of neighbours in the list are far apart."""
-    return {
-        name: colorsys.hls_to_rgb((0.58 + i * 0.381966) % 1, 0.45, 0.62)
-        for i, name in enumerate(graph.groups)
-    }
+    return {name: colorsys.hls_to_rgb((0.58 + i * 0.381966) % 1, 0.45, 0.62) for i, name in enumerate(graph.groups)}
 
 
 @dataclass
@@ -76,9 +73,7 @@ class _Sheet:
         self.lanes_at = self.boxes_at + boxes + 1.0
         columns = 1 + max([lane.column for lane in self.lanes.values()] or [0])
         self.names_at = self.lanes_at + columns * _LANE + 1.0
-        names = max(
-            [sum(len(text) + 3 for _, text in self._legend(new)) for new in self._new().values()] or [0]
-        )
+        names = max([sum(len(text) + 3 for _, text in self._legend(new)) for new in self._new().values()] or [0])
         self.width = max(self.names_at + names, len(self._heading()) + 2.0, 60.0) + 1.0
 
     def _new(self) -> dict[int, list[str]]:
@@ -124,9 +119,7 @@ class _Sheet:
             if block != last:
                 shade, last = not shade, block
             if shade:
-                axes.add_patch(
-                    Rectangle((0, at - 0.5), self.width, 1, facecolor=_BAND, edgecolor="none", zorder=0)
-                )
+                axes.add_patch(Rectangle((0, at - 0.5), self.width, 1, facecolor=_BAND, edgecolor="none", zorder=0))
 
     def _draw_lanes(self, axes: Axes) -> None:
         for lane in self.lanes.values():
@@ -157,9 +150,7 @@ class _Sheet:
             x += width
 
     def _cell(self, axes: Axes, x: float, y: int, width: float, face: object, edge: str, order: int) -> None:
-        axes.add_patch(
-            Rectangle((x, y - 0.4), width, 0.8, facecolor=face, edgecolor=edge, linewidth=0.6, zorder=order)
-        )
+        axes.add_patch(Rectangle((x, y - 0.4), width, 0.8, facecolor=face, edgecolor=edge, linewidth=0.6, zorder=order))
 
 
 def _write(axes: Axes, x: float, y: float, text: str, colour: object = _INK, **font: Any) -> None:

@@ -81,20 +81,14 @@ def _build(nodes: list[dict[str, Any]], provenance: Mapping[str, Any]) -> Permut
     shapes = {name: tuple(node["shape"]) for name, node in tensors.items()}
     for name, layout in layouts.items():
         if len(layout) != len(shapes[name]):
-            raise SpecError(
-                f"tensor {name!r} has {len(shapes[name])} axes, but its layout has {len(layout)}."
-            )
+            raise SpecError(f"tensor {name!r} has {len(shapes[name])} axes, but its layout has {len(layout)}.")
         for unit in (unit for axis in layout for unit in axis.units()):
             if unit.group not in groups or groups[unit.group].parent != unit.parent:
-                raise SpecError(
-                    f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none."
-                )
+                raise SpecError(f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none.")
     filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
     return PermutationGraph(
         {
-            name: TensorNode(
-                name, tuple(node["names"]), shapes[name], node["dtype"], filled[name], node["role"]
-            )
+            name: TensorNode(name, tuple(node["names"]), shapes[name], node["dtype"], filled[name], node["role"])
             for name, node in tensors.items()
         },
         groups,

@@ -154,7 +154,9 @@ def _mismatch(tensor: str, index: int, axis: Axis, size: int, open_groups: set[s
     hint = ""
     groups = list(dict.fromkeys(u.group for u in axis.units()))
     if len(groups) == 1 and found and size % found == 0:
-        hint = f" Is a flatten between them? Then say how many positions each unit owns: '({groups[0]} {size // found})'."
+        hint = (
+            f" Is a flatten between them? Then say how many positions each unit owns: '({groups[0]} {size // found})'."
+        )
     return (
         f"tensor {tensor!r}, axis {index} has size {size}, but {text!r} makes {found}{_describe(axis, table.sizes)}"
         f"{' (' + ', '.join(dict.fromkeys(places)) + ')' if places else ''}.{hint}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import alignkit
 import torch
+from torch import Tensor
+
+import alignkit
 from alignkit import Alignment, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
 from alignkit.solver import Report
-from torch import Tensor
 
 
 class GreedyMatching(Solver[SolverOptions]):

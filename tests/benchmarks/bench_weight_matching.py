@@ -129,7 +129,10 @@ def rows(pairs: list[Any], task: Any) -> Iterator[Row]:
 
     yield in_process("identity", unaligned, pairs, task)
     yield in_process(
-        "reference, written plainly", lambda a, b: plain_reference(a.state_dict(), b.state_dict(), 0), pairs, task
+        "reference, written plainly",
+        lambda a, b: plain_reference(a.state_dict(), b.state_dict(), 0),
+        pairs,
+        task,
     )
     yield in_process("weight_matching", ours(), pairs, task)
     yield in_process("weight_matching, 10 restarts", ours(restarts=10), pairs, task)

@@ -34,7 +34,9 @@ def mnist(part: str) -> tuple[Tensor, Tensor]:
     """Images as float32 ``[n, 784]``, normalised, and labels as int64 ``[n]``; part is "train" or "t10k"."""
     folder = mnist_folder()
     if folder is None:
-        raise SystemExit("Set ALIGNKIT_DATA to a folder with mnist/train-images-idx3-ubyte.gz and its three companions.")
+        raise SystemExit(
+            "Set ALIGNKIT_DATA to a folder with mnist/train-images-idx3-ubyte.gz and its three companions."
+        )
     images = read_idx(folder / f"{part}-images-idx3-ubyte.gz").float().reshape(-1, 784) / 255
     return (images - 0.1307) / 0.3081, read_idx(folder / f"{part}-labels-idx1-ubyte.gz").long()
 

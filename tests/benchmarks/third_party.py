@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 sys.path.insert(0, sys.argv[2])
 
-import networks  # noqa: E402
-import safetensors.torch  # noqa: E402
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import networks
+import safetensors.torch
+import torch
+from torch import nn
 
 WIDTHS = (784, 128, 128, 128, 10)
 
@@ -55,7 +55,10 @@ def run_sinkhorn(a: nn.Module, b: nn.Module) -> nn.Module:
     return result
 
 
-RUNS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {"rebasin": run_rebasin, "sinkhorn": run_sinkhorn}
+RUNS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
+    "rebasin": run_rebasin,
+    "sinkhorn": run_sinkhorn,
+}
 
 
 def main() -> None:

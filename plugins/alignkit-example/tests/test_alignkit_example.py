@@ -8,10 +8,11 @@ from typing import ClassVar
 import alignkit_example
 import pytest
 import torch
+from alignkit_example import GreedyMatching, greedy_assignment
+
 from alignkit.plugins import Registry, solvers
 from alignkit.solve import solve
 from alignkit.testing import SolverContract, mlp, planted_pair
-from alignkit_example import GreedyMatching, greedy_assignment
 
 
 class TestGreedyMatching(SolverContract):
