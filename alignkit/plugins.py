@@ -93,9 +93,7 @@ class Registry:
         disabled: Entry-point or package names to leave out. By default those in ``ALIGNKIT_DISABLE_PLUGINS``.
     """
 
-    def __init__(
-        self, entries: Iterable[EntryPoint] | None = None, *, disabled: Iterable[str] | None = None
-    ) -> None:
+    def __init__(self, entries: Iterable[EntryPoint] | None = None, *, disabled: Iterable[str] | None = None) -> None:
         self.manager = pluggy.PluginManager("alignkit")
         self.manager.add_hookspecs(hookspecs)
         self.broken: list[BrokenPlugin] = []
@@ -111,9 +109,7 @@ class Registry:
         for entry in entry_points(group=GROUP) if entries is None else entries:
             self._load(entry, unwanted)
 
-    def register(
-        self, plugin: object, *, name: str | None = None, package: str = "registered by hand"
-    ) -> str:
+    def register(self, plugin: object, *, name: str | None = None, package: str = "registered by hand") -> str:
         """Add a module or object that implements hooks, and return the name that it is registered under.
 
         Raises:
@@ -171,9 +167,7 @@ class Registry:
 
     def model_sources(self) -> dict[str, ModelSource]:
         """Return all model sources that can be used by name."""
-        return {
-            name: claims[0][1] for name, claims in sorted(self._source_claims.items()) if len(claims) == 1
-        }
+        return {name: claims[0][1] for name, claims in sorted(self._source_claims.items()) if len(claims) == 1}
 
     def model_source(self, name: str) -> ModelSource:
         """Return the model source of that name.
@@ -324,9 +318,7 @@ def _read_callables(answer: Any, package: str) -> Iterator[tuple[str, tuple[str,
 def _read_rules(answer: Any, package: str) -> Iterator[tuple[str, tuple[str, Any]]]:
     for name, offer in _read_callables(answer, package):
         if "::" not in name:
-            raise PluginError(
-                f"operator {name!r} has no namespace, write it as 'aten::{name}' or 'mylib::{name}'"
-            )
+            raise PluginError(f"operator {name!r} has no namespace, write it as 'aten::{name}' or 'mylib::{name}'")
         yield name, offer
 
 

@@ -130,9 +130,7 @@ def _headline(solution: Solution) -> list[str]:
         solution.status.value + (f" {solution.detail}" if solution.detail else ""),
     ]
     for i, stage in enumerate(solution.stages, 1):
-        lines.append(
-            f"  stage {i}, {stage.solver}: {stage.objective_init:.6g} -> {stage.objective_after:.6g}"
-        )
+        lines.append(f"  stage {i}, {stage.solver}: {stage.objective_init:.6g} -> {stage.objective_after:.6g}")
     if not any(solution.moved.values()):
         lines.append(_why_nothing_moved(solution))
     return lines

@@ -33,9 +33,7 @@ def write_solution(solution: Solution, path: Path) -> None:
         "graph": solution.graph.fingerprint,
         "solution": _facts(solution),
     }
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(solution, "").items()
-    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(solution, "").items()}
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
 
@@ -94,13 +92,9 @@ def _solution(
 ) -> Solution:
     def under(part: str) -> dict[str, Tensor]:
         start = f"{prefix}{part}/"
-        return {
-            name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)
-        }
+        return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
-    stages = (
-        _solution(stage, tensors, f"{prefix}stages/{i}/", graph) for i, stage in enumerate(facts["stages"])
-    )
+    stages = (_solution(stage, tensors, f"{prefix}stages/{i}/", graph) for i, stage in enumerate(facts["stages"]))
     return Solution(
         alignment=Alignment(graph, under("perms")),
         status=Status[facts["status"]],

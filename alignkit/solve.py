@@ -102,11 +102,7 @@ def build_solvers(
         if isinstance(stage, Solver):
             built.append(stage)
             continue
-        known = (
-            options
-            if len(to_build) == 1
-            else {k: v for k, v in options.items() if k in stage.Options.model_fields}
-        )
+        known = options if len(to_build) == 1 else {k: v for k, v in options.items() if k in stage.Options.model_fields}
         built.append(stage(**known) if seed is None else stage(**known, seed=seed))
     return built
 
@@ -124,14 +120,11 @@ def _split(part: object, registry: Registry) -> list[type[Solver[Any]] | Solver[
         return [part]
     if not isinstance(part, str):
         raise SolverError(
-            "solver= takes a name, a Solver class, a Solver instance or a chain of them, "
-            f"not {type(part).__name__}."
+            f"solver= takes a name, a Solver class, a Solver instance or a chain of them, not {type(part).__name__}."
         )
     names = [name.strip() for name in part.split(">")]
     if "" in names:
-        raise SolverError(
-            f"solver={part!r} has an empty stage. A chain is written 'first > second', one name a stage."
-        )
+        raise SolverError(f"solver={part!r} has an empty stage. A chain is written 'first > second', one name a stage.")
     return [registry.solver(name) for name in names]
 
 
@@ -140,8 +133,7 @@ def _check_no_option_left(
 ) -> None:
     if options and not to_build:
         raise SolverError(
-            f"solver={named[0]!r} is ready to use and takes no more options: "
-            f"give {', '.join(options)} to its class."
+            f"solver={named[0]!r} is ready to use and takes no more options: give {', '.join(options)} to its class."
         )
     if len(to_build) < 2:  # one class says by itself, and better, which of its options are wrong
         return
@@ -180,9 +172,7 @@ def _start(graph: PermutationGraph, init: object) -> Alignment | None:
     if not isinstance(start, Alignment):
         raise SolverError(f"init= takes a Solution or an Alignment, not {type(init).__name__}.")
     if start.graph != graph:
-        raise AlignmentError(
-            "init= belongs to another graph than the one that is solved. Solve its own graph first."
-        )
+        raise AlignmentError("init= belongs to another graph than the one that is solved. Solve its own graph first.")
     return start
 
 
@@ -222,9 +212,7 @@ def _run(problem: Problem, solver: Solver[Any], registry: Registry, throw: bool)
     if throw and solution.status.failed:
         if isinstance(cause, AlignkitError):
             raise cause
-        raise SolverError(
-            f"solver {solver.name!r} failed. {solution.status.value} {detail}".rstrip()
-        ) from cause
+        raise SolverError(f"solver {solver.name!r} failed. {solution.status.value} {detail}".rstrip()) from cause
     return solution
 
 

@@ -63,9 +63,7 @@ class Needs:
     def check(self, problem: Problem, solver: str) -> None:
         """Raise a `SolverError` that says what to pass when something is missing."""
         if self.task and problem.task is None:
-            raise SolverError(
-                f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss)."
-            )
+            raise SolverError(f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss).")
         if self.modules and (problem.bound.module_a is None or problem.bound.module_b is None):
             raise SolverError(
                 f"solver {solver!r} runs both models: bind modules instead of state dicts or files, "
@@ -98,9 +96,7 @@ class Status(Enum):
         "another solver's result: init=alignkit.solve(pair)."
     )
     FAILED = "The solver raised an error. The alignment that it started from was kept."
-    INVALID = (
-        "The solver returned something that is no alignment of this graph. The one it started from was kept."
-    )
+    INVALID = "The solver returned something that is no alignment of this graph. The one it started from was kept."
 
     @property
     def failed(self) -> bool:
@@ -209,9 +205,7 @@ class Solver(ABC, Generic[OptionsT]):
                 cls.Options = arguments[0]
 
     def __init__(self, **options: Any) -> None:
-        self.options = cast(
-            OptionsT, checked_options(self.name or type(self).__name__, self.Options, options)
-        )
+        self.options = cast(OptionsT, checked_options(self.name or type(self).__name__, self.Options, options))
 
     @abstractmethod
     def solve(self, problem: Problem, report: Report) -> Outcome:
@@ -244,9 +238,7 @@ def checked_options(solver: str, kind: type[SolverOptions], values: Mapping[str,
         ) from error
 
 
-def _complaint(
-    kind: type[SolverOptions], sort: str, place: tuple[int | str, ...], message: str, value: object
-) -> str:
+def _complaint(kind: type[SolverOptions], sort: str, place: tuple[int | str, ...], message: str, value: object) -> str:
     option = ".".join(str(part) for part in place)
     if sort == "extra_forbidden":
         return f"there is no option {option!r}.{did_you_mean(option, kind.model_fields)}"

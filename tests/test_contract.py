@@ -36,9 +36,7 @@ def test_the_graphs_of_the_problems_hold_and_answers_are_right(build):
     assert all(torch.equal(tensor, aligned[name]) for name, tensor in pair.a.state_dict().items())
     noisy = planted_pair(build(), seed=3, noise=0.1).bind()
     assert (
-        0
-        < Problem(noisy).objective.distance2(pair.answer)
-        < Problem(noisy).objective.distance2(Problem(noisy).start)
+        0 < Problem(noisy).objective.distance2(pair.answer) < Problem(noisy).objective.distance2(Problem(noisy).start)
     )
 
 
@@ -132,9 +130,7 @@ def test_each_law_catches_a_solver_that_breaks_it(solver, test):
 
 
 def test_a_gap_that_names_no_test_is_refused():
-    with pytest.raises(
-        TypeError, match=r"no test 'test_swap_gives_inverses'\. Did you mean 'test_swap_gives_inverse'"
-    ):
+    with pytest.raises(TypeError, match=r"no test 'test_swap_gives_inverses'\. Did you mean 'test_swap_gives_inverse'"):
         type("Contract", (SolverContract,), {"known_gaps": {"test_swap_gives_inverses": "typo"}})
 
 

@@ -216,9 +216,7 @@ def test_two_packages_with_one_solver_name_are_both_named_and_the_rest_works(ent
 
 
 def test_two_packages_with_one_entry_point_name_are_both_loaded(entry):
-    points = [
-        entry("fast", f"alignkit-{name}", plugin_offering(solver_class(name))) for name in ("left", "right")
-    ]
+    points = [entry("fast", f"alignkit-{name}", plugin_offering(solver_class(name))) for name in ("left", "right")]
     assert {"left", "right"} <= set(Registry(points).solvers())
 
 
@@ -273,9 +271,7 @@ def test_an_observer_that_raises_is_warned_about_once_and_others_still_hear():
             registry.notify("alignkit_solve_step", problem=None, solver=None, step=step)
     assert good.seen == bad.seen == [0, 1, 2]
     assert len(warned) == 1
-    assert "observer 'bad' (registered by hand) raised in alignkit_solve_step: ValueError: oh" in str(
-        warned[0].message
-    )
+    assert "observer 'bad' (registered by hand) raised in alignkit_solve_step: ValueError: oh" in str(warned[0].message)
 
 
 def rule_plugin(rules):

@@ -109,9 +109,7 @@ def test_a_graph_with_two_models_is_bound_on_the_way(pair):
     assert bound.alignment == direct.alignment == from_dicts.alignment
 
 
-@pytest.mark.parametrize(
-    "solver", ["swaps", Swaps, Swaps(), ["swaps"]], ids=["name", "class", "instance", "sequence"]
-)
+@pytest.mark.parametrize("solver", ["swaps", Swaps, Swaps(), ["swaps"]], ids=["name", "class", "instance", "sequence"])
 def test_all_ways_to_name_a_solver_are_the_same(pair, registry, solver):
     solution = solve(pair.bind(), solver=solver, registry=registry)
     assert solution.alignment == solve(pair.bind(), solver="swaps", registry=registry).alignment
@@ -184,9 +182,7 @@ def test_a_chain_ends_at_the_stage_that_fails(pair, registry):
 
 
 def test_a_solver_that_raises_is_named_with_its_reason(pair, registry):
-    with pytest.raises(
-        SolverError, match=r"solver 'fails' failed.*RuntimeError: the matrix is singular"
-    ) as caught:
+    with pytest.raises(SolverError, match=r"solver 'fails' failed.*RuntimeError: the matrix is singular") as caught:
         solve(pair.bind(), solver="fails", registry=registry)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -508,9 +504,7 @@ def test_soft_alignments_are_kept(architecture, tmp_path):
     solution.save(tmp_path / "soft.safetensors")
     read = Solution.load(tmp_path / "soft.safetensors", pair.graph)
     assert read.soft.round() == solution.alignment
-    assert all(
-        torch.equal(matrix, read.soft.matrices[name]) for name, matrix in solution.soft.matrices.items()
-    )
+    assert all(torch.equal(matrix, read.soft.matrices[name]) for name, matrix in solution.soft.matrices.items())
 
 
 def test_a_failed_solution_can_be_kept_too(pair, registry, tmp_path):

@@ -47,9 +47,7 @@ class SolverContract:
         tests = [name for name in dir(cls) if name.startswith("test_")]
         for name in cls.known_gaps:
             if name not in tests:
-                raise TypeError(
-                    f"{cls.__name__}.known_gaps: there is no test {name!r}.{did_you_mean(name, tests)}"
-                )
+                raise TypeError(f"{cls.__name__}.known_gaps: there is no test {name!r}.{did_you_mean(name, tests)}")
 
     @pytest.fixture(autouse=True)
     def _expect_known_gaps(self, request: pytest.FixtureRequest) -> None:
@@ -78,9 +76,7 @@ class SolverContract:
             for group, perm in found.alignment.perms.items():
                 ordered = torch.arange(perm.shape[-1]).expand(perm.shape)
                 assert torch.equal(perm.sort(-1).values, ordered), f"{pair}: group {group} is no permutation"
-            assert all(math.isfinite(step.objective) for step in found.history), (
-                f"{pair}: a step is not finite"
-            )
+            assert all(math.isfinite(step.objective) for step in found.history), f"{pair}: a step is not finite"
 
     def test_function_is_preserved(self) -> None:
         """Aligned B computes what B computes."""
@@ -104,15 +100,11 @@ class SolverContract:
         """A soft alignment is there when promised, and doubly stochastic."""
         for pair in self.pairs(planted=False):
             soft = self.solved(pair).soft
-            assert (soft is not None) == self.solver.returns.soft, (
-                f"{pair}: returns.soft is {self.solver.returns.soft}"
-            )
+            assert (soft is not None) == self.solver.returns.soft, f"{pair}: returns.soft is {self.solver.returns.soft}"
             for group, matrix in soft.matrices.items() if soft else ():
                 for axis in (-1, -2):
                     sums = matrix.double().sum(axis)
-                    assert torch.allclose(sums, torch.ones_like(sums), atol=1e-3), (
-                        f"{pair}: {group}, axis {axis}"
-                    )
+                    assert torch.allclose(sums, torch.ones_like(sums), atol=1e-3), f"{pair}: {group}, axis {axis}"
 
     # ------------------------------------------------------------------ symmetries
 
@@ -122,9 +114,7 @@ class SolverContract:
             left, right = (Alignment.random(pair.graph, seed) for seed in (11, 12))
             shuffled = Pair(pair.name, pair.architecture, pair.graph, left.apply(pair.a), right.apply(pair.b))
             expected = left @ self.solved(pair).alignment @ right.inverse()
-            assert self.solved(shuffled).alignment == expected, (
-                f"{pair}: the answer depends on the order of the units"
-            )
+            assert self.solved(shuffled).alignment == expected, f"{pair}: the answer depends on the order of the units"
 
     def test_swap_gives_inverse(self) -> None:
         """Aligning A to B is the inverse of aligning B to A."""
@@ -157,14 +147,10 @@ class SolverContract:
             kept = copy.deepcopy((pair.a, pair.b)), {name: perm.clone() for name, perm in init.perms.items()}
             random_state = torch.get_rng_state()
             self.solved(pair, init=init)
-            assert torch.equal(torch.get_rng_state(), random_state), (
-                f"{pair}: the global random state was used"
-            )
+            assert torch.equal(torch.get_rng_state(), random_state), f"{pair}: the global random state was used"
             for before, after in zip(kept[0], (pair.a, pair.b), strict=True):
                 assert_same_module(before, after, str(pair))
-            assert all(torch.equal(perm, init.perms[group]) for group, perm in kept[1].items()), (
-                f"{pair}: init changed"
-            )
+            assert all(torch.equal(perm, init.perms[group]) for group, perm in kept[1].items()), f"{pair}: init changed"
 
     def test_options_are_frozen_and_checked(self) -> None:
         """Options cannot be changed later, and a mistyped one gets a suggestion."""
@@ -255,7 +241,5 @@ def assert_same_module(before: nn.Module, after: nn.Module, where: str) -> None:
     old, new = before.state_dict(keep_vars=True), after.state_dict(keep_vars=True)
     for name, tensor in old.items():
         assert torch.equal(tensor, new[name]), f"{where}: {name} was changed"
-        assert tensor.requires_grad == new[name].requires_grad, (
-            f"{where}: requires_grad of {name} was changed"
-        )
+        assert tensor.requires_grad == new[name].requires_grad, f"{where}: requires_grad of {name} was changed"
         assert new[name].grad is None, f"{where}: {name} was given a gradient"

@@ -95,9 +95,7 @@ def planted_pair(architecture: Architecture, *, seed: int = 0, noise: float = 0.
                 if tensor.is_floating_point():
                     mixed = tensor + noise * fresh[name]
                     tensor.copy_(mixed.abs() if name.endswith("running_var") else mixed)
-    return Pair(
-        f"{architecture.name}, noise {noise:g}, seed {seed}", architecture, graph, a, b, shuffle.inverse()
-    )
+    return Pair(f"{architecture.name}, noise {noise:g}, seed {seed}", architecture, graph, a, b, shuffle.inverse())
 
 
 def independent_pair(architecture: Architecture, *, seed: int = 0) -> Pair:
@@ -179,8 +177,7 @@ class _Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch tokens 4"]) -> Float[Tensor, "batch tokens 3"]:
         x = self.embed(x)
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.qkv(self.norm(x)).chunk(3, dim=-1)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, dim=-1)
         )
         x = x + self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
         out: Tensor = self.read(x + self.down(gelu(self.up(x))))
