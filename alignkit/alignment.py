@@ -217,7 +217,8 @@ def _checked(graph: PermutationGraph, perms: Mapping[str, Tensor]) -> dict[str, 
         perm = perm.detach().to("cpu", torch.int64)
         if not torch.equal(perm.sort(-1).values, _identity_perm(shape)):
             raise AlignmentError(
-                f"the indices of group {name!r} are no permutation of 0 .. {shape[-1] - 1}: an index is missing or twice there."
+                f"the indices of group {name!r} are no permutation of 0 .. {shape[-1] - 1}: an index is missing or "
+                "there twice."
             )
         checked[name] = perm
     return checked

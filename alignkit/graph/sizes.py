@@ -25,7 +25,8 @@ class SizeTable:
         if known != size:
             raise ShapeMismatchError(
                 f"group {group!r} has {known} units ({self.origin[group]}) but {size} ({origin}). If a flatten stands "
-                f"between them, say how many positions each unit owns: '({group} {max(known, size) // min(known, size)})'."
+                f"between them, say how many positions each unit owns: "
+                f"'({group} {max(known, size) // min(known, size)})'."
             )
 
 

@@ -36,7 +36,7 @@ State = dict[str, Tensor]
 
 
 def plain_reference(a: State, b: State, seed: int) -> State:
-    """[Ainsworth23], Algorithm 1, for a linear chain: random order of layers, each recomputed in full, until none moves."""
+    """[Ainsworth23], Algorithm 1, for a linear chain: layers in random order, each in full, until none moves."""
     weights = [n for n in a if n.endswith("weight")]
     biases = [n.replace("weight", "bias") for n in weights]
     perms = [np.arange(len(a[n])) for n in weights[:-1]]

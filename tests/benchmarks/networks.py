@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -44,7 +45,7 @@ def mnist(part: str) -> tuple[Tensor, Tensor]:
 def mlp(widths: tuple[int, ...]) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for left, right in zip(widths[:-1], widths[1:], strict=True):
+    for left, right in itertools.pairwise(widths):
         layers += [nn.Linear(left, right), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
