@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from alignkit.batches import Batch, Batches, tensors_in
 from alignkit.errors import AlignkitError, TaskError
@@ -78,6 +78,8 @@ class Task:
         device: torch.device | str | None = None,
         chunk: int | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TaskError(f"model is a {type(model).__name__}: a task needs the nn.Module itself.")
         self.device = torch.device(device) if device is not None else _device_of(model)
         self.batches: Iterable[Batch] = Batches(batches, chunk)
         self.loss = _measure("loss", loss, LOSSES)
@@ -220,7 +222,9 @@ class Task:
                 start += part.size
         if self.metric is None:
             return [TaskResult(float(loss) / samples, None, samples) for loss in losses]
-        return [TaskResult(float(x) / samples, float(y) / samples, samples) for x, y in zip(losses, metrics, strict=True)]
+        return [
+            TaskResult(float(x) / samples, float(y) / samples, samples) for x, y in zip(losses, metrics, strict=True)
+        ]
 
     def _attempt(self, forward: Forward, part: Batch, count: int) -> tuple[Tensor, Tensor] | None:
         """Losses and metrics ``[count]`` of one chunk, or None after making the chunk smaller."""
@@ -253,7 +257,7 @@ class Task:
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of logits ``[n, classes, ...]`` against classes ``[n, ...]`` or probabilities."""
-    return F.cross_entropy(outputs, targets)
+    return functional.cross_entropy(outputs, targets)
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -262,7 +266,7 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
         raise TaskError(
             f"mse: outputs have shape {list(outputs.shape)}, targets {list(targets.shape)}. Reshape one of them."
         )
-    return F.mse_loss(outputs, targets)
+    return functional.mse_loss(outputs, targets)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -327,8 +331,6 @@ def _device_of(model: nn.Module) -> torch.device:
 
 def _architecture(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy in eval mode whose parameters take no memory and whose other buffers are on the device."""
-    if not isinstance(model, nn.Module):
-        raise TaskError(f"model is a {type(model).__name__}: a task needs the nn.Module itself.")
     empty = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         for parameter in model.parameters()

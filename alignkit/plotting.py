@@ -1,0 +1,112 @@
+"""Pictures. matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from alignkit.errors import MissingExtraError, TaskError
+from alignkit.weights import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from alignkit.evaluate import Interpolation
+
+PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
+"""Colours that stay apart for colour-blind readers ([Okabe02]), in the order of the lines."""
+STYLES = ("-", "--", "-.", ":")
+"""Line styles, so that lines of one shape stay apart where they cover each other."""
+
+
+def plot_interpolations(
+    lines: Iterable[Interpolation],
+    target: str | PathLike[str] | Axes | None = None,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Draw several interpolations in one picture: losses, and beside them the metric if every line has one.
+
+    Args:
+        lines: What to draw; ``label`` names each in the legend.
+        target: A file to write (its suffix gives the format; written whole or not at all), matplotlib axes on which
+            only the losses are drawn, or None for a new figure.
+        title: Text above the picture.
+
+    Returns:
+        The figure.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        TaskError: There is nothing to draw, or the suffix is not that of a picture.
+    """
+    drawn = list(lines)
+    if not drawn:
+        raise TaskError("there is no interpolation to draw.")
+    figure_class = _figure_class()
+    if target is not None and not isinstance(target, (str, PathLike)):
+        _draw(target, drawn, "loss", [line.losses for line in drawn])
+        target.legend(frameon=False)
+        return cast("Figure", target.figure)
+    metrics = [line.metrics for line in drawn if line.metrics is not None]
+    figure = _new_figure(figure_class, target, panels=2 if len(metrics) == len(drawn) else 1)
+    _draw(figure.axes[0], drawn, "loss", [line.losses for line in drawn])
+    if len(figure.axes) > 1:
+        _draw(figure.axes[1], drawn, drawn[0].metric_name or "metric", metrics)
+    figure.axes[0].legend(frameon=False)
+    if title:
+        figure.suptitle(title)
+    if target is not None:
+        save_figure(figure, target)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
+    """Write a figure to a file, whole or not at all.
+
+    Raises:
+        TaskError: The suffix is not that of a picture.
+        WeightsError: The folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    kind = path.suffix.lstrip(".").lower()
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if kind not in known:
+        raise TaskError(f"{path}: a picture cannot be written as {path.suffix!r}. Known: {', '.join(known)}.")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=110)
+
+
+def _figure_class() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError('pictures need matplotlib: pip install "alignkit[plot]"') from error
+    return Figure
+
+
+def _new_figure(figure_class: type[Figure], target: object, panels: int) -> Figure:
+    size = (4.6 * panels, 3.4)
+    if target is None:  # known to pyplot, so that notebooks and plt.show() find it
+        from matplotlib import pyplot
+
+        figure = pyplot.figure(figsize=size, layout="constrained")
+    else:
+        figure = figure_class(figsize=size, layout="constrained")
+    figure.subplots(1, panels)
+    return figure
+
+
+def _draw(axes: Axes, lines: Sequence[Interpolation], name: str, values: Sequence[Sequence[float]]) -> None:
+    for index, (line, heights) in enumerate(zip(lines, values, strict=True)):
+        colour, style = PALETTE[index % len(PALETTE)], STYLES[index % len(STYLES)]
+        label = line.label or f"line {index + 1}"
+        axes.plot(line.lambdas, heights, style, color=colour, label=label, linewidth=1.8)
+    axes.set_xlabel("lambda: from A (0) to B (1)")
+    axes.set_ylabel(name)
+    axes.set_xlim(0, 1)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
