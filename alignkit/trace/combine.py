@@ -42,14 +42,14 @@ def unify(c: Constraints, shape: Sequence[int], layouts: Sequence[Layout]) -> La
         for axis, dim in enumerate(block.span):
             if dim in fixed and dim in block.dims:
                 c.fix_axis(block.atoms, axis)
-    kept = settle(c, shape, blocks)
+    kept = settle(c, shape, blocks, fixed)
     for block in kept:
         c.colour(block.atoms)
     return Layout.of(shape, uniform, kept)
 
 
-def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block]) -> list[Block]:
-    """Reconcile blocks of several tensors until each dimension has one owner."""
+def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block], fixed: Collection[int] = ()) -> list[Block]:
+    """Reconcile blocks of several tensors until each dimension has one owner. Positions along `fixed` dimensions do not move."""
     kept: list[Block] = []
     queue = list(blocks)
     while queue:
@@ -58,7 +58,7 @@ def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block]) -> lis
             if not set(block.dims) & set(other.dims):
                 continue
             if set(block.dims) == set(other.dims):
-                kept[index] = _same_dims(c, shape, other, block)
+                kept[index] = _same_dims(c, shape, other, block, fixed)
             elif set(block.span) <= set(other.span) and set(block.dims) <= set(other.dims):
                 c.relate(other.atoms, block.over(other.span))
             else:
@@ -70,11 +70,16 @@ def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block]) -> lis
     return kept
 
 
-def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block) -> Block:
+def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block, fixed: Collection[int]) -> Block:
     """Reconcile two blocks that own the same dimensions."""
     if a.context == b.context:
         c.merge(a.atoms, b.atoms)
         return a
+    for coarse, fine in ((a, b), (b, a)):
+        # Rows that stay where they are, as positions of a sequence do, need no units of their own.
+        if set(coarse.context) < set(fine.context) and set(fine.context) - set(coarse.context) <= set(fixed):
+            c.merge(fine.atoms, coarse.over(fine.span))
+            return coarse
     if set(b.context) < set(a.context):
         c.relate(a.atoms, b.over(a.span))
         return a

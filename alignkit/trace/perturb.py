@@ -1,0 +1,60 @@
+"""Making a model's weights tell: freshly initialised ones can hide a wrong symmetry."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_SPREAD = 0.2
+"""Standard deviation of what is added to tensors with one value everywhere, and to biases."""
+
+
+def perturbed(model: Module, seed: int = 0) -> Module:
+    """Return a copy of a model in which no two units look alike.
+
+    A permutation of units that all have the same norm weight, bias or running statistics changes nothing, right or wrong; neither
+    does one behind a gate, layer scale or last convolution that is initialised to zero. So in the copy
+
+    - running means get small random values, running variances values between 0.5 and 1.5;
+    - tensors with one value everywhere (norm weights, zero gates, layer scales, zero biases) get noise of standard deviation 0.2,
+      matrices of zeros noise with the variance of 1 / fan-in;
+    - one-dimensional tensors (biases) get that noise too, on top of what they hold.
+
+    All else stays, so that activations keep their scale. Values that are not floating-point stay too.
+
+    Args:
+        model: The model; it is left as it is. Tied tensors stay tied.
+        seed: Seed of the noise; the same seed gives the same weights on any machine.
+    """
+    result = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            last = name.rpartition(".")[2]
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            if last == "running_mean":
+                tensor.copy_(_SPREAD * noise)
+            elif last == "running_var":
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64))
+            elif isinstance(tensor, nn.Parameter):
+                scale = _noise_scale(tensor)
+                if scale:
+                    tensor.add_((scale * noise).to(tensor))
+    return result
+
+
+def _noise_scale(tensor: Tensor) -> float:
+    """Return the standard deviation of the noise that a parameter needs, 0 if it is random already."""
+    alike = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+    matrix = sum(n > 1 for n in tensor.shape) > 1
+    if alike and matrix:
+        return 1 / math.sqrt(tensor[0].numel())
+    return _SPREAD if alike or not matrix else 0.0
