@@ -64,7 +64,7 @@ def segments(draw: st.DrawFn, forest: Forest, context: tuple[str, ...], depth: i
 @st.composite
 def layouts(draw: st.DrawFn, forest: Forest) -> str:
     """The layout of one tensor of one to three axes; the second may hold children of groups on the first."""
-    first = draw(segments(forest, (), 1))
+    first = draw(segments(forest, (), 2))
     if draw(st.booleans()):
         owners = [unit.group for unit in parse_layout(first)[0].units()]
         context = tuple(name for name in owners if owners.count(name) == 1)
@@ -82,9 +82,7 @@ def graphs(draw: st.DrawFn) -> PermutationGraph:
     """Graphs with families, segments, products, nested sums, and families that cross axes."""
     forest = draw(forests())
     spec = {f"t{i}": draw(layouts(forest)) for i in range(draw(st.integers(1, 4)))}
-    shapes = {
-        n: tuple(2 if "." in axis_text(a) else axis_size(a) for a in parse_layout(t)) for n, t in spec.items()
-    }
+    shapes = {n: tuple(2 if "." in axis_text(a) else axis_size(a) for a in parse_layout(t)) for n, t in spec.items()}
     small = {n: shape for n, shape in shapes.items() if torch.Size(shape).numel() <= 4096}
     return PermutationGraph.from_spec({n: spec[n] for n in small}, small)
 
@@ -130,9 +128,7 @@ def all_alignments(graph: PermutationGraph) -> list[Alignment]:
 Mention = tuple[Units, int]
 
 
-def slow_apply(
-    graph: PermutationGraph, alignment: Alignment, weights: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def slow_apply(graph: PermutationGraph, alignment: Alignment, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Permute weights one element at a time, straight from the layouts."""
     result = {}
     for name, node in graph.tensors.items():
@@ -140,8 +136,7 @@ def slow_apply(
         for place in itertools.product(*map(range, node.shape)):
             to: list[list[Mention]] = []
             source = tuple(
-                _source(axis, position, alignment, to)
-                for axis, position in zip(node.layout, place, strict=True)
+                _source(axis, position, alignment, to) for axis, position in zip(node.layout, place, strict=True)
             )
             result[name][place] = weights[name][source]
     return result

@@ -16,7 +16,7 @@ from networkx import Graph, MultiDiGraph, connected_components
 from torch import nn
 
 from alignkit.errors import GraphError, ShapeMismatchError, SpecError, UndeterminedSizeError
-from alignkit.graph.layout import Layout, Units
+from alignkit.graph.layout import Layout, Units, axis_size
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name, parse_layout
 from alignkit.graph.provenance import Provenance
@@ -349,8 +349,22 @@ def _parent_conflict(unit: Units, tensor: str, index: int, known: tuple[str | No
     )
 
 
+def _check_sizes(node: TensorNode, groups: Mapping[str, Group]) -> None:
+    for index, unit in ((i, unit) for i, axis in enumerate(node.layout) for unit in axis.units()):
+        group = groups.get(unit.group)
+        if group is None:
+            raise GraphError(f"tensor {node.name!r} mentions group {unit.group!r}, which is no group of this graph.")
+        if (unit.size, unit.parent) != (group.size, group.parent):
+            raise GraphError(
+                f"tensor {node.name!r}, axis {index}: group {group.name!r} has {unit.size} units and the parent "
+                f"{unit.parent!r} here, but the graph says {group.size} and {group.parent!r}."
+            )
+    if (sizes := tuple(map(axis_size, node.layout))) != node.shape:
+        raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")
+
+
 def _check(graph: PermutationGraph) -> None:
-    """The invariants that need the whole graph; sizes and axes were checked while the layouts were resolved."""
+    """The invariants of a whole graph, however it was put together."""
     for name, group in graph.groups.items():
         if not is_group_name(name):
             raise GraphError(
@@ -362,7 +376,13 @@ def _check(graph: PermutationGraph) -> None:
             raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is no group of this graph.")
         if name in graph.tensors:
             raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
+    for name in graph.groups:
+        seen, parent = [name], graph.groups[name].parent
+        while parent is not None:
+            if parent in seen:
+                raise GraphError(f"groups {' -> '.join((*seen, parent))} are nested in a circle.")
+            seen.append(parent)
+            parent = graph.groups[parent].parent
     for node in graph.tensors.values():
-        for missing in node.groups - set(graph.groups):
-            raise GraphError(f"tensor {node.name!r} mentions group {missing!r}, which is no group of this graph.")
+        _check_sizes(node, graph.groups)
         node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents
