@@ -52,6 +52,9 @@ class WeightMatching(Solver[WeightMatchingOptions]):
         generator = problem.generator()
         first = options.start if problem.init is None else "init"
         best = ascent.run(start_perms(problem, first, generator), colours(problem.graph, None))
+        if problem.init is None and best.distance > sum(problem.objective.unaligned.values()):
+            # Nearly aligned networks can be left in a worse place than they were: start where they are.
+            best = ascent.run(start_perms(problem, "identity", generator), colours(problem.graph, None))
         for step in best.steps:
             report(step)
         runs, idle = 1, 0
