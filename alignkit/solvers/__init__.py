@@ -11,7 +11,9 @@ from alignkit.solver import Solver
 @hookimpl
 def alignkit_register_solvers() -> list[type[Solver[Any]]]:
     """Offer the built-in solvers; their modules are imported only now."""
+    from alignkit.solvers.activation_matching import ActivationMatching
+    from alignkit.solvers.frank_wolfe import FrankWolfe
     from alignkit.solvers.identity import Identity
     from alignkit.solvers.weight_matching import WeightMatching
 
-    return [Identity, WeightMatching]
+    return [ActivationMatching, Identity, WeightMatching]

@@ -1,0 +1,233 @@
+"""Activation matching: units that are active together on the same inputs are the same unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alignkit.activations import BATCH_BYTES, CrossMoments, Reading, cross_moments, find_readings
+from alignkit.alignment import Alignment
+from alignkit.assignment import linear_assignment
+from alignkit.batches import Batch, map_tensors
+from alignkit.errors import SolverError
+from alignkit.graph.permutation_graph import PermutationGraph
+from alignkit.nested import nested_assignment
+from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solvers.weight_matching import Ascent, colours
+from alignkit.task import Task
+from alignkit.tree_objective import TreeObjective
+
+TIE_BREAK = 1e-10
+"""Weight of the similarity of weights relative to that of activations: it settles ties and nothing else."""
+PROBE_ROWS = 256
+"""Random samples in one forward call."""
+
+
+class ActivationMatchingOptions(SolverOptions):
+    """Options of activation matching."""
+
+    activation: Literal["post", "pre"] = "post"
+    """Compare units after their activation function (the inputs of the modules that read them) or before it (the
+    outputs of the modules that write them). A group that is not seen on the wanted side is compared on the other."""
+    statistic: Literal["correlation", "covariance"] = "correlation"
+    """Correlation counts every unit alike; covariance lets units with large activations decide."""
+    max_batches: int | None = Field(None, ge=1)
+    """Most batches of the task that are read. None reads all."""
+    probes: int = Field(0, ge=0)
+    """Random inputs to compare on instead of the task's data, in its shape. Floating-point inputs are standard normal,
+    whole numbers are drawn between the smallest and the largest of the task's first batch. 0: the data."""
+    input_shape: tuple[int, ...] | None = None
+    """Shape of one input, without the batch. Compares on ``probes`` normal inputs (256 unless given); needs no task."""
+
+
+class ActivationMatching(Solver[ActivationMatchingOptions]):
+    """Match the units of each group by how their activations correlate over data.
+
+    Source: Li et al., "Convergent learning", 2015; [Ainsworth23], 3.1. The statistics are streamed in float64 over any
+    number of batches; families are matched from the inside out, so the result is the best one for the sum over all
+    places where a group is seen (`alignkit.activation_places` lists them). Constant units are told apart by their
+    weights, and a group that is seen nowhere is matched by weights given the others: the last step of the history and
+    ``stats["groups_by_weights"]`` say so.
+    """
+
+    name = "activation_matching"
+    needs = Needs(task=True)
+    returns = Returns(exact_on_permuted_copies=True, monotone=True)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.options.input_shape is not None:
+            self.needs = Needs(modules=True)  # type: ignore[misc]
+
+    def solve(self, problem: Problem, report: Report) -> Outcome:
+        """Collect statistics once, then assign every tree of groups."""
+        found = self._observe(problem)
+        perms = _assigned(problem, found)
+        report(Step(1, found.objective(perms)))
+        unseen = [group for group in problem.graph.groups if group not in found.seen]
+        by_weights = [group for group in unseen if problem.graph.groups[group].size > 1]
+        status = Status.OK
+        if by_weights:
+            status = _match_by_weights(problem, perms, frozenset(by_weights))
+            note = f"not seen in activations, matched by weights: {', '.join(by_weights)}"
+            report(Step(2, found.objective(perms), note))
+        stats = {
+            "samples": float(found.samples),
+            "places": float(found.places),
+            "groups_by_weights": float(len(by_weights)),
+        }
+        return Outcome(Alignment(problem.graph, perms), status, stats)
+
+    def objective(self, problem: Problem, alignment: Alignment) -> float:
+        """Minus the mean correlation (or covariance) of matched units."""
+        return self._observe(problem).objective(alignment.perms)
+
+    def _observe(self, problem: Problem) -> Observed:
+        options = self.options
+        task, batches = self._data(problem)
+        a, b = task.checked(problem.a), task.checked(problem.b)
+        every, sample_bytes = find_readings(problem.graph, task, a)
+        readings = {group: chosen(places, options.activation) for group, places in every.items()}
+        rows = max(1, BATCH_BYTES // max(1, sample_bytes))
+        moments = cross_moments(readings, task, a, b, islice(batches, options.max_batches), rows)
+        return Observed.of(problem.graph, moments, options.statistic)
+
+    def _data(self, problem: Problem) -> tuple[Task, Iterable[Batch]]:
+        """What runs the model, and the batches."""
+        options, task = self.options, problem.task
+        if options.input_shape is not None:
+            model = problem.bound.module_a
+            assert model is not None, "needs.check asked for modules"
+            count = options.probes or 256
+            inputs = torch.randn(count, *options.input_shape, generator=problem.generator()).to(problem.dtype)
+            task = Task(model, (inputs, torch.zeros(count)), "mse", device=problem.device, chunk=PROBE_ROWS)
+            return task, task.batches
+        assert task is not None, "needs.check asked for a task"
+        if options.probes:
+            return task, probe_batches(next(iter(task.batches)), options.probes, problem.generator())
+        return task, task.batches
+
+
+def chosen(readings: list[Reading], activation: str) -> list[Reading]:
+    """The readings on the wanted side, or all where there is none."""
+    return [r for r in readings if r.place.when in (activation, "both")] or readings
+
+
+def probe_batches(like: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Random inputs in the shapes and types of a batch, ``count`` samples in all."""
+    if not like.splittable:
+        raise SolverError(
+            f"probes= needs a batch whose tensors all have the samples on axis 0, which {like.name} has not. Use data."
+        )
+
+    def drawn(tensor: Tensor) -> Tensor:
+        shape = (rows, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            return torch.randn(shape, generator=generator).to(tensor.device, tensor.dtype)
+        low, high = int(tensor.min()), int(tensor.max())
+        return torch.randint(low, high + 1, shape, generator=generator).to(tensor.device, tensor.dtype)
+
+    for start in range(0, count, PROBE_ROWS):
+        rows = min(PROBE_ROWS, count - start)
+        yield Batch(map_tensors(drawn, like.inputs), torch.zeros(rows), f"probes {start} to {start + rows - 1}")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Similarities of units, from their activations.
+
+    Attributes:
+        graph: The graph.
+        similarity: For each group that was seen, ``[units, units]`` over all parents, summed over its places.
+        samples: Most samples seen at one place, positions counted.
+        places: Number of places.
+    """
+
+    graph: PermutationGraph
+    similarity: Mapping[str, Tensor]
+    samples: int
+    places: int
+
+    @classmethod
+    def of(cls, graph: PermutationGraph, moments: Mapping[Reading, CrossMoments], statistic: str) -> Observed:
+        """Sum over the places of each group."""
+        total: dict[str, Tensor] = {}
+        for reading, found in moments.items():
+            matrix = (found.correlation() if statistic == "correlation" else found.covariance()).cpu()
+            total[reading.group] = total[reading.group] + matrix if reading.group in total else matrix
+        seen = {group: matrix for group, matrix in total.items() if bool(matrix.any())}
+        return cls(graph, seen, max((m.count for m in moments.values()), default=0), len(moments))
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Groups whose order is told by activations: their own, or those of the units inside them."""
+        return frozenset(name for group in self.similarity for name in (*self.graph.ancestors(group), group))
+
+    def objective(self, perms: Mapping[str, Tensor]) -> float:
+        """Minus the mean similarity of matched units over the groups that were seen; 0 if none was."""
+        if not self.similarity:
+            return 0.0
+        alignment = Alignment(self.graph, perms)
+        matched = [matrix.gather(1, alignment.flat(g)[:, None]) for g, matrix in self.similarity.items()]
+        return -float(torch.cat(matched).mean())
+
+
+def _assigned(problem: Problem, found: Observed) -> dict[str, Tensor]:
+    """The best element for the similarities; weights decide between units that activations do not tell apart."""
+    graph = problem.graph
+    perms: dict[str, Tensor] = {}
+    for root in graph.roots:
+        tree = graph.tree(root)
+        similarity = {group: found.similarity[group] for group in tree if group in found.similarity}
+        if similarity:
+            for group, extra in _tie_breaks(problem, root, similarity).items():
+                similarity[group] = similarity[group] + extra if group in similarity else extra
+            perms.update(nested_assignment(graph, root, similarity))
+        else:
+            perms.update({group: problem.start.perms[group] for group in tree})
+    return perms
+
+
+def _tie_breaks(problem: Problem, root: str, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Small similarities by weights, other groups averaged: they settle what activations leave open.
+
+    Constant units correlate with nothing, and two units that are active on one and the same sample correlate perfectly.
+    """
+    graph = problem.graph
+    tree = TreeObjective(problem.objective, root)
+    unknown: dict[str, Tensor | None] = dict.fromkeys(graph.groups)
+    scale = TIE_BREAK * max(float(matrix.abs().max()) for matrix in similarity.values())
+    breaks = {}
+    for group in graph.tree(root):
+        uses = (*tree.plain[group], *tree.coupled[group])
+        total = sum(tree.pair_similarity(use, unknown).cpu().double() for use in uses)
+        if isinstance(total, Tensor):
+            breaks[group] = total * (scale / max(float(total.abs().max()), 1e-300))
+    return breaks
+
+
+def _match_by_weights(problem: Problem, perms: dict[str, Tensor], groups: frozenset[str]) -> Status:
+    """Match groups by the similarity of weights given all others; ``perms`` is updated."""
+    graph, objective = problem.graph, problem.objective
+    roots = {root for root in graph.roots if groups.issuperset(graph.tree(root))}
+    status = Status.OK
+    if roots:
+        ascent = Ascent(objective, 1e-9, 1000)
+        free = {name for root in roots for name in graph.tree(root)}
+        start = {name: None if name in free and problem.init is None else perm for name, perm in perms.items()}
+        classes = [[root for root in members if root in roots] for members in colours(graph, None)]
+        run = ascent.run(start, [members for members in classes if members])
+        perms.update(run.perms)
+        status = Status.OK if run.converged else Status.MAX_STEPS
+    for root in set(graph.roots) - roots:
+        for group in graph.tree(root):
+            if group in groups and not graph.children(group):
+                similarity = objective.similarity(group, perms)
+                perms[group] = linear_assignment(similarity).reshape(graph.perm_shape(group))
+    return status
