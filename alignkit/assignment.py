@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from math import frexp, prod
 from typing import Literal
 
 import numpy as np
@@ -52,10 +53,12 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
         )
     values = similarity.detach().to("cpu", torch.float64).numpy()
     # One pass over the matrix: a sum is finite exactly when its terms are, overflow of finite values aside.
-    if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
+    if not np.isfinite(total) and not np.isfinite(values).all():
         raise AssignmentError("similarities hold NaN or infinity, so there is no best assignment. Check the weights.")
     solve = _solve_lapx if name == "lapx" else _solve_scipy
-    flat = values.reshape(-1, size, size)
+    flat = values.reshape(prod(values.shape[:-2]), size, size)
     found = np.empty((flat.shape[0], size), dtype=np.int64)
     for at, matrix in enumerate(flat):
         found[at] = solve(matrix)
@@ -75,7 +78,10 @@ def _solve_scipy(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 def _solve_lapx(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     import lap
 
-    if similarity.shape[-1] == 1:
-        return np.zeros(1, dtype=np.int64)
-    columns: npt.NDArray[np.int64] = np.asarray(lap.lapjvc(-similarity, return_cost=False)[1], dtype=np.int64)
+    if similarity.shape[-1] <= 1:
+        return np.zeros(similarity.shape[-1], dtype=np.int64)
+    # lapx compares costs with an absolute tolerance near 1e-10. Scaled to about 1e6, by a power of two so that no bit
+    # is lost, that tolerance is below the rounding of float64.
+    scaled = np.ldexp(similarity, 20 - frexp(float(np.abs(similarity).max()))[1])
+    columns: npt.NDArray[np.int64] = np.asarray(lap.lapjvc(-scaled, return_cost=False)[1], dtype=np.int64)
     return columns
