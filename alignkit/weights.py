@@ -58,8 +58,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, and reading it could run code from the file, so it is refused. Save "
             "the state dict alone: torch.save(model.state_dict(), path)."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+    except Exception as error:
+        # A damaged pickle can make the unpickler stumble anywhere: IndexError, TypeError, and more.
+        first = (str(error).splitlines() or [""])[0]
+        raise WeightsError(f"{path} cannot be read: {type(error).__name__}: {first}") from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict of named tensors.")
     nested = loaded.get("state_dict")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from graph_strategies import all_alignments, distinct_weights, graphs, slow_apply
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from alignkit import Alignment, PermutationGraph
 from alignkit.errors import AlignmentError
+from graph_strategies import all_alignments, distinct_weights, graphs, slow_apply
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 seeds = st.integers(0, 2**31)

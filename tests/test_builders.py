@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torchvision_shim
 from torch import Tensor, nn
 
+import torchvision_shim
 from alignkit.errors import GraphError
 from alignkit.graph import PermutationGraph, builders
 
@@ -31,9 +31,7 @@ class Block(nn.Module):
             self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = None
         if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
@@ -91,9 +89,7 @@ def group_names(graph: PermutationGraph) -> set[str]:
 
 
 def test_mlp_frees_every_hidden_layer() -> None:
-    model = nn.Sequential(
-        nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 6), nn.LayerNorm(6), nn.PReLU(), nn.Linear(6, 3)
-    )
+    model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 6), nn.LayerNorm(6), nn.PReLU(), nn.Linear(6, 3))
     graph = builders.mlp(alive(model))
     assert {name: g.size for name, g in graph.groups.items()} == {"layer0": 5, "layer2": 6}
     assert graph.spec()["5.weight"] == ". layer2"
@@ -129,9 +125,7 @@ def test_cnn_finds_the_flatten_factor() -> None:
 
 
 def test_cnn_after_a_global_pooling() -> None:
-    model = nn.Sequential(
-        nn.Conv1d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)
-    )
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
     graph = builders.cnn(alive(model))
     assert graph.spec()["4.weight"] == ". layer0"
     graph.verify(model, torch.randn(2, 2, 9))

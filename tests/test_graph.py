@@ -10,13 +10,13 @@ from pathlib import Path
 import networkx
 import pytest
 import torch
-from graph_strategies import all_alignments, graphs
 from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from alignkit import PermutationGraph
 from alignkit.errors import AlignkitError, BindError, GraphError, ShapeMismatchError, SpecError
 from alignkit.graph import Group, PinnedAxis, Provenance, TensorNode, builders, parse_layout
+from graph_strategies import all_alignments, graphs
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -85,8 +85,9 @@ class TestSpec:
         assert graph.spec() == {"w": "(a:2 b)", "x": "(b c)"}
 
     @pytest.mark.parametrize(
-        ("one", "other"), [("(2 3)", "."), ("h+2+3", "h+5"), ("(h 1)", "h"), ("((h 2)+4)", "(h 2)+4"), ("(h 2 3)", "(h 6)")]
-    )  # fmt: skip
+        ("one", "other"),
+        [("(2 3)", "."), ("h+2+3", "h+5"), ("(h 1)", "h"), ("((h 2)+4)", "(h 2)+4"), ("(h 2 3)", "(h 6)")],
+    )
     def test_two_ways_to_write_one_action_give_equal_graphs(self, one: str, other: str) -> None:
         def build(text: str) -> PermutationGraph:
             size = {"(2 3)": 6, ".": 6, "h+2+3": 9, "h+5": 9, "(h 1)": 4, "h": 4}.get(text, 12 if "4" in text else 24)
@@ -143,12 +144,12 @@ class TestInvariantsOfNodes:
 
     def test_sizes_agree_with_the_groups(self) -> None:
         node = TensorNode("w", ("w",), (2,), "", parse_layout("h:2"))
-        with pytest.raises(GraphError, match="tensor 'w', axis 0: group 'h' has 2 units .* but the graph says 3"):
+        with pytest.raises(GraphError, match=r"tensor 'w', axis 0: group 'h' has 2 units .* but the graph says 3"):
             PermutationGraph({"w": node}, {"h": Group("h", 3)})
 
     def test_axes_agree_with_the_shape(self) -> None:
         node = TensorNode("w", ("w",), (5,), "", parse_layout("(h:2 2)"))
-        with pytest.raises(ShapeMismatchError, match="tensor 'w' has shape .5,., but its layout makes .4,."):
+        with pytest.raises(ShapeMismatchError, match=r"tensor 'w' has shape \(5,\), but its layout makes \(4,\)"):
             PermutationGraph({"w": node}, {"h": Group("h", 2)})
 
     def test_names_of_groups_and_tensors_differ(self) -> None:
@@ -264,7 +265,7 @@ class TestJson:
     def test_another_version_is_refused(self) -> None:
         facts = json.loads(MLP.to_json())
         facts["graph"]["version"] = 7
-        with pytest.raises(SpecError, match="version 7 .* this release reads 1"):
+        with pytest.raises(SpecError, match=r"version 7 .* this release reads 1"):
             PermutationGraph.from_json(json.dumps(facts))
 
     @pytest.mark.parametrize(
@@ -372,7 +373,7 @@ class TestDrawings:
         PermutationGraph.from_spec({}, {}).draw(tmp_path / "empty.png")
 
     def test_an_unknown_format_leaves_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(GraphError, match="graph.xyz"):
+        with pytest.raises(GraphError, match=r"graph\.xyz"):
             MLP.draw(tmp_path / "graph.xyz")
         assert not list(tmp_path.iterdir())
 

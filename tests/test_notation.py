@@ -107,8 +107,16 @@ def test_any_text_is_refused_or_read_and_written_stably(text: str) -> None:
     assert format_layout(parse_layout(written)) == written
 
 
+def joined(sign: str, inner: st.SearchStrategy[str], least: int) -> st.SearchStrategy[str]:
+    return st.lists(inner, min_size=least, max_size=3).map(lambda parts: f"({sign.join(parts)})")
+
+
+atoms = st.sampled_from(["a", "b[a]", "c:3", "2", "."])
+sentences = st.recursive(atoms, lambda inner: joined(" ", inner, 1) | joined("+", inner, 2), max_leaves=8)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.recursive(st.sampled_from(["a", "b[a]", "c:3", "2", "."]), lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda p: f"({' '.join(p)})") | st.lists(inner, min_size=2, max_size=3).map(lambda p: f"({'+'.join(p)})"), max_leaves=8))  # fmt: skip
+@given(sentences)
 def test_every_sentence_of_the_grammar_is_read(text: str) -> None:
     layout = parse_layout(text)
     assert len(layout) == 1
