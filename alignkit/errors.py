@@ -72,3 +72,7 @@ class UsageError(AlignkitError, ValueError):
 
 class MissingExtraError(AlignkitError, ImportError):
     """Something optional is not installed; the message gives the command that installs it."""
+
+
+class MergeError(AlignkitError, ValueError):
+    """Models cannot be merged, carried over or repaired: their tensors differ in name, shape, kind or value."""
