@@ -56,7 +56,8 @@ def plot_interpolations(
     _draw(figure.axes[0], drawn, "loss", [line.losses for line in drawn])
     if len(figure.axes) > 1:
         _draw(figure.axes[1], drawn, drawn[0].metric_name or "metric", metrics)
-    figure.axes[0].legend(frameon=False)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(4, len(drawn)), frameon=False)
     if title:
         figure.suptitle(title)
     if target is not None:
@@ -77,7 +78,7 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
     if kind not in known:
         raise TaskError(f"{path}: a picture cannot be written as {path.suffix!r}. Known: {', '.join(known)}.")
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=110)
+        figure.savefig(temporary, format=kind, dpi=80)
 
 
 def _figure_class() -> type[Figure]:
@@ -89,7 +90,7 @@ def _figure_class() -> type[Figure]:
 
 
 def _new_figure(figure_class: type[Figure], target: object, panels: int) -> Figure:
-    size = (4.6 * panels, 3.4)
+    size = (4.4 * panels, 3.6)
     if target is None:  # known to pyplot, so that notebooks and plt.show() find it
         from matplotlib import pyplot
 

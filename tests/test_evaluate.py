@@ -222,7 +222,7 @@ def test_pictures(tmp_path: Path) -> None:
     figure = plot_interpolations(lines, tmp_path / "both.png", title="Digits")
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy"]
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["identity", "weight_matching"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["identity", "weight_matching"]
     sample_line().plot(str(tmp_path / "one.svg"))
     assert "<svg" in (tmp_path / "one.svg").read_text()
     assert len(plot_interpolations([sample_line(), sample_line(metric=False)], tmp_path / "x.pdf").axes) == 1

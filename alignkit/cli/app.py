@@ -1,0 +1,63 @@
+"""The ``alignkit`` program: its commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from typing import Annotated
+
+import torch
+import typer
+
+import alignkit
+from alignkit.cli.demo import demo
+from alignkit.cli.failures import FriendlyGroup
+from alignkit.cli.solve import solve
+from alignkit.cli.solvers import solvers
+
+app = typer.Typer(
+    name="alignkit",
+    cls=FriendlyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"alignkit {alignkit.__version__} (torch {torch.__version__}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Align the hidden units of neural networks.
+
+    Example: [bold]alignkit demo[/bold]
+
+    Exit codes: 0 done, 1 refused or failed (the message says why), 2 wrong use, 3 unexpected error, 130 interrupted.
+    """
+    if not debug:
+        warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"Warning: {message}", err=True)
+
+
+app.command("solvers")(solvers)
+app.command("solve")(solve)
+app.command("demo")(demo)
+
+
+def main() -> None:
+    """Run the program; the entry point of the package."""
+    app()

@@ -1,0 +1,44 @@
+"""Errors of commands: a message and an exit code instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from alignkit.errors import AlignkitError, UsageError
+
+REFUSED, WRONG_USE, UNEXPECTED = 1, 2, 3
+
+
+class FriendlyGroup(TyperGroup):
+    """A group of commands whose errors become messages, unless ``--debug`` was given."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Every exit code is decided here."""
+        try:
+            return super().invoke(ctx)
+        except AlignkitError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(WRONG_USE if isinstance(error, UsageError) else REFUSED) from error
+        except BrokenPipeError as error:  # the reader of our output went away, as with "| head"
+            sys.stderr.close()
+            raise typer.Exit(REFUSED) from error
+        except Exception as error:
+            if ctx.params.get("debug") or _is_typers_own(error):
+                raise
+            typer.echo(
+                f"Unexpected error: {type(error).__name__}: {error}\n"
+                "This is a fault in alignkit or in a plugin. Run 'alignkit --debug ...' again to see where.",
+                err=True,
+            )
+            raise typer.Exit(UNEXPECTED) from error
+
+
+def _is_typers_own(error: Exception) -> bool:
+    """Whether an error is part of typer's way to end a command: an exit, an abort, or a message about the usage."""
+    return hasattr(error, "exit_code") or hasattr(error, "show") or isinstance(error, typer.Abort)

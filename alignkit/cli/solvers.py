@@ -1,0 +1,51 @@
+"""``alignkit solvers``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alignkit.plugins import SolverInfo, registry
+
+
+def solvers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, options included.")] = False) -> None:
+    """List the solvers that can be used: built-in ones and those of installed plugins.
+
+    Example: [bold]alignkit solvers --json[/bold]
+    """
+    found = registry().solvers()
+    if as_json:
+        typer.echo(json.dumps([_facts(found[name]) for name in sorted(found)], indent=2))
+        return
+    console = Console()
+    drawn = Table()
+    for heading in ("solver", "what it does", "needs", "options", "package"):
+        drawn.add_column(heading, no_wrap=heading == "solver")
+    for name in sorted(found):
+        info = found[name]
+        options = ", ".join(info.options.model_fields)
+        drawn.add_row(*map(escape, (name, info.summary, _needed(info) or "weights", options, info.package)))
+    console.print(drawn)
+    for broken in registry().broken:
+        Console(stderr=True).print(str(broken), markup=False, soft_wrap=True)
+
+
+def _needed(info: SolverInfo) -> str:
+    return ", ".join(name for name, wanted in asdict(info.needs).items() if wanted)
+
+
+def _facts(info: SolverInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "summary": info.summary,
+        "package": info.package,
+        "needs": asdict(info.needs),
+        "returns": asdict(info.returns),
+        "options": info.options.model_json_schema(),
+    }

@@ -1,0 +1,277 @@
+"""The command line: what is printed, which files appear, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import alignkit
+from alignkit import Alignment, Outcome, PermutationGraph, Problem, Solver, SolverOptions, read_weights, write_weights
+from alignkit.cli import app
+from alignkit.plugins import registry
+from alignkit.solver import Report
+
+SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """Run a command and return everything that it printed; its exit code is checked."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def weights(seed: int, hidden: int = 6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"0.weight": (hidden, 4), "0.bias": (hidden,), "2.weight": (3, hidden), "2.bias": (3,)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with model a, b = a with its units reordered (safetensors and .pt), and the spec."""
+    graph = PermutationGraph.from_spec(SPEC, like=weights(0))
+    shuffled = Alignment.random(graph, seed=3).apply(weights(0))
+    write_weights(tmp_path / "a.safetensors", weights(0))
+    write_weights(tmp_path / "b.safetensors", shuffled)
+    write_weights(tmp_path / "b.pt", shuffled)
+    (tmp_path / "spec.json").write_text(json.dumps(SPEC))
+    return tmp_path
+
+
+def solve(folder: Path, *more: object, code: int = 0, a: str = "a.safetensors", b: str = "b.safetensors") -> str:
+    output = [] if "-o" in more else ["-o", folder / "out.safetensors"]
+    spec = [] if "--spec" in more else ["--spec", folder / "spec.json"]
+    return run("solve", folder / a, folder / b, *spec, *output, *more, code=code)
+
+
+# ---------------------------------------------------------------------- solve
+
+
+@pytest.mark.parametrize("b", ["b.safetensors", "b.pt"])
+@pytest.mark.parametrize("output", ["out.safetensors", "out.pt"])
+def test_solve_recovers_a_permuted_copy_from_files(folder: Path, b: str, output: str) -> None:
+    printed = solve(folder, "-o", folder / output, b=b)
+    aligned = read_weights(folder / output)
+    assert all(torch.equal(aligned[name], tensor) for name, tensor in weights(0).items())
+    assert "weight_matching: squared distance" in printed
+    assert str(folder / output) in printed
+
+
+class Keep(Solver[SolverOptions]):
+    """Return the start."""
+
+    name = "keep"
+
+    def solve(self, problem: Problem, report: Report) -> Outcome:
+        return Outcome(problem.start)
+
+
+class Plugin:
+    @alignkit.hookimpl
+    def alignkit_register_solvers(self) -> list[type[Keep]]:
+        return [Keep]
+
+
+@pytest.fixture
+def keep() -> Iterator[str]:
+    name = registry().register(Plugin(), name="keep")
+    yield Keep.name
+    registry().unregister(name)
+
+
+def test_a_saved_alignment_is_a_start_for_the_next_solver(folder: Path, keep: str) -> None:
+    found = folder / "found.safetensors"
+    solve(folder, "--save-alignment", found)
+    assert "Nothing moved" in solve(folder, "-o", folder / "unaligned.pt", "--solver", keep)
+    assert "-> 0 " in solve(folder, "-o", folder / "aligned.pt", "--solver", keep, "--init", found)
+    assert torch.equal(read_weights(folder / "aligned.pt")["0.weight"], weights(0)["0.weight"])
+
+
+def test_options_and_seed_reach_the_solver(folder: Path) -> None:
+    printed = solve(folder, "--option", "restarts=zero", code=1)
+    assert "restarts='zero'" in printed
+    assert "there is no option 'restart'. Did you mean 'restarts'?" in solve(folder, "--option", "restart=2", code=1)
+    assert not (folder / "out.safetensors").exists()
+    solve(folder, "--option", "restarts=2", "--option", "max_steps=50", "--seed", 4)
+
+
+def test_a_chain_of_solvers(folder: Path) -> None:
+    assert "identity > weight_matching" in solve(folder, "--solver", "identity > weight_matching")
+
+
+def test_nothing_is_overwritten_without_force(folder: Path) -> None:
+    out = folder / "out.safetensors"
+    out.write_bytes(b"precious")
+    assert "exists. Choose another name, or pass --force" in solve(folder, code=2)
+    assert out.read_bytes() == b"precious"
+    solve(folder, "--force")
+    assert set(read_weights(out)) == set(SPEC)
+
+
+def write(text: str, name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+class Code:
+    """Something that a pickle may hold and a state dict may not."""
+
+
+BAD_CALLS: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
+    "a does not exist": (lambda f: (f / "a.safetensors").unlink(), [], 1, "does not exist"),
+    "a is damaged": (write("no tensors", "a.safetensors"), [], 1, "cannot be read as safetensors"),
+    "b runs code": (lambda f: torch.save({"x": Code()}, f / "b.safetensors.pt"), ["B=b.safetensors.pt"], 1, "refused"),
+    "b has another width": (lambda f: write_weights(f / "b.safetensors", weights(0, 7)), [], 1, "0.weight"),
+    "b is not finite": (
+        lambda f: write_weights(f / "b.safetensors", {**weights(0), "2.bias": torch.full((3,), torch.nan)}),
+        [],
+        1,
+        "2.bias",
+    ),
+    "spec is no json": (write("{", "spec.json"), [], 1, "is no JSON"),
+    "spec is a list": (write("[1]", "spec.json"), [], 1, "one JSON object of strings"),
+    "spec has numbers": (write('{"0.weight": 1}', "spec.json"), [], 1, "one JSON object of strings"),
+    "spec is missing": (lambda f: (f / "spec.json").unlink(), [], 1, "cannot be read"),
+    "spec is wrong": (write(json.dumps({**SPEC, "2.weight": "h h"}), "spec.json"), [], 1, "2.weight"),
+    "spec names other tensors": (write('{"fc.weight": "h ."}', "spec.json"), [], 1, "fc.weight"),
+    "unknown solver": (lambda f: None, ["--solver", "weight_matchin"], 1, "Did you mean 'weight_matching'?"),
+    "solver needs data": (lambda f: None, ["--solver", "activation_matching"], 1, "activation_matching"),
+    "unknown device": (lambda f: None, ["--device", "abacus"], 1, "abacus"),
+    "init is missing": (lambda f: None, ["--init", "nowhere.safetensors"], 1, "nowhere.safetensors"),
+    "init is no alignment": (lambda f: None, ["--init", "A"], 1, "is no alignment file"),
+    "option without value": (lambda f: None, ["--option", "restarts"], 2, "write KEY=VALUE"),
+    "option twice": (lambda f: None, ["--option", "restarts=1", "--option", "restarts=2"], 2, "given twice"),
+    "option that is a switch": (lambda f: None, ["--option", "seed=1"], 2, "use --seed instead"),
+    "option that is none": (lambda f: None, ["--option", "throw=false"], 2, "not an option of a solver"),
+    "output of unknown kind": (lambda f: None, ["-o", "out.txt"], 2, "end its name in"),
+    "output in no folder": (lambda f: None, ["-o", "nowhere/out.pt"], 2, "its folder is missing"),
+    "one file for both": (lambda f: None, ["--save-alignment", "out.safetensors"], 2, "name the same file"),
+    "alignment of unknown kind": (lambda f: None, ["--save-alignment", "found.pt"], 2, "end its name in .safetensors"),
+    "unknown switch": (lambda f: None, ["--sovler", "x"], 2, "No such option"),
+    "negative seed": (lambda f: None, ["--seed", "-1"], 2, "--seed"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD_CALLS))
+def test_a_bad_call_says_why_and_leaves_no_file_behind(
+    case: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    prepare, more, code, message = BAD_CALLS[case]
+    prepare(folder)
+    b = next((word.removeprefix("B=") for word in more if word.startswith("B=")), "b.safetensors")
+    more = ["a.safetensors" if word == "A" else word for word in more if not word.startswith("B=")]
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert message in " ".join(solve(Path(), *more, b=b, code=code).replace("│", " ").split())
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
+    arguments = ["--debug", "solve", "nowhere.pt", "nowhere.pt", "--spec", "x", "-o", str(folder / "y.pt")]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, alignkit.AlignkitError)
+
+
+def test_an_unexpected_error_is_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr("alignkit.cli.solve.solve_pair", broken)
+    printed = solve(folder, code=3)
+    assert "Unexpected error: ZeroDivisionError: a fault" in printed
+    assert "--debug" in printed
+
+
+# ---------------------------------------------------------------------- solvers, version, help
+
+
+def test_every_registered_solver_is_listed() -> None:
+    printed = run("solvers")
+    assert all(name in printed for name in alignkit.solvers())
+    listed = json.loads(run("solvers", "--json"))
+    assert [entry["name"] for entry in listed] == sorted(alignkit.solvers())
+    options = next(entry["options"] for entry in listed if entry["name"] == "weight_matching")
+    assert "description" in options["properties"]["restarts"]
+
+
+def test_version() -> None:
+    assert run("--version").startswith(f"alignkit {alignkit.__version__} ")
+
+
+@pytest.mark.parametrize("command", [[], *([info.name] for info in app.registered_commands)], ids=str)
+def test_every_help_starts_with_an_example(command: list[str]) -> None:
+    printed = run(*command, "--help")
+    assert f"Example: alignkit {' '.join(command)}".rstrip() in printed
+    assert printed.index("Example:") < printed.index("Options")
+
+
+def test_the_installed_program_ends_with_an_exit_code_and_no_traceback() -> None:
+    call = [sys.executable, "-c", "from alignkit.cli import main; main()", "solve", "a.pt", "b.pt", "--spec", "s"]
+    done = subprocess.run([*call, "-o", "out.txt"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --output out.txt: end its name in")
+    assert done.stdout == ""
+
+
+# ---------------------------------------------------------------------- demo
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of one demo, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "results"
+    return folder, run("demo", "-o", folder)
+
+
+def test_the_demo_compares_every_solver_with_the_identity_first(demo: tuple[Path, str]) -> None:
+    folder, printed = demo
+    result = json.loads((folder / "demo.json").read_text())
+    rows = {row["solver"]: row for row in result["solvers"]}
+    assert next(iter(rows)) == "identity"
+    assert set(rows) == set(alignkit.solvers())
+    assert all(name in printed for name in rows)
+    assert rows["identity"]["distance_after"] == pytest.approx(rows["identity"]["distance_before"])
+    assert rows["identity"]["barrier"] > 0.2  # two seeds: the plain average is visibly worse
+    assert rows["weight_matching"]["distance_after"] < 0.7 * rows["identity"]["distance_after"]
+    assert rows["weight_matching"]["barrier"] < 0.3 * rows["identity"]["barrier"]
+    assert min(result["accuracy_a"], result["accuracy_b"]) > 0.95
+    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_models_of_the_demo_can_be_solved_from_their_files(demo: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = demo
+    models = (folder / "model_a.safetensors", folder / "model_b.safetensors")
+    run("solve", *models, "--spec", folder / "spec.json", "-o", tmp_path / "aligned.safetensors")
+    assert set(read_weights(tmp_path / "aligned.safetensors")) == set(read_weights(models[1]))
+
+
+def test_a_demo_does_not_replace_files_of_others(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text("mine")
+    assert "holds spec.json already" in run("demo", "-o", tmp_path, code=2)
+    assert "is a file" in run("demo", "-o", tmp_path / "spec.json", code=2)
+    assert (tmp_path / "spec.json").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_demo_is_repeatable_and_replaces_itself(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    first = json.loads((folder / "demo.json").read_text())
+    run("demo", "-o", folder)
+    again = json.loads((folder / "demo.json").read_text())
+    assert [row["barrier"] for row in again["solvers"]] == [row["barrier"] for row in first["solvers"]]
+    assert again["lines"] == first["lines"]
+
+
+def test_without_scikit_learn_the_demo_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert 'pip install "alignkit[demo]"' in run("demo", "-o", tmp_path / "x", code=1)
+    assert not (tmp_path / "x").exists()
