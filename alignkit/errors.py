@@ -76,3 +76,7 @@ class MissingExtraError(AlignkitError, ImportError):
 
 class MergeError(AlignkitError, ValueError):
     """Models cannot be merged, carried over or repaired: their tensors differ in name, shape, kind or value."""
+
+
+class ComparisonError(AlignkitError, ValueError):
+    """A comparison cannot be run, resumed, read or drawn."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -58,6 +58,35 @@ def plot_interpolations(
         _draw(figure.axes[1], drawn, drawn[0].metric_name or "metric", metrics)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=min(4, len(drawn)), frameon=False)
+    if title:
+        figure.suptitle(title)
+    if target is not None:
+        save_figure(figure, target)
+    return figure
+
+
+def bar_chart(
+    values: Mapping[str, float], label: str, target: str | PathLike[str] | None = None, *, title: str | None = None
+) -> Figure:
+    """Draw one horizontal bar for each name, the first on top.
+
+    Args:
+        values: Lengths of the bars by name.
+        label: What the lengths are.
+        target: A file to write, or None for a new figure.
+        title: Text above the picture.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        TaskError: The suffix is not that of a picture.
+    """
+    figure = _new_figure(_figure_class(), target, panels=1)
+    axes = figure.axes[0]
+    axes.barh(range(len(values)), list(values.values()), color=PALETTE[1])
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
     if title:
         figure.suptitle(title)
     if target is not None:
