@@ -34,7 +34,8 @@ def unify(c: Constraints, shape: Sequence[int], layouts: Sequence[Layout]) -> La
         The layout of the result.
     """
     rank = len(shape)
-    spread = [layout.squeezed() for layout in layouts]
+    grown = [d for d, n in enumerate(shape) if n != 1]
+    spread = [layout.squeezed(grown) for layout in layouts]
     fixed = {d for x in spread for d in range(rank) if x.shape[d] != 1 and x.is_fixed(d)}
     uniform = [all(x.uniform[d] for x in spread) for d in range(rank)]
     blocks = [block for x in spread for block in x.blocks]
@@ -59,8 +60,11 @@ def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block], fixed:
                 continue
             if set(block.dims) == set(other.dims):
                 kept[index] = _same_dims(c, shape, other, block, fixed)
-            elif set(block.span) <= set(other.span) and set(block.dims) <= set(other.dims):
-                c.relate(other.atoms, block.over(other.span))
+            elif _tells_more(other, block):
+                _follow(c, other, block)
+            elif _tells_more(block, other):
+                del kept[index]
+                queue = [block, other, *queue]
             else:
                 del kept[index]
                 queue = _refined(c, other, block) + queue
@@ -68,6 +72,19 @@ def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block], fixed:
         else:
             kept.append(block)
     return kept
+
+
+def _tells_more(fine: Block, coarse: Block) -> bool:
+    """Return whether one block labels each position of the other's dimensions, and more."""
+    return set(coarse.dims) < set(fine.dims) and set(coarse.span) <= set(fine.span)
+
+
+def _follow(c: Constraints, fine: Block, coarse: Block) -> None:
+    """Make a block agree with one that tells more. Where both name every position once, they name the same things."""
+    if fine.span == coarse.span and len(np.unique(coarse.atoms)) == coarse.atoms.size:
+        c.merge(fine.atoms, coarse.atoms)
+    else:
+        c.relate(fine.atoms, coarse.over(fine.span))
 
 
 def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block, fixed: Collection[int]) -> Block:

@@ -59,6 +59,10 @@ class Block:
         sizes = dict(zip(self.span, self.atoms.shape, strict=True))
         return self.atoms.reshape([sizes.get(d, 1) for d in dims])
 
+    def shifted(self, by: int) -> Block:
+        """Return the block with every dimension renumbered by a shift."""
+        return Block(tuple(d + by for d in self.dims), tuple(d + by for d in self.context), self.atoms)
+
     def without_axes(self, dims: Sequence[int]) -> Block:
         """Return the block without `dims`, along which the atoms have size 1 or do not vary."""
         index = tuple(0 if d in dims else slice(None) for d in self.span)
@@ -140,9 +144,9 @@ class Layout:
         ]
         return Layout.of(shape, self.uniform, blocks)
 
-    def squeezed(self) -> Layout:
-        """Return the layout with blocks that no longer mention dimensions of size 1."""
-        ones = [d for d, n in enumerate(self.shape) if n == 1]
+    def squeezed(self, dims: Sequence[int] | None = None) -> Layout:
+        """Return the layout with blocks that no longer mention dimensions of size 1: `dims`, or all of them."""
+        ones = [d for d, n in enumerate(self.shape) if n == 1 and (dims is None or d in dims)]
         if not ones or not self.blocks:
             return self
         blocks = [block.without_axes(ones) if set(block.span) & set(ones) else block for block in self.blocks]

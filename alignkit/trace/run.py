@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -46,7 +47,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """
     _check(model)
     try:
-        with _borrowed(model):
+        with _borrowed(model), _quiet():
             return _run_fake(model, args, kwargs)
     except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
         fake_error = error
@@ -111,6 +112,18 @@ def _explain(model: nn.Module, error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep fake tensors from logging what they refuse: real ones are tried next."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -220,7 +233,10 @@ def _run(
 
 
 def tensors_in(result: object) -> list[Tensor]:
-    """Return every tensor in the outputs of a model: nested tuples, lists, mappings, dataclasses, plain objects."""
+    """Return every tensor in the outputs of a model: nested tuples, lists, mappings, dataclasses, plain objects.
+
+    Key-value caches (objects of a class called "Cache") are not outputs: they are state, in the order of the model's own heads and units.
+    """
     found: list[Tensor] = []
     seen: set[int] = set()
 
@@ -229,6 +245,8 @@ def tensors_in(result: object) -> list[Tensor]:
             found.append(value)
             return
         if value is None or isinstance(value, str | bytes | int | float | nn.Module) or id(value) in seen:
+            return
+        if any(base.__name__ == "Cache" for base in type(value).__mro__):
             return
         seen.add(id(value))
         if isinstance(value, Mapping):

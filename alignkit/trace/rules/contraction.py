@@ -77,3 +77,18 @@ def linear(call: Call) -> Layout:
     bias = call.arg("bias")
     return result if bias is None else call.unify(call.shape, [result, call.layout(bias)])
 
+
+
+@rule("_grouped_mm")
+def grouped_product(call: Call) -> Layout:
+    """[tokens, in] times [experts, in, out], each run of tokens with its expert: which expert is which matters."""
+    x, weight = call.layout("self"), call.layout("mat2")
+    if len(x.shape) != 2 or len(weight.shape) != 3:
+        call.fix(x, weight)
+        return Layout.of(call.shape)
+    left = call.fix_dims(weight, [0])
+    shared = Layout.of(weight.shape[1:], left.uniform[1:], []).with_blocks(
+        [block.shifted(-1) for block in left.blocks if 0 not in block.span]
+    )
+    rows = call.fix_dims(x, [0])
+    return matmul(call.constraints, rows, shared)
