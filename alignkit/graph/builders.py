@@ -121,7 +121,7 @@ def _add_block(chain: _Chain, path: str, members: list[_Layer]) -> None:
     if not projected and last.weight[0] != width:
         raise chain.error(
             last,
-            f"takes the residual stream from {width} to {last.weight[0]} channels, but block {path!r} has no projection",
+            f"takes the stream from {width} to {last.weight[0]} channels, but block {path!r} has no projection",
         )
     for layer in branch:
         chain.add(layer, units=stream if layer is last and not projected else None)

@@ -154,10 +154,13 @@ def _mismatch(tensor: str, index: int, axis: Axis, size: int, open_groups: set[s
     found = _total(axis, table.sizes, 1)
     hint = ""
     groups = list(dict.fromkeys(u.group for u in axis.units()))
-    if len(groups) == 1 and found and size % found == 0:
+    if len(groups) == 1 and found and size and size % found == 0:
         hint = (
             f" Is a flatten between them? Then say how many positions each unit owns: '({groups[0]} {size // found})'."
         )
+    elif len(groups) == 1 and size > 1 and found % size == 0 and table.origin[groups[0]].startswith("tensor"):
+        where = table.origin[groups[0]]
+        hint = f" Is a flatten between them? Then write '({groups[0]} {found // size})' for {where}."
     return (
         f"tensor {tensor!r}, axis {index} has size {size}, but {text!r} makes {found}{_describe(axis, table.sizes)}"
         f"{' (' + ', '.join(dict.fromkeys(places)) + ')' if places else ''}.{hint}"
