@@ -13,6 +13,7 @@ from __future__ import annotations
 from alignkit.alignment import Alignment
 from alignkit.assignment import linear_assignment
 from alignkit.errors import AlignkitError
+from alignkit.evaluate import Interpolation, interpolate
 from alignkit.graph import BoundGraph, PermutationGraph, builders
 from alignkit.hookspecs import hookimpl
 from alignkit.objective import Objective
@@ -22,6 +23,7 @@ from alignkit.solution import Solution
 from alignkit.solve import solve
 from alignkit.solver import Needs, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
 from alignkit.task import Task
+from alignkit.trace import trace
 from alignkit.weights import read_weights, write_weights
 
 __version__ = "0.1.0.dev0"
@@ -30,6 +32,7 @@ __all__ = [
     "AlignkitError",
     "Alignment",
     "BoundGraph",
+    "Interpolation",
     "Needs",
     "Objective",
     "Outcome",
@@ -45,9 +48,11 @@ __all__ = [
     "Task",
     "builders",
     "hookimpl",
+    "interpolate",
     "linear_assignment",
     "read_weights",
     "solve",
     "solvers",
+    "trace",
     "write_weights",
 ]

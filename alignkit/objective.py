@@ -73,6 +73,7 @@ class Objective:
         self.b = {name: self._load(bound.b[name]) for name in moved}
         self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
         self._cached = 0
+        self._sides: dict[Use, tuple[Tensor, Tensor]] = {}
 
     def _load(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self.device, self.dtype).contiguous()
@@ -169,10 +170,9 @@ class Objective:
         if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
             return kept[1]
         a, b = self.unfold(use, perms)
-        size = use.block.dims[use.at].size
-        instances = prod(use.block.dims[i].size for i in use.chain[:-1])
-        found = a.reshape(instances, size, -1) @ b.reshape(instances, size, -1).mT
-        if kept is not None or self._cached + found.numel() <= CACHE_ELEMENTS:
+        shape = (prod(a.shape[: len(use.chain) - 1]), use.block.dims[use.at].size, -1)
+        found = a.reshape(shape) @ b.reshape(shape).mT
+        if not found.requires_grad and (kept is not None or self._cached + found.numel() <= CACHE_ELEMENTS):
             self._cached += found.numel() if kept is None else 0
             self._cache[use] = (depends, found)
         return found
@@ -182,21 +182,23 @@ class Objective:
 
         The group's ancestors are applied when they are known; the group itself is not.
         """
-        unknown = unknown_dims(use, perms)
-        a = use.block.view(self.a[use.tensor])
-        b = use.block.view(self.b[use.tensor])
+        a, b = self._views(use)
         if use.others:
-            dims = use.block.dims
-            known = {
-                d.group: perms[d.group] for i, d in enumerate(dims) if d.group and i not in unknown and i != use.at
-            }
-            b = act_on_block(use.block, b, known, skip=unknown | {use.at})  # type: ignore[arg-type]
-        order = (*use.chain, *use.rest)
-        a, b = a.permute(order), b.permute(order)
-        if unknown:
-            places = [order.index(i) for i in unknown]
-            a, b = a.sum(places), b.mean(places)
-        return a, b
+            unknown = unknown_dims(use, perms)
+            elements = {name: perms.get(name) for name in use.others}
+            b = act_on_block(use.block, b, elements, skip=unknown | {use.at})  # type: ignore[arg-type]
+            if unknown:
+                order = (*use.chain, *use.rest)
+                places = [order.index(i) for i in unknown]
+                return a.sum(places), b.permute(order).mean(places)
+        return a, b.permute(*use.chain, *use.rest)
+
+    def _views(self, use: Use) -> tuple[Tensor, Tensor]:
+        """A's block with the group's chain first, and B's block as it is; views, made once."""
+        if use not in self._sides:
+            a = use.block.view(self.a[use.tensor]).permute(*use.chain, *use.rest)
+            self._sides[use] = (a, use.block.view(self.b[use.tensor]))
+        return self._sides[use]
 
 
 def unknown_dims(use: Use, perms: Perms) -> frozenset[int]:
