@@ -1,0 +1,86 @@
+"""Peak memory of a piece of work, as well as the machine can tell."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+"""Written to ``clear_refs``, it makes the high-water mark of the resident set start anew (proc(5))."""
+
+_lock = threading.Lock()
+_running: set[Reading] = set()
+
+
+@dataclass(eq=False)
+class Reading:
+    """Filled in when the block of `peak_memory` ends.
+
+    Attributes:
+        peak: Bytes above what was in use when the block began; None where it cannot be told.
+        alone: False if another measured block ran in the same process at the same time: their peaks cannot be told
+            apart, and ``peak`` is None.
+    """
+
+    peak: int | None = None
+    alone: bool = True
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Reading]:
+    """Measure how far the memory in use rises inside the block.
+
+    On CUDA: the largest sum of allocated tensors of the device (``torch.cuda.max_memory_allocated``), less what was
+    allocated before. On the CPU, under Linux: the largest resident set of this process, less the resident set before;
+    memory that the allocator kept from earlier work and uses again is not seen, so small numbers are lower bounds.
+    Elsewhere: unknown.
+    """
+    reading = Reading()
+    with _lock:
+        for other in _running:
+            other.alone = reading.alone = False
+        _running.add(reading)
+        before = _start(device)
+    try:
+        yield reading
+    finally:
+        with _lock:
+            _running.discard(reading)
+            if reading.alone and before is not None:
+                reading.peak = max(0, _peak(device) - before)
+
+
+def _start(device: torch.device) -> int | None:
+    """Reset the high-water mark and return the bytes in use, or None where there is no such mark."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    try:
+        CLEAR.write_text(RESET_PEAK)
+        return _status("VmRSS")
+    except OSError:
+        return None
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    """A field of the process status in bytes; the kernel gives kB of 1024 bytes."""
+    found = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{STATUS} has no {field}")
+    return 1024 * int(found[1])
