@@ -107,13 +107,17 @@ def _base(c: Constraints, classes: IntArray, count: int, colours: tuple[IntArray
     base = np.zeros(count, np.uint64)
     np.add.at(base, classes[colours[0]], colours[1])
     for number, relation in enumerate(c.relations):
-        if relation.targets.size < 2:
+        targets = relation.targets
+        if targets.size < 2:
             continue
-        occurrence = _occurrences(classes[relation.targets.ravel()])
+        shape = [n if axis in relation.apart else 1 for axis, n in enumerate(targets.shape)]
+        rows = np.arange(int(np.prod(shape, dtype=np.int64))).reshape(shape)
+        occurrence = _occurrences((classes[targets] * rows.size + rows).ravel())
         if occurrence is None:
             continue
-        places = np.broadcast_to(occurrence.reshape(relation.targets.shape), np.broadcast_shapes(relation.children.shape, relation.targets.shape))
-        children = np.broadcast_to(relation.children, places.shape)
+        whole = np.broadcast_shapes(relation.children.shape, targets.shape)
+        places = np.broadcast_to(occurrence.reshape(targets.shape), whole)
+        children = np.broadcast_to(relation.children, whole)
         tags = np.unique(np.stack([classes[children.ravel()], places.ravel()]), axis=1)
         np.add.at(base, tags[0], seeded(10**7 + number, tags[1]))
     return base

@@ -84,7 +84,7 @@ def _follow(c: Constraints, fine: Block, coarse: Block) -> None:
     if fine.span == coarse.span and len(np.unique(coarse.atoms)) == coarse.atoms.size:
         c.merge(fine.atoms, coarse.atoms)
     else:
-        c.relate(fine.atoms, coarse.over(fine.span))
+        c.relate(fine.atoms, coarse.over(fine.span), fine.axes(coarse.context))
 
 
 def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block, fixed: Collection[int]) -> Block:
@@ -98,15 +98,15 @@ def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block, fixed: 
             c.merge(fine.atoms, coarse.over(fine.span))
             return coarse
     if set(b.context) < set(a.context):
-        c.relate(a.atoms, b.over(a.span))
+        c.relate(a.atoms, b.over(a.span), a.axes(b.context))
         return a
     if set(a.context) < set(b.context):
-        c.relate(b.atoms, a.over(b.span))
+        c.relate(b.atoms, a.over(b.span), b.axes(a.context))
         return b
     span = tuple(sorted(set(a.span) | set(b.span)))
     atoms = c.fresh([shape[d] for d in span])
     for part in (a, b):
-        c.relate(atoms, part.over(span))
+        c.relate(atoms, part.over(span), tuple(span.index(d) for d in part.context))
     return Block(a.dims, tuple(d for d in span if d not in a.dims), atoms)
 
 

@@ -25,12 +25,14 @@ class Source:
 class Relation:
     """A map from atoms to atoms that every symmetry respects: the image of a child's target is the target of its image.
 
-    `children` and `targets` broadcast against each other.
+    `children` and `targets` broadcast against each other. A target met at several positions is met in an order that symmetries keep;
+    positions that differ along the axes `apart` of `targets` do not count as several.
     """
 
     children: IntArray
     targets: IntArray
     source: int
+    apart: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +85,16 @@ class Constraints:
         if a is not b and self._is_new(b"m", a, b) and not np.array_equal(a, b):
             self.merges.append((a.ravel(), b.ravel()))
 
-    def relate(self, children: IntArray, targets: IntArray) -> None:
-        """Make the map children[i] -> targets[i] one that symmetries respect. The arrays broadcast against each other."""
+    def relate(self, children: IntArray, targets: IntArray, apart: tuple[int, ...] = ()) -> None:
+        """Make the map children[i] -> targets[i] one that symmetries respect. The arrays broadcast against each other.
+
+        Args:
+            children: Atoms.
+            targets: Atoms.
+            apart: Axes of `targets` whose positions other atoms name already, so that a target may repeat along them in any order.
+        """
         if self._is_new(b"r", children, targets):
-            self.relations.append(Relation(children, targets, len(self.sources) - 1))
+            self.relations.append(Relation(children, targets, len(self.sources) - 1, apart))
 
     def colour(self, atoms: IntArray, keys: npt.ArrayLike | None = None) -> None:
         """Keep the set `atoms` (with multiplicity) and, where given, the integer `keys` (broadcast against atoms)."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from alignkit.trace.layouts import Axis, Segment, groups_of
 from alignkit.trace.orbits import Symmetry
+
+_LEAF = re.compile(r"^(weight|bias)(_[ih]h)?_?")
+_ROLES = {(0, 1): "qk", (0,): "q", (1,): "k", (2,): "v", (1, 2): "kv", (0, 1, 2): "qkv"}
 
 
 def group_names(
@@ -27,42 +31,65 @@ def group_names(
         for dim, axis in enumerate(axes[name]):
             for group in groups_of(axis):
                 owner.setdefault(group, (name, dim))
-    parents = {symmetry.orbits[g].parent for g in owner}
+    family_of = {g: symmetry.orbits[g].parent for g in owner}
     taken: set[str] = set(axes)
     names: dict[int, str] = {}
+    whole = _heads_of_heads(axes)
     for group, (tensor, dim) in owner.items():
-        base = _base(group, tensor, axes[tensor][dim], symmetry, parents)
+        if group in family_of.values() or group in whole:
+            base = _owner_name(group, tensor, axes[tensor], dim, group in whole.values())
+        else:
+            base = _unit_name(group, tensor, axes[tensor][dim], len(shapes[tensor]), family_of[group])
         names[group] = _unused(base, taken)
         taken.add(names[group])
     return names
 
 
-def _base(group: int, tensor: str, axis: Axis, symmetry: Symmetry, parents: set[int | None]) -> str:
-    """Return the name that a group would like to have."""
-    module = tensor.rpartition(".")[0]
-    if group in parents:
-        return _owner_name(group, tensor, axis, symmetry)
-    orbit = symmetry.orbits[group]
-    if orbit.parent is not None and symmetry.orbits[orbit.parent].parent is None and len(groups_of(axis)) > 2:
-        places = sorted(_segments(axis, group))
-        role = {(0, 1): "qk", (0,): "q", (1,): "k", (2,): "v", (1, 2): "kv", (0, 1, 2): "qkv"}.get(tuple(places))
-        if role is not None and max(_segment_count(axis), 1) in (2, 3):
-            return f"{module}.{role}" if module else role
-    return module if module and not module.isdigit() else f"layer.{module or tensor}"
+def _unit_name(group: int, tensor: str, axis: Axis, rank: int, parent: int | None) -> str:
+    """Return the name that units would like to have: the path of their module, and what tells them apart inside of it."""
+    module, _, leaf = tensor.rpartition(".")
+    rest = _LEAF.sub("", leaf)
+    if rest == leaf or not rest:
+        base = module if module and not module.isdigit() else f"layer.{module or tensor}"
+    else:
+        base = f"{module}.{rest}" if module else rest
+    role = _ROLES.get(tuple(sorted(_segments(axis, group))))
+    if parent is not None and rank <= 2 and role and _segment_count(axis) in (2, 3) and len(groups_of(axis)) > 2:
+        return f"{base}.{role}"
+    return base
 
 
-def _owner_name(group: int, tensor: str, axis: Axis, symmetry: Symmetry) -> str:
-    """Return a name for units that own other units."""
+def _heads_of_heads(axes: Mapping[str, tuple[Axis, ...]]) -> dict[int, int]:
+    """Return groups that own positions inside of another group, with that group: query heads of key-value heads."""
+    found: dict[int, int] = {}
+
+    def visit(axis: Axis) -> None:
+        for outer in axis:
+            for inner in outer.inner:
+                if outer.group is not None and inner.group is not None and inner.size > _own(inner):
+                    found[inner.group] = outer.group
+            visit(outer.inner)
+
+    for tensor in axes.values():
+        for axis in tensor:
+            visit(axis)
+    return found
+
+
+def _own(segment: Segment) -> int:
+    """Return how many units of its group a segment has."""
+    return segment.size // max(sum(part.size for part in segment.inner), 1)
+
+
+def _owner_name(group: int, tensor: str, axes: tuple[Axis, ...], dim: int, owns_heads: bool) -> str:
+    """Return a name for units that own other units: experts, groups of channels, heads."""
     module = tensor.rpartition(".")[0]
-    above = module.rpartition(".")[0] or module
-    alone = all(segment.group == group and all(s.group is None for s in segment.inner) for segment in axis)
-    if alone:
-        return f"{module or tensor}.experts"
-    nested = {g for g in groups_of(axis) if symmetry.orbits[g].parent == group}
-    if any(symmetry.orbits[g].parent in nested for g in groups_of(axis)) or len(nested) > 1:
-        kind = "kv_heads" if len(axis) == 1 and len(_segments(axis, group)) == 1 else "heads"
-        return f"{above}.{kind}" if above else kind
-    return f"{above}.heads" if above else "heads"
+    if len(axes) > 2:
+        bare = all(segment.group == group and segment.size == _own(segment) for segment in axes[dim])
+        kind, path = ("experts" if bare else "groups"), module
+    else:
+        kind, path = ("kv_heads" if owns_heads else "heads"), module.rpartition(".")[0]
+    return f"{path}.{kind}" if path else kind
 
 
 def _segments(axis: Axis, group: int) -> set[int]:

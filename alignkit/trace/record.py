@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_SMALL = 1 << 14
+"""Integer tensors up to this many elements have their values recorded."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class TensorRef:
         shape: Sizes.
         dtype: Type of its elements.
         whole: Whether the tensor covers its storage.
+        values: The elements of a small integer tensor, where the run knew them. Usable only once its layout is fixed.
     """
 
     key: int
@@ -32,6 +38,7 @@ class TensorRef:
     shape: tuple[int, ...]
     dtype: torch.dtype
     whole: bool
+    values: npt.NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> TensorRef:
@@ -41,12 +48,23 @@ class TensorRef:
             return cls(id(tensor), -id(tensor), shape, tensor.dtype, True)
         storage = tensor.untyped_storage()
         whole = storage.nbytes() == int(np.prod(shape, dtype=np.int64)) * tensor.element_size()
-        return cls(id(tensor), storage._cdata, shape, tensor.dtype, whole)
+        return cls(id(tensor), storage._cdata, shape, tensor.dtype, whole, _known_values(tensor))
 
     @property
     def rank(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
+
+
+def _known_values(tensor: torch.Tensor) -> npt.NDArray[np.int64] | None:
+    """Return the elements of a small integer tensor; of fake ones, only those of constants are known."""
+    if tensor.dtype not in (torch.int64, torch.int32) or tensor.numel() > _SMALL:
+        return None
+    real = tensor.constant if isinstance(tensor, FakeTensor) else tensor
+    if real is None or real.device.type == "meta":
+        return None
+    with torch.utils._python_dispatch._disable_current_modes():
+        return np.asarray(real.detach().cpu().numpy(), dtype=np.int64).copy()
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _product(c: Constraints, layout: Layout, dims: tuple[int, ...], parts: list[
         atoms = c.joined[key] = c.fresh(list(sizes))
         c.colour(atoms)
         for part in parts:
-            c.relate(atoms, part.over(span))
+            c.relate(atoms, part.over(span), tuple(span.index(d) for d in part.context))
         for d, is_fixed in zip(dims, fixed, strict=True):
             if is_fixed:
                 c.fix_axis(atoms, span.index(d))

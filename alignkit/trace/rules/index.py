@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from alignkit.trace.combine import restrict
 from alignkit.trace.labels import Block, Layout
 from alignkit.trace.record import TensorRef
+from alignkit.trace.reshape import reshape
 from alignkit.trace.table import Call, rule
 
 
@@ -29,6 +31,9 @@ def pick(call: Call) -> Layout:
     x, dim = call.layout("self"), call.arg("dim")
     indices = call.layout("index")
     dim = x.dim(dim)
+    if call.name == "index_select" and call.arg("index").values is not None:
+        call.fix(indices)
+        return restrict(call.constraints, x, dim, call.arg("index").values.ravel())
     left = call.fix_dims(x, [dim])
     if call.name == "index_select":
         call.fix(indices)
@@ -53,6 +58,10 @@ def index(call: Call) -> Layout:
     if any(i.dtype in (torch.bool, torch.uint8) for i in tensors):
         call.fix(x)
         return Layout.of(call.shape)
+    if len(tensors) == 1 and tensors[0].values is not None:
+        # The indices cannot move, so their values are those of every symmetric copy of the model.
+        picked = restrict(call.constraints, x, dims[0], tensors[0].values.ravel())
+        return reshape(call.constraints, picked, call.shape)
     left = call.fix_dims(x, dims)
     index_rank = max(i.rank for i in tensors)
     start = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0
