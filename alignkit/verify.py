@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 from alignkit.alignment import Alignment
 from alignkit.errors import VerificationError
 from alignkit.graph.permutation_graph import PermutationGraph
+from alignkit.precision import Widened
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 """Largest relative change of an output that still counts as rounding, by the dtype of the run."""
@@ -41,7 +43,8 @@ def verify(
 ) -> Verification:
     """Apply random elements of the symmetry group to a copy of the model and compare its outputs.
 
-    The model runs in eval mode, in float64 where its operations allow it and in float32 otherwise. Parameters and
+    The model runs in eval mode, in float64 where its operations allow it and in float32 otherwise; casts that it makes
+    inside to a narrower type are to float64 instead. Parameters and
     saved buffers are permuted as the graph says.
 
     Args:
@@ -84,7 +87,7 @@ class _Runner:
 
     def outputs(self, model: nn.Module) -> list[Tensor]:
         args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (self.args, self.kwargs))
-        with torch.no_grad():
+        with torch.no_grad(), Widened() if self.dtype == torch.float64 else nullcontext():
             result = model(*args, **kwargs)
         real = [torch.view_as_real(t) if t.is_complex() else t for t in output_tensors(result)]
         return [t.detach().to(torch.float64) for t in real if t.is_floating_point()]
