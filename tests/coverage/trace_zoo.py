@@ -1,0 +1,128 @@
+"""Trace and verify the models of torchvision, timm and transformers; a table of what came out.
+
+    OMP_NUM_THREADS=1 python tests/coverage/trace_zoo.py results.jsonl --jobs 2 --table docs/coverage-table.md
+
+Every model runs in a process of its own with a time and a memory limit. Results are lines of JSON; a run that was stopped goes on
+where it was, and `--again status` runs models with that status once more. Needs torchvision, timm and transformers; downloads nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import time
+import warnings
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import zoo_models
+from judge import Result, judge, said
+from zoo_table import write_table
+
+FORK = multiprocessing.get_context("fork")
+
+
+def main() -> None:
+    """Run what is missing in the results, then write the table."""
+    options = _options()
+    done = {} if not options.results.exists() else read(options.results)
+    wanted = [
+        (source, name)
+        for source in options.source
+        for name in zoo_models.names(source)
+        if any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
+    ]
+    todo = [key for key in wanted if key not in done or done[key]["status"] in options.again]
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    with options.results.open("a", encoding="utf-8") as file:
+        for number, row in enumerate(run(todo, options.jobs, options.limit, options.memory), 1):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(
+                f"{number}/{len(todo)} {row['source']}:{row['name']} {row['status']} {row['reason'][:150]}", flush=True
+            )
+    if options.table:
+        write_table(list(read(options.results).values()), options.table)
+
+
+def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the last result of each model."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {(row["source"], row["name"]): row for row in rows}
+
+
+def run(todo: list[tuple[str, str]], jobs: int, limit: float, memory: float) -> Iterator[dict[str, Any]]:
+    """Yield the row of each model as it is done; at most `jobs` run at a time, each for `limit` seconds."""
+    waiting = list(reversed(todo))
+    running: dict[Connection, tuple[Any, tuple[str, str], float]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            key = waiting.pop()
+            ours, theirs = FORK.Pipe(duplex=False)
+            process = FORK.Process(target=_work, args=(theirs, *key, memory), daemon=True)
+            process.start()
+            theirs.close()
+            running[ours] = (process, key, time.monotonic())
+        ready = wait(list(running), timeout=1)
+        for connection, (process, key, started) in list(running.items()):
+            if connection in ready:
+                yield _received(connection, process, key)
+            elif time.monotonic() - started > limit:
+                process.kill()
+                yield Result(*key, status="time", reason=f"not done after {limit:.0f} s").row()
+            else:
+                continue
+            process.join()
+            connection.close()
+            del running[connection]
+
+
+def _received(connection: Connection, process: Any, key: tuple[str, str]) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = connection.recv()
+    except EOFError:
+        process.join()
+        row = Result(*key, status="memory", reason=f"the process ended with code {process.exitcode}").row()
+    return row
+
+
+def _work(connection: Connection, source: str, name: str, memory: float) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30),) * 2)
+    try:
+        row = judge(source, name).row()
+        if "can't allocate memory" in row["reason"] or "MemoryError" in row["reason"]:
+            row["status"] = "memory"
+    except MemoryError as error:
+        row = Result(source, name, status="memory", reason=said(error)).row()
+    connection.send(row)
+    connection.close()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="JSON lines; added to")
+    parser.add_argument("--source", nargs="*", default=zoo_models.SOURCES, choices=zoo_models.SOURCES)
+    parser.add_argument("--only", nargs="*", default=["*"], help="patterns of names")
+    parser.add_argument("--again", nargs="*", default=[], help="statuses that are run once more")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=120, help="seconds for a model")
+    parser.add_argument("--memory", type=float, default=8, help="GiB for a model")
+    parser.add_argument("--table", type=Path, help="where the Markdown table is written")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
