@@ -216,14 +216,16 @@ class Comparison:
 
     def table(self) -> Table:
         """The comparison as a rich table: a line for each solver, means over the seeds."""
+        from rich import box
         from rich.markup import escape
         from rich.table import Table
 
         averages = self.averages
         columns = [column for column in COLUMNS if column.always or any(column.value(a) for a in averages)]
-        drawn = Table(title_justify="left")
-        for column in columns:
-            drawn.add_column(column.heading, justify=column.justify, no_wrap=True)  # type: ignore[arg-type]
+        drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in columns:  # on a narrow terminal names are folded, numbers never cut
+            name = column is COLUMNS[0]
+            drawn.add_column(column.heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
         for average in averages:
             drawn.add_row(*(escape(column.value(average) or "-") for column in columns))
         return drawn
@@ -280,7 +282,6 @@ class Column:
     heading: str
     value: Callable[[Average], str]
     always: bool = True
-    justify: str = "right"
 
 
 def _number(quantity: str, form: str) -> Callable[[Average], str]:
@@ -314,15 +315,15 @@ def _memory(average: Average) -> str:
 
 
 COLUMNS = (
-    Column("solver", lambda average: average.solver, justify="left"),
+    Column("solver", lambda average: average.solver),
     Column("seeds", _seeds, always=False),
     Column("distance²", _number("distance", ".5g")),
     Column("gain", _gain),
     Column("barrier", _number("barrier", ".4f"), always=False),
     Column("AUC", _number("auc", ".4f"), always=False),
-    Column("middle loss", _number("middle_loss", ".4f"), always=False),
-    Column("middle metric", _number("middle_metric", ".4f"), always=False),
+    Column("middle\nloss", _number("middle_loss", ".4f"), always=False),
+    Column("middle\nmetric", _number("middle_metric", ".4f"), always=False),
     Column("seconds", _number("seconds", ".3g")),
-    Column("peak memory", _memory, always=False),
-    Column("", _status, always=False, justify="left"),
+    Column("peak\nmemory", _memory, always=False),
+    Column("status", _status, always=False),
 )

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from alignkit.compare import compare
 from alignkit.comparison import Comparison
@@ -180,9 +182,21 @@ def test_pictures(pair, task, tmp_path):
 
 def test_the_table_names_its_columns(pair, task):
     text = str(compare(pair.bind(), ["weight_matching"], task, seeds=(0, 1)))
-    for word in ("solver", "distance²", "gain", "barrier", "AUC", "middle metric", "seconds", "identity"):
+    for word in ("solver", "distance²", "gain", "barrier", "AUC", "middle", "metric", "seconds", "identity"):
         assert word in text
     assert "barrier" not in str(compare(pair.bind(), ["weight_matching"]))
+
+
+def test_numbers_fit_a_terminal_of_80_columns(pair, task):
+    found = compare(pair.bind(), {"a name that is far too long for its column": "weight_matching"}, task)
+    text = StringIO()
+    Console(file=text, width=80).print(found)
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in text.getvalue()
+    row = found.row("identity")
+    assert f"{row.distance:.5g}" in text.getvalue()
+    assert f"{row.middle_metric:.4f}" in text.getvalue()
 
 
 def test_peak_memory_sees_a_large_allocation():
