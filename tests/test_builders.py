@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import alignkit
 import torchvision_shim
 from alignkit.errors import GraphError
 from alignkit.graph import PermutationGraph, builders
@@ -91,8 +92,8 @@ def group_names(graph: PermutationGraph) -> set[str]:
 def test_mlp_frees_every_hidden_layer() -> None:
     model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 6), nn.LayerNorm(6), nn.PReLU(), nn.Linear(6, 3))
     graph = builders.mlp(alive(model))
-    assert {name: g.size for name, g in graph.groups.items()} == {"layer0": 5, "layer2": 6}
-    assert graph.spec()["5.weight"] == ". layer2"
+    assert {name: g.size for name, g in graph.groups.items()} == {"layer.0": 5, "layer.2": 6}
+    assert graph.spec()["5.weight"] == ". layer.2"
     graph.verify(model, torch.randn(4, 7))
 
 
@@ -119,15 +120,15 @@ def test_cnn_finds_the_flatten_factor() -> None:
         nn.Linear(5 * 4 * 4, 6), nn.ReLU(), nn.Linear(6, 2),
     )  # fmt: skip
     graph = builders.cnn(alive(model))
-    assert graph.spec()["6.weight"] == "layer6 (layer3 16)"
-    assert graph.spec()["1.running_var"] == "layer0"
+    assert graph.spec()["6.weight"] == "layer.6 (layer.3 16)"
+    assert graph.spec()["1.running_var"] == "layer.0"
     graph.verify(model, torch.randn(2, 3, 8, 8))
 
 
 def test_cnn_after_a_global_pooling() -> None:
     model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
     graph = builders.cnn(alive(model))
-    assert graph.spec()["4.weight"] == ". layer0"
+    assert graph.spec()["4.weight"] == ". layer.0"
     graph.verify(model, torch.randn(2, 2, 9))
 
 
@@ -194,6 +195,25 @@ def test_torchvision_resnet18() -> None:
     # Eight inner groups, the stem's stream, and a stream for each of the three projections.
     assert len(graph.groups) == 12
     graph.verify(model, torch.randn(1, 3, 32, 32))
+
+
+MODELS = {
+    "mlp": (
+        builders.mlp,
+        nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3)),
+        (4, 7),
+    ),
+    "siren": (builders.siren, nn.Sequential(nn.Linear(2, 8), Sine(), nn.Linear(8, 1)), (4, 2)),
+    "cnn": (builders.cnn, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)), (2, 3, 6, 6)),
+    "resnet": (builders.resnet, ResNet(), (2, 3, 8, 8)),
+    "bottleneck": (builders.resnet, ResNet(4), (2, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_builder_and_trace_agree(name: str) -> None:
+    build, model, shape = MODELS[name]
+    assert build(model) == alignkit.trace(model.eval(), torch.randn(shape))
 
 
 TIED = nn.Linear(4, 4)

@@ -110,7 +110,7 @@ class TestSpec:
     def test_tensors_on_the_meta_device_are_enough(self) -> None:
         with torch.device("meta"):
             model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-        assert builders.mlp(model).groups["layer0"].size == 4
+        assert builders.mlp(model).groups["layer.0"].size == 4
 
 
 class TestInvariantsOfNodes:

@@ -261,5 +261,5 @@ def _is_numbered(path: str) -> bool:
 
 
 def _group_name(path: str) -> str:
-    """The path of a layer, made a name of the notation: ``"0"`` is no name, so it becomes ``"layer0"``."""
-    return path if is_group_name(path) else f"layer{path}"
+    """The path of a layer, made a name of the notation: ``"0"`` is no name, so it becomes ``"layer.0"``."""
+    return path if is_group_name(path) else f"layer.{path or 'weight'}"

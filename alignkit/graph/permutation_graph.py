@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from networkx import Graph, MultiDiGraph, connected_components
 from torch import nn
 
-from alignkit.errors import GraphError, ShapeMismatchError, SpecError, UndeterminedSizeError
+from alignkit.errors import GraphError, ShapeMismatchError, SpecError
 from alignkit.graph.layout import Layout, Units, axis_size
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name, parse_layout
 from alignkit.graph.provenance import Provenance
-from alignkit.graph.sizes import resolve_sizes
+from alignkit.graph.sizes import open_sizes, resolve_sizes
 from alignkit.graph.source import Like, TensorFacts, tensor_facts
 
 if TYPE_CHECKING:
@@ -97,16 +97,9 @@ class PermutationGraph:
         """
         bare = {name: parse_layout(node.notation(), name) for name, node in self.tensors.items()}
         shapes = {name: node.shape for name, node in self.tensors.items()}
-        sized: dict[str, int] = {}
-        while True:
-            try:
-                resolve_sizes(bare, shapes, sized)
-            except UndeterminedSizeError as error:
-                # Parents stand first in the graph, and they are the ones that shapes rarely tell.
-                name = next(name for name in self.groups if name in error.groups)
-                sized[name] = self.groups[name].size
-            else:
-                return {name: format_layout(node.layout, sized) for name, node in self.tensors.items()}
+        # Parents stand first in the graph, and they are the ones that shapes rarely tell.
+        sized = open_sizes(bare, shapes, {name: group.size for name, group in self.groups.items()})
+        return {name: format_layout(node.layout, sized) for name, node in self.tensors.items()}
 
     # ---------------------------------------------------------------- derived facts
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import TypeAlias
 
 from alignkit.errors import GraphError, ShapeMismatchError, UndeterminedSizeError
 from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units, simplified
 from alignkit.graph.notation import format_layout
+
+_Place: TypeAlias = tuple[str, int, Axis]
 
 
 @dataclass
@@ -57,17 +60,47 @@ def resolve_sizes(
             for unit in axis.units():
                 if unit.size is not None:
                     table.set(unit.group, unit.size, f"written in the layout of {tensor!r}")
-    open_axes = [(t, i, axis) for t, layout in layouts.items() for i, axis in enumerate(layout)]
-    while open_axes:
-        left = [(t, i, axis) for t, i, axis in open_axes if not _solve_axis(t, i, axis, shapes[t][i], table)]
-        if len(left) == len(open_axes):
-            raise _undetermined(*left[0], shapes, table)
-        open_axes = left
+    if left := _settle(_all_axes(layouts), shapes, table):
+        raise _undetermined(*left[0], shapes, table)
     filled = {
         t: tuple(_fill(axis, shapes[t][i], table.sizes) for i, axis in enumerate(layout))
         for t, layout in layouts.items()
     }
     return filled, table.sizes
+
+
+def open_sizes(
+    layouts: Mapping[str, Layout], shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
+) -> dict[str, int]:
+    """The sizes that have to be written for the others to follow from the shapes.
+
+    Args:
+        layouts: Layout of each tensor, without sizes of groups.
+        shapes: Shape of each of these tensors.
+        sizes: Size of every group. Where several would do, the first in this order is chosen.
+    """
+    table, written = SizeTable(), dict[str, int]()
+    left = _settle(_all_axes(layouts), shapes, table)
+    while left:
+        groups, _ = _unknowns(left[0][2], table.sizes)
+        name = next(name for name in sizes if name in groups)
+        written[name] = sizes[name]
+        table.set(name, sizes[name], "known")
+        left = _settle(left, shapes, table)
+    return written
+
+
+def _all_axes(layouts: Mapping[str, Layout]) -> list[_Place]:
+    return [(tensor, index, axis) for tensor, layout in layouts.items() for index, axis in enumerate(layout)]
+
+
+def _settle(places: list[_Place], shapes: Mapping[str, tuple[int, ...]], table: SizeTable) -> list[_Place]:
+    """Use axes one after the other until none tells anything new; those that are still open come back."""
+    while True:
+        left = [(t, i, axis) for t, i, axis in places if not _solve_axis(t, i, axis, shapes[t][i], table)]
+        if len(left) == len(places):
+            return left
+        places = left
 
 
 def _unknowns(axis: Axis, sizes: Mapping[str, int]) -> tuple[set[str], int]:
