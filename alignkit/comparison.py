@@ -292,9 +292,14 @@ def _number(quantity: str, form: str) -> Callable[[Average], str]:
     return text
 
 
+def _middle_loss(average: Average) -> str:
+    """Empty where there is a metric, which says more in less room."""
+    return "" if average.mean("middle_metric") is not None else _number("middle_loss", ".4f")(average)
+
+
 def _gain(average: Average) -> str:
     gain, before = average.mean("gain"), average.mean("distance_before")
-    return f"{100 * gain / before:.1f} %" if gain is not None and before else ""
+    return f"{100 * gain / before:.1f}%" if gain is not None and before else ""
 
 
 def _seeds(average: Average) -> str:
@@ -321,9 +326,9 @@ COLUMNS = (
     Column("gain", _gain),
     Column("barrier", _number("barrier", ".4f"), always=False),
     Column("AUC", _number("auc", ".4f"), always=False),
-    Column("middle\nloss", _number("middle_loss", ".4f"), always=False),
+    Column("middle\nloss", _middle_loss, always=False),
     Column("middle\nmetric", _number("middle_metric", ".4f"), always=False),
-    Column("seconds", _number("seconds", ".3g")),
+    Column("seconds", _number("seconds", ".2g")),
     Column("peak\nmemory", _memory, always=False),
     Column("status", _status, always=False),
 )
