@@ -70,6 +70,7 @@ def alignment_files(folder: Path) -> None:
     changed: dict[str, tuple[Any, Mapping[str, Tensor]]] = {
         "version": ({**header, "version": "99"}, perms),
         "kind": ({**header, "format": "alignkit.solution"}, perms),
+        "hollow": ({**header, "format": "alignkit.solution", "solution": [1, 2]}, perms),
         "listed": ([1, 2], perms),
         "twice": (header, {"h": torch.tensor([1, 1, 3, 2])}),
         "missing": (header, {}),

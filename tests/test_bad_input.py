@@ -349,6 +349,9 @@ SOLVING = {
     "an alignment in place of a solution": row(WeightsError, "right.safetensors is no solution file")(
         lambda f: Solution.load(f / "right.safetensors", GRAPH)
     ),
+    "a solution with nothing in it": row(WeightsError, "hollow.safetensors is damaged")(
+        lambda f: Solution.load(f / "hollow.safetensors", GRAPH)
+    ),
     "half a solution": row(WeightsError, "half.safetensors cannot be read as a solution")(
         lambda f: Solution.load(f / "half.safetensors", GRAPH)
     ),
