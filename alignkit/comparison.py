@@ -322,7 +322,7 @@ def _memory(average: Average) -> str:
 COLUMNS = (
     Column("solver", lambda average: average.solver),
     Column("seeds", _seeds, always=False),
-    Column("distance²", _number("distance", ".5g")),
+    Column("squared\ndistance", _number("distance", ".5g")),
     Column("gain", _gain),
     Column("barrier", _number("barrier", ".4f"), always=False),
     Column("AUC", _number("auc", ".4f"), always=False),

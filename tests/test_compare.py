@@ -182,7 +182,7 @@ def test_pictures(pair, task, tmp_path):
 
 def test_the_table_names_its_columns(pair, task):
     text = str(compare(pair.bind(), ["weight_matching"], task, seeds=(0, 1)))
-    for word in ("solver", "distance²", "gain", "barrier", "AUC", "middle", "metric", "seconds", "identity"):
+    for word in ("solver", "squared", "gain", "barrier", "AUC", "middle", "metric", "seconds", "identity"):
         assert word in text
     assert "barrier" not in str(compare(pair.bind(), ["weight_matching"]))
 
