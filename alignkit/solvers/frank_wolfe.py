@@ -1,0 +1,212 @@
+"""Frank-Wolfe: ascent over products of doubly stochastic matrices, all groups at once ([Crisostomi24], Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from numpy.polynomial import Polynomial
+from pydantic import Field
+from torch import Tensor
+
+from alignkit.alignment import Alignment
+from alignkit.frame import Frame
+from alignkit.graph.permutation_graph import PermutationGraph
+from alignkit.nested import nested_assignment
+from alignkit.objective import Objective
+from alignkit.relaxation import Masses, Point, Relaxation, best_step
+from alignkit.sinkhorn import sinkhorn
+from alignkit.soft import SoftAlignment, matrix_shape
+from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solvers.weight_matching import Ascent, colours, shuffled
+
+
+class FrankWolfeOptions(SolverOptions):
+    """Options of Frank-Wolfe."""
+
+    start: Literal["average", "identity", "sinkhorn"] = "average"
+    """Where the first run starts without ``init``: the centre of all orders, the identity, or a random matrix scaled to
+    be doubly stochastic. With ``init`` it starts half-way between ``init`` and the centre."""
+    restarts: int = Field(0, ge=0)
+    """Further runs, each half-way between a random doubly stochastic matrix and the best alignment so far with some
+    units shuffled; the shuffled alignment itself competes too. The best is kept."""
+    shuffle: float = Field(0.3, gt=0, le=1)
+    """Fraction of the units of each group that a restart shuffles."""
+    concavity: float = Field(0.05, ge=0)
+    """Weight of the term ``-|P|^2``, in units of what a pair of units of ordinary size contributes, at the start of the
+    first run. It keeps matrices soft until most of the order is settled. 0 is the method of [Crisostomi24]."""
+    stages: int = Field(10, ge=1)
+    """Stages in which that weight falls to 0, in equal steps."""
+    stage_steps: int = Field(5, ge=1)
+    """Steps of each stage but the last, which ends by ``rtol`` or ``max_steps``."""
+    rtol: float = Field(1e-5, ge=0)
+    """Stop when the objective can rise by less than this fraction to first order."""
+    max_steps: int = Field(150, ge=1)
+    """Most steps of one run."""
+    polish: bool = True
+    """Follow each rounding by weight matching, and let weight matching alone compete."""
+
+
+class FrankWolfe(Solver[FrankWolfeOptions]):
+    """Move all groups at once towards their best assignments, as far as the objective rises along the line.
+
+    Frank-Wolfe on ``<A, P # B>`` over doubly stochastic ``P`` ([Crisostomi24]), for any graph; trees of families move
+    in the convex hull of their elements. The step is exact: along a line the objective is a polynomial. A concave term
+    that fades out stage by stage keeps early steps from settling: one half of the path of Liu and Qiao, "GNCCP:
+    Graduated NonConvexity and Concavity Procedure", 2014. Each end is rounded by linear assignment and polished by
+    weight matching; the best, never worse than ``init``, is kept. Runs are made in a canonical order of units
+    (`alignkit.frame`), so the order in which they are stored is irrelevant.
+    """
+
+    name = "frank_wolfe"
+    returns = Returns(exact_on_permuted_copies=True, monotone=True)
+
+    def solve(self, problem: Problem, report: Report) -> Outcome:
+        """Run from every start; the best rounded alignment is returned."""
+        options = self.options
+        frame = Frame.of(problem.bound)
+        graph = problem.graph
+        relaxation = Relaxation(frame.bound, problem.device, problem.dtype)
+        best = _Best(Objective(frame.bound, problem.device), options, report)
+        if problem.init is not None:
+            best.offer(dict(frame.enter(problem.init).perms), "init")
+        elif not options.polish:
+            best.offer(dict(frame.enter(Alignment.identity(graph)).perms), "identity")
+        if options.polish:
+            best.offer(dict.fromkeys(graph.groups), "weight matching")
+        generator = problem.generator()
+        steps, converged = 0, True
+        for run in range(options.restarts + 1):
+            if not graph.groups or best.is_exact:
+                break
+            if run:
+                moved = shuffled(best.perms, options.shuffle, generator)
+                best.offer(moved, f"shuffle {run}")
+                start = self._restart(relaxation, moved, generator)
+            else:
+                start = self._start(relaxation, problem, frame)
+            end = ascend(relaxation, start, options, 0.0 if run else options.concavity)
+            steps, converged = steps + end.steps, converged and end.converged
+            best.offer(round_masses(graph, end.point.masses), f"run {run + 1}")
+        status = Status.OK if converged else Status.MAX_STEPS
+        return Outcome(frame.leave(Alignment(graph, best.perms)), status, {"steps": float(steps)})
+
+    def _start(self, relaxation: Relaxation, problem: Problem, frame: Frame) -> Point:
+        """Where the first run starts."""
+        centre = relaxation.point(SoftAlignment.centre(problem.graph))
+        if problem.init is not None:
+            return relaxation.between(centre, relaxation.corner(frame.enter(problem.init).perms), 0.5)
+        if self.options.start == "sinkhorn":
+            return relaxation.point(random_point(problem.graph, problem.generator()))
+        if self.options.start == "identity":
+            identity = frame.enter(Alignment.identity(problem.graph))
+            return relaxation.point(SoftAlignment.from_alignment(identity))
+        return centre
+
+    def _restart(self, relaxation: Relaxation, moved: dict[str, Tensor | None], generator: torch.Generator) -> Point:
+        inner = relaxation.point(random_point(relaxation.graph, generator))
+        known = {name: perm for name, perm in moved.items() if perm is not None}
+        return relaxation.between(inner, relaxation.corner(known), 0.5)
+
+
+def random_point(graph: PermutationGraph, generator: torch.Generator) -> SoftAlignment:
+    """Uniform random matrices, scaled to be doubly stochastic."""
+    matrices = {}
+    for name in graph.groups:
+        drawn = torch.rand(matrix_shape(graph, name), generator=generator, dtype=torch.float64)
+        matrices[name] = sinkhorn(drawn.clamp_min(1e-6).log())
+    return SoftAlignment(graph, matrices)
+
+
+def round_masses(graph: PermutationGraph, masses: Masses) -> dict[str, Tensor]:
+    """The element that overlaps most with the masses, or that gains most where they are derivatives."""
+    perms: dict[str, Tensor] = {}
+    for root in graph.roots:
+        perms.update(nested_assignment(graph, root, {name: masses[name] for name in graph.tree(root)}))
+    return perms
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a run ended."""
+
+    point: Point
+    steps: int
+    converged: bool
+
+
+def ascend(relaxation: Relaxation, start: Point, options: FrankWolfeOptions, concavity: float = 0.0) -> End:
+    """Frank-Wolfe from a point, with a concave term that fades out over the stages."""
+    point, steps = start, 0
+    stages = options.stages if concavity else 0
+    for stage in range(stages + 1):
+        weight = concavity * (1 - stage / stages) if stages else 0.0
+        budget = options.max_steps - steps if stage == stages else options.stage_steps
+        for _ in range(min(budget, options.max_steps - steps)):
+            moved = _step(relaxation, point, weight, options.rtol)
+            if moved is None and stage == stages:
+                return End(point, steps, True)
+            if moved is None:
+                break
+            point, steps = moved, steps + 1
+    return End(point, steps, False)
+
+
+def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> Point | None:
+    """One step; None when no direction gains."""
+    gradient = relaxation.gradient(point)
+    weights = {name: weight * scale for name, scale in relaxation.scales.items()}
+    slopes = {n: g - 2 * weights[n] * point.masses[n] for n, g in gradient.groups.items()}
+    perms = round_masses(relaxation.graph, slopes)
+    corner = relaxation.corner(perms)
+    line = relaxation.along(point, corner, perms, gradient) - _square(point.masses, corner, weights)
+    if float(line.deriv()(0.0)) <= rtol * abs(gradient.value):
+        return None
+    step = best_step(line)
+    return relaxation.between(point, corner, step) if step > 0 else None
+
+
+def _square(start: Masses, end: Masses, weights: dict[str, float]) -> Polynomial:
+    """``sum_g weight_g |P_g|^2`` along the line."""
+    total = Polynomial([0.0, 0.0, 0.0])
+    for name, weight in weights.items():
+        if weight:
+            across = end[name] - start[name]
+            terms = (start[name].square(), 2 * start[name] * across, across.square())
+            total += weight * Polynomial([float(t.sum(dtype=torch.float64)) for t in terms])
+    return total
+
+
+@dataclass
+class _Best:
+    """The best alignment so far, polished when asked."""
+
+    objective: Objective
+    options: FrankWolfeOptions
+    report: Report
+    perms: dict[str, Tensor] = field(default_factory=dict)
+    distance: float = float("inf")
+    offers: int = 0
+
+    def __post_init__(self) -> None:
+        self.ascent = Ascent(self.objective, 1e-9, 1000)
+        self.classes = colours(self.objective.graph, None)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is left to gain, to rounding."""
+        return self.distance <= self.ascent.negligible
+
+    def offer(self, perms: dict[str, Tensor] | dict[str, Tensor | None], note: str) -> None:
+        """Polish an alignment and keep it if it is the best; report how far the best is."""
+        if self.options.polish:
+            run = self.ascent.run(dict(perms), self.classes)
+            found, distance = run.perms, run.distance
+        else:
+            found = {name: perm for name, perm in perms.items() if perm is not None}
+            distance = self.objective.squares - 2 * self.objective.value(Alignment(self.objective.graph, found))
+        if not self.perms or distance < self.distance:
+            self.perms, self.distance = found, max(distance, 0.0)
+        self.report(Step(self.offers, self.distance, note))
+        self.offers += 1
