@@ -82,7 +82,7 @@ class Interpolation:
         return Midpoint(self.losses[middle], None if self.metrics is None else self.metrics[middle])
 
     def plot(self, target: str | PathLike[str] | Axes | None = None) -> Figure:
-        """Draw the line. See :func:`alignkit.plotting.plot_interpolations`, which draws several in one picture.
+        """Draw the line. See `alignkit.plotting.plot_interpolations`, which draws several in one picture.
 
         Args:
             target: A file to write, matplotlib axes to draw the losses on, or None for a new figure.
@@ -109,7 +109,7 @@ class Interpolation:
 
     @classmethod
     def from_json(cls, text: str) -> Interpolation:
-        """Read what :meth:`to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             TaskError: The text is not JSON, or not an interpolation of a version that is known.
@@ -162,7 +162,7 @@ def interpolate(
         label: Name of the line in pictures and tables.
 
     Raises:
-        TaskError: ``points`` is even or less than 3, or the task cannot be evaluated (see :meth:`Task.evaluate`); the
+        TaskError: ``points`` is even or less than 3, or the task cannot be evaluated (see `Task.evaluate`); the
             message says where on the line.
 
     Source: [Navon24], section 5; [Frankle20] for the barrier.

@@ -37,11 +37,11 @@ class TaskResult:
 
 
 class CannotBatchError(AlignkitError):
-    """This model cannot run under ``torch.vmap``. :func:`alignkit.interpolate` then runs one point at a time."""
+    """This model cannot run under ``torch.vmap``. `alignkit.interpolate` then runs one point at a time."""
 
 
 class OutOfMemoryError(AlignkitError):
-    """Several sets of weights at once do not fit memory. :func:`alignkit.interpolate` then takes fewer."""
+    """Several sets of weights at once do not fit memory. `alignkit.interpolate` then takes fewer."""
 
 
 class Task:
@@ -56,7 +56,7 @@ class Task:
         batches: ``(inputs [n, ...], targets [n, ...])`` as two whole tensors, or an iterable of such pairs: a list, a
             DataLoader, a generator. ``inputs`` may be a tuple (positional arguments) or a dict (keyword arguments).
             Read at the first evaluation; sequences are used as they are, any other iterable is read once and kept, so
-            that every evaluation sees the same samples (see :class:`alignkit.batches.Batches`).
+            that every evaluation sees the same samples (see `alignkit.batches.Batches`).
         loss: ``"cross_entropy"``, ``"mse"`` or a callable ``(outputs, targets) -> mean over the samples``.
         metric: ``"accuracy"``, a callable like ``loss``, or None.
         device: Where to compute. None is the device of the model's first parameter.
@@ -119,7 +119,7 @@ class Task:
         Raises:
             CannotBatchError: The model uses an operation that vmap cannot batch, or returns more than one tensor.
             OutOfMemoryError: ``k`` is too large for the memory.
-            TaskError: As in :meth:`evaluate`.
+            TaskError: As in `evaluate`.
         """
         count = len(next(iter(stacked.values())))
 
@@ -143,7 +143,7 @@ class Task:
         """Call the model with these weights. Differentiable with respect to them.
 
         Args:
-            weights: As :meth:`checked` returns them.
+            weights: As `checked` returns them.
             inputs: A tensor, a tuple or list (positional arguments) or a dict (keyword arguments), on the device.
         """
         arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)

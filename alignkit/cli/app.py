@@ -10,10 +10,12 @@ import torch
 import typer
 
 import alignkit
+from alignkit.cli.check import check
 from alignkit.cli.demo import demo
 from alignkit.cli.failures import FriendlyGroup
 from alignkit.cli.solve import solve
 from alignkit.cli.solvers import solvers
+from alignkit.cli.trace import trace
 
 app = typer.Typer(
     name="alignkit",
@@ -56,6 +58,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 app.command("solvers")(solvers)
 app.command("solve")(solve)
 app.command("demo")(demo)
+app.command("trace")(trace)
+app.command("check")(check)
 
 
 def main() -> None:

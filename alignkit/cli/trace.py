@@ -1,0 +1,81 @@
+"""``alignkit trace``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkit.errors import UsageError
+from alignkit.sources import load_model
+from alignkit.trace import trace as trace_model
+from alignkit.weights import atomic_path
+
+MODEL_HELP = (
+    "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that returns a "
+    "model, or a model and its example inputs)."
+)
+
+
+def trace(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)],
+    spec: Annotated[
+        Path | None, typer.Option("--spec", help="Where the layouts are written: JSON, as solve --spec takes them.")
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Where the whole graph is written, for PermutationGraph.from_json.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Where the graph is drawn: .png, .svg or .pdf.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Find the groups of units that can be reordered in a model, and what had to stay fixed.
+
+    Example: [bold]alignkit trace torchvision:resnet18 --spec resnet18.json[/bold]
+
+    The model is built with random weights; nothing is downloaded.
+    """
+    check_outputs({"--spec": spec, "--json": as_json, "--picture": picture}, force)
+    look_in_this_folder()
+    module, args, kwargs = load_model(model)
+    graph = trace_model(module, *args, **kwargs)
+    typer.echo(graph.report())
+    for path, text in ((spec, json.dumps(graph.spec(), indent=2)), (as_json, graph.to_json())):
+        if path is not None:
+            with atomic_path(path) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
+    if picture is not None:
+        graph.draw(picture)
+    for path in (spec, as_json, picture):
+        if path is not None:
+            typer.echo(f"Written: {path}")
+
+
+def look_in_this_folder() -> None:
+    """Let ``module:factory`` name a module in the current folder, as ``python -m`` does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def check_outputs(paths: dict[str, Path | None], force: bool) -> None:
+    """Refuse, before any work is done, outputs that could not be written or would replace a file.
+
+    Raises:
+        UsageError: An output exists and ``force`` is False, its folder does not exist, or two outputs are one file.
+    """
+    seen: dict[Path, str] = {}
+    for switch, path in paths.items():
+        if path is None:
+            continue
+        if path.is_dir() or not path.parent.is_dir():
+            raise UsageError(f"{switch} {path}: " + ("it is a folder." if path.is_dir() else "its folder is missing."))
+        if path.exists() and not force:
+            raise UsageError(f"{switch} {path} exists. Choose another name, or pass --force to replace it.")
+        if path.resolve() in seen:
+            raise UsageError(f"{switch} and {seen[path.resolve()]} name the same file {path}.")
+        seen[path.resolve()] = switch
