@@ -18,6 +18,8 @@ from alignkit.errors import WeightsError
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
+RESERVED_NAME = "__metadata__"
+"""The one name that a safetensors file cannot hold a tensor by."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -87,12 +89,19 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
         metadata: Text entries for the header of a safetensors file.
 
     Raises:
-        WeightsError: The folder does not exist or cannot be written to, or the suffix is not known.
+        WeightsError: The folder does not exist or cannot be written to, the suffix is not known, or a value is no
+            dense tensor.
     """
     path = Path(path)
     if path.suffix not in (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES):
         known = ", ".join((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES))
         raise WeightsError(f"{path}: cannot tell the format of the output. End its name in one of {known}.")
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            found = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise WeightsError(f"cannot write {path}: {name!r} is no dense tensor with values, but {found}.")
+        if name == RESERVED_NAME:
+            raise WeightsError(f"cannot write {path}: the name {name!r} is reserved by safetensors. Rename the tensor.")
     with atomic_path(path) as temporary:
         if path.suffix in SAFETENSORS_SUFFIXES:
             plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in weights.items()}

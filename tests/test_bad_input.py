@@ -159,6 +159,9 @@ SPECS = {
     "two written sizes": row(ShapeMismatchError, "'h' has 5 units", "'fc1.weight'", "but 4", "'fc1.bias'")(
         lambda _: build({"fc1.weight": "h:5 .", "fc1.bias": "h:4"})
     ),
+    "a group's name that safetensors reserves": row(GraphError, "'__metadata__' is no name for a group")(
+        lambda _: small("__metadata__", 3)
+    ),
     "a group with the name of a tensor": row(GraphError, "'w' is the name of a group and of a tensor")(
         lambda _: small("w", 3)
     ),
@@ -248,6 +251,18 @@ FILES = {
     ),
     "writing into a folder that is not there": row(WeightsError, "absent", "does not exist")(
         lambda f: write_weights(f / "absent" / "out.pt", good())
+    ),
+    "writing a value that is no tensor": row(WeightsError, "out.pt", "'epoch'", "but int")(
+        lambda f: write_weights(f / "out.pt", {**good(), "epoch": 3})
+    ),
+    "writing a tensor without values": row(WeightsError, "out.pt", "'w'", "on meta")(
+        lambda f: write_weights(f / "out.pt", {"w": torch.zeros(2, device="meta")})
+    ),
+    "writing a sparse tensor": row(WeightsError, "out.safetensors", "'w'", "torch.sparse_coo")(
+        lambda f: write_weights(f / "out.safetensors", {"w": torch.eye(2).to_sparse()})
+    ),
+    "writing a name that safetensors reserves": row(WeightsError, "out.safetensors", "'__metadata__' is reserved")(
+        lambda f: write_weights(f / "out.safetensors", {"__metadata__": torch.zeros(2)})
     ),
     "writing over a folder": row(WeightsError, "folder.pt: it is a folder")(
         lambda f: write_weights(f / "folder.pt", good())

@@ -225,6 +225,13 @@ class TestBind:
             assert pair.module_b is model
             assert (pair.module_a is model) == (source is model)
 
+    def test_pairs_can_be_compared_and_collected(self) -> None:
+        model = nn.Linear(2, 2)
+        graph = builders.mlp(model)
+        pair, other = graph.bind(model, nn.Linear(2, 2)), graph.bind(model, nn.Linear(2, 2))
+        assert pair != other
+        assert len({pair, other, pair}) == 2
+
     def test_the_pair_can_be_swapped(self) -> None:
         one, two = nn.Linear(2, 2), nn.Linear(2, 2)
         pair = builders.mlp(one).bind(one, two).swapped()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BoundGraph:
     """A graph with the weights of two models, checked to fit.
 

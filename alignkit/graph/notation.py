@@ -26,7 +26,8 @@ _GROUP = re.compile(rf"(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size
 
 def is_group_name(name: str) -> bool:
     """Whether ``name`` can stand for a group in the notation."""
-    return bool(re.fullmatch(_NAME, name, re.ASCII)) and not name.isdigit()
+    # Alignments are saved by group, and safetensors keeps this one name for itself.
+    return bool(re.fullmatch(_NAME, name, re.ASCII)) and not name.isdigit() and name != "__metadata__"
 
 
 def parse_layout(text: str, tensor: str = "") -> Layout:
