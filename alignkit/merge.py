@@ -71,7 +71,7 @@ def merge(
     if method == "slerp" and len(models) != 2:
         raise MergeError(f"method='slerp' turns from one model to another, found {len(models)} models.")
     sides = [weights_of(model) for model in models]
-    _check_alike(sides)
+    check_alike(sides, [f"model {at}" for at in range(len(sides))])
     merged: dict[str, Tensor] = {}
     done: dict[object, Tensor] = {}
     with torch.no_grad():
@@ -167,30 +167,33 @@ def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     return [share / total for share in shares]
 
 
-def _check_alike(sides: Sequence[Mapping[str, Tensor]]) -> None:
-    first = sides[0]
+def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> None:
+    """Hold the tensors of several models against those of the first.
+
+    Raises:
+        MergeError: Names, shapes, kinds, ties or values do not fit; every mismatch is listed by model and tensor.
+    """
+    first, zero = sides[0], labels[0]
     ties: dict[object, str] = {}
     tied = {n: other for n, t in first.items() if (other := ties.setdefault(tensor_identity(t), n)) != n}
     problems: list[str] = []
-    for at, side in enumerate(sides):
-        problems += [f"{name!r} is missing in model {at}" for name in first if name not in side]
-        problems += [f"{name!r} of model {at} is not in model 0" for name in side if name not in first]
+    for label, side in zip(labels, sides, strict=True):
+        problems += [f"{name!r} is missing in {label}" for name in first if name not in side]
+        problems += [f"{name!r} of {label} is not in {zero}" for name in side if name not in first]
         for name, tensor in side.items():
             if name not in first:
                 continue
             if tensor.shape != first[name].shape:
-                problems.append(
-                    f"{name!r} is {list(tensor.shape)} in model {at} but {list(first[name].shape)} in model 0"
-                )
+                problems.append(f"{name!r} is {[*tensor.shape]} in {label} but {[*first[name].shape]} in {zero}")
             elif _is_number(tensor) != _is_number(first[name]):
-                problems.append(f"{name!r} is {tensor.dtype} in model {at} but {first[name].dtype} in model 0")
+                problems.append(f"{name!r} is {tensor.dtype} in {label} but {first[name].dtype} in {zero}")
             elif _is_number(tensor) and not bool(torch.isfinite(tensor).all()):
-                problems.append(f"{name!r} of model {at} holds NaN or infinity")
+                problems.append(f"{name!r} of {label} holds NaN or infinity")
             elif name in tied and tied[name] in side and not torch.equal(tensor, side[tied[name]]):
-                problems.append(f"{name!r} and {tied[name]!r} are tied in model 0 but differ in model {at}")
+                problems.append(f"{name!r} and {tied[name]!r} are tied in {zero} but differ in {label}")
     if problems:
         listed = "\n".join(f"  - {text}" for text in problems)
-        raise MergeError(f"the models cannot be merged, {len(problems)} problems:\n{listed}")
+        raise MergeError(f"the models do not fit each other, {len(problems)} problems:\n{listed}")
 
 
 def _is_number(tensor: Tensor) -> bool:
