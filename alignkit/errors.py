@@ -80,3 +80,7 @@ class MergeError(AlignkitError, ValueError):
 
 class ComparisonError(AlignkitError, ValueError):
     """A comparison cannot be run, resumed, read or drawn."""
+
+
+class ModelSourceError(AlignkitError, ValueError):
+    """A model that was named on the command line cannot be built."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 import alignkit.solvers as built_in_solvers  # now: a later import would hide the function `alignkit.solvers`
-from alignkit import hookspecs
+from alignkit import hookspecs, sources
 from alignkit.errors import AlignkitError, PluginError, SolverError, UsageError
 from alignkit.hookspecs import ModelSource
 from alignkit.solver import Needs, Returns, Solver, SolverOptions
@@ -33,7 +33,7 @@ GROUP = "alignkit"
 """The entry-point group that plugins use."""
 DISABLE_VARIABLE = "ALIGNKIT_DISABLE_PLUGINS"
 """Environment variable: entry-point or package names, separated by commas, that are not loaded."""
-BUILT_IN = (built_in_solvers,)
+BUILT_IN = (built_in_solvers, sources)
 """Modules of alignkit itself that implement hooks."""
 
 T = TypeVar("T")

@@ -36,9 +36,10 @@ def check(
 
     Example: [bold]alignkit check torchvision:resnet18[/bold]
 
-    Random symmetries are applied to the weights and the outputs compared, in float64 where the model runs in it: once with noise on
-    norms, running statistics, gates and biases, since freshly initialised ones hide mistakes, and once with the weights of the
-    checkpoint as they are. Exit code 0 if all outputs stay the same, 1 if not: the message names the groups and their tensors.
+    Random symmetries are applied to the weights and the outputs compared, in float64 where the model runs in it: once
+    with noise on norms, running statistics, gates and biases, since freshly initialised ones hide mistakes, and once
+    with the weights of the checkpoint as they are. Exit code 0 if all outputs stay the same, 1 if not: the message
+    names the groups and their tensors.
     """
     look_in_this_folder()
     module, args, kwargs = load_model(model)
@@ -46,10 +47,8 @@ def check(
         raise UsageError(f"{model} is too large to be given weights here. Check a configuration with fewer layers.")
     if checkpoint is not None:
         load_weights(module, read_weights(checkpoint), str(checkpoint))
-    if spec is None:
-        graph = trace(module, *args, **kwargs)
-    else:
-        graph = PermutationGraph.from_spec(read_spec(spec), like=module)
+    layouts = None if spec is None else read_spec(spec)
+    graph = PermutationGraph.from_spec(layouts, like=module) if layouts else trace(module, *args, **kwargs)
     kinds = [("perturbed weights", perturbed(module, seed))]
     if checkpoint is not None:
         kinds.append(("the checkpoint's weights", module))

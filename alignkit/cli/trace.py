@@ -15,7 +15,8 @@ from alignkit.trace import trace as trace_model
 from alignkit.weights import atomic_path
 
 MODEL_HELP = (
-    "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that returns a "
+    "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that "
+    "returns a "
     "model, or a model and its example inputs)."
 )
 
