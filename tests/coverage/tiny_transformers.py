@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 HEADS = (
-    "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_CLASSIFICATION", "MASKED_LM", "CTC", "AUDIO_CLASSIFICATION",
+    "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_CLASSIFICATION", "MASKED_LM", "CTC",
+    "AUDIO_CLASSIFICATION",
     "SEQUENCE_CLASSIFICATION", "VIDEO_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "OBJECT_DETECTION",
 )  # fmt: skip
 """Tasks in the order in which a class is chosen for a type: with a head, the residual stream is free."""
@@ -22,23 +23,26 @@ LARGEST = 40_000_000
 
 # The first pattern that matches the whole name of a field decides; lists keep their length, or get that of the layers.
 SIZES: tuple[tuple[str, int], ...] = (
-    (r"num_hidden_layers|num_layers|n_layers?|depth|num_blocks|(num_)?(\w+_)?layers|\w+_num_layers|\w+_num_hidden_layers", 2),
+    (r"num_hidden_layers|num_layers|n_layers?|depth|num_blocks|(num_)?(\w+_)?layers", 2),
+    (r"\w+_num_layers|\w+_num_hidden_layers", 2),
     (r"num_key_value_heads|num_kv_heads|num_attention_groups|multi_query_group_num|\w+_num_key_value_heads", 2),
-    (r"head_dim|attention_head_dim|d_kv|v_head_dim|qk_nope_head_dim|qk_rope_head_dim|global_head_dim|kv_channels|swa_head_dim", 8),
+    (r"head_dim|attention_head_dim|d_kv|v_head_dim|qk_nope_head_dim|qk_rope_head_dim", 8),
+    (r"global_head_dim|kv_channels|swa_head_dim", 8),
     (r"linear_(key|value)_head_dim|mamba_d_head|mamba_head_dim|index_head_dim|linear_head_dim|swa_v_head_dim", 8),
-    (r"(\w+_)?(num_)?attention_heads|num_heads|n_heads?|num_query_heads|swa_num_attention_heads|\w+_num_attention_heads", 4),
+    (r"(\w+_)?(num_)?attention_heads|num_heads|n_heads?|num_query_heads", 4),
     (r"linear_num_(key|value)_heads|linear_num_heads|index_n_heads|mamba_num_heads|mamba_n_heads", 4),
     (r"qk_head_dim", 16),
     (r"kv_lora_rank|q_lora_rank", 12),
     (r"moe_intermediate_size|shared_expert_intermediate_size|moe_\w*intermediate_size", 24),
     (r"(\w+_)?intermediate_size|(\w+_)?ffn_dim|d_ff|mlp_dim|n_inner|ffn_hidden_size|intermediate_dim|\w+_mlp_dim", 48),
     (r"(\w+_)?hidden_size|d_model|n_embd|embed_dim|(\w+_)?hidden_dim|model_dim|d_embed|emb_dim|embedding_dim", 32),
-    (r"embedding_size|word_embed_proj_dim|projection_dim|output_dim|lstm_\w*dim|classifier_proj_size|out_hidden_size", 32),
+    (r"embedding_size|word_embed_proj_dim|projection_dim|output_dim|lstm_\w*dim", 32),
+    (r"classifier_proj_size|out_hidden_size", 32),
     (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", 4),
     (r"num_experts_per_tok|moe_topk|moe_k|num_selected_experts|moe_top_k|top_k_experts", 2),
     (r"n_group|topk_group|n_shared_experts|num_shared_experts|moe_num_shared_experts|first_k_dense_replace", 1),
     (r"vocab_size(_per_layer_input)?|\w+_vocab_size", VOCABULARY),
-    (r"(max|n)_position(_embedding)?s|max_(source|target)_positions|n_ctx|max_seq_len|max_sequence_length|max_seq_length", 64),
+    (r"(max|n)_position(_embedding)?s|max_(source|target)_positions|n_ctx|max_seq\w*_len(gth)?", 64),
     (r"image_size|pretrain_image_size", 32),
     (r"patch_size", 8),
     (r"num_mel_bins", 16),
@@ -61,9 +65,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"hidden_size": 64, "embed_dim": 64, "d_model": 64, "head_dim": 16, "embedding_size": 64, "n_embd": 64},
     {"image_size": 64},
     {"image_size": 64, "patch_size": None},
-    {"hidden_size": None, "intermediate_size": None, "num_attention_heads": None, "head_dim": None, "num_key_value_heads": None},
-    {"image_size": None, "patch_size": None, "embed_dim": None, "hidden_dim": None, "num_heads": None},
-    {"*": None},
+    {"hidden_size": None, "intermediate_size": None, "num_attention_heads": None, "head_dim": None,
+    "num_key_value_heads": None}, {"image_size": None, "patch_size": None, "embed_dim": None, "hidden_dim": None,
+    "num_heads": None}, {"*": None},
 )  # fmt: skip
 """What is tried in turn until a model builds and runs: fields with another value, None for the value of the library."""
 
@@ -158,7 +162,7 @@ def _small(name: str, value: Any, layers: int, variant: Mapping[str, Any]) -> An
     size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), None)
     if size is None or value is None or re.fullmatch(r"window_size|\w*group_size", name):
         return None
-    if size == 2 and "layer" in name or name in ("depth", "n_layer"):
+    if (size == 2 and "layer" in name) or name in ("depth", "n_layer"):
         return layers
     if "*" in variant:
         return None if "layer" not in name else min(size, value)
@@ -172,7 +176,7 @@ def _small_list(name: str, value: list[Any] | tuple[Any, ...], layers: int, vari
     if "*" in variant or name in variant:
         return None
     if name in ("image_size", "patch_size") and all(isinstance(v, int) for v in value):
-        return [dict(image_size=32, patch_size=8)[name]] * len(value)
+        return [{"image_size": 32, "patch_size": 8}[name]] * len(value)
     size = next((size for pattern, size in LISTS if re.fullmatch(pattern, name)), None)
     return None if size is None else [min(size, v) if isinstance(v, int) else v for v in value]
 
@@ -224,7 +228,8 @@ def _main_inputs(main: str, config: Any, accepted: Mapping[str, Any]) -> Iterato
         yield {"past_values": _noise(1, length), **times}
         yield {"past_values": _noise(1, length)}
     else:
-        bins = next((v for n in ("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "feat_extract_input_size")
+        bins = next((v for n in ("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim",
+        "feat_extract_input_size")
                      if isinstance(v := _find(config, n), int)), 16)  # fmt: skip
         longest = 2 * _first(config, "max_source_positions", 16)
         for length in (longest, 32, 64, 3000):

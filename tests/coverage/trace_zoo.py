@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/coverage/trace_zoo.py results.jsonl --jobs 2 --table docs/coverage-table.md
 
-Every model runs in a process of its own with a time and a memory limit. Results are lines of JSON; a run that was stopped goes on
-where it was, and `--again status` runs models with that status once more. Needs torchvision, timm and transformers; downloads nothing.
+Every model runs in a process of its own with a time and a memory limit. Results are lines of JSON; a run that was
+stopped goes on where it was, and `--again status` runs models with that status once more. Needs torchvision, timm and
+transformers; downloads nothing.
 """
 
 from __future__ import annotations
