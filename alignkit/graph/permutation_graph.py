@@ -361,7 +361,8 @@ def _check(graph: PermutationGraph) -> None:
     for name, group in graph.groups.items():
         if not is_group_name(name):
             raise GraphError(
-                f"{name!r} is no name for a group: letters, digits and '_.-/' are allowed, and not digits alone ('__metadata__' is reserved)."
+                f"{name!r} is no name for a group: letters, digits and '_.-/' are allowed, and not digits alone. "
+                "'__metadata__' is reserved."
             )
         if group.size < 1:
             raise GraphError(f"group {name!r} has {group.size} units. Leave an empty group out.")
