@@ -36,7 +36,7 @@ class Result:
         groups: Number of groups without a parent.
         families: Number of groups with one.
         free: Axes with more than one position on which a group acts, as a share of all such axes.
-        seconds: Time of the trace.
+        seconds: Processor time of the trace.
         dtype: Where it was verified.
         error: Largest relative change of the outputs.
         unknown: Operators without a rule.
@@ -86,13 +86,13 @@ def judge(source: str, name: str) -> Result:
     except Exception as error:  # a model of another library may fail in any way
         result.reason = said(error)
         return result
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         graph = trace(model, *args, **kwargs)
     except Exception as error:
         result.status, result.reason = "trace failed", said(error)
         return result
-    result.seconds = round(time.perf_counter() - started, 2)
+    result.seconds = round(time.process_time() - started, 2)
     _count(result, graph)
     if problem:
         result.status, result.reason = "not judged", problem

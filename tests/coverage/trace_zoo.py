@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/coverage/trace_zoo.py results.jsonl --jobs 2 --table docs/coverage-table.md
 
-Every model runs in a process of its own with a time and a memory limit. Results are lines of JSON; a run that was
-stopped goes on where it was, and `--again status` runs models with that status once more. Needs torchvision, timm and
-transformers; downloads nothing.
+Every model runs in a process of its own with a limit of processor time and of memory. Results are lines of JSON; a
+run that was stopped goes on where it was, and `--again status` runs models with that status once more. Needs
+torchvision, timm and transformers; downloads nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import argparse
 import fnmatch
 import json
 import logging
+import math
 import multiprocessing
 import os
 import resource
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,6 +33,8 @@ import zoo_models
 from judge import Result, judge, said
 from zoo_table import write_table
 
+WAIT = 8
+"""A model that shares the processor may take this many times its limit."""
 FORK = multiprocessing.get_context("fork")
 
 
@@ -66,14 +70,14 @@ def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def run(todo: list[tuple[str, str]], jobs: int, limit: float, memory: float) -> Iterator[dict[str, Any]]:
-    """Yield the row of each model as it is done; at most `jobs` run at a time, each for `limit` seconds."""
+    """Yield the row of each model as it is done: `jobs` at a time, each for `limit` seconds of processor time."""
     waiting = list(reversed(todo))
     running: dict[Connection, tuple[Any, tuple[str, str], float]] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             key = waiting.pop()
             ours, theirs = FORK.Pipe(duplex=False)
-            process = FORK.Process(target=_work, args=(theirs, *key, memory), daemon=True)
+            process = FORK.Process(target=_work, args=(theirs, *key, limit, memory), daemon=True)
             process.start()
             theirs.close()
             running[ours] = (process, key, time.monotonic())
@@ -81,9 +85,9 @@ def run(todo: list[tuple[str, str]], jobs: int, limit: float, memory: float) -> 
         for connection, (process, key, started) in list(running.items()):
             if connection in ready:
                 yield _received(connection, process, key)
-            elif time.monotonic() - started > limit:
+            elif time.monotonic() - started > WAIT * limit:
                 process.kill()
-                yield Result(*key, status="time", reason=f"not done after {limit:.0f} s").row()
+                yield Result(*key, status="time", reason=f"not done after {WAIT * limit:.0f} s of waiting").row()
             else:
                 continue
             process.join()
@@ -96,11 +100,14 @@ def _received(connection: Connection, process: Any, key: tuple[str, str]) -> dic
         row: dict[str, Any] = connection.recv()
     except EOFError:
         process.join()
-        row = Result(*key, status="memory", reason=f"the process ended with code {process.exitcode}").row()
+        late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        reason = "not done in time" if late else f"the process ended with code {process.exitcode}"
+        row = Result(*key, status="time" if late else "memory", reason=reason).row()
     return row
 
 
-def _work(connection: Connection, source: str, name: str, memory: float) -> None:
+def _work(connection: Connection, source: str, name: str, limit: float, memory: float) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit),) * 2)
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30),) * 2)
     try:
         row = judge(source, name).row()
@@ -119,7 +126,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=["*"], help="patterns of names")
     parser.add_argument("--again", nargs="*", default=[], help="statuses that are run once more")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=120, help="seconds for a model")
+    parser.add_argument("--limit", type=float, default=60, help="seconds of processor time for a model")
     parser.add_argument("--memory", type=float, default=8, help="GiB for a model")
     parser.add_argument("--table", type=Path, help="where the Markdown table is written")
     return parser.parse_args()

@@ -26,6 +26,17 @@ from tiny_transformers import class_names  # noqa: E402
 SOURCES = ("torchvision", "timm", "transformers")
 COMPILED = ("rcnn", "fcos", "retinanet", "ssd", "quantized")
 """Detection models need compiled operators, quantized ones have no floating-point weights."""
+STRIDE = 4
+"""Every fourth type of transformers in alphabetical order is in the run, and those that are used most."""
+OFTEN_USED = (
+    "bert", "roberta", "distilbert", "albert", "electra", "deberta-v2", "modernbert", "xlm-roberta", "mpnet", "longformer",
+    "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "mpt", "phi", "phi3", "stablelm", "olmo2", "llama",
+    "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite",
+    "cohere", "deepseek_v2", "deepseek_v3", "mamba", "mamba2", "jamba", "rwkv", "t5", "mt5", "bart", "pegasus", "marian",
+    "m2m_100", "switch_transformers", "led", "whisper", "wav2vec2", "hubert", "clip", "siglip", "vit", "deit", "beit",
+    "dinov2", "swin", "swinv2", "convnext", "convnextv2", "resnet", "regnet", "segformer", "mobilevit", "mobilenet_v2",
+    "levit", "vit_mae", "videomae", "vilt", "blip", "xlnet", "fnet", "reformer", "perceiver", "poolformer", "pvt_v2",
+)  # fmt: skip
 IMAGE_SIZES = (96, 128, 160, 192, 224, 256, 288, 384)
 """The first that a model runs on is used: several positions are left at a stride of 32."""
 
@@ -40,7 +51,8 @@ def names(source: str) -> list[str]:
         return [name for name in list_models() if not any(word in name for word in COMPILED)]
     if source == "timm":
         return sorted(SMALLEST.values())
-    return list(class_names())
+    every = list(class_names())
+    return sorted({*every[::STRIDE], *(name for name in OFTEN_USED if name in every)})
 
 
 def build(source: str, name: str) -> Example:
