@@ -7,6 +7,7 @@ of masses is maximised over it by nested assignment. Along a line of masses the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from alignkit.alignment import Alignment
 from alignkit.graph.bind import BoundGraph
 from alignkit.graph.layout import Block
 from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.nested import split_pairs
+from alignkit.nested import nested_assignment, split_pairs
 from alignkit.objective import Use
 from alignkit.soft import SoftAlignment
 
@@ -113,6 +114,12 @@ class Relaxation:
             if block.groups
         )
         self._constant: dict[Use, Tensor] = {}
+
+    def facing(self, a: Mapping[str, Tensor]) -> Relaxation:
+        """The same B against other tensors in place of A, already on this device and of this type."""
+        other = copy.copy(self)
+        other.a, other._constant = dict(a), {}
+        return other
 
     @cached_property
     def scales(self) -> dict[str, float]:
@@ -241,6 +248,14 @@ def best_step(polynomial: np.polynomial.Polynomial) -> float:
     roots = [complex(root) for root in np.atleast_1d(polynomial.deriv().roots())]
     inner = [root.real for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1]
     return max((0.0, *inner, 1.0), key=lambda step: float(polynomial(step)))
+
+
+def round_masses(graph: PermutationGraph, masses: Masses) -> dict[str, Tensor]:
+    """The element that overlaps most with the masses, or that gains most where they are derivatives."""
+    perms: dict[str, Tensor] = {}
+    for root in graph.roots:
+        perms.update(nested_assignment(graph, root, {name: masses[name] for name in graph.tree(root)}))
+    return perms
 
 
 def _uses(tensor: str, block: Block) -> tuple[tuple[Use, int], ...]:

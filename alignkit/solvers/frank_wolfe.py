@@ -13,9 +13,8 @@ from torch import Tensor
 from alignkit.alignment import Alignment
 from alignkit.frame import Frame
 from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.nested import nested_assignment
 from alignkit.objective import Objective
-from alignkit.relaxation import Masses, Point, Relaxation, best_step
+from alignkit.relaxation import Masses, Point, Relaxation, best_step, round_masses
 from alignkit.sinkhorn import sinkhorn
 from alignkit.soft import SoftAlignment, matrix_shape
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
@@ -117,14 +116,6 @@ def random_point(graph: PermutationGraph, generator: torch.Generator) -> SoftAli
         drawn = torch.rand(matrix_shape(graph, name), generator=generator, dtype=torch.float64)
         matrices[name] = sinkhorn(drawn.clamp_min(1e-6).log())
     return SoftAlignment(graph, matrices)
-
-
-def round_masses(graph: PermutationGraph, masses: Masses) -> dict[str, Tensor]:
-    """The element that overlaps most with the masses, or that gains most where they are derivatives."""
-    perms: dict[str, Tensor] = {}
-    for root in graph.roots:
-        perms.update(nested_assignment(graph, root, {name: masses[name] for name in graph.tree(root)}))
-    return perms
 
 
 @dataclass(frozen=True)
