@@ -56,7 +56,7 @@ def _sources(c: Constraints, reading: Reading) -> IntArray:
             np.minimum.at(source, closed.classes[colour.atoms], colour.source)
     for members in reading.given_up:
         np.minimum.at(source, members, len(c.sources))
-    relations = [*closed.maps, *closed.multiple]
+    relations = [*closed.maps, *closed.multiple, *closed.nested]
     if relations:
         child, target = (np.concatenate(side) for side in zip(*relations, strict=True))
         for _ in range(8):

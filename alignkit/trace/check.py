@@ -25,7 +25,7 @@ def broken_groups(closed: Closed, symmetry: Symmetry, seed: int = 0) -> set[int]
             _move_group(symmetry, orbit, image, rng)
         elif not _move_determined(orbit, image):
             broken |= set(orbit.coordinates)
-    for child, target in (*closed.maps, *closed.multiple):
+    for child, target in (*closed.maps, *closed.multiple, *closed.nested):
         codes = child * closed.count + target
         moved = image[child] * closed.count + image[target]
         wrong = ~np.isin(moved, codes)

@@ -32,7 +32,8 @@ class Closed:
         classes: Class of each atom.
         count: Number of classes.
         maps: Relations with one target for each child, as arrays (children, targets) of classes, children ascending.
-        multiple: Relations with several targets for some child.
+        multiple: Relations with several targets for some child: which target is meant depends on the position.
+        nested: Relations with several rows for some child.
         base: Hash of the kept properties of each class.
     """
 
@@ -40,6 +41,7 @@ class Closed:
     count: int
     maps: list[Map]
     multiple: list[Map]
+    nested: list[Map]
     base: HashArray
     first: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -74,20 +76,21 @@ def close(c: Constraints) -> Closed:
         member = np.zeros(count, np.int64)
         member[classes[::-1]] = np.arange(n)[::-1]
         base = _base(c, classes, count, colours)
-        maps, multiple, known = _quotient(pairs, classes, count)
+        maps, multiple, nested, known = _quotient(pairs, classes, count)
         merges, more = _consequences(maps, base, count, known)
         if not merges and not more:
-            return Closed(classes, count, maps, multiple, base, member)
+            return Closed(classes, count, maps, multiple, nested, base, member)
         left += [member[a] for a, _ in merges]
         right += [member[b] for _, b in merges]
-        pairs = [(member[a], member[b]) for a, b in (*maps, *multiple, *more)]
+        pairs = [(member[a], member[b], False) for a, b in (*maps, *multiple, *more)]
+        pairs += [(member[a], member[b], True) for a, b in nested]
 
 
-def _pairs(relations: Iterable[Relation]) -> list[Map]:
+def _pairs(relations: Iterable[Relation]) -> list[tuple[IntArray, IntArray, bool]]:
     pairs = []
     for r in relations:
         children, targets = np.broadcast_arrays(r.children, r.targets)
-        pairs.append((children.ravel(), targets.ravel()))
+        pairs.append((children.ravel(), targets.ravel(), r.context))
     return pairs
 
 
@@ -136,26 +139,30 @@ def _occurrences(values: IntArray) -> IntArray | None:
     return result
 
 
-def _quotient(pairs: list[Map], classes: IntArray, count: int) -> tuple[list[Map], list[Map], set[bytes]]:
-    """Return the relations between classes, without repetitions: maps, those with several targets, and their keys."""
-    maps, multiple, known = [], [], set()
-    for children, targets in pairs:
+def _quotient(
+    pairs: list[tuple[IntArray, IntArray, bool]], classes: IntArray, count: int
+) -> tuple[list[Map], list[Map], list[Map], set[bytes]]:
+    """Return the relations between classes without repetitions: maps, those with several targets or rows, and all keys."""
+    maps: list[Map] = []
+    several: tuple[list[Map], list[Map]] = ([], [])
+    known: set[bytes] = set()
+    seen: set[tuple[bytes, bool]] = set()
+    for children, targets, context in pairs:
         a, b = _unique_pairs(classes[children], classes[targets], count)
-        if not len(a):
-            continue
         key = digest(np.concatenate([a, b]))
-        if key in known:
+        if not len(a) or (key, context) in seen:
             continue
-        known.add(key)
+        seen.add((key, context))
         again = a[1:] == a[:-1]
         if again.any():
-            several = np.isin(a, a[1:][again])
-            multiple.append((a[several], b[several]))
-            a, b = a[~several], b[~several]
-        if len(a):
+            repeated = np.isin(a, a[1:][again])
+            several[context].append((a[repeated], b[repeated]))
+            a, b = a[~repeated], b[~repeated]
+            key = digest(np.concatenate([a, b]))
+        if len(a) and key not in known:
+            known.add(key)
             maps.append((a, b))
-            known.add(digest(np.concatenate([a, b])))
-    return maps, multiple, known
+    return maps, several[False], several[True], known
 
 
 def _unique_pairs(a: IntArray, b: IntArray, count: int) -> Map:
@@ -219,6 +226,8 @@ def _relate(u: IntArray, v: IntArray, count: int, merges: list[Map], more: list[
     """Merge targets that determine each other, relate those where one determines the other; return whether either is so."""
     codes = np.unique(u * count + v)
     u, v = codes // count, codes % count
+    if (u == u[0]).all() or (v == v[0]).all():
+        return True  # a relation to one class says no more than the maps do
     forward, backward = len(np.unique(u)) == len(u), len(np.unique(v)) == len(v)
     different = u != v
     if different.any():

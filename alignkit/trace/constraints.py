@@ -26,13 +26,15 @@ class Relation:
     """A map from atoms to atoms that every symmetry respects: the image of a child's target is the target of its image.
 
     `children` and `targets` broadcast against each other. A target met at several positions is met in an order that symmetries keep;
-    positions that differ along the axes `apart` of `targets` do not count as several.
+    positions that differ along the axes `apart` of `targets` do not count as several. The targets of a `context` relation name the rows in
+    which the children stand: a child may stand in several of them.
     """
 
     children: IntArray
     targets: IntArray
     source: int
     apart: tuple[int, ...] = ()
+    context: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +98,11 @@ class Constraints:
         if self._is_new(b"r", children, targets):
             self.relations.append(Relation(children, targets, len(self.sources) - 1, apart))
 
+    def nest(self, children: IntArray, targets: IntArray) -> None:
+        """Make `targets` name the rows in which `children` stand. The arrays broadcast against each other."""
+        if self._is_new(b"n", children, targets):
+            self.relations.append(Relation(children, targets, len(self.sources) - 1, context=True))
+
     def colour(self, atoms: IntArray, keys: npt.ArrayLike | None = None) -> None:
         """Keep the set `atoms` (with multiplicity) and, where given, the integer `keys` (broadcast against atoms)."""
         if keys is None and not self._is_new(b"c", atoms):
@@ -134,7 +141,7 @@ class Constraints:
         known = self._rows.setdefault(key, parents)
         if known is not parents:
             self.merge(known, parents)
-        self.relate(atoms, parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)]))
+        self.nest(atoms, parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)]))
 
     def has_rows(self, block: Block, parent: Block) -> bool:
         """Return whether `parent` is known to hold the rows of `block`."""

@@ -61,7 +61,7 @@ def refine(closed: Closed, extra: HashArray) -> HashArray:
         extra: Further properties to keep, one hash a class, zero for none.
     """
     colour = closed.base + extra
-    relations = [*closed.maps, *closed.multiple]
+    relations = [*closed.maps, *closed.multiple, *closed.nested]
     child = np.concatenate([a for a, _ in relations] or [np.zeros(0, np.int64)])
     target = np.concatenate([b for _, b in relations] or [np.zeros(0, np.int64)])
     number = np.repeat(np.arange(len(relations)), [len(a) for a, _ in relations])
@@ -76,7 +76,7 @@ def refine(closed: Closed, extra: HashArray) -> HashArray:
         if now == kinds:
             break
         kinds = now
-    vague = _vague_targets(closed.multiple, colour)
+    vague = _vague_targets(closed, colour)
     if not len(vague):
         return colour
     told_apart = extra.copy()
@@ -84,14 +84,15 @@ def refine(closed: Closed, extra: HashArray) -> HashArray:
     return refine(closed, told_apart)
 
 
-def _vague_targets(multiple: list[Map], colour: HashArray) -> IntArray:
-    """Return movable targets of relations with several targets that do constrain symmetries.
+def _vague_targets(closed: Closed, colour: HashArray) -> IntArray:
+    """Return movable targets that have to be fixed, because refinement does not follow how they move.
 
-    A relation that holds between all members of two colours says nothing more than the colours.
+    Where a child has several targets, positions tell which is which. Where it stands in several rows, the rows may move as long as
+    all children of a colour stand in all rows of a colour.
     """
     values, code, size = np.unique(colour, return_inverse=True, return_counts=True)
-    found = []
-    for child, target in multiple:
+    found = [target[size[code[target]] > 1] for _, target in closed.multiple]
+    for child, target in closed.nested:
         pairs, index, count = np.unique(code[child] * len(values) + code[target], return_inverse=True, return_counts=True)
         partial = count != size[pairs // len(values)] * size[pairs % len(values)]
         movable = size[pairs % len(values)] > 1

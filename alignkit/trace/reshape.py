@@ -81,6 +81,7 @@ def _product(c: Constraints, layout: Layout, dims: tuple[int, ...], parts: list[
     if len(parts) == 2 and not outside and sorted(parts[0].dims + parts[1].dims) == list(dims):
         for outer, inner in (parts, parts[::-1]):
             if inner.context == outer.dims and not outer.context and c.has_rows(inner, outer):
+                c.relate(inner.atoms, outer.over(inner.span))
                 return Block(dims, (), inner.atoms)
     span = tuple(sorted(set(dims) | set(outside)))
     fixed = tuple(layout.is_fixed(d) for d in dims)
