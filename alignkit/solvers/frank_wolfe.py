@@ -74,6 +74,8 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
             best.offer(dict(frame.enter(Alignment.identity(graph)).perms), "identity")
         if options.polish:
             best.offer(dict.fromkeys(graph.groups), "weight matching")
+            if problem.init is None and best.distance > sum(problem.objective.unaligned.values()):
+                best.offer(dict(frame.enter(Alignment.identity(graph)).perms), "identity")
         generator = problem.generator()
         steps, converged = 0, True
         for run in range(options.restarts + 1):
