@@ -180,6 +180,11 @@ class Task:
             raise TaskError(f"the weights do not fit the task's model {type(self._model).__name__}: {shown}.")
         return {name: tensor.to(self.device) for name, tensor in given.items()}
 
+    @property
+    def buffers(self) -> frozenset[str]:
+        """Names of the model's buffers, such as running statistics: models take no gradient for them."""
+        return frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))
+
     def bytes_for(self, weights: nn.Module | Mapping[str, Tensor]) -> int:
         """Estimate of the memory of one forward call: the weights and the two largest outputs of modules.
 

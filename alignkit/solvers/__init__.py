@@ -12,8 +12,11 @@ from alignkit.solver import Solver
 def alignkit_register_solvers() -> list[type[Solver[Any]]]:
     """Offer the built-in solvers; their modules are imported only now."""
     from alignkit.solvers.activation_matching import ActivationMatching
+    from alignkit.solvers.deepalign import DeepAlign
     from alignkit.solvers.frank_wolfe import FrankWolfe
     from alignkit.solvers.identity import Identity
+    from alignkit.solvers.sinkhorn import Sinkhorn
+    from alignkit.solvers.straight_through import StraightThrough
     from alignkit.solvers.weight_matching import WeightMatching
 
-    return [ActivationMatching, Identity, WeightMatching]
+    return [ActivationMatching, DeepAlign, FrankWolfe, Identity, Sinkhorn, StraightThrough, WeightMatching]

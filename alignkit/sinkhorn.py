@@ -1,0 +1,233 @@
+"""The Sinkhorn operator: any square matrix to a doubly stochastic one, differentiable, in memory of one matrix.
+
+``sinkhorn(logits)`` scales the rows and columns of ``exp(logits)`` until every one sums to 1. Potentials are kept in
+the log domain. The gradient comes from the conditions that hold at the end (the implicit function theorem) and not
+from the iterations, so memory does not grow with their number; [Pena23], section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SWEEPS = 8
+"""Sweeps between two looks at the marginals."""
+LARGEST_FACTOR = 1e10
+"""Factors beyond this are not multiplied up; the sweeps are done again in the log domain."""
+
+
+@dataclass(frozen=True)
+class Potentials:
+    """Logarithms of the factors of rows and columns, ``[..., n]`` each, and how far they have come.
+
+    Attributes:
+        rows: Added to the logits of each row.
+        columns: Added to the logits of each column.
+        error: Largest deviation of a row or column sum from 1.
+        sweeps: How many times rows and columns were scaled.
+    """
+
+    rows: Float[Tensor, "*batch n"]
+    columns: Float[Tensor, "*batch n"]
+    error: float
+    sweeps: int
+
+
+def sinkhorn(
+    logits: Float[Tensor, "*batch n n"], *, max_sweeps: int = 1000, tolerance: float | None = None
+) -> Float[Tensor, "*batch n n"]:
+    """The doubly stochastic matrix ``diag(u) exp(logits) diag(v)``.
+
+    It is the one that maximises ``<P, logits> + entropy(P)``. Divide the logits by a temperature first: the lower, the
+    closer to the permutation that linear assignment would find. Columns sum to 1 to rounding, rows to the tolerance.
+
+    Args:
+        logits: Any finite floating-point matrices.
+        max_sweeps: Most times that rows and columns are scaled.
+        tolerance: Row sums within this of 1 are close enough. Default: 1e-4 in float32, 1e-9 in float64.
+
+    Returns:
+        Matrices of the shape of ``logits``. Gradients flow to the logits; there are no second derivatives.
+    """
+    return plan(logits, potentials(logits, max_sweeps=max_sweeps, tolerance=tolerance))
+
+
+def potentials(
+    logits: Float[Tensor, "*batch n n"],
+    start: Potentials | None = None,
+    *,
+    max_sweeps: int = 1000,
+    tolerance: float | None = None,
+) -> Potentials:
+    """Find the potentials of rows and columns, without gradients.
+
+    Args:
+        logits: As in `sinkhorn`.
+        start: Potentials of similar logits, from which fewer sweeps are needed.
+        max_sweeps: As in `sinkhorn`.
+        tolerance: As in `sinkhorn`.
+    """
+    tolerance = default_tolerance(logits.dtype) if tolerance is None else tolerance
+    with torch.no_grad():
+        logits = logits.detach()
+        columns = torch.zeros_like(logits[..., 0, :]) if start is None else start.columns
+        rows, columns = _log_sweep(logits, columns)
+        done = 1
+        while True:
+            kernel = _kernel(logits, rows, columns)
+            error = float((kernel.sum(-1) - 1).abs().max()) if kernel.numel() else 0.0
+            if error <= tolerance or done >= max_sweeps or not math.isfinite(error):
+                return Potentials(rows, columns, error, done)
+            sweeps = min(SWEEPS, max_sweeps - done)
+            rows, columns = _sweeps(logits, kernel, rows, columns, sweeps)
+            done += sweeps
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """How close to 1 row sums are brought in a floating-point type."""
+    return 1e-9 if dtype == torch.float64 else 1e-4
+
+
+def plan(
+    logits: Float[Tensor, "*batch n n"], scaling: Potentials, *, gradient_steps: int | None = None
+) -> Float[Tensor, "*batch n n"]:
+    """The matrix of logits and their potentials, differentiable with respect to the logits.
+
+    Args:
+        logits: As in `sinkhorn`.
+        scaling: Their potentials. They need not have converged: the gradient is that of the matrix with the row and
+            column sums that it has.
+        gradient_steps: ``max_steps`` of `implicit_gradient`. None solves to rounding.
+    """
+    result: Tensor = _Plan.apply(logits, scaling.rows, scaling.columns, gradient_steps)  # type: ignore[no-untyped-call]
+    return result
+
+
+def doubly_stochastic(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+    """A doubly stochastic matrix close to one whose sums are only nearly 1 (Altschuler et al. 2017, Algorithm 2).
+
+    Rows, then columns, that are too heavy are scaled down; what is then missing is added as a matrix of rank one.
+
+    Args:
+        matrix: Matrices without negative entries.
+    """
+    matrix = matrix / matrix.sum(-1, keepdim=True).clamp_min(1)
+    matrix = matrix / matrix.sum(-2, keepdim=True).clamp_min(1)
+    rows, columns = 1 - matrix.sum(-1), 1 - matrix.sum(-2)
+    missing = rows.sum(-1)[..., None, None].clamp_min(torch.finfo(matrix.dtype).tiny)
+    return matrix + rows[..., :, None] * columns[..., None, :] / missing
+
+
+# ---------------------------------------------------------------------- sweeps
+
+
+def _kernel(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return (logits + rows[..., :, None] + columns[..., None, :]).exp()
+
+
+def _log_sweep(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    rows = -(logits + columns[..., None, :]).logsumexp(-1)
+    return rows, -(logits + rows[..., :, None]).logsumexp(-2)
+
+
+def _sweeps(logits: Tensor, kernel: Tensor, rows: Tensor, columns: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scale rows and columns ``count`` times.
+
+    The kernel holds the potentials so far and its columns sum to 1, so that a sweep is two products with a vector.
+    Where factors leave the range in which that is exact, the same sweeps are done by logsumexp.
+    """
+    turned = kernel.mT.contiguous()
+    right = torch.ones_like(columns)[..., None, :]
+    for _ in range(count):
+        left = 1 / (right @ turned)
+        right = 1 / (left @ kernel)
+    factors = torch.cat([left, right], -1)
+    if bool(((factors < LARGEST_FACTOR) & (factors > 1 / LARGEST_FACTOR)).all()):
+        return rows + left[..., 0, :].log(), columns + right[..., 0, :].log()
+    for _ in range(count):
+        rows, columns = _log_sweep(logits, columns)
+    return rows, columns
+
+
+# ---------------------------------------------------------------------- the gradient
+
+
+class _Plan(torch.autograd.Function):
+    """``exp(logits + rows + columns)`` whose gradient keeps the row and column sums."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, rows: Tensor, columns: Tensor, steps: int | None) -> Tensor:
+        matrix = _kernel(logits, rows, columns)
+        ctx.steps = steps
+        ctx.save_for_backward(matrix)
+        return matrix
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc,untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (matrix,) = ctx.saved_tensors
+        return implicit_gradient(matrix, gradient, ctx.steps), None, None, None
+
+
+def implicit_gradient(
+    matrix: Float[Tensor, "*batch n n"], gradient: Float[Tensor, "*batch n n"], max_steps: int | None = None
+) -> Float[Tensor, "*batch n n"]:
+    """Gradient for the logits, given that for the matrix.
+
+    A change of the logits moves the matrix ``P`` by ``P * (change + u + v)``, with ``u`` and ``v`` such that row and
+    column sums stay. That map is its own transpose, so the gradient is ``P * (gradient - u - v)`` with
+
+        diag(P 1) u + P v = (P * gradient) 1,    P^T u + diag(P^T 1) v = (P * gradient)^T 1.
+
+    ``u`` is eliminated and the rest solved by conjugate gradients, which need products with ``P`` only and find the
+    smallest solution where the system is singular.
+
+    Args:
+        matrix: What `sinkhorn` returned.
+        gradient: Derivative of a loss by the matrix.
+        max_steps: Most steps of conjugate gradients; after a few the result is close, and a direction of descent.
+    """
+    weighted = matrix * gradient
+    turned = matrix.mT.contiguous()
+    rows, columns = (side.sum(-1)[..., None, :].clamp_min(torch.finfo(matrix.dtype).tiny) for side in (matrix, turned))
+    heavy = weighted.sum(-1)[..., None, :]
+    right_side = weighted.sum(-2, keepdim=True) - (heavy / rows) @ matrix
+
+    def schur(v: Tensor) -> Tensor:
+        return columns * v - ((v @ turned) / rows) @ matrix
+
+    v = _conjugate_gradients(schur, right_side, 2 * matrix.shape[-1] if max_steps is None else max_steps)
+    u = (heavy - v @ turned) / rows
+    return weighted - matrix * (u.mT + v)
+
+
+def _conjugate_gradients(
+    product: Callable[[Tensor], Tensor], right_side: Float[Tensor, "*batch 1 n"], max_steps: int
+) -> Float[Tensor, "*batch 1 n"]:
+    """Solve ``product(x) = right_side`` for a positive semidefinite product that sends constant vectors to 0."""
+    solution = torch.zeros_like(right_side)
+    residual = right_side - right_side.mean(-1, keepdim=True)
+    direction = residual
+    norm = residual.square().sum(-1, keepdim=True)
+    enough = norm * (1e-12 if residual.dtype == torch.float64 else 1e-4) ** 2
+    for step in range(max_steps):
+        image = product(direction)
+        bend = (direction * image).sum(-1, keepdim=True)
+        # Matrices of the batch that are solved, or whose direction is flat, stay where they are.
+        going = (norm > enough) & (bend > 0)
+        factor = torch.where(going, norm / bend, 0)
+        solution = solution + factor * direction
+        residual = residual - factor * image
+        residual = residual - residual.mean(-1, keepdim=True)
+        if step % SWEEPS == SWEEPS - 1 and not bool(going.any()):
+            break
+        before, norm = norm, residual.square().sum(-1, keepdim=True)
+        direction = residual + norm / before.clamp_min(torch.finfo(norm.dtype).tiny) * direction
+    return solution

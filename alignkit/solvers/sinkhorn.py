@@ -1,0 +1,253 @@
+"""Sinkhorn re-basin: gradient descent over doubly stochastic matrices ([Pena23])."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alignkit.alignment import Alignment
+from alignkit.errors import SolverError
+from alignkit.path_loss import PathLoss
+from alignkit.sinkhorn import Potentials, doubly_stochastic, plan, potentials
+from alignkit.soft import SoftAlignment
+from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solvers.weight_matching import WeightMatching
+
+Kind = Literal["distance", "interpolation", "midpoint", "mixed"]
+
+PLACES: Mapping[str, tuple[float, ...]] = {
+    "midpoint": (0.5,),
+    "interpolation": (0.25, 0.5, 0.75),
+    "mixed": (0.25, 0.5, 0.75),
+}
+"""Where on the line between A and aligned B alignments are scored; lambda counts A's share."""
+
+
+GRADIENT_STEPS = 4
+"""Steps of the linear solver behind a gradient. More made no difference to the results on MNIST MLPs."""
+
+
+class SinkhornOptions(SolverOptions):
+    """Options of Sinkhorn re-basin."""
+
+    objective: Literal["auto", "distance", "interpolation", "midpoint", "mixed"] = "auto"
+    """What to minimise. "distance": squared distance of the weights. The others are losses of the task between A and
+    aligned B: "interpolation" at a random place in every step, "midpoint" in the middle, "mixed" each half of the time.
+    "auto": "midpoint" if there is a task, else "distance"."""
+    distance_weight: float = Field(0.0, ge=0)
+    """Adds this much of the squared distance, relative to the squared norms of A and B, to a loss of the task."""
+    start: Literal["weight_matching", "identity", "random"] = "weight_matching"
+    """Where to begin without ``init``."""
+    max_steps: int = Field(300, ge=1)
+    """Gradient steps. Temperature and learning rate are planned for this many."""
+    learning_rate: float = Field(0.2, gt=0)
+    """Learning rate of Adam on the logits; falls to 0 along half a cosine."""
+    temperature: float = Field(1.0, gt=0)
+    """Temperature of the first step. Lower is closer to a permutation."""
+    final_temperature: float = Field(0.3, gt=0)
+    """Temperature of the last step, reached geometrically."""
+    confidence: float = Field(1.5, gt=0)
+    """Logit of the units that the start puts together; that of all others is 0."""
+    sweeps: int = Field(9, ge=1)
+    """Most sweeps of the Sinkhorn operator in a step, which goes on from the potentials of the step before."""
+    batch_size: int = Field(128, ge=1)
+    """Samples of the task in a gradient step."""
+    samples: int = Field(10_000, ge=1)
+    """Most samples of the task to learn from: its first."""
+    score_samples: int = Field(2048, ge=1)
+    """Samples on which rounded alignments are compared."""
+    check_every: int = Field(20, ge=1)
+    """Steps between two roundings."""
+    patience: int = Field(4, ge=1)
+    """Stop when this many roundings in a row were no better than the best."""
+
+
+class Sinkhorn(Solver[SinkhornOptions]):
+    """Descend on logits whose Sinkhorn projections are soft permutations; keep the best rounded one ([Pena23]).
+
+    Each group has a matrix of logits, families one for each pair of parents. Gradients go through the Sinkhorn operator
+    implicitly (`alignkit.sinkhorn`). The soft alignment is rounded now and then; the result is the best of these
+    alignments and the start, by the loss on fixed samples or by the squared distance.
+    """
+
+    name = "sinkhorn"
+    returns = Returns(soft=True, exact_on_permuted_copies=True, monotone=True)
+
+    def solve(self, problem: Problem, report: Report) -> Outcome:
+        """Descend from the start; return the best rounded alignment."""
+        options = self.options
+        start = self._start(problem)
+        goal = self._goal(problem)
+        best, score = start, goal.score(start)
+        report(Step(0, score, "start"))
+        logits = Logits(start, problem, options.confidence)
+        if not logits.stacks or (goal.path is None and score == 0):
+            return Outcome(start, Status.OK, {"steps": 0.0}, SoftAlignment.from_alignment(start))
+        optimizer = torch.optim.Adam(list(logits.stacks.values()), lr=options.learning_rate)
+        kept, idle, improved, step, status = logits.soft(options, 0.0), 0, False, 0, Status.OK
+        while step < options.max_steps and idle < options.patience:
+            soft = logits.soft(options, step / options.max_steps)
+            loss = goal.loss(soft)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                status = Status.NONFINITE
+                break
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.param_groups[0]["lr"] = options.learning_rate * _cosine(step / options.max_steps)
+            optimizer.step()
+            step += 1
+            if step % options.check_every == 0 or step == options.max_steps:
+                rounded = soft.round()
+                found = goal.score(rounded)
+                improved = found < score
+                idle = 0 if improved else idle + 1
+                if improved:
+                    best, score, kept = rounded, found, soft
+                report(Step(step, score, f"loss {value:.6g}, rounded {found:.6g}"))
+        if improved and status is Status.OK:
+            status = Status.MAX_STEPS
+        matrices = {name: doubly_stochastic(m.detach().double()).to(m.dtype) for name, m in kept.matrices.items()}
+        return Outcome(best, status, {"steps": float(step)}, SoftAlignment(problem.graph, matrices))
+
+    def objective(self, problem: Problem, alignment: Alignment) -> float:
+        """Squared distance, or the loss on the samples by which alignments are compared."""
+        return self._goal(problem).score(alignment)
+
+    def _start(self, problem: Problem) -> Alignment:
+        if problem.init is not None or self.options.start == "identity":
+            return problem.start
+        if self.options.start == "random":
+            return Alignment.random(problem.graph, problem.seed)
+        return WeightMatching().solve(problem, lambda step: None).alignment
+
+    def _goal(self, problem: Problem) -> Goal:
+        options = self.options
+        kind = options.objective
+        if kind == "auto":
+            kind = "distance" if problem.task is None else "midpoint"
+        if kind == "distance":
+            return Goal(problem, kind, None, 1.0)
+        if problem.task is None:
+            raise SolverError(
+                f"objective={kind!r} works with data: pass task=alignkit.Task(model, batches, loss), or take "
+                "objective='distance'."
+            )
+        path = PathLoss(problem, PLACES[kind], options.samples, options.batch_size, options.score_samples)
+        return Goal(problem, kind, path, options.distance_weight)
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+# ---------------------------------------------------------------------- what is learned
+
+
+class Logits:
+    """Logits of every group, those of one shape stacked so that they are projected together.
+
+    Args:
+        start: Rounding the first soft alignment gives this.
+        problem: Its device and dtype are used.
+        confidence: Logit of the units that the start puts together, at temperature 1.
+    """
+
+    def __init__(self, start: Alignment, problem: Problem, confidence: float) -> None:
+        self.graph = start.graph
+        matrices = SoftAlignment.from_alignment(start).matrices
+        self.names: dict[torch.Size, list[str]] = {}
+        for name, matrix in matrices.items():
+            if matrix.shape[-1] > 1:
+                self.names.setdefault(matrix.shape, []).append(name)
+        self.single = {
+            name: matrix.to(problem.device, problem.dtype) for name, matrix in matrices.items() if matrix.shape[-1] == 1
+        }
+        self.stacks: dict[torch.Size, Tensor] = {
+            shape: (confidence * torch.stack([matrices[n] for n in names]))
+            .to(problem.device, problem.dtype)
+            .requires_grad_()
+            for shape, names in self.names.items()
+        }
+        self._scalings: dict[torch.Size, Potentials] = {}
+
+    def soft(self, options: SinkhornOptions, done: float) -> SoftAlignment:
+        """Project to doubly stochastic matrices, at the temperature after a fraction of the steps; differentiable."""
+        temperature = options.temperature * (options.final_temperature / options.temperature) ** done
+        matrices = dict(self.single)
+        for shape, stack in self.stacks.items():
+            logits = stack / temperature
+            scaling = potentials(logits, self._scalings.get(shape), max_sweeps=options.sweeps)
+            self._scalings[shape] = scaling
+            projected = plan(logits, scaling, gradient_steps=GRADIENT_STEPS)
+            matrices.update(zip(self.names[shape], projected.unbind(0), strict=True))
+        # Row sums may be off while sweeps are few; what is returned to the user is completed.
+        return SoftAlignment(self.graph, matrices, tolerance=math.inf)
+
+
+# ---------------------------------------------------------------------- what is minimised
+
+
+@dataclass
+class Goal:
+    """Objective of one solve: a loss for gradients and a score for alignments.
+
+    Attributes:
+        problem: The problem.
+        kind: Which objective.
+        path: Loss of the task; None for the distance.
+        distance_weight: Weight of the relative squared distance.
+    """
+
+    problem: Problem
+    kind: Kind
+    path: PathLoss | None
+    distance_weight: float
+
+    def __post_init__(self) -> None:
+        graph, problem = self.problem.graph, self.problem
+        moved = [name for name, node in graph.tensors.items() if node.groups and problem.b[name].is_floating_point()]
+        self.a = {n: problem.a[n].detach().to(problem.device, problem.dtype) for n in moved}
+        self.b = {n: problem.b[n].detach().to(problem.device, problem.dtype) for n in moved}
+        self.squares = max(self.problem.objective.squares, 1e-300)
+        self.generator = problem.generator()
+
+    def loss(self, soft: SoftAlignment) -> Tensor:
+        """What a gradient step descends on."""
+        if self.path is None:
+            return self.distance(soft)
+        moved = {**self.path.b, **{name: soft.apply_tensor(name, b) for name, b in self.b.items()}}
+        batch = self.path.minibatches.draw()
+        loss = self.path.loss(self.path.between(moved, self.place()), batch)
+        return loss + self.distance_weight * self.distance(soft).to(loss.device) if self.distance_weight else loss
+
+    def place(self) -> float:
+        """Where on the line the next step looks."""
+        drawn, coin = torch.rand(2, generator=self.generator).tolist()
+        middle = self.kind == "midpoint" or (self.kind == "mixed" and coin < 0.5)
+        return 0.5 if middle else drawn
+
+    def distance(self, soft: SoftAlignment) -> Tensor:
+        """``|A|^2 + |B|^2 - 2 <A, S # B>`` relative to the squared norms: the squared distance wherever ``S`` is hard.
+
+        Linear in each matrix, so that, unlike ``||A - S # B||^2``, it is not lowered by averaging units, and aligning A
+        to B is the same problem as aligning B to A.
+        """
+        inner = torch.zeros((), dtype=torch.float64, device=self.problem.device)
+        for name, a in self.a.items():
+            inner = inner + (a * soft.apply_tensor(name, self.b[name])).sum(dtype=torch.float64)
+        return 1 - 2 * (inner + self.problem.objective.fixed_value) / self.squares
+
+    def score(self, alignment: Alignment) -> float:
+        """What alignments are compared by; the squared distance itself where there is no task."""
+        distance = self.problem.objective.distance2
+        if self.path is None:
+            return float(distance(alignment))
+        score = self.path.score(alignment)
+        return score + self.distance_weight * distance(alignment) / self.squares if self.distance_weight else score

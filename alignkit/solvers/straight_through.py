@@ -1,0 +1,145 @@
+"""Straight-through matching: gradients of the task's loss move free weights, which choose the order ([Ainsworth23])."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alignkit.alignment import Alignment
+from alignkit.graph import BoundGraph
+from alignkit.objective import Objective
+from alignkit.path_loss import PathLoss
+from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solvers.weight_matching import Ascent, WeightMatching, colours
+
+MIDDLE = (0.5,)
+
+
+class StraightThroughOptions(SolverOptions):
+    """Options of straight-through matching."""
+
+    max_steps: int = Field(200, ge=1)
+    """Gradient steps."""
+    learning_rate: float = Field(3e-3, gt=0)
+    """Learning rate of Adam on the free weights; falls to 0 along half a cosine."""
+    sweeps: int = Field(2, ge=1)
+    """Most sweeps of coordinate ascent in a projection, which goes on from the order of the step before."""
+    batch_size: int = Field(256, ge=1)
+    """Samples of the task in a gradient step."""
+    samples: int = Field(10_000, ge=1)
+    """Most samples of the task to learn from: its first."""
+    score_samples: int = Field(2048, ge=1)
+    """Samples on which alignments are compared."""
+    check_every: int = Field(10, ge=1)
+    """Steps between two looks at the loss on those samples."""
+    patience: int = Field(10, ge=1)
+    """Stop when this many looks in a row found nothing better."""
+
+
+class StraightThrough(Solver[StraightThroughOptions]):
+    """Learn free weights whose nearest reordering of B is good in the middle of the line to A ([Ainsworth23], 3.3).
+
+    Forward, the free weights are projected to the nearest ``P # B`` by linear assignments, and the loss is that of
+    ``(A + P # B) / 2``. Backward, the projection counts as the identity. The result is the best alignment met, the
+    start among them, by the loss in the middle on fixed samples.
+    """
+
+    name = "straight_through"
+    needs = Needs(task=True)
+    returns = Returns(exact_on_permuted_copies=True, monotone=True)
+
+    def solve(self, problem: Problem, report: Report) -> Outcome:
+        """Learn from the start, by default that of weight matching; return the best alignment."""
+        options = self.options
+        path = self._path(problem)
+        best = WeightMatching().solve(problem, lambda step: None).alignment if problem.init is None else problem.start
+        score = path.score(best)
+        report(Step(0, score, "start"))
+        if not problem.graph.groups or problem.objective.distance2(best) == 0:
+            return Outcome(best, Status.OK, {"steps": 0.0})
+        free = FreeWeights(problem, best, options.learning_rate, options.sweeps)
+        idle, improved, step, status = 0, False, 0, Status.OK
+        while step < options.max_steps and idle < options.patience:
+            current = free.project()
+            middle = {n: t.requires_grad_(t.is_floating_point()) for n, t in free.middle(current).items()}
+            loss = path.loss(path.named(middle), path.minibatches.draw())
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                status = Status.NONFINITE
+                break
+            free.step(loss, middle, step / options.max_steps)
+            step += 1
+            if step % options.check_every == 0 or step == options.max_steps:
+                found = path.score(current)
+                improved = found < score
+                idle = 0 if improved else idle + 1
+                if improved:
+                    best, score = current, found
+                report(Step(step, score, f"loss {value:.6g}, current {found:.6g}"))
+        if improved and status is Status.OK:
+            status = Status.MAX_STEPS
+        return Outcome(best, status, {"steps": float(step)})
+
+    def objective(self, problem: Problem, alignment: Alignment) -> float:
+        """Loss in the middle between A and aligned B, on the samples by which alignments are compared."""
+        return self._path(problem).score(alignment)
+
+    def _path(self, problem: Problem) -> PathLoss:
+        options = self.options
+        return PathLoss(problem, MIDDLE, options.samples, options.batch_size, options.score_samples)
+
+
+class FreeWeights:
+    """The weights that gradients move, and their projection to reorderings of B.
+
+    They begin halfway between A and the start: near enough to other reorderings to choose among them.
+
+    Args:
+        problem: Its device and dtype are used.
+        start: The first order.
+        learning_rate: Largest learning rate.
+        sweeps: Most sweeps of a projection.
+    """
+
+    def __init__(self, problem: Problem, start: Alignment, learning_rate: float, sweeps: int) -> None:
+        self.graph, self.sweeps, self.learning_rate = problem.graph, sweeps, learning_rate
+        self.device = problem.device
+        self.a, self.b = (
+            {
+                n: t.detach().to(problem.device, problem.dtype if t.is_floating_point() else t.dtype)
+                for n, t in side.items()
+            }
+            for side in (problem.a, problem.b)
+        )
+        self.current = start
+        self.weights = self.middle(start)
+        self.moving = {n: t for n, t in self.weights.items() if t.is_floating_point()}
+        self.optimizer = torch.optim.Adam(list(self.moving.values()), lr=learning_rate)
+        self.classes = colours(self.graph, None)
+
+    def middle(self, alignment: Alignment) -> dict[str, Tensor]:
+        """New tensors ``(A + P # B) / 2`` by first name; what is not floating-point is A's."""
+        return {
+            n: 0.5 * (a + alignment.apply_tensor(n, self.b[n])) if a.is_floating_point() else a
+            for n, a in self.a.items()
+        }
+
+    def project(self) -> Alignment:
+        """The reordering of B nearest to the free weights, by coordinate ascent from the last one."""
+        objective = Objective(BoundGraph(self.graph, self.weights, self.b), self.device)
+        run = Ascent(objective, 0.0, self.sweeps).run(dict(self.current.perms), self.classes)
+        self.current = Alignment(self.graph, run.perms)
+        return self.current
+
+    def step(self, loss: Tensor, middle: Mapping[str, Tensor], done: float) -> None:
+        """Move the free weights by the gradient at the middle, as if the projection were the identity."""
+        names = list(self.moving)
+        gradients = torch.autograd.grad(loss, [middle[n] for n in names], allow_unused=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            self.moving[name].grad = None if gradient is None else 0.5 * gradient
+        self.optimizer.param_groups[0]["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * done))
+        self.optimizer.step()
