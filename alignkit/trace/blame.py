@@ -26,7 +26,8 @@ def pinned_axes(c: Constraints, reading: Reading, tensors: Mapping[str, Layout])
                 continue
             classes = reading.closed.classes[block.atoms].ravel()
             still = classes[reading.symmetry.orbit_of[classes] < 0]
-            causes = source[still]
+            # Positions inside of a unit that moves, such as units inside of heads, are classes that move too.
+            causes = source[still if len(still) else classes]
             causes = causes[causes >= 0]
             cause = _cause(c, causes)
             pinned.append(PinnedAxis(name, dim, cause.op, cause.where))
@@ -43,7 +44,13 @@ def _cause(c: Constraints, causes: IntArray) -> Source:
 
 
 def _has_fixed(axis: Axis) -> bool:
-    return any(segment.group is None for segment in axis)
+    """Return whether any position, or several positions inside of a unit, cannot move."""
+    for segment in axis:
+        if segment.group is None:
+            return True
+        if any(part.size > 1 or part.group is not None for part in segment.inner) and _has_fixed(segment.inner):
+            return True
+    return False
 
 
 def _sources(c: Constraints, reading: Reading) -> IntArray:

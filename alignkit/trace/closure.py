@@ -1,7 +1,8 @@
 """Solving the constraints, first half: congruence closure.
 
-Atoms that were merged become classes. If a class has two targets that determine each other, they are one class; if one determines
-the other, that is a relation too; relations compose. All of it works on whole arrays: a relation is two arrays of class numbers.
+Atoms that were merged become classes. If a class has two targets that determine each other, they are one class; if
+one determines the other, that is a relation too; relations compose. All of it works on whole arrays: a relation is
+two arrays of class numbers.
 """
 
 from __future__ import annotations
@@ -106,7 +107,10 @@ def _colour_hashes(c: Constraints) -> tuple[IntArray, HashArray]:
 
 
 def _base(c: Constraints, classes: IntArray, count: int, colours: tuple[IntArray, HashArray]) -> HashArray:
-    """Return a hash of the kept properties of each class: colours, and the place among several relations to one class."""
+    """Return a hash of the kept properties of each class.
+
+    Colours, and the place among several relations to one class.
+    """
     base = np.zeros(count, np.uint64)
     np.add.at(base, classes[colours[0]], colours[1])
     for number, relation in enumerate(c.relations):
@@ -142,7 +146,10 @@ def _occurrences(values: IntArray) -> IntArray | None:
 def _quotient(
     pairs: list[tuple[IntArray, IntArray, bool]], classes: IntArray, count: int
 ) -> tuple[list[Map], list[Map], list[Map], set[bytes]]:
-    """Return the relations between classes without repetitions: maps, those with several targets or rows, and all keys."""
+    """Return the relations between classes without repetitions.
+
+    Maps, those with several targets or rows, and all keys.
+    """
     maps: list[Map] = []
     several: tuple[list[Map], list[Map]] = ([], [])
     known: set[bytes] = set()
@@ -223,7 +230,10 @@ def _compare(one: Map, other: Map, base: HashArray, count: int, merges: list[Map
 
 
 def _relate(u: IntArray, v: IntArray, count: int, merges: list[Map], more: list[Map]) -> bool:
-    """Merge targets that determine each other, relate those where one determines the other; return whether either is so."""
+    """Merge targets that determine each other, relate those where one determines the other.
+
+    Return whether either is so.
+    """
     codes = np.unique(u * count + v)
     u, v = codes // count, codes % count
     if (u == u[0]).all() or (v == v[0]).all():

@@ -1,4 +1,7 @@
-"""What ops do to layouts, whatever the op: align several tensors elementwise, drop dimensions, contract, concatenate."""
+"""What ops do to layouts, whatever the op.
+
+Align several tensors elementwise, drop dimensions, contract, concatenate.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,10 @@ def factor(c: Constraints, block: Block, first: Collection[int]) -> tuple[Block,
 def unify(c: Constraints, shape: Sequence[int], layouts: Sequence[Layout]) -> Layout:
     """Align tensors that an elementwise op combines. All have the rank of `shape`; size-1 dimensions broadcast.
 
-    A dimension that is fixed in one tensor gets fixed in all. Labels of the same dimensions move together; where the labels of
-    one tensor tell more than those of another (units inside heads, and a weight for each unit), the finer ones stay and relate
-    to the coarser ones. The first layout's atoms win, so that an in-place op keeps those of its target.
+    A dimension that is fixed in one tensor gets fixed in all. Labels of the same dimensions move together; where the
+    labels of one tensor tell more than those of another (units inside heads, and a weight for each unit), the finer
+    ones stay and relate to the coarser ones. The first layout's atoms win, so that an in-place op keeps those of its
+    target.
 
     Args:
         c: Receives the constraints.
@@ -50,7 +54,10 @@ def unify(c: Constraints, shape: Sequence[int], layouts: Sequence[Layout]) -> La
 
 
 def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block], fixed: Collection[int] = ()) -> list[Block]:
-    """Reconcile blocks of several tensors until each dimension has one owner. Positions along `fixed` dimensions do not move."""
+    """Reconcile blocks of several tensors until each dimension has one owner.
+
+    Positions along `fixed` dimensions do not move.
+    """
     kept: list[Block] = []
     queue = list(blocks)
     while queue:
@@ -122,8 +129,8 @@ def _refined(c: Constraints, a: Block, b: Block) -> list[Block]:
 def drop(c: Constraints, layout: Layout, gone: Collection[int]) -> list[Block]:
     """Return the blocks that are left when an op reduces over dimensions in an order-independent way.
 
-    Blocks keep the numbering of the dimensions. What a lost dimension owned stays a set that symmetries keep; labels of other
-    dimensions that depended on a lost one are replaced by labels of their rows.
+    Blocks keep the numbering of the dimensions. What a lost dimension owned stays a set that symmetries keep; labels
+    of other dimensions that depended on a lost one are replaced by labels of their rows.
     """
     left = []
     for block in layout.blocks:
@@ -180,7 +187,8 @@ def concatenate(c: Constraints, layouts: Sequence[Layout], dim: int) -> Layout:
     shape = tuple(length if d == dim else n for d, n in enumerate(layouts[0].shape))
     thin = tuple(1 if d == dim else n for d, n in enumerate(shape))
     others = [
-        Layout.of(thin, [d == dim or f for d, f in enumerate(x.uniform)], [b for b in x.blocks if dim not in b.span]) for x in parts
+        Layout.of(thin, [d == dim or f for d, f in enumerate(x.uniform)], [b for b in x.blocks if dim not in b.span])
+        for x in parts
     ]
     rest = unify(c, thin, others)
     owners = [x.owner.get(dim) for x in parts]
@@ -195,14 +203,16 @@ def concatenate(c: Constraints, layouts: Sequence[Layout], dim: int) -> Layout:
 
 
 def _apart(c: Constraints, layout: Layout, dim: int) -> Layout:
-    """Factor the block that owns `dim` together with others, so that `dim` is owned alone, and nothing depends on it."""
+    """Factor the block that owns `dim` together with others, so that it is owned alone and nothing depends on it."""
     blocks: list[Block] = []
     for block in layout.blocks:
         if dim in block.dims and len(block.dims) > 1:
             blocks += factor(c, block, set(block.dims) - {dim})
         elif dim in block.context:
             keep = tuple(d for d in block.span if d != dim)
-            blocks.append(Block(block.dims, tuple(d for d in block.context if d != dim), c.rows(block.atoms, block.axes(keep))))
+            blocks.append(
+                Block(block.dims, tuple(d for d in block.context if d != dim), c.rows(block.atoms, block.axes(keep)))
+            )
         else:
             blocks.append(block)
     return Layout.of(layout.shape, layout.uniform, blocks)
@@ -225,7 +235,9 @@ def _adopt(c: Constraints, rest: Layout, block: Block) -> None:
     for parent in rest.blocks:
         if parent.dims != block.context or parent.context:
             continue
-        flat = np.moveaxis(block.atoms, block.axes(block.dims)[0], -1).reshape(-1, block.atoms.shape[block.axes(block.dims)[0]])
+        flat = np.moveaxis(block.atoms, block.axes(block.dims)[0], -1).reshape(
+            -1, block.atoms.shape[block.axes(block.dims)[0]]
+        )
         owners = np.repeat(np.arange(len(flat)), flat.shape[1])
         pairs = np.unique(np.stack([flat.ravel(), owners]), axis=1)
         if len(np.unique(pairs[0])) == pairs.shape[1]:
@@ -239,5 +251,3 @@ def restrict(c: Constraints, layout: Layout, dim: int, index: IntArray) -> Layou
         if dim in block.span:
             c.colour(block.atoms)
     return result
-
-

@@ -1,6 +1,7 @@
 """Constraints on the symmetry, collected while rules run.
 
-Three kinds are enough. Everything is recorded for whole arrays of atoms at once, with the op and the module that caused it.
+Three kinds are enough. Everything is recorded for whole arrays of atoms at once, with the op and the module that
+caused it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ class Source:
 class Relation:
     """A map from atoms to atoms that every symmetry respects: the image of a child's target is the target of its image.
 
-    `children` and `targets` broadcast against each other. A target met at several positions is met in an order that symmetries keep;
-    positions that differ along the axes `apart` of `targets` do not count as several. The targets of a `context` relation name the rows in
-    which the children stand: a child may stand in several of them.
+    `children` and `targets` broadcast against each other. A target met at several positions is met in an order that
+    symmetries keep; positions that differ along the axes `apart` of `targets` do not count as several. The targets of
+    a `context` relation name the rows in which the children stand: a child may stand in several of them.
     """
 
     children: IntArray
@@ -93,7 +94,8 @@ class Constraints:
         Args:
             children: Atoms.
             targets: Atoms.
-            apart: Axes of `targets` whose positions other atoms name already, so that a target may repeat along them in any order.
+            apart: Axes of `targets` whose positions other atoms name already, so that a target may repeat along them
+                in any order.
         """
         if self._is_new(b"r", children, targets):
             self.relations.append(Relation(children, targets, len(self.sources) - 1, apart))
@@ -127,7 +129,10 @@ class Constraints:
             self.fix(block.atoms)
 
     def rows(self, atoms: IntArray, keep: tuple[int, ...]) -> IntArray:
-        """Return atoms for the rows of an array: one for each position along the axes `keep`, to which its elements belong."""
+        """Return atoms for the rows of an array.
+
+        One for each position along the axes `keep`, to which its elements belong.
+        """
         key = (digest(atoms), atoms.shape, keep)
         if key not in self._rows:
             parents = self.fresh([atoms.shape[axis] for axis in keep])

@@ -11,7 +11,17 @@ from alignkit.trace.labels import Layout
 from alignkit.trace.record import Step, TensorRef
 from alignkit.trace.table import Call, RuleTable
 
-_METADATA_ONLY = {"transpose_", "t_", "unsqueeze_", "squeeze_", "as_strided_", "resize_", "set_", "swapaxes_", "detach_"}
+_METADATA_ONLY = {
+    "transpose_",
+    "t_",
+    "unsqueeze_",
+    "squeeze_",
+    "as_strided_",
+    "resize_",
+    "set_",
+    "swapaxes_",
+    "detach_",
+}
 _NO_DATA = {"prim::device", "aten::sym_size", "aten::is_same_size", "aten::sym_numel", "aten::_assert_async"}
 
 

@@ -1,7 +1,7 @@
 """Labels of tensor elements: what the tracer knows about the axes of one tensor.
 
-An *atom* is an integer that stands for one thing that a symmetry may move: a unit, a head, a (head, unit) pair. A symmetry
-is a permutation of all atoms. A `Layout` says how it moves one tensor: each dimension is
+An *atom* is an integer that stands for one thing that a symmetry may move: a unit, a head, a (head, unit) pair. A
+symmetry is a permutation of all atoms. A `Layout` says how it moves one tensor: each dimension is
 
 - *labelled*: owned by one `Block`, whose atoms name the positions;
 - *uniform*: the values are equal along it (an expanded or constant tensor), so that any permutation leaves it alone;
@@ -10,7 +10,7 @@ is a permutation of all atoms. A `Layout` says how it moves one tensor: each dim
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -31,8 +31,10 @@ class Block:
     """Atoms for the positions of some dimensions of a tensor.
 
     Attributes:
-        dims: Dimensions that the block owns, ascending. Several when a view split an axis whose parts nobody told apart yet.
-        context: Dimensions owned by other blocks on which the atoms depend, ascending: for units inside heads, the heads.
+        dims: Dimensions that the block owns, ascending. Several when a view split an axis whose parts nobody told
+            apart yet.
+        context: Dimensions owned by other blocks on which the atoms depend, ascending: for units inside heads, the
+            heads.
         atoms: One atom for each position of `span`, axes in the order of `span`.
     """
 
@@ -45,7 +47,7 @@ class Block:
         """Owned and context dimensions, ascending: the axes of `atoms`."""
         return tuple(sorted(self.dims + self.context))
 
-    def axes(self, dims: Sequence[int]) -> tuple[int, ...]:
+    def axes(self, dims: Collection[int]) -> tuple[int, ...]:
         """Return the axes of `atoms` that belong to those of `dims` that the block spans."""
         return tuple(axis for axis, dim in enumerate(self.span) if dim in dims)
 
@@ -63,7 +65,7 @@ class Block:
         """Return the block with every dimension renumbered by a shift."""
         return Block(tuple(d + by for d in self.dims), tuple(d + by for d in self.context), self.atoms)
 
-    def without_axes(self, dims: Sequence[int]) -> Block:
+    def without_axes(self, dims: Collection[int]) -> Block:
         """Return the block without `dims`, along which the atoms have size 1 or do not vary."""
         index = tuple(0 if d in dims else slice(None) for d in self.span)
         keep = tuple(d for d in self.dims if d not in dims)
@@ -116,7 +118,10 @@ class Layout:
         return Layout.of(self.shape, self.uniform, blocks)
 
     def moved(self, shape: Sequence[int], place: Mapping[int, int]) -> Layout:
-        """Return the layout with dimension d at `place[d]`. Dimensions not in `place` are dropped, new ones are uniform."""
+        """Return the layout with dimension d at `place[d]`.
+
+        Dimensions not in `place` are dropped, new ones are uniform.
+        """
         uniform = [True] * len(shape)
         for old, new in place.items():
             uniform[new] = self.uniform[old]
@@ -137,9 +142,11 @@ class Layout:
 
     def taken(self, dim: int, index: IntArray) -> Layout:
         """Return the layout of `tensor.index_select(dim, index)` for a constant index."""
-        shape = self.shape[:dim] + (len(index),) + self.shape[dim + 1 :]
+        shape = (*self.shape[:dim], len(index), *self.shape[dim + 1 :])
         blocks = [
-            Block(b.dims, b.context, np.ascontiguousarray(b.atoms.take(index, b.span.index(dim)))) if dim in b.span else b
+            Block(b.dims, b.context, np.ascontiguousarray(b.atoms.take(index, b.span.index(dim))))
+            if dim in b.span
+            else b
             for b in self.blocks
         ]
         return Layout.of(shape, self.uniform, blocks)

@@ -1,7 +1,8 @@
 """Reading the layout of an axis off its labels, in the notation of `PermutationGraph.from_spec`.
 
-The notation is stricter than what labels can say: units stand in one order everywhere, and axes are sums of row-major products.
-An axis that does not fit raises `InexpressibleError` with the groups to give up; nothing is ever written that is not so.
+The notation is stricter than what labels can say: units stand in one order everywhere, and axes are sums of row-major
+products. An axis that does not fit raises `InexpressibleError` with the groups to give up; nothing is ever written
+that is not so.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class VaryingRowsError(Exception):
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of an axis: fixed positions (`group` is None), or a group of which each unit owns the positions of `inner`."""
+    """Part of an axis.
+
+    Fixed positions (`group` is None), or a group of which each unit owns the positions of `inner`.
+    """
 
     group: int | None
     size: int
@@ -54,7 +58,7 @@ def read_axes(layout: Layout, classes: IntArray, symmetry: Symmetry) -> tuple[Ax
         InexpressibleError: Some groups have no faithful notation on one of the axes.
         VaryingRowsError: An axis depends on another one in a way that has no notation.
     """
-    axes = []
+    axes: list[Axis] = []
     for dim, size in enumerate(layout.shape):
         block = layout.owner.get(dim)
         if block is None:
@@ -101,7 +105,10 @@ def _places(rows: IntArray, consumed: dict[int, IntArray], symmetry: Symmetry) -
     """Return, for each group not settled by the context, the place of the unit at each position; and the orbits."""
     places: dict[int, IntArray] = {}
     for group, units in _units(rows, symmetry).items():
-        if group in consumed and (np.where(units >= 0, units, consumed[group][:, None]) == consumed[group][:, None]).all():
+        if (
+            group in consumed
+            and (np.where(units >= 0, units, consumed[group][:, None]) == consumed[group][:, None]).all()
+        ):
             continue
         orbit = symmetry.orbits[group]
         places[group] = np.where(units >= 0, orbit.place[symmetry.index_of[units.clip(min=0)]], -1)
@@ -168,7 +175,9 @@ def _write_sum(axis: Axis, names: Mapping[int, str]) -> str:
     while at < len(axis):
         count = next((k for k, other in enumerate(axis[at:]) if other != axis[at]), len(axis) - at)
         text = _write_segment(axis[at], names)
-        parts += [text] * count if count <= _WRITE_OUT else [f"({count} {text[1:-1] if text.startswith('(') else text})"]
+        parts += (
+            [text] * count if count <= _WRITE_OUT else [f"({count} {text[1:-1] if text.startswith('(') else text})"]
+        )
         at += count
     return "+".join(parts)
 

@@ -17,8 +17,9 @@ def group_names(
 ) -> dict[int, str]:
     """Return a readable, stable name for each group: the path of the module whose tensor mentions it first.
 
-    Tensors with a single axis, such as biases, count only where nothing else mentions the group. Units that own units get a word
-    for what they are: heads, groups of channels, experts. Where one tensor introduces several groups, the segment tells them apart.
+    Tensors with a single axis, such as biases, count only where nothing else mentions the group. Units that own units
+    get a word for what they are: heads, groups of channels, experts. Where one tensor introduces several groups, the
+    segment tells them apart.
 
     Args:
         axes: Segments of each axis, tensors in the model's order.
@@ -26,8 +27,10 @@ def group_names(
         symmetry: The groups.
     """
     owner: dict[int, tuple[str, int]] = {}
-    wide = [name for name in axes if sum(n > 1 for n in shapes[name]) > 1]
-    for name in [*wide, *(name for name in axes if name not in wide)]:
+    # Biases and scales tell less than matrices; parameters of the model itself (tokens, positions) less than those
+    # of layers.
+    order = sorted(axes, key=lambda name: ("." not in name, sum(n > 1 for n in shapes[name]) < 2))
+    for name in order:
         for dim, axis in enumerate(axes[name]):
             for group in groups_of(axis):
                 owner.setdefault(group, (name, dim))
@@ -37,7 +40,9 @@ def group_names(
     whole = _heads_of_heads(axes)
     for group, (tensor, dim) in owner.items():
         if group in family_of.values() or group in whole:
-            base = _owner_name(group, tensor, axes[tensor], dim, group in whole.values())
+            base = _owner_name(
+                tensor, axes[tensor], owns_heads=group in whole.values(), stacked=_is_stacked(group, axes, family_of)
+            )
         else:
             base = _unit_name(group, tensor, axes[tensor][dim], len(shapes[tensor]), family_of[group])
         names[group] = _unused(base, taken)
@@ -46,7 +51,10 @@ def group_names(
 
 
 def _unit_name(group: int, tensor: str, axis: Axis, rank: int, parent: int | None) -> str:
-    """Return the name that units would like to have: the path of their module, and what tells them apart inside of it."""
+    """Return the name that units would like to have.
+
+    The path of their module, and what tells them apart inside of it.
+    """
     module, _, leaf = tensor.rpartition(".")
     rest = _LEAF.sub("", leaf)
     if rest == leaf or not rest:
@@ -81,14 +89,28 @@ def _own(segment: Segment) -> int:
     return segment.size // max(sum(part.size for part in segment.inner), 1)
 
 
-def _owner_name(group: int, tensor: str, axes: tuple[Axis, ...], dim: int, owns_heads: bool) -> str:
+def _is_stacked(group: int, axes: Mapping[str, tuple[Axis, ...]], family_of: Mapping[int, int | None]) -> bool:
+    """Return whether a tensor stacks one matrix for each unit of a group."""
+    return any(
+        len(tensor) > 2
+        and groups_of(tensor[0]) == [group]
+        and any(family_of[g] == group for axis in tensor[1:] for g in groups_of(axis))
+        for tensor in axes.values()
+        if all(segment.size == _own(segment) for segment in tensor[0])
+    )
+
+
+def _owner_name(tensor: str, axes: tuple[Axis, ...], *, owns_heads: bool, stacked: bool) -> str:
     """Return a name for units that own other units: experts, groups of channels, heads."""
-    module = tensor.rpartition(".")[0]
-    if len(axes) > 2:
-        bare = all(segment.group == group and segment.size == _own(segment) for segment in axes[dim])
-        kind, path = ("experts" if bare else "groups"), module
+    module, _, leaf = tensor.rpartition(".")
+    if stacked:
+        kind, path = "experts", module.rpartition(".")[0] if leaf in ("weight", "bias") else module
+    elif len(axes) > 2:
+        kind, path = "groups", module
     else:
-        kind, path = ("kv_heads" if owns_heads else "heads"), module.rpartition(".")[0]
+        kind = "kv_heads" if owns_heads else "heads"
+        # Fused projections may be parameters of the attention module itself, or layers of it.
+        path = module.rpartition(".")[0] if leaf in ("weight", "bias") else module
     return f"{path}.{kind}" if path else kind
 
 

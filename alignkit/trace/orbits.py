@@ -1,8 +1,8 @@
 """Solving the constraints, second half: colour refinement and the groups that it leaves.
 
-Classes that refinement cannot tell apart form an orbit. An orbit is either *free* (its classes may be exchanged, all of them or those with
-equal ancestors) or *determined*: each class is the only one with its ancestors. Free orbits are the groups and families; the units among
-a class's ancestors are its coordinates.
+Classes that refinement cannot tell apart form an orbit. An orbit is either *free* (its classes may be exchanged, all
+of them or those with equal ancestors) or *determined*: each class is the only one with its ancestors. Free orbits are
+the groups and families; the units among a class's ancestors are its coordinates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Orbit:
 
     Attributes:
         members: The classes, ascending.
-        coordinates: For each group (by the number of its orbit) the unit among each member's ancestors, itself included, as a class.
+        coordinates: For each group (by the number of its orbit) the unit among each member's ancestors, itself
+            included, as a class.
         group: Whether the orbit is a group or family.
         parent: The group whose units each own an instance of this family, or None.
         place: If a group, the place of each member among the units of its instance.
@@ -87,13 +88,15 @@ def refine(closed: Closed, extra: HashArray) -> HashArray:
 def _vague_targets(closed: Closed, colour: HashArray) -> IntArray:
     """Return movable targets that have to be fixed, because refinement does not follow how they move.
 
-    Where a child has several targets, positions tell which is which. Where it stands in several rows, the rows may move as long as
-    all children of a colour stand in all rows of a colour.
+    Where a child has several targets, positions tell which is which. Where it stands in several rows, the rows may
+    move as long as all children of a colour stand in all rows of a colour.
     """
     values, code, size = np.unique(colour, return_inverse=True, return_counts=True)
     found = [target[size[code[target]] > 1] for _, target in closed.multiple]
     for child, target in closed.nested:
-        pairs, index, count = np.unique(code[child] * len(values) + code[target], return_inverse=True, return_counts=True)
+        pairs, index, count = np.unique(
+            code[child] * len(values) + code[target], return_inverse=True, return_counts=True
+        )
         partial = count != size[pairs // len(values)] * size[pairs % len(values)]
         movable = size[pairs % len(values)] > 1
         found.append(target[(partial & movable)[index]])
@@ -167,9 +170,15 @@ def _place(
             known = orbit.coordinates.setdefault(group, column)
             clash |= not np.array_equal(known, column)
     groups = list(orbit.coordinates)
-    columns = np.stack([orbit.coordinates[g] for g in groups]) if groups else np.zeros((0, len(orbit.members)), np.int64)
+    columns = (
+        np.stack([orbit.coordinates[g] for g in groups]) if groups else np.zeros((0, len(orbit.members)), np.int64)
+    )
     order = np.lexsort((first[orbit.members], *columns))
-    new = np.r_[True, (columns[:, order][:, 1:] != columns[:, order][:, :-1]).any(0)] if groups else np.arange(len(order)) == 0
+    new = (
+        np.r_[True, (columns[:, order][:, 1:] != columns[:, order][:, :-1]).any(0)]
+        if groups
+        else np.arange(len(order)) == 0
+    )
     starts = np.flatnonzero(new)
     sizes = np.diff(np.r_[starts, len(order)])
     orbit.place = np.empty(len(order), np.int64)

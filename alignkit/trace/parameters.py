@@ -12,7 +12,20 @@ from alignkit.trace.labels import Block, Layout
 from alignkit.trace.record import Step, TensorRef
 
 _CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution"}
-_PASSES_ON = {"add", "sub", "mul", "div", "native_batch_norm", "clone", "_to_copy", "detach", "alias", "view", "reshape", "_unsafe_view"}
+_PASSES_ON = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "native_batch_norm",
+    "clone",
+    "_to_copy",
+    "detach",
+    "alias",
+    "view",
+    "reshape",
+    "_unsafe_view",
+}
 _TABLE_OPS = {"t", "mm", "addmm", "linear", "embedding", "matmul", "addmv", "mv"}
 _WIDEST = 1 << 22
 """Labels that depend on another axis are given to tensors of at most this many elements."""
@@ -20,7 +33,10 @@ _WIDEST = 1 << 22
 
 @dataclass(frozen=True)
 class Use:
-    """How a run uses a parameter: number of groups if as a convolution's weight (else 0), and whether as a plain matrix."""
+    """How a run uses a parameter.
+
+    Number of groups if as a convolution's weight (else 0), and whether as a plain matrix.
+    """
 
     groups: int = 0
     matrix: bool = False
@@ -84,7 +100,10 @@ def _axis(c: Constraints, n: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int
 
 
 def _filters(c: Constraints, shape: tuple[int, ...], groups: int, *, contextual: bool) -> Layout:
-    """Label the channel axes of a convolution's weight; inside a group of a grouped one, channels move by themselves."""
+    """Label the channel axes of a convolution's weight.
+
+    Inside a group of a grouped one, channels move by themselves.
+    """
     outer = Block((0,), (), _axis(c, shape[0])) if shape[0] > 1 else None
     if shape[1] <= 1 or groups == 1 or outer is None or not contextual:
         inner = Block((1,), (), _axis(c, shape[1])) if shape[1] > 1 else None

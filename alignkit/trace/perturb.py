@@ -18,12 +18,12 @@ _SPREAD = 0.2
 def perturbed(model: Module, seed: int = 0) -> Module:
     """Return a copy of a model in which no two units look alike.
 
-    A permutation of units that all have the same norm weight, bias or running statistics changes nothing, right or wrong; neither
-    does one behind a gate, layer scale or last convolution that is initialised to zero. So in the copy
+    A permutation of units that all have the same norm weight, bias or running statistics changes nothing, right or
+    wrong; neither does one behind a gate, layer scale or last convolution that is initialised to zero. So in the copy
 
     - running means get small random values, running variances values between 0.5 and 1.5;
-    - tensors with one value everywhere (norm weights, zero gates, layer scales, zero biases) get noise of standard deviation 0.2,
-      matrices of zeros noise with the variance of 1 / fan-in;
+    - tensors with one value everywhere (norm weights, zero gates, layer scales, zero biases) get noise of standard
+      deviation 0.2, matrices of zeros noise with the variance of 1 / fan-in;
     - one-dimensional tensors (biases) get that noise too, on top of what they hold.
 
     All else stays, so that activations keep their scale. Values that are not floating-point stay too.

@@ -1,4 +1,7 @@
-"""From constraints to layouts: solve, read off, and give up what the notation cannot say, until all of it is faithful."""
+"""From constraints to layouts.
+
+Solve, read off, and give up what the notation cannot say, until all of it is faithful.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ class Reading:
         symmetry: The groups.
         closed: Classes of atoms and their relations.
         given_up: Classes told apart because the notation cannot express how they move.
-        varying: Tensors whose axes depend on each other in a way that has no notation; label them without contexts and read again.
+        varying: Tensors whose axes depend on each other in a way that has no notation; label them without contexts
+            and read again.
     """
 
     axes: dict[str, tuple[Axis, ...]]
@@ -65,7 +69,9 @@ def read(c: Constraints, tensors: Mapping[str, Layout]) -> Reading:
         for members, keys in rejected:
             extra[members] += seeded(100 + number, keys)
             given_up.append(members)
-    raise TraceError("the labels of this model do not settle into groups. Please report the model; a written spec still works.")
+    raise TraceError(
+        "the labels of this model do not settle into groups. Please report the model; a written spec still works."
+    )
 
 
 def _read_tensors(reading: Reading, tensors: Mapping[str, Layout]) -> set[int]:

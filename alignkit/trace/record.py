@@ -98,11 +98,11 @@ def refs(tree: object) -> list[TensorRef]:
     return [x for x in pytree.tree_leaves(tree) if isinstance(x, TensorRef)]
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every op that runs inside of it, and keeps all tensors alive so that identities stay unique."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.alive: list[torch.Tensor] = []
         self._path = path

@@ -1,7 +1,8 @@
 """Reshaping: the one op that joins and splits axes.
 
-Splitting an axis needs no decision: its block owns all the parts. Joining axes with different owners makes *product atoms*, one for
-each combination, related to their parts; what they were joined from is remembered, so that splitting them again gives the parts back.
+Splitting an axis needs no decision: its block owns all the parts. Joining axes with different owners makes *product
+atoms*, one for each combination, related to their parts; what they were joined from is remembered, so that splitting
+them again gives the parts back.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def match(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
 
 
 def _joined(c: Constraints, layout: Layout, dims: tuple[int, ...]) -> Layout:
-    """Give `dims`, which are about to become one axis, one owner; labels that depend on one of them then depend on all."""
+    """Give `dims`, which are about to become one axis, one owner.
+
+    Labels that depend on one of them then depend on all.
+    """
     inside = set(dims)
     blocks: list[Block] = []
     for block in layout.blocks:
@@ -76,7 +80,10 @@ def _depending_on(block: Block, dims: set[int], shape: tuple[int, ...]) -> Block
 
 
 def _product(c: Constraints, layout: Layout, dims: tuple[int, ...], parts: list[Block]) -> Block:
-    """Return a block that owns `dims`: product atoms, or the inner part's own where they already belong to the outer part."""
+    """Return a block that owns `dims`.
+
+    Product atoms, or the inner part's own where they already belong to the outer part.
+    """
     outside = tuple(sorted({d for part in parts for d in part.context} - set(dims)))
     if len(parts) == 2 and not outside and sorted(parts[0].dims + parts[1].dims) == list(dims):
         for outer, inner in (parts, parts[::-1]):
@@ -157,7 +164,10 @@ def _split_again(
         atoms = part.atoms.reshape([shape[d] for d in sorted(dims + context)])
         result.append(_without_constant_context(Block(dims, context, atoms)))
     flags = {
-        d: parts.uniform[axis] for axis, run in enumerate(runs) if axis not in parts.owner and axis not in context_axes for d in run
+        d: parts.uniform[axis]
+        for axis, run in enumerate(runs)
+        if axis not in parts.owner and axis not in context_axes
+        for d in run
     }
     return [(result, flags)]
 

@@ -65,20 +65,18 @@ def _check(model: nn.Module) -> None:
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule) or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         raise TraceError(
-            f"{kind} is, or contains, a scripted module, whose ops cannot be followed. Trace the module that it was scripted from; "
-            "the graph fits both, because their tensors have the same names."
+            f"{kind} is, or contains, a scripted module, whose ops cannot be followed. Trace the module that it was "
+            "scripted from; the graph fits both, because their tensors have the same names."
         )
     if any(hasattr(m, "_orig_mod") for m in model.modules()):
         raise TraceError(
             f"{kind} is, or contains, a compiled module. Trace the original: alignkit.trace(model._orig_mod, ...)."
         )
-    lazy = [
-        name for name, p in [*model.named_parameters(), *model.named_buffers()] if nn.parameter.is_lazy(p)
-    ]
+    lazy = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if nn.parameter.is_lazy(p)]
     if lazy:
         raise TraceError(
-            f"{kind} has lazy tensors without a shape: {', '.join(lazy[:5])}. Call the model once on real inputs first, so that "
-            "they get one."
+            f"{kind} has lazy tensors without a shape: {', '.join(lazy[:5])}. Call the model once on real inputs "
+            "first, so that they get one."
         )
 
 
@@ -87,23 +85,31 @@ def _check_can_run_real(model: nn.Module, fake_error: Exception) -> None:
     if not meta:
         return
     raise TraceError(
-        f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on fake tensors, "
-        f"which failed: {_first_line(fake_error)}. Check the inputs; if its code depends on values of tensors "
-        "(.item(), `if tensor:`), load the weights, or pass inputs that avoid that code (for example an explicit mask)."
+        f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on "
+        f"fake tensors, which failed: {_first_line(fake_error)}. Check the inputs; if its code depends on values "
+        "of tensors (.item(), `if tensor:`), load the weights, or pass inputs that avoid that code (such as a mask)."
     ) from fake_error
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
     """Say why a model did not run, and what usually helps."""
     text = f"{type(model).__name__} does not run on the inputs given: {type(error).__name__}: {_first_line(error)}."
-    low = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+    low = {
+        str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)
+    }
     lowered = str(error).lower()
     if isinstance(error, TypeError) and "argument" in lowered:
         return text + " Pass all arguments of its forward: trace(model, *args, **kwargs)."
     if low and ("half" in lowered or "bfloat16" in lowered or "dtype" in lowered or "implemented for" in lowered):
-        return text + f" Its weights are {', '.join(sorted(low))}. Trace model.float(): the graph is the same; or pass inputs of that dtype."
+        return (
+            text + f" Its weights are {', '.join(sorted(low))}. Trace model.float(): the graph is the same; "
+            "or pass inputs of that dtype."
+        )
     if "dtype" in lowered or "scalar type" in lowered or "long" in lowered:
-        return text + " Check the dtypes of the inputs: token ids are integers, images and features have the dtype of the weights."
+        return (
+            text + " Check the dtypes of the inputs: token ids are integers, images and features have the dtype "
+            "of the weights."
+        )
     if "shape" in lowered or "size" in lowered or "dimension" in lowered or "channels" in lowered:
         return text + " Check the shapes of the inputs."
     return text + " Run model(*args, **kwargs) first; what fails there fails here."
@@ -200,14 +206,14 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 def _stand_in(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Put other tensors in place of the model's own; return them by name."""
     state: dict[str, Tensor] = {}
+    done: set[nn.Module] = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
         dot = f"{prefix}." if prefix else ""
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
                 if tensor is not None:
-                    new = tensor if dot + name in state else replace(tensor)
-                    store[name] = new  # type: ignore[assignment]
-                    state[dot + name] = new
+                    store[name] = state[dot + name] = tensor if module in done else replace(tensor)
+        done.add(module)
         if isinstance(module, nn.RNNBase):  # keeps a list of its own
             module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
     return state
@@ -235,7 +241,8 @@ def _run(
 def tensors_in(result: object) -> list[Tensor]:
     """Return every tensor in the outputs of a model: nested tuples, lists, mappings, dataclasses, plain objects.
 
-    Key-value caches (objects of a class called "Cache") are not outputs: they are state, in the order of the model's own heads and units.
+    Key-value caches (objects of a class called "Cache") are not outputs: they are state, in the order of the model's
+    own heads and units.
     """
     found: list[Tensor] = []
     seen: set[int] = set()

@@ -1,10 +1,11 @@
 """The table of rules: what each op does to labels.
 
-A rule is a function of one `Call`. It returns the layout of each tensor that the op returns (a list, or one `Layout` for one tensor) and
-adds constraints through the call. Three promises make it sound:
+A rule is a function of one `Call`. It returns the layout of each tensor that the op returns (a list, or one `Layout`
+for one tensor) and adds constraints through the call. Three promises make it sound:
 
 - what it returns moves exactly as the op's result moves when its operands move;
-- positions along a labelled dimension that the op treats differently are fixed (`call.fix`) or told apart (`call.constraints`);
+- positions along a labelled dimension that the op treats differently are fixed (`call.fix`) or told apart
+  (`call.constraints`);
 - whatever labels it does not carry over, it fixes, unless the op reduces over them in an order-independent way.
 
 An op without a rule, or whose rule raises, fixes all that it touches.
@@ -19,7 +20,7 @@ from typing import Any
 from alignkit.errors import TraceError
 from alignkit.trace import combine
 from alignkit.trace.constraints import Constraints
-from alignkit.trace.labels import Layout
+from alignkit.trace.labels import Block, Layout
 from alignkit.trace.record import Step, TensorRef, refs
 
 Rule = Callable[["Call"], "Layout | Sequence[Layout]"]
@@ -90,7 +91,10 @@ class Call:
             self.constraints.fix_layout(layout)
 
     def fix_dims(self, layout: Layout, dims: Iterable[int]) -> Layout:
-        """Fix the positions along some dimensions; labels of others stay, freed from them. Return the layout that is left."""
+        """Fix the positions along some dimensions; labels of others stay, freed from them.
+
+        Return the layout that is left.
+        """
         gone = set(dims)
         blocks = []
         for block in layout.blocks:
@@ -104,7 +108,7 @@ class Call:
             if owned:
                 keep = tuple(d for d in block.context if d not in gone)
                 atoms = self.constraints.rows(block.atoms, block.axes(owned + keep))
-                blocks.append(combine.Block(owned, keep, atoms))
+                blocks.append(Block(owned, keep, atoms))
         return layout.with_blocks(blocks)
 
     def fixed_outputs(self) -> list[Layout]:
@@ -126,8 +130,8 @@ class RuleTable:
         for name, function in rules.items():
             if "::" not in name or not callable(function):
                 raise TraceError(
-                    f"trace rule {name!r} is not usable: rules are functions of one Call, under names such as 'aten::add' "
-                    "or 'mylib::fold.default'."
+                    f"trace rule {name!r} is not usable: rules are functions of one Call, under names such as "
+                    "'aten::add' or 'mylib::fold.default'."
                 )
         self._rules = dict(rules)
 
@@ -139,7 +143,10 @@ class RuleTable:
         return cls({**BUILT_IN, **(extra or {})})
 
     def find(self, func: Any) -> Rule | None:
-        """Return the rule of an overload, or None. An in-place op without a rule of its own has that of its out-of-place form."""
+        """Return the rule of an overload, or None.
+
+        An in-place op without a rule of its own has that of its out-of-place form.
+        """
         name, overload = str(func._schema.name), str(func._schema.overload_name) or "default"
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         for key in (f"{name}.{overload}", name, f"{plain}.{overload}", plain):

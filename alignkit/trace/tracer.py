@@ -26,10 +26,10 @@ _RUNNING_STATISTICS = ("running_mean", "running_var")
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> PermutationGraph:
     """Return the permutation symmetries of a model, inferred from one run on example inputs.
 
-    The model runs once, in eval mode and without gradients, on fake tensors (no weights needed: models on the meta device work),
-    or on real ones where its code depends on values; the graph's provenance says which. Inputs and outputs keep their order. What could not
-    be freed is in the provenance too: pinned axes with the op that pinned them, ops without a rule, tensors that were never read.
-    The model, its mode and its weights stay as they are.
+    The model runs once, in eval mode and without gradients, on fake tensors (no weights needed: models on the meta
+    device work), or on real ones where its code depends on values; the graph's provenance says which. Inputs and
+    outputs keep their order. What could not be freed is in the provenance too: pinned axes with the op that pinned
+    them, ops without a rule, tensors that were never read. The model, its mode and its weights stay as they are.
 
     Args:
         model: The model.
@@ -82,7 +82,10 @@ def graph_of(model: nn.Module, run: Run, table: RuleTable) -> PermutationGraph:
 
 
 def _movable(model: nn.Module, run: Run) -> dict[str, TensorRef]:
-    """Return the tensors that permutations may touch: parameters and running statistics, tied ones under their first name."""
+    """Return the tensors that permutations may touch.
+
+    Parameters and running statistics, tied ones under their first name.
+    """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     names += [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in _RUNNING_STATISTICS]
     order = {name: place for place, name in enumerate(model.state_dict(keep_vars=True))}
@@ -111,9 +114,7 @@ def _interpret(
     return constraints, interpreter, labels
 
 
-def _spec(
-    run: Run, reading: Reading, tensors: Mapping[str, TensorRef]
-) -> tuple[dict[str, str], dict[str, int]]:
+def _spec(run: Run, reading: Reading, tensors: Mapping[str, TensorRef]) -> tuple[dict[str, str], dict[str, int]]:
     """Write the layouts of all tensors of the model."""
     symmetry = reading.symmetry
     names = group_names(reading.axes, {name: ref.shape for name, ref in tensors.items()}, symmetry)
@@ -121,6 +122,8 @@ def _spec(
     for group, name in names.items():
         parent = symmetry.orbits[group].parent
         texts[group] = name if parent is None else f"{name}[{names[parent]}]"
-    written = {ref.key: " ".join(write_axis(axis, texts) for axis in reading.axes[name]) for name, ref in tensors.items()}
+    written = {
+        ref.key: " ".join(write_axis(axis, texts) for axis in reading.axes[name]) for name, ref in tensors.items()
+    }
     spec = {name: written.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items()}
     return spec, {name: symmetry.orbits[group].size for group, name in names.items()}

@@ -35,12 +35,20 @@ def mlp() -> nn.Module:
 
 def cnn() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 3)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 3),
     )
 
 
 def depthwise() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 1))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 1)
+    )
 
 
 def widening_depthwise() -> nn.Module:
@@ -57,7 +65,12 @@ def group_norm() -> nn.Module:
 
 def pixel_shuffle() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 32, 3), nn.PixelShuffle(2), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.PixelUnshuffle(2), nn.Conv2d(24, 2, 1)
+        nn.Conv2d(3, 32, 3),
+        nn.PixelShuffle(2),
+        nn.Conv2d(8, 6, 3),
+        nn.ReLU(),
+        nn.PixelUnshuffle(2),
+        nn.Conv2d(24, 2, 1),
     )
 
 

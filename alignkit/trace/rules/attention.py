@@ -12,8 +12,9 @@ from alignkit.trace.table import Call, rule
 
 
 @rule(
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "scaled_dot_product_attention",
-    "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math",
+    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
 )  # fmt: skip
 def attention(call: Call) -> Sequence[Layout]:
@@ -31,7 +32,9 @@ def attention(call: Call) -> Sequence[Layout]:
         scores = call.unify(scores.shape, [scores, call.layout(mask)])
     if call.arg("is_causal"):
         scores = call.fix_dims(scores, [rank - 2, rank - 1])
-        scores = Layout.of(scores.shape, [flag and d < rank - 2 for d, flag in enumerate(scores.uniform)], scores.blocks)
+        scores = Layout.of(
+            scores.shape, [flag and d < rank - 2 for d, flag in enumerate(scores.uniform)], scores.blocks
+        )
     combine.drop(c, scores, {rank - 1})
     return [combine.matmul(c, scores, v), *call.fixed_outputs()[1:]]
 

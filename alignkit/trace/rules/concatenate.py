@@ -12,7 +12,11 @@ def cat(call: Call) -> Layout:
     """Lay tensors end to end. Empty one-dimensional operands are ignored, as torch does."""
     parts = [ref for ref in refs(call.arg("tensors")) if ref.shape != (0,)]
     layouts = [call.layout(ref) for ref in parts]
-    return layouts[0] if len(layouts) == 1 else concatenate(call.constraints, layouts, call.arg("dim", 0) % len(call.shape))
+    return (
+        layouts[0]
+        if len(layouts) == 1
+        else concatenate(call.constraints, layouts, call.arg("dim", 0) % len(call.shape))
+    )
 
 
 @rule("stack")

@@ -78,7 +78,6 @@ def linear(call: Call) -> Layout:
     return result if bias is None else call.unify(call.shape, [result, call.layout(bias)])
 
 
-
 @rule("_grouped_mm")
 def grouped_product(call: Call) -> Layout:
     """[tokens, in] times [experts, in, out], each run of tokens with its expert: which expert is which matters."""

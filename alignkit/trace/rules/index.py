@@ -69,16 +69,25 @@ def index(call: Call) -> Layout:
     front = [d for d in others if d < start] if start else []
     place = {d: i for i, d in enumerate(front)}
     place.update({d: len(front) + index_rank + i for i, d in enumerate(d for d in others if d not in front)})
-    blocks = [
-        Block(tuple(place[d] for d in b.dims), tuple(place[d] for d in b.context), b.atoms) for b in left.blocks
-    ]
+    blocks = [Block(tuple(place[d] for d in b.dims), tuple(place[d] for d in b.context), b.atoms) for b in left.blocks]
     uniform = [False] * len(call.shape)
     for d, new in place.items():
         uniform[new] = left.uniform[d]
     return Layout.of(call.shape, uniform, blocks)
 
 
-@rule("nonzero", "unique", "_unique2", "unique_consecutive", "bincount", "histc", "bucketize", "searchsorted", "masked_select", "one_hot")
+@rule(
+    "nonzero",
+    "unique",
+    "_unique2",
+    "unique_consecutive",
+    "bincount",
+    "histc",
+    "bucketize",
+    "searchsorted",
+    "masked_select",
+    "one_hot",
+)
 def positions(call: Call) -> Sequence[Layout]:
     """Positions or counts that depend on every value's place."""
     call.fix(*call.operands())

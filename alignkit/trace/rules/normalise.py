@@ -20,8 +20,8 @@ def _channelwise(call: Call, x: Layout, names: Sequence[str]) -> list[Layout]:
 
 
 @rule(
-    "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm",
-    "_batch_norm_impl_index", "_batch_norm_no_update", "_batch_norm_with_update",
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
+    "miopen_batch_norm", "_batch_norm_impl_index", "_batch_norm_no_update", "_batch_norm_with_update",
 )  # fmt: skip
 def batch_norm(call: Call) -> Sequence[Layout]:
     """Statistics and weights of each channel. Batch statistics sum over the other dimensions."""
@@ -51,8 +51,6 @@ def group_norm(call: Call) -> Sequence[Layout]:
     apart = reshape(call.constraints, layout, (batch, groups, channels // groups, *space))
     combine.drop(call.constraints, apart, set(range(2, len(apart.shape))))
     return [layout, *call.fixed_outputs()[1:]]
-
-
 
 
 @rule("_weight_norm_interface", "_weight_norm")

@@ -8,19 +8,21 @@ from alignkit.trace.labels import Layout
 from alignkit.trace.table import Call, rule
 
 _ELEMENTWISE = """
-    add sub mul div rsub pow maximum minimum where fmin fmax relu sigmoid tanh exp log sqrt rsqrt neg abs silu gelu hardswish
-    hardsigmoid hardtanh clamp clamp_min clamp_max leaky_relu elu mish softplus softsign erf erfc sin cos tan asin acos atan atan2
-    sinh cosh reciprocal sign sgn square cube masked_fill _to_copy clone detach alias lift_fresh lift contiguous eq ne lt gt le ge
-    logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor floor ceil round trunc frac log1p
-    expm1 log2 log10 exp2 addcmul addcdiv lerp native_dropout dropout threshold remainder fmod floor_divide isnan isinf isfinite
-    isposinf isneginf nan_to_num celu selu log_sigmoid_forward log_sigmoid hardshrink softshrink logit clip rrelu rrelu_with_noise
-    relu6 squareplus hypot xlogy copysign polar view_dtype _conj conj real imag angle special_expit digamma lgamma
-    __and__ __or__ __xor__ __iand__ __ior__ true_divide multiply subtract divide to type_as erfinv heaviside positive abs_ deg2rad
-    glu_jvp sigmoid_backward _unsafe_masked_fill bitwise_left_shift bitwise_right_shift logaddexp special_erfcx native_alpha_dropout
-""".split()
+    add sub mul div rsub pow maximum minimum where fmin fmax relu sigmoid tanh exp log sqrt rsqrt neg abs silu gelu
+    hardswish hardsigmoid hardtanh clamp clamp_min clamp_max leaky_relu elu mish softplus softsign erf erfc sin cos
+    tan asin acos atan atan2 sinh cosh reciprocal sign sgn square cube masked_fill _to_copy clone detach alias
+    lift_fresh lift contiguous eq ne lt gt le ge logical_and logical_or logical_not logical_xor bitwise_and
+    bitwise_or bitwise_not bitwise_xor floor ceil round trunc frac log1p expm1 log2 log10 exp2 addcmul addcdiv lerp
+    native_dropout dropout threshold remainder fmod floor_divide isnan isinf isfinite isposinf isneginf nan_to_num
+    celu selu log_sigmoid_forward log_sigmoid hardshrink softshrink logit clip rrelu rrelu_with_noise relu6
+    squareplus hypot xlogy copysign polar _conj conj real imag angle special_expit digamma lgamma __and__ __or__
+    __xor__ __iand__ __ior__ true_divide multiply subtract divide to type_as erfinv heaviside positive deg2rad
+    sigmoid_backward _unsafe_masked_fill bitwise_left_shift bitwise_right_shift logaddexp special_erfcx
+    native_alpha_dropout
+"""
 
 
-@rule(*_ELEMENTWISE)
+@rule(*_ELEMENTWISE.split())
 def elementwise(call: Call) -> Sequence[Layout]:
     """Broadcast and align all operands."""
     layout = call.unify(call.shape, call.operands())
@@ -44,8 +46,9 @@ def prelu(call: Call) -> Layout:
 
 
 @rule(
-    "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
-    "new_empty", "scalar_tensor", "empty_strided", "new_empty_strided", "zero", "fill", "empty_permuted", "zeros_", "fill_scalar",
+    "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
+    "new_full", "new_empty", "scalar_tensor", "empty_strided", "new_empty_strided", "zero", "fill",
+    "empty_permuted",
 )  # fmt: skip
 def uniform(call: Call) -> Sequence[Layout]:
     """One value everywhere; uninitialised memory is always written before it is read."""
@@ -53,9 +56,9 @@ def uniform(call: Call) -> Sequence[Layout]:
 
 
 @rule(
-    "arange", "linspace", "logspace", "randn", "rand", "randint", "eye", "tril_indices", "triu_indices", "randperm", "normal", "uniform",
-    "bernoulli", "rand_like", "randn_like", "randint_like", "hann_window", "hamming_window", "multinomial", "exponential",
-    "_efficientzerotensor",
+    "arange", "linspace", "logspace", "randn", "rand", "randint", "eye", "tril_indices", "triu_indices", "randperm",
+    "normal", "uniform", "bernoulli", "rand_like", "randn_like", "randint_like", "hann_window", "hamming_window",
+    "multinomial", "exponential", "_efficientzerotensor",
 )  # fmt: skip
 def distinct(call: Call) -> Sequence[Layout]:
     """Values that differ from position to position, whatever the operands."""

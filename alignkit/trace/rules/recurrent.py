@@ -1,4 +1,7 @@
-"""Fused recurrent cells. Elsewhere torch runs recurrent layers as products, gates and elementwise ops, which have rules of their own."""
+"""Fused recurrent cells.
+
+Elsewhere torch runs recurrent layers as products, gates and elementwise ops, which have rules of their own.
+"""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from alignkit.trace.table import Call, rule
 
 
 @rule(
-    "mean", "sum", "amax", "amin", "var", "var_mean", "std", "std_mean", "prod", "any", "all", "linalg_vector_norm", "norm", "logsumexp",
-    "nansum", "count_nonzero", "aminmax",
+    "mean", "sum", "amax", "amin", "var", "var_mean", "std", "std_mean", "prod", "any", "all", "linalg_vector_norm",
+    "norm", "logsumexp", "nansum", "count_nonzero", "aminmax",
 )  # fmt: skip
 def order_independent(call: Call) -> Sequence[Layout]:
     """The result does not depend on the order along the reduced dimensions."""
@@ -53,7 +53,8 @@ def ordered(call: Call) -> Sequence[Layout]:
     dim = x.dim(call.arg("dim", -1))
     left = call.fix_dims(x, [dim])
     return [
-        Layout.of(ref.shape, [flag and d != dim for d, flag in enumerate(left.uniform)], left.blocks) for ref in call.outputs
+        Layout.of(ref.shape, [flag and d != dim for d, flag in enumerate(left.uniform)], left.blocks)
+        for ref in call.outputs
     ]
 
 

@@ -133,7 +133,16 @@ def narrow(call: Call) -> Layout:
     return x if len(index) == x.shape[dim] else restrict(call.constraints, x, dim, index)
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes", "split_copy")
+@rule(
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "unsafe_split",
+    "unsafe_chunk",
+    "tensor_split",
+    "unsafe_split_with_sizes",
+    "split_copy",
+)
 def split(call: Call) -> Sequence[Layout]:
     """Cut into pieces; the sizes are those of the outputs."""
     x = call.layout("self")
