@@ -46,7 +46,7 @@ def read_solution(path: Path, graph: PermutationGraph) -> Solution:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read as a solution: {error}.") from error
-    if header.get("format") != _FORMAT:
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
         found = f", it is {header['format']!r}" if "format" in header else ""
         raise WeightsError(f"{path} is no solution file{found}; one is written by Solution.save.")
     if header.get("version") != _VERSION:

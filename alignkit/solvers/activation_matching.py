@@ -105,7 +105,8 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
             model = problem.bound.module_a
             assert model is not None, "needs.check asked for modules"
             count = options.probes or 256
-            inputs = torch.randn(count, *options.input_shape, generator=problem.generator()).to(problem.dtype)
+            dtype = next((t.dtype for t in problem.a.values() if t.is_floating_point()), torch.float32)
+            inputs = torch.randn(count, *options.input_shape, generator=problem.generator()).to(dtype)
             task = Task(model, (inputs, torch.zeros(count)), "mse", device=problem.device, chunk=PROBE_ROWS)
             return task, task.batches
         assert task is not None, "needs.check asked for a task"
@@ -121,6 +122,17 @@ def chosen(readings: list[Reading], activation: str) -> list[Reading]:
 
 def probe_batches(like: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
     """Random inputs in the shapes and types of a batch, ``count`` samples in all."""
+    for start in range(0, count, PROBE_ROWS):
+        rows = min(PROBE_ROWS, count - start)
+        yield random_batch(like, rows, generator, f"probes {start} to {start + rows - 1}")
+
+
+def random_batch(like: Batch, rows: int, generator: torch.Generator, name: str = "probes") -> Batch:
+    """One batch of random inputs in the shapes and types of another.
+
+    Raises:
+        SolverError: The samples of the batch are not on axis 0.
+    """
     if not like.splittable:
         raise SolverError(
             f"probes= needs a batch whose tensors all have the samples on axis 0, which {like.name} has not. Use data."
@@ -133,9 +145,7 @@ def probe_batches(like: Batch, count: int, generator: torch.Generator) -> Iterat
         low, high = int(tensor.min()), int(tensor.max())
         return torch.randint(low, high + 1, shape, generator=generator).to(tensor.device, tensor.dtype)
 
-    for start in range(0, count, PROBE_ROWS):
-        rows = min(PROBE_ROWS, count - start)
-        yield Batch(map_tensors(drawn, like.inputs), torch.zeros(rows), f"probes {start} to {start + rows - 1}")
+    return Batch(map_tensors(drawn, like.inputs), torch.zeros(rows), name)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""Consensus: similarities of all groups brought to agree through the weights that connect them.
+
+A round turns scores into soft alignments by Sinkhorn, computes the similarities of weights under the soft alignments of
+all neighbours ([Ainsworth23]'s matrices, relaxed), and adds them to the scores. [Navon24] learns a map from weights to
+similarities; here the similarities come from probes, and the rounds have no parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignkit.deepalign.probes import standardised
+from alignkit.graph.permutation_graph import PermutationGraph
+from alignkit.nested import nested_assignment, split_pairs
+from alignkit.objective import Objective
+from alignkit.sinkhorn import sinkhorn
+from alignkit.tree_objective import TreeObjective
+
+Scores = Mapping[str, Float[Tensor, "units units"]]
+"""Similarities of the units of each group over all parents, row-major."""
+
+SWEEPS = 200
+"""Most sweeps of one Sinkhorn projection."""
+
+
+def consensus(objective: Objective, scores: Scores, rounds: int, sharpness: float, memory: float) -> dict[str, Tensor]:
+    """Scores after some rounds.
+
+    Args:
+        objective: Objective of the pair.
+        scores: First scores, float64; a group without an entry counts as unknown until the first round.
+        rounds: How many rounds.
+        sharpness: Factor of standardised scores before Sinkhorn; the larger, the harder the soft alignment.
+        memory: Weight of the scores of the round before, beside the similarities of weights.
+    """
+    trees = {root: TreeObjective(objective, root) for root in objective.graph.roots}
+    current = {name: standardised(matrix) for name, matrix in scores.items()}
+    for _ in range(rounds):
+        soft = soft_elements(objective.graph, current, sharpness)
+        current = {
+            name: _updated(weights, current.get(name), memory)
+            for root in trees
+            for name, weights in _weight_similarities(trees[root], soft).items()
+        }
+    return current
+
+
+def _updated(weights: Tensor, before: Tensor | None, memory: float) -> Tensor:
+    new = standardised(weights)
+    return new if before is None else standardised(new + memory * before)
+
+
+def _weight_similarities(tree: TreeObjective, soft: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """For each group of a tree the similarities of its own units, everything off its chain being soft or averaged."""
+    found = {}
+    for name in tree.graph.tree(tree.root):
+        uses = (*tree.plain[name], *tree.coupled[name])
+        units = tree.graph.instances(name) * tree.graph.groups[name].size
+        total = torch.zeros(units, units, dtype=torch.float64)
+        for use in uses:
+            total += tree.pair_similarity(use, soft).cpu().double()
+        if uses:
+            found[name] = total
+    return found
+
+
+def soft_elements(graph: PermutationGraph, scores: Scores, sharpness: float) -> dict[str, Tensor | None]:
+    """Doubly stochastic matrices for each group, as in `SoftAlignment`; None for a tree without any score."""
+    elements: dict[str, Tensor | None] = {}
+    for root in graph.roots:
+        members = graph.tree(root)
+        if any(name in scores for name in members):
+            _soften(graph, root, scores, sharpness, elements)
+        else:
+            elements.update(dict.fromkeys(members))
+    return elements
+
+
+def _soften(
+    graph: PermutationGraph, name: str, scores: Scores, sharpness: float, elements: dict[str, Tensor | None]
+) -> None:
+    """Soften the children of a group, then the group: two parents are as alike as their softly matched children."""
+    units = graph.instances(name) * graph.groups[name].size
+    total = scores[name] if name in scores else torch.zeros(units, units, dtype=torch.float64)
+    for child in graph.children(name):
+        _soften(graph, child, scores, sharpness, elements)
+        own = elements[child]
+        assert own is not None
+        if child in scores:
+            pairs = split_pairs(scores[child], graph.groups[child].size)
+            total = total + standardised((own * pairs).sum((-1, -2)))
+    matrices = split_pairs(standardised(total), graph.groups[name].size)
+    soft = sinkhorn(sharpness * matrices, max_sweeps=SWEEPS)
+    elements[name] = soft[0, 0] if graph.groups[name].parent is None else soft
+
+
+def assign(graph: PermutationGraph, scores: Scores) -> dict[str, Tensor]:
+    """The best element of the symmetry group for the scores, families from the inside out."""
+    perms: dict[str, Tensor] = {}
+    for root in graph.roots:
+        similarity = {name: scores[name] for name in graph.tree(root) if name in scores}
+        perms.update(nested_assignment(graph, root, similarity))
+    return perms

@@ -1,0 +1,105 @@
+"""Deep-Align without training: exact on copies, symmetric, and consistent between its ways to probe."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from alignkit import Alignment, Task, builders, interpolate, solve
+from alignkit.deepalign.consensus import assign, consensus
+from alignkit.deepalign.probes import standardised
+from alignkit.objective import Objective
+from alignkit.testing import attention, convnet, mlp, planted_pair, residual
+
+
+def mlp_of_four():
+    return mlp(6, 16, 12, 4)
+
+
+ARCHITECTURES = [mlp_of_four, convnet, attention, residual]
+
+
+def task_of(pair, architecture):
+    inputs = architecture.inputs(16)
+    with torch.no_grad():
+        outputs = pair.module_a(inputs)
+    return Task(pair.module_a, (inputs, outputs), "mse")
+
+
+@pytest.mark.parametrize("build", ARCHITECTURES)
+@pytest.mark.parametrize("inputs", ["data", "random", "weights alone"])
+def test_permuted_copies_are_aligned_exactly(build, inputs):
+    planted = planted_pair(build(), seed=1)
+    pair = planted.bind()
+    options = {} if inputs == "weights alone" else {"inputs": inputs, "task": task_of(pair, planted.architecture)}
+    solution = solve(pair, solver="deepalign", **options)
+    assert solution.alignment == planted.answer
+    assert solution.objective_after == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("build", ARCHITECTURES)
+def test_swapping_the_networks_inverts_the_alignment(build):
+    planted = planted_pair(build(), seed=2, noise=0.3)
+    pair = planted.bind()
+    task = task_of(pair, planted.architecture)
+    forth = solve(pair, solver="deepalign", task=task).alignment
+    back = solve(pair.swapped(), solver="deepalign", task=task).alignment
+    assert back == forth.inverse()
+
+
+@pytest.mark.parametrize("build", ARCHITECTURES)
+def test_the_order_in_which_units_are_stored_does_not_matter(build):
+    planted = planted_pair(build(), seed=3, noise=0.3)
+    pair = planted.bind()
+    task = task_of(pair, planted.architecture)
+    move_a, move_b = (Alignment.random(pair.graph, seed) for seed in (7, 8))
+    plain = solve(pair, solver="deepalign", task=task).alignment
+    moved = pair.graph.bind(move_a.apply(pair.module_a), move_b.apply(pair.module_b))
+    found = solve(moved, solver="deepalign", task=task).alignment
+    assert found == move_a @ plain @ move_b.inverse()
+
+
+def test_an_input_shape_takes_the_place_of_data():
+    planted = planted_pair(convnet(), seed=4)
+    solution = solve(planted.bind(), solver="deepalign", input_shape=planted.architecture.input_shape)
+    assert solution.alignment == planted.answer
+    assert solution.stats["probes"] == 128
+
+
+def test_the_barrier_between_trained_networks_falls():
+    torch.manual_seed(0)
+    inputs = torch.randn(512, 8)
+    labels = (inputs[:, :4].prod(1) > 0).long() + 2 * (inputs[:, 4] > 0).long()
+
+    def trained(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 4))
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(300):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+        return model
+
+    a, b = trained(1), trained(2)
+    graph = builders.mlp(a)
+    task = Task(a, (inputs, labels), "cross_entropy")
+    unaligned = interpolate(task, a, b).barrier
+    aligned = solve(graph, a, b, solver="deepalign", task=task).apply(b)
+    assert interpolate(task, a, aligned).barrier < 0.7 * unaligned
+
+
+def test_rounds_of_consensus_correct_wrong_scores():
+    planted = planted_pair(mlp_of_four(), seed=5)
+    pair = planted.bind()
+    right = {name: matrix.double() for name, matrix in planted.answer.as_matrices().items()}
+    generator = torch.Generator().manual_seed(0)
+    noisy = {n: m + 0.8 * torch.randn(m.shape, generator=generator, dtype=torch.float64) for n, m in right.items()}
+    assert Alignment(pair.graph, assign(pair.graph, noisy)) != planted.answer
+    agreed = consensus(Objective(pair), noisy, rounds=3, sharpness=6.0, memory=1.0)
+    assert Alignment(pair.graph, assign(pair.graph, agreed)) == planted.answer
+
+
+def test_a_constant_matrix_standardises_to_zero():
+    assert not standardised(torch.full((4, 4), 3.7, dtype=torch.float64)).any()
