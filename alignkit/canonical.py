@@ -320,21 +320,27 @@ def _stacked(
     problems: list[str] = []
     target = fit_weights(graph, reference, "the reference", problems)
     rows = list(_rows(networks, problems))
-    fitted = [fit_weights(graph, row, f"network {i}", problems) for i, row in enumerate(rows)]
+    fitted = [fit_weights(graph, row, f"network {i}", problems, values=False) for i, row in enumerate(rows)]
     for i, row in enumerate(fitted):
         problems += [
             f"{n!r} is {t.dtype} in network {i} but {target[n].dtype} in the reference"
             for n, t in row.items()
             if n in target and t.dtype != target[n].dtype
         ]
+    stacked: dict[str, Tensor] = {}
+    if fitted and not problems:
+        stacked = {name: torch.stack([row[name] for row in fitted]) for name in target}
+        for name, tensor in stacked.items():
+            # Looked at all at once: one by one this would take as long as the matching.
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad = (~torch.isfinite(_flat(tensor)).all(1)).nonzero().squeeze(1).tolist()
+                problems += [f"{name!r} of network {i} holds NaN or infinity" for i in bad]
     if problems:
         listed = "\n".join(f"  - {text}" for text in sorted(problems)[:50])
         raise BindError(
             f"the networks do not fit the graph, {len(problems)} problems (networks count from 0):\n{listed}"
         )
-    if not fitted:
-        return {}, target
-    return {name: torch.stack([row[name] for row in fitted]) for name in target}, target
+    return stacked, target
 
 
 def _rows(networks: Sequence[WeightsSource] | Mapping[str, Tensor], problems: list[str]) -> Iterator[WeightsSource]:
