@@ -10,12 +10,17 @@ import torch
 import typer
 
 import alignkit
+from alignkit.cli.canonicalize import canonicalize
 from alignkit.cli.check import check
+from alignkit.cli.compare import compare
 from alignkit.cli.demo import demo
+from alignkit.cli.distance import distance
 from alignkit.cli.failures import FriendlyGroup
+from alignkit.cli.merge import merge
 from alignkit.cli.solve import solve
 from alignkit.cli.solvers import solvers
 from alignkit.cli.trace import trace
+from alignkit.cli.transport import transport
 
 app = typer.Typer(
     name="alignkit",
@@ -60,6 +65,11 @@ app.command("solve")(solve)
 app.command("demo")(demo)
 app.command("trace")(trace)
 app.command("check")(check)
+app.command("merge")(merge)
+app.command("compare")(compare)
+app.command("distance")(distance)
+app.command("transport")(transport)
+app.command("canonicalize")(canonicalize)
 
 
 def main() -> None:
