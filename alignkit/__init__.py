@@ -12,12 +12,20 @@ from __future__ import annotations
 
 from alignkit.alignment import Alignment
 from alignkit.assignment import linear_assignment
+from alignkit.canonical import Canonical, canonicalize
+from alignkit.compare import compare
+from alignkit.comparison import Comparison
+from alignkit.distance import Distance, distance
 from alignkit.errors import AlignkitError
 from alignkit.evaluate import Interpolation, interpolate
 from alignkit.graph import BoundGraph, PermutationGraph, builders
 from alignkit.hookspecs import hookimpl
+from alignkit.many import ManyAlignment, align_many
+from alignkit.merge import merge, transport
 from alignkit.objective import Objective
+from alignkit.observers import logged, progress
 from alignkit.plugins import solvers
+from alignkit.repair import repair, reset_batchnorm
 from alignkit.soft import SoftAlignment
 from alignkit.solution import Solution
 from alignkit.solve import solve
@@ -32,7 +40,11 @@ __all__ = [
     "AlignkitError",
     "Alignment",
     "BoundGraph",
+    "Canonical",
+    "Comparison",
+    "Distance",
     "Interpolation",
+    "ManyAlignment",
     "Needs",
     "Objective",
     "Outcome",
@@ -46,13 +58,23 @@ __all__ = [
     "Status",
     "Step",
     "Task",
+    "align_many",
     "builders",
+    "canonicalize",
+    "compare",
+    "distance",
     "hookimpl",
     "interpolate",
     "linear_assignment",
+    "logged",
+    "merge",
+    "progress",
     "read_weights",
+    "repair",
+    "reset_batchnorm",
     "solve",
     "solvers",
     "trace",
+    "transport",
     "write_weights",
 ]
