@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, MissingExtraError, UsageError
 from alignkit.evaluate import Interpolation, interpolate
-from alignkit.graph import BoundGraph, builders
+from alignkit.graph import BoundGraph
 from alignkit.plotting import plot_interpolations
 from alignkit.plugins import solvers
 from alignkit.solve import solve
 from alignkit.task import Task
+from alignkit.trace import trace
 from alignkit.weights import atomic_path, write_weights
 
 WIDTHS = (64, 128, 128, 10)
@@ -121,7 +122,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
     model_b = train(digits, seed + 1, lambda done: report("training model B", 0.4 + 0.4 * done))
     task = Task(model_a, (digits.test_inputs, digits.test_targets), "cross_entropy", "accuracy")
     data = Task(model_a, (digits.train_inputs, digits.train_targets), "cross_entropy", "accuracy")
-    pair = builders.mlp(model_a).bind(model_a, model_b)
+    pair = trace(model_a, digits.test_inputs[:1]).bind(model_a, model_b)
     rows: list[DemoRow] = []
     lines: list[Interpolation] = []
     for index, name in enumerate(names := identity_first(solvers())):
