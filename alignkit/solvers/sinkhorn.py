@@ -87,8 +87,9 @@ class Sinkhorn(Solver[SinkhornOptions]):
         best, score = start, goal.score(start)
         report(Step(0, score, "start"))
         logits = Logits(start, problem, options.confidence)
-        if not logits.stacks or (goal.path is None and score == 0):
-            return Outcome(start, Status.OK, {"steps": 0.0}, SoftAlignment.from_alignment(start))
+        if not logits.stacks or problem.objective.distance2(start) == 0:
+            hard = {n: m.to(problem.device) for n, m in SoftAlignment.from_alignment(start).matrices.items()}
+            return Outcome(start, Status.OK, {"steps": 0.0}, SoftAlignment(problem.graph, hard))
         optimizer = torch.optim.Adam(list(logits.stacks.values()), lr=options.learning_rate)
         kept, idle, improved, step, status = logits.soft(options, 0.0), 0, False, 0, Status.OK
         while step < options.max_steps and idle < options.patience:
