@@ -172,10 +172,16 @@ def _quotient(
     return maps, several[False], several[True], known
 
 
+def _distinct(values: IntArray) -> IntArray:
+    """Return the distinct values, ascending. Sorting beats numpy's hashing on these arrays."""
+    ordered = np.sort(values)
+    return ordered[np.r_[True, ordered[1:] != ordered[:-1]]] if len(ordered) else ordered
+
+
 def _unique_pairs(a: IntArray, b: IntArray, count: int) -> Map:
     """Return the distinct pairs with different members, sorted."""
     different = a != b
-    codes = np.unique(a[different] * count + b[different])
+    codes = _distinct(a[different] * count + b[different])
     return codes // count, codes % count
 
 
@@ -234,11 +240,11 @@ def _relate(u: IntArray, v: IntArray, count: int, merges: list[Map], more: list[
 
     Return whether either is so.
     """
-    codes = np.unique(u * count + v)
+    codes = _distinct(u * count + v)
     u, v = codes // count, codes % count
     if (u == u[0]).all() or (v == v[0]).all():
         return True  # a relation to one class says no more than the maps do
-    forward, backward = len(np.unique(u)) == len(u), len(np.unique(v)) == len(v)
+    forward, backward = bool((u[1:] != u[:-1]).all()), len(_distinct(v)) == len(v)
     different = u != v
     if different.any():
         if forward and backward:
