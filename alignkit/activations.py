@@ -76,7 +76,9 @@ class Reading:
         flat = index.reshape(-1)
         if flat.numel() != values.shape[-1] or not torch.equal(flat, torch.arange(flat.numel())):
             values = values.index_select(-1, flat.to(values.device))
-        values = values.to(torch.float64, copy=True).reshape(*values.shape[:-1], *index.shape).mean(-2)
+        values = values.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+        values = values.reshape(*values.shape[:-1], *index.shape)
+        values = values.squeeze(-2) if index.shape[1] == 1 else values.mean(-2)
         if self.pooled and values.ndim > 3:
             values = values.mean(tuple(range(1, values.ndim - 2)))
         return values.reshape(-1, values.shape[-1])
@@ -289,7 +291,7 @@ class CrossMoments:
         for side, shift, total, squares in zip((a, b), self.shifts, self.sums, self.squares, strict=True):
             side -= shift
             total += side.sum(0)
-            squares += torch.linalg.vector_norm(side, dim=0).square()
+            squares += side.square().sum(0)
         self.cross.addmm_(a.T, b)
 
     @property

@@ -284,7 +284,7 @@ def _measure(
         data: The batches.
         normalise: Let every BatchNorm use the statistics of the batch.
         targets: Rescale the outputs of these layers, batch by batch.
-        first_only: Read one batch only.
+        first_only: Read some samples of the first batch only, to see which layer feeds which norm.
     """
     measured = Measured()
     made: list[tuple[Tensor, str]] = []
@@ -317,7 +317,8 @@ def _measure(
     with _watched(model, layers, after_layer, after_norm):
         for batch in data:
             made.clear()
-            _call(model, batch.to(device).inputs)
+            part = batch.rows(0, min(batch.size, 2)) if first_only and batch.splittable else batch
+            _call(model, part.to(device).inputs)
             if first_only:
                 break
     for path, moments in (*measured.layers.items(), *measured.norms.items()):
