@@ -53,11 +53,20 @@ def constant_pad(call: Call) -> Layout:
 
 
 def _padded(call: Call, block: Block, widths: dict[int, tuple[int, int]]) -> IntArray:
-    atoms = np.pad(block.atoms, [widths.get(d, (0, 0)) for d in block.span], constant_values=-1)
-    new = atoms < 0
-    atoms[new] = call.constraints.fresh([int(new.sum())])
-    call.constraints.fix(atoms[new])
-    call.constraints.colour(atoms)
+    """Return the atoms with new ones around them: along a single axis alike on each side, otherwise fixed."""
+    c = call.constraints
+    pads = [widths.get(d, (0, 0)) for d in block.span]
+    if len(pads) == 1:
+        front, back = (c.fresh([width]) for width in pads[0])
+        for side in (front, back):
+            c.colour(side)
+        atoms = np.concatenate([front, block.atoms, back])
+    else:
+        atoms = np.pad(block.atoms, pads, constant_values=-1)
+        new = atoms < 0
+        atoms[new] = c.fresh([int(new.sum())])
+        c.fix(atoms[new])
+    c.colour(atoms)
     return atoms
 
 
