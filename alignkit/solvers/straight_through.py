@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -17,6 +17,9 @@ from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, So
 from alignkit.solvers.weight_matching import Ascent, WeightMatching, colours
 
 MIDDLE = (0.5,)
+NEGLIGIBLE = 1e-4
+"""Gradients below this fraction of the first root mean square barely move a weight. Adam brings all others to one size,
+and without a limit it would do so with rounding errors where the loss does not depend on a weight (biases of keys)."""
 
 
 class StraightThroughOptions(SolverOptions):
@@ -141,5 +144,13 @@ class FreeWeights:
         gradients = torch.autograd.grad(loss, [middle[n] for n in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             self.moving[name].grad = None if gradient is None else 0.5 * gradient
-        self.optimizer.param_groups[0]["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * done))
+        group = self.optimizer.param_groups[0]
+        if not self.optimizer.state:
+            group["eps"] = NEGLIGIBLE * _root_mean_square([g for g in gradients if g is not None])
+        group["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * done))
         self.optimizer.step()
+
+
+def _root_mean_square(tensors: Sequence[Tensor]) -> float:
+    total = sum(float(t.square().sum(dtype=torch.float64)) for t in tensors)
+    return max(math.sqrt(total / max(1, sum(t.numel() for t in tensors))), 1e-30)
