@@ -40,6 +40,7 @@ def compare(
     *,
     test: Task | None = None,
     points: int = 25,
+    repair: bool = False,
     device: torch.device | str | None = None,
     report: Callable[[ComparisonRow], None] | None = None,
     registry: Registry | None = None,
@@ -63,6 +64,8 @@ def compare(
             failure are taken from it and not computed again, so a killed run goes on where it was.
         test: Data on which barrier, AUC and the middle are measured. None: those of ``task``.
         points: Places on the line from A to aligned B, odd.
+        repair: Measure the average of A and aligned B a second time after `alignkit.repair` on the data of ``task``.
+            Networks with BatchNorm, and deep ones without, are judged better by it. Needs a task and modules.
         device: Where solvers work. None: where A's tensors are.
         report: Called with every row that was computed, in the order in which they are done.
         registry: Where names are looked up. None: the registry of the process.
@@ -76,9 +79,11 @@ def compare(
     if not isinstance(pair, BoundGraph):
         raise ComparisonError(f"compare() takes a bound graph, graph.bind(a, b), not {type(pair).__name__}.")
     _check_points(points)
+    if repair and (task is None or pair.module_a is None or pair.module_b is None):
+        raise ComparisonError("repair=True runs the merged network on data: pass task=, and bind modules.")
     entries = _entries(solvers, task, options, registry if registry is not None else process_registry())
     jobs = _jobs(entries, seeds)
-    plan = Plan(pair, task, test or task, points, None if device is None else str(device), registry)
+    plan = Plan(pair, task, test or task, points, None if device is None else str(device), registry, repair)
     rows: dict[tuple[str, int], ComparisonRow] = {}
     file = None if path is None else RowFile(path, identity_of(plan))
     if file is not None:

@@ -40,6 +40,8 @@ class ComparisonRow:
         distance_before: ``||A - B||^2``, None if the row failed before it was known.
         distance: ``||A - P # B||^2``.
         line: The task on the line between A and aligned B, if there is a task.
+        repaired_loss: Loss of the average of A and aligned B after `alignkit.repair`, where that was asked for.
+        repaired_metric: Metric of the same.
         seconds: Wall-clock time of the solver.
         peak_memory: Bytes by which the memory in use rose, see `alignkit.memory.peak_memory`; None if unknown.
         moved: Units that changed their place.
@@ -53,6 +55,8 @@ class ComparisonRow:
     distance_before: float | None = None
     distance: float | None = None
     line: Interpolation | None = None
+    repaired_loss: float | None = None
+    repaired_metric: float | None = None
     seconds: float | None = None
     peak_memory: int | None = None
     moved: int | None = None
@@ -297,6 +301,10 @@ def _middle_loss(average: Average) -> str:
     return "" if average.mean("middle_metric") is not None else _number("middle_loss", ".4f")(average)
 
 
+def _repaired_loss(average: Average) -> str:
+    return "" if average.mean("repaired_metric") is not None else _number("repaired_loss", ".4f")(average)
+
+
 def _gain(average: Average) -> str:
     gain, before = average.mean("gain"), average.mean("distance_before")
     return f"{100 * gain / before:.1f}%" if gain is not None and before else ""
@@ -328,6 +336,8 @@ COLUMNS = (
     Column("AUC", _number("auc", ".4f"), always=False),
     Column("middle\nloss", _middle_loss, always=False),
     Column("middle\nmetric", _number("middle_metric", ".4f"), always=False),
+    Column("repaired\nloss", _repaired_loss, always=False),
+    Column("repaired\nmetric", _number("repaired_metric", ".4f"), always=False),
     Column("seconds", _number("seconds", ".2g")),
     Column("peak\nmemory", _memory, always=False),
     Column("status", _status, always=False),

@@ -36,6 +36,7 @@ def identity_of(plan: Plan) -> dict[str, Any]:
         "task": _task(plan.task),
         "task for the test": _task(plan.test),
         "points": plan.points,
+        "repair": plan.repair,
         "device": str(plan.where),
     }
 
@@ -137,4 +138,4 @@ def _add(found: hashlib.blake2b, name: str, tensor: Tensor) -> None:
     plain = tensor.detach().cpu().contiguous()
     found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
     if plain.numel():
-        found.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)

@@ -14,10 +14,13 @@ from alignkit.errors import AlignkitError, ComparisonError
 from alignkit.evaluate import Interpolation, interpolate
 from alignkit.graph import BoundGraph, PermutationGraph
 from alignkit.memory import peak_memory
+from alignkit.merge import merge
 from alignkit.plugins import Registry
+from alignkit.repair import repair
 from alignkit.solution import Solution
 from alignkit.solve import solve
 from alignkit.solver import Solver
+from alignkit.task import TaskResult
 
 if TYPE_CHECKING:
     from alignkit.task import Task
@@ -34,6 +37,7 @@ class Plan:
         points: Places on the line.
         device: Where solvers work; None is where A's tensors are.
         registry: Whose observers watch; None is that of the process.
+        repair: Whether the average is also measured after `alignkit.repair` on the data of the task.
     """
 
     pair: BoundGraph
@@ -42,6 +46,7 @@ class Plan:
     points: int
     device: str | None = None
     registry: Registry | None = None
+    repair: bool = False
 
     @property
     def where(self) -> torch.device:
@@ -100,7 +105,7 @@ def run_job(plan: Plan, job: Job) -> ComparisonRow:
             f"{solution.status.value} {solution.detail}".rstrip(),
             options=job.settings,
         )
-    line, reason = _evaluated(plan, job, solution)
+    line, repaired, reason = _evaluated(plan, job, solution)
     return ComparisonRow(
         solver=job.name,
         seed=job.seed,
@@ -109,6 +114,8 @@ def run_job(plan: Plan, job: Job) -> ComparisonRow:
         distance_before=solution.objective_before,
         distance=solution.objective_after,
         line=line,
+        repaired_loss=None if repaired is None else repaired.loss,
+        repaired_metric=None if repaired is None else repaired.metric,
         seconds=solution.seconds,
         peak_memory=memory.peak,
         moved=sum(solution.moved.values()),
@@ -116,14 +123,25 @@ def run_job(plan: Plan, job: Job) -> ComparisonRow:
     )
 
 
-def _evaluated(plan: Plan, job: Job, solution: Solution) -> tuple[Interpolation | None, str]:
+def _evaluated(plan: Plan, job: Job, solution: Solution) -> tuple[Interpolation | None, TaskResult | None, str]:
+    """The line, the repaired average if that is wanted, and what went wrong."""
     if plan.test is None:
-        return None, ""
+        return None, None, ""
+    line: Interpolation | None = None
     try:
         aligned = solution.apply(plan.pair.b)
-        return interpolate(plan.test, plan.pair.a, aligned, plan.points, label=job.name), ""
+        line = interpolate(plan.test, plan.pair.a, aligned, plan.points, label=job.name)
+        return line, _repaired(plan, solution) if plan.repair else None, ""
     except Exception as error:  # the model, the data and the loss are the user's
-        return None, f"the result could not be evaluated: {_said(error)}"
+        return line, None, f"the result could not be evaluated: {_said(error)}"
+
+
+def _repaired(plan: Plan, solution: Solution) -> TaskResult:
+    """The average of A and aligned B, repaired on the task's data and measured on the test's."""
+    a, b, task, test = plan.pair.module_a, plan.pair.module_b, plan.task, plan.test
+    assert a is not None and b is not None and task is not None and test is not None, "checked by compare"
+    parents = [a, solution.apply(b)]
+    return test.evaluate(repair(merge(parents), parents, task))
 
 
 def _said(error: Exception) -> str:
@@ -148,7 +166,7 @@ def plan_bytes(plan: Plan, jobs: Sequence[Job]) -> bytes:
         "the task": plan.task,
         "the task test=": plan.test if plan.test is not plan.task else None,
         "the same task": plan.test is plan.task,
-        "the settings": (plan.points, plan.device),
+        "the settings": (plan.points, plan.device, plan.repair),
         "the solvers": tuple(jobs),
     }
     try:
@@ -170,10 +188,11 @@ def run_job_from_bytes(packed: bytes, index: int) -> ComparisonRow:
 
 def _unpacked(parts: Mapping[str, Any]) -> tuple[Plan, Sequence[Job]]:
     graph = PermutationGraph.from_json(parts["the graph"])
-    pair = BoundGraph(graph, *parts["the weights"], parts["model A"], parts["model B"])
-    points, device = parts["the settings"]
+    a, b = parts["the weights"]
+    pair = BoundGraph(graph, a, b, parts["model A"], parts["model B"])
+    points, device, wants_repair = parts["the settings"]
     test = parts["the task"] if parts["the same task"] else parts["the task test="]
-    return Plan(pair, parts["the task"], test, points, device), parts["the solvers"]
+    return Plan(pair, parts["the task"], test, points, device, repair=wants_repair), parts["the solvers"]
 
 
 def _can_be_pickled(part: object) -> bool:

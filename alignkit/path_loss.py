@@ -39,7 +39,7 @@ class Minibatches:
             for at, pool in enumerate(self.pools):
                 if pool.splittable:
                     order = torch.randperm(pool.size, generator=self.generator)
-                    self._left += [(at, rows) for rows in order.split(min(self.size, pool.size)) if len(rows)]
+                    self._left += [(at, rows) for rows in torch.split(order, min(self.size, pool.size)) if len(rows)]
                 else:
                     self._left.append((at, torch.empty(0)))
             shuffled = torch.randperm(len(self._left), generator=self.generator)

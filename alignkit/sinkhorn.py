@@ -170,7 +170,7 @@ class _Plan(torch.autograd.Function):
         return matrix
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc,untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (matrix,) = ctx.saved_tensors
         return implicit_gradient(matrix, gradient, ctx.steps), None, None, None

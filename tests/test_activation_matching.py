@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from activation_problems import KINDS, encoder, functional, words
 from torch import nn
 
+from activation_problems import KINDS, encoder, functional, words
 from alignkit.activations import CrossMoments, find_readings
 from alignkit.alignment import Alignment
 from alignkit.errors import SolverError

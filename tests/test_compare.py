@@ -21,7 +21,9 @@ from alignkit.compare import compare
 from alignkit.comparison import Comparison
 from alignkit.errors import ComparisonError, SolverError
 from alignkit.evaluate import interpolate
+from alignkit.merge import merge
 from alignkit.plugins import solvers
+from alignkit.repair import repair
 from alignkit.solve import solve
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.task import Task
@@ -78,6 +80,19 @@ def test_the_test_task_is_what_is_measured_on(pair, task):
     row = compare(pair.bind(), [], task, test=other).row("activation_matching")
     aligned = solve(pair.bind(), solver="activation_matching", task=task).apply(pair.b)
     assert row.barrier == pytest.approx(interpolate(other, pair.a, aligned).barrier)
+
+
+def test_the_repaired_average_is_measured_when_asked(pair, task, tmp_path):
+    row = compare(pair.bind(), ["weight_matching"], task, repair=True).row("weight_matching")
+    parents = [pair.a, solve(pair.bind()).apply(pair.b)]
+    expected = task.evaluate(repair(merge(parents), parents, task))
+    assert (row.repaired_loss, row.repaired_metric) == pytest.approx((expected.loss, expected.metric))
+    assert row.repaired_loss != row.middle_loss
+    assert compare(pair.bind(), ["weight_matching"], task).row("weight_matching").repaired_loss is None
+    states = pair.graph.bind(pair.a.state_dict(), pair.b.state_dict())
+    for arguments in ((states, [], task), (pair.bind(), [])):
+        with pytest.raises(ComparisonError, match="bind modules"):
+            compare(*arguments, repair=True)
 
 
 def test_seeds_make_rows_but_the_identity_is_run_once(pair):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_objective import SPECS, every_alignment, pair_of
 from torch import Tensor
 
 from alignkit import Alignment, Objective, PermutationGraph, solve
@@ -12,6 +11,7 @@ from alignkit.canonical import can_be_batched, canonicalize
 from alignkit.distance import distance
 from alignkit.errors import AlignmentError, BindError
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
+from test_objective import SPECS, every_alignment, pair_of
 
 
 @pytest.mark.parametrize("build", ARCHITECTURES.values(), ids=ARCHITECTURES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_objective import SPECS, every_alignment, pair_of
 
 from alignkit import Alignment, Objective, SoftAlignment, solve
 from alignkit.frame import Frame, canonical_order
@@ -12,6 +11,7 @@ from alignkit.graph import BoundGraph
 from alignkit.relaxation import Relaxation, best_step
 from alignkit.solvers.frank_wolfe import FrankWolfe, random_point
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
+from test_objective import SPECS, every_alignment, pair_of
 
 COUPLED = {"grouped convolution"}
 

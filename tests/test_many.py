@@ -6,13 +6,13 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from test_objective import every_alignment
 from torch import nn
 
 from alignkit import Alignment, PermutationGraph
 from alignkit.errors import AlignmentError, BindError, SolverError
 from alignkit.many import METHODS, align_many, cycle_error, direct_pairs, fitted_models, spread
 from alignkit.testing.problems import ARCHITECTURES, Architecture, independent_pair, mlp, planted_pair
+from test_objective import every_alignment
 
 
 def unrelated(architecture: Architecture, count: int) -> tuple[PermutationGraph, list[nn.Module]]:

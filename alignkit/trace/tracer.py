@@ -10,6 +10,7 @@ from torch import nn
 from alignkit.graph import PermutationGraph, Provenance
 from alignkit.trace.blame import pinned_axes
 from alignkit.trace.constraints import Constraints
+from alignkit.trace.feedback import close_states, state_weights
 from alignkit.trace.interpret import Interpreter, live_steps, unread
 from alignkit.trace.labels import Layout
 from alignkit.trace.layouts import write_axis
@@ -33,7 +34,9 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> PermutationGraph:
 
     Args:
         model: The model.
-        *args: Example inputs, as for calling the model. Small ones are enough; a batch size of 1 is best.
+        *args: Example inputs, as for calling the model. Small ones are enough; a batch size of 1 is best. A model
+            that feeds a state back by code of its own needs two time steps at least: what the example does not run
+            is not seen. (torch's recurrent layers and cells are safe with one.)
         **kwargs: Example inputs by name.
 
     Returns:
@@ -60,9 +63,9 @@ def graph_of(model: nn.Module, run: Run, table: RuleTable) -> PermutationGraph:
     movable = _movable(model, run)
     unused = unread(steps, movable)
     tensors = {name: ref for name, ref in movable.items() if name not in unused}
-    plain: set[str] = set()
+    plain = {name for pair in state_weights(model, tensors) for name in pair}
     while True:
-        constraints, interpreter, labels = _interpret(run, steps, tensors, table, plain)
+        constraints, interpreter, labels = _interpret(model, run, steps, tensors, table, plain)
         reading = read(constraints, labels)
         if not reading.varying:
             break
@@ -100,7 +103,12 @@ def _movable(model: nn.Module, run: Run) -> dict[str, TensorRef]:
 
 
 def _interpret(
-    run: Run, steps: list[Step], tensors: Mapping[str, TensorRef], table: RuleTable, plain: set[str]
+    model: nn.Module,
+    run: Run,
+    steps: list[Step],
+    tensors: Mapping[str, TensorRef],
+    table: RuleTable,
+    plain: set[str],
 ) -> tuple[Constraints, Interpreter, dict[str, Layout]]:
     constraints = Constraints()
     interpreter = Interpreter(table, constraints)
@@ -110,6 +118,7 @@ def _interpret(
         use = found.get(ref.storage, Use())
         labels[name] = first_labels(constraints, ref.shape, use, contextual=name not in plain)
         interpreter.label(ref, labels[name])
+    close_states(constraints, model, labels)
     interpreter.run(steps, run.results)
     return constraints, interpreter, labels
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import time
 
-import networks
 import torch
 
 import alignkit
+import networks
 from alignkit import PermutationGraph, align_many, builders, canonicalize
 from alignkit.many import direct_pairs
 

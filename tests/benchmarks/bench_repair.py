@@ -9,12 +9,12 @@ import time
 
 import safetensors.torch
 import torch
-from networks import CACHE, mnist
 from torch import nn
 
 from alignkit import Task, builders, solve
 from alignkit.merge import merge
 from alignkit.repair import repair
+from networks import CACHE, mnist
 
 SAMPLES, EPOCHS = 12_000, 3
 

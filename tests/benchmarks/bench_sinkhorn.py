@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 import time
 
-import networks
 import torch
 
 import alignkit
+import networks
 from alignkit.solver import Solver
 from alignkit.solvers.sinkhorn import Sinkhorn
 from alignkit.solvers.straight_through import StraightThrough

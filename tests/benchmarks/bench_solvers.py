@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 ALIGNKIT_DATA=... python tests/benchmarks/bench_solvers.py [--kinds mlp resnet vit] [--pairs 1]
 
-Means over pairs of networks from different seeds. ``plain_reference`` is [Ainsworth23]'s Algorithm 1 as one would write
-it down, in this file; the last columns are seconds and squared distance divided by its own, in the same run. Graphs with
-families (the heads of the ViT) are beyond it. Solvers learn from 2,000 training images (activation matching, Sinkhorn,
-straight-through); barrier, AUC and accuracy are measured on test images. Seconds are wall-clock seconds of the solver in
-one thread. The networks are trained when the script runs for the first time, and kept in the temporary folder.
+Means over pairs of networks from different seeds. ``plain_reference`` is [Ainsworth23]'s Algorithm 1 as one would
+write it down, in this file; the last columns are seconds and squared distance divided by its own, in the same run.
+Graphs with families (the heads of the ViT) are beyond it. Solvers learn from 2,000 training images (activation
+matching, Sinkhorn, straight-through); barrier, AUC and accuracy are measured on test images. Seconds are wall-clock
+seconds of the solver in one thread. The networks are trained when the script runs for the first time, and kept in the
+temporary folder.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import image_networks
-import networks
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import alignkit
+import image_networks
+import networks
 from alignkit.comparison import Comparison, ComparisonRow
 from alignkit.solver import Outcome, Problem, Report, Solver, SolverOptions, Step
 

@@ -1,8 +1,8 @@
 """How long traces take, on one thread, and how much memory they need.
 
 Run by name: `python tests/benchmarks/bench_trace.py`. Prints one line for each model: seconds of the trace, peak memory
-of the process, and what was found. Aims: ResNet50 under 2 s; a Llama-8B configuration (32 layers, no weights) under 60 s
-and 4 GB.
+of the process, and what was found. Aims: ResNet50 under 2 s; a Llama-8B configuration (32 layers, no weights) under
+60 s and 4 GB.
 """
 
 from __future__ import annotations

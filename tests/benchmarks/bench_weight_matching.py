@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import safetensors.torch
 import torch
@@ -31,6 +30,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import alignkit
+import networks
 from alignkit import builders
 
 State = dict[str, Tensor]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import networks
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, relu, scaled_dot_product_attention
+
+import networks
 
 SIDE = 28
 

@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 sys.path.insert(0, sys.argv[2])
 
-import networks
 import safetensors.torch
 import torch
 from torch import nn
+
+import networks
 
 WIDTHS = (784, 128, 128, 128, 10)
 

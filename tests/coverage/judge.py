@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import zoo_models
 from torch import nn
 
+import zoo_models
 from alignkit.errors import AlignkitError, VerificationError
 from alignkit.graph import PermutationGraph
 from alignkit.trace import trace

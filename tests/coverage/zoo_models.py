@@ -29,10 +29,13 @@ COMPILED = ("rcnn", "fcos", "retinanet", "ssd", "quantized")
 STRIDE = 4
 """Every fourth type of transformers in alphabetical order is in the run, and those that are used most."""
 OFTEN_USED = (
-    "bert", "roberta", "distilbert", "albert", "electra", "deberta-v2", "modernbert", "xlm-roberta", "mpnet", "longformer",
+    "bert", "roberta", "distilbert", "albert", "electra", "deberta-v2", "modernbert", "xlm-roberta", "mpnet",
+    "longformer",
     "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "mpt", "phi", "phi3", "stablelm", "olmo2", "llama",
-    "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite",
-    "cohere", "deepseek_v2", "deepseek_v3", "mamba", "mamba2", "jamba", "rwkv", "t5", "mt5", "bart", "pegasus", "marian",
+    "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "gpt_oss",
+    "granite",
+    "cohere", "deepseek_v2", "deepseek_v3", "mamba", "mamba2", "jamba", "rwkv", "t5", "mt5", "bart", "pegasus",
+    "marian",
     "m2m_100", "switch_transformers", "led", "whisper", "wav2vec2", "hubert", "clip", "siglip", "vit", "deit", "beit",
     "dinov2", "swin", "swinv2", "convnext", "convnextv2", "resnet", "regnet", "segformer", "mobilevit", "mobilenet_v2",
     "levit", "vit_mae", "videomae", "vilt", "blip", "xlnet", "fnet", "reformer", "perceiver", "poolformer", "pvt_v2",

@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 
 import torch
-from oracle_ops import OPS, TOKENS, Op, Perm
 from torch import Tensor, nn
+
+from oracle_ops import OPS, TOKENS, Op, Perm
 
 INPUTS = 2
 SIDE = 3

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision_shim
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from trace_helpers import counts
 
+import torchvision_shim
 from alignkit.graph import PermutationGraph
 from alignkit.trace import trace
+from trace_helpers import counts
 
 torchvision_shim.install()
 

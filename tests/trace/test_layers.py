@@ -7,9 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+
+from alignkit.trace import trace
+from alignkit.trace.perturb import perturbed
 from trace_helpers import counts, proved
 from trace_models import (
     Attention,
+    CellLoop,
     CrossCovariance,
     Experts,
     Gated,
@@ -18,6 +22,7 @@ from trace_models import (
     RelativePositions,
     Rotary,
     StandardisedFilters,
+    TakesFirst,
     Tied,
     UNet,
     WritesInPlace,
@@ -137,6 +142,37 @@ def test_a_write_into_part_of_a_buffer_is_sound_and_told() -> None:
     graph = proved(WritesPartOfABuffer(), ROWS[0])
     pinned = {(p.tensor, p.axis) for p in graph.provenance.pinned}
     assert {("a.weight", 0), ("b.weight", 0)} <= pinned
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: nn.utils.parametrizations.weight_norm(m, "weight_hh_l0")])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
+def test_one_time_step_does_not_free_the_weights_of_the_state(
+    kind: type[nn.RNNBase], wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    model = perturbed(Recurrent(kind, num_layers=2, bidirectional=True).eval())
+    wrap(model.cell)
+    graph = trace(model, ROWS[:, :1])
+    assert counts(graph) == (4, 0)
+    graph.verify(model, ROWS)
+
+
+def test_one_time_step_does_not_free_the_projected_state() -> None:
+    torch.manual_seed(0)
+    model = perturbed(nn.Sequential(nn.LSTM(5, 8, proj_size=4), TakesFirst(), nn.Linear(4, 3)).eval())
+    graph = trace(model, ROWS[0, :1])
+    state, units = graph.spec()["0.weight_hr_l0"].split(" ")
+    assert graph.spec()["0.weight_hh_l0"] == f"{units}+{units}+{units}+{units} {state}"
+    graph.verify(model, ROWS[0])
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell], ids=lambda kind: kind.__name__)
+def test_one_step_of_a_cell_does_not_free_the_weights_of_the_state(kind: type[nn.RNNCellBase]) -> None:
+    torch.manual_seed(0)
+    model = perturbed(CellLoop(kind).eval())
+    graph = trace(model, ROWS[:, :1])
+    assert counts(graph) == (1, 0)
+    graph.verify(model, ROWS)
 
 
 def test_layouts_are_written_in_the_notation_people_use() -> None:

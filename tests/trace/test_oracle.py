@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+
 from oracle import Network, Recipe, order, tries, widths_of
 from oracle_ops import Op
 from trace_helpers import proved

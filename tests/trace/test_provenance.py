@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from trace_models import Rotary
 
 from alignkit.trace import trace
+from trace_models import Rotary
 
 X = torch.linspace(-1, 1, 10).reshape(2, 5)
 

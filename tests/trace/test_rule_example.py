@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import rule_example
 import torch
 from torch import Tensor, nn
 
+import rule_example
 from alignkit import trace
 from alignkit.plugins import registry
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
-from trace_helpers import counts, proved
 
 from alignkit.errors import TraceError
 from alignkit.trace import trace
 from alignkit.trace.perturb import perturbed
+from trace_helpers import counts, proved
 
 X = torch.linspace(-1, 1, 10).reshape(2, 5)
 

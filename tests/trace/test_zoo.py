@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trace_helpers import counts, proved
 
 import torchvision_shim
 from alignkit.alignment import Alignment
@@ -18,6 +17,7 @@ from alignkit.errors import VerificationError
 from alignkit.graph import PermutationGraph
 from alignkit.trace import trace
 from alignkit.trace.perturb import perturbed
+from trace_helpers import counts, proved
 
 torchvision_shim.install()
 

@@ -77,6 +77,27 @@ class Recurrent(nn.Module):
         return self.out(self.cell(x)[0])
 
 
+class TakesFirst(nn.Module):
+    """The first of several results, as between the layers of a sequence."""
+
+    def forward(self, results: tuple[Tensor, ...]) -> Tensor:
+        return results[0]
+
+
+class CellLoop(nn.Module):
+    """A recurrent cell run over time, from the state that it makes by itself."""
+
+    def __init__(self, cell: type[nn.RNNCellBase]) -> None:
+        super().__init__()
+        self.cell, self.out = cell(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.out(state[0] if isinstance(state, tuple) else state)
+
+
 class Experts(nn.Module):
     """A soft mixture of experts, stored as three-dimensional tensors."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import ClassVar
 
-import alignkit_example
 import pytest
 import torch
-from alignkit_example import GreedyMatching, greedy_assignment
 
+import alignkit_example
 from alignkit.plugins import Registry, solvers
 from alignkit.solve import solve
 from alignkit.testing import SolverContract, mlp, planted_pair
+from alignkit_example import GreedyMatching, greedy_assignment
 
 
 class TestGreedyMatching(SolverContract):

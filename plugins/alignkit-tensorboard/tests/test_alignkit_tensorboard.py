@@ -6,15 +6,15 @@ import threading
 import warnings
 from importlib.metadata import PackageNotFoundError, distribution
 
-import alignkit_tensorboard
 import pytest
-from alignkit_tensorboard import VARIABLE, log_to
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import alignkit_tensorboard
 from alignkit.plugins import Registry, registry
 from alignkit.solve import solve
 from alignkit.solver import Outcome, Solver, SolverOptions, Step
 from alignkit.testing import mlp, planted_pair
+from alignkit_tensorboard import VARIABLE, log_to
 
 
 class Halves(Solver[SolverOptions]):
