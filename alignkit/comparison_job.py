@@ -138,10 +138,11 @@ def _evaluated(plan: Plan, job: Job, solution: Solution) -> tuple[Interpolation 
 
 def _repaired(plan: Plan, solution: Solution) -> TaskResult:
     """The average of A and aligned B, repaired on the task's data and measured on the test's."""
-    a, b, task, test = plan.pair.module_a, plan.pair.module_b, plan.task, plan.test
-    assert a is not None and b is not None and task is not None and test is not None, "checked by compare"
+    a, b, test = plan.pair.module_a, plan.pair.module_b, plan.test
+    if a is None or b is None or test is None:
+        raise ComparisonError("repair=True runs the merged network on data: pass task=, and bind modules.")
     parents = [a, solution.apply(b)]
-    return test.evaluate(repair(merge(parents), parents, task))
+    return test.evaluate(repair(merge(parents), parents, plan.task))
 
 
 def _said(error: Exception) -> str:
