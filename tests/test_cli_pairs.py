@@ -219,6 +219,13 @@ def test_compare_with_a_task_in_processes_resumes(folder, module):
     assert [row for row in more.rows if row.seed == 0] == list(found.rows)
 
 
+def test_compare_measures_the_repaired_average(folder, module):
+    arguments = ["compare", "a.safetensors", "b.safetensors", "--task", f"{module}:task", "--repair", "--json"]
+    found = alignkit_comparison(run(*arguments, "--solver", "weight_matching", "--model", f"{module}:net"))
+    assert all(row.repaired_loss is not None for row in found.rows)
+    assert "--model" in run(*arguments, *GIVEN, code=2)
+
+
 def alignkit_comparison(text):
     from alignkit.comparison import Comparison
 

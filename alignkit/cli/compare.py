@@ -50,6 +50,9 @@ def compare(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Seed; repeatable. Default: 0.")] = None,
     points: Annotated[int, typer.Option("--points", min=3, help="Places on the line from A to B, odd.")] = 25,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Measure the average after repair on --task, too; needs --model.")
+    ] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that solve at the same time.")] = 1,
     resume: Annotated[
         Path | None,
@@ -70,8 +73,11 @@ def compare(
     check_outputs({"--picture": picture}, force)
     options = parse_options(option or [])
     weights_a, weights_b = read_weights(a), read_weights(b)
-    graph = described(spec, model, weights_a).graph
+    facts = described(spec, model, weights_a)
     data, held_out = (None if text is None else load_task(text) for text in (task, test))
+    pair = facts.graph.bind(weights_a, weights_b)
+    if repair:
+        pair = facts.graph.bind(facts.with_weights(weights_a, a), facts.with_weights(weights_b, b))
     wanted = solver or [name for name, info in solvers().items() if data is not None or not info.needs.task]
     console = Console(stderr=True)
 
@@ -81,7 +87,7 @@ def compare(
 
     with _executor(jobs) as executor, progress(console=console):
         found = compare_solvers(
-            graph.bind(weights_a, weights_b),
+            pair,
             wanted,
             data,
             seed or [0],
@@ -89,6 +95,7 @@ def compare(
             resume,
             test=held_out,
             points=points,
+            repair=repair,
             device=device,
             report=report,
             **options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,8 +64,20 @@ class Described:
         """
         if self.module is None:
             return None
-        load_weights(self.module, weights, str(path))
-        return verify(self.graph, self.module, *self.args, **(self.kwargs or {}))
+        return verify(self.graph, self.with_weights(weights, path), *self.args, **(self.kwargs or {}))
+
+    def with_weights(self, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
+        """A copy of the model with these weights.
+
+        Raises:
+            UsageError: There is only a spec.
+            ShapeMismatchError: The weights do not fit the model.
+        """
+        if self.module is None:
+            raise UsageError("this runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
+        module = copy.deepcopy(self.module)
+        load_weights(module, weights, str(path))
+        return module
 
 
 def described(spec: Path | None, model: str | None, like: Mapping[str, Tensor]) -> Described:
