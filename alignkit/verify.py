@@ -79,7 +79,7 @@ class _Runner:
         self.dtype = dtype
         self.model = copy.deepcopy(model).to(dtype).eval()
         self.args, self.kwargs = pytree.tree_map(self._cast, (args, kwargs))
-        self.reference = self.outputs(self.model)
+        self.reference = self.outputs(copy.deepcopy(self.model))  # a run may leave what it computed in the model
         self.scale = max((float(t.abs().max()) for t in self.reference if t.numel()), default=0.0) or 1.0
 
     def _cast(self, value: Any) -> Any:
@@ -130,7 +130,7 @@ def _runner(model: nn.Module, args: Any, kwargs: Any) -> _Runner:
         raise VerificationError(
             "the unpermuted model returns NaN or infinity, so nothing can be compared. Try other weights or inputs."
         )
-    again = runner.outputs(runner.model)
+    again = runner.outputs(copy.deepcopy(runner.model))
     same_shapes = [t.shape for t in again] == [t.shape for t in runner.reference]
     if not same_shapes or not largest_change(again, runner.reference) / runner.scale <= TOLERANCE[runner.dtype]:
         raise VerificationError("the model is random: two runs of it differ. Fix its seed, or turn its randomness off.")
