@@ -88,7 +88,7 @@ def _tells_more(fine: Block, coarse: Block) -> bool:
 
 def _follow(c: Constraints, fine: Block, coarse: Block) -> None:
     """Make a block agree with one that tells more. Where both name every position once, they name the same things."""
-    if fine.span == coarse.span and len(np.unique(coarse.atoms)) == coarse.atoms.size:
+    if fine.span == coarse.span and _is_single(coarse):
         c.merge(fine.atoms, coarse.atoms)
     else:
         c.relate(fine.atoms, coarse.over(fine.span), fine.axes(coarse.context))
@@ -97,6 +97,11 @@ def _follow(c: Constraints, fine: Block, coarse: Block) -> None:
 def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block, fixed: Collection[int]) -> Block:
     """Reconcile two blocks that own the same dimensions."""
     if a.context == b.context:
+        for fine, coarse in ((a, b), (b, a)) if a.context else ():
+            if _is_single(fine) and not _is_single(coarse):
+                # Rows that share their units, as query heads share those of keys, stay rows of their own.
+                c.relate(fine.atoms, coarse.atoms, fine.axes(fine.context))
+                return fine
         c.merge(a.atoms, b.atoms)
         return a
     for coarse, fine in ((a, b), (b, a)):
@@ -115,6 +120,11 @@ def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block, fixed: 
     for part in (a, b):
         c.relate(atoms, part.over(span), tuple(span.index(d) for d in part.context))
     return Block(a.dims, tuple(d for d in span if d not in a.dims), atoms)
+
+
+def _is_single(block: Block) -> bool:
+    """Return whether every atom of a block names one position."""
+    return len(np.unique(block.atoms)) == block.atoms.size
 
 
 def _refined(c: Constraints, a: Block, b: Block) -> list[Block]:

@@ -5,9 +5,9 @@
 Means over pairs of networks from different seeds. ``plain_reference`` is [Ainsworth23]'s Algorithm 1 as one would
 write it down, in this file; the last columns are seconds and squared distance divided by its own, in the same run.
 Graphs with families (the heads of the ViT) are beyond it. Solvers learn from 2,000 training images (activation
-matching, Sinkhorn, straight-through); barrier, AUC and accuracy are measured on test images, "repaired" is the accuracy
-of the average after `alignkit.repair` on the training images. Seconds are wall-clock seconds of the solver in one
-thread. The networks are trained when the script runs for the first time, and kept in the temporary folder.
+matching, Sinkhorn, straight-through); barrier, AUC and accuracy are measured on test images, "repaired" is the
+accuracy of the average after `alignkit.repair` on the training images. Seconds are wall-clock seconds of the solver
+in one thread. The networks are trained when the script runs for the first time, and kept in the temporary folder.
 """
 
 from __future__ import annotations
