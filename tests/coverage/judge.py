@@ -16,7 +16,7 @@ from alignkit.trace import trace
 from alignkit.trace.perturb import perturbed
 from alignkit.verify import output_tensors
 
-DRAWS = 4
+DRAWS = 3
 UNSOUND = "permuting"
 """How the message of a verification starts that found a wrong symmetry."""
 
@@ -137,7 +137,10 @@ def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
 
 def _count(result: Result, graph: PermutationGraph) -> None:
     axes = [
-        bool(axis.units()) for t in graph.tensors.values() for axis, n in zip(t.layout, t.shape, strict=True) if n > 1
+        any(True for _ in axis.units())
+        for t in graph.tensors.values()
+        for axis, n in zip(t.layout, t.shape, strict=True)
+        if n > 1
     ]
     result.groups = len(graph.roots)
     result.families = len(graph.groups) - len(graph.roots)
