@@ -70,7 +70,7 @@ def read_axes(layout: Layout, classes: IntArray, symmetry: Symmetry) -> tuple[Ax
         places, orbits = _places(rows, consumed, symmetry)
         if any((table != table[0]).any() for table in (*places.values(), orbits)):
             raise VaryingRowsError
-        known = frozenset(consumed)
+        known = frozenset(consumed) - frozenset(places)
         axes.append(_sum({g: t[0] for g, t in places.items()}, orbits[0], known, symmetry))
     return tuple(axes)
 
