@@ -92,6 +92,16 @@ class Step:
         """Tensors among the results."""
         return refs(self.result)
 
+    @property
+    def written(self) -> list[TensorRef]:
+        """Tensors among the arguments that the op writes, or whose shape it changes."""
+        schema = self.func._schema.arguments
+        given = [
+            *zip(schema, self.args, strict=False),
+            *((a, self.kwargs[a.name]) for a in schema if a.name in self.kwargs),
+        ]
+        return refs([value for a, value in given if a.alias_info is not None and a.alias_info.is_write])
+
 
 def refs(tree: object) -> list[TensorRef]:
     """Return the tensors in a tree of arguments or results, in order."""

@@ -29,6 +29,7 @@ class Run:
         results: Tensors that the model returned.
         state: Parameters and buffers as the ops saw them, by name; tied ones have one `TensorRef`.
         tensors: Whether the run was on "fake" or "real" tensors.
+        replaced: Buffers in whose place the run put another tensor.
         alive: All tensors of the run, kept so that identities stay unique.
     """
 
@@ -36,6 +37,7 @@ class Run:
     results: list[TensorRef]
     state: dict[str, TensorRef]
     tensors: Literal["fake", "real"]
+    replaced: frozenset[str]
     alive: list[Tensor]
 
 
@@ -235,7 +237,9 @@ def _run(
         result = model(*args, **kwargs)
     results = [recorder.describe(t) for t in tensors_in(result)]
     described = {name: recorder.describe(tensor) for name, tensor in state.items()}
-    return Run(recorder.steps, results, described, tensors, recorder.alive)
+    now = dict(model.named_buffers(remove_duplicate=False))
+    replaced = frozenset(name for name, tensor in state.items() if now.get(name, tensor) is not tensor)
+    return Run(recorder.steps, results, described, tensors, replaced, recorder.alive)
 
 
 def tensors_in(result: object) -> list[Tensor]:

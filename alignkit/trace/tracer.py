@@ -9,6 +9,7 @@ from torch import nn
 
 from alignkit.graph import PermutationGraph, Provenance
 from alignkit.trace.blame import pinned_axes
+from alignkit.trace.constants import constant_buffers
 from alignkit.trace.constraints import Constraints
 from alignkit.trace.feedback import close_states, state_weights
 from alignkit.trace.interpret import Interpreter, live_steps, unread
@@ -118,6 +119,8 @@ def _interpret(
         use = found.get(ref.storage, Use())
         labels[name] = first_labels(constraints, ref.shape, use, contextual=name not in plain)
         interpreter.label(ref, labels[name])
+    for ref in constant_buffers(model, run):
+        interpreter.label(ref, Layout.constant(ref.shape))
     close_states(constraints, model, labels)
     interpreter.run(steps, run.results)
     return constraints, interpreter, labels

@@ -16,8 +16,11 @@ from trace_models import (
     CellLoop,
     CrossCovariance,
     Experts,
+    FusedGroupedQueries,
     Gated,
     GroupedQueries,
+    KeysWithoutBias,
+    PositionalConvolution,
     Recurrent,
     RelativePositions,
     Rotary,
@@ -104,14 +107,17 @@ CASES: list[tuple[str, Callable[[], nn.Module], torch.Tensor, tuple[int, int]]] 
     ("pixel_shuffle", pixel_shuffle, IMAGE, (2, 0)),
     ("unet", UNet, IMAGE, (5, 2)),
     ("standardised_filters", StandardisedFilters, IMAGE, (1, 2)),
+    ("positional_convolution", PositionalConvolution, ROWS, (1, 1)),
     ("weight_norm", weight_norm, ROWS, (1, 0)),
     ("prelu", layer_and_prelu, IMAGE, (1, 0)),
     ("gated", Gated, ROWS, (1, 0)),
     ("attention", Attention, ROWS, (2, 2)),
     ("attention_by_hand", lambda: Attention(by_hand=True), ROWS, (2, 2)),
     ("attention_batch", Attention, ROWS.expand(3, 6, 5), (2, 2)),
+    ("keys_without_bias", KeysWithoutBias, ROWS, (2, 2)),
     ("grouped_queries", GroupedQueries, ROWS, (2, 3)),
     ("grouped_queries_repeated", lambda: GroupedQueries(repeat=True), ROWS, (2, 3)),
+    ("grouped_queries_fused", FusedGroupedQueries, ROWS, (2, 3)),
     ("cross_covariance", CrossCovariance, ROWS, (2, 2)),
     ("rotary", Rotary, ROWS, (2, 1)),
     ("relative_positions", RelativePositions, ROWS, (2, 2)),
@@ -144,17 +150,23 @@ def test_a_write_into_part_of_a_buffer_is_sound_and_told() -> None:
     assert {("a.weight", 0), ("b.weight", 0)} <= pinned
 
 
-@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: nn.utils.parametrizations.weight_norm(m, "weight_hh_l0")])
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU], ids=lambda kind: kind.__name__)
-def test_one_time_step_does_not_free_the_weights_of_the_state(
-    kind: type[nn.RNNBase], wrap: Callable[[nn.Module], nn.Module]
-) -> None:
+def test_one_time_step_does_not_free_the_weights_of_the_state(kind: type[nn.RNNBase]) -> None:
     torch.manual_seed(0)
     model = perturbed(Recurrent(kind, num_layers=2, bidirectional=True).eval())
-    wrap(model.cell)
     graph = trace(model, ROWS[:, :1])
     assert counts(graph) == (4, 0)
     graph.verify(model, ROWS)
+
+
+def test_one_time_step_does_not_free_parametrized_weights_of_the_state() -> None:
+    torch.manual_seed(0)
+    model = Recurrent(nn.LSTM)
+    nn.utils.parametrizations.weight_norm(model.cell, "weight_hh_l0")
+    graph = trace(model, ROWS[:, :1])
+    assert counts(graph) == (1, 0)
+    (units,) = graph.groups
+    assert graph.spec()["cell.parametrizations.weight_hh_l0.original1"].split(" ")[1] == units
 
 
 def test_one_time_step_does_not_free_the_projected_state() -> None:
@@ -175,6 +187,15 @@ def test_one_step_of_a_cell_does_not_free_the_weights_of_the_state(kind: type[nn
     graph.verify(model, ROWS)
 
 
+@pytest.mark.parametrize("options", [{"saved": True}, {"shifted": True}], ids=["saved", "shifted"])
+def test_a_buffer_that_may_change_is_no_constant(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    graph = trace(KeysWithoutBias(**options), ROWS)
+    assert counts(graph) != (2, 2)
+    pinned = {(p.tensor, p.axis) for p in graph.provenance.pinned}
+    assert ("qkv.weight", 0) in pinned
+
+
 def test_layouts_are_written_in_the_notation_people_use() -> None:
     torch.manual_seed(0)
     assert proved(Attention(), ROWS).spec()["qkv.weight"] == (
@@ -183,6 +204,7 @@ def test_layouts_are_written_in_the_notation_people_use() -> None:
     assert proved(cnn(), IMAGE).spec()["6.weight"] == ". (layer.3 4)"
     assert proved(Experts(), ROWS).spec()["up"].startswith("experts ")
     assert proved(Recurrent(nn.LSTM), ROWS).spec()["cell.weight_hh_l0"] == "cell.l0+cell.l0+cell.l0+cell.l0 cell.l0"
+    assert proved(PositionalConvolution(), ROWS).spec()["conv.weight"] == "(heads inp[heads]) inp[heads] ."
     assert proved(grouped(), IMAGE).spec()["1.weight"] == "(0.groups layer.1[0.groups]) layer.0[0.groups] . ."
 
 
@@ -192,6 +214,13 @@ def test_heads_of_grouped_queries_are_nested() -> None:
     assert graph.spec()["q.weight"].startswith("(kv_heads:2 heads[kv_heads] q[kv_heads])")
     assert graph.groups["kv_heads"].size == 2
     assert graph.groups["heads"].parent == "kv_heads"
+
+
+def test_heads_inside_a_fused_projection_are_nested_sums() -> None:
+    torch.manual_seed(0)
+    assert proved(FusedGroupedQueries(), ROWS).spec()["qkv.weight"] == (
+        "(kv_heads:2 ((heads[kv_heads]:4 qkv.qk[kv_heads])+qkv.qk[kv_heads]+qkv.v[kv_heads])) inp"
+    )
 
 
 def test_tied_tensors_are_one() -> None:

@@ -24,6 +24,28 @@ class Attention(nn.Module):
         return self.out(self.proj(y.transpose(1, 2).reshape(b, n, c)) + x)
 
 
+class KeysWithoutBias(nn.Module):
+    """Attention whose fused bias has zeros, held by a buffer, for the keys (BEiT, EVA)."""
+
+    def __init__(self, heads: int = 4, width: int = 16, saved: bool = False, shifted: bool = False) -> None:
+        super().__init__()
+        self.inp, self.qkv = nn.Linear(5, width), nn.Linear(width, 3 * width, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+        self.register_buffer("k_bias", torch.zeros(width), persistent=saved)
+        self.proj, self.out = nn.Linear(width, width), nn.Linear(width, 3)
+        self.heads, self.shifted = heads, shifted
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        b, n, c = x.shape
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        if self.shifted:
+            self.k_bias.add_(x.mean((0, 1)))
+        qkv = F.linear(x, self.qkv.weight, bias).reshape(b, n, 3, self.heads, c // self.heads)
+        y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+        return self.out(self.proj(y.transpose(1, 2).reshape(b, n, c)) + x)
+
+
 class GroupedQueries(nn.Module):
     """Grouped-query attention: two query heads for each of two key-value heads."""
 
@@ -43,6 +65,24 @@ class GroupedQueries(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v)
         else:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(self.proj(y.transpose(1, 2).flatten(2)) + x)
+
+
+class FusedGroupedQueries(nn.Module):
+    """Grouped-query attention from one projection: the query heads of a key-value head, then its key and value."""
+
+    def __init__(self, kv_heads: int = 2, queries: int = 4, size: int = 4) -> None:
+        super().__init__()
+        self.shape = (kv_heads, queries + 2, size)
+        self.inp, self.qkv = nn.Linear(5, 16), nn.Linear(16, kv_heads * (queries + 2) * size)
+        self.proj, self.out = nn.Linear(kv_heads * queries * size, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        qkv = self.qkv(x).unflatten(-1, self.shape)
+        q, k, v = qkv[:, :, :, :-2], qkv[:, :, :, [-2]], qkv[:, :, :, [-1]]
+        q, k, v = (t.expand(q.shape).flatten(2, 3).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v)
         return self.out(self.proj(y.transpose(1, 2).flatten(2)) + x)
 
 
@@ -129,6 +169,19 @@ class UNet(nn.Module):
         a = self.enter(x).relu()
         both = torch.cat([a, self.up(self.down(a).relu())], 1)
         return self.leave(self.widen(self.grouped(self.norm(both).relu()).relu()))
+
+
+class PositionalConvolution(nn.Module):
+    """A grouped convolution that reads a residual stream and adds to it (wav2vec 2.0)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        return self.out(x + self.conv(x.mT).mT)
 
 
 class StandardisedFilters(nn.Module):
