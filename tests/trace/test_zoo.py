@@ -139,11 +139,23 @@ GPT2 = {
     "eos_token_id": 2,
 }
 T5 = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+FALCON = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "num_kv_heads": 2,
+    "new_decoder_architecture": True,
+}
+# Each head of Bloom has a slope of its own (ALiBi), so that heads stay: two groups in each of 4 heads, no families.
+BLOOM = {"vocab_size": 97, "hidden_size": 32, "n_layer": 1, "n_head": 4}
 LANGUAGE: list[tuple[str, str, dict[str, Any], tuple[int, int]]] = [
     ("GPT2Config", "GPT2LMHeadModel", GPT2, (5, 4)),
     ("LlamaConfig", "LlamaForCausalLM", {**BASE, "num_key_value_heads": 2}, (5, 4)),
     ("Qwen3Config", "Qwen3ForCausalLM", {**BASE, "num_key_value_heads": 2, "head_dim": 8}, (5, 4)),
     ("GPTNeoXConfig", "GPTNeoXForCausalLM", BASE, (5, 4)),
+    ("FalconConfig", "FalconForCausalLM", FALCON, (3, 2)),
+    ("BloomConfig", "BloomForCausalLM", BLOOM, (10, 0)),
     ("BertConfig", "BertForMaskedLM", BASE, (5, 4)),
     ("T5Config", "T5ForConditionalGeneration", T5, (8, 12)),
     ("OPTConfig", "OPTForCausalLM", {**BASE, "ffn_dim": 48, "word_embed_proj_dim": 32}, (5, 4)),
