@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import alignkit
+from alignkit import plugins
 from alignkit.errors import TraceError
 from alignkit.graph import PermutationGraph
-from alignkit.trace import Call, Layout, RuleTable
+from alignkit.trace import Call, Layout, Rule, RuleTable
 from alignkit.trace.run import record
 from alignkit.trace.tracer import graph_of
 
@@ -49,6 +51,17 @@ def traced(table: RuleTable) -> PermutationGraph:
 def double_rule(call: Call) -> Layout:
     """Elementwise: the result has the layout of the operand."""
     return call.unify(call.shape, [call.layout("x")])
+
+
+class Offers:
+    """A plugin in memory, with one rule."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    @alignkit.hookimpl
+    def alignkit_register_trace_rules(self) -> dict[str, Rule]:
+        return {"alignkit_tests::double": self.rule}
 
 
 def failing_rule(call: Call) -> Layout:
@@ -92,3 +105,49 @@ def test_in_place_ops_share_the_rule_of_their_out_of_place_form() -> None:
     table = RuleTable.build()
     assert table.find(torch.ops.aten.relu_.default) is table.find(torch.ops.aten.relu.default)
     assert table.find(torch.ops.aten.fft_fft.default) is None
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> plugins.Registry:
+    """A registry without installed plugins, in place of that of the process."""
+    empty = plugins.Registry([])
+    monkeypatch.setattr(plugins, "registry", lambda: empty)
+    return empty
+
+
+@pytest.mark.usefixtures("library")
+def test_trace_uses_the_rule_of_a_plugin_while_it_is_registered(registry: plugins.Registry) -> None:
+    torch.manual_seed(0)
+    model = UsesOwnOp()
+    assert not alignkit.trace(model, X).groups
+    key = registry.register(Offers(double_rule))
+    graph = alignkit.trace(model, X)
+    assert list(graph.groups) == ["a"]
+    assert graph.provenance.unknown_ops == ()
+    graph.verify(model, X)
+    registry.unregister(key)
+    assert not alignkit.trace(model, X).groups
+
+
+@pytest.mark.usefixtures("library")
+def test_two_plugins_with_a_rule_for_one_op_leave_it_pinned(registry: plugins.Registry) -> None:
+    registry.register(Offers(double_rule), name="one", package="one 1.0")
+    registry.register(Offers(double_rule), name="two", package="two 2.0")
+    with pytest.warns(plugins.PluginWarning, match=r"one 1\.0 and two 2\.0 offer a trace rule"):
+        graph = alignkit.trace(UsesOwnOp(), X)
+    assert not graph.groups
+    assert graph.provenance.unknown_ops == ("alignkit_tests::double",)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_rule_of_a_plugin_replaces_the_built_in_one(registry: plugins.Registry) -> None:
+    class Strict:
+        @alignkit.hookimpl
+        def alignkit_register_trace_rules(self) -> dict[str, Rule]:
+            return {"aten::relu": failing_rule}
+
+    registry.register(Strict())
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    graph = alignkit.trace(model, X)
+    assert not graph.groups
+    assert "no such thing" in graph.provenance.unknown_ops[0]
