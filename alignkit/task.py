@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ class Task:
 
     The model gives the architecture only. It is copied without its weights, put into eval mode (BatchNorm uses its
     running statistics, dropout is off) and called through ``torch.func.functional_call``; the model that was passed is
-    never changed.
+    never changed. A task is for one thread at a time: every thread needs a copy of its own.
 
     Args:
         model: The architecture.
@@ -128,7 +129,10 @@ class Task:
                 return self.outputs({**shared, **weights}, inputs)
 
             try:
-                outputs = torch.vmap(one)(dict(stacked))
+                with warnings.catch_warnings():
+                    # A slower batching rule of vmap is nothing that the caller could change.
+                    warnings.filterwarnings("ignore", message="There is a performance drop")
+                    outputs = torch.vmap(one)(dict(stacked))
             except (RuntimeError, ValueError, TypeError) as error:
                 if is_out_of_memory(error):
                     raise

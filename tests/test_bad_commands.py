@@ -56,7 +56,7 @@ SOLVE = f"{PAIR} --spec spec.json"
 
 COMMANDS: dict[str, tuple[int, str, str]] = {
     "an unknown command": (2, "No such command 'align'", "align"),
-    "no spec": (2, "Missing option '--spec'", "solve a.safetensors b.pt -o out.pt"),
+    "no spec": (2, "either --spec spec.json, or --model", "solve a.safetensors b.pt -o out.pt"),
     "weights that are not there": (1, "absent.pt does not exist", f"solve a.safetensors absent.pt {REST}"),
     "weights with code": (1, "could run code", f"solve a.safetensors exploit.pt {REST}"),
     "weights with NaN": (1, "'fc1.bias' of B holds NaN", f"solve a.safetensors nan.pt {REST}"),

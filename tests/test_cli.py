@@ -67,6 +67,23 @@ def test_solve_recovers_a_permuted_copy_from_files(folder: Path, b: str, output:
     assert str(folder / output) in printed
 
 
+FACTORY = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4)
+"""
+
+
+def test_solve_traces_the_model_where_there_is_no_spec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "made_for_this_test.py").write_text(FACTORY)
+    monkeypatch.chdir(folder)
+    run("solve", "a.safetensors", "b.safetensors", "--model", "made_for_this_test:build", "-o", "out.safetensors")
+    aligned = read_weights(folder / "out.safetensors")
+    assert all(torch.equal(aligned[name], tensor) for name, tensor in weights(0).items())
+
+
 class Keep(Solver[SolverOptions]):
     """Return the start."""
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from torch import Tensor, nn
 
-from alignkit.cli.solve import read_spec
+from alignkit.cli.inputs import read_spec
 from alignkit.cli.trace import MODEL_HELP, look_in_this_folder
 from alignkit.errors import ShapeMismatchError, UsageError
 from alignkit.graph import PermutationGraph

@@ -22,7 +22,7 @@ from alignkit.cli.graphs import (
     SpecSwitch,
     described,
 )
-from alignkit.cli.solve import parse_options
+from alignkit.cli.inputs import parse_options
 from alignkit.cli.trace import check_outputs, look_in_this_folder
 from alignkit.compare import compare as compare_solvers
 from alignkit.comparison import ComparisonRow

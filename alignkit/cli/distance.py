@@ -20,7 +20,7 @@ from alignkit.cli.graphs import (
     print_json,
     print_text,
 )
-from alignkit.cli.solve import check_outputs, parse_options
+from alignkit.cli.inputs import check_outputs, parse_options
 from alignkit.distance import distance as measure
 from alignkit.errors import AlignkitError
 from alignkit.observers import progress

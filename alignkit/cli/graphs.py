@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from alignkit.cli.check import load_weights
-from alignkit.cli.solve import read_spec
+from alignkit.cli.inputs import read_spec
 from alignkit.cli.trace import look_in_this_folder
 from alignkit.errors import UsageError
 from alignkit.graph import PermutationGraph

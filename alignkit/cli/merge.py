@@ -27,7 +27,7 @@ from alignkit.cli.graphs import (
     print_text,
     said_of,
 )
-from alignkit.cli.solve import check_outputs, parse_options
+from alignkit.cli.inputs import check_outputs, parse_options
 from alignkit.errors import UsageError
 from alignkit.many import align_many
 from alignkit.memory import peak_memory

@@ -2,125 +2,66 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from alignkit.alignment import Alignment
-from alignkit.errors import SpecError, UsageError
-from alignkit.graph import PermutationGraph
+from alignkit.cli.graphs import (
+    DeviceSwitch,
+    ForceSwitch,
+    ModelSwitch,
+    OptionSwitch,
+    SolverSwitch,
+    SpecSwitch,
+    described,
+    print_text,
+)
+from alignkit.cli.inputs import check_outputs, parse_options
+from alignkit.observers import progress
 from alignkit.solve import solve as solve_pair
-from alignkit.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, read_weights, write_weights
+from alignkit.weights import read_weights, write_weights
 
 
 def solve(
     a: Annotated[Path, typer.Argument(help="Reference: .safetensors, or a .pt state dict.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Weights to be aligned to A.", show_default=False)],
-    spec: Annotated[
-        Path, typer.Option("--spec", help="JSON: the layout of each tensor, {name: notation}.", show_default=False)
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where aligned B is written.", show_default=False)],
-    solver: Annotated[str, typer.Option("--solver", help='A name, or a chain: "first > second".')] = "weight_matching",
-    option: Annotated[
-        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the solver; repeatable.")
-    ] = None,
+    spec: SpecSwitch = None,
+    model: ModelSwitch = None,
+    solver: SolverSwitch = "weight_matching",
+    option: OptionSwitch = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random choice.")] = None,
     init: Annotated[Path | None, typer.Option("--init", help="Saved alignment to start from.")] = None,
     save_alignment: Annotated[
         Path | None, typer.Option("--save-alignment", help="Where the alignment is saved.")
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Where solvers work: cpu, cuda, ...")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    device: DeviceSwitch = None,
+    force: ForceSwitch = False,
 ) -> None:
     """Reorder the hidden units of B so that its weights come close to those of A.
 
-    Example: [bold]alignkit solve a.safetensors b.safetensors --spec spec.json -o aligned.safetensors[/bold]
+    Example: [bold]alignkit solve a.safetensors b.safetensors --model torchvision:resnet18 -o aligned.safetensors[/bold]
 
     Files appear whole or not at all, and none is replaced without --force.
     """
     check_outputs({"--output": output, "--save-alignment": save_alignment}, force)
     options = parse_options(option or [])
     weights_a, weights_b = read_weights(a), read_weights(b)
-    graph = PermutationGraph.from_spec(read_spec(spec), like=weights_a)
-    solution = solve_pair(
-        graph.bind(weights_a, weights_b),
-        solver=solver,
-        init=None if init is None else Alignment.load(init, graph),
-        device=device,
-        seed=seed,
-        **options,
-    )
+    graph = described(spec, model, weights_a).graph
+    with progress():
+        solution = solve_pair(
+            graph.bind(weights_a, weights_b),
+            solver=solver,
+            init=None if init is None else Alignment.load(init, graph),
+            device=device,
+            seed=seed,
+            **options,
+        )
     write_weights(output, solution.apply(weights_b), {"format": "pt"})
     if save_alignment is not None:
         solution.alignment.save(save_alignment)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(solution.explain())
-    console.print(f"Aligned B: {output}" + (f"\nAlignment: {save_alignment}" if save_alignment else ""))
-
-
-def parse_options(given: list[str]) -> dict[str, Any]:
-    """Turn ``["restarts=8", "order=random"]`` into keyword arguments; values are read as JSON where they are JSON.
-
-    Raises:
-        UsageError: There is no ``=``, or a key comes twice or is an argument that has its own switch.
-    """
-    options: dict[str, Any] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
-            raise UsageError(f"--option {text!r}: write KEY=VALUE, for example --option max_steps=100.")
-        if key in options:
-            raise UsageError(f"--option {key} is given twice.")
-        if key in ("seed", "init", "device"):
-            raise UsageError(f"--option {key}=...: use --{key} instead.")
-        if key in ("pair", "a", "b", "solver", "task", "throw", "registry"):
-            raise UsageError(f"--option {key}=...: {key!r} is not an option of a solver.")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    return options
-
-
-def read_spec(path: Path) -> dict[str, str]:
-    """Read a JSON object that maps names of tensors to their notation.
-
-    Raises:
-        SpecError: The file does not exist, is no JSON, or holds something else.
-    """
-    try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"the spec {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise SpecError(f"the spec {path} is no JSON: {error}.") from error
-    if not isinstance(spec, dict) or not all(isinstance(value, str) for value in spec.values()):
-        raise SpecError(f'the spec {path} has to be one JSON object of strings, such as {{"fc1.weight": "h1 ."}}.')
-    return spec
-
-
-def check_outputs(paths: dict[str, Path | None], force: bool) -> None:
-    """Refuse, before any work is done, outputs that could not be written or would replace a file.
-
-    Raises:
-        UsageError: An output exists and ``force`` is False, its folder does not exist, it has a suffix that is not
-            that of a weights file, or two outputs are one file.
-    """
-    seen: dict[Path, str] = {}
-    for switch, path in paths.items():
-        if path is None:
-            continue
-        known = (*SAFETENSORS_SUFFIXES, *(PICKLE_SUFFIXES if switch == "--output" else ()))
-        if path.suffix not in known:
-            raise UsageError(f"{switch} {path}: end its name in {' or '.join(known)}.")
-        if path.is_dir() or not path.parent.is_dir():
-            raise UsageError(f"{switch} {path}: " + ("it is a folder." if path.is_dir() else "its folder is missing."))
-        if path.exists() and not force:
-            raise UsageError(f"{switch} {path} exists. Choose another name, or pass --force to replace it.")
-        if path.resolve() in seen:
-            raise UsageError(f"{switch} and {seen[path.resolve()]} name the same file {path}.")
-        seen[path.resolve()] = switch
+    print_text(
+        solution.explain(), f"Aligned B: {output}", *([f"Alignment: {save_alignment}"] if save_alignment else [])
+    )

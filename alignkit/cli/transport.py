@@ -22,7 +22,7 @@ from alignkit.cli.graphs import (
     print_text,
     said_of,
 )
-from alignkit.cli.solve import check_outputs, parse_options
+from alignkit.cli.inputs import check_outputs, parse_options
 from alignkit.errors import UsageError
 from alignkit.merge import transport as carry
 from alignkit.observers import progress

@@ -197,6 +197,10 @@ class PermutationGraph:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Mapping proxies cannot be pickled; the constructor makes them anew.
+        return (PermutationGraph, (dict(self.tensors), dict(self.groups), self.provenance))
+
     def __repr__(self) -> str:
         families = sum(g.parent is not None for g in self.groups.values())
         return (
