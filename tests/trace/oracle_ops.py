@@ -211,7 +211,7 @@ class Recurrent(nn.Module):
 
 
 class Mixer(nn.Module):
-    """A hidden layer across tokens."""
+    """A hidden layer across tokens, added to its input: tokens keep their order."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens of each unit."""
-        return self.two(F.gelu(self.one(x.mT))).mT
+        return x + self.two(F.gelu(self.one(x.mT))).mT
 
 
 def _linear(op: Op, widths: Sequence[int], images: bool) -> nn.Module:

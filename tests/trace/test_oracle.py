@@ -47,7 +47,7 @@ def operations(draw: st.DrawFn, recipe: Recipe, images: bool) -> Op | None:
         if width % 2 or width < 4 or (kind == "shuffle" and _nested(recipe, read)):
             return None
         if kind == "blocks":
-            return Op(kind, (read,), (2, draw(st.integers(1, 3)), draw(st.integers(0, 1))))
+            return Op(kind, (read,), (2, draw(st.sampled_from([1, 2, 3, width // 2])), draw(st.integers(0, 1))))
         return Op(kind, (read,), (draw(st.integers(0, 1)) if kind == "half" else 2,))
     if kind == "attention":
         heads, size = draw(st.sampled_from([(1, 2), (2, 1), (2, 2), (1, 3), (3, 1)]))
@@ -82,28 +82,27 @@ def _nested(recipe: Recipe, value: int) -> bool:
     return op.name in ("attention", "blocks", "group norm", "half") or any(_nested(recipe, i) for i in op.reads)
 
 
-def check(recipe: Recipe, images: bool = False) -> None:
-    """Trace a recipe's network, prove it, and compare the number of symmetries."""
+def check(recipe: Recipe, images: bool = False) -> str:
+    """Trace a recipe's network, prove it, and compare the number of symmetries; return what kind of network it was."""
     model = Network(recipe, images)
     graph = proved(model, model.example(), draws=2)
     if any(pin.op == UNWRITABLE for pin in graph.provenance.pinned):
-        event("cannot be written")
-        return
+        return "cannot be written"
     true = order(recipe)
-    event(f"{len(graph.groups)} groups")
     assert graph.order == true, f"{graph.order} of {true} symmetries\n{recipe}\n{graph.report()}\n{graph.spec()}"
+    return f"{len(graph.groups)} groups"
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(recipes(images=False))
 def test_traces_of_networks_on_tokens_are_exact(recipe: Recipe) -> None:
-    check(recipe)
+    event(check(recipe))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(recipes(images=True))
 def test_traces_of_networks_on_images_are_exact(recipe: Recipe) -> None:
-    check(recipe, images=True)
+    event(check(recipe, images=True))
 
 
 # ---------------------------------------------------------------------- what the oracle found
@@ -118,6 +117,20 @@ def test_shuffled_heads_keep_heads_and_give_up_units() -> None:
     query_units = 2**heads
     assert order(recipe) == heads * query_units * 2**heads
     assert graph.order == heads * query_units
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("shared", [0, 1])
+def test_layers_by_blocks_on_a_residual_stream(images: bool, shared: int) -> None:
+    # A grouped convolution whose input and output are one stream (wav2vec 2.0): its family acts on both axes
+    # of the weight.
+    recipe = (
+        Op("linear", (0,), (4,)),
+        Op("blocks", (1,), (2, 2, shared)),
+        Op("add", (1, 2)),
+        Op("activation", (3,), (0,)),
+    )
+    check(recipe, images)
 
 
 # ---------------------------------------------------------------------- the oracle itself
