@@ -85,7 +85,8 @@ def test_resnet20_has_one_group_a_block_and_one_a_stage() -> None:
 
 
 def test_resnet20_with_padded_shortcuts_has_more_groups_in_a_stage() -> None:
-    # The channels that come from the stage before keep its order; those padded in front and behind are groups of their own.
+    # The channels that come from the stage before keep its order; those padded in front and behind are groups
+    # of their own.
     graph = graph_of(lambda: resnet20(padded=True), IMAGE)
     assert counts(graph) == (9 + 1 + 2 + 2, 0)
 
