@@ -276,14 +276,22 @@ def _library(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:
-        if "torchvision::" in str(error):
+        _refuse_mismatch(error)
+        raise MissingExtraError(f"{package} is installed but cannot be imported: {_described(error)}") from error
+
+
+def _refuse_mismatch(error: BaseException) -> None:
+    """Raise a clear error if a torchvision for another torch is behind a failure; timm and transformers import it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if "torchvision::" in str(cause):
             raise MissingExtraError(
                 f"the installed torchvision was built for another torch than {torch.__version__} "
-                f"({_described(error)}). "
-                "Install the pair that belongs together, from the same place: both CPU builds, or both for one "
-                "CUDA version."
+                f"({_described(cause)}). "
+                "Install the pair that belongs together, from the same place: both CPU builds, or both for one CUDA "
+                "version."
             ) from error
-        raise MissingExtraError(f"{package} is installed but cannot be imported: {_described(error)}") from error
+        cause = cause.__cause__ or cause.__context__
 
 
 def _known(name: str, names: Iterable[str], source: str) -> None:
@@ -300,6 +308,7 @@ def _build(text: str, make: Callable[[], Any]) -> Any:
         try:
             return make()
         except Exception as error:
+            _refuse_mismatch(error)
             raise ModelSourceError(f"{text} could not be built: {_described(error)}") from error
 
 
@@ -311,6 +320,6 @@ def _article(value: object) -> str:
     return f"an object of type {type(value).__name__}"
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__

@@ -128,6 +128,19 @@ def test_library_that_does_not_fit_torch(monkeypatch: pytest.MonkeyPatch) -> Non
         load_model("torchvision:resnet18")
 
 
+def test_library_whose_import_hides_that_torchvision_does_not_fit(folder: Path) -> None:
+    # transformers imports torchvision late, and tells of its failure only in the cause of its own error.
+    (folder / "my_late.py").write_text(
+        "def model():\n"
+        "    try:\n"
+        "        raise RuntimeError('operator torchvision::nms does not exist')\n"
+        "    except RuntimeError as error:\n"
+        "        raise ImportError('Could not import module LlamaConfig') from error\n"
+    )
+    with pytest.raises(MissingExtraError, match="built for another torch"):
+        load_model("my_late:model")
+
+
 def test_torchvision_and_timm_names() -> None:
     torchvision_shim.install()
     pytest.importorskip("torchvision")
@@ -147,6 +160,7 @@ def gpt2(**more: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("as_folder", [True, False])
 def test_transformers_configuration(tmp_path: Path, as_folder: bool) -> None:
+    torchvision_shim.install()
     pytest.importorskip("transformers")
     file = tmp_path / "config.json"
     file.write_text(json.dumps(gpt2(architectures=["GPT2LMHeadModel"])))
@@ -166,6 +180,7 @@ def test_transformers_configuration(tmp_path: Path, as_folder: bool) -> None:
     ],
 )
 def test_broken_configurations(tmp_path: Path, content: str, said: str) -> None:
+    torchvision_shim.install()
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelSourceError, match=said):
