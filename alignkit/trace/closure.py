@@ -224,33 +224,36 @@ def _overlaps(a: csr_matrix, b: csr_matrix) -> list[tuple[int, int]]:
 
 
 def _compare(one: Map, other: Map, base: HashArray, count: int, merges: list[Map], more: list[Map]) -> None:
-    """Compare the targets that two maps give to their common children."""
+    """Compare the targets that two maps give to their common children: of all at once, else of each kind of child."""
     common, x, y = np.intersect1d(one[0], other[0], assume_unique=True, return_indices=True)
     u, v = one[1][x], other[1][y]
-    if _relate(u, v, count, merges, more):
+    if _relate(np.zeros(len(common), np.int64), 1, u, v, count, merges, more):
         return
     kinds, kind = np.unique(base[common], return_inverse=True)
     if 1 < len(kinds) <= _SPLIT_AT_MOST:
-        for k in range(len(kinds)):
-            _relate(u[kind == k], v[kind == k], count, merges, more)
+        _relate(kind, len(kinds), u, v, count, merges, more)
 
 
-def _relate(u: IntArray, v: IntArray, count: int, merges: list[Map], more: list[Map]) -> bool:
-    """Merge targets that determine each other, relate those where one determines the other.
+def _relate(
+    kind: IntArray, kinds: int, u: IntArray, v: IntArray, count: int, merges: list[Map], more: list[Map]
+) -> bool:
+    """Merge targets that determine each other, relate those where one determines the other, for each kind apart.
 
-    Return whether either is so.
+    Return whether either is so for all kinds. A relation to one class says no more than the maps do and counts too.
     """
-    codes = _distinct(u * count + v)
-    u, v = codes // count, codes % count
-    if (u == u[0]).all() or (v == v[0]).all():
-        return True  # a relation to one class says no more than the maps do
-    forward, backward = bool((u[1:] != u[:-1]).all()), len(_distinct(v)) == len(v)
+    codes = _distinct((kind * count + u) * count + v)
+    kind, u, v = codes // count // count, codes // count % count, codes % count
+    pairs = np.bincount(kind, minlength=kinds)
+    left = np.bincount(_distinct(codes // count) // count, minlength=kinds)
+    right = np.bincount(_distinct(kind * count + v) // count, minlength=kinds)
+    several = (left > 1) & (right > 1)
+    forward, backward = several & (pairs == left), several & (pairs == right)
     different = u != v
-    if different.any():
-        if forward and backward:
-            merges.append((u[different], v[different]))
-        elif forward:
-            more.append((u[different], v[different]))
-        elif backward:
-            more.append((v[different], u[different]))
-    return forward or backward
+    same = (forward & backward)[kind] & different
+    if same.any():
+        merges.append((u[same], v[same]))
+    for one_way, a, b in ((forward & ~backward, u, v), (backward & ~forward, v, u)):
+        for number in np.flatnonzero(one_way):
+            here = (kind == number) & different
+            more.append((a[here], b[here]))
+    return bool((~several | forward | backward).all())

@@ -132,6 +132,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run and record one op. Described before the call, because the call may change shapes."""
         kwargs = kwargs or {}
+        if func.namespace == "prim":  # asks for a device or a layout
+            return func(*args, **kwargs)
         described_args, described_kwargs = self.describe((tuple(args), kwargs))
         result = func(*args, **kwargs)
         self.steps.append(Step(func, described_args, described_kwargs, self.describe(result), self._path.current))
