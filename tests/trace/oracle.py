@@ -13,11 +13,12 @@ write.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from oracle_ops import OPS, TOKENS, Op, Perm
+from oracle_ops import OPS, TOKENS, Op, Perm, blocks_of
 
 INPUTS = 2
 SIDE = 3
@@ -76,23 +77,39 @@ def leaves_of(recipe: Recipe) -> list[int]:
     return [i for i in range(1, len(recipe) + 1) if i not in read] or [0]
 
 
-def order(recipe: Recipe) -> int:
-    """Return how many permutations of units leave the network's function as it is, by trying all."""
+def elements(recipe: Recipe) -> Iterator[tuple[Perm, ...]]:
+    """Yield every permutation of units that leaves the network's function as it is, by trying all: one a value."""
     widths = widths_of(recipe)
-    perms: list[Perm] = [tuple(range(INPUTS))]
 
-    def count(step: int) -> int:
-        if step == len(recipe):
-            return 1
-        op = recipe[step]
-        total = 0
+    def extended(perms: tuple[Perm, ...]) -> Iterator[tuple[Perm, ...]]:
+        if len(perms) == len(widths):
+            yield perms
+            return
+        op = recipe[len(perms) - 1]
         for out in OPS[op.name].outcomes(op, [widths[i] for i in op.reads], [perms[i] for i in op.reads]):
-            perms.append(out)
-            total += count(step + 1)
-            perms.pop()
-        return total
+            yield from extended((*perms, out))
 
-    return count(0)
+    return extended((tuple(range(INPUTS)),))
+
+
+def order(recipe: Recipe) -> int:
+    """Return how many permutations of units leave the network's function as it is."""
+    return sum(1 for _ in elements(recipe))
+
+
+def varies_by_row(recipe: Recipe) -> bool:
+    """Return whether a grouped layer's columns move differently for rows that cannot be exchanged.
+
+    The blocks that it reads then have units of different groups, which one word for its second axis cannot say.
+    """
+    for op in recipe:
+        if op.name == "blocks" and not op.sizes[2]:
+            found = [blocks_of(perms[op.reads[0]], op.sizes[0]) for perms in elements(recipe)]
+            moved = [part for part in found if part is not None]
+            fixed = all(outer == tuple(range(op.sizes[0])) for outer, _ in moved)
+            if fixed and any(len(set(inner)) > 1 for _, inner in moved):
+                return True
+    return False
 
 
 def tries(recipe: Recipe) -> int:

@@ -68,7 +68,7 @@ def _all(n: int) -> Iterator[Perm]:
     return itertools.permutations(range(n))
 
 
-def _blocks(perm: Perm, blocks: int) -> tuple[Perm, list[Perm]] | None:
+def blocks_of(perm: Perm, blocks: int) -> tuple[Perm, list[Perm]] | None:
     """Return how a permutation moves equal blocks, and units inside each, or None if it breaks blocks up."""
     size = len(perm) // blocks
     outer, inner = [], []
@@ -242,13 +242,13 @@ def _kept(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm
 
 
 def _group_norm_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
-    if _blocks(perms[0], op.sizes[0]) is not None:
+    if blocks_of(perms[0], op.sizes[0]) is not None:
         yield perms[0]
 
 
 def _blocks_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
     blocks, out, shared = op.sizes
-    found = _blocks(perms[0], blocks)
+    found = blocks_of(perms[0], blocks)
     if found is None or (shared and len(set(found[1])) > 1):
         return
     for inner in itertools.product(_all(out), repeat=1 if shared else blocks):
