@@ -59,6 +59,14 @@ LISTS: tuple[tuple[str, int], ...] = (
 )
 KINDS = re.compile(r"(\w+_)?layer_types|layers_block_type|block_types|indexer_types")
 TOKEN = re.compile(r"\w+_(token|token_id|token_ids|token_index|id)")
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "codegen": {"rotary_dim": 4},
+    "gptj": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": (16, 16), "axial_pos_shape": (4, 4)},
+}
+"""Fields whose values depend on others, by model type."""
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"num_key_value_heads": 4},
@@ -96,7 +104,7 @@ def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     failures: list[str] = []
     for variant in VARIANTS:
         try:
-            config = shrunk(CONFIG_MAPPING[kind], variant)
+            config = shrunk(CONFIG_MAPPING[kind], variant, OVERRIDES.get(kind, {}))
             config._attn_implementation = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
             with torch.device("meta"):
                 size = sum(p.numel() for p in model_class(config).parameters())
@@ -117,8 +125,8 @@ def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     raise RuntimeError(" | ".join(dict.fromkeys((failures[0], failures[-1]))))
 
 
-def shrunk(config_class: Any, variant: Mapping[str, Any]) -> Any:
-    """Return a small configuration of a class: the values of `SIZES`, few layers of each kind, small special tokens."""
+def shrunk(config_class: Any, variant: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Return a small configuration: values of `SIZES`, few layers of each kind, small special tokens, what is given."""
     default = config_class()
     known = default.to_dict()
     changed: dict[str, Any] = {}
@@ -144,11 +152,11 @@ def shrunk(config_class: Any, variant: Mapping[str, Any]) -> Any:
     for name in getattr(config_class, "sub_configs", {}):
         part = getattr(default, name, None)
         if hasattr(part, "sub_configs"):
-            changed[name] = shrunk(type(part), variant).to_dict()
+            changed[name] = shrunk(type(part), variant, {}).to_dict()
     accepted = inspect.signature(config_class.__init__).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         changed = {name: value for name, value in changed.items() if name in accepted}
-    return config_class(**changed)
+    return config_class(**{**changed, **given})
 
 
 def _small(name: str, value: Any, layers: int, variant: Mapping[str, Any]) -> Any:
@@ -212,7 +220,8 @@ def _main_inputs(main: str, config: Any, accepted: Mapping[str, Any]) -> Iterato
             yield {"input_ids": _ids(7), "bbox": torch.arange(28).reshape(1, 7, 4) % 16}
     elif main.startswith("pixel_values") or main in ("images", "image"):
         yield from ({main: image} for image in _images(config))
-        yield from ({main: _noise(1, 4, 3, image.shape[-2], image.shape[-1])} for image in _images(config))
+        frames = _first(config, "num_frames", 4)
+        yield from ({main: _noise(1, frames, 3, image.shape[-2], image.shape[-1])} for image in _images(config))
         patch = _first(config, "patch_size", 8)
         grid = torch.tensor([[1, 4, 4]])
         flat = _noise(16, 3 * _first(config, "temporal_patch_size", 1) * patch * patch)
