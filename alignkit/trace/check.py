@@ -1,43 +1,62 @@
-"""Checking a solved symmetry against its constraints: a random element of it is carried over to all classes."""
+"""Checking a solved symmetry against its constraints: random elements of it are carried over to all classes."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from alignkit.trace.closure import Closed
 from alignkit.trace.labels import IntArray
 from alignkit.trace.orbits import Orbit, Symmetry
 
+BoolArray = npt.NDArray[np.bool_]
+
 
 def broken_groups(closed: Closed, symmetry: Symmetry, seed: int = 0) -> set[int]:
     """Return groups whose permutations do not respect the constraints; none, unless refinement was not exact.
 
+    Of any two groups, or two instances of a family, some element moves one and not the other: groups that are tied to
+    each other are always found, however small they are. One more element moves all.
+
     Args:
         closed: Classes and relations.
         symmetry: The groups to be checked.
-        seed: Seed of the random element.
+        seed: Seed of the random elements.
     """
     rng = np.random.default_rng(seed)
+    count = sum(len(orbit.members) // orbit.size for orbit in symmetry.orbits.values() if orbit.group)
+    numbers = np.arange(count)
+    masks = [(numbers >> bit) % 2 == 1 for bit in range(max(count - 1, 0).bit_length())]
+    for mask in (np.ones(count, bool), *masks):
+        broken = _broken_by(closed, symmetry, mask, rng)
+        if broken:
+            return broken
+    return set()
+
+
+def _broken_by(closed: Closed, symmetry: Symmetry, mask: BoolArray, rng: np.random.Generator) -> set[int]:
+    """Return groups of classes whose relations are lost by an element that moves the instances in `mask`."""
     image = np.arange(closed.count)
     broken: set[int] = set()
+    at = 0
     for orbit in symmetry.orbits.values():
         if orbit.group:
-            _move_group(symmetry, orbit, image, rng)
+            instances = len(orbit.members) // orbit.size
+            _move_group(symmetry, orbit, image, mask[at : at + instances], rng)
+            at += instances
         elif not _move_determined(orbit, image):
             broken |= set(orbit.coordinates)
     for child, target in (*closed.maps, *closed.multiple, *closed.nested):
-        codes = child * closed.count + target
+        codes = child * closed.count + target  # ascending, as relations are
         moved = image[child] * closed.count + image[target]
-        wrong = ~np.isin(moved, codes)
-        for key in np.unique(symmetry.orbit_of[child[wrong]]).tolist():
-            broken |= set(symmetry.orbits[key].coordinates) if key >= 0 else set()
-        for key in np.unique(symmetry.orbit_of[target[wrong]]).tolist():
+        wrong = codes[np.searchsorted(codes, moved).clip(max=len(codes) - 1)] != moved
+        for key in np.unique(symmetry.orbit_of[np.concatenate([child[wrong], target[wrong]])]).tolist():
             broken |= set(symmetry.orbits[key].coordinates) if key >= 0 else set()
     return broken
 
 
-def _move_group(symmetry: Symmetry, orbit: Orbit, image: IntArray, rng: np.random.Generator) -> None:
-    """Permute the units of each instance, and carry them to the instance where their parent goes."""
+def _move_group(symmetry: Symmetry, orbit: Orbit, image: IntArray, mask: BoolArray, rng: np.random.Generator) -> None:
+    """Move every unit of the instances in `mask`, and carry all to the instance where their parent goes."""
     count = len(orbit.members) // orbit.size
     instance = np.zeros(len(orbit.members), np.int64)
     target = instance
@@ -47,8 +66,17 @@ def _move_group(symmetry: Symmetry, orbit: Orbit, image: IntArray, rng: np.rando
         target = np.searchsorted(owners, image[owners])[instance]
     table = np.empty((count, orbit.size), np.int64)
     table[instance, orbit.place] = orbit.members
-    shuffled = np.stack([rng.permutation(orbit.size) for _ in range(count)])
+    order = np.arange(orbit.size)
+    shuffled = np.stack([_cycle(rng, orbit.size) if moves else order for moves in mask])
     image[orbit.members] = table[target, shuffled[instance, orbit.place]]
+
+
+def _cycle(rng: np.random.Generator, size: int) -> IntArray:
+    """Return a random permutation that leaves nothing in its place."""
+    order = rng.permutation(size)
+    result = np.empty(size, np.int64)
+    result[order] = np.roll(order, 1)
+    return result
 
 
 def _move_determined(orbit: Orbit, image: IntArray) -> bool:

@@ -19,6 +19,7 @@ from trace_models import (
     FusedGroupedQueries,
     Gated,
     GroupedQueries,
+    HeadsMeet,
     KeysWithoutBias,
     PositionalConvolution,
     Recurrent,
@@ -221,6 +222,12 @@ def test_heads_inside_a_fused_projection_are_nested_sums() -> None:
     assert proved(FusedGroupedQueries(), ROWS).spec()["qkv.weight"] == (
         "(kv_heads:2 ((heads[kv_heads]:4 qkv.qk[kv_heads])+qkv.qk[kv_heads]+qkv.v[kv_heads])) inp"
     )
+
+
+def test_small_groups_that_are_tied_to_each_other_are_found_out() -> None:
+    torch.manual_seed(0)
+    graph = proved(HeadsMeet(), ROWS[0], draws=8)
+    assert graph.spec()["shared.weight"] == ". ."
 
 
 def test_tied_tensors_are_one() -> None:

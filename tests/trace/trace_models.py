@@ -86,6 +86,21 @@ class FusedGroupedQueries(nn.Module):
         return self.out(self.proj(y.transpose(1, 2).flatten(2)) + x)
 
 
+class HeadsMeet(nn.Module):
+    """Attention of heads to each other, where groups of three share their units: units of all groups are tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.own = nn.Linear(5, 4), nn.Linear(5, 12)
+        self.out, self.head = nn.Linear(12, 3), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = self.shared(x).view(-1, 2, 1, 2).expand(-1, 2, 3, 2).flatten(1, 2)
+        own = self.own(x).view(-1, 6, 2)
+        y = (shared @ shared.mT).softmax(-1) @ own
+        return self.out(y.flatten(1)) + self.head(own.tanh().sum(1))
+
+
 class CrossCovariance(nn.Module):
     """Attention between units instead of positions: two families of units in one head."""
 
