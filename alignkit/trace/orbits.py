@@ -187,7 +187,8 @@ def _place(
     instances[key] = len(order)
     complete = not groups or (orbit.parent is not None and len(starts) == instances[orbit.parent])
     if clash or len(set(sizes.tolist())) != 1 or (sizes[0] > 1 and not complete):
-        symmetry.undecided.append((orbit.members, orbit.place))
+        # Where the coordinates name every class already, yet contradict each other, places tell nothing apart.
+        symmetry.undecided.append((orbit.members, orbit.place if orbit.place.any() else orbit.members))
     elif sizes[0] > 1:
         orbit.group, orbit.size = True, int(sizes[0])
         orbit.coordinates[key] = orbit.members
