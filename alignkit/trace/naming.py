@@ -29,7 +29,7 @@ def group_names(
     owner: dict[int, tuple[str, int]] = {}
     # Biases and scales tell less than matrices; parameters of the model itself (tokens, positions) less than those
     # of layers.
-    order = sorted(axes, key=lambda name: ("." not in name, sum(n > 1 for n in shapes[name]) < 2))
+    order = sorted(axes, key=lambda name: ("." not in name, not _is_matrix(name, shapes[name])))
     for name in order:
         for dim, axis in enumerate(axes[name]):
             for group in groups_of(axis):
@@ -48,6 +48,11 @@ def group_names(
         names[group] = _unused(base, taken)
         taken.add(names[group])
     return names
+
+
+def _is_matrix(tensor: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor has units on both sides, as weights of layers have even if one side is a single unit."""
+    return sum(n > 1 for n in shape) > 1 or (len(shape) > 1 and tensor.rpartition(".")[2] == "weight")
 
 
 def _unit_name(group: int, tensor: str, axis: Axis, rank: int, parent: int | None) -> str:
