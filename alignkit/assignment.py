@@ -51,7 +51,7 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
             f"the assignment backend {backend!r} is not available; there are {', '.join(available_backends())}. "
             'Install the faster one with pip install "alignkit[fast]".'
         )
-    values = similarity.detach().to("cpu", torch.float64).numpy()
+    values = _on_host(similarity).numpy()
     # One pass over the matrix: a sum is finite exactly when its terms are, overflow of finite values aside.
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum()
@@ -68,6 +68,14 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
 def assignment_value(similarity: Float[Tensor, "*batch n n"], perm: Int[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     """Total similarity of a permutation, for each matrix of a batch."""
     return similarity.gather(-1, perm.to(similarity.device)[..., None]).squeeze(-1).sum(-1)
+
+
+def _on_host(similarity: Tensor) -> Tensor:
+    """A float64 copy on the CPU; from a GPU through page-locked memory, which copies at the full speed of the bus."""
+    if similarity.is_cuda:
+        host = torch.empty(similarity.shape, dtype=torch.float64, pin_memory=True)
+        return host.copy_(similarity.detach().double())
+    return similarity.detach().to("cpu", torch.float64)
 
 
 def _solve_scipy(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

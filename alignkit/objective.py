@@ -60,14 +60,21 @@ class Objective:
     Args:
         bound: The pair.
         device: Where products are computed.
-        dtype: Type of the products; sums over tensors are always float64.
+        dtype: Type of values; sums over tensors are always float64.
+        products: Type in which similarity matrices are multiplied, ``dtype`` by default. float32 is much faster on most
+            GPUs; entries are then off by about 1e-6 of the product of the norms of the units, so what is chosen with
+            them has to be judged by `tensor_value`.
     """
 
     def __init__(
-        self, bound: BoundGraph, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+        self,
+        bound: BoundGraph,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+        products: torch.dtype | None = None,
     ) -> None:
         self.bound, self.graph = bound, bound.graph
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.products = torch.device(device), dtype, products or dtype
         moved = [name for name, node in self.graph.tensors.items() if node.groups]
         self.a = {name: self._load(bound.a[name]) for name in moved}
         self.b = {name: self._load(bound.b[name]) for name in moved}
@@ -171,7 +178,7 @@ class Objective:
             return kept[1]
         a, b = self.unfold(use, perms)
         shape = (prod(a.shape[: len(use.chain) - 1]), use.block.dims[use.at].size, -1)
-        found = a.reshape(shape) @ b.reshape(shape).mT
+        found = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
         if not found.requires_grad and (kept is not None or self._cached + found.numel() <= CACHE_ELEMENTS):
             self._cached += found.numel() if kept is None else 0
             self._cache[use] = (depends, found)

@@ -80,6 +80,18 @@ def test_aligned_networks_are_never_moved_to_a_worse_place(seed: int) -> None:
     assert solution.objective_after <= solution.objective_before
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_products_in_float32_find_planted_orders_and_stay_monotone(seed: int) -> None:
+    graph, a = residual_net(seed)
+    planted = Alignment.random(graph, seed)
+    assert solve(graph, a, planted.apply(a), products="float32").alignment == planted.inverse()
+    pair = noisy_pair(seed, 1.0)
+    narrow, wide = solve(pair, products="float32"), solve(pair)
+    objectives = [step.objective for step in narrow.history]
+    assert objectives == sorted(objectives, reverse=True)
+    assert narrow.objective_after == pytest.approx(wide.objective_after, rel=0.02)
+
+
 def test_too_few_steps_are_told() -> None:
     solution = solve(noisy_pair(0, 1.0), solver="weight_matching", max_steps=1)
     assert solution.status is Status.MAX_STEPS

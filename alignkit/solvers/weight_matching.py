@@ -32,6 +32,9 @@ class WeightMatchingOptions(SolverOptions):
     start: Literal["average", "identity", "random"] = "average"
     """Where the first run starts without ``init``. "average" takes the groups that are not yet matched at the centre of
     all their orders, so the result does not depend on the order in which the units are stored."""
+    products: Literal["float64", "float32"] = "float64"
+    """Type in which similarities are multiplied. "float32" is for GPUs that are slow in float64. Steps are accepted by
+    the objective in float64 either way."""
 
 
 class WeightMatching(Solver[WeightMatchingOptions]):
@@ -48,7 +51,10 @@ class WeightMatching(Solver[WeightMatchingOptions]):
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Run once, then restart; the best result is returned."""
         options = self.options
-        ascent = Ascent(problem.objective, options.rtol, options.max_steps)
+        objective = problem.objective
+        if options.products == "float32":
+            objective = Objective(problem.bound, problem.device, products=torch.float32)
+        ascent = Ascent(objective, options.rtol, options.max_steps)
         generator = problem.generator()
         first = options.start if problem.init is None else "init"
         best = ascent.run(start_perms(problem, first, generator), colours(problem.graph, None))
@@ -205,7 +211,7 @@ class Ascent:
             return Proposal({group: found}, math.inf)
         if torch.equal(found, current):
             return None
-        if not self.acts_once[group]:
+        if not self.acts_once[group] or self.objective.products != self.objective.dtype:
             return self._if_better({group: found}, perms)
         values = [assignment_value(similarity, p.reshape(similarity.shape[:-1])) for p in (found, current)]
         gain = float((values[0] - values[1]).sum())
