@@ -18,7 +18,7 @@ from torch import Tensor
 from alignkit.action import act_on_block
 from alignkit.assignment import assignment_value, linear_assignment
 from alignkit.nested import read_off, split_pairs
-from alignkit.objective import Objective, Perms, Use
+from alignkit.objective import Objective, Perms, Use, unknown_dims
 
 
 class TreeObjective:
@@ -83,13 +83,8 @@ class TreeObjective:
     def _sides(self, use: Use, perms: Perms, average: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """A and B at one place, the chain first and unordered; ``average`` and unknown dims are averaged, kept as 1."""
         dims = use.block.dims
-
-        def unknown(at: int) -> bool:
-            group = dims[at].group
-            return group is not None and (perms.get(group) is None or any(map(unknown, dims[at].ancestors)))
-
         branches = frozenset(self.branches(use))
-        averaged = frozenset(average) | {i for i in use.rest if i not in branches and unknown(i)}
+        averaged = frozenset(average) | (unknown_dims(use, perms) - branches)
         known = {
             d.group: perms[d.group]
             for i, d in enumerate(dims)

@@ -22,8 +22,8 @@ from alignkit.cli.graphs import (
     SpecSwitch,
     described,
 )
-from alignkit.cli.inputs import parse_options
-from alignkit.cli.trace import check_outputs, look_in_this_folder
+from alignkit.cli.inputs import check_free, parse_options
+from alignkit.cli.trace import look_in_this_folder
 from alignkit.compare import compare as compare_solvers
 from alignkit.comparison import ComparisonRow
 from alignkit.errors import UsageError
@@ -70,7 +70,7 @@ def compare(
 
     The identity is always there, and with a task activation matching too. A solver that fails is a row with the reason.
     """
-    check_outputs({"--picture": picture}, force)
+    check_free({"--picture": picture}, force)
     options = parse_options(option or [])
     weights_a, weights_b = read_weights(a), read_weights(b)
     facts = described(spec, model, weights_a)

@@ -59,13 +59,23 @@ def check_outputs(paths: dict[str, Path | None], force: bool) -> None:
         UsageError: An output exists and ``force`` is False, its folder does not exist, it has a suffix that is not
             that of a weights file, or two outputs are one file.
     """
+    for switch, path in paths.items():
+        known = (*SAFETENSORS_SUFFIXES, *(PICKLE_SUFFIXES if switch == "--output" else ()))
+        if path is not None and path.suffix not in known:
+            raise UsageError(f"{switch} {path}: end its name in {' or '.join(known)}.")
+    check_free(paths, force)
+
+
+def check_free(paths: dict[str, Path | None], force: bool) -> None:
+    """Refuse, before any work is done, outputs of any kind that could not be written or would replace a file.
+
+    Raises:
+        UsageError: An output exists and ``force`` is False, its folder does not exist, or two outputs are one file.
+    """
     seen: dict[Path, str] = {}
     for switch, path in paths.items():
         if path is None:
             continue
-        known = (*SAFETENSORS_SUFFIXES, *(PICKLE_SUFFIXES if switch == "--output" else ()))
-        if path.suffix not in known:
-            raise UsageError(f"{switch} {path}: end its name in {' or '.join(known)}.")
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{switch} {path}: " + ("it is a folder." if path.is_dir() else "its folder is missing."))
         if path.exists() and not force:

@@ -9,15 +9,14 @@ from typing import Annotated
 
 import typer
 
-from alignkit.errors import UsageError
+from alignkit.cli.inputs import check_free
 from alignkit.sources import load_model
 from alignkit.trace import trace as trace_model
 from alignkit.weights import atomic_path
 
 MODEL_HELP = (
     "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that "
-    "returns a "
-    "model, or a model and its example inputs)."
+    "returns a model, or a model and its example inputs)."
 )
 
 
@@ -40,7 +39,7 @@ def trace(
 
     The model is built with random weights; nothing is downloaded.
     """
-    check_outputs({"--spec": spec, "--json": as_json, "--picture": picture}, force)
+    check_free({"--spec": spec, "--json": as_json, "--picture": picture}, force)
     look_in_this_folder()
     module, args, kwargs = load_model(model)
     graph = trace_model(module, *args, **kwargs)
@@ -61,22 +60,3 @@ def look_in_this_folder() -> None:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-
-
-def check_outputs(paths: dict[str, Path | None], force: bool) -> None:
-    """Refuse, before any work is done, outputs that could not be written or would replace a file.
-
-    Raises:
-        UsageError: An output exists and ``force`` is False, its folder does not exist, or two outputs are one file.
-    """
-    seen: dict[Path, str] = {}
-    for switch, path in paths.items():
-        if path is None:
-            continue
-        if path.is_dir() or not path.parent.is_dir():
-            raise UsageError(f"{switch} {path}: " + ("it is a folder." if path.is_dir() else "its folder is missing."))
-        if path.exists() and not force:
-            raise UsageError(f"{switch} {path} exists. Choose another name, or pass --force to replace it.")
-        if path.resolve() in seen:
-            raise UsageError(f"{switch} and {seen[path.resolve()]} name the same file {path}.")
-        seen[path.resolve()] = switch
