@@ -7,14 +7,18 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from alignkit.errors import MissingExtraError, TaskError
+from alignkit.errors import AlignmentError, MissingExtraError, TaskError
+from alignkit.heatmap import draw_matrices, draw_strips
+from alignkit.unit_similarity import unit_similarity
 from alignkit.weights import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from alignkit.alignment import Alignment
     from alignkit.evaluate import Interpolation
+    from alignkit.graph.bind import BoundGraph
 
 PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 """Colours that stay apart for colour-blind readers ([Okabe02]), in the order of the lines."""
@@ -94,6 +98,49 @@ def bar_chart(
     return figure
 
 
+def plot_alignment(
+    pair: BoundGraph,
+    alignment: Alignment,
+    target: str | PathLike[str] | None = None,
+    *,
+    groups: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw how alike the units of two networks are before and after alignment, as heat maps.
+
+    Without ``groups`` every group of the graph is one strip: the cosines of its units with those of B at the same
+    places, from the least to the most alike, before and after, and beside them the share of units that moved. With
+    ``groups`` each of these is a matrix of all units of A against all units of B: in B's own order, where a matching
+    shows as scattered points, and in the order of the alignment, where it is the diagonal.
+
+    Args:
+        pair: The two networks, ``graph.bind(a, b)``.
+        alignment: The order of B's units.
+        target: A file to write, or None for a new figure.
+        groups: Groups to draw as matrices, about four at most.
+        title: Text above the picture.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        TaskError: The graph has no group, or not one of those named; or the suffix is not that of a picture.
+        AlignmentError: The alignment belongs to another graph.
+    """
+    if alignment.graph != pair.graph:
+        raise AlignmentError("the alignment belongs to another graph than the pair.")
+    if not pair.graph.groups:
+        raise TaskError("the graph has no group, so there is nothing to draw.")
+    figure = _blank_figure(_figure_class(), target)
+    if groups is None:
+        draw_strips(figure, unit_similarity(pair.graph, pair.a, pair.b, alignment), alignment.moved())
+    else:
+        draw_matrices(figure, pair, alignment, groups)
+    if title:
+        figure.suptitle(title)
+    if target is not None:
+        save_figure(figure, target)
+    return figure
+
+
 def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
     """Write a figure to a file, whole or not at all.
 
@@ -119,15 +166,17 @@ def _figure_class() -> type[Figure]:
 
 
 def _new_figure(figure_class: type[Figure], target: object, panels: int) -> Figure:
-    size = (4.4 * panels, 3.6)
+    figure = _blank_figure(figure_class, target, (4.4 * panels, 3.6))
+    figure.subplots(1, panels)
+    return figure
+
+
+def _blank_figure(figure_class: type[Figure], target: object, size: tuple[float, float] | None = None) -> Figure:
     if target is None:  # known to pyplot, so that notebooks and plt.show() find it
         from matplotlib import pyplot
 
-        figure = pyplot.figure(figsize=size, layout="constrained")
-    else:
-        figure = figure_class(figsize=size, layout="constrained")
-    figure.subplots(1, panels)
-    return figure
+        return pyplot.figure(figsize=size, layout="constrained")
+    return figure_class(figsize=size, layout="constrained")
 
 
 def _draw(axes: Axes, lines: Sequence[Interpolation], name: str, values: Sequence[Sequence[float]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -14,8 +14,10 @@ from alignkit.graph import PermutationGraph
 from alignkit.solver import Status, Step
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
+    from alignkit.graph import BoundGraph
     from alignkit.soft import SoftAlignment
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -91,6 +93,24 @@ class Solution:
     def explain(self) -> str:
         """Say in a few lines what moved, what it was worth, and what could not move and why."""
         return "\n".join((*_headline(self), *_group_lines(self), *_uncovered_lines(self)))
+
+    def plot(
+        self, pair: BoundGraph, target: str | Path | None = None, *, groups: Sequence[str] | None = None
+    ) -> Figure:
+        """Draw heat maps of the units before and after alignment; see `alignkit.plotting.plot_alignment`.
+
+        Args:
+            pair: The two networks, ``graph.bind(a, b)``.
+            target: A file to write, or None for a new figure.
+            groups: Groups to draw as matrices of units; None draws every group as a strip.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            TaskError: There is no group to draw.
+        """
+        from alignkit.plotting import plot_alignment
+
+        return plot_alignment(pair, self.alignment, target, groups=groups)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file with a versioned header; the whole file appears, or none.
