@@ -84,3 +84,11 @@ class ComparisonError(AlignkitError, ValueError):
 
 class ModelSourceError(AlignkitError, ValueError):
     """A model that was named on the command line cannot be built."""
+
+
+class ZooError(AlignkitError, ValueError):
+    """A data set of networks cannot be trained, resumed or read, or its images are missing."""
+
+
+class TrainingError(AlignkitError, ValueError):
+    """An aligner cannot be trained: its sets of networks, its settings or its checkpoint do not fit."""
