@@ -121,21 +121,10 @@ class DwsAligner(Aligner):
             for node in nodes
             if node.name in used
         }
-        features = self._lifted(tensors)
+        features: Features = self.lift(tensors)
         for layer in self.layers:
             features = layer(features)
         return {group: read(features).flatten(2) for group, read in zip(self.facts.units, self.read, strict=True)}
-
-    def _lifted(self, tensors: dict[str, Tensor]) -> Features:
-        """First features; those of units that no tensor has for itself start at zero."""
-        found = self.lift(tensors)
-        some = next(x for x in found if x is not None)
-        widths = self.lift.widths
-        values = [
-            some.new_zeros(len(some), widths[i], *domain.sizes) if found[i] is None else found[i]
-            for i, domain in enumerate(self.facts.domains)
-        ]
-        return Features(self.facts, values)
 
 
 def _cosines(

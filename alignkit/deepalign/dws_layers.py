@@ -5,6 +5,7 @@ Features are arrays ``[batch, channels, *sizes of the domain]``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -58,59 +59,24 @@ def _scaled(features: Tensor) -> Tensor:
     return floats / floats.flatten(1).abs().amax(1).clamp(min=1e-30).reshape(-1, *([1] * (floats.ndim - 1)))
 
 
+def _add(sums: dict[int, Tensor], number: int, x: Tensor) -> None:
+    sums[number] = sums[number] + x if number in sums else x
+
+
 def _weight(out: int, into: int, generator: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.randn(out, into, generator=generator) / into**0.5)
-
-
-class Lift(nn.Module):
-    """From tensors to features on every domain.
-
-    Args:
-        facts: Domains and places.
-        widths: Channels of each domain.
-        lifted: Most fixed positions of a place with a weight of their own; more are hashed into that many first.
-        generator: Source of the weights.
-    """
-
-    def __init__(self, facts: Incidences, widths: list[int], lifted: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.facts, self.widths, self.lifted = facts, widths, lifted
-        self.weights = nn.ParameterList(
-            _weight(widths[place.domain], min(place.channels, lifted), generator) for place in facts.places
-        )
-
-    def forward(self, tensors: dict[str, Tensor]) -> list[Tensor | None]:
-        """Features of each domain, from tensors stacked along a first axis; None where no tensor says anything."""
-        features: list[Tensor | None] = [None] * len(self.facts.domains)
-        for place, weight in zip(self.facts.places, self.weights, strict=True):
-            part = self._hashed(place, _scaled(place.features(tensors[place.tensor])).to(weight.dtype))
-            part = spread_out(part, joint=True)
-            before = features[place.domain]
-            features[place.domain] = mixed(weight, part) if before is None else before + mixed(weight, part)
-        return [None if x is None else spread_out(x) for x in features]
-
-    def _hashed(self, place: Place, part: Tensor) -> Tensor:
-        """A count sketch of the channels where there are too many of them; random signs, no parameters."""
-        if place.channels <= self.lifted:
-            return part
-        code = torch.arange(place.channels, device=part.device) * 2654435761 % 2**32
-        sign = 1 - 2 * (code >> 31).to(part.dtype)
-        bucket = (code * 40503 >> 7) % self.lifted
-        shape = [-1, *([1] * (part.ndim - 2))]
-        sketch = part.new_zeros(part.shape[0], self.lifted, *part.shape[2:])
-        return sketch.index_add(1, bucket, part * sign.reshape(shape))
 
 
 class Features:
     """Features of all domains, and their averages over faces, each computed once."""
 
-    def __init__(self, facts: Incidences, values: list[Tensor]) -> None:
+    def __init__(self, facts: Incidences, values: Mapping[int, Tensor]) -> None:
         self.facts, self.values = facts, values
         self._pooled: dict[Incidence, Tensor] = {}
 
     def replaced(self, changed: dict[int, Tensor]) -> Features:
         """Features with those of some domains exchanged."""
-        result = Features(self.facts, [changed.get(i, x) for i, x in enumerate(self.values)])
+        result = Features(self.facts, {**self.values, **changed})
         result._pooled = {face: x for face, x in self._pooled.items() if face.domain not in changed}
         return result
 
@@ -140,6 +106,53 @@ def diagonal(face: Incidence, like: Tensor) -> Tensor:
         shape[one] = shape[other] = size
         mask = mask * torch.eye(size, dtype=like.dtype, device=like.device).reshape(shape)
     return mask
+
+
+class Lift(nn.Module):
+    """From tensors to features on every domain.
+
+    Args:
+        facts: Domains and places.
+        widths: Channels of each domain.
+        lifted: Most fixed positions of a place with a weight of their own; more are hashed into that many first.
+        generator: Source of the weights.
+    """
+
+    def __init__(self, facts: Incidences, widths: list[int], lifted: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.facts, self.lifted = facts, lifted
+        self.weights = nn.ParameterList(
+            _weight(widths[place.domain], min(place.channels, lifted), generator) for place in facts.places
+        )
+        direct = {place.domain for place in facts.places}
+        # A group of heads may have no tensor of its own: it starts from means over what stands in larger domains.
+        self.faces = [face for face in facts.faces if face.group not in direct and face.domain in direct]
+        self.means = nn.ParameterList(
+            _weight(widths[face.group], widths[face.domain], generator) for face in self.faces
+        )
+
+    def forward(self, tensors: Mapping[str, Tensor]) -> Features:
+        """Features of each domain, from tensors stacked along a first axis."""
+        found: dict[int, Tensor] = {}
+        for place, weight in zip(self.facts.places, self.weights, strict=True):
+            part = self._hashed(place, _scaled(place.features(tensors[place.tensor])).to(weight.dtype))
+            _add(found, place.domain, mixed(weight, spread_out(part, joint=True)))
+        direct = Features(self.facts, {i: spread_out(x) for i, x in found.items()})
+        more: dict[int, Tensor] = {}
+        for face, weight in zip(self.faces, self.means, strict=True):
+            _add(more, face.group, mixed(weight, direct.pooled(face)))
+        return direct.replaced({i: spread_out(x) for i, x in more.items()})
+
+    def _hashed(self, place: Place, part: Tensor) -> Tensor:
+        """A count sketch of the channels where there are too many of them; random signs, no parameters."""
+        if place.channels <= self.lifted:
+            return part
+        code = torch.arange(place.channels, device=part.device) * 2654435761 % 2**32
+        sign = 1 - 2 * (code >> 31).to(part.dtype)
+        bucket = (code * 40503 >> 7) % self.lifted
+        shape = [-1, *([1] * (part.ndim - 2))]
+        sketch = part.new_zeros(part.shape[0], self.lifted, *part.shape[2:])
+        return sketch.index_add(1, bucket, part * sign.reshape(shape))
 
 
 class Affine(nn.Module):
@@ -217,8 +230,3 @@ class Layer(nn.Module):
         centred, scale = centred_and_scale(x)
         gain, bias = self.gains[domain].reshape(shape), self.biases[domain].reshape(shape)
         return nn.functional.silu(torch.addcmul(bias, centred, gain * scale))
-
-
-def positions(facts: Incidences) -> int:
-    """Combinations of units over all domains: what time and memory grow with."""
-    return sum(prod(domain.sizes) for domain in facts.domains)
