@@ -13,6 +13,7 @@ from __future__ import annotations
 from alignkit.alignment import Alignment
 from alignkit.assignment import linear_assignment
 from alignkit.canonical import Canonical, canonicalize
+from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
 from alignkit.compare import compare
 from alignkit.comparison import Comparison
 from alignkit.distance import Distance, distance
@@ -41,6 +42,7 @@ __all__ = [
     "Alignment",
     "BoundGraph",
     "Canonical",
+    "Checkpoint",
     "Comparison",
     "Distance",
     "Interpolation",
@@ -68,6 +70,7 @@ __all__ = [
     "linear_assignment",
     "logged",
     "merge",
+    "open_checkpoint",
     "progress",
     "read_weights",
     "repair",
@@ -76,5 +79,6 @@ __all__ = [
     "solvers",
     "trace",
     "transport",
+    "write_checkpoint",
     "write_weights",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,10 @@ def test_a_folder_that_cannot_be_written_to(write: str, folder: Path, monkeypatc
     locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
     if os.access(locked, os.W_OK):  # the administrator may write anywhere
 
-        def refuse(**arguments: Any) -> None:
+        def refuse(*arguments: Any) -> None:
             raise PermissionError(13, "Permission denied", str(locked))
 
-        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(os, "open", refuse)
     calls: dict[str, Callable[[], object]] = {
         "weights.safetensors": lambda: write_weights(locked / "out.safetensors", good()),
         "weights.pt": lambda: write_weights(locked / "out.pt", good()),

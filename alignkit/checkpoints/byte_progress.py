@@ -1,0 +1,60 @@
+"""How far a pass over many bytes has come, and when it will end at the pace so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class ByteProgress:
+    """One report of a pass over tensors.
+
+    Attributes:
+        done: Bytes processed.
+        total: Bytes to process in this pass, as known now.
+        seconds: Seconds since the pass began.
+        stage: What is being done, such as ``"write"`` or ``"sweep 2"``.
+    """
+
+    done: int
+    total: int
+    seconds: float
+    stage: str = ""
+
+    @property
+    def fraction(self) -> float:
+        """Part of the pass that is done, from 0 to 1."""
+        return min(1.0, self.done / self.total) if self.total else 1.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to the end of this pass at the pace so far; None before anything is done."""
+        if not self.done:
+            return None
+        return self.seconds * max(0, self.total - self.done) / self.done
+
+
+OnProgress: TypeAlias = Callable[[ByteProgress], None]
+
+
+class ByteMeter:
+    """Counts the bytes of one pass and reports them.
+
+    Args:
+        stage: What is being done.
+        total: Bytes to process.
+        on_progress: Gets a `ByteProgress` after each piece; None for nobody.
+    """
+
+    def __init__(self, stage: str, total: int, on_progress: OnProgress | None) -> None:
+        self.stage, self.total, self.done = stage, total, 0
+        self._on_progress, self._started = on_progress, perf_counter()
+
+    def advance(self, count: int) -> None:
+        """Count more bytes as processed."""
+        self.done += count
+        if self._on_progress is not None:
+            self._on_progress(ByteProgress(self.done, self.total, perf_counter() - self._started, self.stage))

@@ -1,0 +1,176 @@
+"""`Checkpoint`: the tensors of a checkpoint as one lazy mapping over its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.checkpoints.folder import CONFIG, INDEX_SUFFIX, find_weights, inside, read_index, side_files
+from alignkit.checkpoints.pickle_file import PickleShard
+from alignkit.checkpoints.safetensors_file import SafetensorsShard
+from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, Shard, TensorEntry
+from alignkit.errors import WeightsError
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Named tensors in files. A tensor is read when it is asked for, and is not kept.
+
+    Made by `open_checkpoint`.
+
+    Attributes:
+        path: What was opened: a file, or a folder.
+        folder: Folder that an output like this one is; None where the checkpoint is one file.
+        shards: The weights files, each with its path and the facts of its tensors.
+        metadata: Text entries of the file's header; of the index for a sharded checkpoint.
+        side_files: Files that go along with the weights, such as config and tokenizer, relative to ``folder``.
+        config: The ``config.json`` beside the weights, or None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        folder: Path | None,
+        shards: tuple[Shard, ...],
+        metadata: Mapping[str, Any],
+        side_files: tuple[Path, ...] = (),
+    ) -> None:
+        self.path, self.folder, self.shards = path, folder, shards
+        self.metadata, self.side_files = MappingProxyType(dict(metadata)), side_files
+        beside = shards[0].path.parent / CONFIG if folder is None else folder / CONFIG
+        self.config: Path | None = beside if beside.is_file() else None
+        self._shard_of: dict[str, Shard] = {}
+        for shard in shards:
+            for name in shard.entries:
+                if name in self._shard_of:
+                    raise WeightsError(
+                        f"{path}: the tensor {name!r} is both in {self._shard_of[name].path.name} and in "
+                        f"{shard.path.name}."
+                    )
+                self._shard_of[name] = shard
+
+    @property
+    def entries(self) -> dict[str, TensorEntry]:
+        """Name, dtype, shape and size of each tensor, without its values."""
+        return {name: shard.entries[name] for name, shard in self._shard_of.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Dtype of each tensor."""
+        return {name: entry.dtype for name, entry in self.entries.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values."""
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    @property
+    def streams(self) -> bool:
+        """Whether every file is read and written piece by piece; files of ``torch.save`` are written from memory."""
+        return all(shard.streams for shard in self.shards)
+
+    def entry(self, name: str) -> TensorEntry:
+        """Dtype, shape and size of one tensor, without its values."""
+        return self._shard_of[name].entries[name]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a tensor, in memory of their own; only they are read."""
+        return self._shard_of[name].read(name, start, stop)
+
+    def take(self, name: str, index: Tensor) -> Tensor:
+        """The rows of a tensor that ``index`` (int64) names, in its order; only they are read."""
+        shard = self._shard_of[name]
+        entry = shard.entries[name]
+        rows = torch.empty((len(index), *entry.shape[1:]), dtype=entry.dtype)
+        shard.read_into(rows, name, index)
+        return rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read a tensor into memory of its own.
+
+        Raises:
+            KeyError: There is no such tensor.
+            WeightsError: The file was changed since it was opened, or cannot be read.
+        """
+        return self._shard_of[name].read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}: {len(self)} tensors, {self.nbytes} bytes, {len(self.shards)} files)"
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint without reading its values.
+
+    Args:
+        path: A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file, read with ``weights_only=True``; an index
+            of shards (``model.safetensors.index.json``, ``pytorch_model.bin.index.json``); or a folder that holds one
+            of these, such as a model of Hugging Face or a snapshot in the cache of its hub.
+
+    Returns:
+        A lazy mapping of names to tensors on the CPU.
+
+    Raises:
+        WeightsError: It does not exist, a file is damaged or of another kind, an index names files outside its folder
+            or tensors that are not there, a tensor is in two files, or reading could run code from a file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist.")
+    if path.is_dir():
+        return _open_folder(path, find_weights(path), path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _open_folder(path.parent, path, path)
+    if not path.is_file():
+        raise WeightsError(f"{path} is no file and no folder.")
+    shard = open_shard(path)
+    return Checkpoint(path, None, (shard,), shard.metadata)
+
+
+def _open_folder(folder: Path, weights: Path, path: Path) -> Checkpoint:
+    if not weights.name.endswith(INDEX_SUFFIX):
+        shard = open_shard(inside(folder, weights.name, folder))
+        return Checkpoint(path, folder, (shard,), shard.metadata, side_files(folder, None))
+    index = read_index(weights)
+    shards = tuple(open_shard(inside(folder, name, weights)) for name in index.shards)
+    for shard, promised in zip(shards, index.shards.values(), strict=True):
+        _compare(weights, shard, set(promised))
+    return Checkpoint(path, folder, shards, index.metadata, side_files(folder, weights))
+
+
+def _compare(index: Path, shard: Shard, promised: set[str]) -> None:
+    if missing := sorted(promised - shard.entries.keys()):
+        raise WeightsError(f"{index} says that {missing[0]!r} is in {shard.path.name}, but it is not there.")
+    if extra := sorted(shard.entries.keys() - promised):
+        raise WeightsError(f"{shard.path} holds {extra[0]!r}, which {index.name} does not place there.")
+
+
+def open_shard(path: Path) -> Shard:
+    """Open one weights file, by its suffix.
+
+    Raises:
+        WeightsError: The suffix is not known, or the file cannot be read.
+    """
+    if path.suffix in SAFETENSORS_SUFFIXES:
+        return SafetensorsShard(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        return PickleShard(path)
+    known = ", ".join((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES))
+    raise WeightsError(f"{path}: weights files end in {known}. Convert the file, or rename it if it is one of these.")

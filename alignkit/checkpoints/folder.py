@@ -1,0 +1,156 @@
+"""Folders of checkpoints: which files hold the weights, which go along, and which names are safe to follow."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from alignkit.checkpoints.safetensors_file import without_duplicates
+from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from alignkit.errors import WeightsError
+
+INDEX_SUFFIX = ".index.json"
+CONFIG = "config.json"
+MAX_INDEX = 100_000_000
+"""Most bytes of an index file that are read."""
+WEIGHTS_SUFFIXES = frozenset(
+    (
+        *SAFETENSORS_SUFFIXES,
+        *PICKLE_SUFFIXES,
+        *(".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".npz", ".onnx", ".onnx_data", ".ot", ".pickle", ".pkl"),
+        ".tflite",
+    )
+)
+"""Files with weights or pickles of any kind. Beside changed weights a copy would be wrong, so none is made."""
+_WELL_KNOWN = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+_PATTERNS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Index:
+    """A file that says which shard holds each tensor.
+
+    Attributes:
+        path: The file.
+        shards: Names of the tensors of each shard, by the shard's path below the folder.
+        metadata: What the index says beside it, such as ``total_size``.
+    """
+
+    path: Path
+    shards: dict[str, list[str]]
+    metadata: dict[str, Any]
+
+
+def find_weights(folder: Path) -> Path:
+    """The weights file, or the index of shards, of a folder.
+
+    The names of Hugging Face are looked for first, safetensors before pickles; then any one file of a known format.
+
+    Raises:
+        WeightsError: There is none, or it is not clear which is meant.
+    """
+    for names in _WELL_KNOWN:
+        if found := [folder / name for name in names if (folder / name).is_file()]:
+            return _only(folder, found)
+    for pattern in _PATTERNS:
+        if found := [path for path in sorted(folder.glob(pattern)) if path.is_file()]:
+            return _only(folder, found)
+    raise WeightsError(
+        f"{folder} is a folder that holds no weights: no model.safetensors, no model.safetensors.index.json, no "
+        "pytorch_model.bin and no other file of a known format. Name the weights file."
+    )
+
+
+def _only(folder: Path, found: list[Path]) -> Path:
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found[:8])
+        raise WeightsError(f"{folder} holds several weights files, {listed}. Name the one that is meant.")
+    return found[0]
+
+
+def read_index(path: Path) -> Index:
+    """Read an index of shards.
+
+    Raises:
+        WeightsError: It is no index, names a tensor twice, or names a file that is missing or outside the folder.
+    """
+    try:
+        if path.stat().st_size > MAX_INDEX:
+            raise ValueError(f"it is larger than {MAX_INDEX} bytes")
+        found = json.loads(path.read_bytes(), object_pairs_hook=without_duplicates)
+        table = found["weight_map"]
+        metadata = found.get("metadata") or {}
+        if not (isinstance(metadata, dict) and table and all(isinstance(name, str) for name in table.values())):
+            raise ValueError('"weight_map" has to map names of tensors to names of files')
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read as an index of shards: {error}.") from error
+    shards: dict[str, list[str]] = {}
+    for tensor, name in table.items():
+        shards.setdefault(name, []).append(tensor)
+    for name in shards:
+        inside(path.parent, name, path)
+    return Index(path, shards, metadata)
+
+
+def inside(folder: Path, name: str, said_by: Path) -> Path:
+    """The file of a folder that a name read from a file stands for.
+
+    Links may lead to another place of the same folder, and, in a cache of the Hugging Face hub, to its ``blobs``.
+
+    Raises:
+        WeightsError: The name leaves the folder, or is no file.
+    """
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or Path(name).drive:
+        raise WeightsError(f"{said_by} names the file {name!r}: only files inside {folder} are read.")
+    path = folder / pure
+    try:
+        mode = path.stat().st_mode
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise WeightsError(f"{said_by} names the file {name!r}, which is missing or cannot be read.") from error
+    if not stat.S_ISREG(mode):
+        raise WeightsError(f"{said_by} names {name!r}, which is no file.")
+    if not stays_inside(path, folder):
+        raise WeightsError(f"{path} is a link that leaves the folder: only files inside {folder} are read.")
+    return path
+
+
+def stays_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, links followed, is in the folder, or in the ``blobs`` beside it in a cache of the hub."""
+    allowed = [folder.resolve()]
+    snapshots = allowed[0].parent
+    if snapshots.name == "snapshots":
+        allowed.append(snapshots.parent / "blobs")
+    resolved = path.resolve()
+    return any(resolved.is_relative_to(place) for place in allowed)
+
+
+def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
+    """Files that go along with the weights (config, tokenizer, index), relative to the folder.
+
+    Weights of other formats, hidden folders and unfinished outputs stay behind.
+
+    Raises:
+        WeightsError: A file is a link that leaves the folder.
+    """
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            other_index = name.endswith(INDEX_SUFFIX) and path != index
+            if path.suffix in WEIGHTS_SUFFIXES or other_index or name.endswith(".part") or not path.is_file():
+                continue
+            if not stays_inside(path, folder):
+                raise WeightsError(f"{path} is a link that leaves the folder. Replace it by a file, or remove it.")
+            found.append(path.relative_to(folder))
+    return tuple(found)

@@ -1,0 +1,171 @@
+"""Files of ``torch.save``: read with ``weights_only=True`` and nothing else, as a memory map where that is possible.
+
+A file is written whole from memory, one shard at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.checkpoints.shard import FileStamp, Shard, TensorEntry, ValuesOf
+from alignkit.errors import WeightsError
+
+NESTED = "state_dict"
+"""Key of the tensors in training checkpoints that hold more."""
+_REMAP = 1 << 28
+"""Bytes read through one memory map before it is dropped, so that its pages do not pile up in memory."""
+
+
+class PickleShard(Shard):
+    """A state dict written by ``torch.save``, or a dict that has one under ``"state_dict"``.
+
+    Args:
+        path: The file.
+
+    Raises:
+        WeightsError: It cannot be read, holds more than tensors, or needs code from the file to be run.
+    """
+
+    streams = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: Mapping[str, str] = {}
+        self._stamp = FileStamp.of(path.stat())
+        loaded = load_pickle(path)
+        self._nested = isinstance(loaded.get(NESTED), Mapping)
+        self._module_versions: Any = None
+        self._mapped: dict[str, Tensor] | None = None
+        self._read = 0
+        tensors = self._tensors()
+        for name, tensor in tensors.items():
+            if tensor.layout != torch.strided or tensor.is_meta:
+                raise WeightsError(f"{path}: {name!r} is {tensor.layout} on {tensor.device}; dense tensors are needed.")
+        self.entries = {name: TensorEntry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+        self._ties = _ties(tensors)
+        self._mapped = None
+
+    def _tensors(self) -> dict[str, Tensor]:
+        if self._mapped is None or self._read > _REMAP:
+            if FileStamp.of(self.path.stat()) != self._stamp:
+                raise WeightsError(f"{self.path} was changed while it was being read. Start again.")
+            loaded = load_pickle(self.path)
+            inner = loaded[NESTED] if self._nested else loaded
+            self._module_versions = getattr(inner, "_metadata", None)
+            self._mapped, self._read = state_dict_in(loaded, self.path), 0
+        return self._mapped
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Read a tensor, or rows ``start`` to ``stop`` of it, into memory of its own."""
+        tensor = self._tensors()[name]
+        part = tensor if start == 0 and stop is None else tensor[start:stop]
+        self._read += part.nbytes
+        return part.clone(memory_format=torch.contiguous_format)
+
+    def read_into(self, rows: Tensor, name: str, index: Tensor) -> None:
+        """Read the rows that ``index`` names, in its order."""
+        torch.index_select(self._tensors()[name], 0, index, out=rows)
+        self._read += rows.nbytes
+
+    def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
+        """Write a file of the same form; tensors that share memory here share it there. Other entries are left out."""
+        done: dict[str, Tensor] = {}
+        written: dict[str, Tensor] = {}
+        for name, entry in self.entries.items():
+            first = self._ties[name]
+            if first not in done:
+                given = values(name)
+                done[first] = given if isinstance(given, Tensor) else torch.cat(list(given))
+                entry.check(done[first], target)
+                done[first] = done[first].detach().cpu().clone(memory_format=torch.contiguous_format)
+            written[name] = done[first]
+            advance(entry.nbytes)
+        state = _with_versions(written, self._module_versions)
+        save_pickle({NESTED: state} if self._nested else state, target)
+
+
+def save_pickle(values: Mapping[str, Any], target: Path) -> None:
+    """Write with ``torch.save``.
+
+    Raises:
+        OSError: The disk is full or cannot be written to; torch says so by a `RuntimeError`.
+    """
+    try:
+        torch.save(values, target)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, (str(error).splitlines() or [""])[0]) from error
+
+
+def load_pickle(path: Path) -> Mapping[str, Any]:
+    """Read a file of ``torch.save`` without running code from it, its values as a memory map where possible.
+
+    Raises:
+        WeightsError: The file is damaged, is no mapping, or reading it could run code.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of a file that is damaged or old; the outcome is checked below.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors, and reading it could run code from the file, so it is refused. Save "
+            "the state dict alone: torch.save(model.state_dict(), path)."
+        ) from error
+    except Exception as error:
+        # A damaged pickle can make the unpickler stumble anywhere: IndexError, TypeError, and more.
+        first = (str(error).splitlines() or [""])[0]
+        raise WeightsError(f"{path} cannot be read: {type(error).__name__}: {first}") from error
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict of named tensors.")
+    return loaded
+
+
+def state_dict_in(loaded: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The named tensors of what a file holds.
+
+    Raises:
+        WeightsError: An entry is no tensor.
+    """
+    nested = loaded.get(NESTED)
+    tensors = nested if isinstance(nested, Mapping) else loaded
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise WeightsError(
+                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor. Save the state dict alone: "
+                "torch.save(model.state_dict(), path)."
+            )
+    return {str(name): tensor.detach() for name, tensor in tensors.items()}
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name the first name of the same memory, seen in the same way."""
+    first: dict[object, str] = {}
+    ties = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else name
+        ties[name] = first.setdefault(key, name)
+    return ties
+
+
+def _with_versions(tensors: dict[str, Tensor], versions: Any) -> dict[str, Tensor]:
+    """A state dict with the versions of its modules, as ``nn.Module.state_dict`` makes it."""
+    if versions is None:
+        return tensors
+    from collections import OrderedDict
+
+    state: Any = OrderedDict(tensors)
+    state._metadata = versions
+    return state  # type: ignore[no-any-return]

@@ -1,0 +1,109 @@
+"""What a weights file of any format offers: facts of its tensors, values on demand, a copy with new values."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import WeightsError
+
+SAFETENSORS_SUFFIXES = (".safetensors",)
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
+
+Values: TypeAlias = Tensor | Iterable[Tensor]
+"""A whole tensor, or its rows from first to last in pieces."""
+ValuesOf: TypeAlias = Callable[[str], Values]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor in a file: its name, dtype and shape, and where its bytes start in the file (0 where that is open)."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def check(self, values: Tensor, path: Path, rows: int | None = None) -> None:
+        """Hold new values against the entry.
+
+        Args:
+            values: New values.
+            path: File that they are for.
+            rows: Number of rows of a piece; None for the whole tensor.
+
+        Raises:
+            WeightsError: They are no dense tensor of this dtype and shape.
+        """
+        shape = self.shape if rows is None else (rows, *self.shape[1:])
+        if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
+            raise WeightsError(f"cannot write {path}: the new values of {self.name!r} are no dense tensor.")
+        if values.dtype != self.dtype or tuple(values.shape) != shape:
+            raise WeightsError(
+                f"cannot write {path}: {self.name!r} is {_dtype(self.dtype)} {[*self.shape]}, the new values are "
+                f"{_dtype(values.dtype)} {[*values.shape]}."
+            )
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """Size, inode and time of a file, to notice that it was changed between two reads."""
+
+    size: int
+    inode: int
+    modified: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> FileStamp:
+        """The stamp of an open file."""
+        return cls(found.st_size, found.st_ino, found.st_mtime_ns)
+
+
+class Shard(ABC):
+    """One weights file, opened without its values.
+
+    Attributes:
+        path: The file.
+        entries: Facts of its tensors, by name.
+        metadata: Text entries of its header.
+        streams: Whether rows are read and written without the rest of the file in memory.
+    """
+
+    path: Path
+    entries: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    streams: bool
+
+    @abstractmethod
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Read a tensor, or rows ``start`` to ``stop`` of it, into memory of its own."""
+
+    @abstractmethod
+    def read_into(self, rows: Tensor, name: str, index: Tensor) -> None:
+        """Read the rows that ``index`` names, in its order, into ``rows``, a contiguous tensor."""
+
+    @abstractmethod
+    def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
+        """Write a file like this one with new values; ``advance`` is told the bytes of each tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file in bytes."""
+        return self.path.stat().st_size
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

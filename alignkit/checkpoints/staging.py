@@ -1,0 +1,192 @@
+"""Outputs that appear whole or not at all: written beside their place, flushed to the disk, then renamed.
+
+A run that is killed leaves only a hidden file or folder ``.NAME.xxxxxxxx.part`` beside the output. A run holds a lock
+(flock(2)) on what it is writing, and the kernel drops the lock when the run ends, however it ends; so the next run to
+the same output can tell leftovers from the work of a live run, and removes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from alignkit.errors import WeightsError
+
+if sys.platform != "win32":
+    import fcntl
+
+_NAME_LENGTH = 120
+"""Characters of the output's name that its temporary name repeats; file systems allow 255."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def staged(output: Path, *, folder: bool = False, overwrite: bool = True) -> Iterator[Path]:
+    """A temporary path beside ``output`` that takes its place when the block ends well, and disappears otherwise.
+
+    Args:
+        output: Where the result belongs.
+        folder: Whether it is a folder. The temporary folder or the empty temporary file exists already.
+        overwrite: Whether an output that exists is replaced. A folder is exchanged in one step where the system can.
+
+    Raises:
+        WeightsError: The output's folder is missing or cannot be written to, the disk is full, or the output exists
+            and ``overwrite`` is False.
+    """
+    if output.is_symlink():
+        output = output.resolve()
+    parent = output.parent
+    if not parent.is_dir():
+        raise WeightsError(f"cannot write {output}: the folder {parent} does not exist. Create it first.")
+    if not folder and output.is_dir():
+        raise WeightsError(f"cannot write {output}: it is a folder.")
+    if not overwrite and _taken(output):
+        raise exists_already(output)
+    temporary: Path | None = None
+    lock: int | None = None
+    try:
+        remove_stale(output)
+        temporary, lock = _claim(output, folder)
+        yield temporary
+        _flush(temporary)
+        _publish(temporary, output, folder, overwrite)
+        _sync(parent)
+    except OSError as error:
+        if not overwrite and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and _taken(output):
+            raise exists_already(output) from error
+        raise WeightsError(f"cannot write {output}: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            remove(temporary)
+        if lock is not None:
+            os.close(lock)
+
+
+def exists_already(output: Path) -> WeightsError:
+    """The error for an output that is there and is not to be replaced."""
+    return WeightsError(f"cannot write {output}: it exists. Choose another name, or ask for it to be replaced.")
+
+
+def remove_stale(output: Path) -> int:
+    """Remove what killed runs to this output left behind; what live runs are writing stays.
+
+    Returns:
+        How many leftovers were removed.
+    """
+    if sys.platform == "win32":
+        return 0
+    pattern = re.compile(re.escape(f".{output.name[:_NAME_LENGTH]}.") + r"[0-9a-f]{8}\.part")
+    removed = 0
+    for found in [entry for entry in os.scandir(output.parent) if pattern.fullmatch(entry.name)]:
+        with suppress(OSError):
+            handle = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(Path(found.path))
+                removed += 1
+            finally:
+                os.close(handle)
+    return removed
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder if it is there; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _taken(output: Path) -> bool:
+    """Whether something is there; an empty folder counts as free."""
+    return output.exists() and not (output.is_dir() and not any(output.iterdir()))
+
+
+def _claim(output: Path, folder: bool) -> tuple[Path, int | None]:
+    """Make a temporary file or folder and lock it, so that no other run takes it for a leftover."""
+    while True:
+        path = output.with_name(f".{output.name[:_NAME_LENGTH]}.{secrets.token_hex(4)}.part")
+        try:
+            if folder:
+                path.mkdir()
+            else:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        if sys.platform == "win32":
+            return path, None
+        with suppress(FileNotFoundError, BlockingIOError):  # Another run saw it before it was locked: take a new name.
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.stat(path), os.fstat(handle)):
+                    return path, handle
+            except FileNotFoundError:
+                pass
+            except BlockingIOError:
+                os.close(handle)
+                raise
+            except OSError:  # This file system has no locks; leftovers on it are never removed.
+                return path, handle
+            os.close(handle)
+
+
+def _flush(path: Path) -> None:
+    """Flush a file, or a folder with all its files, to the disk."""
+    if path.is_dir():
+        for inner in sorted(path.iterdir()):
+            _flush(inner)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _publish(temporary: Path, output: Path, folder: bool, overwrite: bool) -> None:
+    if folder and overwrite and _taken(output):
+        _exchange(temporary, output)
+    elif folder or overwrite:
+        os.replace(temporary, output)
+    else:
+        try:
+            os.link(temporary, output)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                raise
+            os.replace(temporary, output)  # No hard links here; the check at the start has to do.
+
+
+def _exchange(temporary: Path, output: Path) -> None:
+    """Swap a new folder with the one in its place, in one step where the system has it (renameat2 of Linux)."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if swap is not None:
+        names = (os.fsencode(temporary), os.fsencode(output))
+        if swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code))
+    old = output.with_name(f".{output.name[:_NAME_LENGTH]}.{secrets.token_hex(4)}.old")
+    os.rename(output, old)
+    try:
+        os.rename(temporary, output)
+    except OSError:
+        os.rename(old, output)
+        raise
+    remove(old)

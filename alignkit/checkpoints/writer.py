@@ -1,0 +1,116 @@
+"""Writing a checkpoint with new values: same files, dtypes and metadata, shard by shard, all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from alignkit.checkpoints.byte_progress import ByteMeter, OnProgress
+from alignkit.checkpoints.checkpoint import Checkpoint
+from alignkit.checkpoints.folder import INDEX_SUFFIX, WEIGHTS_SUFFIXES
+from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf
+from alignkit.checkpoints.staging import exists_already, staged
+from alignkit.errors import WeightsError
+
+_SPARE = 1 << 20
+"""Bytes that have to be free beyond the size of the output: folders and block sizes."""
+
+
+def write_checkpoint(
+    output: str | Path,
+    like: Checkpoint,
+    tensor: ValuesOf,
+    on_progress: OnProgress | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write new values in the form of a checkpoint: a folder where it is one, a file where it is one.
+
+    Shards, names, dtypes, metadata and headers are those of ``like``, and its side files (config, tokenizer, index)
+    are copied. Weights of other formats are not: they would hold other values. Tensors are asked for one by one and
+    dropped when written; of files of ``torch.save`` one shard at a time is held in memory. Everything is written beside
+    the output, flushed to the disk and then renamed, so that a killed run leaves the output as it was.
+
+    Args:
+        output: Folder or file to write.
+        like: The checkpoint whose form is kept. It is read only.
+        tensor: From a name to the new values: a tensor of the dtype and shape in ``like``, or its rows in pieces, first
+            to last.
+        on_progress: Is told the bytes written so far.
+        overwrite: Replace an output that exists. A folder is replaced only if it holds nothing but a checkpoint.
+
+    Raises:
+        WeightsError: The output cannot be written, exists, or there is not enough room for it; or new values do not
+            fit. Nothing was changed then.
+    """
+    output = Path(output)
+    _check_place(output, like, overwrite)
+    _check_room(output, like)
+    meter = ByteMeter("write", like.nbytes, on_progress)
+    with staged(output, folder=like.folder is not None, overwrite=overwrite) as temporary:
+        if like.folder is None:
+            like.shards[0].write(temporary, tensor, meter.advance)
+            return
+        for side in like.side_files:
+            target = temporary / side
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(like.folder / side, target)
+        for shard in like.shards:
+            target = temporary / shard.path.relative_to(like.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shard.write(target, tensor, meter.advance)
+
+
+def _check_place(output: Path, like: Checkpoint, overwrite: bool) -> None:
+    """Refuse an output that is of another kind, that is there already, or that other files would be lost with."""
+    if not output.name or output.name == "..":
+        raise WeightsError(f"cannot write {output}: give the output a name of its own.")
+    if not output.parent.is_dir():
+        raise WeightsError(f"cannot write {output}: the folder {output.parent} does not exist. Create it first.")
+    if like.folder is None:
+        suffix = like.shards[0].path.suffix
+        kin = next(kinds for kinds in (SAFETENSORS_SUFFIXES, PICKLE_SUFFIXES) if suffix in kinds)
+        if output.suffix not in kin:
+            raise WeightsError(
+                f"cannot write {output}: {like.path} is one file, so end the name in {' or '.join(kin)}."
+            )
+        if output.is_dir():
+            raise WeightsError(f"cannot write {output}: it is a folder.")
+        if output.exists() and not overwrite:
+            raise exists_already(output)
+        return
+    here, there = output.resolve(), like.folder.resolve()
+    if here != there and (here.is_relative_to(there) or there.is_relative_to(here)):
+        raise WeightsError(f"cannot write {output}: one of it and {like.folder} is inside the other.")
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise WeightsError(f"cannot write {output}: it is a file, and {like.path} is a folder.")
+    if any(output.iterdir()) and not overwrite:
+        raise exists_already(output)
+    known = {*like.side_files, *(shard.path.relative_to(like.folder) for shard in like.shards)}
+    for place, _, names in os.walk(output):
+        for name in names:
+            path = Path(place, name)
+            if path.suffix not in WEIGHTS_SUFFIXES and path.relative_to(output) not in known and not _is_index(name):
+                raise WeightsError(
+                    f"cannot replace {output}: it holds {path.relative_to(output)}, which would be lost. Choose "
+                    "another output, or remove the folder."
+                )
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith(INDEX_SUFFIX)
+
+
+def _check_room(output: Path, like: Checkpoint) -> None:
+    """Refuse to start where the output does not fit."""
+    needed = sum(shard.nbytes for shard in like.shards) + _SPARE
+    if like.folder is not None:
+        needed += sum((like.folder / side).stat().st_size for side in like.side_files)
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise WeightsError(
+            f"cannot write {output}: it takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on its disk."
+        )
