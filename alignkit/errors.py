@@ -92,3 +92,7 @@ class ZooError(AlignkitError, ValueError):
 
 class TrainingError(AlignkitError, ValueError):
     """An aligner cannot be trained: its sets of networks, its settings or its checkpoint do not fit."""
+
+
+class ReportError(AlignkitError, ValueError):
+    """A report cannot be written."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from alignkit.alignment import Alignment
 from alignkit.graph import PermutationGraph
+from alignkit.graph.report import why_fixed
 from alignkit.solver import Status, Step
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Solution:
         moved: Number of units of each group that changed their place.
         history: The steps that the solver reported, in its own objective; for a chain those of all stages.
         stats: Numbers that the solver kept, such as restarts.
+        notes: Facts that the solver kept, such as the fingerprint of the trained weights that it used.
         seconds: Wall-clock time of the solver, without the accounting around it.
         soft: Soft alignment, where the solver makes one.
         detail: What went wrong, when the status is a failure.
@@ -63,6 +65,7 @@ class Solution:
     soft: SoftAlignment | None = None
     detail: str = ""
     stages: tuple[Solution, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def graph(self) -> PermutationGraph:
@@ -72,7 +75,7 @@ class Solution:
     @property
     def uncovered(self) -> dict[str, str]:
         """Tensors, scalars left out, that no group acts on, each with the reason why it stays as it is."""
-        return {name: _why_fixed(self.graph, name) for name in self.graph.uncovered}
+        return {name: why_fixed(self.graph, name) for name in self.graph.uncovered}
 
     @overload
     def apply(self, b: ModuleT) -> ModuleT: ...
@@ -149,6 +152,7 @@ def _headline(solution: Solution) -> list[str]:
         f"in {solution.seconds:.3g} s and {len(solution.history)} steps.",
         solution.status.value + (f" {solution.detail}" if solution.detail else ""),
     ]
+    lines += [f"  {name}: {text}" for name, text in solution.notes.items()]
     for i, stage in enumerate(solution.stages, 1):
         lines.append(f"  stage {i}, {stage.solver}: {stage.objective_init:.6g} -> {stage.objective_after:.6g}")
     if not any(solution.moved.values()):
@@ -195,16 +199,3 @@ def _uncovered_lines(solution: Solution) -> list[str]:
         f"Not covered, {len(uncovered)} of {len(solution.graph.tensors)} tensors stay as they are:",
         *rows,
     ]
-
-
-def _why_fixed(graph: PermutationGraph, tensor: str) -> str:
-    node, provenance = graph.tensors[tensor], graph.provenance
-    pins = [pin for pin in provenance.pinned if pin.tensor in node.names]
-    if pins:
-        said = [f"axis {pin.axis} by {pin.op}" + (f" in {pin.where}" if pin.where else "") for pin in pins]
-        return f"pinned on {', '.join(said)}"
-    if set(node.names) & set(provenance.unused):
-        return "the traced run never used it"
-    if provenance.source == "written":
-        return "the spec fixes all its axes"
-    return "its axes are inputs or outputs of the model, or were found to be fixed"

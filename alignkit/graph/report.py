@@ -16,6 +16,20 @@ def describe(graph: PermutationGraph) -> str:
     return "\n".join(parts)
 
 
+def why_fixed(graph: PermutationGraph, tensor: str) -> str:
+    """Why no group acts on a tensor, as the end of a sentence: what pinned it, or that nothing ever read it."""
+    node, provenance = graph.tensors[tensor], graph.provenance
+    pins = [pin for pin in provenance.pinned if pin.tensor in node.names]
+    if pins:
+        said = [f"axis {pin.axis} by {pin.op}" + (f" in {pin.where}" if pin.where else "") for pin in pins]
+        return f"pinned on {', '.join(said)}"
+    if set(node.names) & set(provenance.unused):
+        return "the traced run never used it"
+    if provenance.source == "written":
+        return "the spec fixes all its axes"
+    return "its axes are inputs or outputs of the model, or were found to be fixed"
+
+
 def _summary(graph: PermutationGraph) -> str:
     source = {"written": "written by hand", "traced": "traced"}[graph.provenance.source]
     if graph.provenance.tensors:
