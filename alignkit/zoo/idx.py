@@ -1,0 +1,89 @@
+"""Images in the idx layout of MNIST and Fashion-MNIST, and scikit-learn's digits."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignkit.errors import MissingExtraError, ZooError
+
+FOLDERS = ("mnist", "fashion-mnist")
+PREFIX = {"train": "train", "test": "t10k"}
+DIGITS_TEST = 450
+UNSIGNED_BYTE = 8
+"""The code of an idx file's element type."""
+
+
+def read_images(name: str, folder: str | Path | None, split: str) -> tuple[Tensor, Tensor]:
+    """Grey images as float32 ``[n, 1, h, w]`` in 0..1 and their classes as int64 ``[n]``.
+
+    Args:
+        name: ``"mnist"``, ``"fashion-mnist"`` or ``"digits"`` (scikit-learn's, 8x8, which needs no folder).
+        folder: Holds ``train-images-idx3-ubyte.gz`` and its three companions, or a folder of that name with them.
+            The files may be unpacked (no ``.gz``).
+        split: ``"train"`` or ``"test"``.
+
+    Raises:
+        ZooError: The folder or a file is missing or damaged; the message says which file was looked for.
+        MissingExtraError: The digits are asked for and scikit-learn is not installed.
+    """
+    if name == "digits":
+        return _digits(split)
+    if folder is None:
+        raise ZooError(
+            f"{name} is read from idx files: give the folder that holds {PREFIX[split]}-images-idx3-ubyte.gz and its "
+            f"three companions, or a folder {name!r} with them."
+        )
+    images = _read_idx(_find(name, Path(folder), f"{PREFIX[split]}-images-idx3-ubyte"), axes=3)
+    labels = _read_idx(_find(name, Path(folder), f"{PREFIX[split]}-labels-idx1-ubyte"), axes=1)
+    if len(images) != len(labels):
+        raise ZooError(f"{name} in {folder}: {len(images)} images of the {split} split, but {len(labels)} labels.")
+    return images[:, None].float() / 255, labels.long()
+
+
+def _find(name: str, folder: Path, stem: str) -> Path:
+    """The file of this stem in ``folder/name`` or, unless it is named after another data set, in ``folder``."""
+    places = [folder / name]
+    if folder.name not in FOLDERS or folder.name == name:
+        places.append(folder)
+    wanted = [place / f"{stem}{suffix}" for place in places for suffix in (".gz", "")]
+    for path in wanted:
+        if path.is_file():
+            return path
+    looked = ", ".join(str(path) for path in wanted)
+    why = "" if folder.is_dir() else f" There is no folder {folder}."
+    raise ZooError(f"{name}: the file {stem}.gz is missing. Looked for {looked}.{why}")
+
+
+def _read_idx(path: Path, axes: int) -> Tensor:
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ZooError(f"{path} cannot be read: {error}.") from error
+    if len(raw) < 4 + 4 * axes or tuple(raw[:4]) != (0, 0, UNSIGNED_BYTE, axes):
+        raise ZooError(f"{path} is no idx file of bytes with {axes} axes: it starts with {raw[:4].hex(' ')}.")
+    shape = tuple(np.frombuffer(raw, ">i4", axes, 4).tolist())
+    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * axes)
+    if data.size != np.prod(shape):
+        raise ZooError(f"{path} is cut off or damaged: {data.size} values instead of {'x'.join(map(str, shape))}.")
+    return torch.from_numpy(data.reshape(shape).copy())
+
+
+def _digits(split: str) -> tuple[Tensor, Tensor]:
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise MissingExtraError("the digits come with scikit-learn: pip install 'alignkit[demo]'.") from error
+    digits = load_digits()
+    rows = train_test_split(range(len(digits.target)), test_size=DIGITS_TEST, stratify=digits.target, random_state=0)
+    chosen = torch.as_tensor(rows[split == "test"])
+    images = torch.as_tensor(digits.images).float()[chosen] / 16
+    return images[:, None], torch.as_tensor(digits.target).long()[chosen]

@@ -1,0 +1,109 @@
+"""Blocks of the networks in a data set: plain modules that can be traced and run under ``torch.vmap``."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+
+class Sine(nn.Module):
+    """``sin(omega x)``, the activation of SIREN networks ([Sitzmann20])."""
+
+    def __init__(self, omega: float = 1.0) -> None:
+        super().__init__()
+        self.omega = omega
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply elementwise."""
+        return torch.sin(self.omega * inputs)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm, and a shortcut: ``[n, before, h, w]`` to ``[n, width, h/s, w/s]``."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != width:
+            conv = nn.Conv2d(before, width, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """One residual step."""
+        hidden = self.relu(self.norm1(self.conv1(inputs)))
+        return self.relu(self.norm2(self.conv2(hidden)) + self.shortcut(inputs))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention ``[n, tokens, dim]`` to the same shape, in operations that vmap batches."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mix the tokens."""
+        query, key, value = (self._split(layer(tokens)) for layer in (self.query, self.key, self.value))
+        weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
+        return self.out((weights @ value).transpose(1, 2).flatten(2))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm attention and a two-layer MLP, both added to the residual stream."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(OrderedDict(up=nn.Linear(dim, hidden), act=nn.GELU(), down=nn.Linear(hidden, dim)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """One encoder step."""
+        tokens = tokens + self.attention(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, encoder blocks, mean over tokens, classifier; ``[n, c, h, w]`` to ``[n, outputs]``."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], patch: int, dim: int, heads: int, depth: int, hidden: int, outputs: int
+    ) -> None:
+        super().__init__()
+        tokens = (shape[1] // patch) * (shape[2] // patch)
+        self.patches = nn.Conv2d(shape[0], dim, patch, patch)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, tokens, dim))
+        self.blocks = nn.Sequential(*(EncoderBlock(dim, heads, hidden) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images."""
+        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.positions
+        return self.head(self.norm(self.blocks(tokens)).mean(1))  # type: ignore[no-any-return]
+
+
+class RowReader(nn.Module):
+    """An LSTM over the rows of an image, classified from its last state: ``[n, 1, h, w]`` to ``[n, outputs]``."""
+
+    def __init__(self, columns: int, hidden: int, layers: int, outputs: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(columns, hidden, layers, batch_first=True)
+        self.head = nn.Linear(hidden, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images."""
+        states, _ = self.lstm(images.squeeze(1))
+        return self.head(states[:, -1])  # type: ignore[no-any-return]

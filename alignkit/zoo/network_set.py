@@ -1,0 +1,165 @@
+"""A data set of networks on disk: stacked weights that are read when they are needed."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from alignkit.errors import ZooError
+from alignkit.graph import PermutationGraph
+from alignkit.task import Task
+from alignkit.trace import trace
+from alignkit.zoo.manifest import SPLITS, Manifest, read_manifest
+
+
+class NetworkSet(Sequence[dict[str, Tensor]]):
+    """Trained networks of one architecture, with what they learnt and how.
+
+    ``set[i]`` is the state dict of network ``i``; nothing is read before. Made by `write_set`, opened by `open`.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._starts = [shard.first for shard in manifest.shards]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> NetworkSet:
+        """Open a data set.
+
+        Raises:
+            ZooError: The folder holds none, its manifest is damaged, a file is missing, or it is not complete.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if not manifest.complete:
+            raise ZooError(
+                f"{folder} holds {len(manifest.networks)} of {manifest.plan.count} networks: its training was cut off. "
+                "Run the same command again to go on."
+            )
+        missing = [shard.file for shard in manifest.shards if not (folder / shard.file).is_file()]
+        if missing:
+            raise ZooError(f"{folder} lacks {', '.join(missing)}, which its manifest lists.")
+        return cls(folder, manifest)
+
+    def __len__(self) -> int:
+        return len(self.manifest.networks)
+
+    def __getitem__(self, index: Any) -> Any:
+        """State dict of network ``index``; of a slice, a list of them."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        return {name: value[0] for name, value in self.stack([number]).items()}
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        plan = self.manifest.plan
+        return (
+            f"NetworkSet({str(self.folder)!r}: {len(self)} x {plan.architecture.describe()}, {plan.source.describe()})"
+        )
+
+    def stack(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Stacked weights ``[k, ...]`` of some networks, in the order given.
+
+        Raises:
+            ZooError: A number is out of range, or a file cannot be read.
+        """
+        wanted = [int(index) for index in indices]
+        outside = [index for index in wanted if not 0 <= index < len(self)]
+        if outside or not wanted:
+            raise ZooError(f"{self.folder} holds networks 0 to {len(self) - 1}; asked for {outside or 'none'}.")
+        homes = [bisect_right(self._starts, index) - 1 for index in wanted]
+        read = {home: self._read(home, [i for i, h in zip(wanted, homes, strict=True) if h == home]) for home in homes}
+        return {
+            name: torch.stack([read[home][index][name] for index, home in zip(wanted, homes, strict=True)])
+            for name in read[homes[0]][wanted[0]]
+        }
+
+    def _read(self, home: int, indices: list[int]) -> dict[int, dict[str, Tensor]]:
+        shard = self.manifest.shards[home]
+        path = self.folder / shard.file
+        try:
+            with safetensors.safe_open(path, framework="pt") as stream:
+                names = list(stream.keys())
+                slices = {name: stream.get_slice(name) for name in names}
+                return {
+                    index: {name: slices[name][index - shard.first : index - shard.first + 1][0] for name in names}
+                    for index in dict.fromkeys(indices)
+                }
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ZooError(f"{path} cannot be read: {error}.") from error
+
+    def indices(self, split: str) -> list[int]:
+        """Numbers of the networks of a split: ``"train"``, ``"validation"`` or ``"test"``.
+
+        Raises:
+            ZooError: There is no such split.
+        """
+        if split not in SPLITS:
+            raise ZooError(f"no split is named {split!r}: choose {', '.join(SPLITS)}.")
+        return list(self.manifest.splits[split])  # type: ignore[index]
+
+    def target(self, index: int) -> int:
+        """What network ``index`` learnt: networks with the same target are views of one signal."""
+        return self.manifest.networks[index].target
+
+    def pairs(self, split: str) -> list[tuple[int, int]]:
+        """All pairs ``(i, j)``, ``i < j``, of a split that learnt the same: a task can compare what lies between them.
+
+        Raises:
+            ZooError: There is no such split.
+        """
+        chosen = self.indices(split)
+        return [(i, j) for i in chosen for j in chosen if i < j and self.target(i) == self.target(j)]
+
+    def model(self) -> nn.Module:
+        """A module of the architecture in eval mode, with the weights of network 0."""
+        module = self.manifest.plan.architecture.build()
+        module.load_state_dict(self[0])
+        return module.eval()
+
+    @cached_property
+    def graph(self) -> PermutationGraph:
+        """The permutation graph of the architecture, traced once."""
+        return trace(self.model(), self.manifest.plan.architecture.example())
+
+    def task(
+        self,
+        split: str = "test",
+        samples: int | None = None,
+        folder: str | Path | None = None,
+        *,
+        index: int = 0,
+        device: torch.device | str | None = None,
+    ) -> Task:
+        """What the networks learnt, as a task for barriers and losses.
+
+        Args:
+            split: Of the source's samples: ``"train"`` or ``"test"``.
+            samples: Only the first so many. None is all.
+            folder: Where idx files are.
+            index: The network whose target is meant, where networks have targets of their own.
+            device: Where to compute.
+
+        Raises:
+            ZooError: There is no such split, or files are missing.
+        """
+        if split not in ("train", "test"):
+            raise ZooError(f"a source has no split {split!r}: choose train or test.")
+        plan = self.manifest.plan
+        data = plan.source.data(folder, split, [self.target(index)], plan.seed)  # type: ignore[arg-type]
+        targets = data.targets[0] if data.own_targets else data.targets
+        model = plan.architecture.build()
+        return Task(
+            model, (data.inputs[:samples], targets[:samples]), plan.source.loss, plan.source.metric, device=device
+        )

@@ -1,0 +1,301 @@
+"""What the networks of a data set learn: images and their classes, sine waves, or single images as functions."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from alignkit.errors import ZooError
+from alignkit.zoo.idx import read_images
+from alignkit.zoo.problems import described_errors
+
+Split = Literal["train", "test"]
+Folder = str | Path | None
+CLASSES = 10
+NATIVE = {"digits": 8, "mnist": 28, "fashion-mnist": 28}
+"""Pixels of a side."""
+MOMENTS = {"digits": (0.3053, 0.3760), "mnist": (0.1307, 0.3081), "fashion-mnist": (0.2860, 0.3530)}
+"""Mean and standard deviation of the pixels of the training split, at full size."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What some networks are trained on or judged by.
+
+    Attributes:
+        inputs: ``[n, ...]``, the same for all networks.
+        targets: ``[n, ...]`` for all networks, or ``[networks, n, ...]`` if each has targets of its own.
+        own_targets: Whether each network has its own.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    own_targets: bool = False
+
+
+class Source(BaseModel, ABC):
+    """What the networks of a data set learn. `source` makes one by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    name: str
+    loss: ClassVar[Literal["cross_entropy", "mse"]]
+    metric: ClassVar[Literal["accuracy"] | None]
+    own_targets: ClassVar[bool] = False
+    """Whether networks have targets of their own, so that only views of one target can be compared by a task."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Size of the output."""
+
+    @abstractmethod
+    def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
+        """Inputs and targets of some networks.
+
+        Args:
+            folder: Where idx files are, see `alignkit.zoo.idx.read_images`.
+            split: Which part of the samples.
+            targets: The target of each network, see `target`. Without meaning where all share one.
+            seed: The seed of the data set: which signals there are.
+
+        Raises:
+            ZooError: Files are missing or damaged.
+            MissingExtraError: scikit-learn is needed and not installed.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """A short name, such as ``"mnist 14x14"``."""
+
+    def target(self, index: int) -> int:
+        """The target that network ``index`` of a data set learns; networks of one target are views of it."""
+        return 0
+
+    def load(self, folder: Folder = None, split: Split = "train") -> tuple[Tensor, Tensor]:
+        """Inputs ``[n, ...]`` and targets ``[n, ...]`` (of the first target of seed 0, if there are several).
+
+        Raises:
+            ZooError: Files are missing or damaged.
+            MissingExtraError: scikit-learn is needed and not installed.
+        """
+        data = self.data(folder, split, [0], 0)
+        return data.inputs, data.targets[0] if data.own_targets else data.targets
+
+
+class ImageSource(Source):
+    """Images and their classes: MNIST and Fashion-MNIST from idx files, or scikit-learn's digits.
+
+    Inputs are ``[n, 1, size, size]``, less the mean and divided by the standard deviation of the data set's pixels.
+    """
+
+    name: Literal["digits", "mnist", "fashion-mnist"]
+    loss: ClassVar[Literal["cross_entropy", "mse"]] = "cross_entropy"
+    metric: ClassVar[Literal["accuracy"] | None] = "accuracy"
+    size: Annotated[int, Field(ge=2)] | None = None
+    """Pixels of a side, by average pooling: 28 or 14 for MNIST, 8 or 4 for the digits. None is the full size."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Every image is turned by its own angle, uniform between minus and plus this many degrees, always the same."""
+    classes: tuple[Annotated[int, Field(ge=0, lt=CLASSES)], ...] | None = None
+    """The classes that are learnt, None for all. Labels keep their numbers, and networks their ten outputs."""
+    share: Annotated[float, Field(gt=0.5, le=1)] = 1.0
+    """Of every class in ``classes`` this share of the training images, and of every other class the rest. The same
+    share with the other classes is the disjoint other part."""
+
+    @field_validator("classes")
+    @classmethod
+    def _sorted(cls, classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if classes is None else tuple(sorted(set(classes)))
+
+    @model_validator(mode="after")
+    def _fits(self) -> ImageSource:
+        native = NATIVE[self.name]
+        if self.size is not None and native % self.size:
+            raise ValueError(f"size {self.size} does not divide {native}, the side of {self.name} images")
+        if self.share < 1 and self.classes is None:
+            raise ValueError("share needs classes: say which classes it is a share of")
+        if self.classes is not None and not self.classes:
+            raise ValueError("classes is empty")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(1, size, size)``."""
+        side = self.size or NATIVE[self.name]
+        return (1, side, side)
+
+    @property
+    def outputs(self) -> int:
+        """Ten, also when fewer classes are learnt."""
+        return CLASSES
+
+    def describe(self) -> str:
+        """Such as ``"mnist 14x14 rotated by up to 45, 95 % of classes 0 1 2 3 4"``."""
+        side = self.shape[1]
+        text = f"{self.name} {side}x{side}" + (f" rotated by up to {self.rotate:g}" if self.rotate else "")
+        if self.classes is None:
+            return text
+        return f"{text}, {100 * self.share:g} % of classes {' '.join(map(str, self.classes))}"
+
+    def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
+        """Images and classes, the same for all networks."""
+        return Data(*_images(self, None if folder is None else str(folder), split))
+
+
+class SineSource(Source):
+    """Sine waves ``f(x) = sin(a x)`` on ``[-pi, pi]``, ``a`` uniform in 0.5..10 ([Navon24])."""
+
+    name: Literal["sine"] = "sine"
+    loss: ClassVar[Literal["cross_entropy", "mse"]] = "mse"
+    metric: ClassVar[Literal["accuracy"] | None] = None
+    own_targets: ClassVar[bool] = True
+    views: Annotated[int, Field(ge=1)] = 2
+    """Networks that learn the same wave from different initial weights."""
+    points: Annotated[int, Field(ge=8)] = 512
+    """Places, evenly spaced; the test split lies in the middles between them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One coordinate."""
+        return (1,)
+
+    @property
+    def outputs(self) -> int:
+        """One value."""
+        return 1
+
+    def describe(self) -> str:
+        """Such as ``"sine waves, 2 views"``."""
+        return f"sine waves, {self.views} views"
+
+    def target(self, index: int) -> int:
+        """Consecutive networks are views of one wave."""
+        return index // self.views
+
+    def frequency(self, target: int, seed: int) -> float:
+        """``a`` of one wave."""
+        return float(np.random.default_rng([seed, target]).uniform(0.5, 10))
+
+    def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
+        """Coordinates ``[n, 1]`` and values ``[networks, n, 1]``."""
+        places = torch.linspace(-math.pi, math.pi, self.points)[:, None]
+        if split == "test":
+            places = (places[1:] + places[:-1]) / 2
+        frequencies = torch.tensor([self.frequency(target, seed) for target in targets])
+        return Data(places, torch.sin(frequencies[:, None, None] * places), own_targets=True)
+
+
+class SignalSource(Source):
+    """Single images as functions from coordinates in ``[-1, 1]^2`` to grey values (image INRs, [Navon24])."""
+
+    name: Literal["image-inr"] = "image-inr"
+    loss: ClassVar[Literal["cross_entropy", "mse"]] = "mse"
+    metric: ClassVar[Literal["accuracy"] | None] = None
+    own_targets: ClassVar[bool] = True
+    images: ImageSource = ImageSource(name="mnist")
+    """Where the images are drawn from, without repeats (its training split)."""
+    views: Annotated[int, Field(ge=1)] = 5
+    """Networks that learn the same image from different initial weights."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Row and column."""
+        return (2,)
+
+    @property
+    def outputs(self) -> int:
+        """One grey value."""
+        return 1
+
+    def describe(self) -> str:
+        """Such as ``"single images of mnist 28x28, 5 views"``."""
+        return f"single images of {self.images.describe()}, {self.views} views"
+
+    def target(self, index: int) -> int:
+        """Consecutive networks are views of one image."""
+        return index // self.views
+
+    def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
+        """Coordinates ``[pixels, 2]`` and grey values ``[networks, pixels, 1]``, normalised; one for both splits."""
+        images, _ = self.images.load(folder, "train")
+        order = np.random.default_rng(seed).permutation(len(images))
+        if max(targets) >= len(images):
+            raise ZooError(
+                f"{self.images.describe()} has {len(images)} images, too few for {max(targets) + 1} signals."
+            )
+        height, width = images.shape[2:]
+        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+        places = torch.cartesian_prod(rows, columns)
+        chosen = torch.stack([images[order[target]].flatten() for target in targets])
+        return Data(places, chosen[..., None], own_targets=True)
+
+
+AnySource = Annotated[ImageSource | SineSource | SignalSource, Field(discriminator="name")]
+_ADAPTER: TypeAdapter[Source] = TypeAdapter(AnySource)
+
+
+def source(name: str, **fields: Any) -> Source:
+    """A source by its name.
+
+    Args:
+        name: ``"digits"``, ``"mnist"``, ``"fashion-mnist"``, ``"sine"`` or ``"image-inr"``.
+        fields: As `ImageSource`, `SineSource` or `SignalSource` takes them.
+
+    Raises:
+        ZooError: There is no such source, or a field is unknown or out of range.
+    """
+    try:
+        return _ADAPTER.validate_python({"name": name, **fields})
+    except ValidationError as error:
+        raise ZooError(f"no source {name!r} can be made: {described_errors(error)}") from error
+
+
+@lru_cache(maxsize=4)
+def _images(source: ImageSource, folder: str | None, split: Split) -> tuple[Tensor, Tensor]:
+    images, labels = read_images(source.name, folder, split)
+    if source.classes is not None:
+        rows = _rows_of(labels, source.classes, source.share, split)
+        images, labels = images[rows], labels[rows]
+    if source.rotate:
+        images = _rotated(images, source.rotate)
+    if source.size is not None and source.size != images.shape[-1]:
+        images = functional.avg_pool2d(images, images.shape[-1] // source.size)
+    mean, deviation = MOMENTS[source.name]
+    return (images - mean) / deviation, labels
+
+
+def _rows_of(labels: Tensor, classes: tuple[int, ...], share: float, split: Split) -> Tensor:
+    """The samples that a class split leaves; with a share, the test split keeps all classes."""
+    chosen = torch.isin(labels, torch.tensor(classes))
+    if share == 1 or split == "test":
+        return (chosen | (share < 1)).nonzero().flatten()
+    keep = []
+    for label in range(CLASSES):
+        rows = (labels == label).nonzero().flatten()
+        cut = round(share * len(rows))
+        keep.append(rows[:cut] if label in classes else rows[cut:])
+    return torch.cat(keep).sort().values
+
+
+def _rotated(images: Tensor, degrees: float) -> Tensor:
+    draws = torch.rand(len(images), generator=torch.Generator().manual_seed(0))
+    angles = (2 * draws - 1) * math.radians(degrees)
+    zero = torch.zeros_like(angles)
+    turns = torch.stack([angles.cos(), -angles.sin(), zero, angles.sin(), angles.cos(), zero], 1).view(-1, 2, 3)
+    grid = functional.affine_grid(turns, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
