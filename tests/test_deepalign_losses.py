@@ -57,7 +57,7 @@ def losses_of(planted, relaxed):
     return {
         "supervised": supervised_loss(relaxed, [planted.answer]),
         "alignment": alignment_loss(planted.graph, [a], moved),
-        "interpolation": interpolation_loss(task, planted.graph, [a], moved, [0.5], [batch]),
+        "interpolation": interpolation_loss([task], planted.graph, [a], moved, [0.5], [batch]),
     }
 
 

@@ -31,13 +31,13 @@ class Augmentations(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    noise: float = Field(1.0, ge=0)
+    noise: float = Field(default=1.0, ge=0)
     """Most Gaussian noise, in standard deviations of each tensor. The level of a network is drawn from 0 to this."""
-    zeroing: float = Field(0.4, ge=0, lt=1)
+    zeroing: float = Field(default=0.4, ge=0, lt=1)
     """Largest share of weights that are set to zero. The share of a network is drawn from 0 to this."""
-    scaling: float = Field(0.2, ge=0, lt=1)
+    scaling: float = Field(default=0.2, ge=0, lt=1)
     """Each tensor is multiplied by a number between 1 minus this and 1 plus this."""
-    rescaling: float = Field(2.0, ge=1)
+    rescaling: float = Field(default=2.0, ge=1)
     """Most that units are scaled where the function allows it: by a factor between 1 / this and this."""
     flips: bool = True
     """Change signs of units where the function allows it."""
@@ -127,7 +127,9 @@ def find_freedoms(
 
 def _places(graph: PermutationGraph, model: nn.Module, group: str) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
     """Where a group's units are made and where they are used, judged by axes; running the model is the proof."""
-    writes, reads, norms = [], [], []
+    writes: list[Place] = []
+    reads: list[Place] = []
+    norms: list[Place] = []
     for name in graph.tensors_of(group):
         node = graph.tensors[name]
         owner = model.get_submodule(name.rpartition(".")[0])

@@ -62,6 +62,8 @@ def relax(
     graph: PermutationGraph,
     scores: Sequence[Mapping[str, Float[Tensor, "units units"]]],
     log_sharpness: Float[Tensor, ""],
+    *,
+    project: bool = True,
 ) -> Relaxed:
     """Soft alignments of several pairs, families from the inside out, as `alignkit.deepalign.consensus.soft_elements`.
 
@@ -69,6 +71,7 @@ def relax(
         graph: The graph of all pairs.
         scores: For each pair the scores of each group, over all parents; the same groups for every pair.
         log_sharpness: Logarithm of the factor of standardised scores.
+        project: False leaves out the projections that the logits do not need: `supervised_loss` looks at logits alone.
 
     Returns:
         Logits and projections, differentiable with respect to scores and sharpness.
@@ -93,7 +96,8 @@ def relax(
             logits[name] = matrices[:, 0, 0] if group.parent is None else matrices
             if parts:
                 scored.append(name)
-        soft.update(_projected({name: logits[name] for name in names}))
+        wanted = [name for name in names if project or graph.groups[name].parent is not None]
+        soft.update(_projected({name: logits[name] for name in wanted}))
     return Relaxed(graph, logits, soft, tuple(scored))
 
 
@@ -129,7 +133,7 @@ def _projected(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         together = torch.cat(flat)
         scaling = potentials(together, max_sweeps=SWEEPS, tolerance=TOLERANCE)
         matrices = plan(together, scaling, gradient_steps=GRADIENT_STEPS)
-        for name, part in zip(names, matrices.split([len(one) for one in flat]), strict=True):
+        for name, part in zip(names, torch.split(matrices, [len(one) for one in flat]), strict=True):
             found[name] = part.reshape(logits[name].shape)
     return found
 
@@ -197,7 +201,7 @@ def alignment_loss(
 
 
 def interpolation_loss(
-    task: Task,
+    tasks: Sequence[Task],
     graph: PermutationGraph,
     a: Sequence[Mapping[str, Tensor]],
     moved: Sequence[Mapping[str, Tensor]],
@@ -207,15 +211,15 @@ def interpolation_loss(
     """Task loss of ``lambda A + (1 - lambda) F # B``; mean over pairs. [Navon24], L_LMC.
 
     Args:
-        task: Runs the model and measures the loss; its own batches are not used.
+        tasks: For each pair, what runs the model and measures the loss; batches of the tasks are not used.
         graph: The graph.
         a: Weights of A of each pair, by the first name of each tensor.
         moved: What `moved_softly` returns.
         places: Lambda of each pair.
         batches: Samples for each pair, on the task's device.
     """
-    buffers, losses = task.buffers, []
-    for left, right, place, batch in zip(a, moved, places, batches, strict=True):
+    buffers, losses = tasks[0].buffers, []
+    for task, left, right, place, batch in zip(tasks, a, moved, places, batches, strict=True):
         weights: dict[str, Tensor] = {}
         for name, node in graph.tensors.items():
             tensor = left[name]

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ ProbeInputs = Literal["data", "random", "mixed"]
 
 PROOF_ROWS = 16
 """Samples on which changes are proved to leave the function."""
+KEPT_BYTES = 1 << 30
+"""Sets that take no more than this are kept in memory."""
 
 
 class Networks(Protocol):
@@ -40,14 +43,19 @@ class Networks(Protocol):
 
     def __getitem__(self, index: int) -> Mapping[str, Tensor]: ...
 
-    def indices(self, split: Any) -> Sequence[int]:
-        """Networks of the split "train", "validation" or "test"."""
+    def indices(self, split: str) -> Sequence[int]:
+        """Networks of the split "train" or "validation"."""
+
+    def target(self, index: int) -> int:
+        """What a network learnt; networks with the same target can be compared by one task."""
 
     def model(self) -> nn.Module:
         """The architecture."""
 
-    def task(self, split: Any = ..., samples: int | None = ..., folder: Any = ...) -> Task:
-        """What the networks were trained for, on the data of a split."""
+    def task(
+        self, split: str, samples: int | None, folder: Path | None, *, index: int, device: torch.device | None
+    ) -> Task:
+        """What a network learnt, on the data of the split "train" or "test"."""
 
 
 def seeded(*parts: object) -> torch.Generator:
@@ -90,7 +98,7 @@ class Pool:
         device: Where weights and samples go.
 
     Raises:
-        TrainingError: The set has fewer than two networks to train on.
+        TrainingError: No two networks to train on have learnt the same.
     """
 
     def __init__(
@@ -98,95 +106,132 @@ class Pool:
     ) -> None:
         self.networks, self.limits, self.graph, self.device = networks, limits, networks.graph, torch.device(device)
         self.folder = folder
-        self.train, self.held_out = (list(networks.indices(split)) for split in ("train", "validation"))
-        if len(self.train) < 2:
+        self.train, self.held_out = (self._comparable(split) for split in ("train", "validation"))
+        if not self.train:
             raise TrainingError(
-                f"a set has {len(self.train)} networks to train on, of {len(networks)} in all; pairs need at least 2."
+                f"pairs need two networks that learnt the same, and the training split of a set of {len(networks)} "
+                "networks has no two."
             )
         self.model = networks.model().to(self.device).eval()
-        self.task = _on(networks.task(split="train", samples=limits.samples, folder=folder), self.device)
-        self._pools = Minibatches(self.task, limits.samples, limits.batch_size, seeded("pool")).pools
+        self._first = {name: node.name for node in self.graph.tensors.values() for name in node.names}
+        self._tasks: dict[tuple[str, int], Task] = {}
+        self._samples: dict[int, list[Batch]] = {}
+        self._kept: dict[int, dict[str, Tensor]] = {}
+        size = sum(tensor.nbytes for tensor in networks[self.train[0][0]].values())
+        self._keep = size * len(networks) <= KEPT_BYTES
 
-    @cached_property
-    def judge(self) -> Task:
-        """The task on held-out samples."""
-        task = self.networks.task(split="test", samples=self.limits.held_out, folder=self.folder)
-        return _on(task, self.device)
+    def _comparable(self, split: str) -> list[list[int]]:
+        """Networks of a split by what they learnt, where there are two or more."""
+        by_target: dict[int, list[int]] = {}
+        for index in self.networks.indices(split):
+            by_target.setdefault(self.networks.target(index), []).append(index)
+        return [together for together in by_target.values() if len(together) > 1]
+
+    def task(self, split: str, index: int) -> Task:
+        """What a network learnt, on samples to learn from ("train") or held out ("test")."""
+        key = (split, self.networks.target(index))
+        if key not in self._tasks:
+            count = self.limits.samples if split == "train" else self.limits.held_out
+            self._tasks[key] = self.networks.task(split, count, self.folder, index=index, device=self.device)
+        return self._tasks[key]
+
+    def samples(self, index: int) -> list[Batch]:
+        """All samples to learn from, for one network, in as few batches as can be."""
+        target = self.networks.target(index)
+        if target not in self._samples:
+            task, limits = self.task("train", index), self.limits
+            self._samples[target] = Minibatches(task, limits.samples, limits.batch_size, seeded("samples")).pools
+        return self._samples[target]
 
     @cached_property
     def readings(self) -> dict[str, list[Reading]]:
         """Where the units of each group are seen."""
-        weights = self.task.checked(dict(self.networks[self.train[0]]))
-        return find_readings(self.graph, self.task, weights)[0]
+        index = self.train[0][0]
+        task = self.task("train", index)
+        return find_readings(self.graph, task, task.checked(dict(self.networks[index])))[0]
 
     @cached_property
     def freedoms(self) -> tuple[Freedom, ...]:
         """What leaves the function of these networks as it is."""
-        batch = self._pools[0]
+        index = self.train[0][0]
+        batch = self.samples(index)[0]
         batch = batch.rows(0, min(batch.size, PROOF_ROWS)) if batch.splittable else batch
-        return find_freedoms(self.graph, self.model, self.weights(self.train[0]), batch)
+        return find_freedoms(self.graph, self.model, self.weights(index), batch)
 
     def weights(self, index: int) -> dict[str, Tensor]:
         """Weights of one network by the first name of each tensor, on the device."""
-        given = self.networks[index]
-        names = {node.name: next(n for n in node.names if n in given) for node in self.graph.tensors.values()}
-        return {first: given[name].detach().to(self.device) for first, name in names.items()}
+        if index in self._kept:
+            return self._kept[index]
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.networks[index].items():
+            found.setdefault(self._first[name], tensor.detach().to(self.device))
+        if self._keep:
+            self._kept[index] = found
+        return found
 
     # ---------------------------------------------------------------- pairs
 
-    def unlabelled(self, *seed: object, probed: bool) -> Pair:
-        """Two different networks."""
+    def unlabelled(self, *seed: object, probed: bool) -> tuple[Pair, int]:
+        """Two different networks that learnt the same, and the number of the first."""
         generator = seeded(*seed, "networks")
-        left, right = (self.train[i] for i in torch.randperm(len(self.train), generator=generator)[:2].tolist())
-        return self.pair(self.weights(left), self.weights(right), *seed, probed=probed)
+        together = self.train[self._draw([len(group) for group in self.train], generator)]
+        left, right = (together[i] for i in torch.randperm(len(together), generator=generator)[:2].tolist())
+        return self._pair(left, self.weights(right), *seed, probed=probed), left
 
     def labelled(self, settings: Augmentations, *seed: object, probed: bool) -> tuple[Pair, Alignment]:
         """A network, a changed and permuted copy of it, and the alignment that brings the copy back."""
         generator = seeded(*seed, "network")
-        a = self.weights(self.train[int(torch.randint(len(self.train), (), generator=generator))])
-        changed = augmented(self.graph, a, self.freedoms, settings, generator)
+        together = self.train[self._draw([len(group) for group in self.train], generator)]
+        left = together[int(torch.randint(len(together), (), generator=generator))]
+        changed = augmented(self.graph, self.weights(left), self.freedoms, settings, generator)
         moved = Alignment.random(self.graph, seed_of(*seed, "order"))
         b = {name: moved.apply_tensor(name, tensor) for name, tensor in changed.items()}
-        return self.pair(a, b, *seed, probed=probed), moved.inverse()
+        return self._pair(left, b, *seed, probed=probed), moved.inverse()
 
-    def held_out_pairs(self, count: int, *, probed: bool) -> Iterator[Pair]:
-        """Pairs of held-out networks, the same at every call: first neighbours in their list, then the next but one."""
-        held_out = self.held_out
-        for made in range(count if len(held_out) > 1 else 0):
-            left = made % len(held_out)
-            right = (left + 1 + made // len(held_out)) % len(held_out)
-            if left != right:
-                a, b = self.weights(held_out[left]), self.weights(held_out[right])
-                yield self.pair(a, b, "held out", made, probed=probed)
+    def held_out_pairs(self, count: int, *, probed: bool) -> Iterator[tuple[Pair, int]]:
+        """Pairs of held-out networks with the number of the first, the same at every call.
 
-    def pair(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor], *seed: object, probed: bool) -> Pair:
-        """A pair, with probes if they are wanted."""
-        return Pair(self.graph, a, b, self._probing(seeded(*seed, "probes")) if probed else None, seed_of(*seed))
+        Neighbours in the split first, then the next but one, so that few pairs are of many networks.
+        """
+        for made, (left, right) in enumerate(islice(self._spread(), count)):
+            yield self._pair(left, self.weights(right), "held out", made, probed=probed), left
 
-    def _probing(self, generator: torch.Generator) -> Probing:
+    def _spread(self) -> Iterator[tuple[int, int]]:
+        largest = max((len(together) for together in self.held_out), default=0)
+        for distance in range(1, largest):
+            for at in range(largest):
+                for together in self.held_out:
+                    if at + distance < len(together):
+                        yield together[at], together[at + distance]
+
+    def _pair(self, left: int, b: Mapping[str, Tensor], *seed: object, probed: bool) -> Pair:
+        probing = self._probing(left, seeded(*seed, "probes")) if probed else None
+        return Pair(self.graph, self.weights(left), b, probing, seed_of(*seed))
+
+    def _probing(self, index: int, generator: torch.Generator) -> Probing:
         limits = self.limits
         coin = float(torch.rand((), generator=generator))
-        batch = self.minibatch(generator, limits.probes)
+        batch = self.minibatch(index, generator, limits.probes)
         if batch.splittable and (limits.probe_inputs == "random" or (limits.probe_inputs == "mixed" and coin < 0.5)):
             batch = random_batch(batch, limits.probes, generator)
         return Probing(self.model, self.readings, batch)
 
-    def minibatch(self, generator: torch.Generator, rows: int | None = None) -> Batch:
-        """Random samples of the task."""
-        sizes = torch.tensor([float(pool.size) for pool in self._pools])
-        pool = self._pools[int(torch.multinomial(sizes, 1, generator=generator))] if len(sizes) > 1 else self._pools[0]
-        if not pool.splittable:
-            return pool
-        chosen = torch.randperm(pool.size, generator=generator)[: rows or self.limits.batch_size].to(self.device)
+    def minibatch(self, index: int, generator: torch.Generator, rows: int | None = None) -> Batch:
+        """Random samples of what a network learnt."""
+        batches = self.samples(index)
+        batch = batches[self._draw([one.size for one in batches], generator)]
+        if not batch.splittable:
+            return batch
+        chosen = torch.randperm(batch.size, generator=generator)[: rows or self.limits.batch_size].to(self.device)
 
         def pick(tensor: Tensor) -> Tensor:
             return tensor[chosen]
 
-        return Batch(map_tensors(pick, pool.inputs), map_tensors(pick, pool.targets), pool.name)
+        return Batch(map_tensors(pick, batch.inputs), map_tensors(pick, batch.targets), batch.name)
 
-
-def _on(task: Task, device: torch.device) -> Task:
-    """The task on a device; a task is bound to one when it is made."""
-    if task.device == device:
-        return task
-    return Task(task._model, [(b.inputs, b.targets) for b in task.batches], task.loss, task.metric, device=device)
+    @staticmethod
+    def _draw(sizes: Sequence[int], generator: torch.Generator) -> int:
+        """A position, as often as its size says."""
+        if len(sizes) == 1:
+            return 0
+        return int(torch.multinomial(torch.tensor(sizes, dtype=torch.float64), 1, generator=generator))
