@@ -15,8 +15,11 @@ import torchvision_shim
 from alignkit import PermutationGraph, hookimpl, write_weights
 from alignkit.cli import app
 from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
+from alignkit.folder_models import source_of
 from alignkit.plugins import registry
 from alignkit.sources import load_model
+from alignkit.trace import trace
+from alignkit.trace.perturb import perturbed
 
 FACTORIES = """
 import torch
@@ -185,6 +188,81 @@ def test_broken_configurations(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelSourceError, match=said):
         load_model(f"transformers:{tmp_path}")
+
+
+UNET = {
+    "_class_name": "UNet2DModel",
+    "sample_size": 16,
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 8,
+}
+CONDITIONED = {
+    **UNET,
+    "_class_name": "UNet2DConditionModel",
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "attention_head_dim": 4,
+    "cross_attention_dim": 24,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 60,
+}
+FOLDERS = {
+    "transformers": gpt2(architectures=["GPT2LMHeadModel"]),
+    "timm": {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": {"input_size": [3, 32, 32]}},
+    "diffusers": UNET,
+}
+
+
+@pytest.mark.parametrize("library", FOLDERS)
+def test_a_folder_says_which_library_builds_it(library: str, tmp_path: Path) -> None:
+    torchvision_shim.install()
+    pytest.importorskip(library)
+    (tmp_path / "config.json").write_text(json.dumps(FOLDERS[library]))
+    text = source_of(tmp_path / "config.json")
+    assert text == f"{library}:{tmp_path / 'config.json'}"
+    model, args, kwargs = load_model(text)
+    assert model(*args, **kwargs) is not None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": "mine"}'])
+def test_a_folder_of_no_known_library(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert source_of(tmp_path / "config.json") is None
+
+
+@pytest.mark.parametrize("content", [FOLDERS["transformers"], UNET, CONDITIONED], ids=["gpt2", "unet", "conditioned"])
+def test_a_bare_model_has_no_weights_and_the_same_graph(content: dict[str, object], tmp_path: Path) -> None:
+    torchvision_shim.install()
+    pytest.importorskip("diffusers" if "_class_name" in content else "transformers")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    graphs = []
+    for bare in (True, False):
+        model, args, kwargs = load_model(source_of(tmp_path / "config.json") or "", bare=bare)
+        assert all(p.is_meta == bare for p in model.parameters())
+        graphs.append(trace(model, *args, **kwargs))
+    assert graphs[0] == graphs[1]
+    assert graphs[0].groups
+    graphs[1].verify(perturbed(model), *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"_class_name": "UNet9D"}, "has no UNet9D"),
+        ({"a": 1}, "no _class_name"),
+        ({"_class_name": "DDPMScheduler"}, "could not be built|no example"),
+    ],
+)
+def test_broken_folders_of_diffusers(content: dict[str, object], said: str, tmp_path: Path) -> None:
+    torchvision_shim.install()
+    pytest.importorskip("diffusers")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelSourceError, match=said):
+        load_model(f"diffusers:{tmp_path}")
 
 
 def test_source_of_a_plugin() -> None:
