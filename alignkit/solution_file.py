@@ -22,7 +22,7 @@ from alignkit.weights import atomic_path
 _FORMAT = "alignkit.solution"
 _VERSION = "1"
 _PLAIN = ("solver", "options", "objective_before", "objective_init", "objective_after", "gain", "moved")
-_PLAIN_WITH_DEFAULT = ("stats", "seconds", "detail")
+_PLAIN_WITH_DEFAULT = ("stats", "seconds", "detail", "notes")
 
 
 def write_solution(solution: Solution, path: Path) -> None:

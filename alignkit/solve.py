@@ -257,6 +257,7 @@ def _account(
         moved=outcome.alignment.moved(),
         history=history,
         stats=dict(outcome.stats),
+        notes=dict(outcome.notes),
         seconds=seconds,
         soft=outcome.soft,
         detail=detail,

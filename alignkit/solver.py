@@ -174,6 +174,8 @@ class Outcome:
     stats: Mapping[str, float] = field(default_factory=dict)
     """Numbers worth keeping, such as sweeps or restarts."""
     soft: SoftAlignment | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Facts worth keeping that are no numbers, such as which trained weights were used."""
 
 
 class Solver(ABC, Generic[OptionsT]):

@@ -185,6 +185,11 @@ class Task:
         return {name: tensor.to(self.device) for name, tensor in given.items()}
 
     @property
+    def model(self) -> nn.Module:
+        """The architecture, in eval mode; its own weights mean nothing. Not to be changed."""
+        return self._model
+
+    @property
     def buffers(self) -> frozenset[str]:
         """Names of the model's buffers, such as running statistics: models take no gradient for them."""
         return frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))

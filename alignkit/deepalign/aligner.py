@@ -148,6 +148,9 @@ def load_aligner(path: str | Path) -> Aligner:
         WeightsError: The file is damaged, holds no aligner, or one of a newer version.
     """
     path = Path(path)
+    # Kinds register when their modules are imported, which import this one.
+    from alignkit.deepalign import dws, encoder  # noqa: F401
+
     header, tensors = _opened(path, _read)
     if header.get("version", 0) > VERSION:
         raise WeightsError(f"{path} was written by a newer alignkit (format {header['version']}). Upgrade alignkit.")

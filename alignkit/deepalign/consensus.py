@@ -17,14 +17,15 @@ from alignkit.deepalign.probes import standardised
 from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.nested import nested_assignment, split_pairs
 from alignkit.objective import Objective
-from alignkit.sinkhorn import sinkhorn
 from alignkit.tree_objective import TreeObjective
 
 Scores = Mapping[str, Float[Tensor, "units units"]]
 """Similarities of the units of each group over all parents, row-major."""
 
-SWEEPS = 200
-"""Most sweeps of one Sinkhorn projection."""
+SWEEPS = 12
+"""Sweeps of one Sinkhorn projection."""
+LOWEST = -80.0
+"""Logits this far below the largest count as this far: ``exp`` of it is still a number in float32."""
 
 
 def consensus(objective: Objective, scores: Scores, rounds: int, sharpness: float, memory: float) -> dict[str, Tensor]:
@@ -94,8 +95,30 @@ def _soften(
             pairs = split_pairs(scores[child], graph.groups[child].size)
             total = total + standardised((own * pairs).sum((-1, -2)))
     matrices = split_pairs(standardised(total), graph.groups[name].size)
-    soft = sinkhorn(sharpness * matrices, max_sweeps=SWEEPS)
+    soft = balanced(sharpness * matrices)
     elements[name] = soft[0, 0] if graph.groups[name].parent is None else soft
+
+
+def balanced(logits: Float[Tensor, "*batch n n"], sweeps: int = SWEEPS) -> Float[Tensor, "*batch n n"]:
+    """Nearly doubly stochastic ``diag(u) exp(logits) diag(v)`` by sweeps that scale rows and columns at once.
+
+    Unlike the usual sweeps, rows first, these give the transposed matrix for transposed logits however few there are:
+    [Navon24] asks for that symmetry. Both factors move half of the way (in logarithms) that each would go alone.
+
+    Args:
+        logits: Any finite matrices.
+        sweeps: How many times to scale.
+    """
+    highest = logits.detach().amax((-1, -2), keepdim=True)
+    kernel = (logits - highest).clamp(min=LOWEST).exp()
+    tiny = torch.finfo(kernel.dtype).tiny
+    rows = torch.ones_like(kernel[..., :1])
+    columns = torch.ones_like(kernel[..., :1, :])
+    for _ in range(sweeps):
+        across = (kernel @ columns.mT).clamp(min=tiny)
+        down = (rows.mT @ kernel).clamp(min=tiny)
+        rows, columns = (rows / across).sqrt(), (columns / down).sqrt()
+    return rows * kernel * columns
 
 
 def assign(graph: PermutationGraph, scores: Scores) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from alignkit.activations import Reading, hooked
 from alignkit.batches import Batch, map_tensors, tensors_in
 
 EPSILON = 1e-30
+ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
+"""Deviations below this share of the largest entry are rounding."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def standardised(matrix: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """Mean 0 and standard deviation 1 over all entries; a constant matrix becomes 0."""
     centred = matrix - matrix.mean()
     deviation = centred.square().mean().sqrt()
-    return centred / deviation if float(deviation) > 1e-12 * float(matrix.abs().max() + EPSILON) else centred * 0
+    least = ROUNDING[matrix.dtype] * matrix.detach().abs().max() + EPSILON
+    return centred / deviation if bool(deviation.detach() > least) else centred * 0
 
 
 def probe_similarities(

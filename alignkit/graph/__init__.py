@@ -6,7 +6,7 @@ from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Units
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.graph.provenance import PinnedAxis, Provenance
+from alignkit.graph.provenance import PinnedAxis, Provenance, TracedInput
 
 __all__ = [
     "Axis",
@@ -20,6 +20,7 @@ __all__ = [
     "Provenance",
     "Segment",
     "TensorNode",
+    "TracedInput",
     "Units",
     "builders",
     "format_layout",

@@ -28,6 +28,25 @@ class PinnedAxis:
 
 
 @dataclass(frozen=True)
+class TracedInput:
+    """One tensor that the traced run was called with, without its values.
+
+    Attributes:
+        name: Its keyword, or None for a positional argument.
+        shape: Its shape.
+        dtype: Its dtype as text, for example ``"float32"``.
+        low: Smallest value of a tensor of integers, None for other tensors.
+        high: Largest value of a tensor of integers.
+    """
+
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    low: int | None = None
+    high: int | None = None
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where a graph comes from.
 
@@ -37,6 +56,7 @@ class Provenance:
         pinned: Axes that the trace could not free.
         unknown_ops: Operations without a rule; whatever they touch is pinned.
         unused: Tensors that the traced run never read.
+        inputs: What the traced run was called with; empty where that is not known, or was more than tensors.
     """
 
     source: Literal["written", "traced"] = "written"
@@ -44,3 +64,4 @@ class Provenance:
     pinned: tuple[PinnedAxis, ...] = ()
     unknown_ops: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    inputs: tuple[TracedInput, ...] = ()

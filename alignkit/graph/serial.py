@@ -12,7 +12,7 @@ from alignkit.graph.layout import Layout
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import parse_layout
 from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.graph.provenance import PinnedAxis, Provenance
+from alignkit.graph.provenance import PinnedAxis, Provenance, TracedInput
 from alignkit.graph.sizes import resolve_sizes
 
 _FORMAT = "alignkit.graph"
@@ -103,6 +103,7 @@ def _provenance(facts: Mapping[str, Any]) -> Provenance:
         pinned=tuple(PinnedAxis(**pin) for pin in facts["pinned"]),
         unknown_ops=tuple(facts["unknown_ops"]),
         unused=tuple(facts["unused"]),
+        inputs=tuple(TracedInput(**{**one, "shape": tuple(one["shape"])}) for one in facts["inputs"]),
     )
 
 

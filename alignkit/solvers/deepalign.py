@@ -1,85 +1,131 @@
-"""Deep-Align without training: probes through both networks, then consensus over the graph."""
+"""Deep-Align: similarities of units from an encoder, brought to agree over the graph, then linear assignment."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from alignkit.activations import find_readings
 from alignkit.alignment import Alignment
-from alignkit.batches import Batch
+from alignkit.deepalign import shipped_checkpoint
+from alignkit.deepalign.aligner import Aligner, Pair, load_aligner
 from alignkit.deepalign.consensus import assign, consensus
 from alignkit.deepalign.probes import probe_similarities
+from alignkit.deepalign.probing import Inputs, Probed, find_probing
+from alignkit.errors import SolverError
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
-from alignkit.solvers.activation_matching import random_batch
-from alignkit.task import Task
+
+Encoder = Literal["learned", "probes", "dws"]
 
 
 class DeepAlignOptions(SolverOptions):
     """Options of Deep-Align."""
 
+    encoder: Encoder = "probes"
+    """Where the first scores come from. "learned": the universal encoder, trained on many architectures. "probes":
+    responses to probes, nothing learned. "dws": the paper's encoder, trained for one graph; needs ``checkpoint``."""
+    checkpoint: Path | None = None
+    """File of an aligner that ``alignkit train-deepalign`` wrote. Without it "learned" takes the shipped one."""
     probes: int = Field(128, ge=2)
     """Inputs that both networks are run on, forwards and backwards."""
-    inputs: Literal["auto", "data", "random"] = "auto"
+    inputs: Inputs = "auto"
     """What probes are: the first inputs of the task, or random ones in their shape. "auto" takes the data of a task and
-    random inputs where only ``input_shape`` is known."""
-    rounds: int = Field(2, ge=0)
-    """Rounds of consensus between neighbouring groups."""
+    random inputs where only their shape is known."""
+    rounds: int | None = Field(None, ge=0)
+    """Rounds of consensus between neighbouring groups. None is 2, and 0 for "dws"."""
     sharpness: float = Field(6.0, gt=0)
     """Factor of standardised scores before Sinkhorn. Larger is closer to a hard permutation."""
     memory: float = Field(1.0, ge=0)
     """Weight of the scores of the round before, beside the similarities of weights."""
     input_shape: tuple[int, ...] | None = None
-    """Shape of one input, without the batch. Without it the shape is that of the task's inputs."""
+    """Shape of one input, without the batch. Without it the shape is that of the task's inputs, or of the inputs that
+    the graph was traced on."""
 
 
 class DeepAlign(Solver[DeepAlignOptions]):
-    """Match units by what they do on random probes and by what depends on them, and let neighbours agree.
+    """Match units by what they do on probes and by what depends on them, and let neighbours agree.
 
     After [Navon24]: features that follow the units under any permutation, cosine similarities, Sinkhorn, linear
-    assignment. The features are responses to probes, forwards and backwards, in place of a trained encoder; two rounds
-    of consensus with the similarities of weights follow. No training, and no labels: of a task only inputs are used,
-    and with ``input_shape`` no data at all. Without a task or a shape it works from weights alone, all groups unknown
-    at first.
+    assignment; here followed by rounds of consensus with the similarities of weights. No labels are used: of a task
+    only inputs, and with modules and a traced graph (or ``input_shape``) no data at all. Where networks cannot be run
+    it works from weights alone, all groups unknown at first.
     """
 
     name = "deepalign"
     returns = Returns(exact_on_permuted_copies=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
-        """Probe, agree, assign."""
+        """Encode, agree, assign."""
         options = self.options
-        scores = self._probed(problem)
-        # From weights alone there is nothing to agree on before the first round.
-        rounds = options.rounds if scores else max(options.rounds, 3)
-        scores = consensus(problem.objective, scores, rounds, options.sharpness, options.memory)
+        aligner = self._aligner(problem)
+        scores, notes = self._first_scores(problem, aligner)
+        scores = consensus(problem.objective, scores, self._rounds(scores), options.sharpness, options.memory)
         alignment = Alignment(problem.graph, assign(problem.graph, scores))
         report(Step(1, problem.objective.distance2(alignment)))
-        return Outcome(alignment, stats={"probes": float(options.probes if self._task(problem) else 0)})
+        return Outcome(alignment, notes=notes)
 
-    def _probed(self, problem: Problem) -> dict[str, torch.Tensor]:
-        task = self._task(problem)
-        if task is None:
-            return {}
-        a, b = task.checked(problem.a), task.checked(problem.b)
-        readings, _ = find_readings(problem.graph, task, a)
-        batch = self._probes(next(iter(task.batches)), problem).to(task.device)
-        return probe_similarities(task._model, readings, a, b, batch, problem.seed)
+    def _rounds(self, scores: object) -> int:
+        if self.options.rounds is None and self.options.encoder == "dws":
+            return 0
+        rounds = 2 if self.options.rounds is None else self.options.rounds
+        # From weights alone there is nothing to agree on before the first round.
+        return rounds if scores else max(rounds, 3)
 
-    def _probes(self, first: Batch, problem: Problem) -> Batch:
+    def _aligner(self, problem: Problem) -> Aligner | None:
+        """The trained weights, None for "probes"."""
         options = self.options
-        data = options.inputs == "data" or (options.inputs == "auto" and options.input_shape is None)
-        if data:
-            return first.rows(0, min(first.size, options.probes)) if first.splittable else first
-        return random_batch(first, options.probes, problem.generator())
+        if options.encoder == "probes":
+            if options.checkpoint is not None:
+                raise SolverError('encoder="probes" has no trained weights: leave checkpoint= out.')
+            return None
+        path = options.checkpoint or (shipped_checkpoint() if options.encoder == "learned" else None)
+        if path is None:
+            raise SolverError(
+                'encoder="dws" is trained for one graph: give checkpoint=, a file that alignkit train-deepalign wrote.'
+            )
+        aligner = _loaded(Path(path), Path(path).stat().st_mtime_ns if Path(path).exists() else 0)
+        if aligner.encoder != options.encoder:
+            raise SolverError(f'{path} holds an aligner with encoder="{aligner.encoder}", not "{options.encoder}".')
+        reason = aligner.fits(problem.graph)
+        if reason is not None:
+            raise SolverError(f"the aligner of {path} does not fit this graph: {reason}")
+        return aligner
 
-    def _task(self, problem: Problem) -> Task | None:
-        """What runs the model, and inputs of the right shape; None where only weights are known."""
-        model, shape = problem.bound.module_a, self.options.input_shape
-        if shape is None or model is None:
-            return problem.task
-        inputs = torch.randn(self.options.probes, *shape, generator=problem.generator()).to(problem.dtype)
-        batch = Batch(inputs, torch.zeros(len(inputs)), "probes")
-        return Task(model, [(batch.inputs, batch.targets)], "mse", device=problem.device)
+    def _first_scores(
+        self, problem: Problem, aligner: Aligner | None
+    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Scores of every group that the encoder sees, and what is to be said about them."""
+        notes = {} if aligner is None else {"aligner": aligner.fingerprint}
+        if aligner is not None and not aligner.needs_probes:
+            return _encoded(aligner, Pair(problem.graph, problem.a, problem.b, seed=problem.seed), problem), notes
+        probed = find_probing(problem, self.options.probes, self.options.inputs, self.options.input_shape)
+        notes["probes"] = probed.why
+        if probed.probing is None or probed.task is None:
+            return {}, notes
+        if aligner is not None:
+            a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
+            return _encoded(aligner, Pair(problem.graph, a, b, probed.probing, problem.seed), problem), notes
+        return _plain(problem, probed), notes
+
+
+def _plain(problem: Problem, probed: Probed) -> dict[str, torch.Tensor]:
+    """Scores of the probes themselves."""
+    assert probed.probing is not None and probed.task is not None
+    a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
+    probing = probed.probing
+    return probe_similarities(probing.model, probing.readings, a, b, probing.batch, problem.seed)
+
+
+def _encoded(aligner: Aligner, pair: Pair, problem: Problem) -> dict[str, torch.Tensor]:
+    aligner = aligner.to(problem.device)
+    with torch.no_grad():
+        return {group: found.double().cpu() for group, found in aligner(pair).items()}
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, changed: int) -> Aligner:
+    """An aligner, read once; ``changed`` is the time of the file's last change."""
+    return load_aligner(path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from alignkit.graph import PermutationGraph, Provenance
+from alignkit.graph import PermutationGraph, Provenance, TracedInput
 from alignkit.trace.blame import pinned_axes
 from alignkit.trace.constants import constant_buffers
 from alignkit.trace.constraints import Constraints
@@ -48,7 +49,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> PermutationGraph:
 
     Source: congruence closure and colour refinement over labelled tensor elements; see `docs/trace.md`.
     """
-    return graph_of(model, record(model, args, kwargs), rule_table())
+    return graph_of(model, record(model, args, kwargs), rule_table(), traced_inputs(args, kwargs))
 
 
 def rule_table() -> RuleTable:
@@ -58,7 +59,23 @@ def rule_table() -> RuleTable:
     return RuleTable.build(registry().trace_rules())
 
 
-def graph_of(model: nn.Module, run: Run, table: RuleTable) -> PermutationGraph:
+def traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[TracedInput, ...]:
+    """Describe the arguments of an example call; nothing where some are no tensors."""
+    given = [*((None, value) for value in args), *kwargs.items()]
+    if not all(isinstance(value, Tensor) for _, value in given):
+        return ()
+    return tuple(_described(name, value) for name, value in given)
+
+
+def _described(name: str | None, tensor: Tensor) -> TracedInput:
+    low = high = None
+    has_values = tensor.numel() > 0 and not tensor.is_meta and not isinstance(tensor, FakeTensor)
+    if has_values and not tensor.is_floating_point() and not tensor.is_complex():
+        low, high = int(tensor.min()), int(tensor.max())
+    return TracedInput(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high)
+
+
+def graph_of(model: nn.Module, run: Run, table: RuleTable, inputs: tuple[TracedInput, ...] = ()) -> PermutationGraph:
     """Return the graph of a recorded run. See `trace`."""
     steps = live_steps(run.steps, run.results)
     movable = _movable(model, run)
@@ -78,6 +95,7 @@ def graph_of(model: nn.Module, run: Run, table: RuleTable) -> PermutationGraph:
         pinned=pinned_axes(constraints, reading, labels),
         unknown_ops=tuple(interpreter.unknown),
         unused=tuple(unused),
+        inputs=inputs,
     )
     saved = set(model.state_dict(keep_vars=True))
     return PermutationGraph.from_spec(
