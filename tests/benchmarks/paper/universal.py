@@ -1,0 +1,101 @@
+"""The universal aligner on shapes that it was not trained on: barriers beside those of the other methods.
+
+    python tests/benchmarks/paper/universal.py --folder SETS --data IDX --output universal.json
+
+SETS is what ``data.py`` made. Settings were fixed on networks of the training sets. Intervals are bootstraps over
+networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import data as made
+import measure
+from measure import ACTIVATIONS, BOTH, LEARNED, NAIVE, PROBES, WEIGHTS, WEIGHTS_BEST, Measured, Method
+
+import alignkit.zoo as zoo
+
+METHODS = [
+    NAIVE,
+    WEIGHTS,
+    WEIGHTS_BEST,
+    ACTIVATIONS,
+    BOTH,
+    PROBES,
+    LEARNED,
+    Method("probes, data", "deepalign", {"encoder": "probes"}, data=True),
+    Method("learned, data", "deepalign", {"encoder": "learned"}, data=True),
+]
+SINKHORN = Method("Sinkhorn", "sinkhorn", {"max_steps": 200}, data=True)
+RATIOS = {
+    "probes / weight matching": (PROBES.name, WEIGHTS_BEST.name),
+    "learned / weight matching": (LEARNED.name, WEIGHTS_BEST.name),
+    "learned / probes": (LEARNED.name, PROBES.name),
+    "learned, data / probes, data": ("learned, data", "probes, data"),
+}
+
+
+def summary(found: Measured, methods: list[Method]) -> dict[str, Any]:
+    """Means, ratios with intervals and seconds of one data set."""
+    average = measure.means(found)
+    ratios = {
+        name: measure.bootstrap(found, lambda m, a=above, b=below: m[a] / max(m[b], 1e-12))  # type: ignore[misc]
+        for name, (above, below) in RATIOS.items()
+        if above in average and below in average
+    }
+    difference = measure.bootstrap(found, lambda m: m[PROBES.name] - m[LEARNED.name]) if LEARNED in methods else None
+    return {
+        "pairs": len(found.pairs),
+        "networks": len({network for pair in found.pairs for network in pair}),
+        "barrier": average,
+        "ratios": ratios,
+        "probes minus learned": difference,
+        "milliseconds": {name: 1000 * sum(s) / len(s) for name, s in found.seconds.items()},
+        "raw": asdict(found),
+    }
+
+
+def main() -> None:
+    """Measure all held-out sets that exist in the folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="what data.py made")
+    parser.add_argument("--data", type=Path, required=True, help="holds the folders mnist and fashion-mnist")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; sets in it are not measured again")
+    parser.add_argument("--only", nargs="*", help="names of sets; all held-out ones if left out")
+    parser.add_argument("--split", default="test", help="whose networks; validation ones are for choosing settings")
+    parser.add_argument("--checkpoint", type=Path, help="an aligner in place of the shipped one")
+    parser.add_argument("--pairs", type=int, default=36)
+    parser.add_argument("--samples", type=int, default=2000, help="test samples of a barrier")
+    parser.add_argument("--sinkhorn", action="store_true", help="measure Sinkhorn too, the slowest by far")
+    arguments = parser.parse_args()
+    measure.single_thread()
+    methods = [measure.with_checkpoint(m, arguments.checkpoint) for m in METHODS + [SINKHORN] * arguments.sinkhorn]
+    results: dict[str, Any] = {}
+    if arguments.output.exists():
+        results = measure.read_json(arguments.output)
+    for name in arguments.only or [wanted.name for wanted in made.HELD]:
+        folder = arguments.folder / name
+        if name in results or not made.is_complete(folder):
+            continue
+        found = measure.measure(
+            name,
+            zoo.NetworkSet.open(folder),
+            methods,
+            data=arguments.data,
+            split=arguments.split,
+            pairs=arguments.pairs,
+            samples=arguments.samples,
+        )
+        results[name] = summary(found, methods)
+        measure.write_json(arguments.output, results)
+        print(name, {n: round(b, 4) for n, b in results[name]["barrier"].items()}, flush=True)
+        print("  ", {n: [round(x, 3) for x in r] for n, r in results[name]["ratios"].items()}, flush=True)
+        print("  ms", {n: round(b) for n, b in results[name]["milliseconds"].items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
