@@ -10,12 +10,15 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import pluggy
 
@@ -23,6 +26,7 @@ import alignkit.solvers as built_in_solvers  # now: a later import would hide th
 from alignkit import hookspecs, sources
 from alignkit.errors import AlignkitError, PluginError, SolverError, UsageError
 from alignkit.hookspecs import ModelSource
+from alignkit.offers import described, one_line, read_rules, read_solvers, read_sources
 from alignkit.solver import Needs, Returns, Solver, SolverOptions
 from alignkit.suggest import did_you_mean
 
@@ -35,8 +39,14 @@ DISABLE_VARIABLE = "ALIGNKIT_DISABLE_PLUGINS"
 """Environment variable: entry-point or package names, separated by commas, that are not loaded."""
 BUILT_IN = (built_in_solvers, sources)
 """Modules of alignkit itself that implement hooks."""
+SLOW = 10.0
+"""Seconds after which a plugin that is still being imported, or asked for its offers, is named in a warning."""
+MOST = 10_000
+"""Offers of one plugin to one hook. An answer that never ends is cut off here."""
 
 T = TypeVar("T")
+Claims: TypeAlias = dict[str, list[tuple[str, T]]]
+"""For each name the packages that claim it, with what they offer."""
 
 
 class PluginWarning(UserWarning):
@@ -101,12 +111,13 @@ class Registry:
         """Names of plugins that were found but are disabled."""
         self._packages: dict[str, str] = {}
         self._raised: set[tuple[str, str]] = set()
+        self._contested: set[str] = set()
         for module in BUILT_IN:
             self.register(module, package="alignkit")
         if disabled is None:
             disabled = os.environ.get(DISABLE_VARIABLE, "").split(",")
         unwanted = {_normalised(name) for name in disabled if name.strip()}
-        for entry in entry_points(group=GROUP) if entries is None else entries:
+        for entry in _installed() if entries is None else entries:
             self._load(entry, unwanted)
 
     def register(self, plugin: object, *, name: str | None = None, package: str = "registered by hand") -> str:
@@ -127,7 +138,7 @@ class Registry:
         except (pluggy.PluginValidationError, PluginError) as error:
             if self.manager.has_plugin(key):
                 self.manager.unregister(name=key)
-            raise PluginError(f"plugin {key!r} ({package}) cannot be used: {_one_line(error)}") from error
+            raise PluginError(f"plugin {key!r} ({package}) cannot be used: {one_line(error)}") from error
         self._packages[key] = package
         self._forget()
         return key
@@ -142,7 +153,8 @@ class Registry:
 
     def solvers(self) -> dict[str, SolverInfo]:
         """Return all solvers that can be used by name, in alphabetical order."""
-        return {name: claims[0] for name, claims in sorted(self._solver_claims.items()) if len(claims) == 1}
+        single = {name: claims[0] for name, claims in sorted(self._solver_claims.items()) if len(claims) == 1}
+        return {name: SolverInfo(name, solver, package) for name, (package, solver) in single.items()}
 
     def solver(self, name: str) -> type[Solver[Any]]:
         """Return the solver class of that name.
@@ -150,20 +162,18 @@ class Registry:
         Raises:
             SolverError: No plugin, or more than one, offers it. Broken and disabled plugins are named.
         """
-        return self._only(self._solver_claims, name, "solver", SolverError).solver
+        return self._only(self._solver_claims, name, "solver", SolverError)
 
     # ------------------------------------------------------------------ other offers
 
     def trace_rules(self) -> dict[str, Rule]:
-        """Return all trace rules by operator; an operator that two packages claim is left out."""
-        rules: dict[str, Rule] = {}
+        """Return all trace rules by operator; an operator that two packages claim is left out, with one warning."""
         for operator, claims in self._rule_claims.items():
-            if len(claims) == 1:
-                rules[operator] = claims[0][1]
-                continue
-            packages = _listed(package for package, _ in claims)
-            _warn(f"{packages} offer a trace rule for {operator!r}; none of them is used.")
-        return rules
+            if len(claims) > 1 and operator not in self._contested:
+                self._contested.add(operator)
+                packages = _listed(package for package, _ in claims)
+                _warn(f"{packages} offer a trace rule for {operator!r}; none of them is used.")
+        return {operator: claims[0][1] for operator, claims in self._rule_claims.items() if len(claims) == 1}
 
     def model_sources(self) -> dict[str, ModelSource]:
         """Return all model sources that can be used by name."""
@@ -175,7 +185,7 @@ class Registry:
         Raises:
             UsageError: No plugin, or more than one, offers it. Broken and disabled plugins are named.
         """
-        return self._only(self._source_claims, name, "model source", UsageError)[1]
+        return self._only(self._source_claims, name, "model source", UsageError)
 
     # ------------------------------------------------------------------ observers
 
@@ -187,25 +197,29 @@ class Registry:
             except Exception as error:
                 if (key, hook) not in self._raised:
                     self._raised.add((key, hook))
+                    package = self._packages.get(key, "removed")
                     _warn(
-                        f"observer {key!r} ({self._packages[key]}) raised in {hook}: {_described(error)}. "
+                        f"observer {key!r} ({package}) raised in {hook}: {described(error)}. "
                         "The solve goes on; this is said once."
                     )
 
     # ------------------------------------------------------------------ inside
 
     def _load(self, entry: EntryPoint, unwanted: set[str]) -> None:
-        distribution = entry.dist.name if entry.dist else entry.module.partition(".")[0]
-        package = f"{distribution} {entry.dist.version}" if entry.dist else distribution
+        distribution, package = _origin(entry)
         if {_normalised(entry.name), _normalised(distribution)} & unwanted:
             self.skipped.append(entry.name)
             return
         try:
-            self.register(entry.load(), name=f"{distribution}:{entry.name}", package=package)
+            with _watched(f"Plugin {entry.name!r} ({package}) is still being imported", entry.name):
+                plugin = entry.load()
+            self.register(plugin, name=f"{distribution}:{entry.name}", package=package)
+        except (KeyboardInterrupt, PluginWarning):
+            raise
         except PluginError as error:
-            self._mark_broken(entry.name, package, _one_line(error.__cause__ or error))
-        except (Exception, SystemExit) as error:  # third-party code: anything can happen while it is imported
-            self._mark_broken(entry.name, package, _described(error))
+            self._mark_broken(entry.name, package, one_line(error.__cause__ or error))
+        except BaseException as error:  # third-party code: exits and panics too, while it is imported
+            self._mark_broken(entry.name, package, described(error))
 
     def _check_hooks(self, plugin: object) -> None:
         callers = self.manager.get_hookcallers(plugin) or []
@@ -235,41 +249,51 @@ class Registry:
 
             yield found.plugin_name, call
 
-    def _claims(self, hook: str, read: Callable[[Any, str], Iterable[tuple[str, T]]]) -> dict[str, list[T]]:
+    def _claims(self, hook: str, read: Callable[[object], Iterator[tuple[str, T]]]) -> Claims[T]:
         """Collect all offers by name. An answer that cannot be read breaks only its own plugin."""
-        claims: dict[str, list[T]] = {}
+        claims: Claims[T] = {}
         for key, call in self._implementations(hook):
             package = self._packages[key]
+            plugin = key.partition(":")[2] or key
             try:
-                offers = list(read(call({}), package))
-            except (Exception, SystemExit) as error:
+                with _watched(f"Plugin {plugin!r} ({package}) is still working on {hook}", plugin):
+                    offers = list(islice(read(call({})), MOST + 1))
+                if len(offers) > MOST:
+                    raise PluginError(f"it offers more than {MOST} things; does its generator end?")
+            except (KeyboardInterrupt, PluginWarning):
+                raise
+            except BaseException as error:  # third-party code, as in _load
                 if package == "alignkit":
                     raise
-                described = str(error) if isinstance(error, AlignkitError) else _described(error)
-                self._mark_broken(key.partition(":")[2] or key, package, f"{hook}: {described}")
+                said = one_line(error) if isinstance(error, AlignkitError) else described(error)
+                self._mark_broken(plugin, package, f"{hook}: {said}")
                 continue
             for name, offer in offers:
-                claims.setdefault(name, []).append(offer)
+                claimed = claims.setdefault(name, [])
+                if not any(other is offer for _, other in claimed):  # one thing may be offered twice
+                    claimed.append((package, offer))
         return claims
 
     @cached_property
-    def _solver_claims(self) -> dict[str, list[SolverInfo]]:
-        return self._claims("alignkit_register_solvers", _read_solvers)
+    def _solver_claims(self) -> Claims[type[Solver[Any]]]:
+        return self._claims("alignkit_register_solvers", read_solvers)
 
     @cached_property
-    def _rule_claims(self) -> dict[str, list[tuple[str, Rule]]]:
-        return self._claims("alignkit_register_trace_rules", _read_rules)
+    def _rule_claims(self) -> Claims[Rule]:
+        return self._claims("alignkit_register_trace_rules", read_rules)
 
     @cached_property
-    def _source_claims(self) -> dict[str, list[tuple[str, ModelSource]]]:
-        return self._claims("alignkit_register_model_sources", _read_callables)
+    def _source_claims(self) -> Claims[ModelSource]:
+        return self._claims("alignkit_register_model_sources", read_sources)
 
-    def _only(self, claims: Mapping[str, list[T]], name: str, what: str, kind: type[AlignkitError]) -> T:
+    def _only(self, claims: Claims[T], name: str, what: str, kind: type[AlignkitError]) -> T:
         offers = claims.get(name, [])
         if len(offers) == 1:
-            return offers[0]
-        if offers:
-            packages = [getattr(offer, "package", None) or offer[0] for offer in offers]  # type: ignore[index]
+            return offers[0][1]
+        packages = {package for package, _ in offers}
+        if len(packages) == 1:
+            raise kind(f"{what} {name!r} is offered {len(offers)} times by {_listed(packages)}: rename all but one.")
+        if packages:
             raise kind(
                 f"{what} {name!r} is offered by {_listed(packages)}. Disable all but one: "
                 f"{DISABLE_VARIABLE}=<entry point or package name>."
@@ -294,32 +318,53 @@ def solvers() -> dict[str, SolverInfo]:
     return registry().solvers()
 
 
-def _read_solvers(answer: Any, package: str) -> Iterator[tuple[str, SolverInfo]]:
-    for offered in answer:
-        if not (isinstance(offered, type) and issubclass(offered, Solver)):
-            raise PluginError(f"{offered!r} is no Solver class")
-        if inspect.isabstract(offered):
-            raise PluginError(f"solver class {offered.__name__} does not define solve()")
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", offered.name):
-            raise PluginError(
-                f"solver class {offered.__name__} needs a name of lower-case letters, digits and '_', "
-                f"not {offered.name!r}"
+def _installed() -> Iterable[EntryPoint]:
+    """The entry points of all installed packages; none, with a warning, if their list cannot be read."""
+    try:
+        return entry_points(group=GROUP)
+    except Exception as error:  # one damaged entry_points.txt is enough
+        _warn(
+            f"the entry points of the installed packages cannot be read: {described(error)}. No plugin is loaded; "
+            "an entry_points.txt next to a package is damaged."
+        )
+        return ()
+
+
+def _origin(entry: EntryPoint) -> tuple[str, str]:
+    """Name of the distribution of an entry point, and the name with its version; damaged metadata is no obstacle."""
+    module = entry.value.partition(":")[0].partition(".")[0].strip() or entry.name
+    try:
+        name = entry.dist.name if entry.dist else None
+        version = entry.dist.version if entry.dist else None
+    except Exception:  # an installation that was removed by halves
+        name = version = None
+    name = name if isinstance(name, str) and name else module
+    return name, f"{name} {version}" if isinstance(version, str) else name
+
+
+@contextmanager
+def _watched(what: str, name: str) -> Iterator[None]:
+    """Warn, from another thread, if the block takes longer than ``SLOW``. Nothing can stop an import safely."""
+    refused: list[PluginWarning] = []
+
+    def tell() -> None:
+        try:
+            _warn(
+                f"{what} after {SLOW:g} s. alignkit waits for it; interrupt with Ctrl-C, and leave it out with "
+                f"{DISABLE_VARIABLE}={name}."
             )
-        yield offered.name, SolverInfo(offered.name, offered, package)
+        except PluginWarning as error:  # warnings are errors here: it is raised when the block ends
+            refused.append(error)
 
-
-def _read_callables(answer: Any, package: str) -> Iterator[tuple[str, tuple[str, Any]]]:
-    for name, offered in dict(answer).items():
-        if not isinstance(name, str) or not callable(offered):
-            raise PluginError(f"names must map to functions, found {name!r}: {offered!r}")
-        yield name, (package, offered)
-
-
-def _read_rules(answer: Any, package: str) -> Iterator[tuple[str, tuple[str, Any]]]:
-    for name, offer in _read_callables(answer, package):
-        if "::" not in name:
-            raise PluginError(f"operator {name!r} has no namespace, write it as 'aten::{name}' or 'mylib::{name}'")
-        yield name, offer
+    timer = threading.Timer(SLOW, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if refused:
+        raise refused[0]
 
 
 def _warn(message: str) -> None:
@@ -328,14 +373,6 @@ def _warn(message: str) -> None:
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_one_line(error)}" if str(error) else type(error).__name__
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -98,8 +98,8 @@ def fuse(
         listed = "\n".join(f"  - {text}" for text in problems)
         raise SolverError(f"the two networks cannot be fused, {len(problems)} problems:\n{listed}")
     moved = [name for name, node in graph_a.tensors.items() if node.groups]
-    sides = [{n: side[n].detach().cpu().double().contiguous() for n in moved} for side in (left.a, right.a)]
-    carrier = _Carrier(graph_a, graph_b, *sides, axes)
+    own, other = ({n: side[n].detach().cpu().double().contiguous() for n in moved} for side in (left.a, right.a))
+    carrier = _Carrier(graph_a, graph_b, own, other, axes)
     plans, weights, distance2, sweeps = _descend(carrier, regularization, max_sweeps)
     result: dict[str, Tensor] = {}
     every_a: dict[str, Tensor] = {}
