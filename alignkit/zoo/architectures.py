@@ -34,10 +34,8 @@ class Architecture(BaseModel, ABC):
     family: str
     shape: tuple[Positive, ...] | None = None
     outputs: Positive | None = None
-    stackable: ClassVar[bool] = True
-    """Whether many networks run together under ``torch.vmap``."""
-    dense: ClassVar[bool] = True
-    """Whether matrix products are most of the work: then stacks are faster than single networks on a CPU too."""
+    cpu_chunk: ClassVar[int] = 32
+    """Networks that are best trained together on one core: fewer where the activations of one fill its cache."""
 
     @abstractmethod
     def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -112,7 +110,7 @@ class Cnn(Architecture):
     """Convolutions, each with an activation and pooling, then linear layers."""
 
     family: Literal["cnn"] = "cnn"
-    dense: ClassVar[bool] = False
+    cpu_chunk: ClassVar[int] = 8
     channels: Widths = (16, 32)
     """Channels of the convolutions."""
     kernel: Annotated[int, Field(ge=1, le=15)] = 3
@@ -157,20 +155,23 @@ class ResNet(Architecture):
     """A residual network with BatchNorm: a stem and stages of blocks, each stage twice as wide and half as large."""
 
     family: Literal["resnet"] = "resnet"
-    dense: ClassVar[bool] = False
+    cpu_chunk: ClassVar[int] = 8
     width: Positive = 8
     """Channels of the stem and the first stage."""
     blocks: Widths = (1, 1)
     """Residual blocks of each stage."""
+    stem_stride: Annotated[int, Field(ge=1, le=4)] = 1
+    """How much the stem shrinks the image."""
 
     def describe(self) -> str:
         """Such as ``"resnet width 8 blocks 1-1"``."""
-        return f"resnet width {self.width} blocks {_dashed(self.blocks)}"
+        stem = "" if self.stem_stride == 1 else f" stem {self.stem_stride}"
+        return f"resnet width {self.width} blocks {_dashed(self.blocks)}{stem}"
 
     def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """A network with fresh weights."""
         layers: OrderedDict[str, nn.Module] = OrderedDict(
-            stem=nn.Conv2d(shape[0], self.width, 3, padding=1, bias=False),
+            stem=nn.Conv2d(shape[0], self.width, 3, self.stem_stride, padding=1, bias=False),
             norm=nn.BatchNorm2d(self.width),
             relu=nn.ReLU(),
         )
@@ -246,8 +247,6 @@ class Lstm(Architecture):
     """An LSTM that reads an image row by row; the last state is classified."""
 
     family: Literal["lstm"] = "lstm"
-    stackable: ClassVar[bool] = False
-    dense: ClassVar[bool] = False
     hidden: Positive = 32
     """Units of a layer."""
     layers: Positive = 1

@@ -7,6 +7,9 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+LSTM_TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Sine(nn.Module):
@@ -96,7 +99,10 @@ class VisionTransformer(nn.Module):
 
 
 class RowReader(nn.Module):
-    """An LSTM over the rows of an image, classified from its last state: ``[n, 1, h, w]`` to ``[n, outputs]``."""
+    """An LSTM over the rows of an image, classified from its last state: ``[n, 1, h, w]`` to ``[n, outputs]``.
+
+    In training the LSTM is unrolled into products that vmap batches; the function is the same.
+    """
 
     def __init__(self, columns: int, hidden: int, layers: int, outputs: int) -> None:
         super().__init__()
@@ -105,5 +111,21 @@ class RowReader(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images."""
-        states, _ = self.lstm(images.squeeze(1))
+        rows = images.squeeze(1)
+        states = self._unrolled(rows) if self.training else self.lstm(rows)[0]
         return self.head(states[:, -1])  # type: ignore[no-any-return]
+
+    def _unrolled(self, rows: Tensor) -> Tensor:
+        """States ``[n, h, hidden]`` of the last layer."""
+        for layer in range(self.lstm.num_layers):
+            read, keep, bias_read, bias_keep = (getattr(self.lstm, f"{name}_l{layer}") for name in LSTM_TENSORS)
+            inputs = functional.linear(rows, read, bias_read + bias_keep)
+            states: list[Tensor] = []
+            cell = torch.zeros_like(inputs[:, 0, : self.lstm.hidden_size])
+            for step in range(rows.shape[1]):
+                gates = inputs[:, step] + (states[-1] @ keep.mT if states else 0.0)
+                enter, forget, content, leave = gates.chunk(4, -1)
+                cell = forget.sigmoid() * cell + enter.sigmoid() * content.tanh()
+                states.append(leave.sigmoid() * cell.tanh())
+            rows = torch.stack(states, 1)
+        return rows

@@ -23,8 +23,8 @@ from alignkit.zoo.sources import Data, Source
 
 State = dict[str, Tensor]
 EVALUATION_ROWS = 1000
-CHUNK = {"cpu": 32, "cuda": 256}
-"""Networks that are trained together, by kind of device."""
+GPU_CHUNK = 256
+"""Networks that are trained together on a GPU."""
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all, of a chunk of networks."""
 
@@ -82,8 +82,8 @@ def train(
         lr: Highest learning rate.
         recipe: All settings of the training in place of the four above.
         device: Where to train. None is the CPU.
-        chunk: Networks trained together: memory grows with it. None is 32 on a CPU (1 for families that are mostly
-            convolutions or recurrent) and 256 on a GPU.
+        chunk: Networks trained together: memory grows with it. None is 32 on a CPU (8 for convolutional families)
+            and 256 on a GPU.
         first: Number of the first network: with 64, networks 64, 65, ... of the data set are trained.
         progress: Told the steps done and the steps in all, of each chunk.
 
@@ -111,8 +111,7 @@ def train(
 
 def default_chunk(architecture: Architecture, device: torch.device) -> int:
     """How many networks of this architecture are best trained together on a device."""
-    together = architecture.stackable and (architecture.dense or device.type != "cpu")
-    return CHUNK.get(device.type, CHUNK["cuda"]) if together else 1
+    return architecture.cpu_chunk if device.type == "cpu" else GPU_CHUNK
 
 
 def network_seed(seed: int, index: int) -> int:
@@ -175,7 +174,7 @@ def fit(
 class Stack:
     """Networks of one architecture as stacked tensors ``[k, ...]``.
 
-    A stack of one runs without vmap: for convolutions on a CPU that is the faster way.
+    A stack of one runs without vmap.
     """
 
     def __init__(self, models: list[nn.Module], loss: str, device: torch.device, precision: str = "float32") -> None:
