@@ -21,6 +21,7 @@ from alignkit.errors import AlignkitError
 from alignkit.evaluate import Interpolation, interpolate
 from alignkit.graph import BoundGraph, PermutationGraph, builders
 from alignkit.hookspecs import hookimpl
+from alignkit.low_memory import align_checkpoint, match_checkpoints, merge_checkpoints
 from alignkit.many import ManyAlignment, align_many
 from alignkit.merge import merge, transport
 from alignkit.objective import Objective
@@ -60,6 +61,7 @@ __all__ = [
     "Status",
     "Step",
     "Task",
+    "align_checkpoint",
     "align_many",
     "builders",
     "canonicalize",
@@ -69,7 +71,9 @@ __all__ = [
     "interpolate",
     "linear_assignment",
     "logged",
+    "match_checkpoints",
     "merge",
+    "merge_checkpoints",
     "open_checkpoint",
     "progress",
     "read_weights",

@@ -90,6 +90,8 @@ def _solve_lapx(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         return np.zeros(similarity.shape[-1], dtype=np.int64)
     # lapx compares costs with an absolute tolerance near 1e-10. Scaled to about 1e6, by a power of two so that no bit
     # is lost, that tolerance is below the rounding of float64.
-    scaled = np.ldexp(similarity, 20 - frexp(float(np.abs(similarity).max()))[1])
-    columns: npt.NDArray[np.int64] = np.asarray(lap.lapjvc(-scaled, return_cost=False)[1], dtype=np.int64)
+    largest = max(float(similarity.max()), -float(similarity.min()))
+    costs = np.ldexp(similarity, 20 - frexp(largest)[1])
+    np.negative(costs, out=costs)
+    columns: npt.NDArray[np.int64] = np.asarray(lap.lapjvc(costs, return_cost=False)[1], dtype=np.int64)
     return columns

@@ -18,6 +18,7 @@ from alignkit.alignment import Alignment
 from alignkit.errors import MergeError
 from alignkit.graph.bind import fit_weights, weights_of
 from alignkit.graph.source import tensor_identity
+from alignkit.weights import all_finite
 
 if TYPE_CHECKING:
     from alignkit.graph import PermutationGraph
@@ -187,7 +188,7 @@ def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) ->
                 problems.append(f"{name!r} is {[*tensor.shape]} in {label} but {[*first[name].shape]} in {zero}")
             elif _is_number(tensor) != _is_number(first[name]):
                 problems.append(f"{name!r} is {tensor.dtype} in {label} but {first[name].dtype} in {zero}")
-            elif _is_number(tensor) and not bool(torch.isfinite(tensor).all()):
+            elif _is_number(tensor) and not all_finite(tensor):
                 problems.append(f"{name!r} of {label} holds NaN or infinity")
             elif name in tied and tied[name] in side and not torch.equal(tensor, side[tied[name]]):
                 problems.append(f"{name!r} and {tied[name]!r} are tied in {zero} but differ in {label}")

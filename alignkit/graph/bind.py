@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.errors import BindError
 from alignkit.graph.source import tensor_identity
-from alignkit.weights import read_weights
+from alignkit.weights import all_finite, read_weights
 
 if TYPE_CHECKING:
     from alignkit.graph.permutation_graph import PermutationGraph
@@ -48,7 +49,7 @@ def bind(graph: PermutationGraph, a: WeightsSource, b: WeightsSource) -> BoundGr
 
     Args:
         graph: The graph of their architecture.
-        a: Reference model: a module, a state dict, or the path of a checkpoint file.
+        a: Reference model: a module, a state dict, a `Checkpoint`, or the path of a checkpoint file or folder.
         b: Model to be aligned.
 
     Returns:
@@ -75,7 +76,7 @@ def bind(graph: PermutationGraph, a: WeightsSource, b: WeightsSource) -> BoundGr
 
 
 def weights_of(source: WeightsSource) -> dict[str, Tensor]:
-    """The named tensors of a module (parameters and saved buffers), a mapping, or a checkpoint file; detached.
+    """The named tensors of a module (parameters and saved buffers), a mapping, or a checkpoint; detached.
 
     Raises:
         BindError: The source is none of these, or holds something that is no tensor.
@@ -85,6 +86,8 @@ def weights_of(source: WeightsSource) -> dict[str, Tensor]:
         return {n: t for n, t in source.state_dict().items() if isinstance(t, Tensor)}
     if isinstance(source, str | Path):
         return dict(read_weights(source))
+    if isinstance(source, Checkpoint):
+        return dict(source)  # Each tensor is read once.
     if not isinstance(source, Mapping):
         raise BindError(f"weights are a module, a state dict or a path, found {type(source).__name__}.")
     for name, value in source.items():
@@ -120,7 +123,7 @@ def fit_weights(
             problems.append(f"{node.name!r} of {label} is on the meta device and has no values")
             continue
         found[node.name] = tensor
-        if values and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if values and tensor.is_floating_point() and not all_finite(tensor):
             problems.append(f"{node.name!r} of {label} holds NaN or infinity")
         for other in present[1:]:
             if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(weights[other], tensor):

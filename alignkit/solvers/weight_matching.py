@@ -51,10 +51,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Run once, then restart; the best result is returned."""
         options = self.options
-        objective = problem.objective
-        if options.products == "float32":
-            objective = Objective(problem.bound, problem.device, products=torch.float32)
-        ascent = Ascent(objective, options.rtol, options.max_steps)
+        ascent = self.ascent(problem)
         generator = problem.generator()
         first = options.start if problem.init is None else "init"
         best = ascent.run(start_perms(problem, first, generator), colours(problem.graph, None))
@@ -78,6 +75,13 @@ class WeightMatching(Solver[WeightMatchingOptions]):
         status = Status.OK if best.converged else Status.MAX_STEPS
         stats = {"runs": float(runs), "sweeps": float(len(best.steps))}
         return Outcome(Alignment(problem.graph, best.perms), status, stats)
+
+    def ascent(self, problem: Problem) -> Ascent:
+        """The coordinate ascent that every run of a solve uses."""
+        objective = problem.objective
+        if self.options.products == "float32":
+            objective = Objective(problem.bound, problem.device, products=torch.float32)
+        return Ascent(objective, self.options.rtol, self.options.max_steps)
 
 
 @dataclass(frozen=True)
