@@ -1,0 +1,128 @@
+"""Make the data sets of networks of the experiments of [Navon24], at a scale that a laptop can train.
+
+    python tests/benchmarks/paper/paper_data.py --folder SETS --data IDX [--only NAME ...]
+
+IDX holds the folders mnist and fashion-mnist with their idx files. Sets that are complete are skipped, one that was cut
+off goes on. Images are 14x14, by average pooling. ``--tiny`` makes small sets of scikit-learn's digits and of sine waves
+under the same names, which show that the scripts run and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from time import process_time
+
+import torch
+from data import is_complete
+
+import alignkit.zoo as zoo
+
+MIXED = (2 / 3, 1 / 12, 1 / 4)
+ONLY_TEST = (0.0, 0.0, 1.0)
+FIRST_CLASSES = (0, 1, 2, 3, 4)
+LAST_CLASSES = (5, 6, 7, 8, 9)
+TINY_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One data set.
+
+    Attributes:
+        architecture: What is trained.
+        source: What is learnt.
+        count: Networks in all.
+        seed: Seed of the set.
+        splits: Shares of train, validation and test.
+        epochs: Passes over the images.
+        steps: Gradient steps, in place of epochs.
+    """
+
+    architecture: zoo.Architecture
+    source: zoo.Source
+    count: int
+    seed: int
+    splits: tuple[float, float, float] = MIXED
+    epochs: int | None = None
+    steps: int | None = None
+
+
+MLP = zoo.architecture("mlp", widths=(128, 128, 128))
+CNN = zoo.architecture("cnn", channels=(8, 16))
+SIREN = zoo.architecture("siren", widths=(32, 32))
+MNIST = zoo.source("mnist", size=14)
+FASHION = zoo.source("fashion-mnist", size=14)
+SPLIT_A = zoo.source("mnist", size=14, classes=FIRST_CLASSES, share=0.95)
+SPLIT_B = zoo.source("mnist", size=14, classes=LAST_CLASSES, share=0.95)
+
+SETS = {
+    "mnist-mlp": Wanted(MLP, MNIST, 120, 500, epochs=2),
+    "split-a": Wanted(MLP, SPLIT_A, 10, 501, ONLY_TEST, epochs=4),
+    "split-b": Wanted(MLP, SPLIT_B, 10, 502, ONLY_TEST, epochs=4),
+    "rotated-mlp": Wanted(MLP, zoo.source("mnist", size=14, rotate=45), 12, 503, ONLY_TEST, epochs=3),
+    "fashion-mlp": Wanted(MLP, FASHION, 72, 504, epochs=2),
+    "sine-inr": Wanted(SIREN, zoo.source("sine"), 96, 505, steps=1000),
+    "fashion-cnn": Wanted(CNN, FASHION, 48, 506, epochs=1),
+    "image-inr": Wanted(
+        SIREN, zoo.SignalSource(images=zoo.ImageSource(name="mnist", size=14), views=2), 72, 507, steps=1000
+    ),
+}
+
+
+def tiny(wanted: Wanted) -> Wanted:
+    """A small set of the same kind that needs no files."""
+    source = wanted.source
+    images = zoo.ImageSource(name="digits")
+    if isinstance(source, zoo.SignalSource):
+        source = zoo.SignalSource(images=images, views=2)
+    elif isinstance(source, zoo.ImageSource):
+        source = images.model_copy(update={"rotate": source.rotate, "classes": source.classes, "share": source.share})
+    smaller = {"widths": (8, 8)} if hasattr(wanted.architecture, "widths") else {"channels": (4, 4)}
+    count = 12 if wanted.splits == MIXED else 4
+    return Wanted(wanted.architecture.model_copy(update=smaller), source, count, wanted.seed, wanted.splits,
+                  steps=TINY_STEPS)  # fmt: skip
+
+
+def make(folder: Path, data: Path | None, names: list[str], *, small: bool = False) -> None:
+    """Make sets, one folder each."""
+    for name in names:
+        wanted = tiny(SETS[name]) if small else SETS[name]
+        if is_complete(folder / name):
+            print(f"{name}: there already", flush=True)
+            continue
+        started = process_time()
+        found = zoo.write_set(
+            folder / name,
+            wanted.architecture,
+            wanted.source,
+            wanted.count,
+            seed=wanted.seed,
+            data=data,
+            epochs=wanted.epochs,
+            steps=wanted.steps,
+            splits=wanted.splits,
+            shard=24,
+        )
+        records = found.manifest.networks
+        loss = sum(record.loss for record in records) / len(records)
+        right = [record.accuracy for record in records if record.accuracy is not None]
+        accuracy = f", accuracy {sum(right) / len(right):.4f}" if right else ""
+        print(f"{name}: {process_time() - started:.0f} CPU s, test loss {loss:.2e}{accuracy}", flush=True)
+
+
+def main() -> None:
+    """Make all sets, or those that are named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where the sets are written")
+    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
+    parser.add_argument("--only", nargs="*", choices=list(SETS), default=list(SETS), help="names of sets")
+    parser.add_argument("--tiny", action="store_true", help="small sets of digits and waves")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    make(arguments.folder, arguments.data, arguments.only, small=arguments.tiny)
+
+
+if __name__ == "__main__":
+    main()
