@@ -20,6 +20,7 @@ from alignkit.cli.merge import merge
 from alignkit.cli.solve import solve
 from alignkit.cli.solvers import solvers
 from alignkit.cli.trace import trace
+from alignkit.cli.train_deepalign import train_deepalign
 from alignkit.cli.transport import transport
 
 app = typer.Typer(
@@ -70,6 +71,7 @@ app.command("compare")(compare)
 app.command("distance")(distance)
 app.command("transport")(transport)
 app.command("canonicalize")(canonicalize)
+app.command("train-deepalign")(train_deepalign)
 
 
 def main() -> None:
