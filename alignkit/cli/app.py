@@ -10,6 +10,7 @@ import torch
 import typer
 
 import alignkit
+from alignkit.cli.align_many import align_many
 from alignkit.cli.canonicalize import canonicalize
 from alignkit.cli.check import check
 from alignkit.cli.compare import compare
@@ -22,6 +23,7 @@ from alignkit.cli.solvers import solvers
 from alignkit.cli.trace import trace
 from alignkit.cli.train_deepalign import train_deepalign
 from alignkit.cli.transport import transport
+from alignkit.cli.zoo import zoo
 
 app = typer.Typer(
     name="alignkit",
@@ -68,8 +70,10 @@ app.command("trace")(trace)
 app.command("check")(check)
 app.command("merge")(merge)
 app.command("compare")(compare)
+app.command("align-many")(align_many)
 app.command("distance")(distance)
 app.command("transport")(transport)
+app.command("zoo")(zoo)
 app.command("canonicalize")(canonicalize)
 app.command("train-deepalign")(train_deepalign)
 

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from alignkit.canonical import canonicalize as bring
-from alignkit.cli.graphs import (
-    DeviceSwitch,
-    ForceSwitch,
-    JsonSwitch,
-    ModelSwitch,
-    SpecSwitch,
-    described,
-    print_json,
-    print_text,
-)
-from alignkit.errors import UsageError
-from alignkit.weights import read_weights, write_weights
+from alignkit.cli.graphs import check_fit, described, open_input, print_json, print_text, show_plan, write_report
+from alignkit.cli.inputs import check_report, targets_in
+from alignkit.cli.switches import Architecture, DeviceSwitch, Shown, command
+from alignkit.plan import plan
+from alignkit.report import canonical_report
 
 
+@command
 def canonicalize(
     reference: Annotated[Path, typer.Argument(help="The network whose order of units all take.", show_default=False)],
     networks: Annotated[list[Path], typer.Argument(help="Checkpoints of the same architecture.", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the reordered networks.", show_default=False)
     ],
-    spec: SpecSwitch = None,
-    model: ModelSwitch = None,
+    architecture: Architecture,
+    shown: Shown,
     device: DeviceSwitch = None,
-    as_json: JsonSwitch = False,
-    force: ForceSwitch = False,
 ) -> None:
     """Bring many networks to the order of units of one reference.
 
@@ -42,17 +33,32 @@ def canonicalize(
     Each network is written to the output folder under its own name. Files appear whole or not at all, and none is
     replaced without --force.
     """
-    targets = _targets(networks, output, force)
-    target = read_weights(reference)
-    graph = described(spec, model, target).graph
-    weights = [read_weights(path) for path in networks]
-    found = bring(graph, weights, target, device=device)
+    targets = targets_in(networks, output, shown.force)
+    check_report(shown.report, shown.force)
+    target, inputs = open_input(reference), [open_input(path) for path in networks]
+    facts = described(architecture, target, read=not shown.dry_run)
+    if shown.dry_run:
+        check_fit(facts, [target, *inputs])
+        reads = [str(path) for path in (reference, *networks)]
+        size = target.checkpoint.nbytes
+        made = plan(
+            facts.graph, "canonicalize", models=len(reads), bytes_each=size, reads=reads, writes=list(map(str, targets))
+        )
+        show_plan(made, shown)
+        return
+    weights = [facts.known(one.weights) for one in inputs]
+    found = bring(facts.graph, weights, facts.known(target.weights), device=device)
     output.mkdir(exist_ok=True)
-    names = {name: node.name for node in graph.tensors.values() for name in node.names}
+    names = {name: node.name for node in facts.graph.tensors.values() for name in node.names}
     for index, (given, path) in enumerate(zip(weights, targets, strict=True)):
         network = found.network(index)
-        write_weights(path, {name: network[names[name]] for name in given}, {"format": "pt"})
-    if as_json:
+        inputs[index].write_like(path, {name: network[names[name]] for name in given}, shown.force)
+    written = [f"Written to {output}"]
+    if shown.report is not None:
+        title = f"{len(found)} networks in the order of {reference}"
+        report = canonical_report(found, [str(path) for path in networks], title, {"written to": str(output)})
+        written += write_report(report, shown)
+    if shown.as_json:
         rows = zip(targets, found.before.tolist(), found.after.tolist(), strict=True)
         print_json(
             {
@@ -68,24 +74,5 @@ def canonicalize(
         f"{float(found.after.mean()):.6g}.",
         f"{found.seconds:.3g} s, {found.networks_per_second:.0f} networks a second, "
         f"{'in batches' if found.batched else 'one after the other'}.",
-        f"Written to {output}",
+        *written,
     )
-
-
-def _targets(networks: Sequence[Path], output: Path, force: bool) -> list[Path]:
-    """Where each network is written.
-
-    Raises:
-        UsageError: Two networks have one name, a file exists and ``force`` is False, or the folder cannot be there.
-    """
-    if output.is_file() or not output.parent.is_dir():
-        raise UsageError(f"--output {output}: " + ("it is a file." if output.is_file() else "its folder is missing."))
-    targets = [output / path.name for path in networks]
-    twice = sorted({path.name for path in targets if sum(path == other for other in targets) > 1})
-    if twice:
-        raise UsageError(f"several networks are called {', '.join(twice)}, but all are written to one folder.")
-    there = [path.name for path in targets if path.exists()]
-    if there and not force:
-        listed = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
-        raise UsageError(f"{output} holds {listed} already. Choose another folder, or pass --force to replace them.")
-    return targets

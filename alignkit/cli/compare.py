@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import pkgutil
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,38 +12,27 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignkit.cli.graphs import (
-    DeviceSwitch,
-    ForceSwitch,
-    JsonSwitch,
-    ModelSwitch,
-    OptionSwitch,
-    SpecSwitch,
-    described,
-)
-from alignkit.cli.inputs import check_free, parse_options
-from alignkit.cli.trace import look_in_this_folder
+from alignkit.cli.graphs import check_fit, described, open_input, show_plan, write_report
+from alignkit.cli.inputs import check_free, check_report, load_task, parse_options
+from alignkit.cli.switches import Architecture, DeviceSwitch, OptionSwitch, Shown, TaskSwitch, command
 from alignkit.compare import compare as compare_solvers
 from alignkit.comparison import ComparisonRow
-from alignkit.errors import UsageError
 from alignkit.observers import progress
+from alignkit.plan import plan
 from alignkit.plugins import solvers
-from alignkit.task import Task
-from alignkit.weights import read_weights
+from alignkit.report import comparison_report
 
 
+@command
 def compare(
-    a: Annotated[Path, typer.Argument(help="Reference: .safetensors, or a .pt state dict.", show_default=False)],
+    a: Annotated[Path, typer.Argument(help="Reference: a weights file or a folder.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="The network to be aligned to it.", show_default=False)],
-    spec: SpecSwitch = None,
-    model: ModelSwitch = None,
+    architecture: Architecture,
+    shown: Shown,
     solver: Annotated[
         list[str] | None, typer.Option("--solver", help="Solver or chain; repeatable. Default: all that need no task.")
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", help="Data and loss: package.module:function, which returns an alignkit.Task."),
-    ] = None,
+    task: TaskSwitch = None,
     test: Annotated[
         str | None, typer.Option("--test", help="The same for barrier and accuracy. Default: that of --task.")
     ] = None,
@@ -61,8 +49,6 @@ def compare(
     picture: Annotated[Path | None, typer.Option("--picture", help="Where it is drawn: .png, .svg or .pdf.")] = None,
     option: OptionSwitch = None,
     device: DeviceSwitch = None,
-    as_json: JsonSwitch = False,
-    force: ForceSwitch = False,
 ) -> None:
     """Solve one pair with several solvers and show what came out in one table.
 
@@ -70,15 +56,22 @@ def compare(
 
     The identity is always there, and with a task activation matching too. A solver that fails is a row with the reason.
     """
-    check_free({"--picture": picture}, force)
+    check_free({"--picture": picture}, shown.force)
+    check_report(shown.report, shown.force)
     options = parse_options(option or [])
-    weights_a, weights_b = read_weights(a), read_weights(b)
-    facts = described(spec, model, weights_a)
+    left, right = open_input(a), open_input(b)
+    facts = described(architecture, left, read=not shown.dry_run)
+    wanted = solver or [name for name, info in solvers().items() if task is not None or not info.needs.task]
+    if shown.dry_run:
+        check_fit(facts, [left, right])
+        files = [str(path) for path in (picture, resume, shown.report) if path]
+        size, reads = left.checkpoint.nbytes, (str(a), str(b))
+        show_plan(plan(facts.graph, "compare", solver=wanted, bytes_each=size, reads=reads, writes=files), shown)
+        return
     data, held_out = (None if text is None else load_task(text) for text in (task, test))
-    pair = facts.graph.bind(weights_a, weights_b)
+    pair = facts.graph.bind(facts.known(left.weights), facts.known(right.weights))
     if repair:
-        pair = facts.graph.bind(facts.with_weights(weights_a, a), facts.with_weights(weights_b, b))
-    wanted = solver or [name for name, info in solvers().items() if data is not None or not info.needs.task]
+        pair = facts.graph.bind(facts.with_weights(left.weights, a), facts.with_weights(right.weights, b))
     console = Console(stderr=True)
 
     def report(row: ComparisonRow) -> None:
@@ -102,29 +95,16 @@ def compare(
         )
     if picture is not None:
         found.plot(picture)
-    if as_json:
+    written = [f"Written: {picture}"] if picture is not None else []
+    if shown.report is not None:
+        named = {"A": str(a), "B": str(b), "task": task or "none", "device": found.device}
+        written += write_report(comparison_report(found, f"Solvers on {b} and {a}", named), shown)
+    if shown.as_json:
         typer.echo(found.to_json(), nl=False)
         return
     Console().print(found)
-    if picture is not None:
-        typer.echo(f"Written: {picture}")
-
-
-def load_task(text: str) -> Task:
-    """Call the function that ``package.module:function`` names, and return its task.
-
-    Raises:
-        UsageError: There is no such function, or it returns something else.
-    """
-    look_in_this_folder()
-    try:
-        function = pkgutil.resolve_name(text)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{text!r} names no function: {error}. Write package.module:function.") from error
-    made = function() if callable(function) else function
-    if not isinstance(made, Task):
-        raise UsageError(f"{text} gives a {type(made).__name__}, not an alignkit.Task.")
-    return made
+    for line in written:
+        typer.echo(line)
 
 
 @contextmanager

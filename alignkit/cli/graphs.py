@@ -1,70 +1,134 @@
-"""What commands on weights share: the graph, the switches that describe it, and printing."""
+"""What commands on weights share: the checkpoints, the graph, the function check, and printing."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any
 
 import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from alignkit.cli.check import load_weights
-from alignkit.cli.inputs import read_spec
-from alignkit.cli.trace import look_in_this_folder
-from alignkit.errors import UsageError
+from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
+from alignkit.cli.inputs import look_in_this_folder, read_spec
+from alignkit.cli.switches import Architecture, Shown
+from alignkit.errors import BindError, ShapeMismatchError, UsageError
+from alignkit.folder_models import source_of
 from alignkit.graph import PermutationGraph
+from alignkit.model_building import Example
+from alignkit.plan import Plan
+from alignkit.report import Report
 from alignkit.sources import load_model
+from alignkit.suggest import did_you_mean
 from alignkit.trace import trace
 from alignkit.verify import Verification, verify
+from alignkit.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, read_weights, write_weights
 
-SpecSwitch: TypeAlias = Annotated[
-    Path | None, typer.Option("--spec", help="JSON: the layout of each tensor, {name: notation}.", show_default=False)
-]
-ModelSwitch: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="The architecture, traced: torchvision:resnet18, or package.module:factory.", show_default=False
-    ),
-]
-SolverSwitch: TypeAlias = Annotated[str, typer.Option("--solver", help='A name, or a chain: "first > second".')]
-OptionSwitch: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the solver; repeatable.")
-]
-SeedSwitch: TypeAlias = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
-DeviceSwitch: TypeAlias = Annotated[
-    str | None, typer.Option("--device", help="Where solvers work: cpu, cuda, ...", show_default=False)
-]
-JsonSwitch: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-ForceSwitch: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+
+@dataclass(frozen=True)
+class Input:
+    """A checkpoint that was named on the command line.
+
+    Attributes:
+        path: As it was given.
+        checkpoint: Names, shapes and files; values are read when they are asked for.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """All tensors, in memory."""
+        return read_weights(self.path)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether an output like it is a folder."""
+        return self.checkpoint.folder is not None
+
+    def write_like(self, output: Path, weights: Mapping[str, Tensor], force: bool) -> None:
+        """Write weights in the form of this checkpoint, or of the suffix of the output where that is another one.
+
+        Tensors of the checkpoint that ``weights`` lacks are written as they are in it.
+
+        Raises:
+            WeightsError: The output cannot be written.
+        """
+        own, kind = self.checkpoint, _family(output)
+        if kind == (None if own.folder is not None else _family(own.shards[0].path)):
+            write_checkpoint(
+                output,
+                own,
+                lambda name: weights[name].to(own.entry(name).dtype) if name in weights else own[name],
+                overwrite=force,
+            )
+        else:
+            write_weights(output, {name: weights.get(name, self.weights[name]) for name in own}, {"format": "pt"})
+
+
+def open_input(path: Path) -> Input:
+    """Open a file or folder.
+
+    Raises:
+        WeightsError: It cannot be read as a checkpoint.
+    """
+    return Input(path, open_checkpoint(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a name on the command line is a folder, or the index of one."""
+    return path.is_dir() or path.name.endswith(".index.json")
 
 
 @dataclass(frozen=True)
 class Described:
-    """A graph, and the model with an example call where there is one."""
+    """A graph, and what to build the model from where that is known.
+
+    Attributes:
+        graph: The graph.
+        model: Name of the model, as `alignkit.sources.load_model` takes it; None where there is only a spec.
+        unknown: Tensors of the checkpoint that the model does not have. They stay as they are.
+    """
 
     graph: PermutationGraph
-    module: nn.Module | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] | None = None
+    model: str | None = None
+    unknown: tuple[str, ...] = ()
+
+    @cached_property
+    def example(self) -> Example | None:
+        """The model with random weights and an example call; None where there is none, or it is too large for weights.
+
+        Raises:
+            ModelSourceError: It cannot be built.
+        """
+        if self.model is None:
+            return None
+        found = load_model(self.model)
+        return None if any(p.is_meta for p in found[0].parameters()) else found
+
+    def known(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights without the tensors that the model does not have."""
+        return {name: tensor for name, tensor in weights.items() if name not in self.unknown}
 
     def function_check(self, weights: Mapping[str, Tensor], path: Path) -> Verification | None:
         """Prove that reordering units leaves the function of the model with these weights as it is.
 
         Returns:
-            What was measured; None where there is only a spec, which cannot be run.
+            What was measured; None where there is only a spec, which cannot be run, or the model is too large.
 
         Raises:
             VerificationError: The function changes; the message names the groups.
             ShapeMismatchError: The weights do not fit the model.
         """
-        if self.module is None:
+        if self.example is None:
             return None
-        return verify(self.graph, self.with_weights(weights, path), *self.args, **(self.kwargs or {}))
+        return verify(self.graph, self.with_weights(weights, path), *self.example[1], **self.example[2])
 
     def with_weights(self, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
         """A copy of the model with these weights.
@@ -73,27 +137,97 @@ class Described:
             UsageError: There is only a spec.
             ShapeMismatchError: The weights do not fit the model.
         """
-        if self.module is None:
+        if self.example is None:
             raise UsageError("this runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
-        module = copy.deepcopy(self.module)
-        load_weights(module, weights, str(path))
+        module = copy.deepcopy(self.example[0])
+        load_weights(module, self.known(weights), str(path))
         return module
 
 
-def described(spec: Path | None, model: str | None, like: Mapping[str, Tensor]) -> Described:
-    """The graph that ``--spec`` writes down or that a trace of ``--model`` finds.
+def described(architecture: Architecture, like: Input, *, read: bool = True) -> Described:
+    """The graph that ``--spec`` writes down, or that a trace of ``--model`` or of the folder's config finds.
+
+    Args:
+        architecture: The switches.
+        like: The checkpoint whose layouts are wanted.
+        read: Whether its tensors may be read; ties between tensors of a ``.pt`` file are seen only then.
 
     Raises:
-        UsageError: Both switches are given, or neither.
+        UsageError: Both switches are given, or neither and there is no config that tells.
+        BindError: Only names and shapes are looked at, and they do not fit.
     """
-    if (spec is None) == (model is None):
-        raise UsageError("say what the architecture is: either --spec spec.json, or --model torchvision:resnet18.")
+    spec, model = architecture.spec, architecture.model
+    if spec is not None and model is not None:
+        raise UsageError("say what the architecture is once: --spec or --model, not both.")
     if spec is not None:
-        return Described(PermutationGraph.from_spec(read_spec(spec), like=like))
-    assert model is not None
+        shapes = like.weights if read else like.checkpoint.shapes
+        return Described(PermutationGraph.from_spec(read_spec(spec), like=shapes))
+    config = like.checkpoint.config
+    text = model if model is not None or config is None else source_of(config)
+    if text is None:
+        raise UsageError(
+            "say what the architecture is: either --spec spec.json, or --model torchvision:resnet18."
+            + ("" if config is None else f" {config} names no model of transformers, diffusers or timm.")
+        )
     look_in_this_folder()
-    module, args, kwargs = load_model(model)
-    return Described(trace(module, *args, **kwargs), module, args, kwargs)
+    module, args, kwargs = load_model(text, bare=True)
+    graph = trace(module, *args, **kwargs)
+    unknown: tuple[str, ...] = ()
+    if model is None:  # real folders hold tensors that their model never reads, such as position ids
+        names = {name for node in graph.tensors.values() for name in node.names}
+        unknown = tuple(name for name in like.checkpoint if name not in names)
+    return Described(graph, text, unknown)
+
+
+def check_fit(facts: Described, inputs: Sequence[Input]) -> None:
+    """Hold names and shapes of checkpoints against the graph; no values are read.
+
+    Raises:
+        BindError: They do not fit; every mismatch is listed.
+    """
+    problems: list[str] = []
+    known = {name for node in facts.graph.tensors.values() for name in node.names}
+    for given in inputs:
+        shapes = given.checkpoint.shapes
+        problems += [f"{n!r} of {given.path} is not in the graph" for n in shapes if n not in {*known, *facts.unknown}]
+        for node in facts.graph.tensors.values():
+            present = [name for name in node.names if name in shapes]
+            if not present:
+                problems.append(f"{node.name!r} is missing in {given.path}")
+            problems += [
+                f"{name!r} has shape {shapes[name]} in {given.path}, the graph says {node.shape}"
+                for name in present
+                if shapes[name] != node.shape
+            ]
+    if problems:
+        listed = "\n".join(f"  - {text}" for text in problems)
+        raise BindError(f"the checkpoints do not fit the graph, {len(problems)} problems:\n{listed}")
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
+    """Put the tensors of a checkpoint into a model.
+
+    Raises:
+        ShapeMismatchError: A tensor of the model is missing or has another shape, or one is left over.
+    """
+    own = module.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(own.items())}
+    there = {first[id(own[name])] for name in weights if name in own}
+    missing = [n for n, t in own.items() if first[id(t)] == n and n not in there]
+    problems = [f"it has no {name!r}" for name in missing]
+    problems += [f"{n!r} is not part of the model.{did_you_mean(n, missing)}" for n in weights if n not in own]
+    problems += [
+        f"{name!r} has shape {list(tensor.shape)}, the model's has {list(own[name].shape)}"
+        for name, tensor in weights.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ShapeMismatchError(f"{path} does not fit the model:\n  " + "\n  ".join(problems[:10]) + more)
+    module.load_state_dict(dict(weights), strict=False)
+
+
+# ---------------------------------------------------------------------- what is printed and written
 
 
 def said_of(check: Verification | None) -> str:
@@ -106,6 +240,33 @@ def said_of(check: Verification | None) -> str:
     )
 
 
+def said_of_unknown(facts: Described) -> list[str]:
+    """A line about tensors that the model does not have, if there are any."""
+    if not facts.unknown:
+        return []
+    listed = ", ".join(facts.unknown[:5]) + (f" and {len(facts.unknown) - 5} more" if len(facts.unknown) > 5 else "")
+    return [f"Not part of the model, kept as they are in the first input: {listed}."]
+
+
+def show_plan(made: Plan, shown: Shown) -> None:
+    """Print a plan, as text or JSON."""
+    if shown.as_json:
+        print_json(made.to_dict())
+    else:
+        print_text(str(made))
+
+
+def write_report(report: Report, shown: Shown) -> list[str]:
+    """Write a report where ``--report`` says; returns the line that tells of it.
+
+    Raises:
+        WeightsError: It cannot be written.
+    """
+    assert shown.report is not None
+    report.write(shown.report)
+    return [f"Report: {shown.report}"]
+
+
 def print_text(*lines: str) -> None:
     """Print lines as they are, without markup or line breaks of their own."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -116,3 +277,10 @@ def print_text(*lines: str) -> None:
 def print_json(values: Mapping[str, Any]) -> None:
     """Print one JSON object."""
     typer.echo(json.dumps(values, indent=2, allow_nan=False))
+
+
+def _family(path: Path) -> str | None:
+    """The kind of a weights file by its suffix; None for a folder."""
+    if path.suffix in SAFETENSORS_SUFFIXES:
+        return "safetensors"
+    return "pickle" if path.suffix in PICKLE_SUFFIXES else None

@@ -9,36 +9,35 @@ import typer
 
 from alignkit.alignment import Alignment
 from alignkit.cli.graphs import (
-    DeviceSwitch,
-    ForceSwitch,
-    ModelSwitch,
-    OptionSwitch,
-    SolverSwitch,
-    SpecSwitch,
+    check_fit,
     described,
+    is_folder,
+    open_input,
+    print_json,
     print_text,
+    show_plan,
+    write_report,
 )
-from alignkit.cli.inputs import check_outputs, parse_options
+from alignkit.cli.inputs import check_outputs, check_report
+from alignkit.cli.switches import Architecture, Shown, Solving, command
 from alignkit.observers import progress
+from alignkit.plan import plan
+from alignkit.report import solution_report
 from alignkit.solve import solve as solve_pair
-from alignkit.weights import read_weights, write_weights
 
 
+@command
 def solve(
-    a: Annotated[Path, typer.Argument(help="Reference: .safetensors, or a .pt state dict.", show_default=False)],
+    a: Annotated[Path, typer.Argument(help="Reference: a weights file or a folder.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Weights to be aligned to A.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where aligned B is written.", show_default=False)],
-    spec: SpecSwitch = None,
-    model: ModelSwitch = None,
-    solver: SolverSwitch = "weight_matching",
-    option: OptionSwitch = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random choice.")] = None,
+    architecture: Architecture,
+    solving: Solving,
+    shown: Shown,
     init: Annotated[Path | None, typer.Option("--init", help="Saved alignment to start from.")] = None,
     save_alignment: Annotated[
         Path | None, typer.Option("--save-alignment", help="Where the alignment is saved.")
     ] = None,
-    device: DeviceSwitch = None,
-    force: ForceSwitch = False,
 ) -> None:
     """Reorder the hidden units of B so that its weights come close to those of A.
 
@@ -46,22 +45,32 @@ def solve(
 
     Files appear whole or not at all, and none is replaced without --force.
     """
-    check_outputs({"--output": output, "--save-alignment": save_alignment}, force)
-    options = parse_options(option or [])
-    weights_a, weights_b = read_weights(a), read_weights(b)
-    graph = described(spec, model, weights_a).graph
+    check_outputs({"--output": output, "--save-alignment": save_alignment}, shown.force, folder=is_folder(b))
+    check_report(shown.report, shown.force)
+    arguments = solving.arguments
+    left, right = open_input(a), open_input(b)
+    facts = described(architecture, left, read=not shown.dry_run)
+    if shown.dry_run:
+        check_fit(facts, [left, right])
+        size, files = left.checkpoint.nbytes, [str(path) for path in (output, save_alignment, shown.report) if path]
+        made = plan(facts.graph, "solve", solver=solving.solver, bytes_each=size, reads=(str(a), str(b)), writes=files)
+        show_plan(made, shown)
+        return
+    pair = facts.graph.bind(facts.known(left.weights), facts.known(right.weights))
     with progress():
-        solution = solve_pair(
-            graph.bind(weights_a, weights_b),
-            solver=solver,
-            init=None if init is None else Alignment.load(init, graph),
-            device=device,
-            seed=seed,
-            **options,
-        )
-    write_weights(output, solution.apply(weights_b), {"format": "pt"})
+        solution = solve_pair(pair, init=None if init is None else Alignment.load(init, facts.graph), **arguments)
+    right.write_like(output, solution.apply(facts.known(right.weights)), shown.force)
     if save_alignment is not None:
         solution.alignment.save(save_alignment)
-    print_text(
-        solution.explain(), f"Aligned B: {output}", *([f"Alignment: {save_alignment}"] if save_alignment else [])
-    )
+    written = [f"Aligned B: {output}", *([f"Alignment: {save_alignment}"] if save_alignment else [])]
+    if shown.report is not None:
+        check = facts.function_check(right.weights, b)
+        named = {"A": str(a), "B": str(b), "aligned B": str(output)}
+        written += write_report(
+            solution_report(solution, f"{b} aligned to {a}", pair=pair, check=check, facts=files), shown
+        )
+    if shown.as_json:
+        numbers = {"before": solution.objective_before, "after": solution.objective_after, "seconds": solution.seconds}
+        print_json({"output": str(output), **numbers, "moved": dict(solution.moved), "gain": dict(solution.gain)})
+    else:
+        print_text(solution.explain(), *written)

@@ -32,8 +32,9 @@ def solvers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, op
         options = ", ".join(info.options.model_fields)
         drawn.add_row(*map(escape, (name, info.summary, _needed(info) or "weights", options, info.package)))
     console.print(drawn)
-    for broken in registry().broken:
-        Console(stderr=True).print(str(broken), markup=False, soft_wrap=True)
+    said = [f"{name!r} is offered by {' and '.join(packages)}." for name, packages in registry().contested.items()]
+    for line in (*said, *map(str, registry().broken)):
+        Console(stderr=True).print(line, markup=False, soft_wrap=True)
 
 
 def _needed(info: SolverInfo) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from alignkit.cli.inputs import check_free
+from alignkit.cli.inputs import check_free, look_in_this_folder
 from alignkit.sources import load_model
 from alignkit.trace import trace as trace_model
 from alignkit.weights import atomic_path
@@ -53,10 +52,3 @@ def trace(
     for path in (spec, as_json, picture):
         if path is not None:
             typer.echo(f"Written: {path}")
-
-
-def look_in_this_folder() -> None:
-    """Let ``module:factory`` name a module in the current folder, as ``python -m`` does."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
