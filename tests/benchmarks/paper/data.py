@@ -1,0 +1,130 @@
+"""Make the data sets of networks that the universal aligner is trained and judged on.
+
+    python tests/benchmarks/paper/data.py --folder SETS --data IDX [--device cuda] [--only NAME ...]
+
+IDX holds the folders mnist and fashion-mnist with their idx files. Sets that are complete are skipped, one that was cut
+off goes on. Shapes of training come first; shapes held out have all their networks in the split "test".
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+import alignkit.zoo as zoo
+from alignkit.zoo.manifest import MANIFEST, read_manifest
+
+IN_TRAINING = (0.7, 0.1, 0.2)
+HELD_OUT = (0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One data set: a name, what is trained on what, and how many networks."""
+
+    name: str
+    architecture: zoo.Architecture
+    source: zoo.Source
+    count: int
+    splits: tuple[float, float, float]
+    recipe: zoo.Recipe | None = None
+
+
+def mlp(*widths: int, activation: str = "relu") -> zoo.Architecture:
+    """An MLP by its hidden widths."""
+    return zoo.architecture("mlp", widths=widths, activation=activation)
+
+
+SMALL = zoo.source("mnist", size=14)
+FULL = zoo.source("mnist")
+FASHION = zoo.source("fashion-mnist")
+SINE = zoo.source("sine")
+
+# Set so that all sets together take less than an hour on one idle core.
+FAST = zoo.Recipe(epochs=4, batch=256, lr=4e-3, precision="bf16")
+CNN = zoo.Recipe(epochs=3, batch=128, lr=5e-3)
+CNN_MAX = zoo.Recipe(epochs=2, batch=64, lr=5e-3)
+SIREN = zoo.Recipe(steps=1000, batch=512, lr=1e-3)
+RESNET = zoo.Recipe(epochs=1, batch=64, lr=1e-2)
+VIT = zoo.Recipe(epochs=3, batch=128, lr=5e-3, clip=1.0)
+LSTM = zoo.Recipe(epochs=3, batch=128, lr=1e-2, clip=1.0)
+
+TRAINING = [
+    Wanted("mlp-128x3", mlp(128, 128, 128), SMALL, 40, IN_TRAINING),
+    Wanted("mlp-64x2", mlp(64, 64), SMALL, 40, IN_TRAINING),
+    Wanted("mlp-256", mlp(256), SMALL, 40, IN_TRAINING),
+    Wanted("mlp-32x4", mlp(32, 32, 32, 32), SMALL, 40, IN_TRAINING),
+    Wanted("mlp-gelu-96x3", mlp(96, 96, 96, activation="gelu"), SMALL, 40, IN_TRAINING),
+    Wanted("mlp-tanh-96x2", mlp(96, 96, activation="tanh"), SMALL, 40, IN_TRAINING),
+    Wanted("cnn-16-32", zoo.Cnn(channels=(16, 32), pooling="stride"), SMALL, 40, IN_TRAINING, CNN),
+    Wanted("cnn-8-16-dense-32", zoo.Cnn(channels=(8, 16), dense_widths=(32,)), SMALL, 40, IN_TRAINING, CNN_MAX),
+    Wanted("siren-32x2", zoo.Siren(widths=(32, 32)), SINE, 80, IN_TRAINING, SIREN),
+    Wanted("resnet-16", zoo.ResNet(width=16, stem_stride=2), SMALL, 40, IN_TRAINING, RESNET),
+    Wanted("vit-32", zoo.Vit(dim=32, heads=4, depth=2, patch=7), SMALL, 40, IN_TRAINING, VIT),
+]
+HELD = [
+    Wanted("mlp-96x4", mlp(96, 96, 96, 96), SMALL, 36, HELD_OUT, FAST),
+    Wanted("mlp-192-48", mlp(192, 48), SMALL, 36, HELD_OUT, FAST),
+    Wanted("mlp-256x2", mlp(256, 256), SMALL, 36, HELD_OUT, FAST),
+    Wanted("mlp-48x6", mlp(48, 48, 48, 48, 48, 48), SMALL, 36, HELD_OUT, FAST),
+    Wanted("mlp-gelu-80x3", mlp(80, 80, 80, activation="gelu"), SMALL, 36, HELD_OUT, FAST),
+    Wanted("mlp-tanh-128x2", mlp(128, 128, activation="tanh"), SMALL, 36, HELD_OUT, FAST),
+    Wanted("mlp-784-128x3", mlp(128, 128, 128), FULL, 36, HELD_OUT, FAST),
+    Wanted("mlp-fashion-128x3", mlp(128, 128, 128), FASHION, 36, HELD_OUT, FAST),
+    Wanted("cnn-12-24-24", zoo.Cnn(channels=(12, 24, 24), pooling="stride"), SMALL, 36, HELD_OUT, CNN),
+    Wanted("siren-48x2", zoo.Siren(widths=(48, 48)), SINE, 36, HELD_OUT, SIREN),
+    Wanted("vit-24", zoo.Vit(dim=24, heads=3, depth=2, patch=7), SMALL, 36, HELD_OUT, VIT),
+    Wanted("resnet-12", zoo.ResNet(width=12, stem_stride=2), SMALL, 36, HELD_OUT, RESNET),
+    Wanted("lstm-32", zoo.Lstm(hidden=32), SMALL, 36, HELD_OUT, LSTM),
+]
+SEEDS = {wanted.name: 100 + index for index, wanted in enumerate([*TRAINING, *HELD])}
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a data set with all its networks."""
+    return (folder / MANIFEST).exists() and read_manifest(folder).complete
+
+
+def main() -> None:
+    """Make all sets, or those that are named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where the sets are written")
+    parser.add_argument("--data", type=Path, required=True, help="holds the folders mnist and fashion-mnist")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="*", choices=list(SEEDS), help="names of sets; all if left out")
+    arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+    for wanted in [*TRAINING, *HELD]:
+        if arguments.only and wanted.name not in arguments.only:
+            continue
+        folder = arguments.folder / wanted.name
+        if is_complete(folder):
+            print(f"{wanted.name}: there already", flush=True)
+            continue
+        started = perf_counter()
+        found = zoo.write_set(
+            folder,
+            wanted.architecture,
+            wanted.source,
+            wanted.count,
+            seed=SEEDS[wanted.name],
+            data=arguments.data,
+            splits=wanted.splits,
+            shard=20,
+            device=arguments.device,
+            recipe=wanted.recipe,
+        )
+        records = found.manifest.networks
+        loss = sum(record.loss for record in records) / len(records)
+        right = [record.accuracy for record in records if record.accuracy is not None]
+        accuracy = f", accuracy {sum(right) / len(right):.4f}" if right else ""
+        print(f"{wanted.name}: {perf_counter() - started:.0f} s, test loss {loss:.2e}{accuracy}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
