@@ -262,6 +262,19 @@ def test_gradients_are_finite_where_tensors_are_zero():
     assert all(torch.isfinite(p.grad).all() for p in aligner.parameters() if p.grad is not None)
 
 
+def test_half_precision_changes_scores_little():
+    planted = planted_pair(mlp(6, 16, 12, 4), seed=3, noise=0.2)
+    aligner = DwsAligner(planted.graph)
+    pair = Pair(planted.graph, weights(planted.a), weights(planted.b))
+    full = aligner(pair)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = aligner(pair)
+        sum(s.square().sum() for s in half.values()).backward()
+    for group, matrix in full.items():
+        torch.testing.assert_close(half[group], matrix, atol=0.15, rtol=0)
+    assert all(torch.isfinite(p.grad).all() for p in aligner.parameters() if p.grad is not None)
+
+
 def test_a_hundredth_of_the_official_parameters_on_the_mlp_of_the_paper():
     built = mlp(784, 128, 128, 128, 10)
     graph, a = built.graph(), weights(built.model)

@@ -48,7 +48,7 @@ class DwsAligner(Aligner):
         self,
         graph: PermutationGraph,
         hidden: int = 64,
-        edges: int = 8,
+        edges: int = 16,
         output: int = 64,
         layers: int = 3,
         lifted: int = 1024,

@@ -6,7 +6,6 @@ Features are arrays ``[batch, channels, *sizes of the domain]``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 
 import torch
 from jaxtyping import Float
@@ -18,32 +17,34 @@ FLAT = 1e3
 """A channel counts as constant where it varies by less than this many units of rounding of its own size."""
 
 
-def spread_out(features: Float[Tensor, "batch channels *sizes"], *, joint: bool = False) -> Tensor:
+def spread_out(features: Float[Tensor, "batch channels *sizes"]) -> Tensor:
     """Mean 0 and deviation 1 over the units, for each network and channel; what is constant but for rounding becomes 0.
 
     Features of an untrained network are nearly the same for all units; without this float32 cannot tell them apart.
-
-    Args:
-        features: The features.
-        joint: Divide all channels by the same number, so that their ratio is kept.
     """
-    centred, scale = centred_and_scale(features, joint=joint)
-    return centred * scale
+    normal, share = standardised(features)
+    return normal * share
 
 
-def centred_and_scale(features: Tensor, *, joint: bool = False) -> tuple[Tensor, Tensor]:
-    """The two factors of `spread_out`."""
-    units = tuple(range(2, features.ndim))
-    mean = features.mean(units, keepdim=True)
-    centred = features - mean
-    over = (1, *units) if joint else units
-    count = prod(features.shape[i] for i in over)
-    # A norm is one pass over memory, a mean of squares would be two.
-    variance = torch.linalg.vector_norm(centred, dim=over, keepdim=True).square() / count
-    size = mean.square().mean(1, keepdim=True) if joint else mean.square()
+def standardised(features: Float[Tensor, "batch channels *sizes"]) -> tuple[Tensor, Tensor]:
+    """The two factors of `spread_out`: standardised features, and below 1 a share for channels that hardly vary."""
+    # Half precision is for products of matrices; here a mean is subtracted.
+    flat = features.flatten(2) if features.dtype == torch.float64 else features.flatten(2).float()
+    info = torch.finfo(flat.dtype)
+    # One kernel in place of four passes over memory. The root of the smallest number keeps gradients finite at zero.
+    normal, mean, inverse = torch.native_layer_norm(flat, flat.shape[2:], None, None, info.tiny**0.5)
+    share = (1 + (FLAT * info.eps) ** 2 * (1 + (mean * inverse).detach().square())).rsqrt()
+    shape = (*share.shape[:2], *([1] * (features.ndim - 2)))
+    return normal.reshape(features.shape), share.reshape(shape)
+
+
+def spread_out_together(features: Float[Tensor, "batch channels *sizes"]) -> Tensor:
+    """As `spread_out`, but all channels of a network are divided by the same number, so that their ratio is kept."""
+    centred = features - features.mean(tuple(range(2, features.ndim)), keepdim=True)
+    every = tuple(range(1, features.ndim))
+    variance, size = (x.square().mean(every, keepdim=True) for x in (centred, features))
     info = torch.finfo(features.dtype)
-    # The root of the smallest number keeps the gradient finite where everything is zero.
-    return centred, (variance + (FLAT * info.eps) ** 2 * (variance + size) + info.tiny**0.5).rsqrt()
+    return centred * (variance + (FLAT * info.eps) ** 2 * size + info.tiny**0.5).rsqrt()
 
 
 def mixed(weight: Float[Tensor, "out in"], features: Float[Tensor, "batch in *sizes"]) -> Tensor:
@@ -136,7 +137,7 @@ class Lift(nn.Module):
         found: dict[int, Tensor] = {}
         for place, weight in zip(self.facts.places, self.weights, strict=True):
             part = self._hashed(place, _scaled(place.features(tensors[place.tensor])).to(weight.dtype))
-            _add(found, place.domain, mixed(weight, spread_out(part, joint=True)))
+            _add(found, place.domain, mixed(weight, spread_out_together(part)))
         direct = Features(self.facts, {i: spread_out(x) for i, x in found.items()})
         more: dict[int, Tensor] = {}
         for face, weight in zip(self.faces, self.means, strict=True):
@@ -189,12 +190,12 @@ class Affine(nn.Module):
         values = features.values
         total = mixed(self.own, values[self.domain])
         for order, weight in zip(self.swaps, self.swapped, strict=True):
-            total = total + mixed(weight, values[self.domain].permute(0, 1, *(i + 2 for i in order)))
+            total += mixed(weight, values[self.domain].permute(0, 1, *(i + 2 for i in order)))
         for face, weight in zip(self.outward, self.broadcast, strict=True):
             units = mixed(weight, torch.cat((values[face.group], features.pooled(face)), 1))
-            total = total + features.broadcast(face, units)
+            total += features.broadcast(face, units)
         for face, weight in zip(self.inward, self.pooled, strict=True):
-            total = total + mixed(weight, features.pooled(face))
+            total += mixed(weight, features.pooled(face))
         return total
 
 
@@ -227,6 +228,6 @@ class Layer(nn.Module):
 
     def _activated(self, domain: int, x: Tensor) -> Tensor:
         shape = (-1, *([1] * (x.ndim - 2)))
-        centred, scale = centred_and_scale(x)
+        normal, share = standardised(x)
         gain, bias = self.gains[domain].reshape(shape), self.biases[domain].reshape(shape)
-        return nn.functional.silu(torch.addcmul(bias, centred, gain * scale))
+        return nn.functional.silu(torch.addcmul(bias, normal, gain * share))
