@@ -44,14 +44,15 @@ def spread_out_together(features: Float[Tensor, "batch channels *sizes"]) -> Ten
     every = tuple(range(1, features.ndim))
     variance, size = (x.square().mean(every, keepdim=True) for x in (centred, features))
     info = torch.finfo(features.dtype)
-    return centred * (variance + (FLAT * info.eps) ** 2 * size + info.tiny**0.5).rsqrt()
+    scale: Tensor = (variance + (FLAT * info.eps) ** 2 * size + info.tiny**0.5).rsqrt()
+    return centred * scale
 
 
 def mixed(weight: Float[Tensor, "out in"], features: Float[Tensor, "batch in *sizes"]) -> Tensor:
     """A linear map of the channels, the same at every combination of units."""
     flat = features.flatten(2)
     # bmm leaves the features where they are; matmul would fold them into one matrix, by a copy.
-    return torch.bmm(weight.expand(len(flat), -1, -1), flat).unflatten(2, features.shape[2:])
+    return torch.bmm(weight.expand(len(flat), -1, -1), flat).reshape(len(flat), -1, *features.shape[2:])
 
 
 def _scaled(features: Tensor) -> Tensor:
