@@ -164,6 +164,11 @@ class Registry:
         """
         return self._only(self._solver_claims, name, "solver", SolverError)
 
+    @property
+    def contested(self) -> dict[str, tuple[str, ...]]:
+        """Names of solvers that cannot be used because several claim them, with the packages that do."""
+        return {n: tuple(p for p, _ in claims) for n, claims in sorted(self._solver_claims.items()) if len(claims) > 1}
+
     # ------------------------------------------------------------------ other offers
 
     def trace_rules(self) -> dict[str, Rule]:
@@ -363,6 +368,7 @@ def _watched(what: str, name: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()
     if refused:
         raise refused[0]
 

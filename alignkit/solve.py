@@ -12,6 +12,7 @@ import torch
 from alignkit.alignment import Alignment
 from alignkit.errors import AlignkitError, AlignmentError, SolverError
 from alignkit.graph import BoundGraph, PermutationGraph
+from alignkit.outcome_check import WriteGuard, check_step, fault
 from alignkit.plugins import Registry
 from alignkit.plugins import registry as process_registry
 from alignkit.solution import Solution
@@ -197,6 +198,7 @@ def _run(problem: Problem, solver: Solver[Any], registry: Registry, throw: bool)
     history: list[Step] = []
 
     def report(step: Step) -> None:
+        check_step(step)
         history.append(step)
         registry.notify("alignkit_solve_step", problem=problem, solver=solver, step=step)
 
@@ -218,21 +220,16 @@ def _run(problem: Problem, solver: Solver[Any], registry: Registry, throw: bool)
 
 def _attempt(problem: Problem, solver: Solver[Any], report: Any) -> tuple[Outcome, str, Exception | None]:
     """Run a solver; whatever it does, an outcome with an alignment of the right graph comes back."""
+    start, guard = problem.start, WriteGuard(problem)
     try:
         outcome = solver.solve(problem, report)
     except Exception as error:  # solvers may be third-party code
-        return Outcome(problem.start, Status.FAILED), f"{type(error).__name__}: {error}", error
-    if not isinstance(outcome, Outcome) or not isinstance(outcome.alignment, Alignment):
-        found = outcome.alignment if isinstance(outcome, Outcome) else outcome
-        expected = "an Outcome that holds an Alignment"
-        return (
-            Outcome(problem.start, Status.INVALID),
-            f"Expected {expected}, found {type(found).__name__}.",
-            None,
-        )
-    if outcome.alignment.graph != problem.graph:
-        return Outcome(problem.start, Status.INVALID), "The alignment belongs to another graph.", None
-    return outcome, "", None
+        said = f"{type(error).__name__}: {error}"
+        return Outcome(start, Status.FAILED), f"{said} {guard.fault()}".rstrip(), error
+    except SystemExit as error:  # a script turned into a solver
+        return Outcome(start, Status.FAILED), f"It called exit({error.code!r}).", None
+    wrong = fault(outcome, problem) or guard.fault()
+    return (Outcome(start, Status.INVALID), wrong, None) if wrong else (outcome, "", None)
 
 
 def _account(

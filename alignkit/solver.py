@@ -96,7 +96,7 @@ class Status(Enum):
         "another solver's result: init=alignkit.solve(pair)."
     )
     FAILED = "The solver raised an error. The alignment that it started from was kept."
-    INVALID = "The solver returned something that is no alignment of this graph. The one it started from was kept."
+    INVALID = "The solver did what no solver may. The alignment that it started from was kept."
 
     @property
     def failed(self) -> bool:

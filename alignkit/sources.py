@@ -17,10 +17,11 @@ from typing import Any
 
 from torch import nn
 
-from alignkit.errors import ModelSourceError, UsageError
+from alignkit.errors import AlignkitError, ModelSourceError, UsageError
 from alignkit.folder_models import diffusers_model, timm_folder, transformers_model
 from alignkit.hookspecs import ModelSource, hookimpl
 from alignkit.model_building import Example, article, built, check_name, described, library, noise
+from alignkit.offers import shown
 from alignkit.suggest import did_you_mean
 
 PYTHON = "python"
@@ -66,11 +67,23 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     if source not in known and _is_module(source):
         source, name = PYTHON, text
     build = registry().model_source(source)
-    if bare and "bare" in inspect.signature(build).parameters:
-        model, args, kwargs = build(name, bare=True)  # type: ignore[call-arg]
-    else:
-        model, args, kwargs = build(name)
-    return model.eval(), args, kwargs
+    try:
+        takes_bare = "bare" in inspect.signature(build).parameters
+    except (TypeError, ValueError):  # some callables written in C have none
+        takes_bare = False
+    try:
+        made: Any = build(name, bare=True) if bare and takes_bare else build(name)  # type: ignore[call-arg]
+    except AlignkitError:
+        raise
+    except Exception as error:  # sources may be third-party code
+        raise ModelSourceError(f"{text}: the source {source!r} failed: {described(error)}") from error
+    if not isinstance(made, tuple | list) or len(made) != 3:
+        raise ModelSourceError(f"{text}: the source {source!r} returned {shown(made)}, not (model, args, kwargs).")
+    model, args, kwargs = made
+    if not (isinstance(model, nn.Module) and isinstance(args, tuple | list) and isinstance(kwargs, Mapping)):
+        found = f"({', '.join(type(part).__name__ for part in made)})"
+        raise ModelSourceError(f"{text}: the source {source!r} returned {found}, not (Module, tuple, dict).")
+    return model.eval(), tuple(args), dict(kwargs)
 
 
 # ---------------------------------------------------------------------- torchvision
