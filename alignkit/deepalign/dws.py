@@ -65,9 +65,10 @@ class DwsAligner(Aligner):
         widths = [hidden if domain.is_group else edges for domain in self.facts.domains]
         generator = torch.Generator().manual_seed(seed)
         self.lift = Lift(self.facts, widths, lifted, generator)
-        self.layers = nn.ModuleList(Layer(self.facts, widths, widths, generator) for _ in range(layers))
+        before = [self.lift.widths, *[widths] * layers]
+        self.layers = nn.ModuleList(Layer(self.facts, before[i], widths, generator) for i in range(layers))
         self.read = nn.ModuleList(
-            Affine(self.facts, number, widths, output, generator) for number in self.facts.units.values()
+            Affine(self.facts, number, before[-1], output, generator) for number in self.facts.units.values()
         )
 
     def settings(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class DwsAligner(Aligner):
             for node in nodes
             if node.name in used
         }
-        features: Features = self.lift(tensors)
+        features: Features = self.lift(tensors, self.log_sharpness.dtype)
         for layer in self.layers:
             features = layer(features)
         return {group: read(features).flatten(2) for group, read in zip(self.facts.units, self.read, strict=True)}

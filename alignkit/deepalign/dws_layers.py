@@ -115,35 +115,49 @@ class Lift(nn.Module):
 
     Args:
         facts: Domains and places.
-        widths: Channels of each domain.
+        widths: Most channels of each domain.
         lifted: Most fixed positions of a place with a weight of their own; more are hashed into that many first.
         generator: Source of the weights.
+
+    Attributes:
+        widths: Channels of each domain. Weights between groups keep theirs where they are few: one, or a kernel.
     """
 
     def __init__(self, facts: Incidences, widths: list[int], lifted: int, generator: torch.Generator) -> None:
         super().__init__()
         self.facts, self.lifted = facts, lifted
+        channels = [sum(p.channels for p in facts.places if p.domain == i) for i in range(len(widths))]
+        self.kept = {i for i, d in enumerate(facts.domains) if not d.is_group and channels[i] <= widths[i]}
+        self.widths = [channels[i] if i in self.kept else width for i, width in enumerate(widths)]
+        self.mapped = [place for place in facts.places if place.domain not in self.kept]
         self.weights = nn.ParameterList(
-            _weight(widths[place.domain], min(place.channels, lifted), generator) for place in facts.places
+            _weight(widths[place.domain], min(place.channels, lifted), generator) for place in self.mapped
         )
         direct = {place.domain for place in facts.places}
         # A group of heads may have no tensor of its own: it starts from means over what stands in larger domains.
         self.faces = [face for face in facts.faces if face.group not in direct and face.domain in direct]
         self.means = nn.ParameterList(
-            _weight(widths[face.group], widths[face.domain], generator) for face in self.faces
+            _weight(widths[face.group], self.widths[face.domain], generator) for face in self.faces
         )
 
-    def forward(self, tensors: Mapping[str, Tensor]) -> Features:
+    def forward(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Features:
         """Features of each domain, from tensors stacked along a first axis."""
         found: dict[int, Tensor] = {}
-        for place, weight in zip(self.facts.places, self.weights, strict=True):
-            part = self._hashed(place, _scaled(place.features(tensors[place.tensor])).to(weight.dtype))
-            _add(found, place.domain, mixed(weight, spread_out_together(part)))
-        direct = Features(self.facts, {i: spread_out(x) for i, x in found.items()})
+        for place, weight in zip(self.mapped, self.weights, strict=True):
+            _add(found, place.domain, mixed(weight, self._read(place, tensors, dtype)))
+        direct = {i: spread_out(x) for i, x in found.items()}
+        for number in self.kept:
+            parts = [self._read(place, tensors, dtype) for place in self.facts.places if place.domain == number]
+            direct[number] = torch.cat(parts, 1)
+        features = Features(self.facts, direct)
         more: dict[int, Tensor] = {}
         for face, weight in zip(self.faces, self.means, strict=True):
-            _add(more, face.group, mixed(weight, direct.pooled(face)))
-        return direct.replaced({i: spread_out(x) for i, x in more.items()})
+            _add(more, face.group, mixed(weight, features.pooled(face)))
+        return features.replaced({i: spread_out(x) for i, x in more.items()})
+
+    def _read(self, place: Place, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """What stands at one place, whatever its size and its offset."""
+        return spread_out_together(self._hashed(place, _scaled(place.features(tensors[place.tensor])).to(dtype)))
 
     def _hashed(self, place: Place, part: Tensor) -> Tensor:
         """A count sketch of the channels where there are too many of them; random signs, no parameters."""
