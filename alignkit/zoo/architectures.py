@@ -53,9 +53,8 @@ class Architecture(BaseModel, ABC):
         """
         if self.shape not in (None, shape) or self.outputs not in (None, outputs):
             raise ZooError(
-                f"the architecture {self.describe()} takes inputs {self.shape} and has {self.outputs} outputs, but the "
-                f"source gives inputs {shape} and needs {outputs} outputs. Leave shape and outputs out to have them "
-                "filled in."
+                f"{self.describe()}: shape {self.shape} and outputs {self.outputs} were given, but the source needs "
+                f"shape {shape} and outputs {outputs}. Leave both out to have them filled in."
             )
         return self.model_copy(update={"shape": shape, "outputs": outputs})
 

@@ -204,25 +204,19 @@ class Stack:
 
     @torch.no_grad()
     def evaluate(self, data: Data, metric: str | None) -> tuple[list[float], list[float | None]]:
-        """Mean loss, and accuracy if that is the metric, of each network."""
+        """Mean loss, and accuracy if that is the metric, of each network in turn."""
         self._model.eval()
-        losses = torch.zeros(self.count, dtype=torch.float64)
-        hits = torch.zeros(self.count, dtype=torch.float64)
-        state = {name: value.detach() for name, value in self.parameters.items()}
-        total = len(data.inputs)
-        for start in range(0, total, EVALUATION_ROWS):
-            inputs = data.inputs[start : start + EVALUATION_ROWS]
-            targets = data.targets[..., start : start + EVALUATION_ROWS] if not data.own_targets else data.targets
-            if data.own_targets:
-                targets = data.targets[:, start : start + EVALUATION_ROWS]
-            outputs = self._outputs(state, inputs)
-            for index in range(self.count):
-                wanted = targets[index] if data.own_targets else targets
-                losses[index] += len(inputs) * float(self._loss(outputs[index], wanted))
-                if metric == "accuracy":
-                    hits[index] += float((outputs[index].argmax(-1) == wanted).sum())
-        accuracies = [hit if metric == "accuracy" else None for hit in (hits / total).tolist()]
-        return (losses / total).tolist(), accuracies
+        losses: list[float] = []
+        accuracies: list[float | None] = []
+        for index in range(self.count):
+            state = {name: value[index] for name, value in {**self.parameters, **self.buffers}.items()}
+            targets = data.targets[index] if data.own_targets else data.targets
+            parts = [functional_call(self._model, state, (rows,)) for rows in data.inputs.split(EVALUATION_ROWS)]
+            outputs = torch.cat(parts)
+            losses.append(float(self._loss(outputs.double(), targets.double() if data.own_targets else targets)))
+            right = (outputs.argmax(-1) == targets).double().mean() if metric == "accuracy" else None
+            accuracies.append(None if right is None else float(right))
+        return losses, accuracies
 
     def cpu(self) -> State:
         """Parameters and buffers by name, detached, on the CPU."""
@@ -231,18 +225,6 @@ class Stack:
     def _objective(self, parameters: State, buffers: State, inputs: Tensor, targets: Tensor) -> Tensor:
         outputs: Tensor = functional_call(self._model, (parameters, buffers), (inputs,))
         return self._loss(outputs.float(), targets)
-
-    def _outputs(self, state: State, inputs: Tensor) -> Tensor:
-        """``[k, n, ...]`` of the same inputs through every network."""
-
-        def call(parameters: State, buffers: State) -> Tensor:
-            outputs: Tensor = functional_call(self._model, (parameters, buffers), (inputs,))
-            return outputs
-
-        if self.count == 1:
-            return call({n: v[0] for n, v in state.items()}, {n: v[0] for n, v in self.buffers.items()})[None]
-        with _quiet():
-            return torch.vmap(call)(state, self.buffers)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

@@ -90,7 +90,9 @@ def write_set(
             first=first,
         )
         name = f"networks-{first // shard:05d}.safetensors"
-        write_weights(folder / name, trained.weights, {"format": "alignkit.zoo", "first": str(first)})
+        write_weights(
+            folder / name, trained.weights, {"alignkit.zoo": f"networks {first} to {len(trained.records) + first - 1}"}
+        )
         done = Shard(file=name, first=first, networks=trained.records)
         seconds = round(manifest.seconds + perf_counter() - begun, 3)
         manifest = manifest.model_copy(update={"shards": (*manifest.shards, done), "seconds": seconds})

@@ -1,0 +1,174 @@
+"""Network data sets on disk: written shard by shard, resumed, read lazily."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import alignkit.zoo as zoo
+from alignkit.cli import app
+from alignkit.errors import ZooError
+
+DIGITS = zoo.source("digits")
+MLP = zoo.Mlp(widths=(16,))
+SETTINGS = {"epochs": 2, "shard": 3, "seed": 4}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 8 MLPs in three files."""
+    folder = tmp_path_factory.mktemp("sets") / "mlps"
+    zoo.write_set(folder, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **SETTINGS)
+    return folder
+
+
+def test_a_set_reads_back_what_was_trained(made: Path) -> None:
+    found = zoo.NetworkSet.open(made)
+    trained = zoo.train(MLP, DIGITS, 8, epochs=2, seed=4, chunk=3)
+    assert len(found) == 8
+    for index in range(8):
+        assert all(torch.allclose(value, trained[index][name], atol=1e-4) for name, value in found[index].items())
+    stacked = found.stack([7, 0, 7])
+    assert torch.equal(stacked["out.bias"][0], found[7]["out.bias"])
+    assert torch.equal(stacked["out.bias"][1], found[0]["out.bias"])
+    assert torch.equal(found[-1]["out.bias"], found[7]["out.bias"])
+    assert sum(1 for _ in found) == 8 and len(found[2:4]) == 2
+
+
+def test_splits_hold_every_network_once(made: Path) -> None:
+    found = zoo.NetworkSet.open(made)
+    splits = [found.indices(name) for name in ("train", "validation", "test")]
+    assert [len(split) for split in splits] == [4, 2, 2]
+    assert sorted(index for split in splits for index in split) == list(range(8))
+    assert len(found.pairs("train")) == 6
+
+
+def test_views_of_a_signal_stay_in_one_split(tmp_path: Path) -> None:
+    waves = zoo.source("sine", points=32, views=2)
+    found = zoo.write_set(tmp_path / "waves", zoo.Siren(widths=(4,)), waves, 12, steps=2, splits=(0.5, 0.0, 0.5))
+    for name in ("train", "test"):
+        indices = found.indices(name)
+        assert len(indices) == 6
+        assert sorted(found.target(index) for index in indices) == sorted(2 * [found.target(i) for i in indices[::2]])
+        assert len(found.pairs(name)) == 3
+        assert all(found.target(i) == found.target(j) for i, j in found.pairs(name))
+
+
+def test_model_graph_and_task_belong_to_the_set(made: Path) -> None:
+    found = zoo.NetworkSet.open(made)
+    graph = found.graph
+    assert graph is found.graph
+    assert set(graph.tensors) == set(found[0])
+    model = found.model()
+    graph.verify(model, torch.randn(3, 1, 8, 8))
+    task, record = found.task(), found.manifest.networks[5]
+    result = task.evaluate(found[5])
+    assert result.loss == pytest.approx(record.loss, rel=1e-4)
+    assert result.metric == pytest.approx(record.accuracy)
+    assert found.task("train", samples=100).evaluate(found[5]).samples == 100
+
+
+def test_the_task_of_a_wave_is_that_of_its_network(tmp_path: Path) -> None:
+    waves = zoo.source("sine", points=64)
+    found = zoo.write_set(tmp_path / "waves", zoo.Siren(widths=(16,)), waves, 4, steps=100)
+    for index in (1, 3):
+        result = found.task(index=index).evaluate(found[index])
+        assert result.loss == pytest.approx(found.manifest.networks[index].loss, rel=1e-3, abs=1e-6)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mlps"
+
+    def kill(done: int, total: int, seconds: float) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        zoo.write_set(folder, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), progress=kill, **SETTINGS)
+    with pytest.raises(ZooError, match="holds 3 of 8 networks"):
+        zoo.NetworkSet.open(folder)
+    kept = (folder / "networks-00000.safetensors").stat().st_mtime_ns
+    (folder / "networks-00001.safetensors").write_bytes(b"a file that was being written")
+    done: list[int] = []
+    zoo.write_set(
+        folder,
+        MLP,
+        DIGITS,
+        8,
+        splits=(0.5, 0.25, 0.25),
+        progress=lambda now, total, seconds: done.append(now),
+        **SETTINGS,
+    )
+    assert done == [6, 8]
+    assert (folder / "networks-00000.safetensors").stat().st_mtime_ns == kept
+    for path in made.glob("*.safetensors"):
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
+def test_other_settings_are_refused_and_the_same_are_not_trained_again(made: Path) -> None:
+    with pytest.raises(ZooError, match="made with other settings: seed is 4 there and 5 now"):
+        zoo.write_set(made, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **{**SETTINGS, "seed": 5})
+    again = zoo.write_set(made, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **SETTINGS, progress=pytest.fail)
+    assert len(again) == 8
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ZooError, match="holds no network data set"):
+        zoo.write_set(tmp_path, MLP, DIGITS, 2, epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "no json", "version", "file", "content"])
+def test_a_damaged_set_is_refused(made: Path, tmp_path: Path, damage: str) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "copy"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if damage == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif damage == "no json":
+        (folder / "manifest.json").write_text("{")
+    elif damage == "version":
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
+    elif damage == "file":
+        (folder / "networks-00001.safetensors").unlink()
+    else:
+        (folder / "networks-00001.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ZooError, match=r"manifest.json|networks-00001.safetensors"):
+        zoo.NetworkSet.open(folder)[4]
+
+
+def test_wrong_requests_are_errors(made: Path) -> None:
+    found = zoo.NetworkSet.open(made)
+    with pytest.raises(ZooError, match="no split is named 'tset'"):
+        found.indices("tset")
+    with pytest.raises(ZooError, match=r"holds networks 0 to 7; asked for \[8\]"):
+        found.stack([0, 8])
+    with pytest.raises(IndexError):
+        found[8]
+    with pytest.raises(ZooError, match="no split 'validation'"):
+        found.task("validation")
+    with pytest.raises(ZooError, match="add up to 1"):
+        zoo.write_set(made.parent / "other", MLP, DIGITS, 2, splits=(0.5, 0.1, 0.1))
+
+
+def test_the_command_makes_a_set(tmp_path: Path) -> None:
+    command = ["zoo", str(tmp_path / "cnns"), "--family", "cnn", "--widths", "3,4", "--option", "activation=tanh"]
+    command += ["--count", "3", "--steps", "5", "--source-option", "classes=[0, 1]", "--size", "4"]
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    assert "3 networks: cnn 3-4 k3 max flatten tanh on digits 4x4, 100 % of classes 0 1" in shown.output
+    assert len(zoo.NetworkSet.open(tmp_path / "cnns")) == 3
+    refused = CliRunner().invoke(app, ["zoo", str(tmp_path / "x"), "--source", "mnist"], env={"COLUMNS": "200"})
+    assert refused.exit_code == 1
+    assert "give the folder that holds train-images-idx3-ubyte.gz" in refused.output
+    assert not (tmp_path / "x").exists() or not list((tmp_path / "x").glob("*.safetensors"))
+    wrong = CliRunner().invoke(app, ["zoo", str(tmp_path / "y"), "--widths", "a,b"], env={"COLUMNS": "200"})
+    assert wrong.exit_code == 2
