@@ -201,7 +201,8 @@ def _seconds(
     pairs = {"align-many": 3 * models, "canonicalize": models - 1}.get(job, 1)
     solving = pairs * _matching(graph) * sum(name == "weight_matching" for name in solvers)
     moving = 2e-9 * weight * (models + WRITTEN.get(job, 0))
-    return solving + moving, f"{SWEEPS} sweeps assumed for each of {pairs} pairs; right within a factor of four or so"
+    of = "" if pairs == 1 else f" for each of {pairs} pairs"
+    return solving + moving, f"{SWEEPS} sweeps assumed{of}; right within a factor of four or so"
 
 
 def _matching(graph: PermutationGraph) -> float:

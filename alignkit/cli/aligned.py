@@ -127,17 +127,16 @@ def align(
     pair = graph.bind(*weights)
     solution = solve(pair, task=task, **arguments)
     moved = solution.apply(weights[1])
-    return Aligned(graph, [weights[0], moved], solution, None, pair, _lines(task, weights[0], weights[1], moved))
+    lines = None
+    if task is not None:
+        ends = {"identity": weights[1], "aligned": moved}
+        lines = Lines(*(interpolate(task, weights[0], end, POINTS, name) for name, end in ends.items()))
+    return Aligned(graph, [weights[0], moved], solution, None, pair, lines)
 
 
 def unaligned(graph: PermutationGraph, weights: Sequence[Weights], task: Task | None) -> Aligned:
     """The models as they were given."""
-    lines = None if len(weights) > 2 else _lines(task, weights[0], weights[1], weights[1])
-    return Aligned(graph, list(weights), lines=lines)
-
-
-def _lines(task: Task | None, a: Weights, b: Weights, moved: Weights) -> Lines | None:
-    """The task between A and B and between A and aligned B."""
-    if task is None:
-        return None
-    return Lines(interpolate(task, a, b, POINTS, "identity"), interpolate(task, a, moved, POINTS, "aligned"))
+    if task is None or len(weights) > 2:
+        return Aligned(graph, list(weights))
+    line = interpolate(task, weights[0], weights[1], POINTS, "identity")
+    return Aligned(graph, list(weights), lines=Lines(line, line))

@@ -67,7 +67,7 @@ def solve(
         check = facts.function_check(right.weights, b)
         named = {"A": str(a), "B": str(b), "aligned B": str(output)}
         written += write_report(
-            solution_report(solution, f"{b} aligned to {a}", pair=pair, check=check, facts=files), shown
+            solution_report(solution, f"{b} aligned to {a}", pair=pair, check=check, facts=named), shown
         )
     if shown.as_json:
         numbers = {"before": solution.objective_before, "after": solution.objective_after, "seconds": solution.seconds}

@@ -1,0 +1,225 @@
+"""Plans and reports: what they say, and that they can be read without any other file."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import alignkit
+from alignkit import Alignment, PermutationGraph, Task, interpolate
+from alignkit.errors import ReportError, WeightsError
+from alignkit.plan import plan, readable_bytes
+from alignkit.report import (
+    Lines,
+    Picture,
+    Report,
+    Section,
+    Table,
+    Text,
+    canonical_report,
+    check_report,
+    comparison_report,
+    distance_report,
+    many_report,
+    pictures_folder,
+    solution_report,
+)
+
+SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def weights(seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return net().state_dict()
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+@pytest.fixture
+def graph() -> PermutationGraph:
+    return PermutationGraph.from_spec(SPEC, weights(0))
+
+
+class Page(HTMLParser):
+    """Tags that were opened and not closed, links to anywhere, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+# ---------------------------------------------------------------------- documents
+
+
+HOSTILE = "<script>alert('x')</script> | `a*b` [c](d)"
+REPORT = Report(
+    f"About {HOSTILE}",
+    (
+        Section("Words", (Text(HOSTILE), Text("two\nlines", verbatim=True))),
+        Section("Numbers", (Table(("name", "value"), ((HOSTILE, "1.5"), ("b|c", "-"))),)),
+        Section("Pictures", (Picture("one", "the first", PNG + b"1"), Picture("two", "the second", PNG + b"2"))),
+    ),
+)
+
+
+def test_html_is_one_page_without_scripts_or_links() -> None:
+    page = Page(REPORT.html())
+    assert page.open == []
+    assert "script" not in page.tags
+    assert [base64.b64decode(link.removeprefix("data:image/png;base64,")) for link in page.links] == [
+        PNG + b"1",
+        PNG + b"2",
+    ]
+
+
+def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "my report.md"
+    REPORT.write(path)
+    text = path.read_text()
+    assert re.findall(r"\]\((.*?\.png)\)", text) == ["my%20report_files/one.png", "my%20report_files/two.png"]
+    assert (pictures_folder(path) / "two.png").read_bytes() == PNG + b"2"
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+    assert "<script>" not in text.replace("\\<script\\>", "")
+
+
+def test_a_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"end the name of a report in \.html"):
+        REPORT.write(tmp_path / "report.txt")
+    with pytest.raises(WeightsError, match="does not exist"):
+        REPORT.write(tmp_path / "nowhere" / "report.html")
+    (tmp_path / "r_files").write_text("mine")
+    with pytest.raises(ReportError, match="r_files cannot be made"):
+        REPORT.write(tmp_path / "r.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["r_files"]
+
+
+# ---------------------------------------------------------------------- reports of jobs
+
+
+def lines(graph: PermutationGraph, a: dict[str, Tensor], b: dict[str, Tensor], aligned: dict[str, Tensor]) -> Lines:
+    inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(5))
+    model = net()
+    model.load_state_dict(a)
+    task = Task(net(), (inputs, model(inputs).detach()), "mse")
+    return Lines(interpolate(task, a, b, 5), interpolate(task, a, aligned, 5))
+
+
+def test_the_report_of_a_solution_says_what_the_solution_says(graph: PermutationGraph) -> None:
+    a = weights(0)
+    b = Alignment.random(graph, 3).apply(a)
+    pair = graph.bind(a, b)
+    solution = alignkit.solve(pair)
+    check = graph.verify(net(), torch.randn(2, 4))
+    found = lines(graph, a, b, solution.apply(b))
+    report = solution_report(solution, "A and B", pair=pair, check=check, lines=found, facts={"A": "a.pt"})
+    text = report.markdown()
+    assert [picture.name for picture in report.pictures] == ["line", "gain", "units", "matrices"]
+    assert all(picture.png.startswith(PNG) for picture in report.pictures)
+    assert f"| squared distance of A and B | {solution.objective_before:.5g} | 0 |" in text
+    assert f"| h | 6 | {solution.moved['h']} | {solution.gain['h']:.5g} | 100.0% |" in text
+    assert "3 random reorderings of all groups change the outputs by at most" in text
+    assert "2.bias | the spec fixes all its axes" in text
+    assert "as good as the worse of the two networks or better" in text
+    assert f"| loss barrier | {found.identity.barrier:.5g} |" in text
+
+
+def test_the_report_tells_when_alignment_did_not_help(graph: PermutationGraph) -> None:
+    a, b = weights(0), weights(1)
+    pair = graph.bind(a, b)
+    solution = alignkit.solve(pair, solver="identity")
+    text = solution_report(solution, "A and B", lines=lines(graph, a, b, b)).markdown()
+    assert "The average is not better for it" in text
+    assert "Nothing moved" in text
+    assert "Not done" in text
+    assert "Units before and after" not in text
+
+
+def test_the_report_without_groups_has_no_pictures() -> None:
+    fixed = PermutationGraph.from_spec({"w": ". ."}, {"w": (2, 2)})
+    pair = fixed.bind({"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)})
+    report = solution_report(alignkit.solve(pair), "A and B", pair=pair)
+    assert list(report.pictures) == []
+    assert "no unit may change its place" in report.html()
+
+
+def test_reports_of_the_other_jobs(graph: PermutationGraph, tmp_path: Path) -> None:
+    a, names = weights(0), ["a.pt", "b.pt", "c.pt"]
+    models = [a, *(Alignment.random(graph, seed).apply(weights(0)) for seed in (1, 2))]
+    pair = graph.bind(a, models[1])
+    module = net()
+    reports = {
+        "many": (many_report(alignkit.align_many(graph, models), names, "Three"), "mean squared distance of a pair"),
+        "canonical": (canonical_report(alignkit.canonicalize(graph, models, a), names, "All"), "networks a second"),
+        "distance": (distance_report(alignkit.distance(graph, a, models[1]), "Two", pair=pair), "up to permutation"),
+        "check": (check_report(graph, {"its weights": graph.verify(module, torch.ones(1, 4))}, "Check"), "Passed"),
+        "comparison": (comparison_report(alignkit.compare(pair, ["weight_matching"]), "Solvers"), "weight_matching"),
+    }
+    for name, (report, said) in reports.items():
+        html = report.html()
+        assert said in html, name
+        assert Page(html).open == []
+        report.write(tmp_path / f"{name}.md")
+        assert (tmp_path / f"{name}.md").read_text().startswith("# ")
+
+
+# ---------------------------------------------------------------------- plans
+
+
+def test_a_plan_names_groups_tensors_and_memory(graph: PermutationGraph) -> None:
+    found = plan(graph, "merge", reads=["a.pt", "b.pt"], writes=["m.pt"])
+    assert [(g.name, g.units, g.tensors, g.elements) for g in found.groups] == [("h", 6, 3, 48)]
+    assert set(found.moved) == {"0.weight", "0.bias", "2.weight"}
+    assert found.uncovered == {"2.bias": "the spec fixes all its axes"}
+    assert found.memory >= 4 * 4 * 51  # two models read, one aligned, one merged
+    assert found.seconds is not None and found.seconds > 0
+    for said in ("Plan of merge", "Reads a.pt", "Would write m.pt", "3 of 4 tensors move", "2.bias: the spec fixes"):
+        assert said in str(found)
+    assert found.to_dict()["memory_bytes"] == found.memory
+
+
+def test_a_plan_grows_with_the_networks_and_keeps_a_limit(graph: PermutationGraph) -> None:
+    wide = nn.Sequential(nn.Linear(400, 600), nn.ReLU(), nn.Linear(600, 300))
+    larger = alignkit.builders.mlp(wide)
+    assert plan(larger).memory > 100 * plan(graph).memory
+    assert plan(graph, "merge", models=9).memory > plan(graph, "merge", models=2).memory
+    assert plan(larger, memory=10**6).memory == 10**6
+    assert plan(larger, "solve", bytes_each=10**9).memory >= 4 * 10**9
+
+
+@pytest.mark.parametrize("job", ["check", "merge"])
+def test_a_plan_admits_what_it_does_not_know(job: str, graph: PermutationGraph) -> None:
+    solver = None if job == "check" else ["weight_matching", "sinkhorn"]
+    found = plan(graph, job, solver=solver)  # type: ignore[arg-type]
+    assert found.seconds is None
+    assert "not known" in str(found)
+
+
+def test_sizes_are_readable() -> None:
+    assert [readable_bytes(n) for n in (12, 3400, 5_600_000, 7_800_000_000)] == [
+        "12 bytes",
+        "3.4 kB",
+        "5.6 MB",
+        "7.8 GB",
+    ]
