@@ -1,0 +1,135 @@
+"""Each package under plugins/ is built, installed into a fresh environment, and used from another folder.
+
+Nothing is downloaded. The environment sees the packages of this one through a ``.pth`` file, so that torch is there,
+and its own come first. alignkit itself is whatever is installed here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from alignkit import Alignment, builders
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    path.parent.name.replace("plugin-template", "alignkit-mine"): path.parent
+    for path in sorted([*ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("docs/plugin-template/pyproject.toml")])
+}
+SOLVERS = {"alignkit-example": "greedy_matching", "alignkit-mine": "my_solver", "alignkit-ot": "ot"}
+LIBRARIES = {"alignkit-ot": "ot", "alignkit-tensorboard": "tensorboard"}
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed"),
+    pytest.mark.skipif(not PACKAGES, reason="there is no folder plugins/ beside the tests"),
+]
+
+
+class Environment:
+    """A virtual environment of its own, and a folder to work in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.work = folder / "elsewhere"
+        self.work.mkdir()
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+        names = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
+        self.site = Path(sysconfig.get_path("purelib", "venv", names))
+        self.scripts = Path(sysconfig.get_path("scripts", "venv", names))
+        here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(here)]  # follows editable installs too
+        (self.site / "outer.pth").write_text("".join(lines), encoding="utf-8")
+
+    def run(self, *command: str, **environment: str) -> str:
+        """Run a command outside the repository; its standard output."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "ALIGNKIT_", "COV", "PYTEST"))}
+        settings = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+        done = subprocess.run(command, cwd=self.work, env=settings, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def python(self, *arguments: str, **environment: str) -> str:
+        return self.run(str(self.scripts / "python"), *arguments, **environment)
+
+    def alignkit(self, *arguments: str, **environment: str) -> str:
+        return self.python("-c", "from alignkit.cli import main; main()", *arguments, **environment)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """With every plugin installed from a wheel that is built from its folder."""
+    made = Environment(tmp_path_factory.mktemp("plugins"))
+    wheels = made.work / "wheels"
+    build = (
+        "import os, sys; from hatchling.build import build_wheel\n"
+        "for folder in sys.argv[2:]:\n    os.chdir(folder); build_wheel(sys.argv[1])"
+    )
+    wheels.mkdir()
+    made.python("-c", build, str(wheels), *(str(folder) for folder in PACKAGES.values()))
+    built = [str(path) for path in sorted(wheels.glob("*.whl"))]
+    assert len(built) == len(PACKAGES)
+    quiet = ("--no-index", "--no-deps", "--disable-pip-version-check", "--quiet", "--ignore-installed")
+    made.python("-m", "pip", "install", *quiet, "--prefix", str(made.site.parents[2]), *built)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pair(environment: Environment) -> tuple[str, str, str]:
+    """Files of a network, of a shuffled copy and of their spec."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    graph = builders.mlp(model)
+    shuffled = Alignment.random(graph, seed=1).apply(model.state_dict())
+    save_file(model.state_dict(), environment.work / "a.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in shuffled.items()}, environment.work / "b.safetensors")
+    (environment.work / "spec.json").write_text(json.dumps(graph.spec()), encoding="utf-8")
+    return "a.safetensors", "b.safetensors", "spec.json"
+
+
+def test_the_commands_list_every_solver_with_its_package(environment: Environment) -> None:
+    listed = {row["name"]: row["package"] for row in json.loads(environment.alignkit("solvers", "--json"))}
+    for package in PACKAGES:
+        if package in SOLVERS:
+            assert listed[SOLVERS[package]] == f"{package} 0.1.0"
+    assert listed["weight_matching"] == "alignkit"
+
+
+def test_each_package_comes_from_the_new_environment(environment: Environment) -> None:
+    modules = [name.replace("-", "_") for name in PACKAGES]
+    code = f"import importlib\nfor name in {modules}: print(importlib.import_module(name).__file__)"
+    places = environment.python("-c", code).splitlines()
+    assert all(Path(place).is_relative_to(environment.site) for place in places)
+    assert len(places) == len(modules)
+
+
+def test_every_solver_solves_by_name_and_every_observer_watches(
+    environment: Environment, pair: tuple[str, str, str]
+) -> None:
+    """One chain of all solvers, so that torch is imported once."""
+    missing = [package for package, library in LIBRARIES.items() if importlib.util.find_spec(library) is None]
+    names = [solver for package, solver in SOLVERS.items() if package in PACKAGES and package not in missing]
+    a, b, spec = pair
+    settings = {"ALIGNKIT_TENSORBOARD": "runs", "ALIGNKIT_DISABLE_PLUGINS": ",".join(missing)}
+    environment.alignkit(
+        "solve", a, b, "--spec", spec, "--solver", " > ".join(names), "-o", "c.safetensors", **settings
+    )
+    one, two = (load_file(environment.work / name) for name in (a, "c.safetensors"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())  # B was a shuffled A
+    if "alignkit-tensorboard" not in missing:
+        runs = sorted((environment.work / "runs").iterdir(), key=lambda run: run.name)
+        assert [run.name.split("-")[3] for run in runs] == names
+        assert all(list(run.glob("events.out.tfevents.*")) for run in runs)
+
+
+def test_a_package_can_be_left_out(environment: Environment) -> None:
+    names = ",".join(PACKAGES)
+    text = environment.alignkit("solvers", "--json", ALIGNKIT_DISABLE_PLUGINS=names)
+    assert not {row["name"] for row in json.loads(text)} & set(SOLVERS.values())
