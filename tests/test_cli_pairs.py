@@ -30,6 +30,9 @@ def task():
 
 def number():
     return 3
+
+def broken():
+    raise FileNotFoundError("no data here")
 """
 
 
@@ -236,6 +239,8 @@ def test_compare_refuses_what_is_no_task(folder, module):
     for wrong, message in (("number", "not an alignkit.Task"), ("nothing", "names no function")):
         said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"{module}:{wrong}", code=2)
         assert message in said
+    said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"{module}:broken", code=1)
+    assert "failed: FileNotFoundError: no data here" in said
     said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--solver", "weight_machting", code=1)
     assert "Did you mean 'weight_matching'" in said
 

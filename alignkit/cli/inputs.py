@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import MissingExtraError, SpecError, UsageError
+from alignkit.errors import AlignkitError, MissingExtraError, SpecError, TaskError, UsageError
+from alignkit.model_building import described
 from alignkit.report import is_report_path, pictures_folder
 from alignkit.task import Task
 from alignkit.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
@@ -133,13 +134,19 @@ def load_task(text: str) -> Task:
 
     Raises:
         UsageError: There is no such function, or it returns something else.
+        TaskError: It failed.
     """
     look_in_this_folder()
     try:
         function = pkgutil.resolve_name(text)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{text!r} names no function: {error}. Write package.module:function.") from error
-    made = function() if callable(function) else function
+    try:
+        made = function() if callable(function) else function
+    except AlignkitError:
+        raise
+    except Exception as error:  # the caller's own code
+        raise TaskError(f"the task {text} failed: {described(error)}") from error
     if not isinstance(made, Task):
         raise UsageError(f"{text} gives a {type(made).__name__}, not an alignkit.Task.")
     return made
