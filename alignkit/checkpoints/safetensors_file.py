@@ -113,7 +113,7 @@ class SafetensorsShard(Shard):
         """Read spans of bytes of the file, one after the other, into a contiguous tensor."""
         if not target.numel():
             return
-        memory = memoryview(_bytes_of(target).numpy())
+        memory = _memory_of(target)
         try:
             with self.path.open("rb", buffering=0) as stream:
                 if FileStamp.of(os.fstat(stream.fileno())) != self._stamp:
@@ -137,7 +137,7 @@ class SafetensorsShard(Shard):
                 given = values(entry.name)
                 written = 0
                 for piece in _checked(entry, given, target):
-                    memory = memoryview(_bytes_of(piece.detach().resolve_conj().resolve_neg().cpu()).numpy())
+                    memory = _memory_of(piece.detach().resolve_conj().resolve_neg().cpu())
                     _write_all(stream.fileno(), memory)
                     written += memory.nbytes
                     advance(memory.nbytes)
@@ -158,9 +158,10 @@ def _checked(entry: TensorEntry, given: Tensor | Iterable[Tensor], target: Path)
         yield piece
 
 
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor in row-major order; a view where it is contiguous."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+def _memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order; its own where it is contiguous."""
+    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _write_all(handle: int, memory: memoryview) -> None:

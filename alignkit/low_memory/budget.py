@@ -47,7 +47,8 @@ class Budget:
     @property
     def piece(self) -> int:
         """Bytes, in float64, of one piece of a tensor."""
-        return max(_SMALLEST, min(_LARGEST, (self.memory - self.matrices) // _ALIVE))
+        # While a matrix is summed up there is one of it; its copies come when all pieces are gone.
+        return max(_SMALLEST, min(_LARGEST, (self.memory - self.matrices // _ASSIGNMENT) // _ALIVE))
 
 
 def budget_for(graph: PermutationGraph, memory: int) -> Budget:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -22,8 +24,8 @@ from alignkit.objective import Objective
 from alignkit.plugins import Registry
 from alignkit.plugins import registry as process_registry
 from alignkit.solution import Solution
-from alignkit.solve import _run
-from alignkit.solver import Problem
+from alignkit.solve import _account
+from alignkit.solver import Problem, Step
 from alignkit.solvers.weight_matching import WeightMatching
 
 
@@ -76,8 +78,27 @@ def match_checkpoints(
     if start is not None and start.graph != graph:
         raise AlignmentError("init= belongs to another graph than the one that is solved. Solve its own graph first.")
     problem = ProblemOnDisk(pair, start, seed=seed, on_disk=objective)
-    solution = _run(problem, matching, registry if registry is not None else process_registry(), throw=True)
-    return replace(solution, stats={**solution.stats, "memory": float(budget.memory)})
+    return _solved(problem, matching, registry if registry is not None else process_registry())
+
+
+def _solved(problem: ProblemOnDisk, matching: WeightMatchingOnDisk, registry: Registry) -> Solution:
+    """Solve and account for the result as `alignkit.solve` does, but without looking at any tensor as a whole."""
+    history: list[Step] = []
+
+    def report(step: Step) -> None:
+        history.append(step)
+        registry.notify("alignkit_solve_step", problem=problem, solver=matching, step=step)
+
+    solution: Solution | None = None
+    registry.notify("alignkit_solve_started", problem=problem, solver=matching)
+    try:
+        started = perf_counter()
+        outcome = matching.solve(problem, report)
+        seconds = perf_counter() - started
+        solution = _account(problem, matching, outcome, tuple(history), seconds, "")
+        return replace(solution, stats={**solution.stats, "memory": float(matching.budget.memory)})
+    finally:
+        registry.notify("alignkit_solve_finished", problem=problem, solver=matching, solution=solution)
 
 
 def _opened(source: Checkpoint | str | Path) -> Checkpoint:
@@ -108,14 +129,14 @@ class WeightMatchingOnDisk(WeightMatching):
 
     def __init__(self, budget: Budget, on_progress: OnProgress | None, **options: Any) -> None:
         super().__init__(**options)
-        self._budget, self._on_progress = budget, on_progress
+        self.budget, self._on_progress = budget, on_progress
 
     def ascent(self, problem: Problem) -> AscentOnDisk:
         """The coordinate ascent that every run of a solve uses."""
         objective = problem.objective
         assert isinstance(objective, ObjectiveOnDisk)
         if self.options.products == "float32":
-            narrow = ObjectiveOnDisk(problem.bound, self._budget, torch.float32)
+            narrow = ObjectiveOnDisk(problem.bound, self.budget, torch.float32)
             narrow.sums = objective.sums  # One pass over the files is enough.
             objective = narrow
         return AscentOnDisk(objective, self.options.rtol, self.options.max_steps, self._on_progress)
@@ -178,8 +199,8 @@ def _check_finite(objective: ObjectiveOnDisk) -> None:
         [
             f"{name!r} of {label} holds NaN or infinity"
             for name, sums in objective.sums.items()
-            for label, finite in zip("AB", sums.finite, strict=True)
-            if not finite
+            for label, squares in (("A", sums.squares_a), ("B", sums.squares_b))
+            if not math.isfinite(squares)
         ]
     )
 

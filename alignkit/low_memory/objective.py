@@ -23,13 +23,12 @@ from alignkit.tree_objective import TreeObjective
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over one tensor of A and of B, in float64; ``finite`` says that no value is NaN or infinite."""
+    """Sums over one tensor of A and of B, in float64; squares are finite exactly if all values are."""
 
     squares_a: float
     squares_b: float
     inner: float
     distance: float
-    finite: tuple[bool, bool]
 
 
 class ObjectiveOnDisk(Objective):
@@ -62,14 +61,13 @@ class ObjectiveOnDisk(Objective):
 
     def _sums(self, name: str) -> Sums:
         total = torch.zeros(4, dtype=torch.float64)
-        finite = [True, True]
         for span in Reordered(self.graph.tensors[name], {}).pieces(self.budget.piece):
             a, b = (plain(side, name, span).double().reshape(-1) for side in self.on_disk)
-            finite = [f and bool(torch.isfinite(side).all()) for f, side in zip(finite, (a, b), strict=True)]
-            squares, inner = (torch.dot(a, a), torch.dot(b, b)), torch.dot(a, b)
+            squares_a, squares_b, inner = torch.dot(a, a), torch.dot(b, b), torch.dot(a, b)
             a -= b
-            total += torch.stack((*squares, inner, torch.dot(a, a)))
-        return Sums(*total.tolist(), finite=(finite[0], finite[1]))
+            total += torch.stack((squares_a, squares_b, inner, torch.dot(a, a)))
+        found = [float(value) for value in total]
+        return Sums(found[0], found[1], found[2], found[3])
 
     @cached_property
     def squares(self) -> float:
@@ -126,6 +124,13 @@ class ObjectiveOnDisk(Objective):
         for use in self.uses[group]:
             self.add_similarity(use, perms, total)
         return total
+
+    def reads(self, use: Use) -> int:
+        """Bytes that `add_similarity` reads at one place."""
+        summing = _Summing(self, use, {}, torch.empty(0), False, frozenset())
+        size = prod(dim.size for dim in use.block.dims)
+        a, b = (size * side.entry(use.tensor).dtype.itemsize for side in self.on_disk)
+        return a + b * (len(summing.ranges) if summing.compares else 1)
 
     def add_similarity(
         self,
@@ -187,9 +192,9 @@ class _Summing:
         self.elements: dict[str, Tensor] = {}
         for at, dim in enumerate(self.dims):
             if dim.group is not None and at not in self.averaged | unmoved:
-                found = perms[dim.group]
-                assert found is not None
-                self.elements[dim.group] = found
+                found = perms.get(dim.group)
+                if found is not None:
+                    self.elements[dim.group] = found
         self.compares = 0 in use.chain and (not ordered or use.at == 0)
         first = self.dims[0]
         self.span = 1 + sum((d.size - 1) * d.stride for d in self.dims[1:] if d.axis == 0)

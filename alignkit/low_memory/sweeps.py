@@ -36,7 +36,7 @@ class Expected:
             self.work += _ASSIGN * units**3
             for use in objective.uses[group]:
                 size = prod(dim.size for dim in use.block.dims)
-                self.bytes += sum(size * side.entry(use.tensor).dtype.itemsize for side in objective.on_disk)
+                self.bytes += objective.reads(use)
                 reduced = prod(use.block.dims[at].size for at in unknown_dims(use, perms))
                 self.work += size * (_READ + units / reduced)
 
