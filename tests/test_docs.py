@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from torch import nn
 
 import alignkit
-from alignkit import builders, hookspecs
+from alignkit import builders, cli, hookspecs
+from alignkit.plugins import Registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PAGES = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))
+TEMPLATE = ROOT / "docs" / "plugin-template"
+FILES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if not path.is_relative_to(TEMPLATE)]
+TEXTS = {str(path.relative_to(ROOT / "docs")): path.read_text(encoding="utf-8") for path in FILES}
+PAGES = "\n".join(TEXTS.values())
+PROSE = "\n".join(text for name, text in TEXTS.items() if not name.startswith("reference/"))
+HOOKS = [name for name in dir(hookspecs) if name.startswith("alignkit_")]
+SOLVERS = Registry([]).solvers()
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -37,7 +49,7 @@ def test_the_solver_of_the_readme_solves() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    pages = set(TEXTS)
     assert pages == set(re.findall(r"[\w/-]+\.md", navigation))
 
 
@@ -48,7 +60,70 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert [name for name in missing if name not in covered] == []
 
 
-@pytest.mark.parametrize("hook", [name for name in dir(hookspecs) if name.startswith("alignkit_")])
-def test_every_hook_has_documentation(hook: str) -> None:
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_documented_with_an_example_that_runs(hook: str) -> None:
     assert len((getattr(hookspecs, hook).__doc__ or "").strip()) > 40
     assert "::: alignkit.hookspecs" in PAGES
+    section = TEXTS["plugins.md"].partition(f"\n## {hook}\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```python exec=.*?\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert f"def {hook}(self" in block
+    assert f"def {hook}(" in (TEMPLATE / "alignkit_mine.py").read_text(encoding="utf-8")
+
+
+def test_the_plugin_guide_runs() -> None:
+    blocks = re.findall(r"^```python exec=.*?\n(.*?)^```", TEXTS["plugins.md"], re.DOTALL | re.MULTILINE)
+    assert len(blocks) == len(HOOKS) + 1
+    code = "import alignkit\n" + "\n".join(blocks)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "groups without the rule: [] with it: ['one']" in done.stdout
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_and_option_is_in_the_docs(name: str) -> None:
+    """The reference shows all submodules of alignkit.solvers; a page of prose says what the solver is for."""
+    info = SOLVERS[name]
+    assert re.search(r"::: alignkit\.solvers\n.*show_submodules: true", TEXTS["reference/solvers.md"], re.DOTALL)
+    for part in (info.solver, info.options):
+        module = part.__module__
+        assert module.startswith("alignkit.solvers.") or part is alignkit.SolverOptions, f"{part} is not shown"
+        assert not any(piece.startswith("_") for piece in (*module.split("."), part.__name__)), f"{part} is hidden"
+        assert len((part.__doc__ or "").strip()) > 20
+    assert re.search(rf"\b{name}\b", PROSE + README)
+    undescribed = [option for option, field in info.options.model_fields.items() if not field.description]
+    assert undescribed == []
+
+
+def command_reference() -> str:
+    """What the page about the command line shows: it is made by running its code."""
+    (block,) = re.findall(r"^```python exec=.*?\n(.*?)^```", TEXTS["reference/cli.md"], re.DOTALL | re.MULTILINE)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "reference/cli.md", "exec"), {"__name__": "cli"})
+    return printed.getvalue()
+
+
+def test_every_command_and_its_options_are_in_the_docs() -> None:
+    shown = command_reference()
+    program = typer.main.get_command(cli.app)
+    commands = program.commands  # type: ignore[attr-defined]
+    assert len(commands) > 8
+    for name, command in commands.items():
+        section = shown.partition(f"\n## alignkit {name}\n")[2].partition("\n## alignkit")[0]
+        assert "Example:" in section, f"{name} has no example, or is not shown"
+        long = [option for p in command.params for option in p.opts if option.startswith("--") and not p.hidden]
+        assert [option for option in long if option not in section] == [], name
+
+
+@pytest.mark.parametrize(
+    "package", sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml")), ids=lambda p: p.name
+)
+def test_every_plugin_of_the_repository_is_in_the_docs(package: Path) -> None:
+    assert f"plugins/{package.name}" in TEXTS["plugins.md"]
+    readme = (package / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in package.glob("alignkit_*/*.py"))
+    for options in re.findall(r"class \w+\(SolverOptions\):\n(.*?)\n\n\n", code, re.DOTALL):
+        for option in re.findall(r"^    (\w+): ", options, re.MULTILINE):
+            assert f"`{option}`" in readme, f"option {option} is not in the README of {package.name}"
