@@ -3,8 +3,8 @@
     python tests/benchmarks/paper/paper_data.py --folder SETS --data IDX [--only NAME ...]
 
 IDX holds the folders mnist and fashion-mnist with their idx files. Sets that are complete are skipped, one that was cut
-off goes on. Images are 14x14, by average pooling. ``--tiny`` makes small sets of scikit-learn's digits and of sine waves
-under the same names, which show that the scripts run and nothing else.
+off goes on. Images are 14x14, by average pooling. ``--tiny`` makes small sets of scikit-learn's digits and of sine
+waves under the same names, which show that the scripts run and nothing else.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ SPLIT_B = zoo.source("mnist", size=14, classes=LAST_CLASSES, share=0.95)
 
 SETS = {
     "mnist-mlp": Wanted(MLP, MNIST, 120, 500, epochs=2),
-    "split-a": Wanted(MLP, SPLIT_A, 10, 501, ONLY_TEST, epochs=4),
-    "split-b": Wanted(MLP, SPLIT_B, 10, 502, ONLY_TEST, epochs=4),
-    "rotated-mlp": Wanted(MLP, zoo.source("mnist", size=14, rotate=45), 12, 503, ONLY_TEST, epochs=3),
-    "fashion-mlp": Wanted(MLP, FASHION, 72, 504, epochs=2),
+    "split-a": Wanted(MLP, SPLIT_A, 8, 501, ONLY_TEST, epochs=3),
+    "split-b": Wanted(MLP, SPLIT_B, 8, 502, ONLY_TEST, epochs=3),
+    "rotated-mlp": Wanted(MLP, zoo.source("mnist", size=14, rotate=45), 10, 503, ONLY_TEST, epochs=2),
+    "fashion-mlp": Wanted(MLP, FASHION, 48, 504, epochs=2),
     "sine-inr": Wanted(SIREN, zoo.source("sine"), 96, 505, steps=1000),
-    "fashion-cnn": Wanted(CNN, FASHION, 48, 506, epochs=1),
+    "fashion-cnn": Wanted(CNN, FASHION, 36, 506, epochs=1),
     "image-inr": Wanted(
         SIREN, zoo.SignalSource(images=zoo.ImageSource(name="mnist", size=14), views=2), 72, 507, steps=1000
     ),
