@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from alignkit import open_checkpoint, read_weights, write_checkpoint
+from alignkit import PermutationGraph, open_checkpoint, read_weights, write_checkpoint, write_weights
 from alignkit.checkpoints import ByteProgress, Checkpoint
 from alignkit.checkpoints.safetensors_file import DTYPES
 from alignkit.errors import WeightsError
@@ -427,3 +427,37 @@ def test_a_checkpoint_is_a_mapping_without_values(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         checkpoint["other"]
     assert "6 tensors" in repr(checkpoint)
+
+
+# ---------------------------------------------------------------------- what uses them
+
+
+def test_graphs_bind_folders_indices_and_checkpoints(tmp_path: Path) -> None:
+    weights = {"up": torch.randn(4, 3), "down": torch.randn(2, 4)}
+    (tmp_path / "m").mkdir()
+    safetensors.torch.save_file(weights, tmp_path / "m" / "model.safetensors")
+    graph = PermutationGraph.from_spec({"up": "h .", "down": ". h"}, weights)
+    checkpoint = open_checkpoint(tmp_path / "m")
+    pair = graph.bind(tmp_path / "m", checkpoint)
+    assert same(pair.a, weights) and same(pair.b, weights)
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "part.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "part.safetensors")}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(graph.bind(tmp_path / "m" / "model.safetensors.index.json", weights).a, weights)
+    shapes_only = PermutationGraph.from_spec({"up": "h .", "down": ". h"}, checkpoint.shapes)
+    assert shapes_only.groups == graph.groups
+
+
+def test_a_disk_that_fills_up_below_torch_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(tensors(), tmp_path / "a.pt")
+    checkpoint = open_checkpoint(tmp_path / "a.pt")
+
+    def full(*args: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 554")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(WeightsError, match=r"cannot write .*b.pt: .*unexpected pos"):
+        write_checkpoint(tmp_path / "b.pt", checkpoint, checkpoint.__getitem__)
+    with pytest.raises(WeightsError, match=r"cannot write .*b.pt: .*unexpected pos"):
+        write_weights(tmp_path / "b.pt", tensors())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]

@@ -28,6 +28,7 @@ def test_damaged_checkpoints_are_refused_or_read_in_full(kind: str, tmp_path: Pa
 
 
 @needs_fork
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_merges_leave_whole_outputs(tmp_path: Path) -> None:
     found = kill_merges.run(6, 3, tmp_path)
     assert sum(found["SIGKILL"].get(key, 0) for key in ("killed", "ended before the kill")) == 6

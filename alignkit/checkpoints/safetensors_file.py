@@ -1,7 +1,7 @@
 """Safetensors files, read and written tensor by tensor.
 
-The header is checked here (length, names, dtypes) and by the safetensors library (offsets, sizes). Values are read with
-pread(2) and not through a memory map, so that pages of the file never count as memory of the process, and a file that
+The header is checked here (length, names, dtypes) and by the safetensors library (offsets, sizes). Values are read
+into memory of their own and not through a memory map, so that pages of the file never count as memory of the process, and a file that
 is cut short while it is read is an error and not a crash.
 """
 
@@ -121,11 +121,12 @@ class SafetensorsShard(Shard):
                 at = 0
                 for begin, length in spans:
                     end = at + length
+                    stream.seek(begin)
                     while at < end:
-                        count = os.preadv(stream.fileno(), [memory[at:end]], begin)
+                        count = stream.readinto(memory[at:end])
                         if not count:
                             raise WeightsError(f"{self.path} ends early. Start again with a whole file.")
-                        at, begin = at + count, begin + count
+                        at += count
         except OSError as error:
             raise WeightsError(f"{self.path} cannot be read: {error.strerror}.") from error
 
