@@ -1,8 +1,8 @@
 """Safetensors files, read and written tensor by tensor.
 
 The header is checked here (length, names, dtypes) and by the safetensors library (offsets, sizes). Values are read
-into memory of their own and not through a memory map, so that pages of the file never count as memory of the process, and a file that
-is cut short while it is read is an error and not a crash.
+into memory of their own and not through a memory map, so that pages of the file never count as memory of the process,
+and a file that is cut short while it is read is an error and not a crash.
 """
 
 from __future__ import annotations
