@@ -1,7 +1,7 @@
 """Training of aligners on sets of networks, after [Navon24], with Lightning Fabric.
 
 Everything random in a step depends on the seed and on the number of the step alone, so that a run which goes on from a
-checkpoint gives the same result as one that was never interrupted.
+checkpoint gives the same result as one that was never interrupted: bit for bit on a CPU, up to rounding on a GPU.
 """
 
 from __future__ import annotations
