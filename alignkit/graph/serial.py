@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from alignkit.errors import AlignkitError, SpecError
 from alignkit.graph.layout import Layout
-from alignkit.graph.nodes import Group, TensorNode
+from alignkit.graph.nodes import Group, GroupKind, Role, TensorNode
 from alignkit.graph.notation import parse_layout
 from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.graph.provenance import PinnedAxis, Provenance, TracedInput
+from alignkit.graph.provenance import Provenance
 from alignkit.graph.sizes import resolve_sizes
 
 _FORMAT = "alignkit.graph"
 _VERSION = 1
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    id: str
+
+
+class _GroupFacts(_Facts):
+    node: Literal["group"]
+    size: PositiveInt
+    parent: str | None
+    kind: GroupKind
+
+
+class _TensorFacts(_Facts):
+    node: Literal["tensor"]
+    names: list[str]
+    shape: list[NonNegativeInt]
+    dtype: str
+    layout: str
+    role: Role
+
+
+_NODES = TypeAdapter(list[Annotated[_GroupFacts | _TensorFacts, Field(discriminator="node")]])
+_PROVENANCE = TypeAdapter(Provenance)
 
 
 def graph_to_json(graph: PermutationGraph) -> str:
@@ -64,22 +92,28 @@ def graph_from_json(text: str) -> PermutationGraph:
         graph = _build(loaded["nodes"], header["provenance"])
     except AlignkitError as error:
         raise SpecError(f"the graph in this JSON is broken: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise SpecError(f"the graph in this JSON is broken: {place or 'nodes'}: {first['msg']}.") from error
+    except (KeyError, TypeError, ValueError) as error:
         raise SpecError(f"the graph in this JSON is broken: {type(error).__name__}: {error}.") from error
     _compare(loaded, json.loads(graph_to_json(graph)))
     return graph
 
 
-def _build(nodes: list[dict[str, Any]], provenance: Mapping[str, Any]) -> PermutationGraph:
-    groups = {
-        node["id"]: Group(node["id"], node["size"], node["parent"], node["kind"])
-        for node in nodes
-        if node["node"] == "group"
-    }
-    tensors = {node["id"]: node for node in nodes if node["node"] == "tensor"}
-    layouts: dict[str, Layout] = {name: parse_layout(node["layout"], name) for name, node in tensors.items()}
-    shapes = {name: tuple(node["shape"]) for name, node in tensors.items()}
+def _build(found: Any, provenance: Any) -> PermutationGraph:
+    nodes = _NODES.validate_python(found)
+    needed = [field.name for field in fields(Provenance)]
+    if not isinstance(provenance, Mapping) or sorted(provenance) != sorted(needed):
+        raise SpecError(f"its provenance needs the fields {', '.join(needed)}.")
+    groups = {n.id: Group(n.id, n.size, n.parent, n.kind) for n in nodes if isinstance(n, _GroupFacts)}
+    tensors = {n.id: n for n in nodes if isinstance(n, _TensorFacts)}
+    layouts: dict[str, Layout] = {name: parse_layout(node.layout, name) for name, node in tensors.items()}
+    shapes = {name: tuple(node.shape) for name, node in tensors.items()}
     for name, layout in layouts.items():
+        if tensors[name].names[:1] != [name]:
+            raise SpecError(f"tensor {name!r} has the names {tensors[name].names}; its own has to be the first.")
         if len(layout) != len(shapes[name]):
             raise SpecError(f"tensor {name!r} has {len(shapes[name])} axes, but its layout has {len(layout)}.")
         for unit in (unit for axis in layout for unit in axis.units()):
@@ -88,22 +122,11 @@ def _build(nodes: list[dict[str, Any]], provenance: Mapping[str, Any]) -> Permut
     filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
     return PermutationGraph(
         {
-            name: TensorNode(name, tuple(node["names"]), shapes[name], node["dtype"], filled[name], node["role"])
+            name: TensorNode(name, tuple(node.names), shapes[name], node.dtype, filled[name], node.role)
             for name, node in tensors.items()
         },
         groups,
-        _provenance(provenance),
-    )
-
-
-def _provenance(facts: Mapping[str, Any]) -> Provenance:
-    return Provenance(
-        source=facts["source"],
-        tensors=facts["tensors"],
-        pinned=tuple(PinnedAxis(**pin) for pin in facts["pinned"]),
-        unknown_ops=tuple(facts["unknown_ops"]),
-        unused=tuple(facts["unused"]),
-        inputs=tuple(TracedInput(**{**one, "shape": tuple(one["shape"])}) for one in facts["inputs"]),
+        _PROVENANCE.validate_python(provenance),
     )
 
 

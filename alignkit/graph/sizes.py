@@ -51,6 +51,8 @@ def resolve_sizes(
         UndeterminedSizeError: A size cannot be worked out; names the axis and how to give it.
     """
     table = SizeTable()
+    if not isinstance(given, Mapping):
+        raise GraphError(f"sizes: a mapping from groups to whole numbers is needed, found {type(given).__name__}.")
     for group, size in given.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise GraphError(f"sizes: group {group!r} needs a positive whole number, found {size!r}.")
