@@ -256,6 +256,30 @@ def test_a_folder_that_names_no_known_model_is_refused(transformers_folders: Pat
     assert "names no model of transformers" in said
 
 
+def test_memory_keeps_checkpoints_on_disk_and_finds_the_same(transformers_folders: Path) -> None:
+    said = run("merge", "a", "b", "-o", "m", "--memory", "50MB", "--report", "m.html")
+    assert "Function check: not done" in said
+    run("merge", "a", "b", "-o", "whole")
+    assert all(torch.allclose(t, read_weights("whole")[n], atol=1e-6) for n, t in read_weights("m").items())
+    run("solve", "a", "b", "-o", "s", "--memory", "50MB", "--save-alignment", "p.safetensors")
+    assert equal(read_weights("s"), read_weights("a"))
+    assert "Memory: about 50 MB" in run("merge", "a", "b", "-o", "n", "--memory", "50MB", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--memory", "lots"], "no amount of memory"),
+        (["--memory", "1GB", "--solver", "sinkhorn"], "--solver weight_matching"),
+        (["--memory", "1GB", "--no-align"], "--no-align"),
+        (["--memory", "1GB", C], "two checkpoints, not 3"),
+    ],
+)
+def test_memory_is_refused_where_it_cannot_be_kept(more: list[str], said: str, folder: Path) -> None:
+    assert said in run("merge", A, B, "-o", "m.safetensors", *GIVEN, *more, code=2)
+    assert not (folder / "m.safetensors").exists()
+
+
 # ---------------------------------------------------------------------- switches, exit codes
 
 

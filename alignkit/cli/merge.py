@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
 
+from alignkit.cli.aligned import Aligned, unaligned
 from alignkit.cli.aligned import align as align_models
-from alignkit.cli.aligned import unaligned
 from alignkit.cli.graphs import (
+    Described,
     check_fit,
     described,
     is_folder,
@@ -26,6 +27,7 @@ from alignkit.cli.graphs import (
     write_report,
 )
 from alignkit.cli.inputs import check_outputs, check_report, load_task
+from alignkit.cli.on_disk import MemorySwitch, check_memory, merge_on_disk
 from alignkit.cli.switches import Architecture, Shown, Solving, TaskSwitch, command
 from alignkit.errors import UsageError
 from alignkit.memory import peak_memory
@@ -33,6 +35,8 @@ from alignkit.merge import merge as merge_weights
 from alignkit.merge import shares_of
 from alignkit.observers import progress
 from alignkit.plan import plan, readable_bytes
+from alignkit.task import Task
+from alignkit.verify import Verification
 
 
 @command
@@ -57,6 +61,7 @@ def merge(
     ] = "linear",
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
     task: TaskSwitch = None,
+    memory: MemorySwitch = None,
 ) -> None:
     """Align checkpoints that do not share a basin, and average them.
 
@@ -75,8 +80,10 @@ def merge(
         raise UsageError(f"--method {method!r}: take linear or slerp.")
     shares_of(weight, len(models))
     arguments = solving.arguments
+    wanted = {"--task": task is not None, "--no-align": not align, "--method slerp": method == "slerp"}
+    limit = check_memory(memory, solving, len(models), [switch for switch, given in wanted.items() if given])
     inputs = [open_input(path) for path in models]
-    facts = described(architecture, inputs[0], read=not shown.dry_run)
+    facts = described(architecture, inputs[0], read=not shown.dry_run and limit is None)
     if shown.dry_run:
         check_fit(facts, inputs)
         show_plan(
@@ -85,6 +92,7 @@ def merge(
                 "merge",
                 models=len(models),
                 solver=solving.solver if align else None,
+                memory=limit,
                 bytes_each=inputs[0].checkpoint.nbytes,
                 reads=[str(path) for path in models],
                 writes=[str(path) for path in (output, shown.report) if path],
@@ -93,20 +101,22 @@ def merge(
         )
         return
     started = perf_counter()
-    with peak_memory(torch.device("cpu")) as memory:
-        weights = [facts.known(one.weights) for one in inputs]
-        check = facts.function_check(weights[1], models[1])
-        data = None if task is None else load_task(task)
-        if align:
-            with progress():
-                aligned = align_models(facts.graph, weights, arguments, data)
+    check: Verification | None = None
+    with peak_memory(torch.device("cpu")) as used_memory:
+        if limit is not None:
+            solution = merge_on_disk(facts, inputs, output, limit, solving, shown, weight)
+            aligned, merged = Aligned(facts.graph, [], solution), list(inputs[0].checkpoint)
+            checked = "Function check: not done, it holds the whole network, which --memory is there to avoid."
         else:
-            aligned = unaligned(facts.graph, weights, data)
-        how: Literal["linear", "slerp"] = "slerp" if method == "slerp" else "linear"
-        merged = merge_weights(aligned.weights, weight, how)
-        inputs[0].write_like(output, merged, shown.force)
+            weights = [facts.known(one.weights) for one in inputs]
+            check = facts.function_check(weights[1], models[1])
+            checked = said_of(check)
+            aligned = _aligned(facts, weights, arguments, align, None if task is None else load_task(task))
+            mean = merge_weights(aligned.weights, weight, "slerp" if method == "slerp" else "linear")
+            inputs[0].write_like(output, mean, shown.force)
+            merged = list(mean)
     seconds = perf_counter() - started
-    used = "" if memory.peak is None else f", {readable_bytes(memory.peak)} of memory"
+    used = "" if used_memory.peak is None else f", {readable_bytes(used_memory.peak)} of memory"
     written = [f"Written: {output}"]
     if shown.report is not None:
         named = {f"model {i}": str(path) for i, path in enumerate(models)} | {"merged": str(output), "method": method}
@@ -115,14 +125,23 @@ def merge(
         written += write_report(aligned.report(f"Merge of {', '.join(names)}", names, check, named), shown)
     if shown.as_json:
         error = None if check is None else check.error
-        facts_of_run = {"seconds": seconds, "peak_memory": memory.peak, "function_error": error}
+        facts_of_run = {"seconds": seconds, "peak_memory": used_memory.peak, "function_error": error}
         print_json({"output": str(output), "models": [str(path) for path in models], **aligned.facts, **facts_of_run})
         return
-    print_text(*aligned.text, said_of(check), *said_of_unknown(facts), *_about_statistics(merged))
+    print_text(*aligned.text, checked, *said_of_unknown(facts), *_about_statistics(merged))
     print_text(f"{seconds:.2f} s{used}.", *written)
 
 
-def _about_statistics(merged: Mapping[str, Tensor]) -> list[str]:
+def _aligned(
+    facts: Described, weights: list[dict[str, Tensor]], arguments: dict[str, Any], align: bool, task: Task | None
+) -> Aligned:
+    if not align:
+        return unaligned(facts.graph, weights, task)
+    with progress():
+        return align_models(facts.graph, weights, arguments, task)
+
+
+def _about_statistics(merged: Sequence[str]) -> list[str]:
     if not any(name.endswith("running_mean") for name in merged):
         return []
     return [

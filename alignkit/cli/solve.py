@@ -19,7 +19,9 @@ from alignkit.cli.graphs import (
     write_report,
 )
 from alignkit.cli.inputs import check_outputs, check_report
+from alignkit.cli.on_disk import MemorySwitch, check_memory, solve_on_disk
 from alignkit.cli.switches import Architecture, Shown, Solving, command
+from alignkit.graph import BoundGraph
 from alignkit.observers import progress
 from alignkit.plan import plan
 from alignkit.report import solution_report
@@ -38,6 +40,7 @@ def solve(
     save_alignment: Annotated[
         Path | None, typer.Option("--save-alignment", help="Where the alignment is saved.")
     ] = None,
+    memory: MemorySwitch = None,
 ) -> None:
     """Reorder the hidden units of B so that its weights come close to those of A.
 
@@ -48,23 +51,32 @@ def solve(
     check_outputs({"--output": output, "--save-alignment": save_alignment}, shown.force, folder=is_folder(b))
     check_report(shown.report, shown.force)
     arguments = solving.arguments
+    limit = check_memory(memory, solving, 2, ["--init"] if init is not None else [])
     left, right = open_input(a), open_input(b)
-    facts = described(architecture, left, read=not shown.dry_run)
+    facts = described(architecture, left, read=not shown.dry_run and limit is None)
     if shown.dry_run:
         check_fit(facts, [left, right])
         size, files = left.checkpoint.nbytes, [str(path) for path in (output, save_alignment, shown.report) if path]
-        made = plan(facts.graph, "solve", solver=solving.solver, bytes_each=size, reads=(str(a), str(b)), writes=files)
-        show_plan(made, shown)
+        reads = (str(a), str(b))
+        show_plan(
+            plan(facts.graph, "solve", solver=solving.solver, memory=limit, bytes_each=size, reads=reads, writes=files),
+            shown,
+        )
         return
-    pair = facts.graph.bind(facts.known(left.weights), facts.known(right.weights))
-    with progress():
-        solution = solve_pair(pair, init=None if init is None else Alignment.load(init, facts.graph), **arguments)
-    right.write_like(output, solution.apply(facts.known(right.weights)), shown.force)
+    pair: BoundGraph | None = None
+    if limit is not None:
+        solution = solve_on_disk(facts, [left, right], output, limit, solving, shown)
+    else:
+        pair = facts.graph.bind(facts.known(left.weights), facts.known(right.weights))
+        start = None if init is None else Alignment.load(init, facts.graph)
+        with progress():
+            solution = solve_pair(pair, init=start, **arguments)
+        right.write_like(output, solution.apply(facts.known(right.weights)), shown.force)
     if save_alignment is not None:
         solution.alignment.save(save_alignment)
     written = [f"Aligned B: {output}", *([f"Alignment: {save_alignment}"] if save_alignment else [])]
     if shown.report is not None:
-        check = facts.function_check(right.weights, b)
+        check = None if pair is None else facts.function_check(right.weights, b)
         named = {"A": str(a), "B": str(b), "aligned B": str(output)}
         written += write_report(
             solution_report(solution, f"{b} aligned to {a}", pair=pair, check=check, facts=named), shown

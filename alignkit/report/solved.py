@@ -139,7 +139,7 @@ def _gains(solution: Solution) -> Section:
     blocks: list[Block] = []
     if any(solution.gain.values()):
         shown = {name: solution.gain[name] for name in ranked[:BARS]}
-        figure = bar_chart(shown, "gain: squared distance taken away")
+        figure = bar_chart(shown, "gain")
         more = f" The {BARS} largest of {len(groups)}." if len(groups) > BARS else ""
         blocks.append(Picture.of(figure, "gain", f"Gain of each group.{more}"))
     if not any(solution.moved.values()):
