@@ -15,7 +15,8 @@ from alignkit.zoo.recipe import Recipe
 from alignkit.zoo.sources import AnySource
 
 MANIFEST = "manifest.json"
-SPLITS = ("train", "validation", "test")
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class NetworkRecord(BaseModel):
@@ -67,7 +68,7 @@ class Manifest(BaseModel):
     format: Literal["alignkit.zoo"] = "alignkit.zoo"
     version: Literal[1] = 1
     plan: Plan
-    splits: dict[Literal["train", "validation", "test"], tuple[int, ...]]
+    splits: dict[SplitName, tuple[int, ...]]
     """Numbers of the networks of each split. All views of one signal are in the same."""
     shards: tuple[Shard, ...] = ()
     """The files that are complete, in order."""

@@ -42,7 +42,8 @@ class ResidualBlock(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """One residual step."""
         hidden = self.relu(self.norm1(self.conv1(inputs)))
-        return self.relu(self.norm2(self.conv2(hidden)) + self.shortcut(inputs))
+        added: Tensor = self.norm2(self.conv2(hidden)) + self.shortcut(inputs)
+        return added.relu()
 
 
 class Attention(nn.Module):
@@ -57,10 +58,11 @@ class Attention(nn.Module):
         """Mix the tokens."""
         query, key, value = (self._split(layer(tokens)) for layer in (self.query, self.key, self.value))
         weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
-        return self.out((weights @ value).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out((weights @ value).transpose(1, 2).flatten(2))
+        return mixed
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens.view(*tokens.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class EncoderBlock(nn.Module):
@@ -75,7 +77,8 @@ class EncoderBlock(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """One encoder step."""
         tokens = tokens + self.attention(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        moved: Tensor = self.mlp(self.norm2(tokens))
+        return tokens + moved
 
 
 class VisionTransformer(nn.Module):
@@ -95,7 +98,8 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Classify images."""
         tokens = self.patches(images).flatten(2).transpose(1, 2) + self.positions
-        return self.head(self.norm(self.blocks(tokens)).mean(1))  # type: ignore[no-any-return]
+        scores: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
+        return scores
 
 
 class RowReader(nn.Module):
@@ -113,7 +117,8 @@ class RowReader(nn.Module):
         """Classify images."""
         rows = images.squeeze(1)
         states = self._unrolled(rows) if self.training else self.lstm(rows)[0]
-        return self.head(states[:, -1])  # type: ignore[no-any-return]
+        scores: Tensor = self.head(states[:, -1])
+        return scores
 
     def _unrolled(self, rows: Tensor) -> Tensor:
         """States ``[n, h, hidden]`` of the last layer."""

@@ -107,7 +107,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         """
         if split not in SPLITS:
             raise ZooError(f"no split is named {split!r}: choose {', '.join(SPLITS)}.")
-        return list(self.manifest.splits[split])  # type: ignore[index]
+        return list(self.manifest.splits[split])
 
     def target(self, index: int) -> int:
         """What network ``index`` learnt: networks with the same target are views of one signal."""

@@ -22,6 +22,10 @@ from alignkit.zoo.recipe import Recipe, default_recipe
 from alignkit.zoo.sources import Data, Source
 
 State = dict[str, Tensor]
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": functional.cross_entropy,
+    "mse": functional.mse_loss,
+}
 EVALUATION_ROWS = 1000
 GPU_CHUNK = 256
 """Networks that are trained together on a GPU."""
@@ -181,7 +185,7 @@ class Stack:
         self.count = len(models)
         self.device = device
         self._half = precision == "bf16"
-        self._loss = {"cross_entropy": functional.cross_entropy, "mse": functional.mse_loss}[loss]
+        self._loss = LOSSES[loss]
         parameters, buffers = stack_module_state(models)
         self.parameters: State = {n: p.detach().to(device).requires_grad_() for n, p in parameters.items()}
         self.buffers: State = {n: b.to(device) for n, b in buffers.items()}
@@ -211,7 +215,7 @@ class Stack:
         for index in range(self.count):
             state = {name: value[index] for name, value in {**self.parameters, **self.buffers}.items()}
             targets = data.targets[index] if data.own_targets else data.targets
-            parts = [functional_call(self._model, state, (rows,)) for rows in data.inputs.split(EVALUATION_ROWS)]
+            parts = [functional_call(self._model, state, (rows,)) for rows in torch.split(data.inputs, EVALUATION_ROWS)]
             outputs = torch.cat(parts)
             losses.append(float(self._loss(outputs.double(), targets.double() if data.own_targets else targets)))
             right = (outputs.argmax(-1) == targets).double().mean() if metric == "accuracy" else None
@@ -260,7 +264,7 @@ def _batches(samples: int, batch: int, orders: list[torch.Generator], device: to
 
 def _gather(data: Data, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The samples of every network: ``[k, batch, ...]`` of inputs and targets."""
-    inputs = data.inputs.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    inputs = data.inputs.index_select(0, rows.flatten()).view(*rows.shape, *data.inputs.shape[1:])
     if not data.own_targets:
         return inputs, data.targets[rows]
     return inputs, data.targets[torch.arange(len(rows), device=rows.device)[:, None], rows]

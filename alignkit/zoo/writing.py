@@ -13,7 +13,7 @@ import torch
 from alignkit.errors import ZooError
 from alignkit.weights import write_weights
 from alignkit.zoo.architectures import Architecture
-from alignkit.zoo.manifest import MANIFEST, SPLITS, Manifest, Plan, Shard, read_manifest, write_manifest
+from alignkit.zoo.manifest import MANIFEST, SPLITS, Manifest, Plan, Shard, SplitName, read_manifest, write_manifest
 from alignkit.zoo.network_set import NetworkSet
 from alignkit.zoo.recipe import Recipe, default_recipe
 from alignkit.zoo.sources import Source
@@ -166,7 +166,7 @@ def _differences(there: Plan, wanted: Plan) -> str:
     )
 
 
-def _splits(plan: Plan) -> dict[str, tuple[int, ...]]:
+def _splits(plan: Plan) -> dict[SplitName, tuple[int, ...]]:
     """Numbers of the networks of each split, drawn at random; all views of one signal fall into the same."""
     targets = [plan.source.target(index) for index in range(plan.count)]
     units: list[list[int]] = [[index] for index in range(plan.count)]
