@@ -31,8 +31,10 @@ def tasks(networks: zoo.NetworkSet, data: Path | None, images: int) -> tuple[ali
     source = plan.source.model_copy(update={"classes": None, "share": 1.0})
     inputs, targets = source.load(data, "train")
     model = networks.model()
-    learn = alignkit.Task(model, (inputs[:images], targets[:images]), source.loss, source.metric)
-    return learn, alignkit.Task(model, source.load(data, "test"), source.loss, source.metric)
+    return (
+        alignkit.Task(model, (inputs[:images], targets[:images]), source.loss, source.metric),
+        alignkit.Task(model, source.load(data, "test"), source.loss, source.metric),
+    )
 
 
 def merged(
@@ -78,7 +80,8 @@ def main() -> None:
     arguments = parser.parse_args()
     measure.single_thread()
     sets = [zoo.NetworkSet.open(arguments.folder / name) for name in ("split-a", "split-b")]
-    learn, test = tasks(sets[0], arguments.data, arguments.images)
+    few, test = tasks(sets[0], arguments.data, arguments.images)
+    many, _ = tasks(sets[0], arguments.data, columns.SINKHORN_IMAGES)
     results: dict[str, Any] = measure.read_json(arguments.output) if arguments.output.exists() else {}
     results |= {
         "command": f"python tests/benchmarks/paper/class_splits.py --trained-on {arguments.trained_on} --pairs "
@@ -87,6 +90,7 @@ def main() -> None:
         "about": [columns.describe_set(networks) for networks in sets],
         "pairs": arguments.pairs,
         "images": arguments.images,
+        "sinkhorn_images": columns.SINKHORN_IMAGES,
         "sinkhorn_steps": arguments.sinkhorn_steps,
         "parents": parents(sets, arguments.pairs, test),
     }
@@ -97,6 +101,7 @@ def main() -> None:
             key = "-" if seed is None else str(seed)
             if key in runs and runs[key]["fingerprint"] == print_of:
                 continue
+            learn = few if columns.images_for(method, arguments.images) == arguments.images else many
             values = merged(method, sets, arguments.pairs, learn, test)
             runs[key] = {"fingerprint": print_of, **values}
             entry.update(columns.described(column))

@@ -15,6 +15,8 @@ from alignkit.deepalign import shipped_checkpoint
 from alignkit.deepalign.aligner import load_aligner
 
 SINKHORN_STEPS = 300
+SINKHORN_IMAGES = 10_000
+"""Training samples of Sinkhorn, which draws minibatches; other methods see each of theirs in every call."""
 UNIVERSAL = "universal"
 
 
@@ -152,7 +154,8 @@ def run(
             key = "-" if seed is None else str(seed)
             if key in runs and runs[key]["fingerprint"] == print_of:
                 continue
-            found = asdict(measure.measure(name, networks, [method], **settings))
+            images = images_for(method, settings["images"])
+            found = asdict(measure.measure(name, networks, [method], **(settings | {"images": images})))
             results["pairs"] = found.pop("pairs")
             values = {kind: rounded(by_method[method.name]) for kind, by_method in found.items() if kind != "name"}
             runs[key] = {"fingerprint": print_of, **values}
@@ -163,6 +166,11 @@ def run(
             print(f"{name}, {column.name} {key}: barrier {barrier:.4f}, {seconds:.3f} CPU s a pair", flush=True)
         if not runs:
             del table[column.name]
+
+
+def images_for(method: Method, images: int) -> int:
+    """Training samples of a method: as many as are wanted, and more for Sinkhorn."""
+    return max(images, SINKHORN_IMAGES) if "sinkhorn" in (method.solver or "") else images
 
 
 def fingerprints(column: Column) -> list[str | None]:

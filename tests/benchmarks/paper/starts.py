@@ -99,6 +99,7 @@ def measured(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What each start costs, and curves by solver and start."""
     learn, test = (networks.task(split, samples, data) for split in ("train", "test"))
+    many = networks.task("train", max(samples, columns.SINKHORN_IMAGES), data)
     found: dict[str, dict[str, Collected]] = {}
     begun: dict[str, Collected] = {}
 
@@ -138,7 +139,7 @@ def measured(
                 elif solver == "frank_wolfe":
                     solution, curve = frank_wolfe(pair, init)
                 else:
-                    solution, curve = sinkhorn(pair, init, learn, SINKHORN[solver], steps)
+                    solution, curve = sinkhorn(pair, init, many, SINKHORN[solver], steps)
                 used = process_time() - clock
                 if init is not None and solver != "sinkhorn, midpoint loss" and curve[0][0] > 0:
                     curve = [(0, float(alignkit.Objective(pair).distance2(init))), *curve]

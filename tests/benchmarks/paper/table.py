@@ -46,6 +46,7 @@ def main() -> None:
         "about": columns.describe_set(networks),
         "samples": arguments.samples,
         "images": arguments.images,
+        "sinkhorn_images": columns.SINKHORN_IMAGES,
         "points": measure.LINE_POINTS,
         "sinkhorn_steps": arguments.sinkhorn_steps,
     }

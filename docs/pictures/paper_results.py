@@ -1,0 +1,243 @@
+"""Tables and figures of the page about the paper, drawn from ``docs/results/paper-*.json``."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks" / "paper"))
+
+import measure  # noqa: E402
+
+TRAINED = ("Deep-Align", "probe encoder, trained")
+LABELS = {
+    "weight_matching": "weight matching, after each assignment",
+    "frank_wolfe": "Frank-Wolfe, rounded after its steps",
+    "sinkhorn, distance": "Sinkhorn on the distance",
+    "sinkhorn, midpoint loss": "Sinkhorn on the loss",
+}
+Results = dict[str, Any]
+
+
+def read(name: str) -> Results:
+    """One file of results."""
+    return dict(measure.read_json(RESULTS / f"paper-{name}.json"))
+
+
+def per_pair(column: Results, kind: str) -> np.ndarray:
+    """``[seeds, pairs]`` of one kind of number."""
+    return np.array([run[kind] for run in column["runs"].values()])
+
+
+def interval(pairs: list[Any], values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean, networks drawn anew."""
+    one = measure.Measured("", [tuple(pair) for pair in pairs], {"": list(values)}, {}, {}, {})
+    return measure.bootstrap(one, lambda means: means[""])[1:]
+
+
+def seeds_of(column: Results, kind: str) -> str:
+    """Deviation of the means of several seeds."""
+    means = per_pair(column, kind).mean(1)
+    return f"{means.std(ddof=1):.4f} ({len(means)})" if len(means) > 1 else "" if not column["training"] else "one seed"
+
+
+def facts(name: str) -> str:
+    """What was measured, in words."""
+    found = read(name)
+    about = found["about"]
+    accuracy = about["mean_test_accuracy"]
+    quality = f"accuracy {accuracy:.4f}" if accuracy is not None else f"loss {about['mean_test_loss']:.2e}"
+    networks = len({network for pair in found["pairs"] for network in pair})
+    return (
+        f"`{found['command']}`\n\n"
+        f"{about['architecture']}, {about['source']}; mean test {quality}. {len(found['pairs'])} pairs of {networks} "
+        f"test networks; barriers on {found['samples']} test samples at {found['points']} points; methods with data "
+        f"have {found['images']} training samples, Sinkhorn {found['sinkhorn_images']} and at most "
+        f"{found['sinkhorn_steps']} steps."
+    )
+
+
+def table(name: str) -> str:
+    """All methods on one set."""
+    found = read(name)
+    lines = [
+        "| method | barrier | 95 % interval | deviation (seeds) | AUC | squared distance | CPU s a pair |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, column in found["columns"].items():
+        barriers = per_pair(column, "barriers")
+        low, high = interval(found["pairs"], barriers.mean(0))
+        lines.append(
+            f"| {label} | {barriers.mean():.4f} | {low:.4f} to {high:.4f} | {seeds_of(column, 'barriers')} "
+            f"| {per_pair(column, 'areas').mean():.4f} | {per_pair(column, 'distances').mean():.1f} "
+            f"| {per_pair(column, 'seconds').mean():.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def training(*names: str) -> str:
+    """How the aligners of some sets were trained."""
+    lines = [
+        "| set | aligner | parameters | networks | steps | best step of each seed | CPU s of each seed |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        for label in TRAINED:
+            runs = read(name)["columns"].get(label, {}).get("training", [])
+            if runs:
+                best, seconds = (", ".join(f"{run[key]:.0f}" for run in runs) for key in ("best_step", "cpu_seconds"))
+                first = runs[0]
+                lines.append(
+                    f"| {name} | {label} | {first['parameters']:,} | {first['networks']} | {first['steps']} | {best} "
+                    f"| {seconds} |"
+                )
+    return "\n".join(lines)
+
+
+def goals() -> str:
+    """What was to be reached on MNIST MLPs, and what was."""
+    columns = read("mnist-mlp")["columns"]
+    mean = {label: per_pair(column, "barriers").mean() for label, column in columns.items()}
+    seconds = {label: per_pair(column, "seconds").mean() for label, column in columns.items()}
+    lines = ["| goal | aligner | measured | reached |", "|---|---|---:|---|"]
+    for label in ("Deep-Align", "Deep-Align, 2 rounds", "probe encoder, trained"):
+        share = mean[label] / mean["activation matching"]
+        lines.append(f"| barrier at most half of activation matching's | {label} | {share:.2f} | {yes(share <= 0.5)} |")
+    for label in TRAINED:
+        if f"{label} + Sinkhorn" in mean:
+            barrier = mean[f"{label} + Sinkhorn"]
+            lines.append(
+                f"| barrier at most 0.005 with Sinkhorn after it | {label} | {barrier:.4f} | {yes(barrier <= 0.005)} |"
+            )
+    for label in TRAINED:
+        ratio = seconds[label] / seconds["weight matching"]
+        lines.append(f"| time at most twice weight matching's | {label} | {ratio:.2f} | {yes(ratio <= 2)} |")
+    return "\n".join(lines)
+
+
+def yes(fact: bool) -> str:
+    """A word for the table."""
+    return "yes" if fact else "no"
+
+
+def splits() -> str:
+    """Averages of networks of disjoint classes."""
+    found = read("class-splits")
+    parents = found["parents"]
+    lines = [
+        "| method | accuracy of the average | loss of the average | barrier | deviation of accuracy (seeds) |",
+        "|---|---:|---:|---:|---:|",
+        f"| the networks themselves | {np.mean(parents['accuracies']):.4f} | {np.mean(parents['losses']):.4f} | | |",
+    ]
+    for label, column in found["columns"].items():
+        accuracy, loss, barrier = (per_pair(column, kind).mean() for kind in ("accuracies", "losses", "barriers"))
+        lines.append(f"| {label} | {accuracy:.4f} | {loss:.4f} | {barrier:.4f} | {seeds_of(column, 'accuracies')} |")
+    return "\n".join(lines)
+
+
+def runtime() -> str:
+    """Seconds for 1,000 pairs."""
+    found = read("runtime")
+    lines = [
+        "| method | pairs measured | CPU s for 1,000 pairs | relative to weight matching | pairs a second, one thread "
+        "| in a pool, pairs a CPU second | in batches, pairs a CPU second |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    unit = found["methods"]["weight matching"]
+    for label, entry in found["methods"].items():
+        each = entry["cpu_seconds"] / entry["pairs"]
+        mark = "" if entry["pairs"] >= 1000 else f", computed from {entry['pairs']}"
+        pool = f"{entry['pool']['pairs'] / entry['pool']['cpu_seconds']:.1f}" if "pool" in entry else ""
+        batched = f"{entry['pairs'] / entry['batched_cpu_seconds']:.1f}" if "batched_cpu_seconds" in entry else ""
+        lines.append(
+            f"| {label} | {entry['pairs']} | {1000 * each:.1f}{mark} "
+            f"| {each / (unit['cpu_seconds'] / unit['pairs']):.2f} | {1 / each:.1f} | {pool} | {batched} |"
+        )
+    return "\n".join(lines)
+
+
+def starts_table() -> str:
+    """Where each solver ends from each start."""
+    found = read("starts")
+    lines = ["| start | of itself: distance, barrier | " + " | ".join(LABELS.values()) + " |", "|---|" + "---:|" * 5]
+    names = list(dict.fromkeys(name for curves in found["curves"].values() for name in curves))
+    for name in names:
+        begun = found["starts"].get(name)
+        cells = [f"{np.mean(begun['distances']):.1f}, {np.mean(begun['barriers']):.4f}" if begun else ""]
+        for solver in LABELS:
+            entry = found["curves"][solver].get(name)
+            cells.append(f"{np.mean(entry['distances']):.1f}, {np.mean(entry['barriers']):.4f}" if entry else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def starts_figure() -> str:
+    """Objective against steps."""
+    found = read("starts")
+    figure, axes = plt.subplots(2, 2, figsize=(9.5, 7), layout="constrained")
+    names = list(dict.fromkeys(name for curves in found["curves"].values() for name in curves))
+    for ax, (solver, title) in zip(axes.flat, LABELS.items(), strict=True):
+        for at, name in enumerate(names):
+            curve = found["curves"][solver].get(name)
+            if curve:
+                ax.plot(curve["steps"], curve["mean"], color=f"C{at}", marker=".", markersize=4, label=name)
+        ax.set(title=title, xlabel="step", ylabel="loss" if "loss" in solver else "squared distance")
+        ax.set_yscale("log")
+        if solver in ("weight_matching", "frank_wolfe", "sinkhorn, distance"):
+            ax.yaxis.set_minor_formatter("{x:g}")
+    axes[1, 1].legend(fontsize="small")
+    return svg(figure)
+
+
+def steps_figure(*names: str) -> str:
+    """Barrier of INRs against the number of Sinkhorn steps."""
+    figure, axes = plt.subplots(1, len(names), figsize=(4.8 * len(names), 3.8), layout="constrained", squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        found = read(f"{name}-steps")
+        places = [int(steps) for steps in found["steps"]]
+        for label in found["steps"]["0"]["columns"]:
+            means = [
+                per_pair(part["columns"][label], "barriers").mean() if label in part["columns"] else np.nan
+                for part in found["steps"].values()
+            ]
+            ax.plot(places, means, marker="o", markersize=4, label=label)
+        ax.set(title=found["about"]["source"], xlabel="Sinkhorn steps", ylabel="barrier")
+        ax.set_ylim(bottom=0)
+    axes[0, -1].legend(fontsize="small")
+    return svg(figure)
+
+
+def steps_table(*names: str) -> str:
+    """The numbers of that figure."""
+    lines = []
+    for name in names:
+        found = read(f"{name}-steps")
+        pairs = len(found["steps"]["0"]["pairs"])
+        lines += [
+            f"{found['about']['architecture']}, {found['about']['source']}, {pairs} pairs: `{found['command']}`",
+            "",
+            "| start | " + " | ".join(f"{steps} steps" for steps in found["steps"]) + " |",
+            "|---|" + "---:|" * len(found["steps"]),
+        ]
+        for label in found["steps"]["0"]["columns"]:
+            columns = [part["columns"].get(label) for part in found["steps"].values()]
+            cells = [f"{per_pair(column, 'barriers').mean():.4f}" if column else "" for column in columns]
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def svg(figure: plt.Figure) -> str:
+    """The picture as text for the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
