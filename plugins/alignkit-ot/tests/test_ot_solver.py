@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import alignkit_ot
 from alignkit.errors import SolverError
-from alignkit.plugins import Registry, solvers
+from alignkit.plugins import Registry, registry, solvers
 from alignkit.solve import solve
 from alignkit.task import Task
 from alignkit.testing import SolverContract, attention, independent_pair, mlp, planted_pair
@@ -53,10 +56,10 @@ def test_entropy_softens_and_rounding_undoes_it():
 
 
 def test_it_works_in_a_chain():
-    registry = Registry([])
-    registry.register(alignkit_ot)
+    own = Registry([])
+    own.register(alignkit_ot)
     pair = independent_pair(attention()).bind()
-    chain = solve(pair, solver="ot > weight_matching", registry=registry)
+    chain = solve(pair, solver="ot > weight_matching", registry=own)
     assert [stage.solver for stage in chain.stages] == ["ot", "weight_matching"]
     assert chain.stages[0].objective_after >= chain.objective_after
 
@@ -97,3 +100,16 @@ def test_units_that_are_all_alike_share_everything():
 def test_similarities_that_are_no_numbers_are_refused():
     with pytest.raises(SolverError, match="NaN or infinity"):
         transport_plans(torch.tensor([[0.0, float("nan")], [1.0, 0.0]]), 0.1)
+
+
+def test_the_code_of_the_readme_runs():
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    name = None if is_installed() else registry().register(alignkit_ot)
+    found: dict[str, Any] = {"__name__": "readme"}
+    try:
+        exec(compile(code, "README.md", "exec"), found)
+    finally:
+        if name is not None:
+            registry().unregister(name)
+    assert found["fusion"].plans["h1"].shape == (8, 20)
