@@ -162,3 +162,10 @@ def test_an_architecture_that_does_not_fit_the_source_is_refused(architecture: z
 def test_an_architecture_without_a_shape_cannot_be_built() -> None:
     with pytest.raises(ZooError, match="no shape or outputs yet"):
         zoo.Mlp().build(0)
+
+
+def test_a_device_that_is_not_there_and_a_precision_that_does_not_fit_are_errors() -> None:
+    with pytest.raises(ZooError, match="device='xpu:7' cannot be used"):
+        zoo.train(SMALL["mlp"], DIGITS, 1, steps=1, device="xpu:7")
+    with pytest.raises(ZooError, match="BatchNorm cannot be trained in bf16"):
+        zoo.train(SMALL["resnet"], DIGITS, 1, recipe=zoo.Recipe(steps=1, precision="bf16"))

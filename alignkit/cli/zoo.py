@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alignkit.cli.inputs import parse_options
 from alignkit.errors import UsageError
@@ -72,14 +72,15 @@ def zoo(
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} networks"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     ) as bar:
         job = bar.add_task("training", total=count)
 
-        def report(done: int, total: int, seconds: float) -> None:
+        def report(done: float, total: int) -> None:
             bar.update(job, completed=done, total=total)
 
         found = write_set(

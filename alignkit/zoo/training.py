@@ -16,6 +16,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state
 from torch.nn import functional
 
 from alignkit.errors import ZooError
+from alignkit.task import is_out_of_memory
 from alignkit.zoo.architectures import Architecture
 from alignkit.zoo.manifest import NetworkRecord
 from alignkit.zoo.recipe import Recipe, default_recipe
@@ -29,8 +30,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 EVALUATION_ROWS = 1000
 GPU_CHUNK = 256
 """Networks that are trained together on a GPU."""
-Progress = Callable[[int, int], None]
-"""Called with the steps done and the steps in all, of a chunk of networks."""
+Progress = Callable[[float], None]
+"""Called after every step with the networks that are done; those at work count by their share of the steps."""
 
 
 @dataclass(frozen=True)
@@ -89,26 +90,27 @@ def train(
         chunk: Networks trained together: memory grows with it. None is 32 on a CPU (8 for convolutional families)
             and 256 on a GPU.
         first: Number of the first network: with 64, networks 64, 65, ... of the data set are trained.
-        progress: Told the steps done and the steps in all, of each chunk.
+        progress: Told after every step how many networks are done.
 
     Returns:
         Stacked weights, and what each network reached on the test split.
 
     Raises:
-        ZooError: The count or chunk is no positive number, the architecture does not fit the source, files are
-            missing, or a network did not stay finite.
+        ZooError: The count or chunk is no positive number, the architecture does not fit the source or the
+            precision, files are missing, the device cannot be used or is too small, or a network did not stay finite.
         MissingExtraError: scikit-learn is needed and not installed.
     """
     if count < 1 or (chunk is not None and chunk < 1):
         raise ZooError(f"count is {count} and chunk is {chunk}: both have to be at least 1.")
     architecture = architecture.for_source(source.shape, source.outputs)
     recipe = recipe or default_recipe(architecture, source, epochs=epochs, steps=steps, batch=batch, lr=lr)
-    where = torch.device(device or "cpu")
+    where = _usable(device or "cpu")
     size = chunk or default_chunk(architecture, where)
     parts = []
     for start in range(first, first + count, size):
         numbers = range(start, min(start + size, first + count))
-        parts.append(_train_chunk(architecture, source, numbers, seed, folder, recipe, where, progress))
+        on_step = _counted(progress, start - first, len(numbers))
+        parts.append(_train_chunk(architecture, source, numbers, seed, folder, recipe, where, on_step))
     weights = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
     return Trained(weights, tuple(record for part in parts for record in part[1]), recipe)
 
@@ -131,16 +133,22 @@ def _train_chunk(
     folder: str | Path | None,
     recipe: Recipe,
     device: torch.device,
-    progress: Progress | None,
+    on_step: Callable[[int, int], None],
 ) -> tuple[State, list[NetworkRecord]]:
     seeds = [network_seed(seed, number) for number in numbers]
     targets = [source.target(number) for number in numbers]
-    learnt = _on(device, source.data(folder, "train", targets, seed))
-    judged = _on(device, source.data(folder, "test", targets, seed))
-    stack = Stack([architecture.build(network) for network in seeds], source.loss, device, recipe.precision)
+    models = [architecture.build(network) for network in seeds]
     orders = [torch.Generator().manual_seed(network + 1) for network in seeds]
-    fit(stack, learnt, recipe, orders, progress)
-    losses, accuracies = stack.evaluate(judged, source.metric)
+    try:
+        learnt = _on(device, source.data(folder, "train", targets, seed))
+        judged = _on(device, source.data(folder, "test", targets, seed))
+        stack = Stack(models, source.loss, device, recipe.precision)
+        fit(stack, learnt, recipe, orders, on_step)
+        losses, accuracies = stack.evaluate(judged, source.metric)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise ZooError(f"{len(numbers)} networks at once do not fit {device}: give a smaller chunk.") from error
+        raise
     records = [
         NetworkRecord(index=number, seed=network, target=target, loss=loss, accuracy=accuracy)
         for number, network, target, loss, accuracy in zip(numbers, seeds, targets, losses, accuracies, strict=True)
@@ -152,7 +160,11 @@ def _train_chunk(
 
 
 def fit(
-    stack: Stack, data: Data, recipe: Recipe, orders: list[torch.Generator], progress: Progress | None = None
+    stack: Stack,
+    data: Data,
+    recipe: Recipe,
+    orders: list[torch.Generator],
+    on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Train a stack of networks in place.
 
@@ -161,7 +173,7 @@ def fit(
         data: What they learn.
         recipe: How.
         orders: One generator a network, for its order of samples.
-        progress: Told about every step.
+        on_step: Called after every step with the steps done and the steps in all.
     """
     optimizer = torch.optim.AdamW(stack.parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     total = recipe.total_steps(len(data.inputs))
@@ -171,8 +183,7 @@ def fit(
         stack.backward(inputs, targets, recipe.clip)
         optimizer.param_groups[0]["lr"] = recipe.rate(step, total)
         optimizer.step()
-        if progress is not None:
-            progress(step + 1, total)
+        on_step(step + 1, total)
 
 
 class Stack:
@@ -182,6 +193,10 @@ class Stack:
     """
 
     def __init__(self, models: list[nn.Module], loss: str, device: torch.device, precision: str = "float32") -> None:
+        if precision == "bf16" and any(
+            isinstance(part, nn.modules.batchnorm._BatchNorm) for part in models[0].modules()
+        ):
+            raise ZooError("BatchNorm cannot be trained in bf16 here: use precision float32.")
         self.count = len(models)
         self.device = device
         self._half = precision == "bf16"
@@ -268,6 +283,23 @@ def _gather(data: Data, rows: Tensor) -> tuple[Tensor, Tensor]:
     if not data.own_targets:
         return inputs, data.targets[rows]
     return inputs, data.targets[torch.arange(len(rows), device=rows.device)[:, None], rows]
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ZooError(f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _counted(progress: Progress | None, before: int, count: int) -> Callable[[int, int], None]:
+    """Turns steps of a chunk of networks into networks done."""
+
+    def on_step(done: int, total: int) -> None:
+        if progress is not None:
+            progress(before + count * done / total)
+
+    return on_step
 
 
 def _on(device: torch.device, data: Data) -> Data:

@@ -20,8 +20,8 @@ from alignkit.zoo.sources import Source
 from alignkit.zoo.training import train
 
 SHARD = 64
-Progress = Callable[[int, int, float], None]
-"""Called with the networks done, the networks in all, and the seconds spent in this call."""
+Progress = Callable[[float, int], None]
+"""Called with the networks done and the networks in all; those at work count by their share of the steps."""
 
 
 def write_set(
@@ -64,7 +64,7 @@ def write_set(
         shard: Networks in one file.
         device: As `train` takes it.
         chunk: As `train` takes it.
-        progress: Told about every shard.
+        progress: Told after every step how many networks are done.
 
     Raises:
         ZooError: As `train`; or the folder holds something else, or a data set made with other settings.
@@ -75,7 +75,6 @@ def write_set(
     architecture = architecture.for_source(source.shape, source.outputs)
     plan = _plan(architecture, source, count, seed, splits, shard, recipe, epochs, steps, batch, lr)
     manifest = _begun(folder, plan)
-    started = perf_counter()
     for first in range(len(manifest.networks), count, shard):
         begun = perf_counter()
         trained = train(
@@ -88,6 +87,7 @@ def write_set(
             device=device,
             chunk=chunk,
             first=first,
+            progress=_shifted(progress, first, count),
         )
         name = f"networks-{first // shard:05d}.safetensors"
         write_weights(
@@ -97,9 +97,11 @@ def write_set(
         seconds = round(manifest.seconds + perf_counter() - begun, 3)
         manifest = manifest.model_copy(update={"shards": (*manifest.shards, done), "seconds": seconds})
         write_manifest(folder, manifest)
-        if progress is not None:
-            progress(len(manifest.networks), count, perf_counter() - started)
     return NetworkSet(folder, manifest)
+
+
+def _shifted(progress: Progress | None, first: int, count: int) -> Callable[[float], None] | None:
+    return None if progress is None else lambda done: progress(first + done, count)
 
 
 def _plan(
@@ -168,10 +170,10 @@ def _differences(there: Plan, wanted: Plan) -> str:
 
 def _splits(plan: Plan) -> dict[SplitName, tuple[int, ...]]:
     """Numbers of the networks of each split, drawn at random; all views of one signal fall into the same."""
-    targets = [plan.source.target(index) for index in range(plan.count)]
-    units: list[list[int]] = [[index] for index in range(plan.count)]
-    if plan.source.own_targets:
-        units = [[i for i, found in enumerate(targets) if found == target] for target in sorted(set(targets))]
+    views: dict[int, list[int]] = {}
+    for index in range(plan.count):
+        views.setdefault(plan.source.target(index) if plan.source.own_targets else index, []).append(index)
+    units = list(views.values())
     order = np.random.default_rng([plan.seed, 1]).permutation(len(units))
     ends = np.rint(np.cumsum(plan.shares) * len(units)).astype(int)
     parts = np.split(order, ends[:2])
