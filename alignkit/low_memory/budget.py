@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
+import sys
 from dataclasses import dataclass
 
 from alignkit.errors import SolverError, UsageError
@@ -11,12 +13,19 @@ from alignkit.graph.permutation_graph import PermutationGraph
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_ASSIGNMENT = 3
-"""Copies of a similarity matrix while it is assigned: itself, and what the assignment works on."""
+_ASSIGNMENT = 2
+"""Similarity matrices alive while one is assigned: itself, and the copy that the assignment works on."""
 _SMALLEST, _LARGEST = 1 << 12, 1 << 26
 """Bounds of a piece of a tensor, in bytes."""
 _ALIVE = 16
 """Pieces of tensors, in several dtypes, that may be alive at once."""
+
+
+def release_freed() -> None:
+    """Give memory that was freed back to the system; the allocator of glibc keeps pieces of up to 32 MB otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def parse_memory(text: str) -> int:

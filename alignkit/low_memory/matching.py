@@ -52,7 +52,7 @@ def match_checkpoints(
         a: Reference checkpoint.
         b: Checkpoint to be aligned.
         memory: What may be used beyond what the process takes anyway: bytes, or text such as ``"2GB"``. It has to hold
-            three square float64 matrices of the largest group.
+            two square float64 matrices of the largest group, and some pieces of tensors.
         init: Where to start.
         seed: Seed of every random choice.
         on_progress: Is told of the bytes read in each sweep, with an estimate of the time left of the sweep.

@@ -15,7 +15,7 @@ from alignkit.action import act_on_block
 from alignkit.alignment import Alignment
 from alignkit.graph.bind import BoundGraph
 from alignkit.graph.layout import Block
-from alignkit.low_memory.budget import Budget
+from alignkit.low_memory.budget import Budget, release_freed
 from alignkit.low_memory.weights import Reordered, WeightsOnDisk, plain
 from alignkit.objective import Objective, Perms, Use, unknown_dims
 from alignkit.tree_objective import TreeObjective
@@ -123,6 +123,7 @@ class ObjectiveOnDisk(Objective):
         total = torch.zeros(self.graph.instances(group), size, size, dtype=torch.float64)
         for use in self.uses[group]:
             self.add_similarity(use, perms, total)
+        release_freed()
         return total
 
     def reads(self, use: Use) -> int:

@@ -7,6 +7,7 @@ from time import perf_counter
 
 from torch import Tensor
 
+from alignkit.assignment import Backend
 from alignkit.checkpoints import ByteProgress, OnProgress
 from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.low_memory.objective import ObjectiveOnDisk, TreeOnDisk
@@ -56,6 +57,8 @@ class AscentOnDisk(Ascent):
     """
 
     objective: ObjectiveOnDisk
+    backend: Backend = "scipy"
+    """It needs one copy of a similarity matrix; lapx needs two."""
 
     def __init__(self, objective: ObjectiveOnDisk, rtol: float, max_steps: int, on_progress: OnProgress | None) -> None:
         super().__init__(objective, rtol, max_steps)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.alignment import Alignment
-from alignkit.assignment import assignment_value, linear_assignment
+from alignkit.assignment import Backend, assignment_value, linear_assignment
 from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.objective import Objective
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
@@ -150,6 +150,9 @@ class Ascent:
         max_steps: Most sweeps.
     """
 
+    backend: Backend = "auto"
+    """What assigns groups that stand alone; see `linear_assignment`."""
+
     def __init__(self, objective: Objective, rtol: float, max_steps: int) -> None:
         self.objective, self.graph = objective, objective.graph
         self.rtol, self.max_steps = rtol, max_steps
@@ -210,7 +213,7 @@ class Ascent:
     def _propose_group(self, group: str, perms: dict[str, Tensor | None]) -> Proposal | None:
         similarity = self.objective.similarity(group, perms).cpu().double()
         current = perms[group]
-        found = linear_assignment(similarity).reshape(self.graph.perm_shape(group))
+        found = linear_assignment(similarity, self.backend).reshape(self.graph.perm_shape(group))
         if current is None:
             return Proposal({group: found}, math.inf)
         if torch.equal(found, current):

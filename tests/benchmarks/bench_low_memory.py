@@ -4,9 +4,9 @@ Run by name, on one thread, below ``/usr/bin/time -v`` where its word on the pea
 
     python tests/benchmarks/bench_low_memory.py generate FOLDER
     /usr/bin/time -v python tests/benchmarks/bench_low_memory.py import FOLDER
-    /usr/bin/time -v python tests/benchmarks/bench_low_memory.py match FOLDER --memory 480MB
-    /usr/bin/time -v python tests/benchmarks/bench_low_memory.py align FOLDER --memory 480MB
-    /usr/bin/time -v python tests/benchmarks/bench_low_memory.py merge FOLDER --memory 480MB
+    /usr/bin/time -v python tests/benchmarks/bench_low_memory.py match FOLDER --memory 400MB
+    /usr/bin/time -v python tests/benchmarks/bench_low_memory.py align FOLDER --memory 400MB
+    /usr/bin/time -v python tests/benchmarks/bench_low_memory.py merge FOLDER --memory 400MB
     rm -r FOLDER
 
 ``generate`` traces the architecture on the meta device and keeps the graph in FOLDER, so that transformers is not in
@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["generate", "import", "match", "align", "merge"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--memory", default="480MB")
+    parser.add_argument("--memory", default="400MB")
     parser.add_argument("--products", default="float32", choices=["float32", "float64"])
     parser.add_argument("--small", action="store_true", help="generate a few million parameters only")
     given = parser.parse_args()
