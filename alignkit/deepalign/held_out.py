@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignkit.alignment import Alignment
-from alignkit.deepalign.aligner import START_SHARPNESS, Aligner, Pair
+from alignkit.deepalign.aligner import Aligner, Pair
 from alignkit.deepalign.consensus import assign, consensus
 from alignkit.deepalign.pairs import Pool
 from alignkit.deepalign.training_settings import TrainingSettings
@@ -83,7 +83,7 @@ def aligned(aligner: Aligner, pair: Pair, rounds: int) -> Alignment:
     with torch.no_grad():
         scores = {name: matrix.detach().cpu().double() for name, matrix in aligner(pair).items()}
     if rounds:
-        scores = consensus(Objective(_bound(pair)), scores, rounds, START_SHARPNESS, 1.0)
+        scores = consensus(Objective(_bound(pair)), scores, rounds)
     return Alignment(pair.graph, assign(pair.graph, scores))
 
 

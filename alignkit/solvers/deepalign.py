@@ -12,7 +12,7 @@ from pydantic import Field
 from alignkit.alignment import Alignment
 from alignkit.deepalign import shipped_checkpoint
 from alignkit.deepalign.aligner import Aligner, Pair, load_aligner
-from alignkit.deepalign.consensus import assign, consensus
+from alignkit.deepalign.consensus import MEMORY, ROUNDS, SHARPNESS, assign, consensus
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, Probed, find_probing
 from alignkit.errors import SolverError
@@ -35,10 +35,10 @@ class DeepAlignOptions(SolverOptions):
     """What probes are: the first inputs of the task, or random ones in their shape. "auto" takes the data of a task and
     random inputs where only their shape is known."""
     rounds: int | None = Field(None, ge=0)
-    """Rounds of consensus between neighbouring groups. None is 2, and 0 for "dws"."""
-    sharpness: float = Field(6.0, gt=0)
+    """Rounds of consensus between neighbouring groups. None is 3, and 0 for "dws"."""
+    sharpness: float = Field(SHARPNESS, gt=0)
     """Factor of standardised scores before Sinkhorn. Larger is closer to a hard permutation."""
-    memory: float = Field(1.0, ge=0)
+    memory: float = Field(MEMORY, ge=0)
     """Weight of the scores of the round before, beside the similarities of weights."""
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, without the batch. Without it the shape is that of the task's inputs, or of the inputs that
@@ -70,7 +70,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
     def _rounds(self, scores: object) -> int:
         if self.options.rounds is None and self.options.encoder == "dws":
             return 0
-        rounds = 2 if self.options.rounds is None else self.options.rounds
+        rounds = ROUNDS if self.options.rounds is None else self.options.rounds
         # From weights alone there is nothing to agree on before the first round.
         return rounds if scores else max(rounds, 3)
 
