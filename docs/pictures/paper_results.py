@@ -68,16 +68,16 @@ def table(name: str) -> str:
     """All methods on one set."""
     found = read(name)
     lines = [
-        "| method | barrier | 95 % interval | deviation (seeds) | AUC | squared distance | CPU s a pair |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| method | barrier | 95 % interval | deviation (seeds) | AUC | squared distance | CPU s a pair | pairs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for label, column in found["columns"].items():
         barriers = per_pair(column, "barriers")
-        low, high = interval(found["pairs"], barriers.mean(0))
+        low, high = interval(found["pairs"][: barriers.shape[1]], barriers.mean(0))
         lines.append(
             f"| {label} | {barriers.mean():.4f} | {low:.4f} to {high:.4f} | {seeds_of(column, 'barriers')} "
             f"| {per_pair(column, 'areas').mean():.4f} | {per_pair(column, 'distances').mean():.1f} "
-            f"| {per_pair(column, 'seconds').mean():.3f} |"
+            f"| {per_pair(column, 'seconds').mean():.3f} | {barriers.shape[1]} |"
         )
     return "\n".join(lines)
 

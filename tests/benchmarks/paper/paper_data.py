@@ -59,11 +59,11 @@ SPLIT_B = zoo.source("mnist", size=14, classes=LAST_CLASSES, share=0.95)
 
 SETS = {
     "mnist-mlp": Wanted(MLP, MNIST, 120, 500, epochs=2),
-    "split-a": Wanted(MLP, SPLIT_A, 8, 501, ONLY_TEST, epochs=3),
-    "split-b": Wanted(MLP, SPLIT_B, 8, 502, ONLY_TEST, epochs=3),
-    "rotated-mlp": Wanted(MLP, zoo.source("mnist", size=14, rotate=45), 10, 503, ONLY_TEST, epochs=2),
-    "fashion-mlp": Wanted(MLP, FASHION, 48, 504, epochs=2),
-    "sine-inr": Wanted(SIREN, zoo.source("sine"), 96, 505, steps=1000),
+    "split-a": Wanted(MLP, SPLIT_A, 6, 501, ONLY_TEST, epochs=3),
+    "split-b": Wanted(MLP, SPLIT_B, 6, 502, ONLY_TEST, epochs=3),
+    "rotated-mlp": Wanted(MLP, zoo.source("mnist", size=14, rotate=45), 8, 503, ONLY_TEST, epochs=2),
+    "fashion-mlp": Wanted(MLP, FASHION, 36, 504, epochs=2),
+    "sine-inr": Wanted(SIREN, zoo.source("sine"), 64, 505, steps=1000),
     "fashion-cnn": Wanted(CNN, FASHION, 36, 506, epochs=1),
     "image-inr": Wanted(
         SIREN, zoo.SignalSource(images=zoo.ImageSource(name="mnist", size=14), views=2), 72, 507, steps=1000

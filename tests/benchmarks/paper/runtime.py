@@ -126,7 +126,7 @@ def main() -> None:
         if method.solver is None:
             continue
         entry = results.setdefault("methods", {}).setdefault(column.name, {})
-        slow = "sinkhorn" in method.solver
+        slow = columns.is_slow(method)
         if "cpu_seconds" not in entry:
             chosen, task = (pairs[: arguments.sinkhorn_pairs], many) if slow else (pairs, few)
             one_by_one(networks, method, chosen[:1], task)  # reads checkpoints and fills caches

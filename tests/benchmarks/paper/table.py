@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--only", nargs="*", help="names of columns; all if left out")
     parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--sinkhorn-pairs", type=int, default=8, help="pairs that Sinkhorn aligns, the first ones")
     parser.add_argument("--samples", type=int, default=2000, help="test samples of a barrier")
     parser.add_argument("--images", type=int, default=2000, help="training samples of methods that take data")
     parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
@@ -40,7 +41,8 @@ def main() -> None:
     results: dict[str, Any] = measure.read_json(arguments.output) if arguments.output.exists() else {}
     results |= {
         "command": f"python tests/benchmarks/paper/table.py --set {arguments.set}{foreign} --pairs {arguments.pairs} "
-        f"--samples {arguments.samples} --images {arguments.images} --sinkhorn-steps {arguments.sinkhorn_steps}",
+        f"--sinkhorn-pairs {arguments.sinkhorn_pairs} --samples {arguments.samples} --images {arguments.images} "
+        f"--sinkhorn-steps {arguments.sinkhorn_steps}",
         "set": arguments.set,
         "trained_on": trained_on,
         "about": columns.describe_set(networks),
@@ -61,6 +63,7 @@ def main() -> None:
         arguments.output,
         data=arguments.data,
         pairs=arguments.pairs,
+        sinkhorn_pairs=arguments.sinkhorn_pairs,
         samples=arguments.samples,
         images=arguments.images,
     )
