@@ -18,6 +18,7 @@ def read_solvers(answer: object) -> Iterator[tuple[str, type[Solver[Any]]]]:
     """Solver classes by name."""
     if isinstance(answer, str | Mapping) or not isinstance(answer, Iterable):
         raise PluginError(f"it returned {shown(answer)} instead of a list of solver classes")
+    checked: set[type] = set()
     for offered in answer:
         if not (isinstance(offered, type) and issubclass(offered, Solver)):
             raise PluginError(f"{shown(offered)} is no Solver class")
@@ -28,8 +29,9 @@ def read_solvers(answer: object) -> Iterator[tuple[str, type[Solver[Any]]]]:
                 f"solver class {offered.__name__} needs a name of lower-case letters, digits and '_', "
                 f"not {shown(offered.name)}"
             )
-        if not offered.__module__.startswith("alignkit."):
+        if offered not in checked and not offered.__module__.startswith("alignkit."):
             _check_facts(offered)
+            checked.add(offered)
         yield offered.name, offered
 
 

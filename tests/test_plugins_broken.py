@@ -126,6 +126,7 @@ def test_a_plugin_that_hangs_while_it_is_imported_is_named(entry, monkeypatch):
         warnings.showwarning = note
         code = f"import alignkit.plugins\nassert alignkit.plugins.hung_until.wait(60)\n{GOOD}"
         registry = Registry([entry(code)])
+    monkeypatch.setattr(plugins, "SLOW", 60.0)
     assert len(told) == 1
     assert "Plugin 'odd' (alignkit-odd 0.3) is still being imported after 0.05 s." in told[0]
     assert "ALIGNKIT_DISABLE_PLUGINS=odd" in told[0]
@@ -134,8 +135,17 @@ def test_a_plugin_that_hangs_while_it_is_imported_is_named(entry, monkeypatch):
 
 
 def test_a_hook_that_hangs_is_named_and_warnings_may_be_errors(entry, monkeypatch):
+    body = "import alignkit.plugins; assert alignkit.plugins.hung_until.wait(60); return [Good]"
+    registry = Registry([entry(hook("solvers", body))])
+    seen = threading.Event()
+
+    def warn(message):
+        seen.set()
+        raise PluginWarning(message)
+
     monkeypatch.setattr(plugins, "SLOW", 0.05)
-    registry = Registry([entry(hook("solvers", "import time; time.sleep(1); return [Good]"))])
+    monkeypatch.setattr(plugins, "hung_until", seen, raising=False)
+    monkeypatch.setattr(plugins, "_warn", warn)
     with pytest.raises(PluginWarning, match=r"still working on alignkit_register_solvers after 0\.05 s"):
         registry.solvers()
 
