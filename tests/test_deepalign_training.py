@@ -159,7 +159,8 @@ def test_training_for_one_architecture_lowers_the_barrier_of_held_out_networks(s
     settings = RECOMMENDED["dws"].model_copy(
         update={"steps": 60, "pairs": 4, "learning_rate": 5e-3, "validate_every": 20, "validation_pairs": 3, **LIGHT}
     )
-    result = train(fresh("dws", small.graph), [small], settings, tmp_path)
+    torch.manual_seed(0)
+    result = train(DwsAligner(small.graph, hidden=16, output=16, layers=2), [small], settings, tmp_path)
     assert result.score < 0.7 * result.start
     assert result.best_step > 0
 
@@ -428,7 +429,8 @@ def test_the_command_goes_on_where_it_was(zoo_folder, tmp_path):
     log = tmp_path / "one-training"
     resumed = run(zoo_folder, "-o", other, "--encoder", "dws", *SWITCHES, "--log", log, "--resume")
     assert resumed.exit_code == 0 and "weight matching" in resumed.output
-    assert one.read_bytes() == other.read_bytes()
+    assert load_aligner(one).fingerprint == load_aligner(other).fingerprint
+    assert read_card(one) == read_card(other)
 
 
 @pytest.mark.parametrize(
