@@ -24,6 +24,8 @@ WRITTEN = {"merge": 3, "solve": 2, "transport": 2, "align-many": 2, "canonicaliz
 """Copies of a model that are in memory while a job writes, beside those that it read; 1 for other jobs."""
 LISTED = 12
 """Tensors that are named in the text of a plan."""
+QUICK = 0.5
+"""Seconds below which an estimate says nothing: starting and reading take as long."""
 _LARGE, _PROBE = 2.6, 256
 
 
@@ -113,7 +115,7 @@ class Plan:
         tensors, moved, uncovered = len(self.graph.tensors), self.moved, self.uncovered
         width = max([5, *(len(group.name) for group in self.groups)])
         rows = [
-            f"  {g.name:<{width}}  {g.units:>7} units  {g.tensors:>4} tensors, {g.elements / 1e6:.3g} million numbers"
+            f"  {g.name:<{width}}  {g.units:>7} units  {g.tensors:>4} tensors, {g.elements:>13,} numbers"
             for g in self.groups
         ]
         lines = [
@@ -123,13 +125,21 @@ class Plan:
             f"{len(self.groups)} groups:" if rows else "No group: no unit may change its place.",
             *rows,
             f"{len(moved)} of {tensors} tensors move" + (f": {_listed(moved)}." if moved else "."),
-            f"{len(uncovered)} are not covered" + (":" if uncovered else "."),
+            f"{len(uncovered)} {'is' if len(uncovered) == 1 else 'are'} not covered" + (":" if uncovered else "."),
             *(f"  {name}: {reason}" for name, reason in list(uncovered.items())[:LISTED]),
             *([f"  and {len(uncovered) - LISTED} more, see --json"] if len(uncovered) > LISTED else []),
             f"Memory: about {readable_bytes(self.memory)} beside the program.",
-            f"Time: about {self.seconds:.2g} s ({self.basis})." if self.seconds is not None else f"Time: {self.basis}.",
+            self._time,
         ]
         return "\n".join(lines)
+
+    @property
+    def _time(self) -> str:
+        if self.seconds is None:
+            return f"Time: {self.basis}."
+        if self.seconds < QUICK:
+            return "Time: about a second or less."
+        return f"Time: about {self.seconds:.2g} s ({self.basis})."
 
 
 def plan(

@@ -220,6 +220,14 @@ def test_every_registered_solver_is_listed() -> None:
     assert "description" in options["properties"]["restarts"]
 
 
+def test_one_solver_with_its_options() -> None:
+    printed = run("solvers", "weight_matching")
+    assert "patience" in printed
+    assert "Needs weights" in printed
+    assert json.loads(run("solvers", "weight_matching", "--json"))["name"] == "weight_matching"
+    assert "Did you mean 'weight_matching'?" in run("solvers", "weight_match", code=1)
+
+
 def test_version() -> None:
     assert run("--version").startswith(f"alignkit {alignkit.__version__} ")
 

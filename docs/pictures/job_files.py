@@ -1,0 +1,108 @@
+"""Small networks on digits as files, and commands that run on them, for the how-to pages."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shlex
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from typer.testing import CliRunner
+
+import alignkit
+from alignkit.cli import app
+
+MODULE = '''\
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import alignkit
+
+
+def net():
+    """The architecture, and an example call."""
+    layers = nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+    return nn.Sequential(*layers), torch.rand(2, 64)
+
+
+def digits():
+    """Data and loss: the last 500 digits."""
+    images, labels = load_digits(return_X_y=True)
+    data = torch.tensor(images[-500:] / 16).float(), torch.tensor(labels[-500:])
+    return alignkit.Task(net()[0], data, "cross_entropy", "accuracy")
+'''
+
+
+@cache
+def folder() -> Path:
+    """A folder with a, b and c (three seeds), tuned (a, trained on), shuffled (a in another order), spec and module."""
+    made = Path(tempfile.mkdtemp())
+    (made / "networks.py").write_text(MODULE)
+    model = network(0)
+    train(model, 0, 300)
+    save(model, made / "a.safetensors")
+    graph = alignkit.trace(model, torch.rand(2, 64))
+    (made / "spec.json").write_text(json.dumps(graph.spec()))
+    save(alignkit.Alignment.random(graph, 7).apply(model), made / "shuffled.safetensors")
+    train(model, 9, 100)
+    save(model, made / "tuned.safetensors")
+    for seed, name in enumerate("bc", 1):
+        other = network(seed)
+        train(other, seed, 300)
+        save(other, made / f"{name}.safetensors")
+    return made
+
+
+def network(seed: int) -> nn.Sequential:
+    """The network of `MODULE` with random weights."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def train(model: nn.Module, seed: int, steps: int) -> None:
+    """Adam on the first digits, batches of 64."""
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images[:-500] / 16).float(), torch.tensor(labels[:-500])
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (64,), generator=generator)
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimiser.step()
+
+
+def save(model: nn.Module, path: Path) -> None:
+    """Write a model as safetensors."""
+    alignkit.write_weights(path, model.state_dict())
+
+
+def shell(line: str, code: int = 0) -> None:
+    """Run a command in the folder and print it with its output, as Markdown.
+
+    Args:
+        line: The command, ``alignkit ...``.
+        code: The exit code that it has to end with.
+
+    Raises:
+        RuntimeError: It ended with another one.
+    """
+    words = shlex.split(line)
+    with contextlib.chdir(folder()):
+        done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"})
+    if done.exit_code != code:
+        raise RuntimeError(f"{line} ended with {done.exit_code}: {done.output}")
+    print(f"```console\n$ {line}\n{done.output.rstrip()}\n```\n")
+
+
+def picture(path: str, description: str) -> None:
+    """Print a PNG of the folder as a picture that is part of the page."""
+    data = base64.b64encode((folder() / path).read_bytes()).decode()
+    print(f'<img alt="{description}" src="data:image/png;base64,{data}">\n')

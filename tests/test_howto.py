@@ -1,0 +1,42 @@
+"""The how-to pages of the eight jobs run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("merge", "check", "compare", "align-many", "transport", "distance", "canonicalize", "plug-in-a-solver")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_run(
+    page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "pictures"))
+    from job_files import folder
+
+    before = set(folder().iterdir())
+    text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r'^```python exec="on"[^\n]*\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {"__name__": "page"}
+    try:
+        for block in blocks:
+            exec(compile(block, f"{page}.md", "exec"), names)
+    finally:
+        remove(set(folder().iterdir()) - before)
+    printed = capsys.readouterr().out
+    assert "$ alignkit " in printed
+    assert "Traceback" not in printed
+
+
+def remove(paths: set[Path]) -> None:
+    for path in sorted(paths, reverse=True):
+        for inner in sorted(path.rglob("*"), reverse=True):
+            inner.unlink() if inner.is_file() else inner.rmdir()
+        path.unlink() if path.is_file() else path.rmdir()
