@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import alignkit
@@ -20,6 +23,7 @@ from alignkit.low_memory.objective import ObjectiveOnDisk, TreeOnDisk
 from alignkit.low_memory.weights import WeightsOnDisk
 from alignkit.objective import Objective
 from alignkit.tree_objective import TreeObjective
+from graph_strategies import graphs
 
 SPECS: dict[str, tuple[dict[str, str], dict[str, tuple[int, ...]]]] = {
     "mlp": (
@@ -138,6 +142,41 @@ def test_similarities_from_disk_are_those_in_memory(tmp_path: Path, name: str, p
         for uses in trees[0].plain.values():
             for use in uses:
                 torch.testing.assert_close(*(tree.pair_similarity(use, own) for tree in trees))
+
+
+@settings(deadline=None, max_examples=60)
+@given(graph=graphs(), data=st.data())
+def test_any_graph_is_worked_in_pieces(graph: PermutationGraph, data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    a, b = (
+        {
+            name: torch.randn(node.shape, generator=generator, dtype=torch.float64)
+            for name, node in graph.tensors.items()
+        }
+        for _ in range(2)
+    )
+    piece = data.draw(st.sampled_from([1, 40, 100, 1 << 20]))
+    alignment = Alignment.random(graph, 1)
+    perms: dict[str, Tensor | None] = dict(alignment.perms)
+    for root in graph.roots:
+        if data.draw(st.booleans()):
+            perms.update(dict.fromkeys(graph.tree(root)))
+    with tempfile.TemporaryDirectory() as folder:
+        on_disk = [WeightsOnDisk(graph, side) for side in saved(Path(folder), a=a, b=b)]
+        budget = type("Small", (Budget,), {"piece": piece})(0)
+        memory, disk = Objective(graph.bind(a, b)), ObjectiveOnDisk(BoundGraph(graph, *on_disk), budget)
+        assert disk.distances2(alignment) == pytest.approx(memory.distances2(alignment))
+        for group in graph.groups:
+            parent = graph.groups[group].parent
+            if graph.children(group) or (parent is not None and perms[parent] is None):
+                continue
+            torch.testing.assert_close(disk.similarity(group, perms), memory.similarity(group, perms))
+        for root in graph.roots:
+            own = {**perms, **dict.fromkeys(graph.tree(root))}
+            trees = TreeObjective(memory, root), TreeOnDisk(disk, root)
+            for uses in (*trees[0].plain.values(), *trees[0].coupled.values()):
+                for use in uses:
+                    torch.testing.assert_close(*(tree.pair_similarity(use, own) for tree in trees))
 
 
 @pytest.mark.parametrize("products", ["float64", "float32"])

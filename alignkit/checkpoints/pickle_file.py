@@ -20,7 +20,7 @@ from alignkit.errors import WeightsError
 
 NESTED = "state_dict"
 """Key of the tensors in training checkpoints that hold more."""
-_REMAP = 1 << 28
+_REMAP = 1 << 26
 """Bytes read through one memory map before it is dropped, so that its pages do not pile up in memory."""
 
 
@@ -41,6 +41,7 @@ class PickleShard(Shard):
         self.metadata: Mapping[str, str] = {}
         self._stamp = FileStamp.of(path.stat())
         loaded = load_pickle(path)
+        self._is_mapped = _is_zip(path)
         self._nested = isinstance(loaded.get(NESTED), Mapping)
         self._module_versions: Any = None
         self._mapped: dict[str, Tensor] | None = None
@@ -54,7 +55,7 @@ class PickleShard(Shard):
         self._mapped = None
 
     def _tensors(self) -> dict[str, Tensor]:
-        if self._mapped is None or self._read > _REMAP:
+        if self._mapped is None or (self._is_mapped and self._read > _REMAP):
             if FileStamp.of(self.path.stat()) != self._stamp:
                 raise WeightsError(f"{self.path} was changed while it was being read. Start again.")
             loaded = load_pickle(self.path)
@@ -72,7 +73,12 @@ class PickleShard(Shard):
 
     def read_into(self, rows: Tensor, name: str, index: Tensor) -> None:
         """Read the rows that ``index`` names, in its order."""
-        torch.index_select(self._tensors()[name], 0, index, out=rows)
+        source = self._tensors()[name]
+        if source.dtype.itemsize == 1:  # torch cannot index all of the small floats
+            source, target = source.view(torch.uint8), rows.view(torch.uint8)
+        else:
+            target = rows
+        torch.index_select(source, 0, index, out=target)
         self._read += rows.nbytes
 
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
