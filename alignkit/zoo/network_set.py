@@ -133,6 +133,27 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         """The permutation graph of the architecture, traced once."""
         return trace(self.model(), self.manifest.plan.architecture.example())
 
+    def data(
+        self, split: str = "test", samples: int | None = None, folder: str | Path | None = None, *, index: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs ``[n, ...]`` and targets ``[n, ...]`` of what the networks learnt.
+
+        Args:
+            split: Of the source's samples: ``"train"`` or ``"test"``.
+            samples: Only the first so many. None is all.
+            folder: Where idx files are.
+            index: The network whose target is meant, where networks have targets of their own.
+
+        Raises:
+            ZooError: There is no such split, or files are missing.
+        """
+        if split not in ("train", "test"):
+            raise ZooError(f"a source has no split {split!r}: choose train or test.")
+        plan = self.manifest.plan
+        found = plan.source.data(folder, split, [self.target(index)], plan.seed)  # type: ignore[arg-type]
+        targets = found.targets[0] if found.own_targets else found.targets
+        return found.inputs[:samples], targets[:samples]
+
     def task(
         self,
         split: str = "test",
@@ -144,22 +165,11 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
     ) -> Task:
         """What the networks learnt, as a task for barriers and losses.
 
-        Args:
-            split: Of the source's samples: ``"train"`` or ``"test"``.
-            samples: Only the first so many. None is all.
-            folder: Where idx files are.
-            index: The network whose target is meant, where networks have targets of their own.
-            device: Where to compute.
+        Arguments are those of `data`, and the device on which to compute.
 
         Raises:
             ZooError: There is no such split, or files are missing.
         """
-        if split not in ("train", "test"):
-            raise ZooError(f"a source has no split {split!r}: choose train or test.")
         plan = self.manifest.plan
-        data = plan.source.data(folder, split, [self.target(index)], plan.seed)  # type: ignore[arg-type]
-        targets = data.targets[0] if data.own_targets else data.targets
-        model = plan.architecture.build()
-        return Task(
-            model, (data.inputs[:samples], targets[:samples]), plan.source.loss, plan.source.metric, device=device
-        )
+        batches = self.data(split, samples, folder, index=index)
+        return Task(plan.architecture.build(), batches, plan.source.loss, plan.source.metric, device=device)
