@@ -114,6 +114,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(made: Path, tmp_path:
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
+def test_another_process_on_the_same_folder_does_no_harm(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mlps"
+    once: list[int] = []
+
+    def other(done: float, total: int) -> None:
+        if not once:
+            once.append(1)
+            zoo.write_set(folder, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **SETTINGS)
+
+    found = zoo.write_set(folder, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), progress=other, **SETTINGS)
+    assert found.manifest.complete
+    for path in made.glob("*.safetensors"):
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
 def test_other_settings_are_refused_and_the_same_are_not_trained_again(made: Path) -> None:
     with pytest.raises(ZooError, match="made with other settings: seed is 4 there and 5 now"):
         zoo.write_set(made, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **{**SETTINGS, "seed": 5})

@@ -17,7 +17,7 @@ from alignkit.zoo.manifest import MANIFEST, SPLITS, Manifest, Plan, Shard, Split
 from alignkit.zoo.network_set import NetworkSet
 from alignkit.zoo.recipe import Recipe, default_recipe
 from alignkit.zoo.sources import Source
-from alignkit.zoo.training import train
+from alignkit.zoo.training import Trained, train
 
 SHARD = 64
 Progress = Callable[[float, int], None]
@@ -46,7 +46,8 @@ def write_set(
     """Train a data set of networks into a folder, or go on with one that was cut off.
 
     Shards that are complete are kept: a killed run goes on with the first that is missing, and ends with the same
-    files as one that was never killed. A folder that is complete is opened as it is.
+    files as one that was never killed. A folder that is complete is opened as it is. Two processes on one folder do
+    the same work twice and no harm.
 
     Args:
         folder: Where the manifest and the shards are written; created if it does not exist.
@@ -75,8 +76,8 @@ def write_set(
     architecture = architecture.for_source(source.shape, source.outputs)
     plan = _plan(architecture, source, count, seed, splits, shard, recipe, epochs, steps, batch, lr)
     manifest = _begun(folder, plan)
-    for first in range(len(manifest.networks), count, shard):
-        begun = perf_counter()
+    while not manifest.complete:
+        first, begun = len(manifest.networks), perf_counter()
         trained = train(
             architecture,
             source,
@@ -89,15 +90,22 @@ def write_set(
             first=first,
             progress=_shifted(progress, first, count),
         )
-        name = f"networks-{first // shard:05d}.safetensors"
-        write_weights(
-            folder / name, trained.weights, {"alignkit.zoo": f"networks {first} to {len(trained.records) + first - 1}"}
-        )
-        done = Shard(file=name, first=first, networks=trained.records)
-        seconds = round(manifest.seconds + perf_counter() - begun, 3)
-        manifest = manifest.model_copy(update={"shards": (*manifest.shards, done), "seconds": seconds})
-        write_manifest(folder, manifest)
+        manifest = _with_shard(folder, trained, first, perf_counter() - begun)
     return NetworkSet(folder, manifest)
+
+
+def _with_shard(folder: Path, trained: Trained, first: int, seconds: float) -> Manifest:
+    """Write one shard, then the manifest that lists it, unless another process did so in the meantime."""
+    manifest = read_manifest(folder)
+    if len(manifest.networks) != first:
+        return manifest
+    name = f"networks-{len(manifest.shards):05d}.safetensors"
+    last = first + len(trained.records) - 1
+    write_weights(folder / name, trained.weights, {"alignkit.zoo": f"networks {first} to {last}"})
+    shards = (*manifest.shards, Shard(file=name, first=first, networks=trained.records))
+    manifest = manifest.model_copy(update={"shards": shards, "seconds": round(manifest.seconds + seconds, 3)})
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def _shifted(progress: Progress | None, first: int, count: int) -> Callable[[float], None] | None:
