@@ -20,6 +20,8 @@ import alignkit
 import alignkit.zoo as zoo
 
 LINE_POINTS = 11
+RESET_POINTS = 5
+"""Places on the line where statistics of BatchNorm are recomputed."""
 BOOTSTRAPS = 2000
 
 
@@ -144,14 +146,30 @@ def measure(
             solution = method.align(pair, learn, seed)
             seconds = process_time() - started
             aligned = module_b if solution is None else solution.apply(module_b)
-            line = alignkit.interpolate(test, module_a, aligned, points=LINE_POINTS)
-            result.barriers[method.name].append(line.barrier)
-            result.areas[method.name].append(line.auc)
+            barrier, area = line_between(test, learn, module_a, aligned)
+            result.barriers[method.name].append(barrier)
+            result.areas[method.name].append(area)
             result.seconds[method.name].append(seconds)
             distance = pair_distance(pair) if solution is None else solution.objective_after
             result.distances[method.name].append(distance)
         progress(f"{name} {at + 1}/{len(chosen)}")
     return result
+
+
+def line_between(
+    test: alignkit.Task, learn: alignkit.Task, a: torch.nn.Module, b: torch.nn.Module
+) -> tuple[float, float]:
+    """Barrier and area; networks with BatchNorm get statistics of their own at every place, from training samples."""
+    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in a.modules()):
+        line = alignkit.interpolate(test, a, b, points=LINE_POINTS)
+        return line.barrier, line.auc
+    places = np.linspace(0, 1, RESET_POINTS)
+    losses = []
+    for place in places:
+        mixed = alignkit.merge([a, b], [1 - float(place), float(place)])
+        losses.append(test.evaluate(alignkit.reset_batchnorm(mixed, learn)).loss)
+    excess = np.clip(np.array(losses) - ((1 - places) * losses[0] + places * losses[-1]), 0, None)
+    return float(excess.max()), float(np.trapezoid(excess, places))
 
 
 def pair_distance(pair: alignkit.BoundGraph) -> float:
