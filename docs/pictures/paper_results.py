@@ -18,11 +18,13 @@ import measure  # noqa: E402
 
 TRAINED = ("Deep-Align", "probe encoder, trained")
 LABELS = {
-    "weight_matching": "weight matching, after each assignment",
-    "frank_wolfe": "Frank-Wolfe, rounded after its steps",
+    "weight_matching": "weight matching",
+    "frank_wolfe": "Frank-Wolfe, rounded",
     "sinkhorn, distance": "Sinkhorn on the distance",
     "sinkhorn, midpoint loss": "Sinkhorn on the loss",
 }
+FLOOR = 0.05
+"""Smallest share above the best that is drawn, in percent."""
 Results = dict[str, Any]
 
 
@@ -79,7 +81,20 @@ def table(name: str) -> str:
             f"| {per_pair(column, 'areas').mean():.4f} | {per_pair(column, 'distances').mean():.1f} "
             f"| {per_pair(column, 'seconds').mean():.3f} | {barriers.shape[1]} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", same_pairs(found)])
+
+
+def same_pairs(found: Results) -> str:
+    """Barriers of the cheap methods on the pairs that the dear ones have, in words; empty if they have all."""
+    few = min(per_pair(column, "barriers").shape[1] for column in found["columns"].values())
+    if few == len(found["pairs"]):
+        return ""
+    shown = [
+        f"{label} {per_pair(column, 'barriers')[:, :few].mean():.4f}"
+        for label, column in found["columns"].items()
+        if "inkhorn" not in label
+    ]
+    return f"Methods with Sinkhorn have the first {few} pairs. The others on those alone: {', '.join(shown)}."
 
 
 def training(*names: str) -> str:
@@ -179,20 +194,26 @@ def starts_table() -> str:
 
 
 def starts_figure() -> str:
-    """Objective against steps."""
+    """Objective against steps, as a share above the best end of all."""
     found = read("starts")
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 7), layout="constrained")
     names = list(dict.fromkeys(name for curves in found["curves"].values() for name in curves))
+    ends = {solver: min(curve["mean"][-1] for curve in found["curves"][solver].values()) for solver in found["curves"]}
+    lowest = min(end for solver, end in ends.items() if "loss" not in solver)
     for ax, (solver, title) in zip(axes.flat, LABELS.items(), strict=True):
+        best = ends[solver] if "loss" in solver else lowest
         for at, name in enumerate(names):
             curve = found["curves"][solver].get(name)
             if curve:
-                ax.plot(curve["steps"], curve["mean"], color=f"C{at}", marker=".", markersize=4, label=name)
-        ax.set(title=title, xlabel="step", ylabel="loss" if "loss" in solver else "squared distance")
-        ax.set_yscale("log")
-        if solver in ("weight_matching", "frank_wolfe", "sinkhorn, distance"):
-            ax.yaxis.set_minor_formatter("{x:g}")
-    axes[1, 1].legend(fontsize="small")
+                above = [max(100 * (value / best - 1), FLOOR) for value in curve["mean"]]
+                ax.plot(curve["steps"], above, color=f"C{at}", marker=".", markersize=4, label=name)
+        kind = "loss" if "loss" in solver else "squared distance"
+        ax.set(title=title, xlabel="step", ylabel=f"{kind}, % above the best", yscale="log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        if solver == "frank_wolfe":
+            ax.set(xscale="symlog", xlim=(0, None))
+            ax.xaxis.set_major_formatter("{x:g}")
+    axes[0, 1].legend(fontsize="small")
     return svg(figure)
 
 

@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--aligners", type=Path, required=True, help="what aligners.py made")
     parser.add_argument("--set", default="mnist-mlp", help="name of a set of networks")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument("--only", nargs="*", help="names of columns; all if left out")
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--sinkhorn-pairs", type=int, default=10)
     parser.add_argument("--pool-pairs", type=int, default=200, help="pairs that a pool of processes aligns")
@@ -123,7 +124,7 @@ def main() -> None:
     }
     for column in columns.all_columns(arguments.aligners, arguments.set, arguments.sinkhorn_steps):
         method = next(iter(column.methods.values()))
-        if method.solver is None:
+        if method.solver is None or (arguments.only and column.name not in arguments.only):
             continue
         entry = results.setdefault("methods", {}).setdefault(column.name, {})
         slow = columns.is_slow(method)

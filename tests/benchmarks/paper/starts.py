@@ -4,7 +4,7 @@
 
 Every solver starts where it does by itself, at the identity, from probes and from the trained or shipped aligners that
 there are. The objective is the squared distance of the weights, and for Sinkhorn also the loss of the midpoint. A step
-of weight matching is one linear assignment. Each curve is the best rounded alignment so far, by mean over pairs.
+of weight matching is a sweep over the groups. Each curve is the best rounded alignment so far, by mean over pairs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def start_columns(aligners: Path, trained_on: str) -> list[columns.Column]:
 
 
 def weight_matching(pair: alignkit.BoundGraph, init: alignkit.Alignment | None) -> tuple[alignkit.Solution, Curve]:
-    """One run and its squared distance after each assignment."""
+    """One run and its squared distance after each sweep."""
     found = alignkit.solve(pair, solver="weight_matching", init=init)
     return found, [(step.iteration, step.objective) for step in found.history]
 
