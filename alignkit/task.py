@@ -150,13 +150,7 @@ class Task:
             weights: As `checked` returns them.
             inputs: A tensor, a tuple or list (positional arguments) or a dict (keyword arguments), on the device.
         """
-        arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        keywords: dict[str, Any] = {}
-        if isinstance(inputs, Mapping):
-            arguments, keywords = (), dict(inputs)
-        return torch.func.functional_call(
-            self._model, dict(weights), arguments, keywords, tie_weights=False, strict=False
-        )
+        return call_with(self._model, weights, inputs)
 
     def checked(self, weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights as a dictionary on the task's device, complete and of the model's shapes.
@@ -267,6 +261,21 @@ class Task:
         if self.metric is not None:
             metrics = [_scalar("metric", self.metric(outputs, part.targets), part) for outputs in every]
         return torch.tensor(losses, dtype=torch.float64), torch.tensor(metrics, dtype=torch.float64)
+
+
+def call_with(model: nn.Module, weights: Mapping[str, Tensor], inputs: Any) -> Any:
+    """Call a model with other weights; tied tensors may be given under all their names.
+
+    Args:
+        model: The architecture.
+        weights: Tensors by name.
+        inputs: A tensor, a tuple or list (positional arguments) or a dict (keyword arguments).
+    """
+    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    keywords: dict[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        arguments, keywords = (), dict(inputs)
+    return torch.func.functional_call(model, dict(weights), arguments, keywords, tie_weights=False, strict=False)
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit import Alignment, Task, builders, interpolate, solve
+from alignkit import Alignment, Task, builders, interpolate, solve, trace
+from alignkit.deepalign.aligner import save_aligner
 from alignkit.deepalign.consensus import assign, consensus
+from alignkit.deepalign.encoder import ProbeEncoder
 from alignkit.deepalign.probes import standardised
 from alignkit.objective import Objective
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
@@ -103,3 +105,34 @@ def test_rounds_of_consensus_correct_wrong_scores():
 
 def test_a_constant_matrix_standardises_to_zero():
     assert not standardised(torch.full((4, 4), 3.7, dtype=torch.float64)).any()
+
+
+class Tied(nn.Module):
+    """Tokens embedded and read out by one matrix; inputs are given by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.hidden, self.back = nn.Linear(6, 9), nn.Linear(9, 6)
+        self.read = nn.Linear(6, 11, bias=False)
+        self.read.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.read(self.back(torch.relu(self.hidden(self.embed(tokens)))))
+
+
+@pytest.mark.parametrize("encoder", ["probes", "learned"])
+def test_tied_weights_and_inputs_by_name(encoder, tmp_path):
+    torch.manual_seed(0)
+    model = Tied()
+    graph = trace(model, tokens=torch.tensor([[0, 10]]))
+    answer = Alignment.random(graph, 3)
+    task = Task(model, [({"tokens": torch.arange(11)[None].repeat(8, 1)}, torch.zeros(8, 11, 11))], "mse")
+    options = {"encoder": encoder}
+    if encoder == "learned":
+        save_aligner(tmp_path / "aligner.safetensors", ProbeEncoder())
+        options["checkpoint"] = tmp_path / "aligner.safetensors"
+    copy = answer.inverse().apply(model)
+    for given in (task, None):  # data; random tokens as traced
+        solution = solve(graph.bind(model, copy), solver="deepalign", task=given, **options)
+        assert solution.objective_after == pytest.approx(0.0, abs=1e-9)

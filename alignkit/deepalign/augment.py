@@ -151,7 +151,7 @@ def _run(model: nn.Module, weights: Mapping[str, Tensor], batch: Batch) -> list[
     inputs = batch.inputs
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
     with torch.no_grad():
-        outputs = torch.func.functional_call(model, dict(weights), args, kwargs, strict=False)
+        outputs = torch.func.functional_call(model, dict(weights), args, kwargs, tie_weights=False, strict=False)
     return [tensor.float() for tensor in tensors_in(outputs)]
 
 

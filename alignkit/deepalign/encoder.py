@@ -48,7 +48,7 @@ class ProbeEncoder(Aligner):
         super().__init__()
         self.channels, self.rounds, self.probes = channels, rounds, probes
         self.mix = nn.Parameter(torch.ones(len(ROLES), 3))
-        self.learned = nn.Parameter(torch.tensor(0.5))
+        self.learned = nn.Parameter(torch.tensor(0.1))
         self.layers = nn.ModuleList(Messages(channels) for _ in range(rounds))
         self.read_out = nn.Linear(SIGNALS + channels, channels)
 

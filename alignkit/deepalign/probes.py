@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from alignkit.activation_places import Call
 from alignkit.activations import Reading, hooked
 from alignkit.batches import Batch, map_tensors, tensors_in
+from alignkit.task import call_with
 
 EPSILON = 1e-30
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -60,7 +61,7 @@ def respond(
         # Gradients flow from parameters on; running statistics may not require any.
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         live = {n: t.detach().requires_grad_(n in parameters and t.is_floating_point()) for n, t in weights.items()}
-        outputs = torch.func.functional_call(model, live, batch.inputs, strict=False)
+        outputs = call_with(model, live, batch.inputs)
     gradients = _pull_back(outputs, calls, seed)
     found: dict[Reading, list[Response]] = defaultdict(list)
     for (path, call), pulled in zip(calls, gradients, strict=True):

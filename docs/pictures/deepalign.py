@@ -1,0 +1,68 @@
+"""Draw how Deep-Align matches the units of one layer: channels, scores, rounds of consensus, assignment."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+import alignkit
+from alignkit.deepalign import shipped_checkpoint
+from alignkit.deepalign.aligner import Pair, load_aligner
+from alignkit.deepalign.consensus import SHARPNESS, assign, consensus, soft_elements
+from alignkit.deepalign.probes import channels, respond
+from alignkit.deepalign.probing import find_probing
+from alignkit.solver import Problem
+
+
+def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Matrices of one group, A's units in rows and B's in columns, by the step that gives them; and the assignment.
+
+    Args:
+        model_a: Network A.
+        model_b: Network B.
+        example: Example input of the model.
+        group_at: Which group of the traced graph.
+    """
+    graph = alignkit.trace(model_a, example)
+    problem = Problem(graph.bind(model_a, model_b))
+    probed = find_probing(problem, 128, "auto", None)
+    assert probed.probing is not None and probed.task is not None
+    a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
+    probing = probed.probing
+    group = list(graph.groups)[group_at]
+    reading = next(r for r in probing.readings[group] if r.place.when == "post")
+    responses = [respond(probing.model, [reading], side, probing.batch, 0)[reading][0] for side in (a, b)]
+    value, gradient, product = channels(*responses)
+    with torch.no_grad():
+        found = load_aligner(shipped_checkpoint())(Pair(graph, a, b, probing))
+    scores = {name: matrix.double() for name, matrix in found.items()}
+    agreed = consensus(problem.objective, scores)
+    perms = assign(graph, agreed)
+    soft = soft_elements(graph, agreed, SHARPNESS)[group]
+    assert soft is not None
+    shown = {
+        "values": value,
+        "gradients": gradient,
+        "values x gradients": product,
+        "scores with the\nlearned channel": scores[group],
+        "scores after three\nrounds of consensus": agreed[group],
+        "soft alignment": soft,
+    }
+    return shown, perms[group]
+
+
+def draw(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int = 1) -> plt.Figure:
+    """The picture: one panel a step, B's units in the order that is found in the end."""
+    shown, perm = steps(model_a, model_b, example, group_at)
+    figure, axes = plt.subplots(2, 3, figsize=(8, 5.8), layout="constrained")
+    for panel, (title, matrix) in zip(axes.flat, shown.items(), strict=True):
+        _panel(panel, title, matrix[:, perm])
+    return figure
+
+
+def _panel(panel: Axes, title: str, matrix: Tensor) -> None:
+    panel.imshow(matrix.detach().numpy(), cmap="viridis")
+    panel.set_title(title, fontsize=10)
+    panel.set(xticks=[], yticks=[], xlabel="units of B", ylabel="units of A")
