@@ -63,7 +63,8 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
     with atomic_path(path) as temporary:
         if path.suffix in SAFETENSORS_SUFFIXES:
             plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in weights.items()}
-            safetensors.torch.save_file(plain, temporary, dict(metadata or {}))
+            # No metadata has to be None: for no tensors safetensors 0.8 writes an empty dict as broken JSON.
+            safetensors.torch.save_file(plain, temporary, dict(metadata) if metadata else None)
         else:
             save_pickle({n: t.detach().cpu() for n, t in weights.items()}, temporary)
 

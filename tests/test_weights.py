@@ -37,6 +37,12 @@ def test_what_was_written_is_read(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_tensors_are_weights_too(tmp_path: Path, suffix: str) -> None:
+    write_weights(tmp_path / f"w{suffix}", {})
+    assert read_weights(tmp_path / f"w{suffix}") == {}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_views_gradients_and_shared_memory(tmp_path: Path, suffix: str) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     weights = {"a": base.T, "b": base[:, 1], "c": base, "d": base, "e": torch.nn.Parameter(base)}
