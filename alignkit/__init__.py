@@ -36,7 +36,7 @@ from alignkit.task import Task
 from alignkit.trace import trace
 from alignkit.weights import read_weights, write_weights
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AlignkitError",
