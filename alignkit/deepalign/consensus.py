@@ -24,8 +24,8 @@ Scores = Mapping[str, Float[Tensor, "units units"]]
 """Similarities of the units of each group over all parents, row-major."""
 
 ROUNDS, SHARPNESS, MEMORY = 3, 6.0, 1.0
-"""Rounds, factor of scores and weight of earlier scores, fixed on networks of the training sets of the universal encoder
-(`tests/benchmarks/paper/data.py`). Around them barriers change by less than the noise of eight pairs a set."""
+"""Rounds, factor of scores and weight of earlier scores, fixed on networks of the training sets of the universal
+encoder (`tests/benchmarks/paper/data.py`). Around them barriers change by less than the noise of eight pairs a set."""
 TRUST = 2
 """Power of the peak of scores with which they are weighted."""
 SWEEPS = 12
