@@ -23,17 +23,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "ta
 
 
 class Architecture(BaseModel, ABC):
-    """What the networks of a data set look like. One subclass a family; `architecture` makes one by name.
-
-    Args:
-        shape: Shape of one input, such as ``(1, 28, 28)``. None until a source is chosen, see `for_source`.
-        outputs: Size of the output. None until a source is chosen.
-    """
+    """What the networks of a data set look like. One subclass a family; `architecture` makes one by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     family: str
     shape: tuple[Positive, ...] | None = None
+    """Shape of one input, such as ``(1, 28, 28)``. None until a source is chosen, see `for_source`."""
     outputs: Positive | None = None
+    """Size of the output. None until a source is chosen."""
     cpu_chunk: ClassVar[int] = 32
     """Networks that are best trained together on one core: fewer where the activations of one fill its cache."""
 
