@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -19,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignkit import Alignment, builders
+from fresh_environment import Environment
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
@@ -34,50 +31,11 @@ pytestmark = [
 ]
 
 
-class Environment:
-    """A virtual environment of its own, and a folder to work in."""
-
-    def __init__(self, folder: Path) -> None:
-        self.work = folder / "elsewhere"
-        self.work.mkdir()
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-        names = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
-        self.site = Path(sysconfig.get_path("purelib", "venv", names))
-        self.scripts = Path(sysconfig.get_path("scripts", "venv", names))
-        here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(here)]  # follows editable installs too
-        (self.site / "outer.pth").write_text("".join(lines), encoding="utf-8")
-
-    def run(self, *command: str, **environment: str) -> str:
-        """Run a command outside the repository; its standard output."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "ALIGNKIT_", "COV", "PYTEST"))}
-        settings = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
-        done = subprocess.run(command, cwd=self.work, env=settings, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def python(self, *arguments: str, **environment: str) -> str:
-        return self.run(str(self.scripts / "python"), *arguments, **environment)
-
-    def alignkit(self, *arguments: str, **environment: str) -> str:
-        return self.python("-c", "from alignkit.cli import main; main()", *arguments, **environment)
-
-
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """With every plugin installed from a wheel that is built from its folder."""
     made = Environment(tmp_path_factory.mktemp("plugins"))
-    wheels = made.work / "wheels"
-    build = (
-        "import os, sys; from hatchling.build import build_wheel\n"
-        "for folder in sys.argv[2:]:\n    os.chdir(folder); build_wheel(sys.argv[1])"
-    )
-    wheels.mkdir()
-    made.python("-c", build, str(wheels), *(str(folder) for folder in PACKAGES.values()))
-    built = [str(path) for path in sorted(wheels.glob("*.whl"))]
-    assert len(built) == len(PACKAGES)
-    quiet = ("--no-index", "--no-deps", "--disable-pip-version-check", "--quiet", "--ignore-installed")
-    made.python("-m", "pip", "install", *quiet, "--prefix", str(made.site.parents[2]), *built)
+    made.install(*PACKAGES.values())
     return made
 
 
