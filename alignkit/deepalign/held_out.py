@@ -83,8 +83,13 @@ def aligned(aligner: Aligner, pair: Pair, rounds: int) -> Alignment:
     with torch.no_grad():
         scores = {name: matrix.detach().cpu().double() for name, matrix in aligner(pair).items()}
     if rounds:
-        scores = consensus(Objective(_bound(pair)), scores, rounds)
+        scores = consensus(pair_objective(pair), scores, rounds)
     return Alignment(pair.graph, assign(pair.graph, scores))
+
+
+def pair_objective(pair: Pair) -> Objective:
+    """The weight-matching objective of a pair, in float64 on the CPU."""
+    return Objective(_bound(pair))
 
 
 def _bound(pair: Pair) -> BoundGraph:

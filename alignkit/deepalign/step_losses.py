@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from alignkit.deepalign.aligner import Aligner
+from alignkit.deepalign.aligner import Aligner, Pair
+from alignkit.deepalign.consensus import consensus
+from alignkit.deepalign.held_out import pair_objective
 from alignkit.deepalign.losses import alignment_loss, interpolation_loss, moved_softly, relax, supervised_loss
 from alignkit.deepalign.pairs import Pool, seeded
 from alignkit.deepalign.training_settings import TrainingSettings
@@ -44,6 +46,16 @@ class StepLosses(nn.Module):
             found["supervised"] = self._labelled(portion)
         return found
 
+    def _agreed(self, pair: Pair, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scores after the rounds of consensus that follow in a solve, gradients included."""
+        if not self.settings.rounds:
+            return scores
+        device = next(iter(scores.values())).device
+        with torch.autocast(device.type, enabled=False):
+            wide = {group: found.double().cpu() for group, found in scores.items()}
+            agreed = consensus(pair_objective(pair), wide, self.settings.rounds)
+        return {group: found.to(device, torch.float32) for group, found in agreed.items()}
+
     def _labelled(self, portion: Portion) -> Tensor:
         pool, settings = portion.pool, self.settings
         made = [
@@ -62,7 +74,7 @@ class StepLosses(nn.Module):
         seeds = [(settings.seed, portion.step, i, "unlabelled") for i in portion.numbers]
         drawn = [pool.unlabelled(*seed, probed=self.aligner.needs_probes) for seed in seeds]
         pairs, lefts = [pair for pair, _ in drawn], [left for _, left in drawn]
-        scores = [self.aligner(pair) for pair in pairs]
+        scores = [self._agreed(pair, self.aligner(pair)) for pair in pairs]
         found = {}
         with torch.autocast(pool.device.type, enabled=False):
             relaxed = relax(pool.graph, scores, self.aligner.log_sharpness)

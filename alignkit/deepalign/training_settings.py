@@ -45,6 +45,8 @@ class TrainingSettings(BaseModel):
     """Weight of the squared distance on unlabelled pairs."""
     interpolation: float = Field(default=2.0, ge=0)
     """Weight of the loss of the task between two networks of an unlabelled pair."""
+    rounds: int = Field(default=0, ge=0)
+    """Rounds of consensus that the losses of unlabelled pairs look through. 0 judges the aligner's own scores."""
     supervised_every: int = Field(default=3, ge=1)
     """Steps from one with labelled pairs to the next; they come in addition to the unlabelled ones."""
     augmentations: Augmentations = Augmentations()
@@ -87,7 +89,7 @@ class TrainingSettings(BaseModel):
 
 RECOMMENDED: Mapping[str, TrainingSettings] = MappingProxyType(
     {
-        "learned": TrainingSettings(),
+        "learned": TrainingSettings(rounds=2, supervised=0.1, learning_rate=2e-3),
         "dws": TrainingSettings(
             learning_rate=5e-4,
             final_rate=1.0,
