@@ -15,13 +15,15 @@ from typing import Any
 
 import data as made
 import measure
-from measure import ACTIVATIONS, BOTH, LEARNED, NAIVE, PROBES, WEIGHTS, WEIGHTS_BEST, Measured, Method
+from measure import ACTIVATIONS, BOTH, LEARNED, NAIVE, PROBES, WEIGHTS_BEST, Measured, Method
 
 import alignkit.zoo as zoo
 
+PLAIN = Method("weight matching, from the identity", "weight_matching", {"start": "identity"})
+"""As in [Ainsworth23]; alignkit's own start is better."""
 METHODS = [
     NAIVE,
-    WEIGHTS,
+    PLAIN,
     WEIGHTS_BEST,
     ACTIVATIONS,
     BOTH,
@@ -30,8 +32,10 @@ METHODS = [
     Method("probes, data", "deepalign", {"encoder": "probes"}, data=True),
     Method("learned, data", "deepalign", {"encoder": "learned"}, data=True),
 ]
-SINKHORN = Method("Sinkhorn", "sinkhorn", {"max_steps": 200}, data=True)
+SINKHORN = Method("Sinkhorn, 100 steps", "sinkhorn", {"max_steps": 100}, data=True)
+COLUMNS = ("barriers", "areas", "seconds", "distances")
 RATIOS = {
+    "probes / weight matching from the identity": (PROBES.name, PLAIN.name),
     "probes / weight matching": (PROBES.name, WEIGHTS_BEST.name),
     "learned / weight matching": (LEARNED.name, WEIGHTS_BEST.name),
     "learned / probes": (LEARNED.name, PROBES.name),
@@ -59,6 +63,24 @@ def summary(found: Measured, methods: list[Method]) -> dict[str, Any]:
     }
 
 
+def measured_before(results: dict[str, Any] | None, again: list[str]) -> Measured | None:
+    """What a file says about a set, less the methods that are to be measured again."""
+    if results is None:
+        return None
+    raw = dict(results["raw"])
+    for column in COLUMNS:
+        raw[column] = {name: found for name, found in raw[column].items() if name not in again}
+    return Measured(**{**raw, "pairs": [(i, j) for i, j in raw["pairs"]]})
+
+
+def joined(before: Measured, found: Measured) -> Measured:
+    """Both, of the same pairs."""
+    if before.pairs != found.pairs:
+        raise SystemExit(f"{before.name}: the file was measured on other pairs. Remove it.")
+    columns = {column: {**getattr(before, column), **getattr(found, column)} for column in COLUMNS}
+    return Measured(before.name, before.pairs, **columns)
+
+
 def main() -> None:
     """Measure all held-out sets that exist in the folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -71,6 +93,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=36)
     parser.add_argument("--samples", type=int, default=2000, help="test samples of a barrier")
     parser.add_argument("--sinkhorn", action="store_true", help="measure Sinkhorn too, the slowest by far")
+    parser.add_argument(
+        "--again", nargs="*", default=[], help="methods to measure again in sets that are there already"
+    )
     arguments = parser.parse_args()
     measure.single_thread()
     methods = [measure.with_checkpoint(m, arguments.checkpoint) for m in METHODS + [SINKHORN] * arguments.sinkhorn]
@@ -79,17 +104,22 @@ def main() -> None:
         results = measure.read_json(arguments.output)
     for name in arguments.only or [wanted.name for wanted in made.HELD]:
         folder = arguments.folder / name
-        if name in results or not made.is_complete(folder):
+        if not made.is_complete(folder):
+            continue
+        before = measured_before(results.get(name), arguments.again)
+        wanted = [method for method in methods if before is None or method.name not in before.barriers]
+        if not wanted:
             continue
         found = measure.measure(
             name,
             zoo.NetworkSet.open(folder),
-            methods,
+            wanted,
             data=arguments.data,
             split=arguments.split,
             pairs=arguments.pairs,
             samples=arguments.samples,
         )
+        found = found if before is None else joined(before, found)
         results[name] = summary(found, methods)
         measure.write_json(arguments.output, results)
         print(name, {n: round(b, 4) for n, b in results[name]["barrier"].items()}, flush=True)
