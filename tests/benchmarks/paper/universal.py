@@ -63,6 +63,15 @@ def summary(found: Measured, methods: list[Method]) -> dict[str, Any]:
     }
 
 
+def rounded(value: Any) -> Any:
+    """Numbers of six digits; lists of numbers on one line of a file as text."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def measured_before(results: dict[str, Any] | None, again: list[str]) -> Measured | None:
     """What a file says about a set, less the methods that are to be measured again."""
     if results is None:
@@ -121,7 +130,7 @@ def main() -> None:
         )
         found = found if before is None else joined(before, found)
         results[name] = summary(found, methods)
-        measure.write_json(arguments.output, results)
+        measure.write_json(arguments.output, {name: rounded(one) for name, one in results.items()})
         print(name, {n: round(b, 4) for n, b in results[name]["barrier"].items()}, flush=True)
         print("  ", {n: [round(x, 3) for x in r] for n, r in results[name]["ratios"].items()}, flush=True)
         print("  ms", {n: round(b) for n, b in results[name]["milliseconds"].items()}, flush=True)

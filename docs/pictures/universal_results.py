@@ -1,0 +1,93 @@
+"""Tables and the figure of the universal aligner, drawn from ``docs/results/universal.json``."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+RESULTS = json.loads((Path(__file__).parents[1] / "results" / "universal.json").read_text(encoding="utf-8"))
+SHOWN = {
+    "naive": "naive",
+    "weight matching, from the identity": "WM from the identity",
+    "weight matching, best of 10": "WM, best of 10",
+    "activation matching": "AM",
+    "activation, then weight matching": "AM, WM",
+    "probes": "S",
+    "learned": "P",
+    "probes, data": "S, data",
+    "learned, data": "P, data",
+}
+
+
+def barriers() -> str:
+    """Mean barriers of the columns, a row a shape; the best of each row is bold."""
+    lines = [f"| shape | {' | '.join(SHOWN.values())} |", "|---|" + "---:|" * len(SHOWN)]
+    for name, found in RESULTS.items():
+        row = [found["barrier"].get(column) for column in SHOWN]
+        best = min(value for value in row if value is not None)
+        cells = ["" if v is None else f"**{v:.4g}**" if v == best else f"{v:.4g}" for v in row]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    means = []
+    for column in SHOWN:
+        values = [found["barrier"][column] for found in RESULTS.values() if column in found["barrier"]]
+        means.append(f"{np.exp(np.mean(np.log(values))):.4g}" if len(values) == len(RESULTS) else "")
+    lines.append(f"| geometric mean | {' | '.join(means)} |")
+    return "\n".join(lines)
+
+
+def ratios() -> str:
+    """Ratios of mean barriers with 95 % intervals."""
+    names = list(next(iter(RESULTS.values()))["ratios"])
+    lines = [f"| shape | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for name, found in RESULTS.items():
+        cells = [_interval(found["ratios"][ratio]) for ratio in names]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(found: list[float]) -> str:
+    value, low, high = found
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def seconds() -> str:
+    """CPU milliseconds a pair on one thread."""
+    columns = {name: text for name, text in SHOWN.items() if name != "naive"}
+    lines = [f"| shape | {' | '.join(columns.values())} |", "|---|" + "---:|" * len(columns)]
+    for name, found in RESULTS.items():
+        cells = [f"{found['milliseconds'][c]:.0f}" if c in found["milliseconds"] else "" for c in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def counts() -> str:
+    """How many networks and pairs."""
+    pairs = sorted({found["pairs"] for found in RESULTS.values()})
+    networks = sorted({found["networks"] for found in RESULTS.values()})
+    return f"{networks[0]} to {networks[-1]} held-out networks a shape, {pairs[0]} to {pairs[-1]} pairs"
+
+
+def figure() -> str:
+    """Ratios to weight matching, a row a shape, as SVG."""
+    drawn: dict[str, Any] = {"probes / weight matching": "C0", "learned / weight matching": "C1"}
+    size, panel = plt.subplots(figsize=(7.5, 0.4 * len(RESULTS) + 1.2), layout="constrained")
+    for shift, (ratio, colour) in enumerate(drawn.items()):
+        for at, found in enumerate(RESULTS.values()):
+            value, low, high = found["ratios"][ratio]
+            place = at + 0.2 * (shift - 0.5)
+            panel.plot([low, high], [place, place], color=colour)
+            panel.plot(value, place, "o", color=colour, label=ratio if at == 0 else None)
+    panel.axvline(1, color="0.6", linewidth=1)
+    panel.set_yticks(range(len(RESULTS)), list(RESULTS))
+    panel.invert_yaxis()
+    panel.set_xlabel("mean barrier relative to weight matching, best of 10")
+    panel.legend(loc="lower left")
+    stream = io.StringIO()
+    size.savefig(stream, format="svg")
+    plt.close(size)
+    return stream.getvalue()
