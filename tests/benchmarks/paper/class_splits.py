@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--aligners", type=Path, required=True, help="what aligners.py made")
     parser.add_argument("--trained-on", default="mnist-mlp", help="set that the aligners were trained on")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument("--only", nargs="*", help="names of columns; all if left out")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--images", type=int, default=2000, help="training samples of methods that take data")
     parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
@@ -95,6 +96,8 @@ def main() -> None:
         "parents": parents(sets, arguments.pairs, test),
     }
     for column in columns.all_columns(arguments.aligners, arguments.trained_on, arguments.sinkhorn_steps):
+        if arguments.only and column.name not in arguments.only:
+            continue
         entry = results.setdefault("columns", {}).setdefault(column.name, {})
         runs = entry.setdefault("runs", {})
         for (seed, method), print_of in zip(column.methods.items(), columns.fingerprints(column), strict=True):

@@ -13,6 +13,7 @@ from measure import Method
 import alignkit.zoo as zoo
 from alignkit.deepalign import shipped_checkpoint
 from alignkit.deepalign.aligner import load_aligner
+from alignkit.deepalign.consensus import ROUNDS
 
 SINKHORN_STEPS = 300
 SINKHORN_IMAGES = 10_000
@@ -91,7 +92,7 @@ def all_columns(folder: Path, trained_on: str, steps: int = SINKHORN_STEPS) -> l
         plain("activation matching", "activation_matching", data=True),
         plain("probes only", "deepalign", encoder="probes"),
         trained,
-        of_aligners("Deep-Align, 2 rounds", folder, trained_on, "dws", rounds=2),
+        of_aligners("Deep-Align + consensus", folder, trained_on, "dws", rounds=ROUNDS),
         probed,
         universal(),
         plain("Sinkhorn", "sinkhorn", data=True, start="identity", max_steps=steps),

@@ -48,7 +48,7 @@ def main() -> None:
     results: dict[str, Any] = measure.read_json(arguments.output) if arguments.output.exists() else {}
     results |= {
         "command": f"python tests/benchmarks/paper/inr_steps.py --set {arguments.set} --pairs {arguments.pairs} "
-        f"--samples {arguments.samples}",
+        f"--samples {arguments.samples} --steps {' '.join(map(str, arguments.steps))}",
         "set": arguments.set,
         "about": columns.describe_set(networks),
         "samples": arguments.samples,
