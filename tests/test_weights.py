@@ -122,3 +122,14 @@ def test_damaged_files_are_read_or_refused_but_never_crash(tmp_path: Path, suffi
             continue
         refused += 1
     assert refused > 50
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_others_can_read_what_is_written(tmp_path, name):
+    before = os.umask(0o022)
+    try:
+        write_weights(tmp_path / name, {"a": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o644

@@ -55,7 +55,9 @@ def staged(output: Path, *, folder: bool = False, overwrite: bool = True) -> Ite
     try:
         remove_stale(output)
         temporary, lock = _claim(output, folder)
+        mode = temporary.stat().st_mode & 0o666
         yield temporary
+        _set_modes(temporary, mode)
         _flush(temporary)
         _publish(temporary, output, folder, overwrite)
         _sync(parent)
@@ -138,6 +140,13 @@ def _claim(output: Path, folder: bool) -> tuple[Path, int | None]:
             except OSError:  # This file system has no locks; leftovers on it are never removed.
                 return path, handle
             os.close(handle)
+
+
+def _set_modes(path: Path, mode: int) -> None:
+    """Give files the mode that new ones have here; safetensors makes files that only their owner can read."""
+    for inner in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if inner.is_file() and not inner.is_symlink():
+            inner.chmod(mode)
 
 
 def _flush(path: Path) -> None:
