@@ -7,8 +7,8 @@ small network serves any graph, and nothing can be learned about one architectur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -107,7 +107,7 @@ class ProbeEncoder(Aligner):
         matrices = {c: c.matrix(weights) for c in wiring.connections if {c.source, c.target} <= base.keys()}
         numbers = {group: unit_statistics(wiring, group, weights, len(found)) for group, found in base.items()}
         state = {group: found.new_zeros(*found.shape[:2], self.channels) for group, found in base.items()}
-        for layer in self.layers:
+        for layer in cast(Iterable[Messages], self.layers):
             full = {group: torch.cat([found, state[group]], -1) for group, found in base.items()}
             forward, backward = layer.gathered(full, matrices)
             state = {g: layer(full[g], state[g], forward[g], backward[g], numbers[g]) for g in base}
@@ -160,7 +160,7 @@ class Messages(nn.Module):
 
 
 def _sent(matrix: Tensor, features: UnitFeatures) -> UnitFeatures:
-    return (matrix @ features.flatten(1)).unflatten(1, features.shape[1:])
+    return (matrix @ features.flatten(1)).reshape(-1, *features.shape[1:])
 
 
 def signals(

@@ -51,7 +51,8 @@ class Connection:
         summed = view.sum(rest, keepdim=True) if rest else view
         rows, columns = (prod(self.block.dims[i].size for i in dims) for dims in (self.outputs, self.inputs))
         matrix = summed.permute((*self.outputs, *self.inputs, *rest)).reshape(rows, columns)
-        return matrix / (_rms(matrix) * columns**0.5)
+        scaled: Tensor = matrix / (_rms(matrix) * columns**0.5)
+        return scaled
 
     def unit_norms(self, weights: Mapping[str, Tensor], dims: tuple[int, ...]) -> Float[Tensor, " units"]:
         """Norm of the weights of each unit relative to the mean square one, minus 1."""
