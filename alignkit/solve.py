@@ -208,7 +208,7 @@ def _run(problem: Problem, solver: Solver[Any], registry: Registry, throw: bool)
         started = perf_counter()
         outcome, detail, cause = _attempt(problem, solver, report)
         seconds = perf_counter() - started
-        solution = _account(problem, solver, outcome, tuple(history), seconds, detail)
+        solution = account(problem, solver, outcome, tuple(history), seconds, detail)
     finally:  # also on Ctrl-C, so that a progress bar can be closed
         registry.notify("alignkit_solve_finished", problem=problem, solver=solver, solution=solution)
     if throw and solution.status.failed:
@@ -232,7 +232,7 @@ def _attempt(problem: Problem, solver: Solver[Any], report: Any) -> tuple[Outcom
     return (Outcome(start, Status.INVALID), wrong, None) if wrong else (outcome, "", None)
 
 
-def _account(
+def account(
     problem: Problem,
     solver: Solver[Any],
     outcome: Outcome,
@@ -240,6 +240,7 @@ def _account(
     seconds: float,
     detail: str,
 ) -> Solution:
+    """The solution that an outcome amounts to: distances before and after, and the gain of every group."""
     objective = problem.objective
     before, after = objective.unaligned, objective.distances2(outcome.alignment)
     return Solution(

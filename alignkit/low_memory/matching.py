@@ -24,7 +24,7 @@ from alignkit.objective import Objective
 from alignkit.plugins import Registry
 from alignkit.plugins import registry as process_registry
 from alignkit.solution import Solution
-from alignkit.solve import _account
+from alignkit.solve import account
 from alignkit.solver import Problem, Step
 from alignkit.solvers.weight_matching import WeightMatching
 
@@ -95,7 +95,7 @@ def _solved(problem: ProblemOnDisk, matching: WeightMatchingOnDisk, registry: Re
         started = perf_counter()
         outcome = matching.solve(problem, report)
         seconds = perf_counter() - started
-        solution = _account(problem, matching, outcome, tuple(history), seconds, "")
+        solution = account(problem, matching, outcome, tuple(history), seconds, "")
         return replace(solution, stats={**solution.stats, "memory": float(matching.budget.memory)})
     finally:
         registry.notify("alignkit_solve_finished", problem=problem, solver=matching, solution=solution)
