@@ -43,6 +43,7 @@ def test_it_holds_the_package_and_nothing_else(installed: tuple[Environment, Pat
         if path.is_file() and path.suffix in {".py", ".typed", ".safetensors"}
     }
     assert found == there
+    assert "alignkit/deepalign/universal.safetensors" in found
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= written
 
 
