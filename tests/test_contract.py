@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from alignkit.alignment import Alignment
+from alignkit.errors import SolverError
 from alignkit.plugins import Registry
 from alignkit.solver import Outcome, Problem, Returns, Solver, SolverOptions, Step
 from alignkit.solvers.identity import Identity
 from alignkit.solvers.weight_matching import WeightMatching
-from alignkit.errors import SolverError
 from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual
 
 KNOWN_GAPS = {
