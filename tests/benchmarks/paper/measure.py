@@ -7,6 +7,7 @@ A method is a name and the arguments of `alignkit.solve`. All methods see the sa
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import alignkit
 import alignkit.zoo as zoo
 
+NUMBERS = re.compile(r"\[[-+.,\deE\s]+\]")
 LINE_POINTS = 11
 RESET_POINTS = 5
 """Places on the line where statistics of BatchNorm are recomputed."""
@@ -227,9 +229,10 @@ def geometric(values: Sequence[float]) -> float:
 
 
 def write_json(path: Path, facts: Any) -> None:
-    """Write results; the whole file appears or nothing."""
+    """Write results, lists of numbers on one line; the whole file appears or nothing."""
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    text = NUMBERS.sub(lambda found: " ".join(found[0].split()), json.dumps(facts, indent=1))
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
