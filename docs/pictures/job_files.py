@@ -84,8 +84,8 @@ def save(model: nn.Module, path: Path) -> None:
     alignkit.write_weights(path, model.state_dict())
 
 
-def shell(line: str, code: int = 0) -> None:
-    """Run a command in the folder and print it with its output, as Markdown.
+def shell(line: str, code: int = 0) -> str:
+    """Run a command in the folder; it and its output as Markdown.
 
     Args:
         line: The command, ``alignkit ...``.
@@ -99,10 +99,10 @@ def shell(line: str, code: int = 0) -> None:
         done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"})
     if done.exit_code != code:
         raise RuntimeError(f"{line} ended with {done.exit_code}: {done.output}")
-    print(f"```console\n$ {line}\n{done.output.rstrip()}\n```\n")
+    return f"```console\n$ {line}\n{done.output.rstrip()}\n```\n"
 
 
-def picture(path: str, description: str) -> None:
-    """Print a PNG of the folder as a picture that is part of the page."""
+def picture(path: str, description: str) -> str:
+    """A PNG of the folder as a picture that is part of the page."""
     data = base64.b64encode((folder() / path).read_bytes()).decode()
-    print(f'<img alt="{description}" src="data:image/png;base64,{data}">\n')
+    return f'<img alt="{description}" src="data:image/png;base64,{data}">\n'
