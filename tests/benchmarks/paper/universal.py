@@ -111,7 +111,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     if arguments.output.exists():
         results = measure.read_json(arguments.output)
-    for name in arguments.only or [wanted.name for wanted in made.HELD]:
+    for name in arguments.only or [wanted.name for wanted in made.ALL if wanted.splits == made.HELD_OUT]:
         folder = arguments.folder / name
         if not made.is_complete(folder):
             continue
