@@ -17,6 +17,10 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks" / "paper"))
 import measure  # noqa: E402
 
 TRAINED = ("Deep-Align", "probe encoder, trained")
+ORDER = (
+    "naive", "weight matching", "activation matching", "probes only", "universal", "probe encoder, trained",
+    "Deep-Align", "Deep-Align + consensus", "Sinkhorn",
+)  # fmt: skip
 LABELS = {
     "weight_matching": "weight matching",
     "frank_wolfe": "Frank-Wolfe, rounded",
@@ -30,7 +34,15 @@ Results = dict[str, Any]
 
 def read(name: str) -> Results:
     """One file of results."""
-    return dict(measure.read_json(RESULTS / f"paper-{name}.json"))
+    found = dict(measure.read_json(RESULTS / f"paper-{name}.json"))
+    return ordered(found) if "columns" in found else found
+
+
+def ordered(found: Results) -> Results:
+    """The same with columns in the order in which they are shown."""
+    columns = found["columns"]
+    names = sorted(columns, key=lambda name: (*ORDER, name).index(name))
+    return {**found, "columns": {name: columns[name] for name in names}}
 
 
 def per_pair(column: Results, kind: str) -> np.ndarray:
@@ -47,7 +59,7 @@ def interval(pairs: list[Any], values: np.ndarray) -> tuple[float, float]:
 def seeds_of(column: Results, kind: str) -> str:
     """Deviation of the means of several seeds."""
     means = per_pair(column, kind).mean(1)
-    return f"{means.std(ddof=1):.4f} ({len(means)})" if len(means) > 1 else "" if not column["training"] else "one seed"
+    return f"{means.std(ddof=1):.4f} ({len(means)})" if len(means) > 1 else "one seed" if "0" in column["runs"] else ""
 
 
 def facts(name: str) -> str:
