@@ -43,7 +43,7 @@ class Small:
         self.networks = [self._trained(seed) for seed in range(count)]
 
     def _trained(self, seed):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = perceptron(self.width)
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
