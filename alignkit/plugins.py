@@ -275,7 +275,7 @@ class Registry:
                 continue
             for name, offer in offers:
                 claimed = claims.setdefault(name, [])
-                if not any(other is offer for _, other in claimed):  # one thing may be offered twice
+                if not any(other is offer and by == package for by, other in claimed):  # a package may repeat itself
                     claimed.append((package, offer))
         return claims
 

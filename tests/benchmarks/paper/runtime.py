@@ -12,6 +12,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -84,7 +85,8 @@ def in_a_pool(folder: Path, data: Path | None, images: int, method: Method, pair
     """Wall-clock seconds in worker processes, their start included, and their CPU seconds of solving."""
     parts = [pairs[worker::WORKERS] for worker in range(WORKERS)]
     clock = perf_counter()
-    with ProcessPoolExecutor(WORKERS) as pool:
+    # Forked workers cannot run autograd, which probes need.
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
         found = list(pool.map(_part, *zip(*((folder, data, images, method, part) for part in parts), strict=True)))
     return {"wall_seconds": perf_counter() - clock, "cpu_seconds": sum(found)}
 
