@@ -123,9 +123,16 @@ class Registry:
     def register(self, plugin: object, *, name: str | None = None, package: str = "registered by hand") -> str:
         """Add a module or object that implements hooks, and return the name that it is registered under.
 
+        A module or object that is there already, because its package is installed or a notebook's cell ran twice, stays
+        as it is, and its name is returned.
+
         Raises:
-            PluginError: It implements no hook, misspells one, or asks for arguments that the hook lacks.
+            PluginError: It implements no hook, misspells one, asks for arguments that the hook lacks, or its name is
+                taken.
         """
+        known = self.manager.get_name(plugin)
+        if known is not None and name is None:
+            return known
         key = name or getattr(plugin, "__name__", None) or f"{type(plugin).__name__}-{id(plugin):x}"
         if self.manager.has_plugin(key) or self.manager.is_registered(plugin):
             raise PluginError(f"plugin {key!r} ({package}) is registered already.")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignkit import Alignment, Outcome, SoftAlignment, Solver, Status, Step, hookimpl
-from alignkit.errors import SolverError
+from alignkit.errors import PluginError, SolverError
 from alignkit.plugins import PluginWarning, Registry
 from alignkit.solve import solve
 from alignkit.testing import mlp, planted_pair
@@ -142,3 +142,11 @@ def test_an_observer_that_removes_itself():
     registry.register(Once(), name="once")
     assert solve(planted_pair(mlp(3, 5, 2)).bind(), registry=registry).objective_after == 0
     assert not registry.manager.has_plugin("once")
+
+
+def test_registering_what_is_there_already_changes_nothing():
+    registry, observer = Registry([]), Raises(ValueError())
+    name = registry.register(observer)
+    assert registry.register(observer) == name
+    with pytest.raises(PluginError, match="registered already"):
+        registry.register(Raises(ValueError()), name=name)
