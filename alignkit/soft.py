@@ -100,6 +100,28 @@ class SoftAlignment:
         return shares.transpose(1, 2).reshape(units, units)
 
 
+class ProjectedAlignment(SoftAlignment):
+    """A soft alignment whose matrices come from the Sinkhorn operator: they are not checked again.
+
+    Args:
+        graph: The graph.
+        matrices: As for `SoftAlignment`; a group that is missing or None is at the centre.
+        dtype: What the matrices are turned into. None leaves them.
+    """
+
+    def __init__(
+        self, graph: PermutationGraph, matrices: Mapping[str, Tensor | None], dtype: torch.dtype | None = None
+    ) -> None:
+        self.graph = graph
+        filled = {}
+        for name, group in graph.groups.items():
+            matrix = matrices.get(name)
+            if matrix is None:
+                matrix = torch.full(matrix_shape(graph, name), 1.0 / group.size)
+            filled[name] = matrix if dtype is None else matrix.to(dtype)
+        self.matrices = MappingProxyType(filled)
+
+
 def matrix_shape(graph: PermutationGraph, group: str) -> tuple[int, ...]:
     """Shape of a group's matrix in a `SoftAlignment`."""
     size, parents = graph.groups[group].size, graph.instances(group)

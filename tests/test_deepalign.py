@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit import Alignment, Task, builders, interpolate, solve, trace
+from alignkit import Alignment, Task, builders, interpolate, merge, solve, trace
 from alignkit.deepalign.aligner import save_aligner
 from alignkit.deepalign.consensus import assign, consensus
 from alignkit.deepalign.encoder import ProbeEncoder
 from alignkit.deepalign.probes import standardised
+from alignkit.errors import SolverError
 from alignkit.objective import Objective
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
 
@@ -136,3 +137,45 @@ def test_tied_weights_and_inputs_by_name(encoder, tmp_path):
     for given in (task, None):  # data; random tokens as traced
         solution = solve(graph.bind(model, copy), solver="deepalign", task=given, **options)
         assert solution.objective_after == pytest.approx(0.0, abs=1e-9)
+
+
+def two_networks(build):
+    """Two networks with weights of their own, a task on random data, and their graph."""
+    architecture = build()
+    a, other = planted_pair(architecture, seed=1).bind().module_a, planted_pair(architecture, seed=2).bind()
+    pair = other.graph.bind(a, other.module_b)
+    return pair, task_of(pair, architecture)
+
+
+def middle_deviation(pair, task, alignment):
+    """Squared deviation of the outputs of the average from the average of the outputs."""
+    inputs = next(iter(task.batches)).inputs
+    moved = alignment.apply(pair.module_b)
+    middle = merge([pair.module_a, moved])
+    with torch.no_grad():
+        wanted = (pair.module_a(inputs) + moved(inputs)) / 2
+        return float((middle(inputs) - wanted).square().mean())
+
+
+@pytest.mark.parametrize("build", ARCHITECTURES)
+def test_midpoint_steps_bring_the_middle_closer_in_any_order_of_units(build):
+    pair, task = two_networks(build)
+    without = solve(pair, solver="deepalign", task=task, midpoint=0).alignment
+    found = solve(pair, solver="deepalign", task=task, midpoint=8).alignment
+    assert middle_deviation(pair, task, found) < middle_deviation(pair, task, without)
+    move_a, move_b = (Alignment.random(pair.graph, seed) for seed in (7, 8))
+    moved = pair.graph.bind(move_a.apply(pair.module_a), move_b.apply(pair.module_b))
+    again = solve(moved, solver="deepalign", task=task, midpoint=8).alignment
+    assert again == move_a @ found @ move_b.inverse()
+
+
+def test_midpoint_steps_are_for_data_unless_they_are_asked_for():
+    pair, task = two_networks(convnet)
+
+    def solved(**options):
+        return solve(pair, solver="deepalign", task=task, **options).alignment
+
+    assert solved() == solved(midpoint=8) != solved(midpoint=0)
+    assert solved(inputs="random") == solved(inputs="random", midpoint=0)
+    with pytest.raises(SolverError, match="midpoint=8 runs both networks: give a task"):
+        solve(pair.graph.bind(pair.a, pair.b), solver="deepalign", midpoint=8)

@@ -14,7 +14,7 @@ pytest.importorskip("lightning_fabric")
 FOLDER = Path(__file__).parent / "benchmarks" / "paper"
 NAMES = ("mnist-mlp", "split-a", "split-b", "sine-inr")
 TRAINED = {"Deep-Align", "Deep-Align + consensus", "probe encoder, trained"}
-UNTRAINED = {"naive", "weight matching", "activation matching", "probes only"}
+UNTRAINED = {"naive", "weight matching", "activation matching", "probes only", "probes on data"}
 WITH_SINKHORN = {"Sinkhorn", "weight matching + Sinkhorn", "Deep-Align + Sinkhorn", "probe encoder, trained + Sinkhorn"}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -19,7 +18,7 @@ from alignkit.alignment import Alignment
 from alignkit.batches import Batch
 from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.sinkhorn import plan, potentials
-from alignkit.soft import SoftAlignment
+from alignkit.soft import ProjectedAlignment, SoftAlignment
 from alignkit.task import Task
 
 SWEEPS = 40
@@ -48,14 +47,7 @@ class Relaxed:
 
     def alignment(self, at: int) -> SoftAlignment:
         """The soft alignment of one pair."""
-        return _Projected(self.graph, {name: matrix[at] for name, matrix in self.soft.items()})
-
-
-class _Projected(SoftAlignment):
-    """A soft alignment that comes from the Sinkhorn operator and needs no check."""
-
-    def __init__(self, graph: PermutationGraph, matrices: Mapping[str, Tensor]) -> None:
-        self.graph, self.matrices = graph, MappingProxyType(dict(matrices))
+        return ProjectedAlignment(self.graph, {name: matrix[at] for name, matrix in self.soft.items()})
 
 
 def relax(

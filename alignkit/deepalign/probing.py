@@ -29,11 +29,13 @@ class Probed:
         probing: What runs it; None where only weights are known.
         task: Brings weights into the form that the model takes.
         why: One sentence about it.
+        is_data: Whether the inputs are data of a task.
     """
 
     probing: Probing | None
     task: Task | None
     why: str
+    is_data: bool = False
 
 
 def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tuple[int, ...] | None) -> Probed:
@@ -60,7 +62,7 @@ def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tupl
         else:
             batch = first.rows(0, min(first.size, count)) if first.splittable else first
             what = f"{batch.size} inputs of the task"
-        return _prepared(problem, problem.task, batch, what)
+        return _prepared(problem, problem.task, batch, what, is_data=inputs != "random")
     traced = problem.graph.provenance.inputs
     if model is not None and traced:
         try:
@@ -77,9 +79,9 @@ def _run_on(problem: Problem, model: nn.Module, batch: Batch, what: str) -> Prob
     return _prepared(problem, task, batch, what)
 
 
-def _prepared(problem: Problem, task: Task, batch: Batch, what: str) -> Probed:
+def _prepared(problem: Problem, task: Task, batch: Batch, what: str, *, is_data: bool = False) -> Probed:
     readings, _ = find_readings(problem.graph, task, task.checked(problem.a))
-    return Probed(Probing(task.model, readings, batch.to(task.device)), task, what)
+    return Probed(Probing(task.model, readings, batch.to(task.device)), task, what, is_data)
 
 
 def _like_traced(traced: Sequence[TracedInput], count: int, generator: torch.Generator) -> Batch:

@@ -8,11 +8,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from alignkit.alignment import Alignment
 from alignkit.deepalign import shipped_checkpoint
 from alignkit.deepalign.aligner import Aligner, Pair, load_aligner
 from alignkit.deepalign.consensus import MEMORY, ROUNDS, SHARPNESS, assign, consensus
+from alignkit.deepalign.midpoint import STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, Probed, find_probing
 from alignkit.errors import SolverError
@@ -40,6 +42,9 @@ class DeepAlignOptions(SolverOptions):
     """Factor of standardised scores before Sinkhorn. Larger is closer to a hard permutation."""
     memory: float = Field(MEMORY, ge=0)
     """Weight of the scores of the round before, beside the similarities of weights."""
+    midpoint: int | None = Field(None, ge=0)
+    """Steps that move scores until the network in the middle does on the probes what the two do on average. None is 8
+    where probes are data of a task, and 0 where they are random or ``encoder="dws"``."""
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, without the batch. Without it the shape is that of the task's inputs, or of the inputs that
     the graph was traced on."""
@@ -49,8 +54,9 @@ class DeepAlign(Solver[DeepAlignOptions]):
     """Match units by what they do on probes and by what depends on them, and let neighbours agree.
 
     After [Navon24]: features that follow the units under any permutation, cosine similarities, Sinkhorn, linear
-    assignment; here followed by rounds of consensus with the similarities of weights. No labels are used: of a task
-    only inputs, and with modules and a traced graph (or ``input_shape``) no data at all. Where networks cannot be run
+    assignment; here followed by rounds of consensus with the similarities of weights, and on data by a few steps that
+    make the network in the middle do what the two do. No labels are used: of a task only inputs, and with modules and a
+    traced graph (or ``input_shape``) no data at all. Where networks cannot be run
     it works from weights alone, all groups unknown at first.
     """
 
@@ -58,14 +64,37 @@ class DeepAlign(Solver[DeepAlignOptions]):
     returns = Returns(exact_on_permuted_copies=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
-        """Encode, agree, assign."""
+        """Encode, agree, meet in the middle, assign."""
         options = self.options
         aligner = self._aligner(problem)
-        scores, notes = self._first_scores(problem, aligner)
+        probed = self._probed(problem, aligner)
+        scores, notes = self._first_scores(problem, aligner, probed)
         scores = consensus(problem.objective, scores, self._rounds(scores), options.sharpness, options.memory)
+        scores = self._in_the_middle(problem, probed, scores)
         alignment = Alignment(problem.graph, assign(problem.graph, scores))
         report(Step(1, problem.objective.distance2(alignment)))
         return Outcome(alignment, notes=notes)
+
+    def _probed(self, problem: Problem, aligner: Aligner | None) -> Probed | None:
+        """What both networks are run on; None where nothing asks for it."""
+        if aligner is not None and not aligner.needs_probes and not self.options.midpoint:
+            return None
+        return find_probing(problem, self.options.probes, self.options.inputs, self.options.input_shape)
+
+    def _in_the_middle(self, problem: Problem, probed: Probed | None, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scores after the midpoint steps, if there are any."""
+        steps = self.options.midpoint
+        if steps is None:
+            steps = STEPS if probed is not None and probed.is_data else 0
+        if not steps:
+            return scores
+        if probed is None or probed.probing is None or probed.task is None:
+            reason = "" if probed is None else f": {probed.why}"
+            raise SolverError(f"midpoint={steps} runs both networks: give a task, or leave midpoint= out{reason}.")
+        a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
+        return meet_in_the_middle(
+            problem.graph, probed.probing, a, b, scores, steps=steps, sharpness=self.options.sharpness
+        )
 
     def _rounds(self, scores: object) -> int:
         if self.options.rounds is None and self.options.encoder == "dws":
@@ -95,15 +124,15 @@ class DeepAlign(Solver[DeepAlignOptions]):
         return aligner
 
     def _first_scores(
-        self, problem: Problem, aligner: Aligner | None
-    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        self, problem: Problem, aligner: Aligner | None, probed: Probed | None
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Scores of every group that the encoder sees, and what is to be said about them."""
         notes = {} if aligner is None else {"aligner": aligner.fingerprint}
+        if probed is not None:
+            notes["probes"] = probed.why
         if aligner is not None and not aligner.needs_probes:
             return _encoded(aligner, Pair(problem.graph, problem.a, problem.b, seed=problem.seed), problem), notes
-        probed = find_probing(problem, self.options.probes, self.options.inputs, self.options.input_shape)
-        notes["probes"] = probed.why
-        if probed.probing is None or probed.task is None:
+        if probed is None or probed.probing is None or probed.task is None:
             return {}, notes
         if aligner is not None:
             a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
@@ -111,7 +140,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         return _plain(problem, probed), notes
 
 
-def _plain(problem: Problem, probed: Probed) -> dict[str, torch.Tensor]:
+def _plain(problem: Problem, probed: Probed) -> dict[str, Tensor]:
     """Scores of the probes themselves."""
     assert probed.probing is not None and probed.task is not None
     a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
@@ -119,7 +148,7 @@ def _plain(problem: Problem, probed: Probed) -> dict[str, torch.Tensor]:
     return probe_similarities(probing.model, probing.readings, a, b, probing.batch, problem.seed)
 
 
-def _encoded(aligner: Aligner, pair: Pair, problem: Problem) -> dict[str, torch.Tensor]:
+def _encoded(aligner: Aligner, pair: Pair, problem: Problem) -> dict[str, Tensor]:
     aligner = aligner.to(problem.device)
     with torch.no_grad():
         return {group: found.double().cpu() for group, found in aligner(pair).items()}

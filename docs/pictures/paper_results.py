@@ -18,8 +18,8 @@ import measure  # noqa: E402
 
 TRAINED = ("Deep-Align", "probe encoder, trained")
 ORDER = (
-    "naive", "weight matching", "activation matching", "probes only", "universal", "probe encoder, trained",
-    "Deep-Align", "Deep-Align + consensus", "Sinkhorn",
+    "naive", "weight matching", "activation matching", "probes only", "probes on data", "universal",
+    "probe encoder, trained", "Deep-Align", "Deep-Align + consensus", "Sinkhorn",
 )  # fmt: skip
 LABELS = {
     "weight_matching": "weight matching",

@@ -21,6 +21,8 @@ SHOWN = {
     "learned": "P",
     "probes, data": "S, data",
     "learned, data": "P, data",
+    "probes, midpoint": "S, data, midpoint",
+    "learned, midpoint": "P, data, midpoint",
     "Sinkhorn, 100 steps": "Sinkhorn",
 }
 
@@ -75,12 +77,16 @@ def counts() -> str:
 
 def figure() -> str:
     """Ratios to weight matching, a row a shape, as SVG."""
-    drawn: dict[str, Any] = {"probes / weight matching": "C0", "learned / weight matching": "C1"}
+    drawn: dict[str, Any] = {
+        "probes / weight matching": "C0",
+        "learned / weight matching": "C1",
+        "probes, midpoint / weight matching": "C2",
+    }
     size, panel = plt.subplots(figsize=(7.5, 0.4 * len(RESULTS) + 1.2), layout="constrained")
     for shift, (ratio, colour) in enumerate(drawn.items()):
         for at, found in enumerate(RESULTS.values()):
             value, low, high = found["ratios"][ratio]
-            place = at + 0.2 * (shift - 0.5)
+            place = at + 0.2 * (shift - 1)
             panel.plot([low, high], [place, place], color=colour)
             panel.plot(value, place, "o", color=colour, label=ratio if at == 0 else None)
     panel.axvline(1, color="0.6", linewidth=1)

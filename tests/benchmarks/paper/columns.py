@@ -91,6 +91,7 @@ def all_columns(folder: Path, trained_on: str, steps: int = SINKHORN_STEPS) -> l
         weights,
         plain("activation matching", "activation_matching", data=True),
         plain("probes only", "deepalign", encoder="probes"),
+        plain("probes on data", "deepalign", data=True, encoder="probes"),
         trained,
         of_aligners("Deep-Align + consensus", folder, trained_on, "dws", rounds=ROUNDS),
         probed,

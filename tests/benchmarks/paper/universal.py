@@ -29,8 +29,10 @@ METHODS = [
     BOTH,
     PROBES,
     LEARNED,
-    Method("probes, data", "deepalign", {"encoder": "probes"}, data=True),
-    Method("learned, data", "deepalign", {"encoder": "learned"}, data=True),
+    Method("probes, data", "deepalign", {"encoder": "probes", "midpoint": 0}, data=True),
+    Method("learned, data", "deepalign", {"encoder": "learned", "midpoint": 0}, data=True),
+    Method("probes, midpoint", "deepalign", {"encoder": "probes"}, data=True),
+    Method("learned, midpoint", "deepalign", {"encoder": "learned"}, data=True),
 ]
 SINKHORN = Method("Sinkhorn, 100 steps", "sinkhorn", {"max_steps": 100}, data=True)
 COLUMNS = ("barriers", "areas", "seconds", "distances")
@@ -40,6 +42,9 @@ RATIOS = {
     "learned / weight matching": (LEARNED.name, WEIGHTS_BEST.name),
     "learned / probes": (LEARNED.name, PROBES.name),
     "learned, data / probes, data": ("learned, data", "probes, data"),
+    "probes, midpoint / weight matching": ("probes, midpoint", WEIGHTS_BEST.name),
+    "probes, midpoint / probes, data": ("probes, midpoint", "probes, data"),
+    "learned, midpoint / probes, midpoint": ("learned, midpoint", "probes, midpoint"),
 }
 
 
