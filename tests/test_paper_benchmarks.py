@@ -13,7 +13,13 @@ pytest.importorskip("lightning_fabric")
 
 FOLDER = Path(__file__).parent / "benchmarks" / "paper"
 NAMES = ("mnist-mlp", "split-a", "split-b", "sine-inr")
-TRAINED = {"Deep-Align", "Deep-Align + consensus", "probe encoder, trained"}
+TRAINED = {
+    "Deep-Align",
+    "Deep-Align + consensus",
+    "Deep-Align + consensus + midpoint",
+    "probe encoder, trained",
+    "probe encoder, trained, on data",
+}
 UNTRAINED = {"naive", "weight matching", "activation matching", "probes only", "probes on data"}
 WITH_SINKHORN = {"Sinkhorn", "weight matching + Sinkhorn", "Deep-Align + Sinkhorn", "probe encoder, trained + Sinkhorn"}
 

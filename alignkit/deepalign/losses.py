@@ -56,6 +56,7 @@ def relax(
     log_sharpness: Float[Tensor, ""],
     *,
     project: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Relaxed:
     """Soft alignments of several pairs, families from the inside out, as `alignkit.deepalign.consensus.soft_elements`.
 
@@ -64,11 +65,12 @@ def relax(
         scores: For each pair the scores of each group, over all parents; the same groups for every pair.
         log_sharpness: Logarithm of the factor of standardised scores.
         project: False leaves out the projections that the logits do not need: `supervised_loss` looks at logits alone.
+        dtype: Of logits and projections. Gradients of nearly hard alignments cancel: in float32 little is left of them.
 
     Returns:
         Logits and projections, differentiable with respect to scores and sharpness.
     """
-    stacked = {name: torch.stack([one[name].float() for one in scores]) for name in scores[0] if name in graph.groups}
+    stacked = {name: torch.stack([one[name].to(dtype) for one in scores]) for name in scores[0] if name in graph.groups}
     sharpness = log_sharpness.exp()
     logits: dict[str, Tensor] = {}
     soft: dict[str, Tensor] = {}
@@ -82,7 +84,11 @@ def relax(
                     alike = (soft[child] * _by_parents(stacked[child], graph.groups[child].size)).sum((-1, -2))
                     parts.append(_standardised(alike))
             units = count * group.size
-            total = sum(parts) if parts else torch.zeros(len(scores), units, units, device=log_sharpness.device)
+            total = (
+                sum(parts)
+                if parts
+                else torch.zeros(len(scores), units, units, dtype=dtype, device=log_sharpness.device)
+            )
             assert isinstance(total, Tensor)
             matrices = _by_parents(sharpness * _standardised(total), group.size)
             logits[name] = matrices[:, 0, 0] if group.parent is None else matrices

@@ -8,33 +8,35 @@ a start and for hundreds of steps; here a few steps on the outputs alone follow 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignkit.alignment import Alignment
-from alignkit.batches import tensors_in
-from alignkit.deepalign.aligner import Probing
+from alignkit.batches import Batch, tensors_in
 from alignkit.deepalign.consensus import SHARPNESS, Scores, assign
 from alignkit.deepalign.losses import relax
 from alignkit.deepalign.probes import standardised
+from alignkit.errors import SolverError
 from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.soft import ProjectedAlignment
-from alignkit.task import call_with
+from alignkit.task import Task, call_with, cross_entropy
 
-STEPS, RATE = 8, 0.1
-"""Steps and their length in standard deviations of the scores, fixed on networks of the training sets of the universal
-encoder (`tests/benchmarks/paper/data.py`)."""
-ALIKE = 1e-4
-"""Deviation of the middle, as a share of the variance of outputs, below which nothing is left to mend."""
+STEPS, RATE, SAMPLES = 8, 0.06, 512
+"""Steps, their length in standard deviations of the scores, and inputs that are looked at; fixed on networks of the
+training sets of the universal encoder (`tests/benchmarks/paper/data.py`)."""
+ALIKE = 1e-6
+"""Deviation of the middle below which nothing is left to mend."""
 
 Weights = Mapping[str, Tensor]
 
 
 def meet_in_the_middle(
     graph: PermutationGraph,
-    probing: Probing,
+    task: Task,
+    batches: Sequence[Batch],
     a: Weights,
     b: Weights,
     scores: Scores,
@@ -51,7 +53,9 @@ def meet_in_the_middle(
 
     Args:
         graph: The graph.
-        probing: Runs the networks. Its inputs should be data: on noise the middle learns what nobody asks for.
+        task: Runs the networks. Its loss tells what outputs are: logits, or numbers.
+        batches: The inputs, on the task's device; targets are not used. They should be data: on noise the middle learns
+            what nobody asks for.
         a: Weights of A, in the form that the model takes.
         b: Weights of B.
         scores: Standardised scores, float64.
@@ -59,8 +63,11 @@ def meet_in_the_middle(
         rate: Length of the first step, in standard deviations of the scores; later ones are as much shorter as their
             gradients.
         sharpness: Factor of scores before Sinkhorn.
+
+    Raises:
+        SolverError: The model returns no floating-point tensor.
     """
-    middle = _Middle(graph, probing, a, b, sharpness)
+    middle = _Middle(graph, task, batches, a, b, sharpness)
     before = middle.deviation_of(scores)
     if before < ALIKE:
         return dict(scores)
@@ -77,36 +84,42 @@ def meet_in_the_middle(
 class _Middle:
     """The network halfway between two, as scores move it."""
 
-    def __init__(self, graph: PermutationGraph, probing: Probing, a: Weights, b: Weights, sharpness: float) -> None:
-        self.graph, self.probing = graph, probing
-        self.sides = (a, b)
-        self.device = next(iter(a.values())).device
-        self.log_sharpness = torch.tensor(math.log(sharpness), device=self.device)
+    def __init__(
+        self, graph: PermutationGraph, task: Task, batches: Sequence[Batch], a: Weights, b: Weights, sharpness: float
+    ) -> None:
+        self.graph, self.task, self.sides = graph, task, (a, b)
+        self.log_sharpness = torch.tensor(math.log(sharpness), device=task.device)
         self.first = {name: node.name for node in graph.tensors.values() for name in node.names}
-        self.parameters = {name for name, _ in probing.model.named_parameters(remove_duplicate=False)}
+        self.parameters = {name for name, _ in task.model.named_parameters(remove_duplicate=False)}
+        self.deviations: list[tuple[Batch, Callable[[Any], Tensor]]] = []
         with torch.no_grad():
-            left, right = (self._outputs(side) for side in self.sides)
-        self.target = [torch.lerp(one, other, 0.5) for one, other in zip(left, right, strict=True)]
+            for batch in batches:
+                ends = [call_with(task.model, side, batch.inputs) for side in self.sides]
+                self.deviations.append((batch, _deviation_from(*ends, is_logits=task.loss is cross_entropy)))
 
     def deviation_of(self, scores: Scores) -> float:
         """Deviation of the outputs in the middle once units are assigned."""
         alignment = Alignment(self.graph, assign(self.graph, scores))
         with torch.no_grad():
-            return float(self._deviation(lambda name, tensor: alignment.apply_tensor(name, tensor)))
+            return float(sum(self._parts(alignment.apply_tensor)))
 
     def slopes(self, scores: Scores) -> dict[str, Tensor]:
         """Gradient of the deviation between A and softly aligned B with respect to the scores."""
         with torch.enable_grad():
             live = {group: matrix.detach().requires_grad_() for group, matrix in scores.items()}
-            on_device = {group: matrix.to(self.device) for group, matrix in live.items()}
-            relaxed = relax(self.graph, [on_device], self.log_sharpness).soft
+            on_device = {group: matrix.to(self.task.device) for group, matrix in live.items()}
+            relaxed = relax(self.graph, [on_device], self.log_sharpness, dtype=torch.float64).soft
             soft = {group: matrix[0] for group, matrix in relaxed.items()}
-            total = self._deviation(lambda n, t: ProjectedAlignment(self.graph, soft, t.dtype).apply_tensor(n, t))
+
+            def moved(name: str, tensor: Tensor) -> Tensor:
+                return ProjectedAlignment(self.graph, soft, tensor.dtype).apply_tensor(name, tensor)
+
+            total = torch.stack(self._parts(moved)).sum()
             slopes = torch.autograd.grad(total, list(live.values()), allow_unused=True)
         return {group: slope for group, slope in zip(live, slopes, strict=True) if slope is not None}
 
-    def _deviation(self, moved: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """Deviation of the outputs between A and B whose tensors are moved, by their first names."""
+    def _parts(self, moved: Callable[[str, Tensor], Tensor]) -> list[Tensor]:
+        """Each batch's share of the mean deviation between A and B whose tensors are moved, by their first names."""
         a, b = self.sides
         middle: dict[str, Tensor] = {}
         weights = {}
@@ -118,16 +131,41 @@ class _Middle:
                 tensor = middle[first]
             # Gradients go through parameters only: batch_norm has none for its running statistics.
             weights[name] = tensor if name in self.parameters else tensor.detach()
-        parts = [_deviation(found, wanted) for found, wanted in zip(self._outputs(weights), self.target, strict=True)]
-        return torch.stack(parts).mean()
+        samples = sum(batch.size for batch, _ in self.deviations)
+        return [
+            batch.size / samples * deviation(call_with(self.task.model, weights, batch.inputs))
+            for batch, deviation in self.deviations
+        ]
 
-    def _outputs(self, weights: Weights) -> list[Tensor]:
-        outputs = call_with(self.probing.model, weights, self.probing.batch.inputs)
-        return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
+
+def _deviation_from(left: Any, right: Any, *, is_logits: bool) -> Callable[[Any], Tensor]:
+    """How far outputs are from the mean of those of two networks, in float64.
+
+    For logits the Kullback-Leibler divergence of probabilities, in nats a sample or token; for other outputs the mean
+    squared deviation as a share of the variance of what is wanted.
+    """
+    (one, axis), (other, _) = _main_output(left, is_logits), _main_output(right, is_logits)
+    if axis is not None:
+        wanted = torch.lerp(one.double().softmax(axis), other.double().softmax(axis), 0.5)
+        entropy = torch.special.entr(wanted).sum(axis).mean()
+        return lambda outputs: (
+            -(wanted * _main_output(outputs, is_logits)[0].double().log_softmax(axis)).sum(axis).mean() - entropy
+        )
+    mean = torch.lerp(one.double(), other.double(), 0.5)
+    spread = (mean - mean.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return lambda outputs: (_main_output(outputs, is_logits)[0].double() - mean).square().mean() / spread
 
 
-def _deviation(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared deviation as a share of the variance of what is wanted, in float64."""
-    wanted = wanted.double()
-    spread = (wanted - wanted.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return (found.double() - wanted).square().mean() / spread
+def _main_output(outputs: Any, is_logits: bool) -> tuple[Tensor, int | None]:
+    """What a network is for among all that it returns, and the axis of classes if it is logits.
+
+    Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
+    """
+    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+        return outputs["logits"], -1
+    found = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
+    if found is None:
+        raise SolverError(
+            f"midpoint steps compare outputs, and the model returns {type(outputs).__name__} without any."
+        )
+    return found, 1 if is_logits and found.ndim > 1 else None

@@ -14,10 +14,11 @@ from alignkit.alignment import Alignment
 from alignkit.deepalign import shipped_checkpoint
 from alignkit.deepalign.aligner import Aligner, Pair, load_aligner
 from alignkit.deepalign.consensus import MEMORY, ROUNDS, SHARPNESS, assign, consensus
-from alignkit.deepalign.midpoint import STEPS, meet_in_the_middle
+from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, Probed, find_probing
 from alignkit.errors import SolverError
+from alignkit.path_loss import Minibatches
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
 
 Encoder = Literal["learned", "probes", "dws"]
@@ -43,8 +44,8 @@ class DeepAlignOptions(SolverOptions):
     memory: float = Field(MEMORY, ge=0)
     """Weight of the scores of the round before, beside the similarities of weights."""
     midpoint: int | None = Field(None, ge=0)
-    """Steps that move scores until the network in the middle does on the probes what the two do on average. None is 8
-    where probes are data of a task, and 0 where they are random or ``encoder="dws"``."""
+    """Steps that move scores until the network in the middle does on 512 inputs of the task what the two do on
+    average. None is 8 where probes are data of a task, and 0 where they are random or ``encoder="dws"``."""
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, without the batch. Without it the shape is that of the task's inputs, or of the inputs that
     the graph was traced on."""
@@ -92,9 +93,11 @@ class DeepAlign(Solver[DeepAlignOptions]):
             reason = "" if probed is None else f": {probed.why}"
             raise SolverError(f"midpoint={steps} runs both networks: give a task, or leave midpoint= out{reason}.")
         a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
-        return meet_in_the_middle(
-            problem.graph, probed.probing, a, b, scores, steps=steps, sharpness=self.options.sharpness
-        )
+        batches = [probed.probing.batch]
+        if probed.is_data:
+            batches = Minibatches(probed.task, SAMPLES, SAMPLES, problem.generator()).pools
+        sharpness = self.options.sharpness
+        return meet_in_the_middle(problem.graph, probed.task, batches, a, b, scores, steps=steps, sharpness=sharpness)
 
     def _rounds(self, scores: object) -> int:
         if self.options.rounds is None and self.options.encoder == "dws":

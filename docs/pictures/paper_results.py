@@ -19,7 +19,7 @@ import measure  # noqa: E402
 TRAINED = ("Deep-Align", "probe encoder, trained")
 ORDER = (
     "naive", "weight matching", "activation matching", "probes only", "probes on data", "universal",
-    "probe encoder, trained", "Deep-Align", "Deep-Align + consensus", "Sinkhorn",
+    "probe encoder, trained", "probe encoder, trained, on data", "Deep-Align", "Deep-Align + consensus", "Deep-Align + consensus + midpoint", "Sinkhorn",
 )  # fmt: skip
 LABELS = {
     "weight_matching": "weight matching",
@@ -134,7 +134,17 @@ def goals() -> str:
     mean = {label: per_pair(column, "barriers").mean() for label, column in columns.items()}
     seconds = {label: per_pair(column, "seconds").mean() for label, column in columns.items()}
     lines = ["| goal | aligner | measured | reached |", "|---|---|---:|---|"]
-    for label in [name for name in ("Deep-Align", "Deep-Align + consensus", "probe encoder, trained") if name in mean]:
+    for label in [
+        name
+        for name in (
+            "Deep-Align",
+            "Deep-Align + consensus",
+            "Deep-Align + consensus + midpoint",
+            "probe encoder, trained",
+            "probe encoder, trained, on data",
+        )
+        if name in mean
+    ]:
         share = mean[label] / mean["activation matching"]
         lines.append(f"| barrier at most half of activation matching's | {label} | {share:.2f} | {yes(share <= 0.5)} |")
     for label in TRAINED:

@@ -14,11 +14,12 @@ import alignkit.zoo as zoo
 from alignkit.deepalign import shipped_checkpoint
 from alignkit.deepalign.aligner import load_aligner
 from alignkit.deepalign.consensus import ROUNDS
+from alignkit.deepalign.midpoint import STEPS
 
 SINKHORN_STEPS = 300
 SINKHORN_IMAGES = 10_000
 """Training samples of Sinkhorn, which draws minibatches; other methods see each of theirs in every call."""
-UNIVERSAL = "universal"
+UNIVERSAL, WITH_MIDPOINT = "universal", "Deep-Align + consensus + midpoint"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ def with_sinkhorn(column: Column, steps: int) -> Column:
         for seed, method in column.methods.items()
     }
     return Column(f"{column.name} + Sinkhorn", methods, column.facts)
+
+
+def on_data(column: Column) -> Column:
+    """The same with data of the task, which brings midpoint steps."""
+    return replace(column, methods={seed: replace(method, data=True) for seed, method in column.methods.items()})
 
 
 def of_aligners(name: str, folder: Path, trained_on: str, encoder: str, **options: Any) -> Column:
@@ -94,7 +100,9 @@ def all_columns(folder: Path, trained_on: str, steps: int = SINKHORN_STEPS) -> l
         plain("probes on data", "deepalign", data=True, encoder="probes"),
         trained,
         of_aligners("Deep-Align + consensus", folder, trained_on, "dws", rounds=ROUNDS),
+        on_data(of_aligners(WITH_MIDPOINT, folder, trained_on, "dws", rounds=ROUNDS, midpoint=STEPS)),
         probed,
+        on_data(of_aligners("probe encoder, trained, on data", folder, trained_on, "learned")),
         universal(),
         plain("Sinkhorn", "sinkhorn", data=True, start="identity", max_steps=steps),
         with_sinkhorn(weights, steps),
