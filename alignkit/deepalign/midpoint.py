@@ -88,7 +88,7 @@ class _Middle:
         self, graph: PermutationGraph, task: Task, batches: Sequence[Batch], a: Weights, b: Weights, sharpness: float
     ) -> None:
         self.graph, self.task, self.sides = graph, task, (a, b)
-        self.log_sharpness = torch.tensor(math.log(sharpness), device=task.device)
+        self.log_sharpness = torch.tensor(math.log(sharpness)).to(task.device)
         self.first = {name: node.name for node in graph.tensors.values() for name in node.names}
         self.parameters = {name for name, _ in task.model.named_parameters(remove_duplicate=False)}
         self.deviations: list[tuple[Batch, Callable[[Any], Tensor]]] = []
@@ -106,9 +106,8 @@ class _Middle:
     def slopes(self, scores: Scores) -> dict[str, Tensor]:
         """Gradient of the deviation between A and softly aligned B with respect to the scores."""
         with torch.enable_grad():
-            live = {group: matrix.detach().requires_grad_() for group, matrix in scores.items()}
-            on_device = {group: matrix.to(self.task.device) for group, matrix in live.items()}
-            relaxed = relax(self.graph, [on_device], self.log_sharpness, dtype=torch.float64).soft
+            live = {group: matrix.detach().to(self.task.device).requires_grad_() for group, matrix in scores.items()}
+            relaxed = relax(self.graph, [live], self.log_sharpness, dtype=torch.float64).soft
             soft = {group: matrix[0] for group, matrix in relaxed.items()}
 
             def moved(name: str, tensor: Tensor) -> Tensor:
@@ -116,7 +115,8 @@ class _Middle:
 
             total = torch.stack(self._parts(moved)).sum()
             slopes = torch.autograd.grad(total, list(live.values()), allow_unused=True)
-        return {group: slope for group, slope in zip(live, slopes, strict=True) if slope is not None}
+        found = zip(live, slopes, strict=True)
+        return {group: slope.to(scores[group].device) for group, slope in found if slope is not None}
 
     def _parts(self, moved: Callable[[str, Tensor], Tensor]) -> list[Tensor]:
         """Each batch's share of the mean deviation between A and B whose tensors are moved, by their first names."""

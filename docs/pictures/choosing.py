@@ -15,7 +15,7 @@ def measured() -> dict[str, dict[str, Any]]:
     for path in sorted(RESULTS.glob("paper-*.json")):
         content = read(path.stem.removeprefix("paper-"))
         timed = {k: c for k, c in content.get("columns", {}).items() if all("seconds" in r for r in c["runs"].values())}
-        if timed and "set" in content:
+        if timed and content.get("set") == content.get("trained_on") and "set" in content:
             found[content["set"]] = {**content, "columns": timed}
     return found
 

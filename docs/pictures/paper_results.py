@@ -19,8 +19,14 @@ import measure  # noqa: E402
 TRAINED = ("Deep-Align", "probe encoder, trained")
 ORDER = (
     "naive", "weight matching", "activation matching", "probes only", "probes on data", "universal",
-    "probe encoder, trained", "probe encoder, trained, on data", "Deep-Align", "Deep-Align + consensus", "Deep-Align + consensus + midpoint", "Sinkhorn",
+    "probe encoder, trained", "probe encoder, trained, on data", "Deep-Align", "Deep-Align + consensus",
+    "Deep-Align + consensus + midpoint", "Sinkhorn",
 )  # fmt: skip
+FOR_ONE = (
+    "Deep-Align", "Deep-Align + consensus", "Deep-Align + consensus + midpoint", "probe encoder, trained",
+    "probe encoder, trained, on data",
+)  # fmt: skip
+"""Columns of aligners that were trained for the architecture of the table."""
 LABELS = {
     "weight_matching": "weight matching",
     "frank_wolfe": "Frank-Wolfe, rounded",
@@ -134,17 +140,7 @@ def goals() -> str:
     mean = {label: per_pair(column, "barriers").mean() for label, column in columns.items()}
     seconds = {label: per_pair(column, "seconds").mean() for label, column in columns.items()}
     lines = ["| goal | aligner | measured | reached |", "|---|---|---:|---|"]
-    for label in [
-        name
-        for name in (
-            "Deep-Align",
-            "Deep-Align + consensus",
-            "Deep-Align + consensus + midpoint",
-            "probe encoder, trained",
-            "probe encoder, trained, on data",
-        )
-        if name in mean
-    ]:
+    for label in [name for name in FOR_ONE if name in mean]:
         share = mean[label] / mean["activation matching"]
         lines.append(f"| barrier at most half of activation matching's | {label} | {share:.2f} | {yes(share <= 0.5)} |")
     for label in TRAINED:

@@ -18,8 +18,15 @@ import measure
 import alignkit.zoo as zoo
 
 STEPS = (0, 25, 50, 100, 200)
-STARTS = ("weight matching", "activation matching", "probes only", "Deep-Align", "probe encoder, trained",
-          columns.UNIVERSAL)  # fmt: skip
+STARTS = (
+    "weight matching",
+    "activation matching",
+    "probes only",
+    "probes on data",
+    "Deep-Align",
+    "probe encoder, trained",
+    columns.UNIVERSAL,
+)
 
 
 def after_steps(column: columns.Column, steps: int) -> columns.Column:

@@ -30,7 +30,7 @@ Curve = list[tuple[int, float]]
 
 def start_columns(aligners: Path, trained_on: str) -> list[columns.Column]:
     """Methods whose alignments are starts; of the trained ones one seed each."""
-    names = ("weight matching", "probes only", "Deep-Align", "probe encoder, trained", columns.UNIVERSAL)
+    names = ("weight matching", "probes only", "probes on data", "Deep-Align", columns.UNIVERSAL)
     return [column for column in columns.all_columns(aligners, trained_on) if column.name in names]
 
 
