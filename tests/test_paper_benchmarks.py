@@ -21,7 +21,13 @@ TRAINED = {
     "probe encoder, trained, on data",
 }
 UNTRAINED = {"naive", "weight matching", "activation matching", "probes only", "probes on data"}
-WITH_SINKHORN = {"Sinkhorn", "weight matching + Sinkhorn", "Deep-Align + Sinkhorn", "probe encoder, trained + Sinkhorn"}
+WITH_SINKHORN = {
+    "Sinkhorn",
+    "weight matching + Sinkhorn",
+    "probes on data + Sinkhorn",
+    "Deep-Align + Sinkhorn",
+    "probe encoder, trained + Sinkhorn",
+}
 
 
 def call(script: str, *arguments: object) -> None:

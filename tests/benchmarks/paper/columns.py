@@ -78,7 +78,9 @@ def universal() -> Column:
     if not path.exists():
         return Column(UNIVERSAL, {})
     facts = {"fingerprint": load_aligner(path).fingerprint}
-    return Column(UNIVERSAL, {None: Method(UNIVERSAL, "deepalign", {"encoder": "learned"})}, (facts,))
+    return Column(
+        UNIVERSAL, {None: Method(UNIVERSAL, "deepalign", {"encoder": "learned", "inputs": "random"})}, (facts,)
+    )
 
 
 def all_columns(folder: Path, trained_on: str, steps: int = SINKHORN_STEPS) -> list[Column]:
@@ -91,13 +93,14 @@ def all_columns(folder: Path, trained_on: str, steps: int = SINKHORN_STEPS) -> l
     """
     weights = plain("weight matching", "weight_matching")
     trained = of_aligners("Deep-Align", folder, trained_on, "dws")
-    probed = of_aligners("probe encoder, trained", folder, trained_on, "learned")
+    probed_on_data = plain("probes on data", "deepalign", data=True, encoder="probes")
+    probed = of_aligners("probe encoder, trained", folder, trained_on, "learned", inputs="random")
     found = [
         plain("naive", None),
         weights,
         plain("activation matching", "activation_matching", data=True),
-        plain("probes only", "deepalign", encoder="probes"),
-        plain("probes on data", "deepalign", data=True, encoder="probes"),
+        plain("probes only", "deepalign", encoder="probes", inputs="random"),
+        probed_on_data,
         trained,
         of_aligners("Deep-Align + consensus", folder, trained_on, "dws", rounds=ROUNDS),
         on_data(of_aligners(WITH_MIDPOINT, folder, trained_on, "dws", rounds=ROUNDS, midpoint=STEPS)),
@@ -106,6 +109,7 @@ def all_columns(folder: Path, trained_on: str, steps: int = SINKHORN_STEPS) -> l
         universal(),
         plain("Sinkhorn", "sinkhorn", data=True, start="identity", max_steps=steps),
         with_sinkhorn(weights, steps),
+        with_sinkhorn(probed_on_data, steps),
         with_sinkhorn(trained, steps),
         with_sinkhorn(probed, steps),
         with_sinkhorn(universal(), steps),
