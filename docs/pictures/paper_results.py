@@ -237,7 +237,7 @@ def starts_figure() -> str:
 
 def steps_figure(*names: str) -> str:
     """Barrier of INRs against the number of Sinkhorn steps."""
-    figure, axes = plt.subplots(1, len(names), figsize=(4.8 * len(names), 3.8), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.6), layout="constrained", squeeze=False)
     for ax, name in zip(axes[0], names, strict=True):
         found = read(f"{name}-steps")
         places = [int(steps) for steps in found["steps"]]

@@ -75,12 +75,13 @@ def main() -> None:
     parser.add_argument("--trained-on", default="mnist-mlp", help="set that the aligners were trained on")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--only", nargs="*", help="names of columns; all if left out")
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=6, help="at most as many as a set has networks")
     parser.add_argument("--images", type=int, default=2000, help="training samples of methods that take data")
     parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
     arguments = parser.parse_args()
     measure.single_thread()
     sets = [zoo.NetworkSet.open(arguments.folder / name) for name in ("split-a", "split-b")]
+    arguments.pairs = min(arguments.pairs, *map(len, sets))
     few, test = tasks(sets[0], arguments.data, arguments.images)
     many, _ = tasks(sets[0], arguments.data, columns.SINKHORN_IMAGES)
     results: dict[str, Any] = measure.read_json(arguments.output) if arguments.output.exists() else {}
