@@ -93,7 +93,7 @@ def figure() -> str:
     panel.set_yticks(range(len(RESULTS)), list(RESULTS))
     panel.invert_yaxis()
     panel.set_xlabel("mean barrier relative to weight matching, best of 10")
-    panel.legend(loc="lower left")
+    size.legend(loc="outside lower center", ncols=3, fontsize="small")
     stream = io.StringIO()
     size.savefig(stream, format="svg")
     plt.close(size)
