@@ -43,6 +43,16 @@ def barriers() -> str:
     return "\n".join(lines)
 
 
+def seeds() -> str:
+    """Geometric means over the shapes of the encoder trained from several seeds, in words."""
+    names = ["learned", *(name for name in next(iter(RESULTS.values()))["barrier"] if name.startswith("learned, seed"))]
+    means = [np.exp(np.mean([np.log(found["barrier"][name]) for found in RESULTS.values()])) for name in names]
+    return (
+        f"P trained from {len(means)} seeds: geometric means {', '.join(f'{mean:.4f}' for mean in means)}, deviation "
+        f"{np.std(means, ddof=1):.4f}."
+    )
+
+
 def ratios() -> str:
     """Ratios of mean barriers with 95 % intervals."""
     names = list(next(iter(RESULTS.values()))["ratios"])

@@ -104,6 +104,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of sets; all held-out ones if left out")
     parser.add_argument("--split", default="test", help="whose networks; validation ones are for choosing settings")
     parser.add_argument("--checkpoint", type=Path, help="an aligner in place of the shipped one")
+    parser.add_argument(
+        "--seeds", type=Path, nargs="*", default=[], help="the aligner trained from seed 1, 2 and so on"
+    )
     parser.add_argument("--pairs", type=int, default=36)
     parser.add_argument("--samples", type=int, default=2000, help="test samples of a barrier")
     parser.add_argument("--sinkhorn", action="store_true", help="measure Sinkhorn too, the slowest by far")
@@ -113,6 +116,8 @@ def main() -> None:
     arguments = parser.parse_args()
     measure.single_thread()
     methods = [measure.with_checkpoint(m, arguments.checkpoint) for m in METHODS + [SINKHORN] * arguments.sinkhorn]
+    for seed, path in enumerate(arguments.seeds, start=1):
+        methods.append(Method(f"learned, seed {seed}", "deepalign", {"encoder": "learned", "checkpoint": path}))
     results: dict[str, Any] = {}
     if arguments.output.exists():
         results = measure.read_json(arguments.output)
