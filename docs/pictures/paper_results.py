@@ -237,19 +237,20 @@ def starts_figure() -> str:
 
 def steps_figure(*names: str) -> str:
     """Barrier of INRs against the number of Sinkhorn steps."""
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.6), layout="constrained", squeeze=False)
-    for ax, name in zip(axes[0], names, strict=True):
-        found = read(f"{name}-steps")
-        places = [int(steps) for steps in found["steps"]]
-        for label in found["steps"]["0"]["columns"]:
-            means = [
-                per_pair(part["columns"][label], "barriers").mean() if label in part["columns"] else np.nan
-                for part in found["steps"].values()
-            ]
-            ax.plot(places, means, marker="o", markersize=4, label=label)
-        ax.set(title=found["about"]["source"], xlabel="Sinkhorn steps", ylabel="barrier")
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 4.2), layout="constrained", squeeze=False)
+    every = {name: read(f"{name}-steps") for name in names}
+    labels = list(dict.fromkeys(label for found in every.values() for label in found["steps"]["0"]["columns"]))
+    for ax, found in zip(axes[0], every.values(), strict=True):
+        for at, label in enumerate(labels):
+            parts = [(int(steps), part["columns"].get(label)) for steps, part in found["steps"].items()]
+            drawn = [(steps, per_pair(column, "barriers").mean()) for steps, column in parts if column]
+            if drawn:
+                ax.plot(*zip(*drawn, strict=True), color=f"C{at}", marker="o", markersize=4, label=label)
+        ax.set(title=f"{found['about']['architecture']},\n{found['about']['source']}", xlabel="Sinkhorn steps")
         ax.set_ylim(bottom=0)
-    axes[0, -1].legend(fontsize="small")
+    axes[0, 0].set_ylabel("barrier")
+    shown = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, fontsize="small")
     return svg(figure)
 
 
