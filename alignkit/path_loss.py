@@ -30,7 +30,7 @@ class Minibatches:
 
     def __init__(self, task: Task, samples: int, size: int, generator: torch.Generator) -> None:
         self.size, self.generator = size, generator
-        self.pools = _pooled(_first(task, samples))
+        self.pools = _pooled(first_batches(task, samples))
         self._left: list[tuple[int, Tensor]] = []
 
     def draw(self) -> Batch:
@@ -137,8 +137,12 @@ class PathLoss:
 # ---------------------------------------------------------------------- pools of samples
 
 
-def _first(task: Task, samples: int) -> list[Batch]:
-    """The task's first batches, on its device, checked."""
+def first_batches(task: Task, samples: int) -> list[Batch]:
+    """The task's first batches, on its device, checked; the last is cut where there are more than ``samples``.
+
+    Raises:
+        TaskError: A batch holds NaN or infinity.
+    """
     found: list[Batch] = []
     count = 0
     for batch in task.batches:

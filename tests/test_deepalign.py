@@ -10,9 +10,11 @@ from alignkit import Alignment, Task, builders, interpolate, merge, solve, trace
 from alignkit.deepalign.aligner import save_aligner
 from alignkit.deepalign.consensus import assign, consensus
 from alignkit.deepalign.encoder import ProbeEncoder
+from alignkit.deepalign.midpoint import meet_in_the_middle
 from alignkit.deepalign.probes import standardised
 from alignkit.errors import SolverError
 from alignkit.objective import Objective
+from alignkit.path_loss import first_batches
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
 
 
@@ -179,3 +181,23 @@ def test_midpoint_steps_are_for_data_unless_they_are_asked_for():
     assert solved(inputs="random") == solved(inputs="random", midpoint=0)
     with pytest.raises(SolverError, match="midpoint=8 runs both networks: give a task"):
         solve(pair.graph.bind(pair.a, pair.b), solver="deepalign", midpoint=8)
+
+
+def test_midpoint_steps_do_not_depend_on_how_the_data_is_cut():
+    pair, _ = two_networks(mlp_of_four)
+    data = (mlp_of_four().inputs(96), torch.zeros(96).long())
+    generator = torch.Generator().manual_seed(0)
+    start = {
+        name: standardised(torch.randn(group.size, group.size, generator=generator, dtype=torch.float64))
+        for name, group in pair.graph.groups.items()
+    }
+    found = []
+    for chunk in (None, 32):
+        task = Task(pair.module_a, data, "cross_entropy", chunk=chunk)
+        batches = first_batches(task, 80)
+        assert [batch.size for batch in batches] == ([80] if chunk is None else [32, 32, 16])
+        sides = (task.checked(side) for side in (pair.a, pair.b))
+        found.append(meet_in_the_middle(pair.graph, task, batches, *sides, start))
+    for name, scores in start.items():
+        assert not torch.allclose(found[0][name], scores)
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)

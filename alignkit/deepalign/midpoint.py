@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -101,25 +102,37 @@ class _Middle:
         """Deviation of the outputs in the middle once units are assigned."""
         alignment = Alignment(self.graph, assign(self.graph, scores))
         with torch.no_grad():
-            return float(sum(self._parts(alignment.apply_tensor)))
+            weights = self._weights(alignment.apply_tensor)
+            return sum(float(self._part(at, weights)) for at in range(len(self.deviations)))
 
     def slopes(self, scores: Scores) -> dict[str, Tensor]:
-        """Gradient of the deviation between A and softly aligned B with respect to the scores."""
+        """Gradient of the deviation between A and softly aligned B with respect to the scores.
+
+        Batches are run one after the other, down to the weights in the middle: memory is that of one of them.
+        """
         with torch.enable_grad():
             live = {group: matrix.detach().to(self.task.device).requires_grad_() for group, matrix in scores.items()}
-            relaxed = relax(self.graph, [live], self.log_sharpness, dtype=torch.float64).soft
-            soft = {group: matrix[0] for group, matrix in relaxed.items()}
+            weights = self._weights(self._softly(live))
+            moving = list({id(tensor): tensor for tensor in weights.values() if tensor.requires_grad}.values())
+            ends = {id(tensor): tensor.detach().requires_grad_() for tensor in moving}
+            leaves = {name: ends.get(id(tensor), tensor) for name, tensor in weights.items()}
+            pulled = [torch.zeros_like(tensor) for tensor in moving]
+            for at in range(len(self.deviations)):
+                found = torch.autograd.grad(self._part(at, leaves), list(ends.values()), allow_unused=True)
+                pulled = [total if one is None else total + one for total, one in zip(pulled, found, strict=True)]
+            slopes = torch.autograd.grad(moving, list(live.values()), pulled, allow_unused=True) if moving else ()
+        pairs = zip(live, slopes, strict=bool(moving))
+        return {group: slope.to(scores[group].device) for group, slope in pairs if slope is not None}
 
-            def moved(name: str, tensor: Tensor) -> Tensor:
-                return ProjectedAlignment(self.graph, soft, tensor.dtype).apply_tensor(name, tensor)
+    def _softly(self, scores: Scores) -> Callable[[str, Tensor], Tensor]:
+        """Moves tensors by soft alignments."""
+        relaxed = relax(self.graph, [scores], self.log_sharpness, dtype=torch.float64).soft
+        soft = {group: matrix[0] for group, matrix in relaxed.items()}
+        in_dtype = cache(lambda dtype: ProjectedAlignment(self.graph, soft, dtype))
+        return lambda name, tensor: in_dtype(tensor.dtype).apply_tensor(name, tensor)
 
-            total = torch.stack(self._parts(moved)).sum()
-            slopes = torch.autograd.grad(total, list(live.values()), allow_unused=True)
-        found = zip(live, slopes, strict=True)
-        return {group: slope.to(scores[group].device) for group, slope in found if slope is not None}
-
-    def _parts(self, moved: Callable[[str, Tensor], Tensor]) -> list[Tensor]:
-        """Each batch's share of the mean deviation between A and B whose tensors are moved, by their first names."""
+    def _weights(self, moved: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+        """The mean of A and of B whose tensors are moved, by their first names."""
         a, b = self.sides
         middle: dict[str, Tensor] = {}
         weights = {}
@@ -131,11 +144,13 @@ class _Middle:
                 tensor = middle[first]
             # Gradients go through parameters only: batch_norm has none for its running statistics.
             weights[name] = tensor if name in self.parameters else tensor.detach()
+        return weights
+
+    def _part(self, at: int, weights: Weights) -> Tensor:
+        """One batch's share of the mean deviation over all samples."""
+        batch, deviation = self.deviations[at]
         samples = sum(batch.size for batch, _ in self.deviations)
-        return [
-            batch.size / samples * deviation(call_with(self.task.model, weights, batch.inputs))
-            for batch, deviation in self.deviations
-        ]
+        return batch.size / samples * deviation(call_with(self.task.model, weights, batch.inputs))
 
 
 def _deviation_from(left: Any, right: Any, *, is_logits: bool) -> Callable[[Any], Tensor]:

@@ -18,7 +18,7 @@ from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, Probed, find_probing
 from alignkit.errors import SolverError
-from alignkit.path_loss import Minibatches
+from alignkit.path_loss import first_batches
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
 
 Encoder = Literal["learned", "probes", "dws"]
@@ -57,8 +57,8 @@ class DeepAlign(Solver[DeepAlignOptions]):
     After [Navon24]: features that follow the units under any permutation, cosine similarities, Sinkhorn, linear
     assignment; here followed by rounds of consensus with the similarities of weights, and on data by a few steps that
     make the network in the middle do what the two do. No labels are used: of a task only inputs, and with modules and a
-    traced graph (or ``input_shape``) no data at all. Where networks cannot be run
-    it works from weights alone, all groups unknown at first.
+    traced graph (or ``input_shape``) no data at all. Where networks cannot be run it works from weights alone, all
+    groups unknown at first.
     """
 
     name = "deepalign"
@@ -95,7 +95,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
         batches = [probed.probing.batch]
         if probed.is_data:
-            batches = Minibatches(probed.task, SAMPLES, SAMPLES, problem.generator()).pools
+            batches = first_batches(probed.task, SAMPLES)
         sharpness = self.options.sharpness
         return meet_in_the_middle(problem.graph, probed.task, batches, a, b, scores, steps=steps, sharpness=sharpness)
 
