@@ -6,37 +6,103 @@ The public API::
     pair = graph.bind(model_a, model_b)
     solution = alignkit.solve(pair, solver="weight_matching")
     aligned_b = solution.apply(model_b)
+
+Names and sub-packages are imported at their first use, so that ``import alignkit`` costs next to nothing.
 """
 
 from __future__ import annotations
 
-from alignkit.alignment import Alignment
-from alignkit.assignment import linear_assignment
-from alignkit.canonical import Canonical, canonicalize
-from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
-from alignkit.compare import compare
-from alignkit.comparison import Comparison
-from alignkit.distance import Distance, distance
-from alignkit.errors import AlignkitError
-from alignkit.evaluate import Interpolation, interpolate
-from alignkit.graph import BoundGraph, PermutationGraph, builders
-from alignkit.hookspecs import hookimpl
-from alignkit.low_memory import align_checkpoint, match_checkpoints, merge_checkpoints
-from alignkit.many import ManyAlignment, align_many
-from alignkit.merge import merge, transport
-from alignkit.objective import Objective
-from alignkit.observers import logged, progress
-from alignkit.plugins import solvers
-from alignkit.repair import repair, reset_batchnorm
-from alignkit.soft import SoftAlignment
-from alignkit.solution import Solution
-from alignkit.solve import solve
-from alignkit.solver import Needs, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
-from alignkit.task import Task
-from alignkit.trace import trace
-from alignkit.weights import read_weights, write_weights
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignkit import deepalign as deepalign
+    from alignkit import models as models
+    from alignkit import plotting as plotting
+    from alignkit import plugins as plugins
+    from alignkit import reports as reports
+    from alignkit import testing as testing
+    from alignkit import training as training
+    from alignkit import zoo as zoo
+    from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
+    from alignkit.checkpoints.weights import read_weights, write_weights
+    from alignkit.errors import AlignkitError
+    from alignkit.graph import BoundGraph, PermutationGraph, builders
+    from alignkit.graph.elements.alignment import Alignment
+    from alignkit.jobs.align_many import ManyAlignment, align_many
+    from alignkit.jobs.canonicalize import Canonical, canonicalize
+    from alignkit.jobs.compare.compare import compare
+    from alignkit.jobs.compare.comparison import Comparison
+    from alignkit.jobs.distance import Distance, distance
+    from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints
+    from alignkit.jobs.merge import merge, transport
+    from alignkit.jobs.repair import repair, reset_batchnorm
+    from alignkit.jobs.solve import solve
+    from alignkit.matching.assignment import linear_assignment
+    from alignkit.matching.objective import Objective
+    from alignkit.matching.soft_alignment import SoftAlignment
+    from alignkit.plugins.hookspecs import hookimpl
+    from alignkit.plugins.observers import logged, progress
+    from alignkit.plugins.plugin_registry import list_solvers
+    from alignkit.solver.contract import Needs, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
+    from alignkit.solver.solution import Solution
+    from alignkit.tasks.interpolation import Interpolation, interpolate
+    from alignkit.tasks.task import Task
+    from alignkit.tracing import trace
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AlignkitError": "alignkit.errors",
+    "Alignment": "alignkit.graph.elements.alignment",
+    "BoundGraph": "alignkit.graph",
+    "Canonical": "alignkit.jobs.canonicalize",
+    "Checkpoint": "alignkit.checkpoints",
+    "Comparison": "alignkit.jobs.compare.comparison",
+    "Distance": "alignkit.jobs.distance",
+    "Interpolation": "alignkit.tasks.interpolation",
+    "ManyAlignment": "alignkit.jobs.align_many",
+    "Needs": "alignkit.solver.contract",
+    "Objective": "alignkit.matching.objective",
+    "Outcome": "alignkit.solver.contract",
+    "PermutationGraph": "alignkit.graph",
+    "Problem": "alignkit.solver.contract",
+    "Returns": "alignkit.solver.contract",
+    "SoftAlignment": "alignkit.matching.soft_alignment",
+    "Solution": "alignkit.solver.solution",
+    "Solver": "alignkit.solver.contract",
+    "SolverOptions": "alignkit.solver.contract",
+    "Status": "alignkit.solver.contract",
+    "Step": "alignkit.solver.contract",
+    "Task": "alignkit.tasks.task",
+    "align_checkpoint": "alignkit.jobs.from_disk",
+    "align_many": "alignkit.jobs.align_many",
+    "builders": "alignkit.graph",
+    "canonicalize": "alignkit.jobs.canonicalize",
+    "compare": "alignkit.jobs.compare.compare",
+    "distance": "alignkit.jobs.distance",
+    "hookimpl": "alignkit.plugins.hookspecs",
+    "interpolate": "alignkit.tasks.interpolation",
+    "linear_assignment": "alignkit.matching.assignment",
+    "list_solvers": "alignkit.plugins.plugin_registry",
+    "logged": "alignkit.plugins.observers",
+    "match_checkpoints": "alignkit.jobs.from_disk",
+    "merge": "alignkit.jobs.merge",
+    "merge_checkpoints": "alignkit.jobs.from_disk",
+    "open_checkpoint": "alignkit.checkpoints",
+    "progress": "alignkit.plugins.observers",
+    "read_weights": "alignkit.checkpoints.weights",
+    "repair": "alignkit.jobs.repair",
+    "reset_batchnorm": "alignkit.jobs.repair",
+    "solve": "alignkit.jobs.solve",
+    "trace": "alignkit.tracing",
+    "transport": "alignkit.jobs.merge",
+    "write_checkpoint": "alignkit.checkpoints",
+    "write_weights": "alignkit.checkpoints.weights",
+}
+"""Where each public name is defined."""
+_ROOMS = ("deepalign", "models", "plotting", "plugins", "reports", "testing", "training", "zoo")
+"""Public sub-packages."""
 
 __all__ = [
     "AlignkitError",
@@ -70,6 +136,7 @@ __all__ = [
     "hookimpl",
     "interpolate",
     "linear_assignment",
+    "list_solvers",
     "logged",
     "match_checkpoints",
     "merge",
@@ -80,9 +147,21 @@ __all__ = [
     "repair",
     "reset_batchnorm",
     "solve",
-    "solvers",
     "trace",
     "transport",
     "write_checkpoint",
     "write_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"alignkit.{name}")
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+    raise AttributeError(f"module 'alignkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from activation_problems import KINDS, encoder, functional, words
-from alignkit.activations import CrossMoments, find_readings
-from alignkit.alignment import Alignment
+from alignkit.activations.readings import CrossMoments, find_readings
 from alignkit.errors import SolverError
 from alignkit.graph import PermutationGraph
-from alignkit.solve import solve
-from alignkit.solver import Problem
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.solve import solve
+from alignkit.solver.contract import Problem
 from alignkit.solvers.activation_matching import ActivationMatching
-from alignkit.task import Task
+from alignkit.tasks.task import Task
 from alignkit.testing.problems import attention, convnet, independent_pair, mlp, planted_pair
-from alignkit.trace import trace
+from alignkit.tracing import trace
 
 
 def matched(pair, inputs=None, **options):

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkit import assignment
-from alignkit.assignment import assignment_value, linear_assignment
 from alignkit.errors import AssignmentError
+from alignkit.matching import assignment
+from alignkit.matching.assignment import assignment_value, linear_assignment
 
 BACKENDS = ["auto", "scipy", pytest.param("lapx", marks=pytest.mark.skipif(
     "lapx" not in assignment.available_backends(), reason="lapx is not installed"))]  # fmt: skip

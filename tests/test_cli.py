@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import alignkit
 from alignkit import Alignment, Outcome, PermutationGraph, Problem, Solver, SolverOptions, read_weights, write_weights
 from alignkit.cli import app
-from alignkit.plugins import registry
-from alignkit.solver import Report
+from alignkit.plugins.plugin_registry import registry
+from alignkit.solver.contract import Report
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 
@@ -213,9 +213,9 @@ def test_an_unexpected_error_is_told_apart(folder: Path, monkeypatch: pytest.Mon
 
 def test_every_registered_solver_is_listed() -> None:
     printed = run("solvers")
-    assert all(name in printed for name in alignkit.solvers())
+    assert all(name in printed for name in alignkit.list_solvers())
     listed = json.loads(run("solvers", "--json"))
-    assert [entry["name"] for entry in listed] == sorted(alignkit.solvers())
+    assert [entry["name"] for entry in listed] == sorted(alignkit.list_solvers())
     options = next(entry["options"] for entry in listed if entry["name"] == "weight_matching")
     assert "description" in options["properties"]["restarts"]
 
@@ -262,7 +262,7 @@ def test_the_demo_compares_every_solver_with_the_identity_first(demo: tuple[Path
     result = json.loads((folder / "demo.json").read_text())
     rows = {row["solver"]: row for row in result["solvers"]}
     assert next(iter(rows)) == "identity"
-    assert set(rows) == set(alignkit.solvers())
+    assert set(rows) == set(alignkit.list_solvers())
     assert all(name in printed for name in rows)
     assert rows["identity"]["distance_after"] == pytest.approx(rows["identity"]["distance_before"])
     assert rows["identity"]["barrier"] > 0.2  # two seeds: the plain average is visibly worse

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import alignkit
 from alignkit import Alignment, PermutationGraph, read_weights, write_weights
 from alignkit.cli import app
-from alignkit.merge import merge, transport
+from alignkit.jobs.merge import merge, transport
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 MODULE = """
@@ -230,7 +230,7 @@ def test_compare_measures_the_repaired_average(folder, module):
 
 
 def alignkit_comparison(text):
-    from alignkit.comparison import Comparison
+    from alignkit.jobs.compare.comparison import Comparison
 
     return Comparison.from_json(text)
 

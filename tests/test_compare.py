@@ -17,16 +17,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from alignkit.compare import compare
-from alignkit.comparison import Comparison
 from alignkit.errors import ComparisonError, SolverError
-from alignkit.evaluate import interpolate
-from alignkit.merge import merge
-from alignkit.plugins import solvers
-from alignkit.repair import repair
-from alignkit.solve import solve
+from alignkit.jobs.compare.compare import compare
+from alignkit.jobs.compare.comparison import Comparison
+from alignkit.jobs.merge import merge
+from alignkit.jobs.repair import repair
+from alignkit.jobs.solve import solve
+from alignkit.plugins.plugin_registry import list_solvers
 from alignkit.solvers.weight_matching import WeightMatching
-from alignkit.task import Task
+from alignkit.tasks.interpolation import interpolate
+from alignkit.tasks.task import Task
 from alignkit.testing import independent_pair, mlp, planted_pair
 from comparison_solvers import Raises, Shuffle
 
@@ -129,8 +129,8 @@ def test_one_solver_with_several_options_needs_names_or_shows_them(pair):
 
 
 def test_every_registered_solver_is_a_row_with_numbers_or_with_a_reason(pair):
-    found = compare(pair.bind(), list(solvers()), max_steps=5)
-    assert set(found.solvers) == set(solvers())
+    found = compare(pair.bind(), list(list_solvers()), max_steps=5)
+    assert set(found.solvers) == set(list_solvers())
     for row in found.rows:
         assert (row.distance is None) == bool(row.reason)
     assert "pass task=" in found.row("activation_matching").reason
@@ -215,13 +215,13 @@ def test_numbers_fit_a_terminal_of_80_columns(pair, task):
 
 
 def test_peak_memory_sees_a_large_allocation():
-    from alignkit.memory import CLEAR, peak_memory
+    from alignkit.jobs.peak_memory import CLEAR, peak_memory
 
     if not CLEAR.exists():
         pytest.skip("peak memory on the CPU is read from /proc, which this system does not have")
     # A process of its own: here the allocator may hold enough memory from earlier tests.
     script = (
-        "import torch\nfrom alignkit.memory import peak_memory\n"
+        "import torch\nfrom alignkit.jobs.peak_memory import peak_memory\n"
         "with peak_memory(torch.device('cpu')) as reading: torch.ones(1 << 24).sum()\nprint(reading.peak)"
     )
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
@@ -294,7 +294,7 @@ KILLED = """
 import sys
 sys.path[:0] = {paths!r}
 from comparison_solvers import Shuffle
-from alignkit.compare import compare
+from alignkit.jobs.compare.compare import compare
 from alignkit.testing import mlp, planted_pair
 pair = planted_pair(mlp(6, 12, 10, 3), noise=0.1)
 compare(pair.bind(), {{"x": Shuffle(log={log!r}, hang_at={hang})}}, seeds=range(4), path={path!r})

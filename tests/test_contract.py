@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkit.alignment import Alignment
 from alignkit.errors import SolverError
-from alignkit.plugins import Registry
-from alignkit.solver import Outcome, Problem, Returns, Solver, SolverOptions, Step
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.plugins.plugin_registry import Registry
+from alignkit.solver.contract import Outcome, Problem, Returns, Solver, SolverOptions, Step
 from alignkit.solvers.identity import Identity
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual

@@ -13,8 +13,8 @@ from alignkit.deepalign.encoder import ProbeEncoder
 from alignkit.deepalign.midpoint import meet_in_the_middle
 from alignkit.deepalign.probes import standardised
 from alignkit.errors import SolverError
-from alignkit.objective import Objective
-from alignkit.path_loss import first_batches
+from alignkit.matching.objective import Objective
+from alignkit.tasks.path_loss import first_batches
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
 
 

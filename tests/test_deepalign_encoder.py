@@ -16,7 +16,7 @@ from alignkit.deepalign.encoder import ProbeEncoder
 from alignkit.deepalign.probing import find_probing
 from alignkit.deepalign.wiring import find_wiring
 from alignkit.errors import SolverError, WeightsError
-from alignkit.solver import Problem
+from alignkit.solver.contract import Problem
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
 
 ARCHITECTURES = [lambda: mlp(6, 16, 12, 4), convnet, attention, residual]

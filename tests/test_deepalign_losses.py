@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from alignkit import Alignment, PermutationGraph, Task, builders
-from alignkit.batches import Batch
-from alignkit.deepalign.augment import Augmentations, augmented, find_freedoms
 from alignkit.deepalign.consensus import assign, soft_elements
-from alignkit.deepalign.losses import alignment_loss, interpolation_loss, moved_softly, relax, supervised_loss
+from alignkit.tasks.batches import Batch
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
+from alignkit.training.augment import Augmentations, augmented, find_freedoms
+from alignkit.training.losses import alignment_loss, interpolation_loss, moved_softly, relax, supervised_loss
 
 BUILDS = [lambda: mlp(6, 16, 12, 4), convnet, attention, residual]
 NAMES = ["mlp", "convnet", "attention", "residual"]

@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 from alignkit import Alignment, Task, builders
 from alignkit.cli import app
 from alignkit.deepalign.aligner import Aligner, load_aligner, read_card
-from alignkit.deepalign.augment import Augmentations
-from alignkit.deepalign.dws import DwsAligner
+from alignkit.deepalign.dws.aligner import DwsAligner
 from alignkit.deepalign.encoder import ProbeEncoder
-from alignkit.deepalign.pairs import Limits, Pool
-from alignkit.deepalign.records import CHECKPOINT, METRICS, read_metrics
-from alignkit.deepalign.step_losses import Portion, StepLosses
-from alignkit.deepalign.training import train
-from alignkit.deepalign.training_settings import RECOMMENDED, TrainingSettings
 from alignkit.errors import MissingExtraError, TrainingError
+from alignkit.training.augment import Augmentations
+from alignkit.training.loop import train
+from alignkit.training.pairs import Limits, Pool
+from alignkit.training.records import CHECKPOINT, METRICS, read_metrics
+from alignkit.training.settings import RECOMMENDED, TrainingSettings
+from alignkit.training.step_losses import Portion, StepLosses
 
 
 def perceptron(width):
@@ -216,9 +216,9 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(kind, stop_after, small
 KILLED = """
 import sys, torch
 from test_deepalign_training import QUICK, Small, fresh
-from alignkit.deepalign.step_losses import Portion, StepLosses
-from alignkit.deepalign.training import train
-from alignkit.deepalign.training_settings import TrainingSettings
+from alignkit.training.step_losses import Portion, StepLosses
+from alignkit.training.loop import train
+from alignkit.training.settings import TrainingSettings
 small = Small(width=6, count=6)
 train(fresh("dws", small.graph), [small], TrainingSettings(steps=500, **QUICK), sys.argv[1], resume=True)
 """

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from alignkit import Alignment, Objective, PermutationGraph, solve
-from alignkit.canonical import can_be_batched, canonicalize
-from alignkit.distance import distance
 from alignkit.errors import AlignmentError, BindError
+from alignkit.jobs.canonicalize import can_be_batched, canonicalize
+from alignkit.jobs.distance import distance
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
 from test_objective import SPECS, every_alignment, pair_of
 
@@ -135,7 +135,7 @@ def test_every_kind_of_graph_is_served(name: str) -> None:
 def test_the_size_of_a_batch_is_irrelevant(monkeypatch) -> None:
     graph, reference, networks = wide("mlp", 12)
     whole = canonicalize(graph, networks, reference)
-    monkeypatch.setattr("alignkit.canonical.BATCH_ELEMENTS", 5 * sum(t.numel() for t in reference.values()))
+    monkeypatch.setattr("alignkit.jobs.canonicalize.BATCH_ELEMENTS", 5 * sum(t.numel() for t in reference.values()))
     parts = canonicalize(graph, networks, reference)
     assert all(torch.equal(whole.perms[name], parts.perms[name]) for name in graph.groups)
     assert torch.equal(whole.after, parts.after)

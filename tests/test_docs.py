@@ -15,8 +15,9 @@ import typer
 from torch import nn
 
 import alignkit
-from alignkit import builders, cli, hookspecs
-from alignkit.plugins import Registry
+from alignkit import builders, cli
+from alignkit.plugins import hookspecs
+from alignkit.plugins.plugin_registry import Registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,7 +55,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    modules = ("alignkit.errors", "alignkit.hookspecs", "alignkit.graph.builders")
+    modules = ("alignkit.errors", "alignkit.plugins.hookspecs", "alignkit.graph.builders")
     covered = {name for module in modules for name in dir(__import__(module, fromlist=["x"]))}
     missing = [name for name in alignkit.__all__ if not re.search(rf"::: alignkit\..*\b{name}\b", PAGES)]
     assert [name for name in missing if name not in covered] == []
@@ -63,7 +64,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_documented_with_an_example_that_runs(hook: str) -> None:
     assert len((getattr(hookspecs, hook).__doc__ or "").strip()) > 40
-    assert "::: alignkit.hookspecs" in PAGES
+    assert "::: alignkit.plugins.hookspecs" in PAGES
     section = TEXTS["plugins.md"].partition(f"\n## {hook}\n")[2].partition("\n## ")[0]
     (block,) = re.findall(r"^```python exec=.*?\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     assert f"def {hook}(self" in block

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from alignkit import Alignment, PermutationGraph, trace
 from alignkit.deepalign.aligner import Pair, load_aligner, save_aligner
 from alignkit.deepalign.consensus import assign
-from alignkit.deepalign.dws import DwsAligner
+from alignkit.deepalign.dws.aligner import DwsAligner
 from alignkit.errors import AlignmentError
-from alignkit.objective import Objective
+from alignkit.matching.objective import Objective
 from alignkit.testing import Architecture, attention, convnet, mlp, planted_pair, residual
 from graph_strategies import graphs
 

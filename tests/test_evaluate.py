@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from alignkit import evaluate
 from alignkit.errors import MissingExtraError, TaskError, WeightsError
-from alignkit.evaluate import Interpolation, interpolate
-from alignkit.plotting import plot_interpolations
-from alignkit.task import Task
+from alignkit.plotting.pictures import plot_interpolations
+from alignkit.tasks import interpolation as evaluate
+from alignkit.tasks.interpolation import Interpolation, interpolate
+from alignkit.tasks.task import Task
 
 
 class ConvNet(nn.Module):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from alignkit import Alignment, Objective, SoftAlignment, solve
-from alignkit.frame import Frame, canonical_order
 from alignkit.graph import BoundGraph
-from alignkit.relaxation import Relaxation, best_step
+from alignkit.matching.canonical_order import Frame, canonical_order
+from alignkit.matching.relaxation import Relaxation, best_step
 from alignkit.solvers.frank_wolfe import FrankWolfe, random_point
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
 from test_objective import SPECS, every_alignment, pair_of

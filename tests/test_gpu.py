@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignkit.plugins import solvers
-from alignkit.solve import solve
-from alignkit.solver import Outcome, Solver, SolverOptions
+from alignkit.jobs.solve import solve
+from alignkit.plugins.plugin_registry import list_solvers
+from alignkit.solver.contract import Outcome, Solver, SolverOptions
 from alignkit.testing import mlp, planted_pair
 
 sys.path.insert(0, str(Path(__file__).parent / "gpu"))
@@ -35,12 +35,12 @@ def test_the_script_runs_on_the_cpu_and_says_so(capsys, tmp_path):
     assert "device: cpu; size: small" in said
     assert "nothing about a GPU" in said
     lines = json.loads(path.read_text())["lines"]
-    assert {line["solver"] for line in lines} == set(solvers())
+    assert {line["solver"] for line in lines} == set(list_solvers())
     assert all(line["same_order"] and line["to_device"] == line["to_host"] == 0 for line in lines)
 
 
 @no_pretending
-@pytest.mark.parametrize("solver", sorted(solvers()))
+@pytest.mark.parametrize("solver", sorted(list_solvers()))
 def test_solvers_work_where_the_problem_is(solver):
     for pair in run.problems("small")[::2]:
         line = run.check(pair, solver, torch.device(pretended.NAME), steps=2)

@@ -196,7 +196,7 @@ class TestDrawings:
         assert not list(tmp_path.iterdir())
 
     def test_without_matplotlib_the_error_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delitem(sys.modules, "alignkit.graph.picture", raising=False)
+        monkeypatch.delitem(sys.modules, "alignkit.graph.drawing.picture", raising=False)
         for name in ("matplotlib", "matplotlib.axes", "matplotlib.figure"):
             monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(AlignkitError, match=r'pip install "alignkit\[plot\]"'):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import alignkit
 from alignkit import Alignment, PermutationGraph
 from alignkit.errors import AlignmentError, TaskError
-from alignkit.plotting import plot_alignment
-from alignkit.unit_similarity import similarity_matrix, unit_similarity
+from alignkit.matching.unit_similarity import similarity_matrix, unit_similarity
+from alignkit.plotting.pictures import plot_alignment
 
 SPEC = {
     "0.weight": "h .",

@@ -17,12 +17,12 @@ from alignkit import Alignment, PermutationGraph, open_checkpoint, solve, write_
 from alignkit.checkpoints import ByteProgress
 from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
 from alignkit.graph.bind import BoundGraph
-from alignkit.low_memory import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
-from alignkit.low_memory.budget import Budget
-from alignkit.low_memory.objective import ObjectiveOnDisk, TreeOnDisk
-from alignkit.low_memory.weights import WeightsOnDisk
-from alignkit.objective import Objective
-from alignkit.tree_objective import TreeObjective
+from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
+from alignkit.jobs.from_disk.budget import Budget
+from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk
+from alignkit.jobs.from_disk.weights import WeightsOnDisk
+from alignkit.matching.objective import Objective
+from alignkit.matching.tree_objective import TreeObjective
 from graph_strategies import graphs
 
 SPECS: dict[str, tuple[dict[str, str], dict[str, tuple[int, ...]]]] = {

@@ -10,7 +10,7 @@ from torch import nn
 
 from alignkit import Alignment, PermutationGraph
 from alignkit.errors import AlignmentError, BindError, SolverError
-from alignkit.many import METHODS, align_many, cycle_error, direct_pairs, fitted_models, spread
+from alignkit.jobs.align_many import METHODS, align_many, cycle_error, direct_pairs, fitted_models, spread
 from alignkit.testing.problems import ARCHITECTURES, Architecture, independent_pair, mlp, planted_pair
 from test_objective import every_alignment
 

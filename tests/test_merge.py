@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alignkit.alignment import Alignment
 from alignkit.errors import MergeError
 from alignkit.graph import PermutationGraph
-from alignkit.merge import merge, slerp, transport
-from alignkit.solve import solve
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.merge import merge, slerp, transport
+from alignkit.jobs.solve import solve
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alignkit import Alignment, Objective, PermutationGraph, SoftAlignment, solve
 from alignkit.graph import BoundGraph
-from alignkit.nested import nested_assignment
-from alignkit.tree_objective import TreeObjective
+from alignkit.matching.families import nested_assignment
+from alignkit.matching.tree_objective import TreeObjective
 
 SPECS: dict[str, tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, int]]] = {
     "two layers": (

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from alignkit.errors import PluginError, SolverError
-from alignkit.observers import logged, progress, watched
-from alignkit.plugins import registry
-from alignkit.solve import solve
-from alignkit.solver import Outcome, Solver, SolverOptions, Step
+from alignkit.jobs.solve import solve
+from alignkit.plugins.observers import logged, progress, watched
+from alignkit.plugins.plugin_registry import registry
+from alignkit.solver.contract import Outcome, Solver, SolverOptions, Step
 from alignkit.testing import mlp, planted_pair
 
 

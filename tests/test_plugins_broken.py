@@ -12,10 +12,11 @@ from importlib.metadata import Distribution, EntryPoint
 
 import pytest
 
-from alignkit import plugins, sources
 from alignkit.errors import ModelSourceError, SolverError, UsageError
-from alignkit.plugins import PluginWarning, Registry
-from alignkit.solve import solve
+from alignkit.jobs.solve import solve
+from alignkit.models import sources
+from alignkit.plugins import plugin_registry as plugins
+from alignkit.plugins.plugin_registry import PluginWarning, Registry
 from alignkit.testing import mlp, planted_pair
 
 BUILT_IN = set(Registry([]).solvers())
@@ -124,7 +125,7 @@ def test_a_plugin_that_hangs_while_it_is_imported_is_named(entry, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
-        code = f"import alignkit.plugins\nassert alignkit.plugins.hung_until.wait(60)\n{GOOD}"
+        code = f"import alignkit.plugins\nassert alignkit.plugins.plugin_registry.hung_until.wait(60)\n{GOOD}"
         registry = Registry([entry(code)])
     monkeypatch.setattr(plugins, "SLOW", 60.0)
     assert len(told) == 1
@@ -135,7 +136,7 @@ def test_a_plugin_that_hangs_while_it_is_imported_is_named(entry, monkeypatch):
 
 
 def test_a_hook_that_hangs_is_named_and_warnings_may_be_errors(entry, monkeypatch):
-    body = "import alignkit.plugins; assert alignkit.plugins.hung_until.wait(60); return [Good]"
+    body = "import alignkit.plugins; assert alignkit.plugins.plugin_registry.hung_until.wait(60); return [Good]"
     registry = Registry([entry(hook("solvers", body))])
     seen = threading.Event()
 

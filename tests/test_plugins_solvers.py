@@ -9,8 +9,8 @@ import torch
 
 from alignkit import Alignment, Outcome, SoftAlignment, Solver, Status, Step, hookimpl
 from alignkit.errors import PluginError, SolverError
-from alignkit.plugins import PluginWarning, Registry
-from alignkit.solve import solve
+from alignkit.jobs.solve import solve
+from alignkit.plugins.plugin_registry import PluginWarning, Registry
 from alignkit.testing import mlp, planted_pair
 
 OTHER = mlp(3, 6, 2).graph()

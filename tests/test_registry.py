@@ -10,9 +10,9 @@ from importlib.metadata import Distribution, EntryPoint
 import pytest
 
 from alignkit.errors import PluginError, SolverError, UsageError
-from alignkit.hookspecs import hookimpl
-from alignkit.plugins import PluginWarning, Registry
-from alignkit.solver import Outcome, Solver, SolverOptions
+from alignkit.plugins.hookspecs import hookimpl
+from alignkit.plugins.plugin_registry import PluginWarning, Registry
+from alignkit.solver.contract import Outcome, Solver, SolverOptions
 
 
 class FakeDistribution(Distribution):
@@ -247,7 +247,7 @@ def test_registering_the_same_plugin_twice_says_so_and_keeps_the_first():
 def test_the_function_is_not_hidden_by_the_package_of_the_same_name():
     import alignkit.solvers.identity
 
-    assert alignkit.solvers()["identity"].solver is alignkit.solvers()["identity"].solver
+    assert alignkit.list_solvers()["identity"].solver is alignkit.list_solvers()["identity"].solver
 
 
 class Watches:

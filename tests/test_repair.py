@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy, relu
 
 from alignkit.errors import MergeError, TaskError
 from alignkit.graph import builders
-from alignkit.merge import merge
-from alignkit.repair import channel_layers, repair, reset_batchnorm
-from alignkit.solve import solve
-from alignkit.task import Task
+from alignkit.jobs.merge import merge
+from alignkit.jobs.repair import channel_layers, repair, reset_batchnorm
+from alignkit.jobs.solve import solve
+from alignkit.tasks.task import Task
 from alignkit.testing.problems import attention, convnet
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import alignkit
 from alignkit import Alignment, PermutationGraph, Task, interpolate
 from alignkit.errors import ReportError, WeightsError
-from alignkit.plan import plan, readable_bytes
-from alignkit.report import (
+from alignkit.jobs.estimate import plan, readable_bytes
+from alignkit.reports import (
     Lines,
     Picture,
     Report,

@@ -14,11 +14,11 @@ from torch import nn
 
 import alignkit
 from alignkit.errors import SolverError, TaskError
-from alignkit.path_loss import Minibatches
-from alignkit.sinkhorn import doubly_stochastic, implicit_gradient, plan, potentials, sinkhorn
-from alignkit.solver import Problem, Status
+from alignkit.matching.sinkhorn import doubly_stochastic, implicit_gradient, plan, potentials, sinkhorn
+from alignkit.solver.contract import Problem, Status
 from alignkit.solvers.sinkhorn import Sinkhorn
-from alignkit.task import Task
+from alignkit.tasks.path_loss import Minibatches
+from alignkit.tasks.task import Task
 from alignkit.testing import SolverContract, attention, convnet, independent_pair, mlp, planted_pair
 
 # ---------------------------------------------------------------------- the operator

@@ -12,15 +12,15 @@ import torch
 from pydantic import Field
 from safetensors.torch import save_file
 
-from alignkit.alignment import Alignment
 from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverError, TaskError, WeightsError
 from alignkit.graph import PermutationGraph, PinnedAxis, Provenance
-from alignkit.hookspecs import hookimpl
-from alignkit.plugins import PluginWarning, Registry
-from alignkit.soft import SoftAlignment
-from alignkit.solution import Solution
-from alignkit.solve import solve
-from alignkit.solver import Needs, Outcome, Solver, SolverOptions, Status, Step
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.solve import solve
+from alignkit.matching.soft_alignment import SoftAlignment
+from alignkit.plugins.hookspecs import hookimpl
+from alignkit.plugins.plugin_registry import PluginWarning, Registry
+from alignkit.solver.contract import Needs, Outcome, Solver, SolverOptions, Status, Step
+from alignkit.solver.solution import Solution
 from alignkit.solvers.identity import Identity
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.testing import attention, convnet, independent_pair, mlp, planted_pair

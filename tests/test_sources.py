@@ -15,11 +15,11 @@ import torchvision_shim
 from alignkit import PermutationGraph, hookimpl, write_weights
 from alignkit.cli import app
 from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
-from alignkit.folder_models import source_of
-from alignkit.plugins import registry
-from alignkit.sources import load_model
-from alignkit.trace import trace
-from alignkit.trace.perturb import perturbed
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.models.folders import source_of
+from alignkit.models.sources import load_model
+from alignkit.plugins.plugin_registry import registry
+from alignkit.tracing import trace
 
 FACTORIES = """
 import torch

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from alignkit.errors import TaskError
-from alignkit.task import Task
+from alignkit.tasks.task import Task
 
 
 def mlp(seed: int = 0) -> nn.Module:

@@ -12,8 +12,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from alignkit.checkpoints.weights import atomic_path, read_weights, write_weights
 from alignkit.errors import WeightsError
-from alignkit.weights import atomic_path, read_weights, write_weights
 
 SUFFIXES = [".safetensors", ".pt", ".pth", ".bin"]
 WEIGHTS = {

@@ -67,7 +67,7 @@ def test_its_command_solves(installed: tuple[Environment, Path]) -> None:
     environment, _ = installed
     command = str(environment.scripts / "alignkit")
     listed = {row["name"] for row in json.loads(environment.run(command, "solvers", "--json"))}
-    assert set(alignkit.solvers()) >= {"weight_matching", "deepalign"} <= listed
+    assert set(alignkit.list_solvers()) >= {"weight_matching", "deepalign"} <= listed
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     graph = builders.mlp(model)

@@ -21,11 +21,11 @@ from alignkit.cli.graphs import (
 from alignkit.cli.inputs import check_report, load_task, targets_in
 from alignkit.cli.switches import Architecture, Shown, Solving, TaskSwitch, command
 from alignkit.errors import UsageError
-from alignkit.many import METHODS
-from alignkit.many import align_many as align
-from alignkit.observers import progress
-from alignkit.plan import plan
-from alignkit.report import many_report
+from alignkit.jobs.align_many import METHODS
+from alignkit.jobs.align_many import align_many as align
+from alignkit.jobs.estimate import plan
+from alignkit.plugins.observers import progress
+from alignkit.reports import many_report
 
 
 @command

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkit.evaluate import interpolate
 from alignkit.graph import BoundGraph, PermutationGraph
-from alignkit.many import ManyAlignment, align_many
-from alignkit.report import Lines, Report, Section, many_report, solution_report
-from alignkit.report.solved import facts_section, function_section
-from alignkit.solution import Solution
-from alignkit.solve import solve
-from alignkit.task import Task
-from alignkit.verify import Verification
+from alignkit.graph.proof.verify import Verification
+from alignkit.jobs.align_many import ManyAlignment, align_many
+from alignkit.jobs.solve import solve
+from alignkit.reports import Lines, Report, Section, many_report, solution_report
+from alignkit.reports.solved import facts_section, function_section
+from alignkit.solver.solution import Solution
+from alignkit.tasks.interpolation import interpolate
+from alignkit.tasks.task import Task
 
 Weights = Mapping[str, Tensor]
 POINTS = 11

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from alignkit.canonical import canonicalize as bring
 from alignkit.cli.graphs import check_fit, described, open_input, print_json, print_text, show_plan, write_report
 from alignkit.cli.inputs import check_report, targets_in
 from alignkit.cli.switches import Architecture, DeviceSwitch, Shown, command
-from alignkit.plan import plan
-from alignkit.report import canonical_report
+from alignkit.jobs.canonicalize import canonicalize as bring
+from alignkit.jobs.estimate import plan
+from alignkit.reports import canonical_report
 
 
 @command

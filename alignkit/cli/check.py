@@ -22,17 +22,17 @@ from alignkit.cli.graphs import (
 from alignkit.cli.inputs import check_report, look_in_this_folder, read_spec
 from alignkit.cli.switches import Architecture, Shown, command
 from alignkit.cli.trace import MODEL_HELP
-from alignkit.distance import distance
-from alignkit.equivalence import Equivalence, same_function
 from alignkit.errors import UsageError, VerificationError
 from alignkit.graph import PermutationGraph
-from alignkit.model_building import Example
-from alignkit.plan import plan
-from alignkit.report import check_report as report_on
-from alignkit.sources import load_model
-from alignkit.trace import trace
-from alignkit.trace.perturb import perturbed
-from alignkit.verify import Verification, verify
+from alignkit.graph.proof.equivalence import Equivalence, same_function
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.graph.proof.verify import Verification, verify
+from alignkit.jobs.distance import distance
+from alignkit.jobs.estimate import plan
+from alignkit.models.building import Example
+from alignkit.models.sources import load_model
+from alignkit.reports import check_report as report_on
+from alignkit.tracing import trace
 
 
 @command

@@ -15,12 +15,12 @@ from rich.console import Console
 from alignkit.cli.graphs import check_fit, described, open_input, show_plan, write_report
 from alignkit.cli.inputs import check_free, check_report, load_task, parse_options
 from alignkit.cli.switches import Architecture, DeviceSwitch, OptionSwitch, Shown, TaskSwitch, command
-from alignkit.compare import compare as compare_solvers
-from alignkit.comparison import ComparisonRow
-from alignkit.observers import progress
-from alignkit.plan import plan
-from alignkit.plugins import solvers
-from alignkit.report import comparison_report
+from alignkit.jobs.compare.compare import compare as compare_solvers
+from alignkit.jobs.compare.comparison import ComparisonRow
+from alignkit.jobs.estimate import plan
+from alignkit.plugins.observers import progress
+from alignkit.plugins.plugin_registry import list_solvers
+from alignkit.reports import comparison_report
 
 
 @command
@@ -61,7 +61,7 @@ def compare(
     options = parse_options(option or [])
     left, right = open_input(a), open_input(b)
     facts = described(architecture, left, read=not shown.dry_run)
-    wanted = solver or [name for name, info in solvers().items() if task is not None or not info.needs.task]
+    wanted = solver or [name for name, info in list_solvers().items() if task is not None or not info.needs.task]
     if shown.dry_run:
         check_fit(facts, [left, right])
         files = [str(path) for path in (picture, resume, shown.report) if path]

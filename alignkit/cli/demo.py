@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from alignkit.demo import FILES, DemoResult, DemoRow, run_demo
+from alignkit.jobs.demo import FILES, DemoResult, DemoRow, run_demo
 
 
 def demo(

@@ -10,11 +10,11 @@ import typer
 from alignkit.cli.graphs import check_fit, described, open_input, print_json, print_text, show_plan, write_report
 from alignkit.cli.inputs import check_outputs, check_report
 from alignkit.cli.switches import Architecture, Shown, Solving, command
-from alignkit.distance import distance as measure
 from alignkit.errors import AlignkitError
-from alignkit.observers import progress
-from alignkit.plan import plan
-from alignkit.report import distance_report
+from alignkit.jobs.distance import distance as measure
+from alignkit.jobs.estimate import plan
+from alignkit.plugins.observers import progress
+from alignkit.reports import distance_report
 
 
 @command

@@ -15,19 +15,19 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
+from alignkit.checkpoints.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, read_weights, write_weights
 from alignkit.cli.inputs import look_in_this_folder, read_spec
 from alignkit.cli.switches import Architecture, Shown
 from alignkit.errors import BindError, ShapeMismatchError, UsageError
-from alignkit.folder_models import source_of
 from alignkit.graph import PermutationGraph
-from alignkit.model_building import Example
-from alignkit.plan import Plan
-from alignkit.report import Report
-from alignkit.sources import load_model
-from alignkit.suggest import did_you_mean
-from alignkit.trace import trace
-from alignkit.verify import Verification, verify
-from alignkit.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, read_weights, write_weights
+from alignkit.graph.proof.verify import Verification, verify
+from alignkit.jobs.estimate import Plan
+from alignkit.models.building import Example
+from alignkit.models.folders import source_of
+from alignkit.models.sources import load_model
+from alignkit.reports import Report
+from alignkit.text import did_you_mean
+from alignkit.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Described:
 
     Attributes:
         graph: The graph.
-        model: Name of the model, as `alignkit.sources.load_model` takes it; None where there is only a spec.
+        model: Name of the model, as `alignkit.models.sources.load_model` takes it; None where there is only a spec.
         unknown: Tensors of the checkpoint that the model does not have. They stay as they are.
     """
 

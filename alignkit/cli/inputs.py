@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.checkpoints.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 from alignkit.errors import AlignkitError, MissingExtraError, SpecError, TaskError, UsageError
-from alignkit.model_building import described
-from alignkit.report import is_report_path, pictures_folder
-from alignkit.task import Task
-from alignkit.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from alignkit.models.building import described
+from alignkit.reports import is_report_path, pictures_folder
+from alignkit.tasks.task import Task
 
 
 def parse_options(given: list[str]) -> dict[str, Any]:

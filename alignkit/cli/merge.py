@@ -30,13 +30,13 @@ from alignkit.cli.inputs import check_outputs, check_report, load_task
 from alignkit.cli.on_disk import MemorySwitch, check_memory, merge_on_disk
 from alignkit.cli.switches import Architecture, Shown, Solving, TaskSwitch, command
 from alignkit.errors import UsageError
-from alignkit.memory import peak_memory
-from alignkit.merge import merge as merge_weights
-from alignkit.merge import shares_of
-from alignkit.observers import progress
-from alignkit.plan import plan, readable_bytes
-from alignkit.task import Task
-from alignkit.verify import Verification
+from alignkit.graph.proof.verify import Verification
+from alignkit.jobs.estimate import plan, readable_bytes
+from alignkit.jobs.merge import merge as merge_weights
+from alignkit.jobs.merge import shares_of
+from alignkit.jobs.peak_memory import peak_memory
+from alignkit.plugins.observers import progress
+from alignkit.tasks.task import Task
 
 
 @command

@@ -15,8 +15,8 @@ from alignkit.checkpoints import ByteProgress, OnProgress
 from alignkit.cli.graphs import Described, Input
 from alignkit.cli.switches import Shown, Solving
 from alignkit.errors import UsageError
-from alignkit.low_memory import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
-from alignkit.solution import Solution
+from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
+from alignkit.solver.solution import Solution
 
 MemorySwitch: TypeAlias = Annotated[
     str | None,

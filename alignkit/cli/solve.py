@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from alignkit.alignment import Alignment
 from alignkit.cli.graphs import (
     check_fit,
     described,
@@ -22,10 +21,11 @@ from alignkit.cli.inputs import check_outputs, check_report
 from alignkit.cli.on_disk import MemorySwitch, check_memory, solve_on_disk
 from alignkit.cli.switches import Architecture, Shown, Solving, command
 from alignkit.graph import BoundGraph
-from alignkit.observers import progress
-from alignkit.plan import plan
-from alignkit.report import solution_report
-from alignkit.solve import solve as solve_pair
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.estimate import plan
+from alignkit.jobs.solve import solve as solve_pair
+from alignkit.plugins.observers import progress
+from alignkit.reports import solution_report
 
 
 @command

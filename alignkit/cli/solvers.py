@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alignkit.plugins import SolverInfo, registry
+from alignkit.plugins.plugin_registry import SolverInfo, registry
 
 
 def solvers(

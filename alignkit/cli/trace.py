@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from alignkit.checkpoints.weights import atomic_path
 from alignkit.cli.inputs import check_free, look_in_this_folder
-from alignkit.sources import load_model
-from alignkit.trace import trace as trace_model
-from alignkit.weights import atomic_path
+from alignkit.models.sources import load_model
+from alignkit.tracing import trace as trace_model
 
 MODEL_HELP = (
     "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that "

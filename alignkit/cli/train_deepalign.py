@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alignkit.cli.inputs import check_outputs
 from alignkit.deepalign.aligner import ALIGNERS, Aligner, load_aligner, save_aligner
-from alignkit.deepalign.card import described, training_card
-from alignkit.deepalign.records import CHECKPOINT, METRICS, Row
-from alignkit.deepalign.training import Report, TrainingResult, train
-from alignkit.deepalign.training_settings import RECOMMENDED, TrainingSettings
 from alignkit.errors import UsageError
-from alignkit.suggest import did_you_mean
+from alignkit.text import did_you_mean
+from alignkit.training.card import described, training_card
+from alignkit.training.loop import Report, TrainingResult, train
+from alignkit.training.records import CHECKPOINT, METRICS, Row
+from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.zoo import NetworkSet
 from alignkit.zoo.problems import described_errors
 
@@ -122,7 +122,7 @@ def _aligner(
 
 def _know_aligners() -> None:
     """Import the modules whose encoders register themselves."""
-    import alignkit.deepalign.dws
+    import alignkit.deepalign.dws.aligner
     import alignkit.deepalign.encoder  # noqa: F401
 
 

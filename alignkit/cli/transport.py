@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.alignment import Alignment
 from alignkit.cli.graphs import (
     check_fit,
     described,
@@ -23,12 +22,13 @@ from alignkit.cli.graphs import (
 from alignkit.cli.inputs import check_outputs, check_report
 from alignkit.cli.switches import Architecture, Shown, Solving, command
 from alignkit.errors import UsageError
-from alignkit.merge import transport as carry
-from alignkit.observers import progress
-from alignkit.plan import plan
-from alignkit.report import solution_report
-from alignkit.solution import Solution
-from alignkit.solve import solve
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.estimate import plan
+from alignkit.jobs.merge import transport as carry
+from alignkit.jobs.solve import solve
+from alignkit.plugins.observers import progress
+from alignkit.reports import solution_report
+from alignkit.solver.solution import Solution
 
 
 @command

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.activations import Reading
-from alignkit.batches import Batch
+from alignkit.activations.readings import Reading
+from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import AlignkitError, WeightsError
-from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.suggest import did_you_mean
-from alignkit.weights import write_weights
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.tasks.batches import Batch
+from alignkit.text import did_you_mean
 
 FORMAT = "alignkit.aligner"
 VERSION = 1
@@ -36,7 +36,7 @@ class Probing:
 
     Attributes:
         model: The architecture, in eval mode; its own weights are not used.
-        readings: Places where the units of each group are seen (`alignkit.activations.find_readings`).
+        readings: Places where the units of each group are seen (`alignkit.activations.readings.find_readings`).
         batch: The inputs.
     """
 

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.deepalign.probes import standardised
-from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.nested import nested_assignment, split_pairs
-from alignkit.objective import Objective
-from alignkit.tree_objective import TreeObjective
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.matching.families import nested_assignment, split_pairs
+from alignkit.matching.objective import Objective
+from alignkit.matching.tree_objective import TreeObjective
 
 Scores = Mapping[str, Float[Tensor, "units units"]]
 """Similarities of the units of each group over all parents, row-major."""

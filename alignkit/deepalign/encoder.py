@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alignkit.activations import Reading
+from alignkit.activations.readings import Reading
 from alignkit.deepalign.aligner import Aligner, Pair, Probing, aligner_kind
 from alignkit.deepalign.probes import Response, channels, respond, standardised
 from alignkit.deepalign.wiring import ALIKE, Wiring, find_wiring

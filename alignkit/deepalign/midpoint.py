@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.alignment import Alignment
-from alignkit.batches import Batch, tensors_in
 from alignkit.deepalign.consensus import SHARPNESS, Scores, assign
-from alignkit.deepalign.losses import relax
 from alignkit.deepalign.probes import standardised
 from alignkit.errors import SolverError
-from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.soft import ProjectedAlignment
-from alignkit.task import Task, call_with, cross_entropy
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.matching.soft_alignment import ProjectedAlignment
+from alignkit.tasks.batches import Batch, tensors_in
+from alignkit.tasks.task import Task, call_with, cross_entropy
+from alignkit.training.losses import relax
 
 STEPS, RATE, SAMPLES = 8, 0.06, 512
 """Steps, their length in standard deviations of the scores, and inputs that are looked at; fixed on networks of the

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.activation_places import Call
-from alignkit.activations import Reading, hooked
-from alignkit.batches import Batch, map_tensors, tensors_in
-from alignkit.task import call_with
+from alignkit.activations.places import Call
+from alignkit.activations.readings import Reading, hooked
+from alignkit.tasks.batches import Batch, map_tensors, tensors_in
+from alignkit.tasks.task import call_with
 
 EPSILON = 1e-30
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}

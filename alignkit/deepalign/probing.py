@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from alignkit.activations import find_readings
-from alignkit.batches import Batch, tensors_in
+from alignkit.activations.readings import find_readings
 from alignkit.deepalign.aligner import Probing
 from alignkit.errors import AlignkitError
 from alignkit.graph.provenance import TracedInput
-from alignkit.solver import Problem
+from alignkit.solver.contract import Problem
 from alignkit.solvers.activation_matching import random_batch
-from alignkit.task import Task
+from alignkit.tasks.batches import Batch, tensors_in
+from alignkit.tasks.task import Task
 
 Inputs = Literal["auto", "data", "random"]
 

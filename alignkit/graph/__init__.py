@@ -5,8 +5,8 @@ from alignkit.graph.bind import BoundGraph
 from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Units
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
-from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.graph.provenance import PinnedAxis, Provenance, TracedInput
+from alignkit.graph.symmetry_graph import PermutationGraph
 
 __all__ = [
     "Axis",

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.checkpoints.checkpoint import Checkpoint
+from alignkit.checkpoints.weights import all_finite, read_weights
 from alignkit.errors import BindError
 from alignkit.graph.source import tensor_identity
-from alignkit.weights import all_finite, read_weights
 
 if TYPE_CHECKING:
-    from alignkit.graph.permutation_graph import PermutationGraph
+    from alignkit.graph.symmetry_graph import PermutationGraph
 
 WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from alignkit.errors import GraphError
 from alignkit.graph.notation import is_group_name
-from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.graph.source import Like, tensor_facts
+from alignkit.graph.symmetry_graph import PermutationGraph
 
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 

@@ -10,7 +10,7 @@ import networkx as nx
 from alignkit.graph.layout import Axis, Units
 
 if TYPE_CHECKING:
-    from alignkit.graph.permutation_graph import PermutationGraph
+    from alignkit.graph.symmetry_graph import PermutationGraph
 
 
 def build_network(graph: PermutationGraph) -> nx.MultiDiGraph:

@@ -13,9 +13,9 @@ from alignkit.errors import AlignkitError, SpecError
 from alignkit.graph.layout import Layout
 from alignkit.graph.nodes import Group, GroupKind, Role, TensorNode
 from alignkit.graph.notation import parse_layout
-from alignkit.graph.permutation_graph import PermutationGraph
 from alignkit.graph.provenance import Provenance
 from alignkit.graph.sizes import resolve_sizes
+from alignkit.graph.symmetry_graph import PermutationGraph
 
 _FORMAT = "alignkit.graph"
 _VERSION = 1

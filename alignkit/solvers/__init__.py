@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignkit.hookspecs import hookimpl
-from alignkit.solver import Solver
+from alignkit.plugins.hookspecs import hookimpl
+from alignkit.solver.contract import Solver
 
 
 @hookimpl

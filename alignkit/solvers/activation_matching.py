@@ -11,17 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.activations import BATCH_BYTES, CrossMoments, Reading, cross_moments, find_readings
-from alignkit.alignment import Alignment
-from alignkit.assignment import linear_assignment
-from alignkit.batches import Batch, map_tensors
+from alignkit.activations.readings import BATCH_BYTES, CrossMoments, Reading, cross_moments, find_readings
 from alignkit.errors import SolverError
-from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.nested import nested_assignment
-from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.matching.assignment import linear_assignment
+from alignkit.matching.families import nested_assignment
+from alignkit.matching.tree_objective import TreeObjective
+from alignkit.solver.contract import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
 from alignkit.solvers.weight_matching import Ascent, colours
-from alignkit.task import Task
-from alignkit.tree_objective import TreeObjective
+from alignkit.tasks.batches import Batch, map_tensors
+from alignkit.tasks.task import Task
 
 TIE_BREAK = 1e-10
 """Weight of the similarity of weights relative to that of activations: it settles ties and nothing else."""
@@ -51,7 +51,7 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
 
     Source: Li et al., "Convergent learning", 2015; [Ainsworth23], 3.1. The statistics are streamed in float64 over any
     number of batches; families are matched from the inside out, so the result is the best one for the sum over all
-    places where a group is seen (`alignkit.activation_places` lists them). Constant units are told apart by their
+    places where a group is seen (`alignkit.activations.places` lists them). Constant units are told apart by their
     weights, and a group that is seen nowhere is matched by weights given the others: the last step of the history and
     ``stats["groups_by_weights"]`` say so.
     """

@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.alignment import Alignment
 from alignkit.deepalign import shipped_checkpoint
 from alignkit.deepalign.aligner import Aligner, Pair, load_aligner
 from alignkit.deepalign.consensus import MEMORY, ROUNDS, SHARPNESS, assign, consensus
@@ -18,8 +17,9 @@ from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, Probed, find_probing
 from alignkit.errors import SolverError
-from alignkit.path_loss import first_batches
-from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.solver.contract import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
+from alignkit.tasks.path_loss import first_batches
 
 Encoder = Literal["learned", "probes", "dws"]
 

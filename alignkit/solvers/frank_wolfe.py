@@ -10,14 +10,14 @@ from numpy.polynomial import Polynomial
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.alignment import Alignment
-from alignkit.frame import Frame
-from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.objective import Objective
-from alignkit.relaxation import Masses, Point, Relaxation, best_step, round_masses
-from alignkit.sinkhorn import sinkhorn
-from alignkit.soft import SoftAlignment, matrix_shape
-from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.matching.canonical_order import Frame
+from alignkit.matching.objective import Objective
+from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step, round_masses
+from alignkit.matching.sinkhorn import sinkhorn
+from alignkit.matching.soft_alignment import SoftAlignment, matrix_shape
+from alignkit.solver.contract import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
 from alignkit.solvers.weight_matching import Ascent, colours, shuffled
 
 
@@ -55,7 +55,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
     that fades out stage by stage keeps early steps from settling: one half of the path of Liu and Qiao, "GNCCP:
     Graduated NonConvexity and Concavity Procedure", 2014. Each end is rounded by linear assignment and polished by
     weight matching; the best, never worse than ``init``, is kept. Runs are made in a canonical order of units
-    (`alignkit.frame`), so the order in which they are stored is irrelevant.
+    (`alignkit.matching.canonical_order`), so the order in which they are stored is irrelevant.
     """
 
     name = "frank_wolfe"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from alignkit.alignment import Alignment
-from alignkit.solver import Outcome, Problem, Report, Solver, SolverOptions
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.solver.contract import Outcome, Problem, Report, Solver, SolverOptions
 
 
 class Identity(Solver[SolverOptions]):

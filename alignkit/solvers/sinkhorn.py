@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.alignment import Alignment
 from alignkit.errors import SolverError
-from alignkit.path_loss import PathLoss
-from alignkit.sinkhorn import Potentials, doubly_stochastic, plan, potentials
-from alignkit.soft import SoftAlignment
-from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.matching.sinkhorn import Potentials, doubly_stochastic, plan, potentials
+from alignkit.matching.soft_alignment import SoftAlignment
+from alignkit.solver.contract import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
 from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.tasks.path_loss import PathLoss
 
 Kind = Literal["distance", "interpolation", "midpoint", "mixed"]
 
@@ -72,8 +72,8 @@ class Sinkhorn(Solver[SinkhornOptions]):
     """Descend on logits whose Sinkhorn projections are soft permutations; keep the best rounded one ([Pena23]).
 
     Each group has a matrix of logits, families one for each pair of parents. Gradients go through the Sinkhorn operator
-    implicitly (`alignkit.sinkhorn`). The soft alignment is rounded now and then; the result is the best of these
-    alignments and the start, by the loss on fixed samples or by the squared distance.
+    implicitly (`alignkit.matching.sinkhorn`). The soft alignment is rounded now and then; the result is the best
+    of these alignments and the start, by the loss on fixed samples or by the squared distance.
     """
 
     name = "sinkhorn"

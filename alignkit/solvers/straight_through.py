@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.alignment import Alignment
 from alignkit.graph import BoundGraph
-from alignkit.objective import Objective
-from alignkit.path_loss import PathLoss
-from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.matching.objective import Objective
+from alignkit.solver.contract import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
 from alignkit.solvers.weight_matching import Ascent, WeightMatching, colours
+from alignkit.tasks.path_loss import PathLoss
 
 MIDDLE = (0.5,)
 NEGLIGIBLE = 1e-4

@@ -11,12 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.alignment import Alignment
-from alignkit.assignment import Backend, assignment_value, linear_assignment
-from alignkit.graph.permutation_graph import PermutationGraph
-from alignkit.objective import Objective
-from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
-from alignkit.tree_objective import TreeObjective
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.matching.assignment import Backend, assignment_value, linear_assignment
+from alignkit.matching.objective import Objective
+from alignkit.matching.tree_objective import TreeObjective
+from alignkit.solver.contract import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
 
 
 class WeightMatchingOptions(SolverOptions):

@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignkit.alignment import Alignment
 from alignkit.errors import SolverError
-from alignkit.plugins import Registry
-from alignkit.solution import Solution
-from alignkit.solve import solve
-from alignkit.solver import Problem, Solver
-from alignkit.suggest import did_you_mean
-from alignkit.task import Task
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.solve import solve
+from alignkit.plugins.plugin_registry import Registry
+from alignkit.solver.contract import Problem, Solver
+from alignkit.solver.solution import Solution
+from alignkit.tasks.task import Task
 from alignkit.testing.problems import ARCHITECTURES, Pair, independent_pair, mlp, planted_pair
+from alignkit.text import did_you_mean
 
 TOLERANCE = 1e-9
 """Relative slack where two float64 sums are taken in a different order."""

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 
-from alignkit.alignment import Alignment
 from alignkit.graph import BoundGraph, PermutationGraph
+from alignkit.graph.elements.alignment import Alignment
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import ZooError
-from alignkit.weights import atomic_path
 from alignkit.zoo.architectures import AnyArchitecture
 from alignkit.zoo.problems import described_errors
 from alignkit.zoo.recipe import Recipe

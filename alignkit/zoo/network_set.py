@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from alignkit.errors import ZooError
 from alignkit.graph import PermutationGraph
-from alignkit.task import Task
-from alignkit.trace import trace
+from alignkit.tasks.task import Task
+from alignkit.tracing import trace
 from alignkit.zoo.manifest import SPLITS, Manifest, read_manifest
 
 

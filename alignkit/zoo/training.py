@@ -16,7 +16,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state
 from torch.nn import functional
 
 from alignkit.errors import ZooError
-from alignkit.task import is_out_of_memory
+from alignkit.tasks.task import is_out_of_memory
 from alignkit.zoo.architectures import Architecture
 from alignkit.zoo.manifest import NetworkRecord
 from alignkit.zoo.recipe import Recipe, default_recipe

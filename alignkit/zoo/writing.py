@@ -10,8 +10,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import ZooError
-from alignkit.weights import write_weights
 from alignkit.zoo.architectures import Architecture
 from alignkit.zoo.manifest import MANIFEST, SPLITS, Manifest, Plan, Shard, SplitName, read_manifest, write_manifest
 from alignkit.zoo.network_set import NetworkSet

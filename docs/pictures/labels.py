@@ -8,13 +8,13 @@ import torch
 from matplotlib.axes import Axes
 from torch import nn
 
-from alignkit.trace import RuleTable
-from alignkit.trace.constraints import Constraints
-from alignkit.trace.interpret import Interpreter, live_steps
-from alignkit.trace.orbits import Symmetry
-from alignkit.trace.parameters import Use, first_labels, uses
-from alignkit.trace.readoff import read
-from alignkit.trace.run import record
+from alignkit.tracing import RuleTable
+from alignkit.tracing.interpret import Interpreter, live_steps
+from alignkit.tracing.labels.constraints import Constraints
+from alignkit.tracing.labels.parameters import Use, first_labels, uses
+from alignkit.tracing.reading.readoff import read
+from alignkit.tracing.recording.run import record
+from alignkit.tracing.solving.orbits import Symmetry
 
 SHOWN = (("0.weight", 0), ("0.bias", 0), ("3.weight", 1), ("3.weight", 0), ("3.bias", 0))
 TITLES = ("conv.weight, rows", "conv.bias", "linear.weight, columns", "linear.weight, rows", "linear.bias")

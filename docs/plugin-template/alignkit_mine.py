@@ -13,9 +13,9 @@ from torch import nn
 import alignkit
 from alignkit import Alignment, Outcome, Problem, Solution, Solver, SolverOptions, Step
 from alignkit.errors import UsageError
-from alignkit.hookspecs import ModelSource
-from alignkit.solver import Report
-from alignkit.trace import Call, Layout, Rule
+from alignkit.plugins.hookspecs import ModelSource
+from alignkit.solver.contract import Report
+from alignkit.tracing import Call, Layout, Rule
 
 log = logging.getLogger("alignkit_mine")
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 import alignkit
 from alignkit import Alignment, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
-from alignkit.assignment import linear_assignment
-from alignkit.solver import Report
+from alignkit.matching.assignment import linear_assignment
+from alignkit.solver.contract import Report
 
 
 # --8<-- [start:solver]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import alignkit
-from alignkit.observers import watched
+from alignkit.plugins.observers import watched
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -30,7 +30,7 @@ from torch import Tensor
 import alignkit
 from alignkit import Alignment, PermutationGraph, Solution, open_checkpoint, write_checkpoint
 from alignkit.checkpoints import ByteProgress
-from alignkit.low_memory import align_checkpoint, aligned_values, match_checkpoints, merge_checkpoints
+from alignkit.jobs.from_disk import align_checkpoint, aligned_values, match_checkpoints, merge_checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -67,7 +67,7 @@ def generate(folder: Path, config: dict[str, object]) -> None:
     import safetensors.torch
 
     import torchvision_shim
-    from alignkit.sources import load_model
+    from alignkit.models.sources import load_model
 
     torchvision_shim.install()
     (folder / "a").mkdir(parents=True)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from alignkit import Task, builders, solve
-from alignkit.merge import merge
-from alignkit.repair import repair
+from alignkit.jobs.merge import merge
+from alignkit.jobs.repair import repair
 from networks import CACHE, mnist
 
 SAMPLES, EPOCHS = 12_000, 3

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 import alignkit
 import image_networks
 import networks
-from alignkit.comparison import Comparison, ComparisonRow
-from alignkit.solver import Outcome, Problem, Report, Solver, SolverOptions, Step
+from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
+from alignkit.solver.contract import Outcome, Problem, Report, Solver, SolverOptions, Step
 
 PLAIN = "plain_reference"
 COLUMNS = ("distance", "barrier", "auc", "middle_metric", "repaired_metric", "seconds", "peak_memory")
@@ -158,7 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chains = ["activation_matching > weight_matching", "weight_matching > sinkhorn"]
-    known = [name for name in alignkit.solvers() if name != "identity"]
+    known = [name for name in alignkit.list_solvers() if name != "identity"]
     solvers = options.solvers or [*known, *(c for c in chains if set(c.split(" > ")) <= set(known))]
     results = {}
     for name in options.kinds:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignkit.trace import trace
+from alignkit.tracing import trace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torchvision_shim

@@ -12,9 +12,9 @@ from torch import nn
 import zoo_models
 from alignkit.errors import AlignkitError, VerificationError
 from alignkit.graph import PermutationGraph
-from alignkit.trace import trace
-from alignkit.trace.perturb import perturbed
-from alignkit.verify import output_tensors
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.graph.proof.verify import output_tensors
+from alignkit.tracing import trace
 
 DRAWS = 3
 UNSOUND = "permuting"

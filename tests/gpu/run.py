@@ -27,7 +27,7 @@ import pretended
 import torch
 
 import alignkit
-from alignkit.solution import Solution
+from alignkit.solver.solution import Solution
 from alignkit.testing import Pair, attention, convnet, independent_pair, mlp, planted_pair
 
 STEPS = {"small": 30, "large": 200}
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{'solver':22}{'problem':40}{'CPU s':>8}{'device s':>9}{'order':>7}{'differs':>9}  transfers in/out, reads, MB"
     )
     lines, failures = [], 0
-    for solver in options.solvers or alignkit.solvers():
+    for solver in options.solvers or alignkit.list_solvers():
         for pair in problems(size):
             line = check(pair, solver, device, options.steps or STEPS[size])
             wrong = judged(line, pair, options.tolerance)

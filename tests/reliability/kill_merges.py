@@ -27,7 +27,7 @@ import torch
 from alignkit import Alignment, PermutationGraph, open_checkpoint
 from alignkit.checkpoints import ByteProgress
 from alignkit.errors import WeightsError
-from alignkit.low_memory import merge_checkpoints
+from alignkit.jobs.from_disk import merge_checkpoints
 
 UNITS, LAYERS = 1000, 6
 GRAPH = PermutationGraph.from_spec(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from alignkit import hookimpl
-from alignkit.trace import Call, Layout, Rule
-from alignkit.trace.combine import drop
+from alignkit.tracing import Call, Layout, Rule
+from alignkit.tracing.labels.combine import drop
 
 # --8<-- [start:ops]
 library = torch.library.Library("mylib", "DEF")

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import torchvision_shim
 from alignkit.graph import PermutationGraph
-from alignkit.trace import trace
+from alignkit.tracing import trace
 from trace_helpers import counts
 
 torchvision_shim.install()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit.trace import trace
-from alignkit.trace.perturb import perturbed
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.tracing import trace
 from trace_helpers import counts, proved
 from trace_models import (
     Attention,

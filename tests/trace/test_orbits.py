@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from alignkit.trace.closure import Closed
-from alignkit.trace.orbits import solve
+from alignkit.tracing.solving.closure import Closed
+from alignkit.tracing.solving.orbits import solve
 
 
 def test_relations_that_contradict_each_other_are_settled_by_fixing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from alignkit.trace.perturb import perturbed
+from alignkit.graph.proof.perturb import perturbed
 
 
 def network() -> nn.Sequential:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from alignkit.trace import trace
+from alignkit.tracing import trace
 from trace_models import Rotary
 
 X = torch.linspace(-1, 1, 10).reshape(2, 5)

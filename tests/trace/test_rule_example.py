@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import rule_example
 from alignkit import trace
-from alignkit.plugins import registry
+from alignkit.plugins.plugin_registry import registry
 
 
 class Uses(nn.Module):

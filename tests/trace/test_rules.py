@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import alignkit
-from alignkit import plugins
 from alignkit.errors import TraceError
 from alignkit.graph import PermutationGraph
-from alignkit.trace import Call, Layout, Rule, RuleTable
-from alignkit.trace.run import record
-from alignkit.trace.tracer import graph_of
+from alignkit.plugins import plugin_registry as plugins
+from alignkit.tracing import Call, Layout, Rule, RuleTable
+from alignkit.tracing.recording.run import record
+from alignkit.tracing.tracer import graph_of
 
 X = torch.linspace(-1, 1, 10).reshape(2, 5)
 

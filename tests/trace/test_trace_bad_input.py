@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import TraceError
-from alignkit.trace import trace
-from alignkit.trace.perturb import perturbed
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.tracing import trace
 from trace_helpers import counts, proved
 
 X = torch.linspace(-1, 1, 10).reshape(2, 5)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import torchvision_shim
-from alignkit.alignment import Alignment
 from alignkit.errors import VerificationError
 from alignkit.graph import PermutationGraph
-from alignkit.trace import trace
-from alignkit.trace.perturb import perturbed
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.tracing import trace
 from trace_helpers import counts, proved
 
 torchvision_shim.install()

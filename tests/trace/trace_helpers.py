@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from alignkit.graph import PermutationGraph
-from alignkit.trace import trace
-from alignkit.trace.perturb import perturbed
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.tracing import trace
 
 
 def proved(model: nn.Module, *args: Any, draws: int = 3, **kwargs: Any) -> PermutationGraph:

@@ -12,7 +12,7 @@ from torch import nn
 
 import alignkit
 from alignkit.errors import UsageError
-from alignkit.plugins import Registry
+from alignkit.plugins.plugin_registry import Registry
 from alignkit.testing import SolverContract, mlp, planted_pair
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import alignkit_example
-from alignkit.plugins import Registry, solvers
-from alignkit.solve import solve
+from alignkit.jobs.solve import solve
+from alignkit.plugins.plugin_registry import Registry, list_solvers
 from alignkit.testing import SolverContract, mlp, planted_pair
 from alignkit_example import CoordinateAscent, GreedyMatching, greedy_assignment
 
@@ -42,7 +42,7 @@ def is_installed() -> bool:
     not is_installed(), reason="alignkit-example is not installed: pip install plugins/alignkit-example"
 )
 def test_an_installed_package_is_found_by_name():
-    assert solvers()["greedy_matching"].package == "alignkit-example 0.1.0"
+    assert list_solvers()["greedy_matching"].package == "alignkit-example 0.1.0"
 
 
 def test_it_works_in_a_chain():

@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit import Alignment, Needs, Outcome, Problem, Returns, SoftAlignment, Solver, SolverOptions, Status, Step
-from alignkit.activations import BATCH_BYTES, cross_moments, find_readings
+from alignkit.activations.readings import BATCH_BYTES, cross_moments, find_readings
 from alignkit.errors import SolverError
-from alignkit.nested import split_pairs
-from alignkit.sinkhorn import doubly_stochastic
-from alignkit.solver import Report
+from alignkit.matching.families import split_pairs
+from alignkit.matching.sinkhorn import doubly_stochastic
+from alignkit.matching.tree_objective import TreeObjective
+from alignkit.solver.contract import Report
 from alignkit.solvers.activation_matching import Observed, chosen
-from alignkit.tree_objective import TreeObjective
 from alignkit_ot.transport import transport_plans
 
 PATIENCE = 5

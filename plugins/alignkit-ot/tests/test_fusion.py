@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alignkit import Alignment, PermutationGraph
 from alignkit.errors import SolverError
-from alignkit.solve import solve
+from alignkit.jobs.solve import solve
 from alignkit.testing import attention, convnet, independent_pair, mlp, residual
 from alignkit.testing.problems import Architecture
 from alignkit_ot import OptimalTransport, fuse

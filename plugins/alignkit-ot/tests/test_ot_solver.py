@@ -12,9 +12,9 @@ import torch
 
 import alignkit_ot
 from alignkit.errors import SolverError
-from alignkit.plugins import Registry, registry, solvers
-from alignkit.solve import solve
-from alignkit.task import Task
+from alignkit.jobs.solve import solve
+from alignkit.plugins.plugin_registry import Registry, list_solvers, registry
+from alignkit.tasks.task import Task
 from alignkit.testing import SolverContract, attention, independent_pair, mlp, planted_pair
 from alignkit_ot import OptimalTransport
 from alignkit_ot.transport import transport_plans
@@ -44,7 +44,7 @@ def is_installed() -> bool:
 
 @pytest.mark.skipif(not is_installed(), reason="alignkit-ot is not installed: pip install plugins/alignkit-ot")
 def test_an_installed_package_is_found_by_name():
-    assert solvers()["ot"].package == "alignkit-ot 0.1.0"
+    assert list_solvers()["ot"].package == "alignkit-ot 0.1.0"
 
 
 def test_entropy_softens_and_rounding_undoes_it():

@@ -10,9 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import alignkit_tensorboard
-from alignkit.plugins import Registry, registry
-from alignkit.solve import solve
-from alignkit.solver import Outcome, Solver, SolverOptions, Step
+from alignkit.jobs.solve import solve
+from alignkit.plugins.plugin_registry import Registry, registry
+from alignkit.solver.contract import Outcome, Solver, SolverOptions, Step
 from alignkit.testing import mlp, planted_pair
 from alignkit_tensorboard import VARIABLE, log_to
 

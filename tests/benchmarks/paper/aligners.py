@@ -20,10 +20,10 @@ import torch
 
 import alignkit.zoo as zoo
 from alignkit.deepalign.aligner import Aligner, save_aligner
-from alignkit.deepalign.dws import DwsAligner
+from alignkit.deepalign.dws.aligner import DwsAligner
 from alignkit.deepalign.encoder import ProbeEncoder
-from alignkit.deepalign.training import train
-from alignkit.deepalign.training_settings import RECOMMENDED
+from alignkit.training.loop import train
+from alignkit.training.settings import RECOMMENDED
 
 SEEDS = (0, 1, 2)
 FACTS, ALIGNER = "facts.json", "aligner.safetensors"

@@ -26,7 +26,7 @@ import alignkit
 import alignkit.zoo as zoo
 from alignkit.deepalign.aligner import load_aligner
 from alignkit.deepalign.consensus import assign
-from alignkit.deepalign.dws import DwsAligner
+from alignkit.deepalign.dws.aligner import DwsAligner
 
 WORKERS = 2
 BATCH = 16

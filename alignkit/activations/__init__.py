@@ -1,0 +1,1 @@
+"""Where units can be seen while a model runs, and the moments of what they do."""

@@ -1,0 +1,327 @@
+"""Where the units of a group can be seen while a model runs: the table of modules and their inputs and outputs.
+
+A parameter whose axis belongs to a group tells which axis of its module's input or output the group indexes. The
+places that are used:
+
+============================  ==================================================================================
+Module                        Places
+============================  ==================================================================================
+``Linear``                    weight axis 0, bias: last axis of the output. Weight axis 1: last axis of the input.
+``Conv1d/2d/3d``              weight axis 0, bias: channels of the output. Weight axis 1 (one group of channels):
+                              channels of the input.
+``ConvTranspose1d/2d/3d``     weight axis 0: channels of the input. Bias, and weight axis 1 (one group of channels):
+                              channels of the output.
+``BatchNorm``, ``GroupNorm``  weight, bias, running statistics: channels (axis 1) of the output; also
+                              ``InstanceNorm`` and ``PReLU``.
+``LayerNorm``, ``RMSNorm``    weight, bias: the same axis, from the right, of the output.
+``Embedding(Bag)``            weight axis 1: last axis of the output.
+``RNN``, ``LSTM``, ``GRU``    ``weight_hh`` axis 1: the states, for the last layer at all times, for layers below at
+                              the last time. ``weight_hr`` axis 1: the last cells. ``weight_ih_l0`` axis 1: the input.
+Their cells                   ``weight_hh`` axis 1: the state. ``weight_ih`` axis 1: the input.
+``MultiheadAttention``        rows of the input projections: queries, keys and values, computed from the inputs.
+                              ``out_proj.weight`` axis 1: the values. Axis 0 and its bias: the output.
+any other                     each axis of its inputs and outputs that is as long as the parameter's.
+============================  ==================================================================================
+
+Inputs of a module are ``"post"`` (after the activation function), outputs are ``"pre"``, states and embeddings both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from alignkit.graph.layout import Block
+from alignkit.graph.nodes import TensorNode
+from alignkit.tasks.batches import tensors_in
+
+When = Literal["pre", "post", "both"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module, as a forward hook sees it."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Tensors among the arguments."""
+        return tensors_in((self.args, dict(self.kwargs)))
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Tensors in what the module returns."""
+        return tensors_in(self.output)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One axis of one tensor that a module takes or gives.
+
+    Attributes:
+        label: Name of the tensor, for messages.
+        when: Before or after the activation function.
+        axis: Which axis of the tensor, counted from the right (negative).
+        read: Takes the tensor from a call.
+        start: Position, on the axis of the parameter, of the first element of the tensor's axis.
+        computed: The tensor is computed here and is no tensor of the model's own.
+    """
+
+    label: str
+    when: When
+    axis: int
+    read: Callable[[Call], Tensor]
+    start: int = 0
+    computed: bool = False
+
+
+def place_of(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    """The place that one axis of a parameter or buffer of a known module indexes, None where there is none."""
+    for kinds, rule in RULES:
+        if isinstance(module, kinds):
+            return rule(module, attribute, axis)
+    return None
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether the table has an entry for this module; the others are searched by `places_by_size`."""
+    return any(isinstance(module, kinds) for kinds, _ in RULES)
+
+
+def places_by_size(call: Call, size: int) -> list[Place]:
+    """Every axis of a call's inputs and outputs that has ``size`` positions."""
+    found: list[Place] = []
+    sides: list[tuple[str, When, list[Tensor]]] = [("input", "post", call.inputs), ("output", "pre", call.outputs)]
+    for label, when, tensors in sides:
+        for at, tensor in enumerate(tensors):
+            if not tensor.is_floating_point():
+                continue
+            reader = _input(at) if label == "input" else _output(at)
+            axes = [axis for axis in range(-1, -tensor.ndim - 1, -1) if tensor.shape[axis] == size]
+            found += [Place(f"{label} {at}", when, axis, reader) for axis in axes]
+    return found
+
+
+# ---------------------------------------------------------------------- one rule for each kind of module
+
+
+def _linear(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    if attribute == "weight" and axis == 1:
+        return Place("input", "post", -1, _input(0))
+    return Place("output", "pre", -1, _output(0))
+
+
+def _convolution(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    assert isinstance(module, _ConvNd)
+    channels = -1 - len(module.kernel_size)
+    inputs, outputs = Place("input", "post", channels, _input(0)), Place("output", "pre", channels, _output(0))
+    if attribute == "bias":
+        return outputs
+    transposed = isinstance(module, _ConvTransposeNd)
+    if axis == 0:
+        return inputs if transposed else outputs
+    if axis > 1 or module.groups > 1:
+        return None
+    return outputs if transposed else inputs
+
+
+def _channel_norm(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    # Axis 1 of the output, whose number of axes is only known when it is there: see `channels_last`.
+    return Place("output", "pre", -1, lambda call: channels_last(call.outputs[0]))
+
+
+def _prelu(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    return Place("output", "post", -1, lambda call: channels_last(call.outputs[0]))
+
+
+def _last_axes_norm(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    return Place("output", "pre", axis - len(module.normalized_shape), _output(0))  # type: ignore[arg-type]
+
+
+def _embedding(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    return Place("output", "both", -1, _output(0)) if axis == 1 else None
+
+
+def _recurrent(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    assert isinstance(module, nn.RNNBase)
+    if axis != 1:
+        return None
+    if attribute.startswith("weight_ih_l0"):
+        return Place("input", "post", -1, _input(0))
+    kind, reverse = attribute.removesuffix("_reverse"), attribute.endswith("_reverse")
+    if not kind.startswith(("weight_hh_l", "weight_hr_l")):
+        return None
+    layer = int(kind.rpartition("_l")[2])
+    at = layer * (2 if module.bidirectional else 1) + reverse
+    if kind.startswith("weight_hr"):
+        return Place("cell", "both", -1, lambda call: call.outputs[2][at])
+    if layer < module.num_layers - 1:
+        return Place("state", "both", -1, lambda call: call.outputs[1][at])
+    width = module.proj_size or module.hidden_size
+    return Place("output", "both", -1, _output(0), start=-width if reverse else 0)
+
+
+def _cell(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    if attribute == "weight_hh" and axis == 1:
+        return Place("state", "both", -1, _output(0))
+    return Place("input", "post", -1, _input(0)) if attribute == "weight_ih" and axis == 1 else None
+
+
+def _attention(module: nn.Module, attribute: str, axis: int) -> Place | None:
+    assert isinstance(module, nn.MultiheadAttention)
+    if attribute in ("out_proj.weight", "out_proj.bias"):
+        values = Place("values", "both", -1, lambda call: _projected(call, 2), computed=True)
+        return values if axis == 1 else Place("output", "pre", -1, _output(0))
+    separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    if attribute in separate:
+        at = separate.index(attribute)
+        if axis == 1:
+            return Place(f"{'qkv'[at]} input", "post", -1, _attention_input(at))
+        return Place(f"{'qkv'[at]} projection", "pre", -1, lambda call: _projected(call, at), computed=True)
+    if attribute == "in_proj_weight" and axis == 1:
+        return Place("input", "post", -1, _attention_input(0))
+    if attribute in ("in_proj_weight", "in_proj_bias"):
+        return Place("projections", "pre", -1, _projections, computed=True)
+    return None
+
+
+def _projections(call: Call) -> Tensor:
+    """Queries, keys and values side by side, as far as they have the same positions; the others are cut off."""
+    parts = [_projected(call, at) for at in range(3)]
+    length = min(part.numel() // part.shape[-1] for part in parts)
+    return torch.cat([part.reshape(-1, part.shape[-1])[:length] for part in parts], -1)
+
+
+def _projected(call: Call, at: int) -> Tensor:
+    """The queries (0), keys (1) or values (2) of an attention module."""
+    module = call.module
+    assert isinstance(module, nn.MultiheadAttention)
+    width = module.embed_dim
+    rows = slice(at * width, (at + 1) * width)
+    packed = module.in_proj_weight
+    separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    weight = packed[rows] if packed is not None else separate[at]
+    bias = None if module.in_proj_bias is None else module.in_proj_bias[rows]
+    return nn.functional.linear(_attention_input(at)(call), weight, bias)
+
+
+def _attention_input(at: int) -> Callable[[Call], Tensor]:
+    name = ("query", "key", "value")[at]
+
+    def read(call: Call) -> Tensor:
+        found: Tensor = call.args[at] if len(call.args) > at else call.kwargs[name]
+        return found
+
+    return read
+
+
+def _input(at: int) -> Callable[[Call], Tensor]:
+    return lambda call: call.inputs[at]
+
+
+def _output(at: int) -> Callable[[Call], Tensor]:
+    return lambda call: call.outputs[at]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """``[n, channels, ...]`` with the channels as its last axis."""
+    return tensor.movedim(1, -1) if tensor.ndim > 1 else tensor
+
+
+Rule = Callable[[nn.Module, str, int], Place | None]
+RULES: tuple[tuple[tuple[type[nn.Module], ...], Rule], ...] = (
+    ((nn.Linear,), _linear),
+    ((_ConvNd,), _convolution),
+    ((_NormBase, nn.GroupNorm), _channel_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _last_axes_norm),
+    ((nn.PReLU,), _prelu),
+    ((nn.Embedding, nn.EmbeddingBag), _embedding),
+    ((nn.RNNBase,), _recurrent),
+    ((nn.RNNCellBase,), _cell),
+    ((nn.MultiheadAttention,), _attention),
+)
+"""Modules with a rule of their own, the first that fits counts."""
+
+
+# ---------------------------------------------------------------------- owners and positions
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[str, str]:
+    """Path of the module that owns a tensor, and the attribute of it: ``"conv1", "weight"``.
+
+    The output projection of an attention module belongs to the attention module, which never calls it, and the parts
+    of a parametrised weight belong to the module that uses the weight.
+    """
+    path, _, attribute = name.rpartition(".")
+    if "parametrizations" in path.split("."):
+        parts = path.split(".")
+        at = parts.index("parametrizations")
+        path, attribute = ".".join(parts[:at]), parts[at + 1]
+    outer, _, leaf = path.rpartition(".")
+    if leaf == "out_proj" and isinstance(model.get_submodule(outer), nn.MultiheadAttention):
+        return outer, f"out_proj.{attribute}"
+    return path, attribute
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Which positions of an axis hold the units of a group.
+
+    Attributes:
+        group: The group.
+        index: int64 ``[fixed, others, units]``: units over all parents, row-major; ``fixed`` counts positions that no
+            group moves, ``others`` those that further groups move.
+    """
+
+    group: str
+    index: Tensor
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for two that say the same."""
+        return (self.group, tuple(self.index.shape), tuple(self.index.reshape(-1).tolist()))
+
+
+def positions_on_axis(node: TensorNode, axis: int) -> list[Positions]:
+    """The units that one axis of a tensor names, innermost groups only: their parents move with them.
+
+    A group whose parent acts on another axis of the tensor is left out.
+    """
+    found: dict[tuple[object, ...], Positions] = {}
+    for block in node.blocks:
+        here = [at for at, dim in enumerate(block.dims) if dim.axis == axis]
+        parents = {up for at in here for up in block.dims[at].ancestors}
+        for at in here:
+            dim = block.dims[at]
+            if dim.group is None or at in parents or not set(dim.ancestors) <= set(here):
+                continue
+            positions = Positions(dim.group, _index(block, axis, here, (*dim.ancestors, at)))
+            found.setdefault(positions.key, positions)
+    return list(found.values())
+
+
+def _index(block: Block, axis: int, here: list[int], chain: tuple[int, ...]) -> Tensor:
+    rest = [at for at in here if at not in chain]
+    fixed = [at for at in rest if block.dims[at].group is None]
+    others = [at for at in rest if block.dims[at].group is not None]
+    parts = [_spread(block, dims) for dims in (fixed, others, list(chain))]
+    return block.offsets[axis] + parts[0][:, None, None] + parts[1][None, :, None] + parts[2]
+
+
+def _spread(block: Block, dims: list[int]) -> Tensor:
+    """Offsets of all positions of some dims, row-major."""
+    total = torch.zeros(1, dtype=torch.int64)
+    for at in dims:
+        steps = torch.arange(block.dims[at].size) * block.dims[at].stride
+        total = (total[:, None] + steps).reshape(-1)
+    return total

@@ -1,0 +1,1 @@
+"""The aligner of [Navon24] on any graph."""

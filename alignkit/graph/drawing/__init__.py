@@ -1,0 +1,1 @@
+"""Drawings of a graph: Mermaid and Graphviz text, and a picture."""

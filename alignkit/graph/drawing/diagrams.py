@@ -1,0 +1,107 @@
+"""Drawings of a graph: Mermaid text, Graphviz text, and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignkit.checkpoints.weights import atomic_path
+from alignkit.errors import AlignkitError, GraphError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from alignkit.graph.symmetry_graph import PermutationGraph
+
+
+def mermaid(graph: PermutationGraph) -> str:
+    """Mermaid text: groups as rounded nodes, tensors as boxes, an edge for each axis on which a group acts."""
+    ids = _ids(graph)
+    lines = ["flowchart LR"]
+    lines += [f'    {ids[name]}(["{_mermaid_text(name)}<br/>{_size(graph, name)}"])' for name in graph.groups]
+    for tensor in graph.tensors.values():
+        label = f"{_mermaid_text(tensor.name)}<br/>{_mermaid_text(tensor.notation() or 'scalar')}"
+        lines.append(f'    {ids[tensor.name]}["{label}"]')
+    for source, target, label in _edges(graph):
+        arrow = f"---|{label}|" if label else "-.->"
+        lines.append(f"    {ids[source]} {arrow} {ids[target]}")
+    return "\n".join(lines) + "\n"
+
+
+def graphviz(graph: PermutationGraph) -> str:
+    """Graphviz text (DOT): the same nodes and edges as `mermaid`."""
+    ids = _ids(graph)
+    lines = ["digraph alignkit {", "    rankdir=LR;", '    node [fontname="monospace"];']
+    lines += [f"    {ids[n]} [shape=ellipse, label={_dot_text(n, _size(graph, n))}];" for n in graph.groups]
+    for tensor in graph.tensors.values():
+        label = _dot_text(tensor.name, tensor.notation() or "scalar")
+        lines.append(f"    {ids[tensor.name]} [shape=box, label={label}];")
+    for source, target, label in _edges(graph):
+        style = f'label="{label}", dir=none' if label else "style=dashed"
+        lines.append(f"    {ids[source]} -> {ids[target]} [{style}];")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def draw(graph: PermutationGraph, path: str | Path | None = None) -> Figure:
+    """Draw a graph as a picture; see `alignkit.graph.drawing.picture.paint` for how to read it.
+
+    Args:
+        graph: The graph.
+        path: Where to write the picture; its suffix says the format, for example ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        AlignkitError: matplotlib is not installed.
+        GraphError: The suffix is no format of pictures.
+        WeightsError: The file cannot be written.
+    """
+    try:
+        from alignkit.graph.drawing.picture import paint
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise AlignkitError('drawing needs matplotlib. Install it with pip install "alignkit[plot]".') from error
+    figure = paint(graph)
+    if path is not None:
+        path = Path(path)
+        form = path.suffix.removeprefix(".").lower()
+        known = figure.canvas.get_supported_filetypes()
+        if form not in known:
+            raise GraphError(f"{path}: cannot tell the format of the picture. End its name in .png, .svg or .pdf.")
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=form)
+    return figure
+
+
+def _ids(graph: PermutationGraph) -> dict[str, str]:
+    """Plain identifiers for the nodes, because names may hold any character."""
+    return {name: f"g{i}" for i, name in enumerate(graph.groups)} | {n: f"t{i}" for i, n in enumerate(graph.tensors)}
+
+
+def _size(graph: PermutationGraph, name: str) -> str:
+    group = graph.groups[name]
+    return f"{group.size} units" if group.parent is None else f"{graph.instances(name)} x {group.size} units"
+
+
+def _edges(graph: PermutationGraph) -> list[tuple[str, str, str]]:
+    """Source, target and text of each edge: one for each tensor, axis and group; nesting has no text."""
+    nested = [(group.name, group.parent, "") for group in graph.groups.values() if group.parent is not None]
+    acts = [
+        (tensor.name, unit.group, f"axis {index}")
+        for tensor in graph.tensors.values()
+        for index, axis in enumerate(tensor.layout)
+        for unit in axis.units()
+    ]
+    return nested + list(dict.fromkeys(acts))
+
+
+def _mermaid_text(text: str) -> str:
+    escaped = {"&": "&amp;", '"': "&quot;", "<": "&lt;", ">": "&gt;"}
+    return "".join(escaped.get(character, character) for character in text)
+
+
+def _dot_text(*lines: str) -> str:
+    escaped = [line.replace("\\", "\\\\").replace('"', '\\"') for line in lines]
+    return '"' + "\\n".join(escaped) + '"'

@@ -1,0 +1,115 @@
+"""The rows of a picture of a graph: one for each layer, with repeated layers folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from alignkit.graph.layout import Axis, Factor, Segment, Units
+from alignkit.graph.nodes import TensorNode
+from alignkit.graph.notation import format_layout
+
+if TYPE_CHECKING:
+    from alignkit.graph.symmetry_graph import PermutationGraph
+
+_FOLD_FROM = 3
+"""How many equal layers in a row are shown as one."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Tensors of one layer with the same shape and layout; ``names`` are the last parts of their names."""
+
+    names: tuple[str, ...]
+    tensor: TensorNode
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer, or, where ``repeats`` says so, the last of a run of layers that look like the one above."""
+
+    path: str
+    boxes: tuple[Box, ...] = ()
+    repeats: int = 0
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups that act on the layer, in the order of mention."""
+        mentions = (u.group for box in self.boxes for axis in box.tensor.layout for u in axis.units())
+        return tuple(dict.fromkeys(mentions))
+
+
+def picture_rows(graph: PermutationGraph) -> list[Row]:
+    """One row for each layer, in the order of the tensors.
+
+    Runs of three or more numbered layers that differ in nothing but groups of their own are folded: the first is
+    shown, and a row with ``repeats`` stands for the others. Scalars are left out.
+    """
+    rows = list(_layers(graph))
+    return list(_folded(graph, rows, 0))
+
+
+def _layers(graph: PermutationGraph) -> Iterator[Row]:
+    nodes = [node for node in graph.tensors.values() if node.shape]
+    for path, members in groupby(nodes, lambda node: node.name.rpartition(".")[0] or node.name):
+        merged: dict[tuple[tuple[int, ...], str], Box] = {}
+        for node in members:
+            leaf = node.name.rpartition(".")[2] if "." in node.name else ""
+            key = (node.shape, node.notation())
+            known = merged.get(key)
+            merged[key] = Box((*known.names, leaf), known.tensor) if known else Box((leaf,), node)
+        yield Row(path, tuple(merged.values()))
+
+
+def _folded(graph: PermutationGraph, rows: list[Row], depth: int) -> Iterator[Row]:
+    """Fold the numbered layers whose number stands at ``depth`` of the path, then those inside of them."""
+    blocks = [list(block) for _, block in groupby(rows, lambda row: row.path.split(".")[: depth + 1])]
+    keys = [_signature(graph, block, depth) for block in blocks]
+    at = 0
+    while at < len(blocks):
+        end = at + 1
+        while end < len(blocks) and keys[at] is not None and keys[end] == keys[at]:
+            end += 1
+        if end - at < _FOLD_FROM:
+            end = at + 1
+        deeper = any(row.path.count(".") > depth for row in blocks[at])
+        yield from _folded(graph, blocks[at], depth + 1) if deeper else blocks[at]
+        if end - at > 1:
+            yield Row(".".join(blocks[end - 1][0].path.split(".")[: depth + 1]), repeats=end - at - 1)
+        at = end
+
+
+def _signature(graph: PermutationGraph, block: list[Row], depth: int) -> object:
+    """What two numbered layers have in common when they look alike; None for a layer without a number."""
+    start = block[0].path.split(".")[: depth + 1]
+    if len(start) <= depth or not start[depth].isdigit():
+        return None
+    inside = ".".join(start) + "."
+    own: dict[str, str] = {}
+    for name in dict.fromkeys(name for row in block for name in row.groups):
+        if all(tensor.startswith(inside) for tensor in graph.tensors_of(name)):
+            own[name] = f"own{len(own)}"
+    facts = [
+        (row.path.split(".")[depth + 1 :], box.names, box.tensor.shape, _text(box.tensor, own))
+        for row in block
+        for box in row.boxes
+    ]
+    return start[:depth], facts, [graph.groups[name].size for name in own]
+
+
+def _text(tensor: TensorNode, names: Mapping[str, str]) -> str:
+    return format_layout(tuple(_renamed(axis, names) for axis in tensor.layout))
+
+
+def _renamed(axis: Axis, names: Mapping[str, str]) -> Axis:
+    def one(factor: Factor) -> Factor:
+        if isinstance(factor, Axis):
+            return _renamed(factor, names)
+        if isinstance(factor, Units):
+            parent = names.get(factor.parent, factor.parent) if factor.parent else None
+            return replace(factor, group=names.get(factor.group, factor.group), parent=parent)
+        return factor
+
+    return Axis(tuple(Segment(tuple(one(f) for f in segment.factors)) for segment in axis.segments))

@@ -1,0 +1,1 @@
+"""Elements of a graph's symmetry group, and how they act on tensors."""

@@ -1,0 +1,235 @@
+"""`Alignment`: one element of a graph's symmetry group."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar, overload
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from alignkit.checkpoints.weights import atomic_path
+from alignkit.errors import AlignmentError
+from alignkit.graph.bind import fit_weights
+from alignkit.graph.elements.action import act_on_block
+from alignkit.graph.symmetry_graph import PermutationGraph
+
+_FORMAT = "alignkit.alignment"
+_VERSION = "1"
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class Alignment:
+    """Where each unit goes: one index vector for a root group, one for each parent unit of a family.
+
+    Gather convention: place ``i`` of the aligned network holds unit ``perm[i]`` of the network that is aligned. For a
+    family, ``perm[p, i]`` is the unit, within the parent unit that was moved to place ``p``, that comes to place ``i``.
+
+    Args:
+        graph: The graph whose symmetry group the alignment belongs to.
+        perms: int64 indices for each group, of shape ``graph.perm_shape(group)``: the sizes of the group's ancestors
+            (none for a root), then its own size.
+
+    Raises:
+        AlignmentError: A group is missing, or its indices have the wrong shape or are no permutation.
+    """
+
+    def __init__(self, graph: PermutationGraph, perms: Mapping[str, Tensor]) -> None:
+        self.graph = graph
+        self.perms: Mapping[str, Tensor] = MappingProxyType(_checked(graph, perms))
+
+    @classmethod
+    def identity(cls, graph: PermutationGraph) -> Alignment:
+        """The alignment that moves nothing."""
+        return cls(graph, {name: _identity_perm(graph.perm_shape(name)) for name in graph.groups})
+
+    @classmethod
+    def random(cls, graph: PermutationGraph, seed: int = 0) -> Alignment:
+        """An element of the symmetry group drawn uniformly; the same seed gives the same element."""
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            graph,
+            {
+                n: torch.rand(graph.perm_shape(n), generator=generator, dtype=torch.float64).argsort(-1)
+                for n in graph.groups
+            },
+        )
+
+    # ---------------------------------------------------------------- the group
+
+    def flat(self, group: str) -> Tensor:
+        """Where every unit comes from, over all parents: int64 of shape ``[instances * size]``, row-major."""
+        parent = self.graph.groups[group].parent
+        perm = self.perms[group]
+        if parent is None:
+            return perm
+        return (self.flat(parent)[:, None] * perm.shape[-1] + perm.reshape(-1, perm.shape[-1])).reshape(-1)
+
+    def _from_flat(self, flats: Mapping[str, Tensor]) -> Alignment:
+        # The place within the parent is the remainder; the parent's own vector says the rest.
+        return Alignment(
+            self.graph,
+            {n: (flat % self.graph.groups[n].size).reshape(self.graph.perm_shape(n)) for n, flat in flats.items()},
+        )
+
+    def inverse(self) -> Alignment:
+        """The alignment that undoes this one."""
+        return self._from_flat({name: self.flat(name).argsort() for name in self.graph.groups})
+
+    def __matmul__(self, other: Alignment) -> Alignment:
+        """Composition: ``(g @ h).apply(w)`` equals ``g.apply(h.apply(w))``."""
+        if not isinstance(other, Alignment):
+            return NotImplemented
+        if self.graph != other.graph:
+            raise AlignmentError("the two alignments belong to different graphs, so they cannot be composed.")
+        return self._from_flat({name: other.flat(name)[self.flat(name)] for name in self.graph.groups})
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Alignment)
+            and self.graph == other.graph
+            and all(torch.equal(self.perms[name], other.perms[name]) for name in self.perms)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.graph, *(tuple(perm.reshape(-1).tolist()) for perm in self.perms.values())))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no unit moves."""
+        return not any(self.moved().values())
+
+    def moved(self) -> dict[str, int]:
+        """How many units of each group change their place, counted over all parents."""
+        return {n: int((self.flat(n) != torch.arange(self.flat(n).numel())).sum()) for n in self.graph.groups}
+
+    def as_matrices(self) -> dict[str, Tensor]:
+        """Permutation matrices: float32 ``[n, n]`` for a root, ``[*ancestors, n, n]`` for a family.
+
+        Row ``i`` has its one at column ``perm[i]``, so that the matrix times B's units gives the aligned units.
+        """
+        return {name: torch.nn.functional.one_hot(perm, perm.shape[-1]).float() for name, perm in self.perms.items()}
+
+    def __repr__(self) -> str:
+        moved, total = sum(self.moved().values()), sum(prod(self.graph.perm_shape(n)) for n in self.perms)
+        return f"Alignment({len(self.perms)} groups, {moved} of {total} units moved)"
+
+    # ---------------------------------------------------------------- weights
+
+    @overload
+    def apply(self, weights: ModuleT) -> ModuleT: ...
+    @overload
+    def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def apply(self, weights: nn.Module | Mapping[str, Tensor]) -> nn.Module | dict[str, Tensor]:
+        """Permute weights. The input is left as it is.
+
+        Args:
+            weights: A module (a permuted deep copy comes back) or a mapping of tensors (a dict comes back, with the
+                same names, dtypes and devices).
+
+        Raises:
+            AlignmentError: Names or shapes are not those of the graph; every mismatch is listed.
+        """
+        problems: list[str] = []
+        tensors = fit_weights(self.graph, weights, "the weights", problems, values=False)
+        if problems:
+            listed = "\n".join(f"  - {text}" for text in sorted(problems))
+            raise AlignmentError(f"the weights do not fit the alignment's graph, {len(problems)} problems:\n{listed}")
+        permuted = {name: self.apply_tensor(name, tensor) for name, tensor in tensors.items()}
+        if isinstance(weights, nn.Module):
+            return _filled_copy(weights, self.graph, permuted)
+        first = {name: node.name for node in self.graph.tensors.values() for name in node.names}
+        return {name: permuted[first[name]] for name in weights}
+
+    def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """Permute one tensor of the graph, given by its first name; a new tensor comes back."""
+        node = self.graph.tensors[name]
+        if not node.groups:
+            return tensor.detach().clone()
+        result = torch.empty_like(tensor, requires_grad=False)
+        source = tensor.detach()
+        for block in node.blocks:
+            block.view(result).copy_(act_on_block(block, block.view(source), self.perms))
+        return result
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, path: str | Path) -> None:
+        """Write the alignment as a safetensors file, bound to the graph by its fingerprint; atomic.
+
+        Raises:
+            WeightsError: The file cannot be written.
+        """
+        header = {"format": _FORMAT, "version": _VERSION, "graph": self.graph.fingerprint}
+        tensors = {name: perm.contiguous().clone() for name, perm in self.perms.items()}
+        with atomic_path(Path(path)) as temporary:
+            safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | Path, graph: PermutationGraph) -> Alignment:
+        """Read an alignment that was saved for the same graph.
+
+        Raises:
+            AlignmentError: The file is damaged, is no alignment, or belongs to another graph.
+        """
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {}).get("alignkit", "{}"))
+                perms = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise AlignmentError(f"{path} cannot be read as an alignment: {error}.") from error
+        if not isinstance(header, dict) or header.get("format") != _FORMAT:
+            raise AlignmentError(f"{path} is no alignment file; one is written by Alignment.save.")
+        if header.get("version") != _VERSION:
+            raise AlignmentError(f"{path} has version {header.get('version')!r}; this release reads {_VERSION!r}.")
+        if header.get("graph") != graph.fingerprint:
+            raise AlignmentError(
+                f"{path} belongs to another graph (fingerprint {header.get('graph')}, not {graph.fingerprint}). Load "
+                "it with the graph that it was made for."
+            )
+        return cls(graph, perms)
+
+
+def _identity_perm(shape: tuple[int, ...]) -> Tensor:
+    return torch.arange(shape[-1]).expand(shape).contiguous()
+
+
+def _checked(graph: PermutationGraph, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if unknown := [name for name in perms if name not in graph.groups]:
+        raise AlignmentError(f"the graph has no groups {', '.join(map(repr, unknown))}.")
+    checked = {}
+    for name in graph.groups:
+        if name not in perms:
+            raise AlignmentError(f"group {name!r} has no indices.")
+        perm = torch.as_tensor(perms[name])
+        shape = graph.perm_shape(name)
+        if perm.is_floating_point() or perm.dtype == torch.bool or tuple(perm.shape) != shape:
+            raise AlignmentError(
+                f"group {name!r} needs whole numbers of shape {shape}, found {perm.dtype} of shape {tuple(perm.shape)}."
+            )
+        perm = perm.detach().to("cpu", torch.int64)
+        if not torch.equal(perm.sort(-1).values, _identity_perm(shape)):
+            raise AlignmentError(
+                f"the indices of group {name!r} are no permutation of 0 .. {shape[-1] - 1}: an index is missing or "
+                "there twice."
+            )
+        checked[name] = perm
+    return checked
+
+
+def _filled_copy(module: nn.Module, graph: PermutationGraph, tensors: Mapping[str, Tensor]) -> nn.Module:
+    filled = copy.deepcopy(module)
+    places = filled.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            for alias in graph.tensors[name].names:
+                if alias in places:
+                    places[alias].data.copy_(tensor)
+    return filled

@@ -1,0 +1,1 @@
+"""Jobs: what people use alignments for, one file each."""

@@ -1,0 +1,212 @@
+"""`compare`: solvers, chains and seeds side by side on one pair of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from alignkit.errors import AlignkitError, ComparisonError, SolverError
+from alignkit.graph import BoundGraph
+from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
+from alignkit.jobs.compare.job import Job, Plan, plan_bytes, run_job, run_job_from_bytes
+from alignkit.jobs.compare.rows_file import RowFile, identity_of
+from alignkit.jobs.solve import SolverLike, build_solvers
+from alignkit.plugins.plugin_registry import Registry
+from alignkit.plugins.plugin_registry import registry as process_registry
+from alignkit.solver.contract import Solver
+from alignkit.text import did_you_mean
+
+if TYPE_CHECKING:
+    from alignkit.tasks.task import Task
+
+Entry: TypeAlias = SolverLike | Sequence[SolverLike]
+"""What ``solve(solver=...)`` takes: a name, a chain, a class, an instance, or a sequence of them."""
+ALWAYS, ALWAYS_WITH_TASK = "identity", "activation_matching"
+"""Solvers that every comparison shows: wide networks sometimes merge best unpermuted, and users must see it."""
+
+
+def compare(
+    pair: BoundGraph,
+    solvers: Iterable[Entry] | Mapping[str, Entry],
+    task: Task | None = None,
+    seeds: Iterable[int] = (0,),
+    executor: Executor | None = None,
+    path: str | PathLike[str] | None = None,
+    *,
+    test: Task | None = None,
+    points: int = 25,
+    repair: bool = False,
+    device: torch.device | str | None = None,
+    report: Callable[[ComparisonRow], None] | None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Comparison:
+    """Solve one pair with several solvers and seeds, and put what came out into one table.
+
+    The identity is always there and first; with a task, activation matching is there too. A solver that fails is a
+    row with the reason.
+
+    Args:
+        pair: The networks, ``graph.bind(model_a, model_b)``.
+        solvers: Names, chains (``"deepalign > sinkhorn"``), classes or instances; or a mapping from the name in the
+            table to one of these, to have one solver with several options.
+        task: Data and loss for the solvers that need them, and for the barrier.
+        seeds: Seeds of the solvers; the identity is run once.
+        executor: Where solvers run: any ``concurrent.futures.Executor``, such as a process pool or Dask's
+            ``client.get_executor()``. Everything is pickled once and every job works on its own copy. None: one after
+            the other, here.
+        path: A JSON-lines file to which every row is written when it is done. If it is there already, rows without
+            failure are taken from it and not computed again, so a killed run goes on where it was.
+        test: Data on which barrier, AUC and the middle are measured. None: those of ``task``.
+        points: Places on the line from A to aligned B, odd.
+        repair: Measure the average of A and aligned B a second time after `alignkit.repair` on the data of ``task``.
+            Networks with BatchNorm, and deep ones without, are judged better by it. Needs a task and modules.
+        device: Where solvers work. None: where A's tensors are.
+        report: Called with every row that was computed, in the order in which they are done.
+        registry: Where names are looked up. None: the registry of the process.
+        options: Options of solvers. Each goes to every solver, and stage of a chain, that has it.
+
+    Raises:
+        SolverError: A solver is unknown, an option is wrong, or no solver has it.
+        ComparisonError: ``path`` holds a comparison of something else, two solvers have one name in the table, or
+            something cannot be pickled for the executor, or ``points`` is even or less than 3.
+    """
+    if not isinstance(pair, BoundGraph):
+        raise ComparisonError(f"compare() takes a bound graph, graph.bind(a, b), not {type(pair).__name__}.")
+    _check_points(points)
+    if repair and (task is None or pair.module_a is None or pair.module_b is None):
+        raise ComparisonError("repair=True runs the merged network on data: pass task=, and bind modules.")
+    entries = _entries(solvers, task, options, registry if registry is not None else process_registry())
+    jobs = _jobs(entries, seeds)
+    plan = Plan(pair, task, test or task, points, None if device is None else str(device), registry, repair)
+    rows: dict[tuple[str, int], ComparisonRow] = {}
+    file = None if path is None else RowFile(path, identity_of(plan))
+    if file is not None:
+        known = {job.key: job.settings for job in jobs}
+        rows |= {row.key: row for row in file.rows if not row.failed and known.get(row.key) == dict(row.options)}
+    left = [job for job in jobs if job.key not in rows]
+    for row in _run(plan, left, executor):
+        rows[row.key] = row
+        if file is not None:
+            file.append(row)
+        if report is not None:
+            report(row)
+    return Comparison(tuple(rows[job.key] for job in jobs), str(plan.where))
+
+
+# ---------------------------------------------------------------------- what is compared
+
+
+def _check_points(points: int) -> None:
+    if points < 3 or points % 2 == 0:
+        raise ComparisonError(f"points is {points}: give an odd number, at least 3, so that the middle is one of them.")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One line of the table: its name and the stages that make it."""
+
+    name: str
+    stages: tuple[Solver[Any], ...] = field(repr=False)
+
+
+def _entries(
+    solvers: Iterable[Entry] | Mapping[str, Entry], task: Task | None, options: Mapping[str, Any], registry: Registry
+) -> list[_Entry]:
+    if isinstance(solvers, str):
+        solvers = [solvers]
+    named: list[tuple[str | None, Entry]] = (
+        list(solvers.items()) if isinstance(solvers, Mapping) else [(None, entry) for entry in solvers]
+    )
+    wanted = [entry for _, entry in named]
+    known = set(registry.solvers())
+    if task is not None and ALWAYS_WITH_TASK not in wanted and ALWAYS_WITH_TASK in known:
+        named.insert(0, (None, ALWAYS_WITH_TASK))
+    if ALWAYS in wanted:
+        named = [(name, entry) for name, entry in named if entry != ALWAYS]
+    named.insert(0, (None, ALWAYS))
+    used: set[str] = set()
+    entries: dict[str, _Entry] = {}
+    for name, entry in named:
+        built = _built(name, entry, options, used, registry)
+        if built.name in entries and repr(entries[built.name].stages) != repr(built.stages):
+            raise ComparisonError(
+                f"two solvers would be called {built.name!r}. Give them names: solvers={{'first': ..., 'second': ...}}."
+            )
+        entries[built.name] = built
+    _check_all_used(options, used, entries.values())
+    return list(entries.values())
+
+
+def _built(name: str | None, entry: Entry, options: Mapping[str, Any], used: set[str], registry: Registry) -> _Entry:
+    """The stages of an entry, each with those of the options that it has. Instances are left as they are."""
+    given = entry if isinstance(entry, Sequence) and not isinstance(entry, str) else [entry]
+    stages: list[Solver[Any]] = []
+    labels: list[str] = []
+    for stage in build_solvers(entry, {}, None, registry):
+        if any(stage is part for part in given):
+            stages.append(stage)
+            labels.append(_label(stage))
+            continue
+        own = {key: value for key, value in options.items() if key in type(stage).Options.model_fields}
+        used.update(own)
+        stages.append(type(stage)(**own))
+        labels.append(stage.name)
+    return _Entry(name if name is not None else " > ".join(labels), tuple(stages))
+
+
+def _label(stage: Solver[Any]) -> str:
+    """Name of an instance, with its options that are not the defaults: ``weight_matching(restarts=10)``."""
+    changed = ", ".join(f"{key}={getattr(stage.options, key)!r}" for key in sorted(stage.options.model_fields_set))
+    return f"{stage.name}({changed})" if changed else stage.name
+
+
+def _check_all_used(options: Mapping[str, Any], used: set[str], entries: Iterable[_Entry]) -> None:
+    for option in options:
+        if option not in used:
+            fields = sorted({f for e in entries for stage in e.stages for f in type(stage).Options.model_fields})
+            raise SolverError(
+                f"none of the compared solvers has an option {option!r}.{did_you_mean(option, fields)} "
+                f"Options: {', '.join(fields)}."
+            )
+
+
+def _jobs(entries: Sequence[_Entry], seeds: Iterable[int]) -> list[Job]:
+    seeds = list(dict.fromkeys(seeds))
+    if not seeds:
+        raise ComparisonError("seeds is empty: give at least one.")
+    return [
+        Job(entry.name, entry.stages, seed)
+        for entry in entries
+        for seed in (seeds[:1] if entry.name == ALWAYS else seeds)
+    ]
+
+
+# ---------------------------------------------------------------------- running
+
+
+def _run(plan: Plan, jobs: Sequence[Job], executor: Executor | None) -> Iterator[ComparisonRow]:
+    """Rows in the order in which they are done."""
+    if executor is None:
+        for job in jobs:
+            yield run_job(plan, job)
+        return
+    packed = plan_bytes(plan, jobs)  # threads too: a model that two of them run at once would be changed under way
+    futures = {executor.submit(run_job_from_bytes, packed, index): job for index, job in enumerate(jobs)}
+    try:
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except AlignkitError:
+                raise
+            except Exception as error:  # the executor's own: a worker was killed, or a result could not be sent
+                reason = f"the executor failed: {type(error).__name__}: {error}"
+                yield futures[future].failed(reason)
+    finally:  # also on Ctrl-C: what has not begun does not begin
+        for future in futures:
+            future.cancel()

@@ -1,0 +1,344 @@
+"""What `compare` returns: rows of numbers, and the table and the picture that they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from alignkit.errors import ComparisonError
+from alignkit.tasks.interpolation import Interpolation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+FORMAT = {"format": "alignkit.comparison", "version": 1}
+ERROR = "ERROR"
+"""Status of a row that could not be run or evaluated; every other status is the name of a `Status`."""
+FINISHED = ("OK", "MAX_STEPS")
+MEASURED = (
+    "seconds: wall-clock time of the solver alone. peak memory: rise above the memory in use when the solver began; "
+    "on the CPU of the resident set of the process (Linux), on CUDA of the allocated tensors; '-' where it cannot be "
+    "told, as when solvers share a process."
+)
+"""How the numbers that depend on the machine were measured; goes with every table."""
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One solver with one seed.
+
+    Attributes:
+        solver: Name in the table.
+        seed: Seed of the solver's random choices.
+        status: Name of the `Status` that the solver ended with, or ``"ERROR"`` when it could not be run or evaluated.
+        reason: Why it failed, as a sentence; empty when it did not.
+        distance_before: ``||A - B||^2``, None if the row failed before it was known.
+        distance: ``||A - P # B||^2``.
+        line: The task on the line between A and aligned B, if there is a task.
+        repaired_loss: Loss of the average of A and aligned B after `alignkit.repair`, where that was asked for.
+        repaired_metric: Metric of the same.
+        seconds: Wall-clock time of the solver.
+        peak_memory: Bytes by which the memory in use rose (`alignkit.jobs.peak_memory`); None if unknown.
+        moved: Units that changed their place.
+        options: Options of the solver, or of each stage of a chain.
+    """
+
+    solver: str
+    seed: int
+    status: str
+    reason: str = ""
+    distance_before: float | None = None
+    distance: float | None = None
+    line: Interpolation | None = None
+    repaired_loss: float | None = None
+    repaired_metric: float | None = None
+    seconds: float | None = None
+    peak_memory: int | None = None
+    moved: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether numbers are missing; ``reason`` then says why."""
+        return self.status not in FINISHED
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells the row from the others of a comparison."""
+        return self.solver, self.seed
+
+    @property
+    def gain(self) -> float | None:
+        """Squared distance that the alignment saves."""
+        if self.distance is None or self.distance_before is None:
+            return None
+        return self.distance_before - self.distance
+
+    @property
+    def barrier(self) -> float | None:
+        """Loss barrier between A and aligned B."""
+        return None if self.line is None else self.line.barrier
+
+    @property
+    def auc(self) -> float | None:
+        """Area under the excess loss."""
+        return None if self.line is None else self.line.auc
+
+    @property
+    def middle_loss(self) -> float | None:
+        """Loss of the average of A and aligned B."""
+        return None if self.line is None else self.line.midpoint.loss
+
+    @property
+    def middle_metric(self) -> float | None:
+        """Metric of the average of A and aligned B."""
+        return None if self.line is None else self.line.midpoint.metric
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**values, "line": None if self.line is None else json.loads(self.line.to_json())}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ComparisonRow:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ComparisonError: It is no row.
+        """
+        try:
+            line = values["line"]
+            return cls(**{**values, "line": None if line is None else Interpolation.from_json(json.dumps(line))})
+        except (TypeError, KeyError, ValueError) as error:
+            raise ComparisonError(f"this is no row of a comparison: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Average:
+    """The rows of one solver as one line: means over the seeds.
+
+    Attributes:
+        solver: Name in the table.
+        rows: All its rows.
+    """
+
+    solver: str
+    rows: tuple[ComparisonRow, ...]
+
+    @property
+    def done(self) -> tuple[ComparisonRow, ...]:
+        """The rows that did not fail."""
+        return tuple(row for row in self.rows if not row.failed)
+
+    def mean(self, quantity: str) -> float | None:
+        """Mean of an attribute of `ComparisonRow` over the rows that have it; None if none has."""
+        values = [value for row in self.rows if (value := getattr(row, quantity)) is not None]
+        return fmean(values) if values else None
+
+    @property
+    def line(self) -> Interpolation | None:
+        """Losses and metrics on the line, averaged over the seeds."""
+        lines = [row.line for row in self.done if row.line is not None]
+        if not lines:
+            return None
+        label = self.solver if len(lines) == 1 else f"{self.solver} (mean of {len(lines)} seeds)"
+        metrics = [line.metrics for line in lines if line.metrics is not None]
+        return Interpolation(
+            lines[0].lambdas,
+            tuple(map(fmean, zip(*(line.losses for line in lines), strict=True))),
+            tuple(map(fmean, zip(*metrics, strict=True))) if metrics else None,
+            lines[0].metric_name,
+            label,
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Solvers side by side on one pair of networks.
+
+    Printed, it is a table; ``rich.print`` draws it with lines and colours.
+
+    Attributes:
+        rows: One for each solver and seed, the identity first.
+        device: Where the solvers worked.
+        measured: How time and memory were measured.
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    device: str = "cpu"
+    measured: str = MEASURED
+
+    @property
+    def solvers(self) -> tuple[str, ...]:
+        """Names in the order of the table."""
+        return tuple(dict.fromkeys(row.solver for row in self.rows))
+
+    @property
+    def averages(self) -> tuple[Average, ...]:
+        """One line for each solver."""
+        return tuple(Average(name, tuple(r for r in self.rows if r.solver == name)) for name in self.solvers)
+
+    def row(self, solver: str, seed: int | None = None) -> ComparisonRow:
+        """The row of a solver; the first one if ``seed`` is None.
+
+        Raises:
+            ComparisonError: There is no such row.
+        """
+        for row in self.rows:
+            if row.solver == solver and seed in (None, row.seed):
+                return row
+        wanted = f"{solver!r}" if seed is None else f"{solver!r} with seed {seed}"
+        raise ComparisonError(
+            f"no row of {wanted}. Rows: {', '.join(f'{r.solver} (seed {r.seed})' for r in self.rows)}."
+        )
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+        """Draw loss and metric on the line from A to B; without a task the squared distances as bars.
+
+        Args:
+            path: A file to write, or None for a figure only.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            ComparisonError: Every row failed, so there is nothing to draw.
+        """
+        from alignkit.plotting.pictures import bar_chart, plot_interpolations
+
+        lines = [average.line for average in self.averages]
+        if any(line is not None for line in lines):
+            return plot_interpolations([line for line in lines if line is not None], path)
+        bars = {average.solver: average.mean("distance") for average in self.averages}
+        found = {name: value for name, value in bars.items() if value is not None}
+        if not found:
+            raise ComparisonError("every solver failed, there is nothing to draw: see the reasons in the rows.")
+        return bar_chart(found, "squared distance of A to aligned B", path)
+
+    def table(self) -> Table:
+        """The comparison as a rich table: a line for each solver, means over the seeds."""
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        averages = self.averages
+        columns = [column for column in COLUMNS if column.always or any(column.value(a) for a in averages)]
+        drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in columns:  # on a narrow terminal names are folded, numbers never cut
+            name = column is COLUMNS[0]
+            drawn.add_column(column.heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
+        for average in averages:
+            drawn.add_row(*(escape(column.value(average) or "-") for column in columns))
+        return drawn
+
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for each row that failed or was not finished."""
+        return tuple(f"{row.solver} (seed {row.seed}): {row.reason}" for row in self.rows if row.reason)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterable[Any]:
+        from rich.text import Text
+
+        yield self.table()
+        yield from (Text(problem) for problem in self.problems())
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+
+        text = StringIO()
+        Console(file=text, width=160, no_color=True).print(self)
+        return text.getvalue().rstrip("\n")
+
+    def to_json(self) -> str:
+        """Everything as JSON text."""
+        values = {"device": self.device, "measured": self.measured, "rows": [row.to_dict() for row in self.rows]}
+        return json.dumps({**FORMAT, **values}, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Comparison:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ComparisonError: The text is not JSON, or no comparison of a version that is known.
+        """
+        try:
+            values = json.loads(text)
+            found = {key: values[key] for key in FORMAT}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ComparisonError(f"the text is no comparison in JSON: {type(error).__name__}: {error}.") from error
+        if found != FORMAT:
+            raise ComparisonError(f"this is {found}, not {FORMAT}: written by another version of alignkit?")
+        rows = tuple(map(ComparisonRow.from_dict, values["rows"]))
+        return cls(rows, values["device"], values["measured"])
+
+
+# ---------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: its heading, and the text for a solver (empty if there is nothing to say)."""
+
+    heading: str
+    value: Callable[[Average], str]
+    always: bool = True
+
+
+def _number(quantity: str, form: str) -> Callable[[Average], str]:
+    def text(average: Average) -> str:
+        mean = average.mean(quantity)
+        return "" if mean is None else format(mean, form)
+
+    return text
+
+
+def _middle_loss(average: Average) -> str:
+    """Empty where there is a metric, which says more in less room."""
+    return "" if average.mean("middle_metric") is not None else _number("middle_loss", ".4f")(average)
+
+
+def _repaired_loss(average: Average) -> str:
+    return "" if average.mean("repaired_metric") is not None else _number("repaired_loss", ".4f")(average)
+
+
+def _gain(average: Average) -> str:
+    gain, before = average.mean("gain"), average.mean("distance_before")
+    return f"{100 * gain / before:.1f}%" if gain is not None and before else ""
+
+
+def _seeds(average: Average) -> str:
+    if len(average.rows) == 1:
+        return ""
+    failed = len(average.rows) - len(average.done)
+    return str(len(average.rows)) + (f", {failed} failed" if failed else "")
+
+
+def _status(average: Average) -> str:
+    said = {row.status for row in average.rows} - {"OK"}
+    return ", ".join(sorted(said))
+
+
+def _memory(average: Average) -> str:
+    mean = average.mean("peak_memory")
+    return "" if mean is None else f"{mean / 2**20:.1f} MB"
+
+
+COLUMNS = (
+    Column("solver", lambda average: average.solver),
+    Column("seeds", _seeds, always=False),
+    Column("squared\ndistance", _number("distance", ".5g")),
+    Column("gain", _gain),
+    Column("barrier", _number("barrier", ".4f"), always=False),
+    Column("AUC", _number("auc", ".4f"), always=False),
+    Column("middle\nloss", _middle_loss, always=False),
+    Column("middle\nmetric", _number("middle_metric", ".4f"), always=False),
+    Column("repaired\nloss", _repaired_loss, always=False),
+    Column("repaired\nmetric", _number("repaired_metric", ".4f"), always=False),
+    Column("seconds", _number("seconds", ".2g")),
+    Column("peak\nmemory", _memory, always=False),
+    Column("status", _status, always=False),
+)

@@ -1,0 +1,141 @@
+"""The file that a comparison streams to: one JSON object a line, so that a killed run can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import ComparisonError
+from alignkit.jobs.compare.comparison import ComparisonRow
+from alignkit.jobs.compare.job import Plan
+from alignkit.tasks.batches import tensors_in
+
+if TYPE_CHECKING:
+    from alignkit.tasks.task import Task
+
+FORMAT = {"format": "alignkit.comparison-rows", "version": 1}
+
+
+def identity_of(plan: Plan) -> dict[str, Any]:
+    """What has to be equal for two comparisons to share rows, as plain values.
+
+    Weights count in full; a task counts with its loss, its metric and its first batch.
+    """
+    return {
+        "graph": plan.pair.graph.fingerprint,
+        "weights of A": _digest(plan.pair.a),
+        "weights of B": _digest(plan.pair.b),
+        "task": _task(plan.task),
+        "task for the test": _task(plan.test),
+        "points": plan.points,
+        "repair": plan.repair,
+        "device": str(plan.where),
+    }
+
+
+class RowFile:
+    """Rows on disk, each written as soon as it is known.
+
+    Args:
+        path: The file. If it exists, its rows are read into ``rows``; a last line that was cut off is dropped.
+        identity: See `identity_of`.
+
+    Raises:
+        ComparisonError: The file holds something else, or the comparison of another pair, task or line; or it cannot
+            be written.
+    """
+
+    def __init__(self, path: str | PathLike[str], identity: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.rows: list[ComparisonRow] = []
+        header = {**FORMAT, "of": dict(identity)}
+        try:
+            lines, whole = self._read()
+            if lines:
+                self._check_header(lines[0], header)
+                self.rows = [self._row(number, line) for number, line in enumerate(lines[1:], 2)]
+                if whole < self.path.stat().st_size:
+                    os.truncate(self.path, whole)
+            else:
+                self.path.write_text(_line(header), encoding="utf-8")
+        except OSError as error:
+            raise ComparisonError(f"{self.path} cannot be used for the rows: {error.strerror}.") from error
+
+    def append(self, row: ComparisonRow) -> None:
+        """Write a row; it is on the disk when this returns."""
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(_line(row.to_dict()))
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise ComparisonError(f"a row cannot be written to {self.path}: {error.strerror}.") from error
+
+    def _read(self) -> tuple[list[str], int]:
+        """The lines that were written in full, and their length in bytes."""
+        if not self.path.exists():
+            return [], 0
+        raw = self.path.read_bytes()
+        whole = raw.rfind(b"\n") + 1
+        if raw and not whole and not json.dumps(FORMAT)[:20].encode().startswith(raw[:20]):
+            raise self._foreign("it does not begin with the header of a comparison")
+        return raw[:whole].decode(errors="replace").splitlines(), whole
+
+    def _check_header(self, line: str, expected: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(line)
+            same_format = all(found[key] == value for key, value in FORMAT.items())
+            changed = [key for key, value in expected["of"].items() if found["of"].get(key) != value]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._foreign("it does not begin with the header of a comparison") from error
+        if not same_format:
+            raise self._foreign(f"it was written in another format, {found.get('format')} {found.get('version')}")
+        if changed:
+            raise self._foreign(f"it is the comparison of something else: {', '.join(changed)} differ")
+
+    def _row(self, number: int, line: str) -> ComparisonRow:
+        try:
+            return ComparisonRow.from_dict(json.loads(line))
+        except ValueError as error:
+            raise ComparisonError(f"line {number} of {self.path} cannot be read: {error}") from error
+
+    def _foreign(self, why: str) -> ComparisonError:
+        return ComparisonError(f"{self.path} cannot be resumed: {why}. Give another path, or move the file away.")
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        _add(found, name, tensors[name])
+    return found.hexdigest()
+
+
+def _task(task: Task | None) -> str | None:
+    if task is None:
+        return None
+    found = hashlib.blake2b(digest_size=16)
+    loss = getattr(task.loss, "__name__", type(task.loss).__name__)
+    found.update(f"{loss} {task.metric_name}".encode())
+    first = next(iter(task.batches))
+    for i, tensor in enumerate([*tensors_in(first.inputs), *tensors_in(first.targets)]):
+        _add(found, str(i), tensor)
+    return found.hexdigest()
+
+
+def _add(found: hashlib.blake2b, name: str, tensor: Tensor) -> None:
+    plain = tensor.detach().cpu().contiguous()
+    found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+    if plain.numel():
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)

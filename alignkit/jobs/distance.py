@@ -1,0 +1,121 @@
+"""How far two networks are apart once their units are in the same order, and whether they are one and the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.graph.bind import WeightsSource
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.jobs.solve import SolverLike, solve
+from alignkit.solver.solution import Solution
+
+
+@dataclass(frozen=True)
+class TensorDistance:
+    """One tensor of two networks.
+
+    Attributes:
+        before: ``|A - B|^2`` as the weights were given, in float64.
+        after: ``|A - P # B|^2``.
+        largest: Largest difference of an element after alignment, relative to the largest element of either tensor.
+    """
+
+    before: float
+    after: float
+    largest: float
+
+
+@dataclass(frozen=True, eq=False)
+class Distance:
+    """How far two networks are apart.
+
+    Attributes:
+        tensors: Every tensor by its first name.
+        solution: The solution of the solver.
+        tolerance: Largest relative difference of an element up to which networks count as the same.
+    """
+
+    tensors: Mapping[str, TensorDistance]
+    solution: Solution
+    tolerance: float
+
+    @property
+    def before(self) -> float:
+        """``||A - B||^2`` over all tensors, as the weights were given."""
+        return sum(tensor.before for tensor in self.tensors.values())
+
+    @property
+    def after(self) -> float:
+        """``||A - P # B||^2`` over all tensors."""
+        return sum(tensor.after for tensor in self.tensors.values())
+
+    @property
+    def same(self) -> bool:
+        """Whether B is A with its units reordered, every element within the tolerance; `alignment` is the proof.
+
+        False says that the solver found no such order. Solvers with ``exact_on_permuted_copies`` always find it unless
+        units are alike.
+        """
+        return self.differs is None
+
+    @property
+    def differs(self) -> str | None:
+        """Name of the tensor with the largest relative difference beyond the tolerance, or None."""
+        name = max(self.tensors, key=lambda n: self.tensors[n].largest, default=None)
+        return name if name is not None and self.tensors[name].largest > self.tolerance else None
+
+    @property
+    def alignment(self) -> Alignment:
+        """The order of B's units that brings it closest to A."""
+        return self.solution.alignment
+
+    def __repr__(self) -> str:
+        same = "the same up to permutation" if self.same else f"not the same, most in {self.differs}"
+        return f"Distance(squared {self.before:.6g} -> {self.after:.6g}, {same})"
+
+
+def distance(
+    graph: PermutationGraph,
+    a: WeightsSource,
+    b: WeightsSource,
+    *,
+    solver: SolverLike = "weight_matching",
+    tolerance: float = 1e-6,
+    **arguments: Any,
+) -> Distance:
+    """Measure how far B is from A before and after its units are aligned.
+
+    Args:
+        graph: The graph of both.
+        a: Reference network: a module, a state dict or a checkpoint path.
+        b: The network to compare.
+        solver: Solver that aligns them, as in `alignkit.solve`.
+        tolerance: Networks count as the same when no element differs by more than this, relative to the largest
+            element of its tensor. Whole-number tensors have to be equal.
+        arguments: Further arguments of `alignkit.solve`: a task, a device, a seed, options.
+
+    Raises:
+        BindError: The networks do not fit the graph.
+        SolverError: The solver is unknown or failed.
+    """
+    bound = graph.bind(a, b)
+    solution = solve(bound, solver=solver, **arguments)
+    aligned = solution.alignment.apply(dict(bound.b))
+    tensors = {name: _compared(bound.a[name], bound.b[name], aligned[name]) for name in bound.a}
+    return Distance(tensors, solution, tolerance)
+
+
+def _compared(a: Tensor, b: Tensor, aligned: Tensor) -> TensorDistance:
+    whole = not (a.is_floating_point() or a.is_complex())
+    left, right, moved = (t.detach().double() for t in (a, b, aligned))
+    before, after = (float((left - other).square().sum()) for other in (right, moved))
+    if not left.numel() or torch.equal(left, moved):
+        return TensorDistance(before, after, 0.0)
+    largest = float((left - moved).abs().max() / torch.maximum(left.abs().max(), moved.abs().max()))
+    return TensorDistance(before, after, float("inf") if whole else largest)

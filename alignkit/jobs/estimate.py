@@ -1,0 +1,254 @@
+"""What a job would do: groups and tensors that it moves, memory and time that it needs. Nothing is solved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from time import perf_counter
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from alignkit.graph import PermutationGraph, TensorNode
+from alignkit.graph.description import why_fixed
+from alignkit.matching.assignment import linear_assignment
+from alignkit.matching.objective import CACHE_ELEMENTS
+
+Job: TypeAlias = Literal["merge", "solve", "check", "compare", "align-many", "transport", "distance", "canonicalize"]
+
+SWEEPS = 3
+"""Sweeps of weight matching that an estimate assumes: transformers take one or two, deep chains ten or more."""
+WRITTEN = {"merge": 3, "solve": 2, "transport": 2, "align-many": 2, "canonicalize": 2}
+"""Copies of a model that are in memory while a job writes, beside those that it read; 1 for other jobs."""
+LISTED = 12
+"""Tensors that are named in the text of a plan."""
+QUICK = 0.5
+"""Seconds below which an estimate says nothing: starting and reading take as long."""
+_LARGE, _PROBE = 2.6, 256
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """A group as a plan shows it.
+
+    Attributes:
+        name: The group.
+        units: How many units it has, over all instances.
+        instances: Number of units of its parent, 1 for a root.
+        parent: The group that it is nested in.
+        tensors: How many tensors it moves.
+        elements: How many numbers these hold.
+    """
+
+    name: str
+    units: int
+    instances: int
+    parent: str | None
+    tensors: int
+    elements: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a job would do.
+
+    Attributes:
+        job: The job.
+        graph: Its graph.
+        solver: The solver, None where there is none.
+        memory: Bytes that the job takes beyond the program itself, estimated.
+        seconds: Time that it takes on this machine, estimated within a factor of about four; None where nothing is
+            known of the solver.
+        basis: How ``seconds`` was estimated, or why it was not.
+        reads: Files that would be read.
+        writes: Files that would be written.
+    """
+
+    job: Job
+    graph: PermutationGraph
+    solver: str | None
+    memory: int
+    seconds: float | None
+    basis: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    @cached_property
+    def groups(self) -> tuple[PlannedGroup, ...]:
+        """Groups, parents before children."""
+        graph, found = self.graph, []
+        for name in (name for root in graph.roots for name in graph.tree(root)):
+            instances, tensors = graph.instances(name), graph.tensors_of(name)
+            elements = sum(prod(graph.tensors[tensor].shape) for tensor in tensors)
+            group = graph.groups[name]
+            found.append(PlannedGroup(name, instances * group.size, instances, group.parent, len(tensors), elements))
+        return tuple(found)
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """Tensors on which some group acts."""
+        return tuple(name for name, node in self.graph.tensors.items() if node.groups)
+
+    @property
+    def uncovered(self) -> dict[str, str]:
+        """Tensors, scalars left out, that stay as they are, each with the reason."""
+        return {name: why_fixed(self.graph, name) for name in self.graph.uncovered}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values for JSON."""
+        return {
+            "job": self.job,
+            "solver": self.solver,
+            "reads": list(self.reads),
+            "writes": list(self.writes),
+            "groups": [vars(group) for group in self.groups],
+            "tensors_moved": list(self.moved),
+            "tensors_not_covered": self.uncovered,
+            "memory_bytes": self.memory,
+            "seconds": self.seconds,
+            "seconds_basis": self.basis,
+        }
+
+    def __str__(self) -> str:
+        tensors, moved, uncovered = len(self.graph.tensors), self.moved, self.uncovered
+        width = max([5, *(len(group.name) for group in self.groups)])
+        rows = [
+            f"  {g.name:<{width}}  {g.units:>7} units  {g.tensors:>4} tensors, {g.elements:>13,} numbers"
+            for g in self.groups
+        ]
+        lines = [
+            f"Plan of {self.job}: nothing was solved or written.",
+            *(f"Reads {path}" for path in self.reads),
+            *(f"Would write {path}" for path in self.writes),
+            f"{len(self.groups)} groups:" if rows else "No group: no unit may change its place.",
+            *rows,
+            f"{len(moved)} of {tensors} tensors move" + (f": {_listed(moved)}." if moved else "."),
+            f"{len(uncovered)} {'is' if len(uncovered) == 1 else 'are'} not covered" + (":" if uncovered else "."),
+            *(f"  {name}: {reason}" for name, reason in list(uncovered.items())[:LISTED]),
+            *([f"  and {len(uncovered) - LISTED} more, see --json"] if len(uncovered) > LISTED else []),
+            f"Memory: about {readable_bytes(self.memory)} beside the program.",
+            self._time,
+        ]
+        return "\n".join(lines)
+
+    @property
+    def _time(self) -> str:
+        if self.seconds is None:
+            return f"Time: {self.basis}."
+        if self.seconds < QUICK:
+            return "Time: about a second or less."
+        return f"Time: about {self.seconds:.2g} s ({self.basis})."
+
+
+def plan(
+    graph: PermutationGraph,
+    job: Job = "merge",
+    *,
+    models: int = 2,
+    solver: str | Sequence[str] | None = "weight_matching",
+    memory: int | None = None,
+    bytes_each: int | None = None,
+    reads: Sequence[str] = (),
+    writes: Sequence[str] = (),
+) -> Plan:
+    """Estimate what a job needs, from shapes alone and the speed of this machine.
+
+    Args:
+        graph: The graph of the networks.
+        job: What is to be done.
+        models: How many networks are read.
+        solver: What aligns them, a name or several that run one after the other; None where nothing is solved.
+        memory: A limit in bytes that the job keeps; it is then the memory of the plan.
+        bytes_each: Size of one network; by default that of its shapes and dtypes.
+        reads: Files that are read, for the text.
+        writes: Files that are written, for the text.
+
+    Returns:
+        The plan. The time is that of `SWEEPS` sweeps of weight matching for each pair, from the speed of one matrix
+        product and one assignment that are timed now.
+    """
+    names = [solver] if isinstance(solver, str) else list(solver or ())
+    weight = bytes_each if bytes_each is not None else sum(_bytes(node) for node in graph.tensors.values())
+    needed = memory if memory is not None else _memory(graph, job, models, weight, bool(names))
+    seconds, basis = _seconds(graph, job, models, weight, names)
+    shown = " > ".join(names) if names else None
+    return Plan(job, graph, shown, needed, seconds, basis, tuple(map(str, reads)), tuple(map(str, writes)))
+
+
+def readable_bytes(number: float) -> str:
+    """A number of bytes with a unit: 3.2 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def _memory(graph: PermutationGraph, job: Job, models: int, weight: int, solved: bool) -> int:
+    """The larger of two moments: while the pair is matched in float64, and while results are written."""
+    wide = [8 * prod(node.shape) for node in graph.tensors.values() if node.groups]
+    matrices = {n: 8 * graph.instances(n) * g.size**2 for n, g in graph.groups.items()}
+    dims = [dim.group for node in graph.tensors.values() for block in node.blocks for dim in block.dims]
+    kept = min(sum(matrices[group] for group in dims if group is not None), 8 * CACHE_ELEMENTS)
+    # Beside the pair in float64 and the matrices that are kept: copies of unfolded tensors, matrices being assigned.
+    matching = 3 * sum(wide) + kept + 4 * max([0, *wide]) + 3 * max([0, *matrices.values()])
+    if job == "check":
+        return 3 * weight + 3 * sum(8 * prod(node.shape) for node in graph.tensors.values())
+    at_once = models if job != "align-many" else 2 * models
+    writing = WRITTEN.get(job, 1) * weight
+    return at_once * weight + max(matching if solved else 0, writing)
+
+
+def _seconds(
+    graph: PermutationGraph, job: Job, models: int, weight: int, solvers: Sequence[str]
+) -> tuple[float | None, str]:
+    if job == "check":
+        return None, "a few runs of the model, in float64; how long one takes is not known before"
+    unknown = [name for name in solvers if name not in ("weight_matching", "identity")]
+    if unknown:
+        return None, f"not known for {', '.join(unknown)}; weight matching alone takes about {_matching(graph):.2g} s"
+    pairs = {"align-many": 3 * models, "canonicalize": models - 1}.get(job, 1)
+    solving = pairs * _matching(graph) * sum(name == "weight_matching" for name in solvers)
+    moving = 2e-9 * weight * (models + WRITTEN.get(job, 0))
+    of = "" if pairs == 1 else f" for each of {pairs} pairs"
+    return solving + moving, f"{SWEEPS} sweeps assumed{of}; right within a factor of four or so"
+
+
+def _matching(graph: PermutationGraph) -> float:
+    """Seconds of weight matching of one pair: products and assignments of `SWEEPS` sweeps."""
+    products = 0.0
+    for block in (block for node in graph.tensors.values() for block in node.blocks):
+        numbers = prod(dim.size for dim in block.dims)
+        products += sum(2.0 * numbers * dim.size for dim in block.dims if dim.group is not None)
+    per_operation, per_assignment = _speed()
+    assigned = 0.0
+    for name, group in graph.groups.items():
+        pairs = graph.instances(name) ** (1 if group.parent is None else 2)
+        assigned += pairs * (group.size / _PROBE) ** _LARGE
+    return SWEEPS * (per_operation * products + per_assignment * assigned)
+
+
+def _speed() -> tuple[float, float]:
+    """Seconds of one operation of a product in float64, and of one assignment of `_PROBE` units; timed, 20 ms."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(_PROBE, _PROBE, generator=generator, dtype=torch.float64)
+    products, assignments = [], []
+    for _ in range(3):
+        started = perf_counter()
+        matrix @ matrix
+        products.append(perf_counter() - started)
+        started = perf_counter()
+        linear_assignment(matrix)
+        assignments.append(perf_counter() - started)
+    return min(products) / (2 * _PROBE**3), min(assignments)
+
+
+def _bytes(node: TensorNode) -> int:
+    kind = getattr(torch, node.dtype, torch.float32) if node.dtype else torch.float32
+    return prod(node.shape) * int(kind.itemsize)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,0 +1,139 @@
+"""Checkpoints under an alignment, and averages of aligned checkpoints, streamed from files to files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from alignkit.checkpoints import Checkpoint, OnProgress, write_checkpoint
+from alignkit.checkpoints.shard import Values, ValuesOf
+from alignkit.errors import MergeError
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.jobs.from_disk.budget import Budget, parse_memory
+from alignkit.jobs.from_disk.matching import bind_on_disk
+from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk
+from alignkit.jobs.merge import merge, shares_of
+from alignkit.solver.solution import Solution
+
+DEFAULT_MEMORY = 1 << 30
+"""Memory for streaming where none is given, 1 GiB."""
+
+
+def align_checkpoint(
+    output: str | Path,
+    b: Checkpoint,
+    alignment: Alignment | Solution,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    on_progress: OnProgress | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write B with its units in the new order, in the form of B; see `alignkit.write_checkpoint`.
+
+    Args:
+        output: Folder or file to write.
+        b: The checkpoint.
+        alignment: Brings B to A.
+        memory: What may be used; large tensors pass through it in pieces.
+        on_progress: Is told the bytes written so far.
+        overwrite: Replace an output that exists.
+
+    Raises:
+        BindError: The checkpoint does not fit the alignment's graph.
+        WeightsError: The output cannot be written.
+    """
+    order = alignment if isinstance(alignment, Alignment) else alignment.alignment
+    write_checkpoint(output, b, aligned_values(b, order, memory), on_progress, overwrite=overwrite)
+
+
+def merge_checkpoints(
+    output: str | Path,
+    checkpoints: Sequence[Checkpoint],
+    alignments: Sequence[Alignment | Solution | None],
+    weights: Sequence[float] | None = None,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
+    on_progress: OnProgress | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the weighted average of aligned checkpoints, in the form of the first; see `alignkit.merge`.
+
+    Args:
+        output: Folder or file to write.
+        checkpoints: Two or more checkpoints of one architecture.
+        alignments: What brings each of them to the basis of the average; None for one that is there already.
+        weights: Share of each, divided by their sum. None: equal shares.
+        memory: What may be used; large tensors pass through it in pieces.
+        on_progress: Is told the bytes written so far.
+        overwrite: Replace an output that exists.
+
+    Raises:
+        MergeError: Shares are wrong, no alignment is given, or whole numbers differ.
+        BindError: A checkpoint does not fit the graph, or dtypes differ.
+        WeightsError: The output cannot be written.
+    """
+    values = merged_values(checkpoints, alignments, weights, memory)
+    write_checkpoint(output, checkpoints[0], values, on_progress, overwrite=overwrite)
+
+
+def aligned_values(b: Checkpoint, alignment: Alignment, memory: int | str = DEFAULT_MEMORY) -> ValuesOf:
+    """What `alignkit.write_checkpoint` takes to write B under an alignment."""
+    budget = Budget(_bytes(memory))
+    source = bind_on_disk(alignment.graph, b, b, budget).b
+    assert isinstance(source, WeightsOnDisk)
+    nodes = _nodes(alignment.graph)
+
+    def values(name: str) -> Values:
+        moved = Reordered(alignment.graph.tensors[nodes[name]], alignment.perms)
+        return moved.whole(source) if not moved.splits else _pieces(moved, source, budget)
+
+    return values
+
+
+def merged_values(
+    checkpoints: Sequence[Checkpoint],
+    alignments: Sequence[Alignment | Solution | None],
+    weights: Sequence[float] | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+) -> ValuesOf:
+    """What `alignkit.write_checkpoint` takes to write the average of aligned checkpoints."""
+    shares = shares_of(weights, len(checkpoints))
+    orders = [order.alignment if isinstance(order, Solution) else order for order in alignments]
+    graphs = {id(order.graph): order.graph for order in orders if order is not None}
+    if len(orders) != len(checkpoints) or not graphs:
+        raise MergeError("give one alignment, or None, for each checkpoint, and one alignment at least.")
+    graph = next(iter(graphs.values()))
+    if any(other != graph for other in graphs.values()):
+        raise MergeError("the alignments belong to different graphs.")
+    budget = Budget(_bytes(memory))
+    sources = [bind_on_disk(graph, checkpoints[0], checkpoint, budget).b for checkpoint in checkpoints]
+    perms = [(Alignment.identity(graph) if order is None else order).perms for order in orders]
+    nodes = _nodes(graph)
+
+    def averaged(name: str) -> Iterator[Tensor]:
+        moved = [Reordered(graph.tensors[nodes[name]], perm) for perm in perms]
+        for span in moved[0].pieces(budget.piece):
+            parts = [each.at(source, span) for each, source in zip(moved, sources, strict=True)]  # type: ignore[arg-type]
+            yield merge([{name: part} for part in parts], shares)[name]
+
+    def values(name: str) -> Values:
+        return averaged(name) if Reordered(graph.tensors[nodes[name]], {}).splits else next(averaged(name))
+
+    return values
+
+
+def _bytes(memory: int | str) -> int:
+    return parse_memory(memory) if isinstance(memory, str) else memory
+
+
+def _nodes(graph: PermutationGraph) -> dict[str, str]:
+    """First name of each tensor, by all its names."""
+    return {name: node.name for node in graph.tensors.values() for name in node.names}
+
+
+def _pieces(moved: Reordered, source: WeightsOnDisk, budget: Budget) -> Iterator[Tensor]:
+    for span in moved.pieces(budget.piece):
+        yield moved.at(source, span)

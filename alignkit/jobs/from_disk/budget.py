@@ -1,0 +1,79 @@
+"""How much memory may be used, and how it is shared out."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import sys
+from dataclasses import dataclass
+
+from alignkit.errors import SolverError, UsageError
+from alignkit.graph.symmetry_graph import PermutationGraph
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_ASSIGNMENT = 2
+"""Similarity matrices alive while one is assigned: itself, and the copy that the assignment works on."""
+_SMALLEST, _LARGEST = 1 << 12, 1 << 26
+"""Bounds of a piece of a tensor, in bytes."""
+_ALIVE = 16
+"""Pieces of tensors, in several dtypes, that may be alive at once."""
+
+
+def release_freed() -> None:
+    """Give memory that was freed back to the system; the allocator of glibc keeps pieces of up to 32 MB otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def parse_memory(text: str) -> int:
+    """Read an amount of memory, such as ``"2GB"`` (2 * 10**9), ``"512 MiB"`` (512 * 2**20) or a number of bytes.
+
+    Raises:
+        UsageError: It is no positive amount.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    factor = UNITS.get(found[2].upper()) if found else None
+    if found is None or factor is None or not int(float(found[1]) * factor):
+        raise UsageError(f"{text!r} is no amount of memory: write a number with a unit, such as 2GB or 512MiB.")
+    return int(float(found[1]) * factor)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Memory for one solve or one pass, beyond what the process uses anyway.
+
+    Attributes:
+        memory: All of it, in bytes.
+        matrices: What the largest similarity matrix and its assignment take.
+    """
+
+    memory: int
+    matrices: int = 0
+
+    @property
+    def piece(self) -> int:
+        """Bytes, in float64, of one piece of a tensor."""
+        # While a matrix is summed up there is one of it; its copies come when all pieces are gone.
+        return max(_SMALLEST, min(_LARGEST, (self.memory - self.matrices // _ASSIGNMENT) // _ALIVE))
+
+
+def budget_for(graph: PermutationGraph, memory: int) -> Budget:
+    """Share out memory for matching units over a graph.
+
+    Raises:
+        SolverError: The similarities of some group do not fit. The message names the group and what it takes.
+    """
+    needed, largest = 0, ""
+    for root in graph.roots:
+        units = max(graph.instances(name) * graph.groups[name].size for name in graph.tree(root))
+        if (bytes_ := _ASSIGNMENT * 8 * units * units) > needed:
+            needed, largest = bytes_, root
+    if memory < (least := needed + _ALIVE * _SMALLEST):
+        raise SolverError(
+            f"memory={memory} bytes do not suffice: the similarities of the units of {largest!r} and their assignment "
+            f"take {needed} bytes. Give at least {math.ceil(least / 1e6)} MB."
+        )
+    return Budget(memory, needed)

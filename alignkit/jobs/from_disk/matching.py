@@ -1,0 +1,211 @@
+"""Weight matching of two checkpoints that are larger than the memory given ([Ainsworth23], Algorithm 1, from disk)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
+from alignkit.errors import AlignmentError, BindError
+from alignkit.graph.bind import BoundGraph
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
+from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
+from alignkit.jobs.from_disk.sweeps import AscentOnDisk
+from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, bits, plain
+from alignkit.jobs.solve import account
+from alignkit.matching.objective import Objective
+from alignkit.plugins.plugin_registry import Registry
+from alignkit.plugins.plugin_registry import registry as process_registry
+from alignkit.solver.contract import Problem, Step
+from alignkit.solver.solution import Solution
+from alignkit.solvers.weight_matching import WeightMatching
+
+
+def match_checkpoints(
+    graph: PermutationGraph,
+    a: Checkpoint | str | Path,
+    b: Checkpoint | str | Path,
+    memory: int | str,
+    *,
+    init: Solution | Alignment | None = None,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> Solution:
+    """Find the order of B's units that brings B closest to A, with both checkpoints left on disk.
+
+    The algorithm, its acceptance rule and its result are those of ``solve(pair, solver="weight_matching")``; see
+    `alignkit.solvers.weight_matching`. Tensors are read in pieces, each place where a group acts adds to the group's
+    similarities, and these are assigned. Every sweep reads each tensor about once for each group that acts on it.
+
+    Args:
+        graph: The graph of their architecture; traced on fake tensors it needs no weights.
+        a: Reference checkpoint.
+        b: Checkpoint to be aligned.
+        memory: What may be used beyond what the process takes anyway: bytes, or text such as ``"2GB"``. It has to hold
+            two square float64 matrices of the largest group, and some pieces of tensors.
+        init: Where to start.
+        seed: Seed of every random choice.
+        on_progress: Is told of the bytes read in each sweep, with an estimate of the time left of the sweep.
+        registry: Where observers live. Default: that of the process.
+        options: Options of weight matching. ``products="float32"`` is exact enough for weights in 16 bits and twice as
+            fast: every step is accepted by the objective in float64.
+
+    Returns:
+        The solution. Its objectives are squared distances in float64, summed from disk.
+
+    Raises:
+        SolverError: The memory does not suffice, or an option is wrong.
+        BindError: A checkpoint does not fit the graph, or holds NaN or infinity.
+        AlignmentError: ``init`` belongs to another graph.
+        WeightsError: A checkpoint cannot be read.
+    """
+    budget = budget_for(graph, parse_memory(memory) if isinstance(memory, str) else memory)
+    matching = WeightMatchingOnDisk(budget, on_progress, **options, seed=seed)
+    pair = bind_on_disk(graph, _opened(a), _opened(b), budget)
+    objective = ObjectiveOnDisk(pair, budget)
+    _check_finite(objective)
+    start = init.alignment if isinstance(init, Solution) else init
+    if start is not None and start.graph != graph:
+        raise AlignmentError("init= belongs to another graph than the one that is solved. Solve its own graph first.")
+    problem = ProblemOnDisk(pair, start, seed=seed, on_disk=objective)
+    return _solved(problem, matching, registry if registry is not None else process_registry())
+
+
+def _solved(problem: ProblemOnDisk, matching: WeightMatchingOnDisk, registry: Registry) -> Solution:
+    """Solve and account for the result as `alignkit.solve` does, but without looking at any tensor as a whole."""
+    history: list[Step] = []
+
+    def report(step: Step) -> None:
+        history.append(step)
+        registry.notify("alignkit_solve_step", problem=problem, solver=matching, step=step)
+
+    solution: Solution | None = None
+    registry.notify("alignkit_solve_started", problem=problem, solver=matching)
+    try:
+        started = perf_counter()
+        outcome = matching.solve(problem, report)
+        seconds = perf_counter() - started
+        solution = account(problem, matching, outcome, tuple(history), seconds, "")
+        return replace(solution, stats={**solution.stats, "memory": float(matching.budget.memory)})
+    finally:
+        registry.notify("alignkit_solve_finished", problem=problem, solver=matching, solution=solution)
+
+
+def _opened(source: Checkpoint | str | Path) -> Checkpoint:
+    return open_checkpoint(source) if isinstance(source, str | Path) else source
+
+
+@dataclass(frozen=True, eq=False)
+class ProblemOnDisk(Problem):
+    """A problem whose objective reads from disk."""
+
+    on_disk: ObjectiveOnDisk | None = None
+
+    @cached_property
+    def objective(self) -> Objective:
+        """Squared distance and similarities of the pair, summed from disk."""
+        assert self.on_disk is not None
+        return self.on_disk
+
+
+class WeightMatchingOnDisk(WeightMatching):
+    """Weight matching of a `ProblemOnDisk`.
+
+    Args:
+        budget: Memory that may be used.
+        on_progress: Is told of the bytes read in each sweep.
+        options: Options of weight matching.
+    """
+
+    def __init__(self, budget: Budget, on_progress: OnProgress | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.budget, self._on_progress = budget, on_progress
+
+    def ascent(self, problem: Problem) -> AscentOnDisk:
+        """The coordinate ascent that every run of a solve uses."""
+        objective = problem.objective
+        assert isinstance(objective, ObjectiveOnDisk)
+        if self.options.products == "float32":
+            narrow = ObjectiveOnDisk(problem.bound, self.budget, torch.float32)
+            narrow.sums = objective.sums  # One pass over the files is enough.
+            objective = narrow
+        return AscentOnDisk(objective, self.options.rtol, self.options.max_steps, self._on_progress)
+
+
+def bind_on_disk(graph: PermutationGraph, a: Checkpoint, b: Checkpoint, budget: Budget) -> BoundGraph:
+    """Hold two checkpoints against a graph, by the facts of their tensors; values are read only where names are tied.
+
+    Raises:
+        BindError: Names, shapes, dtypes or ties do not fit; the message lists every mismatch of both.
+    """
+    problems: list[str] = []
+    for checkpoint, label in ((a, "A"), (b, "B")):
+        problems += _mismatches(graph, checkpoint, label)
+    for node in graph.tensors.values():
+        dtypes = [next((c.entry(n).dtype for n in node.names if n in c), None) for c in (a, b)]
+        if None not in dtypes and dtypes[0] != dtypes[1]:
+            in_a, in_b = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+            problems.append(f"{node.name!r} is {in_a} in A but {in_b} in B")
+    _raise_if_any(problems)
+    sides = WeightsOnDisk(graph, a), WeightsOnDisk(graph, b)
+    for side, label in zip(sides, "AB", strict=True):
+        problems += _broken_ties(side, graph, label, budget)
+    _raise_if_any(problems)
+    return BoundGraph(graph, *sides)
+
+
+def _mismatches(graph: PermutationGraph, checkpoint: Checkpoint, label: str) -> list[str]:
+    known = {name for node in graph.tensors.values() for name in node.names}
+    problems = [f"{name!r} of {label} is not in the graph" for name in checkpoint if name not in known]
+    for node in graph.tensors.values():
+        present = [name for name in node.names if name in checkpoint]
+        if not present:
+            problems.append(f"{node.name!r} is missing in {label}")
+        for name in present:
+            shape = checkpoint.entry(name).shape
+            if shape != node.shape:
+                problems.append(f"{name!r} has shape {shape} in {label}, the graph says {node.shape}")
+    return problems
+
+
+def _broken_ties(side: WeightsOnDisk, graph: PermutationGraph, label: str, budget: Budget) -> list[str]:
+    """Names of one tensor that hold different values."""
+    problems = []
+    for node in graph.tensors.values():
+        present = [name for name in node.names if name in side.checkpoint]
+        for other in present[1:]:
+            for span in Reordered(node, {}).pieces(budget.piece):
+                piece = side.checkpoint[other] if span is None else side.checkpoint.rows(other, *span)
+                first = plain(side, node.name, span)
+                if first.dtype != piece.dtype or not torch.equal(bits(first), bits(piece)):
+                    problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
+                    break
+    return problems
+
+
+def _check_finite(objective: ObjectiveOnDisk) -> None:
+    """Look at every number of both checkpoints; the sums of the same pass are kept."""
+    _raise_if_any(
+        [
+            f"{name!r} of {label} holds NaN or infinity"
+            for name, sums in objective.sums.items()
+            for label, squares in (("A", sums.squares_a), ("B", sums.squares_b))
+            if not math.isfinite(squares)
+        ]
+    )
+
+
+def _raise_if_any(problems: list[str]) -> None:
+    if problems:
+        listed = "\n".join(f"  - {text}" for text in sorted(problems))
+        raise BindError(f"the weights do not fit the graph, {len(problems)} problems:\n{listed}")

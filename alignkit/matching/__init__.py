@@ -1,0 +1,1 @@
+"""What is minimised: the objective, its relaxations, and linear assignment."""

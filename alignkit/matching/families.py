@@ -1,0 +1,69 @@
+"""Nested assignment: families of units inside units, solved from the inside out.
+
+The inner assignments of every pair of parents are solved first, and their values are the parents' similarities: exact
+for a linear objective over a wreath product (heads, and the units inside each head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.matching.assignment import assignment_value, linear_assignment
+
+
+def split_pairs(similarity: Float[Tensor, "units units"], size: int) -> Float[Tensor, "p p n n"]:
+    """Similarities of all units over all parents, as one matrix for each pair of parents."""
+    parents = similarity.shape[0] // size
+    return similarity.reshape(parents, size, parents, size).transpose(1, 2)
+
+
+def nested_assignment(
+    graph: PermutationGraph, root: str, similarity: Mapping[str, Float[Tensor, "units units"]]
+) -> dict[str, Tensor]:
+    """The best element of a tree of groups for given similarities of units.
+
+    Args:
+        graph: The graph.
+        root: A group without a parent.
+        similarity: For each group of the tree, similarities of A's units (rows) to B's (columns) over all parents,
+            row-major: ``[instances * n, instances * n]``. A group that is left out has no similarities of its own.
+
+    Returns:
+        Indices for each group of the tree, as in `Alignment`.
+
+    Raises:
+        AssignmentError: Similarities hold NaN or infinity.
+    """
+    pairs: dict[str, Tensor] = {}
+
+    def solve(group: str) -> Tensor:
+        """Assign the group for each pair of parents; the values are the parents' similarities."""
+        own = similarity.get(group)
+        units = graph.instances(group) * graph.groups[group].size
+        total = torch.zeros(units, units, dtype=torch.float64) if own is None else own.detach().cpu().double()
+        for child in graph.children(group):
+            total = total + solve(child)
+        matrices = split_pairs(total, graph.groups[group].size)
+        pairs[group] = linear_assignment(matrices)
+        return assignment_value(matrices, pairs[group])
+
+    solve(root)
+    return read_off(graph, root, pairs)
+
+
+def read_off(graph: PermutationGraph, root: str, pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Indices of each group of a tree, from its assignments ``[p, p, n]`` for every pair of parents."""
+    flats: dict[str, Tensor] = {}
+    perms: dict[str, Tensor] = {}
+    for group in graph.tree(root):
+        parent = graph.groups[group].parent
+        source = torch.zeros(1, dtype=torch.int64) if parent is None else flats[parent]
+        chosen = pairs[group][torch.arange(len(source)), source]
+        perms[group] = chosen.reshape(graph.perm_shape(group))
+        flats[group] = (source[:, None] * chosen.shape[-1] + chosen).reshape(-1)
+    return perms

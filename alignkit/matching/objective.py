@@ -1,0 +1,230 @@
+"""The alignment objective: distance of A to aligned B, and the similarities whose assignment lowers it.
+
+``|| A - P # B ||^2`` is smallest where the inner product ``<A, P # B>`` is largest. Every solver calls this module for
+values and for the similarity matrix of a group; [Ainsworth23], "matching weights".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignkit.graph.bind import BoundGraph
+from alignkit.graph.elements.action import act_on_block
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.layout import Block
+from alignkit.matching.soft_alignment import SoftAlignment
+
+Perms: TypeAlias = Mapping[str, Tensor | None]
+"""For each group its indices, as in `Alignment`, its matrix, as in `SoftAlignment`, or None while nothing is known."""
+
+CACHE_ELEMENTS = 1 << 25
+"""Most elements of similarity matrices kept for reuse, 256 MB in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One place where a group acts: position ``at`` among the dims of one block of one tensor."""
+
+    tensor: str
+    block: Block
+    at: int
+
+    @cached_property
+    def chain(self) -> tuple[int, ...]:
+        """Positions of the group's ancestors, outermost first, and of the group itself."""
+        return (*self.block.dims[self.at].ancestors, self.at)
+
+    @cached_property
+    def rest(self) -> tuple[int, ...]:
+        """Positions of all other dims."""
+        return tuple(i for i in range(len(self.block.dims)) if i not in self.chain)
+
+    @cached_property
+    def others(self) -> tuple[str, ...]:
+        """Names of the groups that act on the other dims, and of the group's ancestors."""
+        names = (d.group for i, d in enumerate(self.block.dims) if i != self.at)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+
+class Objective:
+    """Values and similarities of one pair of networks.
+
+    Args:
+        bound: The pair.
+        device: Where products are computed.
+        dtype: Type of values; sums over tensors are always float64.
+        products: Type in which similarity matrices are multiplied, ``dtype`` by default. float32 is much faster on most
+            GPUs; entries are then off by about 1e-6 of the product of the norms of the units, so what is chosen with
+            them has to be judged by `tensor_value`.
+    """
+
+    def __init__(
+        self,
+        bound: BoundGraph,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+        products: torch.dtype | None = None,
+    ) -> None:
+        self.bound, self.graph = bound, bound.graph
+        self.device, self.dtype, self.products = torch.device(device), dtype, products or dtype
+        moved = [name for name, node in self.graph.tensors.items() if node.groups]
+        self.a = {name: self._load(bound.a[name]) for name in moved}
+        self.b = {name: self._load(bound.b[name]) for name in moved}
+        self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
+        self._cached = 0
+        self._sides: dict[Use, tuple[Tensor, Tensor]] = {}
+
+    def _load(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.device, self.dtype).contiguous()
+
+    # ---------------------------------------------------------------- values
+
+    @cached_property
+    def squares(self) -> float:
+        """``|A|^2 + |B|^2``, the same for every alignment; integer buffers count as numbers too."""
+        sides = (self.bound.a, self.bound.b)
+        return sum(
+            float(torch.dot(v, v)) for side in sides for v in (t.detach().double().reshape(-1) for t in side.values())
+        )
+
+    @cached_property
+    def fixed_value(self) -> float:
+        """``<A, B>`` over the tensors on which no group acts."""
+        names = [name for name, node in self.graph.tensors.items() if not node.groups]
+        return sum(float((self.bound.a[n].detach().double() * self.bound.b[n].detach().double()).sum()) for n in names)
+
+    def tensor_value(self, name: str, perms: Perms) -> float:
+        """``<A, P # B>`` of one tensor on which groups act."""
+        total = 0.0
+        for block in self.graph.tensors[name].blocks:
+            part = act_on_block(block, block.view(self.b[name]), _known(perms, block))
+            total += float((block.view(self.a[name]) * part).sum(dtype=torch.float64))
+        return total
+
+    def value(self, alignment: Alignment | SoftAlignment) -> float:
+        """``<A, P # B>`` over all tensors."""
+        elements = alignment.perms if isinstance(alignment, Alignment) else alignment.matrices
+        return self.fixed_value + sum(self.tensor_value(name, elements) for name in self.a)
+
+    def distances2(self, alignment: Alignment) -> dict[str, float]:
+        """``|| A - P # B ||^2`` of each tensor, summed in float64."""
+        distances = {}
+        for name, b in self.bound.b.items():
+            a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, b).detach()
+            total = 0.0
+            for block in self.graph.tensors[name].blocks:
+                part = act_on_block(block, block.view(b), alignment.perms)
+                difference = (block.view(a).double() - part.double()).reshape(-1)
+                total += float(torch.dot(difference, difference))
+            distances[name] = total
+        return distances
+
+    def distance2(self, alignment: Alignment) -> float:
+        """``|| A - P # B ||^2`` over all tensors, summed in float64."""
+        return sum(self.distances2(alignment).values())
+
+    @cached_property
+    def unaligned(self) -> dict[str, float]:
+        """``|| A - B ||^2`` of each tensor."""
+        return self.distances2(Alignment.identity(self.graph))
+
+    # ---------------------------------------------------------------- similarities
+
+    @cached_property
+    def uses(self) -> dict[str, tuple[Use, ...]]:
+        """Every place where each group acts."""
+        table: dict[str, list[Use]] = {name: [] for name in self.graph.groups}
+        for name, node in self.graph.tensors.items():
+            for block in node.blocks:
+                for at, dim in enumerate(block.dims):
+                    if dim.group is not None:
+                        table[dim.group].append(Use(name, block, at))
+        return {name: tuple(uses) for name, uses in table.items()}
+
+    def similarity(self, group: str, perms: Perms) -> Float[Tensor, "instances n n"]:
+        """How alike each unit of A is to each unit of B, all other groups being applied to B.
+
+        The sum, over every place where the group acts, of ``unfold(A) @ unfold(others applied to B)^T``. Assigning it
+        best is the best update of this group alone, exactly where the group acts once on each block. What a place adds
+        is kept until the order of a group that it depends on changes.
+
+        Args:
+            group: A group of the graph.
+            perms: Indices for the other groups. A group that is None counts as unknown: what it indexes is averaged,
+                which is the centre of all its orders. The group's ancestors have to be known.
+
+        Returns:
+            ``[instances, n, n]``, one matrix for each unit of the parent at its aligned place (one for a root), in
+            squared units of the weights.
+        """
+        size = self.graph.groups[group].size
+        total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
+        for use in self.uses[group]:
+            total += self._similarity_at(use, perms)
+        return total
+
+    def _similarity_at(self, use: Use, perms: Perms) -> Float[Tensor, "instances n n"]:
+        depends = [perms.get(name) for name in use.others]
+        kept = self._cache.get(use)
+        if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
+            return kept[1]
+        a, b = self.unfold(use, perms)
+        shape = (prod(a.shape[: len(use.chain) - 1]), use.block.dims[use.at].size, -1)
+        found = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
+        if not found.requires_grad and (kept is not None or self._cached + found.numel() <= CACHE_ELEMENTS):
+            self._cached += found.numel() if kept is None else 0
+            self._cache[use] = (depends, found)
+        return found
+
+    def unfold(self, use: Use, perms: Perms) -> tuple[Tensor, Tensor]:
+        """A's and B's part at one place, the group's chain of dims first, all other groups applied to B.
+
+        The group's ancestors are applied when they are known; the group itself is not.
+        """
+        a, b = self._views(use)
+        if use.others:
+            unknown = unknown_dims(use, perms)
+            elements = {name: perms.get(name) for name in use.others}
+            b = act_on_block(use.block, b, elements, skip=unknown | {use.at})  # type: ignore[arg-type]
+            if unknown:
+                order = (*use.chain, *use.rest)
+                places = [order.index(i) for i in unknown]
+                return a.sum(places), b.permute(order).mean(places)
+        return a, b.permute(*use.chain, *use.rest)
+
+    def _views(self, use: Use) -> tuple[Tensor, Tensor]:
+        """A's block with the group's chain first, and B's block as it is; views, made once."""
+        if use not in self._sides:
+            a = use.block.view(self.a[use.tensor]).permute(*use.chain, *use.rest)
+            self._sides[use] = (a, use.block.view(self.b[use.tensor]))
+        return self._sides[use]
+
+
+def unknown_dims(use: Use, perms: Perms) -> frozenset[int]:
+    """Positions, among the dims off the chain, of groups whose order (or whose parents' order) is not known."""
+    if not use.others:
+        return frozenset()
+    dims = use.block.dims
+
+    def is_unknown(at: int) -> bool:
+        group = dims[at].group
+        return group is not None and (perms.get(group) is None or any(map(is_unknown, dims[at].ancestors)))
+
+    return frozenset(at for at in use.rest if is_unknown(at))
+
+
+def _known(perms: Perms, block: Block) -> dict[str, Tensor]:
+    known = {}
+    for group in block.groups:
+        perm = perms[group]
+        assert perm is not None, f"the order of {group} is not known"
+        known[group] = perm
+    return known

@@ -1,0 +1,145 @@
+"""`SoftAlignment`: a doubly stochastic relaxation of an alignment, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import AlignmentError
+from alignkit.graph.elements.action import act_on_block
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.matching.families import nested_assignment
+
+
+class SoftAlignment:
+    """Where each unit goes, in parts: a doubly stochastic matrix in place of each index vector.
+
+    Row ``i`` holds the shares of B's units at place ``i``. A family has one matrix for each pair of parents: how the
+    units are ordered if the parent at one place is the parent from another.
+
+    Args:
+        graph: The graph.
+        matrices: Floating-point ``[n, n]`` for a root and ``[p, p, n, n]`` for a family, where ``p`` counts the parent
+            units over all ancestors (places first, sources second). Gradients flow through them.
+
+    Raises:
+        AlignmentError: A group is missing, or a matrix has the wrong shape or is not doubly stochastic.
+    """
+
+    def __init__(self, graph: PermutationGraph, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
+        self.graph = graph
+        for name in graph.groups:
+            _check_matrix(graph, name, matrices.get(name), tolerance)
+        self.matrices: Mapping[str, Tensor] = MappingProxyType({name: matrices[name] for name in graph.groups})
+
+    @classmethod
+    def centre(cls, graph: PermutationGraph) -> SoftAlignment:
+        """The mean of the whole symmetry group: every unit is everywhere in equal parts."""
+        return cls(graph, {n: torch.full(matrix_shape(graph, n), 1.0 / graph.groups[n].size) for n in graph.groups})
+
+    @classmethod
+    def from_alignment(cls, alignment: Alignment) -> SoftAlignment:
+        """The same element, as matrices; where a pair of parents is not matched, the centre."""
+        matrices = {}
+        for name, perm in alignment.perms.items():
+            size = perm.shape[-1]
+            hot = torch.nn.functional.one_hot(perm.reshape(-1, size), size).float()
+            parent = alignment.graph.groups[name].parent
+            if parent is None:
+                matrices[name] = hot[0]
+                continue
+            matrices[name] = torch.full(matrix_shape(alignment.graph, name), 1.0 / size)
+            matrices[name][torch.arange(len(hot)), alignment.flat(parent)] = hot
+        return cls(alignment.graph, matrices)
+
+    def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """Move one floating-point tensor of the graph, given by its first name; differentiable."""
+        node = self.graph.tensors[name]
+        if not node.groups:
+            return tensor
+        blocks = node.blocks
+        if len(blocks) == 1:
+            sizes = [dim.size for dim in blocks[0].dims]
+            return act_on_block(blocks[0], tensor.reshape(sizes), self.matrices).reshape(tensor.shape)
+        result = torch.zeros_like(tensor)
+        for block in blocks:
+            part = act_on_block(block, block.view(tensor), self.matrices)
+            # The blocks are disjoint, so adding each to zeros puts the tensor together and keeps gradients.
+            place = torch.zeros_like(tensor)
+            view = block.view(place)
+            result = result + torch.as_strided_scatter(place, part, view.shape, view.stride(), view.storage_offset())
+        return result
+
+    def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Move every floating-point tensor that a group acts on; others are passed on as they are."""
+        first = {name: node.name for node in self.graph.tensors.values() for name in node.names}
+        return {
+            n: self.apply_tensor(first[n], t) if t.is_floating_point() and n in first else t for n, t in weights.items()
+        }
+
+    def round(self) -> Alignment:
+        """The alignment that overlaps most, by linear assignment, families from the inside out."""
+        flats = {name: self.mass(name) for name in self.graph.groups}
+        perms: dict[str, Tensor] = {}
+        for root in self.graph.roots:
+            perms.update(nested_assignment(self.graph, root, flats))
+        return Alignment(self.graph, perms)
+
+    def mass(self, group: str) -> Tensor:
+        """Shares of all units at all places, over all parents: ``[units, units]``, detached."""
+        matrix = self.matrices[group].detach()
+        parent = self.graph.groups[group].parent
+        if parent is None:
+            return matrix
+        shares = self.mass(parent)[:, :, None, None] * matrix
+        units = shares.shape[0] * shares.shape[2]
+        return shares.transpose(1, 2).reshape(units, units)
+
+
+class ProjectedAlignment(SoftAlignment):
+    """A soft alignment whose matrices come from the Sinkhorn operator: they are not checked again.
+
+    Args:
+        graph: The graph.
+        matrices: As for `SoftAlignment`; a group that is missing or None is at the centre.
+        dtype: What the matrices are turned into. None leaves them.
+    """
+
+    def __init__(
+        self, graph: PermutationGraph, matrices: Mapping[str, Tensor | None], dtype: torch.dtype | None = None
+    ) -> None:
+        self.graph = graph
+        filled = {}
+        for name, group in graph.groups.items():
+            matrix = matrices.get(name)
+            if matrix is None:
+                matrix = torch.full(matrix_shape(graph, name), 1.0 / group.size)
+            filled[name] = matrix if dtype is None else matrix.to(dtype)
+        self.matrices = MappingProxyType(filled)
+
+
+def matrix_shape(graph: PermutationGraph, group: str) -> tuple[int, ...]:
+    """Shape of a group's matrix in a `SoftAlignment`."""
+    size, parents = graph.groups[group].size, graph.instances(group)
+    return (size, size) if graph.groups[group].parent is None else (parents, parents, size, size)
+
+
+def _check_matrix(graph: PermutationGraph, name: str, matrix: Tensor | None, tolerance: float) -> None:
+    if matrix is None:
+        raise AlignmentError(f"group {name!r} has no matrix.")
+    shape = matrix_shape(graph, name)
+    if tuple(matrix.shape) != shape or not matrix.is_floating_point():
+        raise AlignmentError(
+            f"group {name!r} needs a floating-point matrix of shape {shape}, found {matrix.dtype} of shape "
+            f"{tuple(matrix.shape)}."
+        )
+    values = matrix.detach()
+    worst = max(float((values.sum(axis) - 1).abs().max()) for axis in (-1, -2))
+    if not worst <= tolerance or float(values.min()) < -tolerance:
+        raise AlignmentError(
+            f"the matrix of group {name!r} is not doubly stochastic: a row or column sum is off by {worst:.2g}."
+        )

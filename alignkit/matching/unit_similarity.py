@@ -1,0 +1,107 @@
+"""How alike the units of two networks are, place by place, before and after alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignkit.graph.elements.action import act_on_block
+from alignkit.graph.elements.alignment import Alignment
+
+if TYPE_CHECKING:
+    from alignkit.graph import PermutationGraph
+
+TINY = 1e-300
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSimilarity:
+    """Cosine similarities of the units of one group.
+
+    A unit's vector is everything that the group indexes with it: its rows, columns and biases in every tensor.
+
+    Attributes:
+        before: Float64 ``[instances, size]``: unit i of A and unit i of B, as the weights were given.
+        after: The same with every group of B aligned.
+    """
+
+    before: Float[Tensor, "instances size"]
+    after: Float[Tensor, "instances size"]
+
+
+def unit_similarity(
+    graph: PermutationGraph, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment
+) -> dict[str, UnitSimilarity]:
+    """Cosine of every unit of A and the unit of B at its place, before and after alignment.
+
+    One tensor is looked at after the other, so ``a`` and ``b`` may be lazy mappings of checkpoints that do not fit into
+    memory. No matrix of all units against all units is made.
+
+    Args:
+        graph: The graph of both.
+        a: Tensors of A by first name.
+        b: Tensors of B by first name.
+        alignment: The order of B's units.
+    """
+    shapes = {name: (graph.instances(name), group.size) for name, group in graph.groups.items()}
+    sums = {name: torch.zeros(5, *shape, dtype=torch.float64) for name, shape in shapes.items()}
+    identity = Alignment.identity(graph).perms
+    for name, node in graph.tensors.items():
+        if not node.groups:
+            continue
+        left, right = (side[name].detach().cpu() for side in (a, b))
+        for block in node.blocks:
+            mine = block.view(left).double()
+            plain, moved = (act_on_block(block, block.view(right), p).double() for p in (identity, alignment.perms))
+            squares = (mine * plain, mine * moved, mine.square(), plain.square(), moved.square())
+            for at, dim in enumerate(block.dims):
+                if dim.group is None:
+                    continue
+                rest = [i for i in range(len(block.dims)) if i != at and i not in dim.ancestors]
+                for row, values in enumerate(squares):
+                    # Dims of ancestors stand in their order before the group's own.
+                    kept = values.sum(rest) if rest else values
+                    sums[dim.group][row] += kept.reshape(shapes[dim.group])
+    return {name: _cosines(total) for name, total in sums.items()}
+
+
+def _cosines(total: Tensor) -> UnitSimilarity:
+    plain, moved, a, before, after = total
+    return UnitSimilarity(plain / (a * before).sqrt().clamp_min(TINY), moved / (a * after).sqrt().clamp_min(TINY))
+
+
+def similarity_matrix(
+    graph: PermutationGraph, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment, group: str
+) -> Float[Tensor, "instances size size"]:
+    """Cosine of each unit of A (row) and each place of aligned B (column).
+
+    All groups of B are aligned; its diagonal is `UnitSimilarity.after`. Only the tensors of the group are read.
+
+    Args:
+        graph: The graph of both.
+        a: Tensors of A by first name.
+        b: Tensors of B by first name.
+        alignment: The order of B's units.
+        group: The group whose units are compared, for a family within each aligned parent.
+    """
+    shape = (graph.instances(group), graph.groups[group].size)
+    total = torch.zeros(*shape, shape[1], dtype=torch.float64)
+    squares = torch.zeros(2, *shape, dtype=torch.float64)
+    for name in graph.tensors_of(group):
+        left, right = (side[name].detach().cpu() for side in (a, b))
+        for block in graph.tensors[name].blocks:
+            views = (block.view(left), act_on_block(block, block.view(right), alignment.perms))
+            for at, dim in enumerate(block.dims):
+                if dim.group != group:
+                    continue
+                order = [*dim.ancestors, at, *(i for i in range(len(block.dims)) if i != at and i not in dim.ancestors)]
+                mine, other = (view.permute(order).reshape(*shape, -1).double() for view in views)
+                total += mine @ other.mT
+                squares += torch.stack([mine.square().sum(-1), other.square().sum(-1)])
+    scale = squares[0][..., :, None].sqrt() * squares[1][..., None, :].sqrt()
+    return total / scale.clamp_min(TINY)

@@ -1,0 +1,191 @@
+"""Pictures. matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from alignkit.checkpoints.weights import atomic_path
+from alignkit.errors import AlignmentError, MissingExtraError, TaskError
+from alignkit.matching.unit_similarity import unit_similarity
+from alignkit.plotting.heatmap import draw_matrices, draw_strips
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from alignkit.graph.bind import BoundGraph
+    from alignkit.graph.elements.alignment import Alignment
+    from alignkit.tasks.interpolation import Interpolation
+
+PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
+"""Colours that stay apart for colour-blind readers ([Okabe02]), in the order of the lines."""
+STYLES = ("-", "--", "-.", ":")
+"""Line styles, so that lines of one shape stay apart where they cover each other."""
+
+
+def plot_interpolations(
+    lines: Iterable[Interpolation],
+    target: str | PathLike[str] | Axes | None = None,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Draw several interpolations in one picture: losses, and beside them the metric if every line has one.
+
+    Args:
+        lines: What to draw; ``label`` names each in the legend.
+        target: A file to write (its suffix gives the format; written whole or not at all), matplotlib axes on which
+            only the losses are drawn, or None for a new figure.
+        title: Text above the picture.
+
+    Returns:
+        The figure.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        TaskError: There is nothing to draw, or the suffix is not that of a picture.
+    """
+    drawn = list(lines)
+    if not drawn:
+        raise TaskError("there is no interpolation to draw.")
+    figure_class = _figure_class()
+    if target is not None and not isinstance(target, (str, PathLike)):
+        _draw(target, drawn, "loss", [line.losses for line in drawn])
+        target.legend(frameon=False)
+        return cast("Figure", target.figure)
+    metrics = [line.metrics for line in drawn if line.metrics is not None]
+    figure = _new_figure(figure_class, target, panels=2 if len(metrics) == len(drawn) else 1)
+    _draw(figure.axes[0], drawn, "loss", [line.losses for line in drawn])
+    if len(figure.axes) > 1:
+        _draw(figure.axes[1], drawn, drawn[0].metric_name or "metric", metrics)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(4, len(drawn)), frameon=False)
+    if title:
+        figure.suptitle(title)
+    if target is not None:
+        save_figure(figure, target)
+    return figure
+
+
+def bar_chart(
+    values: Mapping[str, float], label: str, target: str | PathLike[str] | None = None, *, title: str | None = None
+) -> Figure:
+    """Draw one horizontal bar for each name, the first on top.
+
+    Args:
+        values: Lengths of the bars by name.
+        label: What the lengths are.
+        target: A file to write, or None for a new figure.
+        title: Text above the picture.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        TaskError: The suffix is not that of a picture.
+    """
+    figure = _new_figure(_figure_class(), target, panels=1)
+    axes = figure.axes[0]
+    axes.barh(range(len(values)), list(values.values()), color=PALETTE[1])
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        figure.suptitle(title)
+    if target is not None:
+        save_figure(figure, target)
+    return figure
+
+
+def plot_alignment(
+    pair: BoundGraph,
+    alignment: Alignment,
+    target: str | PathLike[str] | None = None,
+    *,
+    groups: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw how alike the units of two networks are before and after alignment, as heat maps.
+
+    Without ``groups`` every group of the graph is one strip: the cosines of its units with those of B at the same
+    places, from the least to the most alike, before and after, and beside them the share of units that moved. With
+    ``groups`` each of these is a matrix of all units of A against all units of B: in B's own order, where a matching
+    shows as scattered points, and in the order of the alignment, where it is the diagonal.
+
+    Args:
+        pair: The two networks, ``graph.bind(a, b)``.
+        alignment: The order of B's units.
+        target: A file to write, or None for a new figure.
+        groups: Groups to draw as matrices, about four at most.
+        title: Text above the picture.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        TaskError: The graph has no group, or not one of those named; or the suffix is not that of a picture.
+        AlignmentError: The alignment belongs to another graph.
+    """
+    if alignment.graph != pair.graph:
+        raise AlignmentError("the alignment belongs to another graph than the pair.")
+    if not pair.graph.groups:
+        raise TaskError("the graph has no group, so there is nothing to draw.")
+    figure = _blank_figure(_figure_class(), target)
+    if groups is None:
+        draw_strips(figure, unit_similarity(pair.graph, pair.a, pair.b, alignment), alignment.moved())
+    else:
+        draw_matrices(figure, pair, alignment, groups)
+    if title:
+        figure.suptitle(title)
+    if target is not None:
+        save_figure(figure, target)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
+    """Write a figure to a file, whole or not at all.
+
+    Raises:
+        TaskError: The suffix is not that of a picture.
+        WeightsError: The folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    kind = path.suffix.lstrip(".").lower()
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if kind not in known:
+        raise TaskError(f"{path}: a picture cannot be written as {path.suffix!r}. Known: {', '.join(known)}.")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=80)
+
+
+def _figure_class() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError('pictures need matplotlib: pip install "alignkit[plot]"') from error
+    return Figure
+
+
+def _new_figure(figure_class: type[Figure], target: object, panels: int) -> Figure:
+    figure = _blank_figure(figure_class, target, (4.4 * panels, 3.6))
+    figure.subplots(1, panels)
+    return figure
+
+
+def _blank_figure(figure_class: type[Figure], target: object, size: tuple[float, float] | None = None) -> Figure:
+    if target is None:  # known to pyplot, so that notebooks and plt.show() find it
+        from matplotlib import pyplot
+
+        return pyplot.figure(figsize=size, layout="constrained")
+    return figure_class(figsize=size, layout="constrained")
+
+
+def _draw(axes: Axes, lines: Sequence[Interpolation], name: str, values: Sequence[Sequence[float]]) -> None:
+    for index, (line, heights) in enumerate(zip(lines, values, strict=True)):
+        colour, style = PALETTE[index % len(PALETTE)], STYLES[index % len(STYLES)]
+        label = line.label or f"line {index + 1}"
+        axes.plot(line.lambdas, heights, style, color=colour, label=label, linewidth=1.8)
+    axes.set_xlabel("lambda: from A (0) to B (1)")
+    axes.set_ylabel(name)
+    axes.set_xlim(0, 1)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

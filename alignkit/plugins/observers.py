@@ -1,0 +1,211 @@
+"""Observers that come with alignkit: a progress bar, and lines in the log.
+
+Nothing is drawn and nothing is logged unless someone asks. The command line asks for the progress bar, which needs a
+terminal or a notebook; in Python::
+
+    with alignkit.progress():                       # bars for solves that take over two seconds
+        alignkit.solve(pair, solver="sinkhorn", task=task)
+
+    with alignkit.logged():                         # one line a solve, one a step at level DEBUG
+        alignkit.solve(pair)
+
+Both are observers as any package can write them, see `alignkit.plugins.hookspecs`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from alignkit.plugins.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from alignkit.plugins.plugin_registry import Registry
+    from alignkit.solver.contract import Problem, Solver, Step
+    from alignkit.solver.solution import Solution
+
+AFTER = 2.0
+"""Seconds that a solve may take before a bar appears."""
+
+log = logging.getLogger("alignkit")
+
+
+@contextmanager
+def watched(observer: object, registry: Registry | None = None) -> Iterator[None]:
+    """Let an object with observer hooks watch every solve inside the block, and no longer.
+
+    Args:
+        observer: An object with functions marked ``@alignkit.hookimpl``.
+        registry: Whose solves. None: those of the process.
+
+    Raises:
+        PluginError: It implements no hook, or one wrongly.
+    """
+    from alignkit.plugins.plugin_registry import registry as process_registry
+
+    registry = registry if registry is not None else process_registry()
+    name = registry.register(observer)
+    try:
+        yield
+    finally:
+        registry.unregister(name)
+
+
+@contextmanager
+def progress(
+    after: float = AFTER, *, console: Console | None = None, registry: Registry | None = None
+) -> Iterator[None]:
+    """Show a bar with the step and the objective for every solve inside the block that takes longer than ``after``.
+
+    Args:
+        after: Seconds before the bar appears; 0 shows it at once.
+        console: Where it is drawn. None: the standard error stream. On what is no terminal and no notebook, such as a
+            file, nothing is drawn, unless the console is made with ``force_terminal=True``.
+        registry: Whose solves. None: those of the process.
+    """
+    console = console if console is not None else Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        yield
+        return
+    bar = ProgressBar(after, console)
+    try:
+        with watched(bar, registry):
+            yield
+    finally:
+        bar.close()
+
+
+@contextmanager
+def logged(registry: Registry | None = None) -> Iterator[None]:
+    """Log every solve inside the block to the logger ``"alignkit"``: start and end at INFO, steps at DEBUG.
+
+    Where the lines go, and which, is decided by the handlers and levels of `logging`, as always.
+    """
+    with watched(LogLines(), registry):
+        yield
+
+
+class ProgressBar:
+    """One line for each solve that is slow enough: solver, step, objective, time. Solves in threads get a line each.
+
+    The bar is full when ``max_steps`` is reached; most solvers stop before by their own rule.
+
+    Args:
+        after: Seconds before a line appears.
+        console: Where it is drawn.
+    """
+
+    def __init__(self, after: float, console: Console) -> None:
+        self._after = after
+        self._lock = threading.RLock()
+        self._lines: dict[int, TaskID] = {}
+        self._timers: dict[int, threading.Timer] = {}
+        self._running = False
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[objective]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+
+    @hookimpl
+    def alignkit_solve_started(self, problem: Problem, solver: Solver[Any]) -> None:
+        """Prepare a line, and show it when the time has come."""
+        key = id(problem)
+        with self._lock:
+            total = solver.options.max_steps
+            line = self._progress.add_task(solver.name, total=total, visible=self._after <= 0, objective="")
+            self._lines[key] = line
+            if self._after <= 0:
+                self._show(key)
+                return
+            self._timers[key] = threading.Timer(self._after, self._show, (key,))
+            self._timers[key].daemon = True
+            self._timers[key].start()
+
+    @hookimpl
+    def alignkit_solve_step(self, problem: Problem, step: Step) -> None:
+        """Move the line on."""
+        with self._lock:
+            line = self._lines.get(id(problem))
+            if line is not None:
+                self._progress.update(line, completed=step.iteration, objective=f"objective {step.objective:.6g}")
+
+    @hookimpl
+    def alignkit_solve_finished(self, problem: Problem) -> None:
+        """Remove the line."""
+        with self._lock:
+            timer = self._timers.pop(id(problem), None)
+            if timer is not None:
+                timer.cancel()
+            line = self._lines.pop(id(problem), None)
+            if line is not None:
+                self._progress.remove_task(line)
+            if not self._lines:
+                self._stop()
+
+    def close(self) -> None:
+        """Remove everything from the screen."""
+        with self._lock:
+            for timer in self._timers.values():
+                timer.cancel()
+            self._timers.clear()
+            self._stop()
+
+    def _show(self, key: int) -> None:
+        with self._lock:
+            line = self._lines.get(key)
+            if line is None:  # it finished just now
+                return
+            self._progress.update(line, visible=True)
+            if not self._running:
+                self._progress.start()
+                self._running = True
+
+    def _stop(self) -> None:
+        if self._running:
+            self._progress.stop()
+            self._running = False
+
+
+class LogLines:
+    """Solves as lines in the log."""
+
+    @hookimpl
+    def alignkit_solve_started(self, problem: Problem, solver: Solver[Any]) -> None:
+        """One line at INFO."""
+        log.info("%s starts: %s, seed %d, on %s", solver.name, solver, problem.seed, problem.device)
+
+    @hookimpl
+    def alignkit_solve_step(self, solver: Solver[Any], step: Step) -> None:
+        """One line at DEBUG."""
+        note = f" ({step.note})" if step.note else ""
+        log.debug("%s step %d: objective %.9g%s", solver.name, step.iteration, step.objective, note)
+
+    @hookimpl
+    def alignkit_solve_finished(self, solver: Solver[Any], solution: Solution | None) -> None:
+        """One line: at INFO, at WARNING if the solver failed or ran out of steps."""
+        if solution is None:
+            log.warning("%s was interrupted", solver.name)
+            return
+        level = logging.INFO if solution.status.name == "OK" else logging.WARNING
+        log.log(
+            level,
+            "%s ends with %s: squared distance %.6g -> %.6g in %.3g s and %d steps%s",
+            solver.name,
+            solution.status.name,
+            solution.objective_before,
+            solution.objective_after,
+            solution.seconds,
+            len(solution.history),
+            f": {solution.detail}" if solution.detail else "",
+        )

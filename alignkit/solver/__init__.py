@@ -1,0 +1,1 @@
+"""The contract of solvers: problem, options, outcome, status and solution."""

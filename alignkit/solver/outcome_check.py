@@ -1,0 +1,82 @@
+"""What a solver hands back is checked before it is believed: solvers may be third-party code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+from torch import Tensor
+
+from alignkit.errors import AlignmentError, SolverError
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.matching.soft_alignment import SoftAlignment
+from alignkit.plugins.offers import shown
+from alignkit.solver.contract import Outcome, Problem, Status, Step
+
+
+def fault(outcome: object, problem: Problem) -> str:
+    """What is wrong with what a solver returned, as a sentence; "" if nothing is."""
+    if not isinstance(outcome, Outcome) or not isinstance(outcome.alignment, Alignment):
+        found = outcome.alignment if isinstance(outcome, Outcome) else outcome
+        return f"Expected an Outcome that holds an Alignment, found {type(found).__name__}."
+    if outcome.alignment.graph != problem.graph:
+        return "The alignment belongs to another graph."
+    try:
+        Alignment(problem.graph, outcome.alignment.perms)
+    except AlignmentError as error:  # its indices were written to after it was made
+        return f"The alignment was changed after it was made: {error}"
+    if not isinstance(outcome.status, Status):
+        return f"The status is {shown(outcome.status)}, not a Status."
+    if not isinstance(outcome.stats, Mapping):
+        return f"The stats are {shown(outcome.stats)}, not a mapping from names to numbers."
+    for name, value in outcome.stats.items():
+        if not isinstance(name, str) or not isinstance(value, Real):
+            return f"The stats map {shown(name)} to {shown(value)}, not a name to a number."
+    if outcome.soft is not None and not isinstance(outcome.soft, SoftAlignment):
+        return f"The soft alignment is {shown(outcome.soft)}, not a SoftAlignment."
+    if outcome.soft is not None and outcome.soft.graph != problem.graph:
+        return "The soft alignment belongs to another graph."
+    return ""
+
+
+def check_step(step: object) -> None:
+    """Refuse a report that is no step.
+
+    Raises:
+        SolverError: It is no `Step`, or its fields are no numbers. It ends the solver that reported it.
+    """
+    if not isinstance(step, Step):
+        raise SolverError(f"the solver reported {shown(step)}: report(Step(iteration, objective, note)).")
+    if (
+        not isinstance(step.iteration, Integral)
+        or not isinstance(step.objective, Real)
+        or not isinstance(step.note, str)
+    ):
+        raise SolverError(f"the solver reported {shown(step)}: a whole number, a number and a text are needed.")
+
+
+class WriteGuard:
+    """Notices in-place writes to the tensors of a problem, by the counters that torch keeps for autograd.
+
+    Writes that torch does not count, such as those through ``tensor.data`` or numpy, are not noticed.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._tensors = {f"{name!r} of {side}": t for side, w in _sides(problem) for name, t in w.items()}
+        self._before = {label: _version(tensor) for label, tensor in self._tensors.items()}
+
+    def fault(self) -> str:
+        """A sentence that names what was written to; "" if nothing was."""
+        written = [label for label, tensor in self._tensors.items() if _version(tensor) != self._before[label]]
+        if not written:
+            return ""
+        more = f" and {len(written) - 3} more" if len(written) > 3 else ""
+        return f"It wrote to tensors that are the caller's own: {', '.join(written[:3])}{more}."
+
+
+def _sides(problem: Problem) -> tuple[tuple[str, Mapping[str, Tensor]], ...]:
+    return ("A", problem.a), ("B", problem.b)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

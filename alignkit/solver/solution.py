@@ -1,0 +1,201 @@
+"""What a solve returns: the alignment, how good it is, how it was found, and why it looks as it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from torch import nn
+
+from alignkit.graph import PermutationGraph
+from alignkit.graph.description import why_fixed
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.solver.contract import Status, Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from alignkit.graph import BoundGraph
+    from alignkit.matching.soft_alignment import SoftAlignment
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+LISTED = 20
+"""Longest list of uncovered tensors that an explanation prints in full."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The order of B's units that a solver found.
+
+    Attributes:
+        alignment: Place i of aligned B holds unit ``perm[i]`` of B.
+        solver: Name of the solver, or of a chain: ``"deepalign > sinkhorn"``.
+        options: Its options, seed included, as plain values. For a chain one mapping for each stage.
+        status: How it ended, as a sentence.
+        objective_before: ``||A - B||^2`` of the weights as they were given, in float64.
+        objective_init: ``||A - P # B||^2`` at the start; without ``init`` that is ``objective_before``.
+        objective_after: ``||A - P # B||^2`` at the end.
+        gain: How much of ``objective_before - objective_after`` each group accounts for. The gain of a tensor
+            is shared equally among the groups that act on it and moved; all gains add up to the whole.
+        moved: Number of units of each group that changed their place.
+        history: The steps that the solver reported, in its own objective; for a chain those of all stages.
+        stats: Numbers that the solver kept, such as restarts.
+        notes: Facts that the solver kept, such as the fingerprint of the trained weights that it used.
+        seconds: Wall-clock time of the solver, without the accounting around it.
+        soft: Soft alignment, where the solver makes one.
+        detail: What went wrong, when the status is a failure.
+        stages: The solutions of the stages of a chain; empty for one solver.
+    """
+
+    alignment: Alignment
+    solver: str
+    options: Mapping[str, Any]
+    status: Status
+    objective_before: float
+    objective_init: float
+    objective_after: float
+    gain: Mapping[str, float]
+    moved: Mapping[str, int]
+    history: tuple[Step, ...] = ()
+    stats: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    soft: SoftAlignment | None = None
+    detail: str = ""
+    stages: tuple[Solution, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> PermutationGraph:
+        """The graph whose groups were aligned."""
+        return self.alignment.graph
+
+    @property
+    def uncovered(self) -> dict[str, str]:
+        """Tensors, scalars left out, that no group acts on, each with the reason why it stays as it is."""
+        return {name: why_fixed(self.graph, name) for name in self.graph.uncovered}
+
+    @overload
+    def apply(self, b: ModuleT) -> ModuleT: ...
+    @overload
+    def apply(self, b: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def apply(self, b: nn.Module | Mapping[str, Tensor]) -> nn.Module | dict[str, Tensor]:
+        """Return B with its units in the new order: a module for a module, a dict for a mapping.
+
+        Raises:
+            AlignmentError: Names or shapes are not those of the graph.
+        """
+        return self.alignment.apply(b)
+
+    def inverse(self) -> Alignment:
+        """Return the alignment that brings A to B: its squared distance to B is the same."""
+        return self.alignment.inverse()
+
+    def explain(self) -> str:
+        """Say in a few lines what moved, what it was worth, and what could not move and why."""
+        return "\n".join((*_headline(self), *_group_lines(self), *_uncovered_lines(self)))
+
+    def plot(
+        self, pair: BoundGraph, target: str | Path | None = None, *, groups: Sequence[str] | None = None
+    ) -> Figure:
+        """Draw heat maps of the units before and after alignment; see `alignkit.plotting.pictures.plot_alignment`.
+
+        Args:
+            pair: The two networks, ``graph.bind(a, b)``.
+            target: A file to write, or None for a new figure.
+            groups: Groups to draw as matrices of units; None draws every group as a strip.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            TaskError: There is no group to draw.
+        """
+        from alignkit.plotting.pictures import plot_alignment
+
+        return plot_alignment(pair, self.alignment, target, groups=groups)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file with a versioned header; the whole file appears, or none.
+
+        Raises:
+            WeightsError: The file cannot be written.
+        """
+        from alignkit.solver.solution_file import write_solution
+
+        write_solution(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, graph: PermutationGraph) -> Solution:
+        """Read a solution that `save` wrote.
+
+        Raises:
+            WeightsError: The file cannot be read, or holds no solution.
+            AlignmentError: It belongs to another graph.
+        """
+        from alignkit.solver.solution_file import read_solution
+
+        return read_solution(Path(path), graph)
+
+    def __repr__(self) -> str:
+        return (
+            f"Solution({self.solver}: {self.status.name}, squared distance {self.objective_before:.6g} -> "
+            f"{self.objective_after:.6g}, {sum(self.moved.values())} units moved)"
+        )
+
+
+def _headline(solution: Solution) -> list[str]:
+    before, after = solution.objective_before, solution.objective_after
+    share = f", {100 * (before - after) / before:.1f} %" if before > 0 else ""
+    lines = [
+        f"{solution.solver}: squared distance {before:.6g} -> {after:.6g} (gain {before - after:.6g}{share}) "
+        f"in {solution.seconds:.3g} s and {len(solution.history)} steps.",
+        solution.status.value + (f" {solution.detail}" if solution.detail else ""),
+    ]
+    lines += [f"  {name}: {text}" for name, text in solution.notes.items()]
+    for i, stage in enumerate(solution.stages, 1):
+        lines.append(f"  stage {i}, {stage.solver}: {stage.objective_init:.6g} -> {stage.objective_after:.6g}")
+    if not any(solution.moved.values()):
+        lines.append(_why_nothing_moved(solution))
+    return lines
+
+
+def _why_nothing_moved(solution: Solution) -> str:
+    if not solution.graph.groups:
+        return "Nothing moved: the graph has no groups, so no unit may change its place."
+    if all(group.size == 1 for group in solution.graph.groups.values()):
+        return "Nothing moved: every group has one unit only."
+    if solution.objective_before == 0:
+        return "Nothing moved: B equals A."
+    if solution.status.failed:
+        return "Nothing moved: the solver failed and the units were left in their order."
+    return (
+        "Nothing moved: the solver found no order of B's units better than the one they have. Either A and B "
+        "are aligned already, as when one was fine-tuned from the other, or another solver may do better."
+    )
+
+
+def _group_lines(solution: Solution) -> list[str]:
+    groups = solution.graph.groups
+    if not groups:
+        return []
+    units = {name: group.size * solution.graph.instances(name) for name, group in groups.items()}
+    width = max(len(name) for name in groups)
+    rows = [
+        f"  {name:<{width}}  {moved:>6} of {units[name]:<6} units moved, gain {solution.gain[name]:.6g}"
+        for name, moved in solution.moved.items()
+    ]
+    return ["Groups:", *rows]
+
+
+def _uncovered_lines(solution: Solution) -> list[str]:
+    uncovered = solution.uncovered
+    if not uncovered:
+        return ["Every tensor is moved by some group."]
+    rows = [f"  {name}: {reason}" for name, reason in list(uncovered.items())[:LISTED]]
+    if len(uncovered) > LISTED:
+        rows.append(f"  and {len(uncovered) - LISTED} more, see solution.uncovered")
+    return [
+        f"Not covered, {len(uncovered)} of {len(solution.graph.tensors)} tensors stay as they are:",
+        *rows,
+    ]

@@ -1,0 +1,1 @@
+"""A model with data and a loss, and the loss on the line between two networks."""

@@ -1,0 +1,388 @@
+"""A task: a model, data and a loss, evaluated with any weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from alignkit.errors import AlignkitError, TaskError
+from alignkit.tasks.batches import Batch, Batches, tensors_in
+
+Measure = Callable[[Any, Any], Any]
+"""Called with outputs and targets; returns the mean over the samples as a scalar tensor or a float."""
+Forward = Callable[[Any], Sequence[Any]]
+"""Called with inputs; returns the outputs of one or more sets of weights."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Means over all samples of a task.
+
+    Attributes:
+        loss: Mean loss.
+        metric: Mean metric, None if the task has none.
+        samples: How many samples were seen.
+    """
+
+    loss: float
+    metric: float | None
+    samples: int
+
+
+class CannotBatchError(AlignkitError):
+    """This model cannot run under ``torch.vmap``. `alignkit.interpolate` then runs one point at a time."""
+
+
+class OutOfMemoryError(AlignkitError):
+    """Several sets of weights at once do not fit memory. `alignkit.interpolate` then takes fewer."""
+
+
+class Task:
+    """What a model is for: data and a loss, evaluated with any weights of that architecture.
+
+    The model gives the architecture only. It is copied without its weights, put into eval mode (BatchNorm uses its
+    running statistics, dropout is off) and called through ``torch.func.functional_call``; the model that was passed is
+    never changed. A task is for one thread at a time: every thread needs a copy of its own.
+
+    Args:
+        model: The architecture.
+        batches: ``(inputs [n, ...], targets [n, ...])`` as two whole tensors, or an iterable of such pairs: a list, a
+            DataLoader, a generator. ``inputs`` may be a tuple (positional arguments) or a dict (keyword arguments).
+            Read at the first evaluation; sequences are used as they are, any other iterable is read once and kept, so
+            that every evaluation sees the same samples (see `alignkit.tasks.batches.Batches`).
+        loss: ``"cross_entropy"``, ``"mse"`` or a callable ``(outputs, targets) -> mean over the samples``.
+        metric: ``"accuracy"``, a callable like ``loss``, or None.
+        device: Where to compute. None is the device of the model's first parameter.
+        chunk: Most samples in one forward call. None takes the batches as they are, and 1024 samples at a time of two
+            whole tensors. A chunk that runs out of memory is halved and tried again, down to one sample.
+
+    Raises:
+        TaskError: The batches, the loss, the metric or the chunk are not what is described above, or the model cannot
+            be copied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Any,
+        loss: str | Measure,
+        metric: str | Measure | None = None,
+        *,
+        device: torch.device | str | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TaskError(f"model is a {type(model).__name__}: a task needs the nn.Module itself.")
+        self.device = torch.device(device) if device is not None else _device_of(model)
+        self.batches: Iterable[Batch] = Batches(batches, chunk)
+        self.loss = _measure("loss", loss, LOSSES)
+        self.metric = None if metric is None else _measure("metric", metric, METRICS)
+        self.metric_name = None if metric is None else _name(metric)
+        self._model = _architecture(model, self.device)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in _persistent(self._model).items()}
+        self._aliases = _aliases(self._model)
+        self._rows: int | None = None  # shrinks when memory runs out
+
+    def evaluate(self, weights: nn.Module | Mapping[str, Tensor]) -> TaskResult:
+        """Mean loss and metric over all samples, with these weights.
+
+        Args:
+            weights: A module of the same architecture, or its state dict. Left as they are.
+
+        Returns:
+            Means in float64, each batch weighted by its number of samples.
+
+        Raises:
+            TaskError: The weights do not fit the model (every mismatch is listed), a batch is empty or does not fit
+                the model, or a loss or metric is not finite (the batch is named).
+        """
+        state = self.checked(weights)
+        return self._means(lambda inputs: [self.outputs(state, inputs)], 1)[0]
+
+    def evaluate_stack(self, stacked: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> list[TaskResult]:
+        """Evaluate ``k`` sets of weights together, by one ``torch.vmap`` of the model.
+
+        Args:
+            stacked: Tensors ``[k, ...]`` on the task's device.
+            shared: The remaining tensors, the same for all (integer buffers).
+
+        Returns:
+            One result for each of the ``k``.
+
+        Raises:
+            CannotBatchError: The model uses an operation that vmap cannot batch, or returns more than one tensor.
+            OutOfMemoryError: ``k`` is too large for the memory.
+            TaskError: As in `evaluate`.
+        """
+        count = len(next(iter(stacked.values())))
+
+        def forward(inputs: Any) -> Sequence[Any]:
+            def one(weights: dict[str, Tensor]) -> Any:
+                return self.outputs({**shared, **weights}, inputs)
+
+            try:
+                with warnings.catch_warnings():
+                    # A slower batching rule of vmap is nothing that the caller could change.
+                    warnings.filterwarnings("ignore", message="There is a performance drop")
+                    outputs = torch.vmap(one)(dict(stacked))
+            except (RuntimeError, ValueError, TypeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                raise CannotBatchError(f"vmap: {error}") from error
+            if not isinstance(outputs, Tensor):
+                raise CannotBatchError(f"the model returns a {type(outputs).__name__}")
+            return outputs.unbind(0)
+
+        return self._means(forward, count)
+
+    def outputs(self, weights: Mapping[str, Tensor], inputs: Any) -> Any:
+        """Call the model with these weights. Differentiable with respect to them.
+
+        Args:
+            weights: As `checked` returns them.
+            inputs: A tensor, a tuple or list (positional arguments) or a dict (keyword arguments), on the device.
+        """
+        return call_with(self._model, weights, inputs)
+
+    def checked(self, weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights as a dictionary on the task's device, complete and of the model's shapes.
+
+        Names of tied tensors that were left out are filled in from their twins.
+
+        Raises:
+            TaskError: Tensors are missing, unexpected or of another shape; every one is listed.
+        """
+        given = _tensors(weights)
+        for name, twin in self._aliases.items():
+            if name not in given and twin in given:
+                given[name] = given[twin]
+            elif twin not in given and name in given:
+                given[twin] = given[name]
+        problems = [f"{name} is missing" for name in self._shapes if name not in given]
+        problems += [f"{name} is unexpected" for name in given if name not in self._shapes]
+        problems += [
+            f"{name} has shape {list(tensor.shape)} instead of {list(self._shapes[name])}"
+            for name, tensor in given.items()
+            if name in self._shapes and tuple(tensor.shape) != self._shapes[name]
+        ]
+        if problems:
+            shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+            raise TaskError(f"the weights do not fit the task's model {type(self._model).__name__}: {shown}.")
+        return {name: tensor.to(self.device) for name, tensor in given.items()}
+
+    @property
+    def model(self) -> nn.Module:
+        """The architecture, in eval mode; its own weights mean nothing. Not to be changed."""
+        return self._model
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """Names of the model's buffers, such as running statistics: models take no gradient for them."""
+        return frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))
+
+    def bytes_for(self, weights: nn.Module | Mapping[str, Tensor]) -> int:
+        """Estimate of the memory of one forward call: the weights and the two largest outputs of modules.
+
+        Args:
+            weights: A module of the same architecture, or its state dict.
+        """
+        state = self.checked(weights)
+        largest = 0
+
+        def record(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            nonlocal largest
+            largest = max(largest, sum(tensor.nbytes for tensor in tensors_in(outputs)))
+
+        hooks = [module.register_forward_hook(record) for module in self._model.modules()]
+        try:
+            batch = next(iter(self.batches))
+            with torch.no_grad():
+                self.outputs(state, batch.rows(0, self._rows or batch.size).to(self.device).inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return sum(tensor.nbytes for tensor in state.values()) + 2 * largest
+
+    def _means(self, forward: Forward, count: int) -> list[TaskResult]:
+        """Means over all batches, for each of the ``count`` outputs that ``forward`` returns."""
+        losses = torch.zeros(count, dtype=torch.float64)
+        metrics = torch.zeros(count, dtype=torch.float64)
+        samples = 0
+        for batch in self.batches:
+            start = 0
+            while start < batch.size:
+                rows = min(self._rows or batch.size, batch.size - start)
+                part = batch.rows(start, start + rows) if batch.splittable else batch
+                values = self._attempt(forward, part, count)
+                if values is None:  # out of memory: the smaller chunk is tried on the same samples
+                    continue
+                losses += part.size * values[0]
+                metrics += part.size * values[1]
+                samples += part.size
+                start += part.size
+        if self.metric is None:
+            return [TaskResult(float(loss) / samples, None, samples) for loss in losses]
+        return [
+            TaskResult(float(x) / samples, float(y) / samples, samples) for x, y in zip(losses, metrics, strict=True)
+        ]
+
+    def _attempt(self, forward: Forward, part: Batch, count: int) -> tuple[Tensor, Tensor] | None:
+        """Losses and metrics ``[count]`` of one chunk, or None after making the chunk smaller."""
+        try:
+            with torch.no_grad():
+                return self._measured(forward, part.to(self.device))
+        except AlignkitError:
+            raise
+        except Exception as error:  # the model, the loss and the metric are the user's: anything can happen here
+            if not is_out_of_memory(error):
+                raise TaskError(f"the model fails on {_described(part)}: {type(error).__name__}: {error}") from error
+            if count > 1:
+                raise OutOfMemoryError(str(error)) from error
+            if part.size == 1 or not part.splittable:
+                why = "is one sample" if part.size == 1 else "cannot be split (axis 0 does not count its samples)"
+                raise TaskError(f"out of memory on {_described(part)}, which {why}: {error}") from error
+        self._rows = (part.size + 1) // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _measured(self, forward: Forward, part: Batch) -> tuple[Tensor, Tensor]:
+        every = forward(part.inputs)
+        losses = [_scalar("loss", self.loss(outputs, part.targets), part) for outputs in every]
+        metrics = [0.0] * len(losses)
+        if self.metric is not None:
+            metrics = [_scalar("metric", self.metric(outputs, part.targets), part) for outputs in every]
+        return torch.tensor(losses, dtype=torch.float64), torch.tensor(metrics, dtype=torch.float64)
+
+
+def call_with(model: nn.Module, weights: Mapping[str, Tensor], inputs: Any) -> Any:
+    """Call a model with other weights; tied tensors may be given under all their names.
+
+    Args:
+        model: The architecture.
+        weights: Tensors by name.
+        inputs: A tensor, a tuple or list (positional arguments) or a dict (keyword arguments).
+    """
+    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    keywords: dict[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        arguments, keywords = (), dict(inputs)
+    return torch.func.functional_call(model, dict(weights), arguments, keywords, tie_weights=False, strict=False)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits ``[n, classes, ...]`` against classes ``[n, ...]`` or probabilities."""
+    return functional.cross_entropy(outputs, targets)
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of outputs and targets of one shape ``[n, ...]``; nothing is broadcast."""
+    if outputs.shape != targets.shape:
+        raise TaskError(
+            f"mse: outputs have shape {list(outputs.shape)}, targets {list(targets.shape)}. Reshape one of them."
+        )
+    return functional.mse_loss(outputs, targets)
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of samples whose largest logit ``[n, classes, ...]`` is that of the class ``[n, ...]``."""
+    found = outputs.argmax(1)
+    if found.shape != targets.shape:
+        raise TaskError(
+            f"accuracy: outputs have shape {list(outputs.shape)}, targets {list(targets.shape)}. "
+            "Give logits [n, classes, ...] and classes [n, ...]."
+        )
+    return (found == targets).double().mean()
+
+
+LOSSES: dict[str, Measure] = {"cross_entropy": cross_entropy, "mse": mse}
+METRICS: dict[str, Measure] = {"accuracy": accuracy}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an accelerator or the host has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
+
+
+def _measure(kind: str, given: str | Measure, known: Mapping[str, Measure]) -> Measure:
+    if isinstance(given, str):
+        if given not in known:
+            names = ", ".join(repr(name) for name in known)
+            raise TaskError(f"no {kind} is named {given!r}. Known: {names}; or pass a callable(outputs, targets).")
+        return known[given]
+    if not callable(given):
+        raise TaskError(f"{kind} is a {type(given).__name__}: pass a name or a callable(outputs, targets).")
+    return given
+
+
+def _name(measure: str | Measure) -> str:
+    return measure if isinstance(measure, str) else getattr(measure, "__name__", type(measure).__name__)
+
+
+def _scalar(kind: str, value: Any, part: Batch) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise TaskError(
+            f"the {kind} of {part.name} has shape {list(value.shape)}: return the mean over the samples, one number."
+        )
+    number = float(value)
+    if not math.isfinite(number):
+        raise TaskError(f"the {kind} of {part.name} is {number}. Are its inputs, and the weights, finite?")
+    return number
+
+
+def _described(part: Batch) -> str:
+    tensors = [*tensors_in(part.inputs), *tensors_in(part.targets)]
+    shapes = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in tensors)
+    return f"{part.name} ({shapes})"
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _architecture(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy in eval mode whose parameters take no memory and whose other buffers are on the device."""
+    empty = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    try:
+        skeleton = copy.deepcopy(model, dict(empty)).eval()
+    except Exception as error:  # deepcopy runs code of any class that the model holds
+        raise TaskError(f"the model {type(model).__name__} cannot be copied: {error}") from error
+    for module in skeleton.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    return skeleton
+
+
+def _persistent(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that a state dict of the model holds, tied ones under all their names."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """For each further name of a tied parameter, its first name."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
+
+
+def _tensors(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(weights, nn.Module):
+        return _persistent(weights)
+    if not isinstance(weights, Mapping):
+        raise TaskError(f"weights is a {type(weights).__name__}: give a module or its state dict.")
+    return {name: weights[name] for name in weights if isinstance(weights[name], Tensor)}

@@ -1,0 +1,1 @@
+"""Labels of tensor elements, and the constraints that relate them."""

@@ -1,0 +1,161 @@
+"""Constraints on the symmetry, collected while rules run.
+
+Three kinds are enough. Everything is recorded for whole arrays of atoms at once, with the op and the module that
+caused it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from alignkit.tracing.labels.labels import Block, IntArray, Layout, digest
+
+
+@dataclass(frozen=True)
+class Source:
+    """What caused a constraint: the op ("aten.index") and the path of the module that ran it ("" outside of any)."""
+
+    op: str
+    where: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """A map from atoms to atoms that every symmetry respects: the image of a child's target is the target of its image.
+
+    `children` and `targets` broadcast against each other. A target met at several positions is met in an order that
+    symmetries keep; positions that differ along the axes `apart` of `targets` do not count as several. The targets of
+    a `context` relation name the rows in which the children stand: a child may stand in several of them.
+    """
+
+    children: IntArray
+    targets: IntArray
+    source: int
+    apart: tuple[int, ...] = ()
+    context: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Colour:
+    """A property that every symmetry keeps. Without `keys` it is membership in `atoms`, else also the key's value."""
+
+    atoms: IntArray
+    keys: IntArray | None
+    source: int
+
+
+@dataclass
+class Constraints:
+    """The atoms in use and what a symmetry has to respect.
+
+    Attributes:
+        count: Number of atoms.
+        merges: Pairs of arrays of atoms that move together.
+        relations: Maps between atoms, see `Relation`.
+        colours: Kept properties, see `Colour`.
+        sources: What caused them; `Relation.source` and `Colour.source` index it.
+        products: For the atoms of a joined axis (by digest), the parts that it was joined from.
+    """
+
+    count: int = 0
+    merges: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    relations: list[Relation] = field(default_factory=list)
+    colours: list[Colour] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=lambda: [Source("")])
+    products: dict[bytes, tuple[tuple[int, ...], Layout]] = field(default_factory=dict)
+    joined: dict[object, IntArray] = field(default_factory=dict)
+    _rows: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], IntArray] = field(default_factory=dict)
+    _seen: set[tuple[bytes, ...]] = field(default_factory=set)
+
+    def blame(self, op: str, where: str) -> None:
+        """Record what follows as caused by this op in this module."""
+        if self.sources[-1] != Source(op, where):
+            self.sources.append(Source(op, where))
+
+    def fresh(self, shape: tuple[int, ...] | list[int]) -> IntArray:
+        """Return new atoms."""
+        n = int(np.prod(shape, dtype=np.int64))
+        atoms = np.arange(self.count, self.count + n, dtype=np.int64).reshape(shape)
+        self.count += n
+        return atoms
+
+    def merge(self, a: IntArray, b: IntArray) -> None:
+        """Make a[i] and b[i] move together, for all i. The arrays broadcast against each other."""
+        a, b = np.broadcast_arrays(a, b)
+        if a is not b and self._is_new(b"m", a, b) and not np.array_equal(a, b):
+            self.merges.append((a.ravel(), b.ravel()))
+
+    def relate(self, children: IntArray, targets: IntArray, apart: tuple[int, ...] = ()) -> None:
+        """Make the map children[i] -> targets[i] one that symmetries respect. The arrays broadcast against each other.
+
+        Args:
+            children: Atoms.
+            targets: Atoms.
+            apart: Axes of `targets` whose positions other atoms name already, so that a target may repeat along them
+                in any order.
+        """
+        if self._is_new(b"r", children, targets):
+            self.relations.append(Relation(children, targets, len(self.sources) - 1, apart))
+
+    def nest(self, children: IntArray, targets: IntArray) -> None:
+        """Make `targets` name the rows in which `children` stand. The arrays broadcast against each other."""
+        if self._is_new(b"n", children, targets):
+            self.relations.append(Relation(children, targets, len(self.sources) - 1, context=True))
+
+    def colour(self, atoms: IntArray, keys: npt.ArrayLike | None = None) -> None:
+        """Keep the set `atoms` (with multiplicity) and, where given, the integer `keys` (broadcast against atoms)."""
+        if keys is None and not self._is_new(b"c", atoms):
+            return
+        values = None if keys is None else np.broadcast_to(np.asarray(keys, dtype=np.int64), atoms.shape).ravel()
+        self.colours.append(Colour(atoms.ravel(), values, len(self.sources) - 1))
+
+    def fix_axis(self, atoms: IntArray, axis: int) -> None:
+        """Keep each atom's position along one axis of the array."""
+        shape = [1] * atoms.ndim
+        shape[axis] = atoms.shape[axis]
+        self.colour(atoms, np.arange(atoms.shape[axis]).reshape(shape))
+
+    def fix(self, atoms: IntArray) -> None:
+        """Keep every atom where it is."""
+        if atoms.size:
+            self.colour(atoms, np.arange(atoms.size).reshape(atoms.shape))
+
+    def fix_layout(self, layout: Layout) -> None:
+        """Keep every labelled position of a tensor where it is."""
+        for block in layout.blocks:
+            self.fix(block.atoms)
+
+    def rows(self, atoms: IntArray, keep: tuple[int, ...]) -> IntArray:
+        """Return atoms for the rows of an array.
+
+        One for each position along the axes `keep`, to which its elements belong.
+        """
+        key = (digest(atoms), atoms.shape, keep)
+        if key not in self._rows:
+            parents = self.fresh([atoms.shape[axis] for axis in keep])
+            self.relate(atoms, parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)]))
+            self._rows[key] = parents
+        return self._rows[key]
+
+    def adopt_rows(self, atoms: IntArray, keep: tuple[int, ...], parents: IntArray) -> None:
+        """Make `parents` the rows of `atoms` along the axes `keep`."""
+        key = (digest(atoms), atoms.shape, keep)
+        known = self._rows.setdefault(key, parents)
+        if known is not parents:
+            self.merge(known, parents)
+        self.nest(atoms, parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)]))
+
+    def has_rows(self, block: Block, parent: Block) -> bool:
+        """Return whether `parent` is known to hold the rows of `block`."""
+        known = self._rows.get((digest(block.atoms), block.atoms.shape, block.axes(parent.dims)))
+        return known is not None and np.array_equal(known, parent.atoms)
+
+    def _is_new(self, kind: bytes, *arrays: IntArray) -> bool:
+        key = (kind, *(part for a in arrays for part in (digest(a), str(a.shape).encode())))
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True

@@ -1,0 +1,59 @@
+"""Recurrent layers: the state that they return is the state that they take.
+
+A run of a single time step does not show it, because there the weights of the state multiply the zeros it starts from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import nn
+
+from alignkit.tracing.labels.constraints import Constraints
+from alignkit.tracing.labels.labels import Layout
+
+_STATE_WEIGHT = re.compile(
+    r"(?:parametrizations\.)?(?P<gates>weight_hh)(?:_l\d+)?(?:_reverse)?(?:\.original\d*|_v|_orig)?"
+)
+
+
+def state_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the weights that torch's recurrent layers and cells multiply their state with, and those that write it.
+
+    The state of an LSTM with projections is written by its projection, any other by the same weight. Weights under
+    `weight_norm` and other parametrizations are those that these keep.
+
+    Args:
+        model: The model.
+        names: Names of its parameters.
+    """
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            continue
+        dot = f"{path}." if path else ""
+        for name in names:
+            found = _STATE_WEIGHT.fullmatch(name.removeprefix(dot)) if name.startswith(dot) else None
+            if found is not None:
+                local = name.removeprefix(dot)
+                projected = local[: found.start("gates")] + "weight_hr" + local[found.end("gates") :]
+                yield name, dot + (projected if getattr(module, "proj_size", 0) else local)
+
+
+def close_states(c: Constraints, model: nn.Module, labels: Mapping[str, Layout]) -> None:
+    """Make the columns of recurrent weights [gates * units, state] move with the rows that write the state.
+
+    The rows of each gate move together in any run.
+
+    Args:
+        c: Receives the constraints.
+        model: The model.
+        labels: First labels of its parameters, each axis by itself.
+    """
+    for taker, writer in state_weights(model, labels):
+        columns = labels[taker].owner.get(1)
+        rows = labels[writer].owner.get(0) if writer in labels else None
+        if columns is None or rows is None or columns.context or rows.context:
+            continue
+        c.blame("recurrence", taker.rpartition(".")[0])
+        c.merge(rows.atoms.reshape(-1, columns.atoms.size), columns.atoms)

@@ -1,0 +1,1 @@
+"""From symmetries to groups, layouts and names."""

@@ -1,0 +1,275 @@
+"""Running the model once: on fake tensors where that works, on real ones otherwise."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from alignkit.errors import TraceError
+from alignkit.tracing.recording.recorder import Recorder, Step, TensorRef, module_path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded run.
+
+    Attributes:
+        steps: All ops in order.
+        results: Tensors that the model returned.
+        state: Parameters and buffers as the ops saw them, by name; tied ones have one `TensorRef`.
+        tensors: Whether the run was on "fake" or "real" tensors.
+        replaced: Buffers in whose place the run put another tensor.
+        alive: All tensors of the run, kept so that identities stay unique.
+    """
+
+    steps: list[Step]
+    results: list[TensorRef]
+    state: dict[str, TensorRef]
+    tensors: Literal["fake", "real"]
+    replaced: frozenset[str]
+    alive: list[Tensor]
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+    """Run the model in eval mode without gradients and record every op. The model is left as it was.
+
+    Raises:
+        TraceError: The model cannot run on these inputs, or is no plain module; the message says what to do.
+    """
+    _check(model)
+    try:
+        with _borrowed(model), _quiet():
+            return _run_fake(model, args, kwargs)
+    except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
+        fake_error = error
+    _check_can_run_real(model, fake_error)
+    try:
+        with _borrowed(model):
+            return _run_real(model, args, kwargs)
+    except Exception as error:
+        raise TraceError(_explain(model, error)) from error
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"trace() takes a torch.nn.Module and its inputs, found {type(model).__name__}.")
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule) or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise TraceError(
+            f"{kind} is, or contains, a scripted module, whose ops cannot be followed. Trace the module that it was "
+            "scripted from; the graph fits both, because their tensors have the same names."
+        )
+    if any(hasattr(m, "_orig_mod") for m in model.modules()):
+        raise TraceError(
+            f"{kind} is, or contains, a compiled module. Trace the original: alignkit.trace(model._orig_mod, ...)."
+        )
+    lazy = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise TraceError(
+            f"{kind} has lazy tensors without a shape: {', '.join(lazy[:5])}. Call the model once on real inputs "
+            "first, so that they get one."
+        )
+
+
+def _check_can_run_real(model: nn.Module, fake_error: Exception) -> None:
+    meta = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if p.device.type == "meta"]
+    if not meta:
+        return
+    raise TraceError(
+        f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on "
+        f"fake tensors, which failed: {_first_line(fake_error)}. Check the inputs; if its code depends on values "
+        "of tensors (.item(), `if tensor:`), load the weights, or pass inputs that avoid that code (such as a mask)."
+    ) from fake_error
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    """Say why a model did not run, and what usually helps."""
+    text = f"{type(model).__name__} does not run on the inputs given: {type(error).__name__}: {_first_line(error)}."
+    low = {
+        str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)
+    }
+    lowered = str(error).lower()
+    if isinstance(error, TypeError) and "argument" in lowered:
+        return text + " Pass all arguments of its forward: trace(model, *args, **kwargs)."
+    if low and ("half" in lowered or "bfloat16" in lowered or "dtype" in lowered or "implemented for" in lowered):
+        return (
+            text + f" Its weights are {', '.join(sorted(low))}. Trace model.float(): the graph is the same; "
+            "or pass inputs of that dtype."
+        )
+    if "dtype" in lowered or "scalar type" in lowered or "long" in lowered:
+        return (
+            text + " Check the dtypes of the inputs: token ids are integers, images and features have the dtype "
+            "of the weights."
+        )
+    if "shape" in lowered or "size" in lowered or "dimension" in lowered or "channels" in lowered:
+        return text + " Check the shapes of the inputs."
+    return text + " Run model(*args, **kwargs) first; what fails there fails here."
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep fake tensors from logging what they refuse: real ones are tried next."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _borrowed(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode, off gradients and fused fast paths, and leave every attribute of every module as it was.
+
+    Models may store what they compute (masks, rotary tables): a fake tensor must not stay behind.
+    """
+    modules = list(model.modules())
+    attributes = [dict(m.__dict__) for m in modules]
+    containers = [
+        {k: copy.copy(v) for k, v in m.__dict__.items() if type(v) in (dict, list, set, OrderedDict)} for m in modules
+    ]
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(fused)
+        for module, before, held in zip(modules, attributes, containers, strict=True):
+            module.__dict__.clear()
+            module.__dict__.update(before)
+            for name, content in held.items():
+                _refill(before[name], content)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container its former content; other objects may hold the container itself."""
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
+
+
+def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    table: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in table:
+            table[id(tensor)] = _fake_copy(mode, tensor)
+        return table[id(tensor)]
+
+    inputs = pytree.tree_map(lambda x: fake(x) if isinstance(x, Tensor) else x, (args, dict(kwargs)))
+    state = _stand_in(model, fake)
+    return _run(model, inputs, state, "fake", mode)
+
+
+def _fake_copy(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """Return a tensor without data that acts like this one; those on the meta device act as if on the CPU."""
+    if tensor.device.type != "meta":
+        return mode.from_tensor(tensor, static_shapes=True)
+    bare = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    stand_in = FakeTensor(mode, bare, torch.device("cpu"))
+    return nn.Parameter(stand_in, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else stand_in
+
+
+def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+    table: dict[int, Tensor] = {}
+
+    def own(tensor: Tensor) -> Tensor:
+        # Ops may write into buffers: those of the model stay out of reach.
+        return tensor if isinstance(tensor, nn.Parameter) else table.setdefault(id(tensor), tensor.clone())
+
+    inputs = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, dict(kwargs)))
+    return _run(model, inputs, _stand_in(model, own), "real", None)
+
+
+def _stand_in(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Put other tensors in place of the model's own; return them by name."""
+    state: dict[str, Tensor] = {}
+    done: set[nn.Module] = set()
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    store[name] = state[dot + name] = tensor if module in done else replace(tensor)
+        done.add(module)
+        if isinstance(module, nn.RNNBase):  # keeps a list of its own
+            module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
+    return state
+
+
+def _run(
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    state: dict[str, Tensor],
+    tensors: Literal["fake", "real"],
+    mode: FakeTensorMode | None,
+) -> Run:
+    args, kwargs = inputs
+    with ExitStack() as stack:
+        path = stack.enter_context(module_path(model))
+        if mode is not None:
+            stack.enter_context(mode)
+        recorder = stack.enter_context(Recorder(path))
+        result = model(*args, **kwargs)
+    results = [recorder.describe(t) for t in tensors_in(result)]
+    described = {name: recorder.describe(tensor) for name, tensor in state.items()}
+    now = dict(model.named_buffers(remove_duplicate=False))
+    replaced = frozenset(name for name, tensor in state.items() if now.get(name, tensor) is not tensor)
+    return Run(recorder.steps, results, described, tensors, replaced, recorder.alive)
+
+
+def tensors_in(result: object) -> list[Tensor]:
+    """Return every tensor in the outputs of a model: nested tuples, lists, mappings, dataclasses, plain objects.
+
+    Key-value caches (objects of a class called "Cache") are not outputs: they are state, in the order of the model's
+    own heads and units.
+    """
+    found: list[Tensor] = []
+    seen: set[int] = set()
+
+    def visit(value: object) -> None:
+        if isinstance(value, Tensor):
+            found.append(value)
+            return
+        if value is None or isinstance(value, str | bytes | int | float | nn.Module) or id(value) in seen:
+            return
+        if any(base.__name__ == "Cache" for base in type(value).__mro__):
+            return
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            parts: list[object] = list(value.values())
+        elif isinstance(value, list | tuple | set):
+            parts = list(value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
+        else:
+            parts = list(getattr(value, "__dict__", {}).values())
+        for part in parts:
+            visit(part)
+
+    visit(result)
+    return found

@@ -1,0 +1,204 @@
+"""Ops that rename, join, split, repeat or pick positions without touching values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from alignkit.tracing.labels.combine import restrict
+from alignkit.tracing.labels.labels import Block, Layout
+from alignkit.tracing.labels.reshape import reshape
+from alignkit.tracing.rules.table import Call, rule
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")
+def view(call: Call) -> Layout:
+    """Join and split dimensions. `view.dtype` of equal element size leaves the shape alone."""
+    return reshape(call.constraints, call.layout("self"), call.shape)
+
+
+@rule("t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy", "permute_copy")
+def permute(call: Call) -> Layout:
+    """Reorder dimensions."""
+    x = call.layout("self")
+    order = list(range(len(x.shape)))
+    if call.name == "permute":
+        order = [x.dim(d) for d in call.arg("dims")]
+    elif call.name in ("transpose", "swapaxes"):
+        i, j = x.dim(call.arg("dim0")), x.dim(call.arg("dim1"))
+        order[i], order[j] = order[j], order[i]
+    else:
+        order = order[::-1]
+    return x.moved([x.shape[d] for d in order], {d: i for i, d in enumerate(order)})
+
+
+@rule("unsqueeze")
+def unsqueeze(call: Call) -> Layout:
+    """Insert a dimension of size 1."""
+    x = call.layout("self")
+    at = call.arg("dim") % (len(x.shape) + 1)
+    return x.moved(call.shape, {d: d if d < at else d + 1 for d in range(len(x.shape))})
+
+
+@rule("squeeze")
+def squeeze(call: Call) -> Layout:
+    """Remove dimensions of size 1."""
+    x = call.layout("self")
+    gone = {d for d in call.dims(call.arg("dim"), len(x.shape)) if x.shape[d] == 1}
+    blocks = [block.without_axes(gone) if set(block.span) & gone else block for block in x.blocks]
+    rest = x.with_blocks([block for block in blocks if block.dims])
+    kept = [d for d in range(len(x.shape)) if d not in gone]
+    return rest.moved(call.shape, {d: i for i, d in enumerate(kept)})
+
+
+@rule("expand", "expand_as", "broadcast_to", "expand_copy")
+def expand(call: Call) -> Layout:
+    """Repeat dimensions of size 1: the result is uniform along them."""
+    shape = call.shape
+    x = call.layout("self").left_padded(len(shape))
+    grown = [d for d, n in enumerate(shape) if n != x.shape[d]]
+    blocks = [block.without_axes(grown) if set(block.span) & set(grown) else block for block in x.blocks]
+    return Layout.of(shape, [d in grown or flag for d, flag in enumerate(x.uniform)], [b for b in blocks if b.dims])
+
+
+@rule("repeat", "tile")
+def repeat(call: Call) -> Layout:
+    """Lay copies end to end."""
+    shape = call.shape
+    x = call.layout("self").left_padded(len(shape))
+    times = [n // max(m, 1) for n, m in zip(shape, x.shape, strict=True)]
+    blocks = [Block(b.dims, b.context, np.tile(b.atoms, [times[d] for d in b.span])) for b in x.blocks]
+    return Layout.of(shape, x.uniform, blocks)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(call: Call) -> Layout:
+    """Repeat each position: every unit owns a run of equal values."""
+    x, times, dim = call.layout("self"), call.arg("repeats"), call.arg("dim")
+    if not isinstance(times, int) or dim is None:
+        call.fix(x)
+        return Layout.of(call.shape)
+    dim = x.dim(dim)
+    shape = (*x.shape[: dim + 1], times, *x.shape[dim + 1 :])
+    apart = x.moved(shape, {d: d if d <= dim else d + 1 for d in range(len(x.shape))})
+    return reshape(call.constraints, apart, call.shape)
+
+
+@rule("select")
+def select(call: Call) -> Layout:
+    """Pick one position: it must stay, even if no dimension of its block is left."""
+    x = call.layout("self")
+    dim = x.dim(call.arg("dim"))
+    return _without_dim(_one(call, x, dim, call.arg("index") % x.shape[dim]), dim)
+
+
+@rule("unbind")
+def unbind(call: Call) -> Sequence[Layout]:
+    """Pick every position in turn."""
+    x = call.layout("self")
+    dim = x.dim(call.arg("dim", 0))
+    return [_without_dim(_one(call, x, dim, i), dim) for i in range(len(call.outputs))]
+
+
+def _one(call: Call, x: Layout, dim: int, index: int) -> Layout:
+    return restrict(call.constraints, x, dim, np.array([index]))
+
+
+def _without_dim(x: Layout, dim: int) -> Layout:
+    """Return the layout without a dimension of size 1."""
+    blocks = [block.without_axes([dim]) if dim in block.span else block for block in x.blocks]
+    rest = x.with_blocks([block for block in blocks if block.dims])
+    shape = [n for d, n in enumerate(x.shape) if d != dim]
+    return rest.moved(shape, {d: d if d < dim else d - 1 for d in range(len(x.shape)) if d != dim})
+
+
+@rule("slice", "slice_copy")
+def slice_(call: Call) -> Layout:
+    """Pick a range of positions."""
+    x = call.layout("self")
+    dim = x.dim(call.arg("dim", 0))
+    size = x.shape[dim]
+    index = np.arange(size)[slice(call.arg("start"), call.arg("end"), call.arg("step", 1))]
+    return x if len(index) == size else restrict(call.constraints, x, dim, index)
+
+
+@rule("narrow")
+def narrow(call: Call) -> Layout:
+    """Pick a range of positions, given by its length."""
+    x = call.layout("self")
+    dim = x.dim(call.arg("dim"))
+    start = call.arg("start") % max(x.shape[dim], 1)
+    index = np.arange(start, start + call.arg("length"))
+    return x if len(index) == x.shape[dim] else restrict(call.constraints, x, dim, index)
+
+
+@rule(
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "unsafe_split",
+    "unsafe_chunk",
+    "tensor_split",
+    "unsafe_split_with_sizes",
+    "split_copy",
+)
+def split(call: Call) -> Sequence[Layout]:
+    """Cut into pieces; the sizes are those of the outputs."""
+    x = call.layout("self")
+    dim = x.dim(call.arg("dim", 0))
+    ends = np.cumsum([ref.shape[dim] for ref in call.outputs])
+    pieces = [np.arange(end - ref.shape[dim], end) for end, ref in zip(ends, call.outputs, strict=True)]
+    return [restrict(call.constraints, x, dim, piece) for piece in pieces]
+
+
+@rule("flip")
+def flip(call: Call) -> Layout:
+    """Reverse dimensions."""
+    x = call.layout("self")
+    for dim in call.arg("dims"):
+        x = x.taken(x.dim(dim), np.arange(x.shape[dim])[::-1])
+    return x
+
+
+@rule("roll")
+def roll(call: Call) -> Layout:
+    """Move positions around a circle."""
+    x, dims = call.layout("self"), call.arg("dims")
+    if not dims:
+        call.fix(x)
+        return Layout.of(x.shape)
+    for shift, dim in zip(call.arg("shifts"), dims, strict=True):
+        size = x.shape[dim]
+        x = x.taken(x.dim(dim), (np.arange(size) - shift) % size)
+    return x
+
+
+@rule("as_strided")
+def as_strided(call: Call) -> Layout:
+    """Reinterpret the storage: known only where the shape stays (kernels rewrite the strides of size-1 dimensions)."""
+    x = call.layout("self")
+    if tuple(call.arg("size")) == x.shape and call.step.op.endswith("_"):
+        return x
+    call.fix(x)
+    return Layout.of(call.shape)
+
+
+@rule("diagonal")
+def diagonal(call: Call) -> Layout:
+    """Rows and columns of a whole diagonal move together; it becomes the last dimension."""
+    x = call.layout("self")
+    first, second = x.dim(call.arg("dim1", 0)), x.dim(call.arg("dim2", 1))
+    if call.arg("offset", 0) or x.shape[first] != x.shape[second]:
+        call.fix(x)
+        return Layout.of(call.shape)
+    place = {d: d for d in range(len(x.shape))}
+    swapped = x.moved(x.shape, {**place, first: second, second: first})
+    both = call.unify(x.shape, [x, swapped])
+    blocks = [b for b in both.blocks if second not in b.dims]
+    if any({first, second} & set(b.span) and len(b.span) > 1 for b in both.blocks):
+        call.fix(both)
+        return Layout.of(call.shape)
+    left = [d for d in range(len(x.shape)) if d not in (first, second)]
+    thin = Layout.of([1 if d == second else n for d, n in enumerate(x.shape)], both.uniform, blocks)
+    return thin.moved(call.shape, {**{d: i for i, d in enumerate(left)}, first: len(left)})

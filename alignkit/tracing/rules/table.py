@@ -1,0 +1,184 @@
+"""The table of rules: what each op does to labels.
+
+A rule is a function of one `Call`. It returns the layout of each tensor that the op returns (a list, or one `Layout`
+for one tensor) and adds constraints through the call. Three promises make it sound:
+
+- what it returns moves exactly as the op's result moves when its operands move;
+- positions along a labelled dimension that the op treats differently are fixed (`call.fix`) or told apart
+  (`call.constraints`);
+- whatever labels it does not carry over, it fixes, unless the op reduces over them in an order-independent way.
+
+An op without a rule, or whose rule raises, fixes all that it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit.errors import TraceError
+from alignkit.tracing.labels import combine
+from alignkit.tracing.labels.constraints import Constraints
+from alignkit.tracing.labels.labels import Block, Layout
+from alignkit.tracing.recording.recorder import Step, TensorRef, refs
+
+Rule = Callable[["Call"], "Layout | Sequence[Layout]"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of an op, as a rule sees it.
+
+    Attributes:
+        step: The recorded op. Tensors in its arguments are `TensorRef` (shape, dtype).
+        constraints: Receives the constraints.
+        layouts: Gives the layout of a tensor.
+    """
+
+    step: Step
+    constraints: Constraints
+    layouts: Callable[[TensorRef], Layout]
+
+    @property
+    def name(self) -> str:
+        """Name of the op without namespace, overload and the underscore of an in-place variant."""
+        return self.step.op.split("::")[1].rstrip("_")
+
+    @property
+    def outputs(self) -> list[TensorRef]:
+        """The tensors that the op returned."""
+        return self.step.outputs
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first tensor that the op returned."""
+        return self.outputs[0].shape
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """Return an argument by the name that the op's schema gives it."""
+        if name in self.step.kwargs:
+            return self.step.kwargs[name]
+        for index, argument in enumerate(self.step.func._schema.arguments):
+            if argument.name == name:
+                if index < len(self.step.args):
+                    return self.step.args[index]
+                return argument.default_value if argument.has_default_value() else default
+        return default
+
+    def layout(self, argument: str | TensorRef) -> Layout:
+        """Return the layout of a tensor argument, given by its name in the schema or as a `TensorRef`."""
+        ref = self.arg(argument) if isinstance(argument, str) else argument
+        return self.layouts(ref)
+
+    def operands(self) -> list[Layout]:
+        """Return the layouts of all tensor arguments, in order."""
+        return [self.layouts(ref) for ref in self.step.inputs]
+
+    def dims(self, value: int | Sequence[int] | None, rank: int) -> set[int]:
+        """Return dimensions counted from the front; None and the empty list mean all."""
+        if value is None or (not isinstance(value, int) and not len(value)):
+            return set(range(rank))
+        return {d % rank for d in ([value] if isinstance(value, int) else value)} if rank else set()
+
+    def unify(self, shape: Sequence[int], layouts: Sequence[Layout]) -> Layout:
+        """Align tensors elementwise with broadcasting; return the result's layout."""
+        return combine.unify(self.constraints, shape, [x.left_padded(len(shape)) for x in layouts])
+
+    def fix(self, *layouts: Layout) -> None:
+        """Fix every labelled position of some tensors."""
+        for layout in layouts:
+            self.constraints.fix_layout(layout)
+
+    def fix_dims(self, layout: Layout, dims: Iterable[int]) -> Layout:
+        """Fix the positions along some dimensions; labels of others stay, freed from them.
+
+        Return the layout that is left.
+        """
+        gone = set(dims)
+        blocks = []
+        for block in layout.blocks:
+            if not set(block.span) & gone:
+                blocks.append(block)
+                continue
+            for axis, dim in enumerate(block.span):
+                if dim in gone and dim in block.dims:
+                    self.constraints.fix_axis(block.atoms, axis)
+            owned = tuple(d for d in block.dims if d not in gone)
+            if owned:
+                keep = tuple(d for d in block.context if d not in gone)
+                atoms = self.constraints.rows(block.atoms, block.axes(owned + keep))
+                blocks.append(Block(owned, keep, atoms))
+        return layout.with_blocks(blocks)
+
+    def fixed_outputs(self) -> list[Layout]:
+        """Return layouts that fix every output."""
+        return [Layout.of(ref.shape) for ref in self.outputs]
+
+
+class RuleTable:
+    """Rules by op name: "aten::add" for every overload, or "aten::add.Tensor" for one of them, which wins.
+
+    Args:
+        rules: The rules.
+
+    Raises:
+        TraceError: A name has no namespace, or its rule cannot be called.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        for name, function in rules.items():
+            if "::" not in name or not callable(function):
+                raise TraceError(
+                    f"trace rule {name!r} is not usable: rules are functions of one Call, under names such as "
+                    "'aten::add' or 'mylib::fold.default'."
+                )
+        self._rules = dict(rules)
+
+    @classmethod
+    def build(cls, extra: Mapping[str, Rule] | None = None) -> RuleTable:
+        """Return the built-in rules with `extra` ones added; extra ones win."""
+        from alignkit.tracing.rules import BUILT_IN
+
+        return cls({**BUILT_IN, **(extra or {})})
+
+    def find(self, func: Any) -> Rule | None:
+        """Return the rule of an overload, or None.
+
+        An in-place op without a rule of its own has that of its out-of-place form.
+        """
+        name, overload = str(func._schema.name), str(func._schema.overload_name) or "default"
+        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        for key in (f"{name}.{overload}", name, f"{plain}.{overload}", plain):
+            if key in self._rules:
+                return self._rules[key]
+        return None
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rules
+
+
+class RuleSet(dict[str, Rule]):
+    """Collects rules while modules are imported."""
+
+    def rule(self, *names: str) -> Callable[[Rule], Rule]:
+        """Decorate a function as the rule of ops, given as "aten::add" or, in this namespace, "add"."""
+
+        def keep(function: Rule) -> Rule:
+            for name in names:
+                key = name if "::" in name else f"aten::{name}"
+                if key in self:
+                    raise TraceError(f"two rules for {key}: {self[key].__name__} and {function.__name__}.")
+                self[key] = function
+            return function
+
+        return keep
+
+
+BUILT_IN = RuleSet()
+rule = BUILT_IN.rule
+
+__all__ = ["BUILT_IN", "Call", "Rule", "RuleSet", "RuleTable", "refs", "rule"]

@@ -1,0 +1,1 @@
+"""From constraints to the symmetries that respect them."""

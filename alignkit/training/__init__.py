@@ -1,0 +1,1 @@
+"""Training of aligners on sets of networks."""

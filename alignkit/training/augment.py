@@ -1,0 +1,201 @@
+"""Augmentations of trained networks: noise, zeros, scales, and changes that leave the function as it is.
+
+A ReLU network computes the same if what goes into a unit is multiplied by a positive number and what comes out of it is
+divided by it, a tanh or sine network if both change their sign. Which groups of a model allow that is found out by
+running it (`find_freedoms`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from alignkit.graph.layout import Block
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.tasks.batches import Batch, tensors_in
+
+Kind = Literal["positive", "sign"]
+
+CHECK_TOLERANCE = 1e-3
+"""Largest change of the outputs, as a share of their size, of a change that counts as leaving the function."""
+
+
+class Augmentations(BaseModel):
+    """How trained networks are changed to make labelled pairs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    noise: float = Field(default=1.0, ge=0)
+    """Most Gaussian noise, in standard deviations of each tensor. The level of a network is drawn from 0 to this."""
+    zeroing: float = Field(default=0.4, ge=0, lt=1)
+    """Largest share of weights that are set to zero. The share of a network is drawn from 0 to this."""
+    scaling: float = Field(default=0.2, ge=0, lt=1)
+    """Each tensor is multiplied by a number between 1 minus this and 1 plus this."""
+    rescaling: float = Field(default=2.0, ge=1)
+    """Most that units are scaled where the function allows it: by a factor between 1 / this and this."""
+    flips: bool = True
+    """Change signs of units where the function allows it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the units of a group are in a tensor: dim ``at`` of a block."""
+
+    tensor: str
+    block: Block
+    at: int
+
+    def multiply(self, weights: dict[str, Tensor], factors: Tensor) -> None:
+        """Multiply what belongs to each unit in place; ``factors`` has one number for each unit over all parents."""
+        chain = (*self.block.dims[self.at].ancestors, self.at)
+        shape = [self.block.dims[i].size if i in chain else 1 for i in range(len(self.block.dims))]
+        view = self.block.view(weights[self.tensor])
+        view.mul_(factors.reshape(shape).to(view.device, view.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Freedom:
+    """A change of a group's units that leaves the function of a model as it is.
+
+    Attributes:
+        group: The group.
+        kind: Whether units may be multiplied by any positive number, or by -1.
+        units: How many units there are, over all parents.
+        writes: Places that are multiplied.
+        reads: Places that are divided.
+    """
+
+    group: str
+    kind: Kind
+    units: int
+    writes: tuple[Place, ...]
+    reads: tuple[Place, ...]
+
+    def apply(self, weights: dict[str, Tensor], factors: Tensor) -> None:
+        """Change weights in place.
+
+        Args:
+            weights: By the first name of each tensor.
+            factors: One number for each unit.
+        """
+        for place in self.writes:
+            place.multiply(weights, factors)
+        for place in self.reads:
+            place.multiply(weights, 1 / factors)
+
+    def draw(self, largest: float, generator: torch.Generator) -> Tensor:
+        """Factors of all units: signs, or positive numbers up to ``largest`` that are as often its inverses."""
+        drawn = torch.rand(self.units, generator=generator)
+        if self.kind == "sign":
+            return torch.where(drawn < 0.5, -1.0, 1.0)
+        return ((2 * drawn - 1) * math.log(largest)).exp()
+
+
+def find_freedoms(
+    graph: PermutationGraph, model: nn.Module, weights: Mapping[str, Tensor], batch: Batch
+) -> tuple[Freedom, ...]:
+    """Groups whose units can be rescaled, or flipped, without a change of the function: each proved by running.
+
+    Args:
+        graph: The graph.
+        model: The architecture, in eval mode.
+        weights: Trained weights, by the first name of each tensor.
+        batch: Inputs to run the model on.
+    """
+    generator = torch.Generator().manual_seed(0)
+    before = _run(model, weights, batch)
+    found = []
+    for group in graph.groups:
+        writes, reads = _places(graph, model, group)
+        if not writes or not reads:
+            continue
+        units = graph.instances(group) * graph.groups[group].size
+        for kind in ("positive", "sign"):
+            freedom = Freedom(group, kind, units, writes, reads)
+            changed = _copied(weights)
+            freedom.apply(changed, freedom.draw(2.0, generator))
+            if _same(before, _run(model, changed, batch)):
+                found.append(freedom)
+    return tuple(found)
+
+
+def _places(graph: PermutationGraph, model: nn.Module, group: str) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+    """Where a group's units are made and where they are used, judged by axes; running the model is the proof."""
+    writes: list[Place] = []
+    reads: list[Place] = []
+    norms: list[Place] = []
+    for name in graph.tensors_of(group):
+        node = graph.tensors[name]
+        owner = model.get_submodule(name.rpartition(".")[0])
+        made_on = 1 if isinstance(owner, nn.Embedding | nn.modules.conv._ConvTransposeNd) else 0
+        for block in node.blocks:
+            for at, dim in enumerate(block.dims):
+                if dim.group != group:
+                    continue
+                place = Place(name, block, at)
+                if len(node.shape) > 1:
+                    (writes if dim.axis == made_on else reads).append(place)
+                elif node.role != "buffer":
+                    (norms if "Norm" in type(owner).__name__ else writes).append(place)
+    # A norm undoes whatever the layer before it does, so that its own parameters are what makes the units.
+    return tuple(norms or writes), tuple(reads)
+
+
+def _run(model: nn.Module, weights: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
+    inputs = batch.inputs
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
+    with torch.no_grad():
+        outputs = torch.func.functional_call(model, dict(weights), args, kwargs, tie_weights=False, strict=False)
+    return [tensor.float() for tensor in tensors_in(outputs)]
+
+
+def _same(before: list[Tensor], after: list[Tensor]) -> bool:
+    return all(bool((x - y).abs().max() <= CHECK_TOLERANCE * x.abs().max()) for x, y in zip(before, after, strict=True))
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+
+
+def augmented(
+    graph: PermutationGraph,
+    weights: Mapping[str, Tensor],
+    freedoms: tuple[Freedom, ...],
+    settings: Augmentations,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """A changed copy of a network.
+
+    Noise, zeros and scales go to parameters only: running statistics that were negative would be of no use.
+
+    Args:
+        graph: The graph.
+        weights: By the first name of each tensor.
+        freedoms: What `find_freedoms` returned for the model.
+        settings: How much of what.
+        generator: A CPU generator.
+    """
+    changed = _copied(weights)
+    level, share = torch.rand(2, generator=generator).tolist()
+    level, share = level * settings.noise, share * settings.zeroing
+    for name, node in graph.tensors.items():
+        tensor = changed[name]
+        if node.role == "buffer" or not tensor.is_floating_point():
+            continue
+        if level and tensor.numel() > 1:
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+            tensor += level * tensor.std() * noise
+        if share:
+            tensor *= (torch.rand(tensor.shape, generator=generator) >= share).to(tensor.device)
+        if settings.scaling:
+            tensor *= 1 + settings.scaling * (2 * float(torch.rand((), generator=generator)) - 1)
+    for freedom in freedoms:
+        if settings.flips if freedom.kind == "sign" else settings.rescaling > 1:
+            freedom.apply(changed, freedom.draw(settings.rescaling, generator))
+    return changed

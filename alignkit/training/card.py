@@ -1,0 +1,69 @@
+"""The model card of a trained aligner: what it learnt from, how, and how well it does on held-out networks."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import alignkit
+from alignkit.training.loop import TrainingResult
+from alignkit.training.pairs import Networks
+from alignkit.training.records import METRICS, read_metrics
+from alignkit.training.settings import TrainingSettings
+
+
+def training_card(
+    sets: Sequence[Networks], settings: TrainingSettings, result: TrainingResult, folder: Path, command: str
+) -> dict[str, str]:
+    """Facts about a training run, as `alignkit.deepalign.aligner.save_aligner` takes them.
+
+    Args:
+        sets: What was learnt from.
+        settings: How.
+        result: What came out.
+        folder: Folder of the run, whose metrics are summed up.
+        command: What makes the same aligner again.
+    """
+    looks = [row for row in read_metrics(folder / METRICS) if row["held_out"]]
+    barriers = [
+        {"set": described(networks), "barrier": _rounded(barrier), "weight matching": _rounded(reference)}
+        for networks, barrier, reference in zip(sets, result.barriers, result.references, strict=False)
+    ]
+    return {
+        "encoder": result.aligner.encoder,
+        "parameters": str(sum(parameter.numel() for parameter in result.aligner.parameters())),
+        "data": json.dumps([described(networks) for networks in sets]),
+        "command": command,
+        "seed": str(settings.seed),
+        "steps": f"{result.steps} of {settings.steps}, the best was {result.best_step}",
+        "settings": settings.model_dump_json(),
+        "held out": json.dumps(
+            {
+                "mean barrier relative to weight matching before training": _rounded(result.start),
+                "after": _rounded(result.score),
+                "pairs a set": settings.validation_pairs,
+                "sets": barriers,
+            }
+        ),
+        "log": json.dumps({row["step"]: _rounded(float(row["held_out"])) for row in looks}),
+        "versions": f"alignkit {alignkit.__version__}, torch {torch.__version__}",
+    }
+
+
+def described(networks: Networks) -> str:
+    """One line about a set: how many networks, which shape, what they learnt."""
+    plan = getattr(getattr(networks, "manifest", None), "plan", None)
+    if plan is None:
+        sizes = Counter(group.size for group in networks.graph.groups.values())
+        shape = ", ".join(f"{count} x {size} units" for size, count in sizes.items())
+        return f"{len(networks)} networks of {shape}"
+    return f"{len(networks)} x {plan.architecture.describe()}, {plan.source.describe()}, seed {plan.seed}"
+
+
+def _rounded(value: float | None) -> float | None:
+    """Four digits; None for what was not measured, which JSON can hold."""
+    return None if value is None or value != value else float(f"{value:.4g}")

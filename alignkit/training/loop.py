@@ -1,0 +1,308 @@
+"""Training of aligners on sets of networks, after [Navon24], with Lightning Fabric.
+
+Everything random in a step depends on the seed and on the number of the step alone, so that a run which goes on from a
+checkpoint gives the same result as one that was never interrupted: bit for bit on a CPU, up to rounding on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.deepalign.aligner import Aligner, save_aligner
+from alignkit.errors import MissingExtraError, TrainingError
+from alignkit.training.held_out import HeldOut
+from alignkit.training.pairs import Networks, Pool, seeded
+from alignkit.training.records import BEST, CHECKPOINT, Checkpoint, Metrics, Row
+from alignkit.training.settings import RECOMMENDED, TrainingSettings
+from alignkit.training.step_losses import Portion, StepLosses
+
+MOST_SKIPPED = 20
+"""Steps in a row without a finite gradient after which a run gives up."""
+
+Report = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training gave.
+
+    Attributes:
+        aligner: The aligner with the parameters of its best step, in eval mode.
+        steps: Steps that were done.
+        best_step: The step after which held-out pairs were aligned best; the last where there were none.
+        start: Mean barrier on held-out pairs before training, relative to that of weight matching; None without any.
+        score: The same after the best step.
+        barriers: Mean barrier of each set after the best step.
+        references: That of weight matching.
+        stopped: Whether the run ended early.
+    """
+
+    aligner: Aligner
+    steps: int
+    best_step: int
+    start: float | None
+    score: float | None
+    barriers: tuple[float, ...]
+    references: tuple[float, ...]
+    stopped: bool
+
+
+def train(
+    aligner: Aligner,
+    sets: Sequence[Networks],
+    settings: TrainingSettings | None = None,
+    folder: str | Path = "training",
+    *,
+    data: str | Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    report: Report | None = None,
+) -> TrainingResult:
+    """Train an aligner.
+
+    Args:
+        aligner: What to train; its parameters are changed.
+        sets: Sets of networks, such as `alignkit.zoo.NetworkSet`.
+        settings: Default: those that are recommended for the aligner's encoder.
+        folder: Where checkpoints, metrics and the best aligner go. Made if it does not exist.
+        data: Folder of the data that the networks were trained on, where the sets need one.
+        resume: Go on from the checkpoint in the folder if there is one.
+        tensorboard: Write metrics for TensorBoard, too.
+        report: Called with every line of metrics.
+
+    Raises:
+        TrainingError: A set or the checkpoint does not fit, the folder holds another run, or gradients stay infinite.
+        MissingExtraError: Lightning Fabric is not installed.
+
+    Source: [Navon24], sections 4.2 and 4.3.
+    """
+    settings = settings or RECOMMENDED.get(aligner.encoder, TrainingSettings())
+    fabric = _fabric(settings)
+    _check_sets(aligner, sets, settings)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _facts(aligner, sets, settings)
+    if not resume and (folder / CHECKPOINT).exists():
+        raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
+    state = Checkpoint.load(folder, run)
+    pools = [Pool(one, settings.limits, None if data is None else Path(data), fabric.device) for one in sets]
+    trainer = _Trainer(aligner, pools, settings, fabric, folder, state or Checkpoint(run))
+    if state is not None:
+        trainer.restore()
+    metrics = Metrics(folder, len(sets), trainer.state.step if state else 0, tensorboard=tensorboard)
+    try:
+        return trainer.run(metrics, report or (lambda row: None), fresh=state is None)
+    finally:
+        metrics.close()
+
+
+def _fabric(settings: TrainingSettings) -> Any:
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise MissingExtraError('training needs Lightning Fabric: pip install "alignkit[train]"') from error
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device is cuda, but torch sees no GPU. Train with device cpu.")
+    return Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
+
+
+def _check_sets(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSettings) -> None:
+    if not sets:
+        raise TrainingError("there are no sets of networks to train on.")
+    for at, networks in enumerate(sets):
+        if reason := aligner.fits(networks.graph):
+            raise TrainingError(f"set {at + 1}: {reason}")
+        if not networks.graph.groups:
+            raise TrainingError(f"set {at + 1}: its networks have no units that could be exchanged.")
+    weights = settings.set_weights
+    if weights is not None and (len(weights) != len(sets) or min(weights) < 0 or sum(weights) <= 0):
+        raise TrainingError(f"set_weights has to hold {len(sets)} numbers, none negative and not all 0: {weights}.")
+    if settings.validation_points % 2 == 0:
+        raise TrainingError(f"validation_points is {settings.validation_points}: give an odd number.")
+    if not settings.supervised + settings.alignment + settings.interpolation:
+        raise TrainingError("all three losses have weight 0, so there is nothing to learn from.")
+
+
+def _facts(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSettings) -> dict[str, Any]:
+    """What decides the result of a run, as JSON values."""
+    facts = {
+        "settings": settings.model_dump(mode="json", exclude={"checkpoint_every"}),
+        "sets": [{"graph": one.graph.fingerprint, "networks": len(one)} for one in sets],
+        "encoder": aligner.encoder,
+        "aligner": aligner.settings(),
+        "start": aligner.fingerprint,
+    }
+    return dict(json.loads(json.dumps(facts)))
+
+
+# ---------------------------------------------------------------------- the loop
+
+
+class _Trainer:
+    """The loop over steps, and everything that a checkpoint holds."""
+
+    def __init__(
+        self,
+        aligner: Aligner,
+        pools: Sequence[Pool],
+        settings: TrainingSettings,
+        fabric: Any,
+        folder: Path,
+        state: Checkpoint,
+    ) -> None:
+        self.aligner, self.pools, self.settings = aligner, pools, settings
+        self.fabric, self.folder, self.state = fabric, folder, state
+        optimizer = torch.optim.AdamW(
+            aligner.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.losses, self.optimizer = fabric.setup(StepLosses(aligner, settings), optimizer)
+        self.held_out = HeldOut(pools, settings, probed=aligner.needs_probes)
+        self.skipped = 0
+
+    def restore(self) -> None:
+        """Take parameters and the optimizer's state from the checkpoint."""
+        self.aligner.load_state_dict(self.state.aligner)
+        self.optimizer.load_state_dict(self.state.optimizer)
+
+    def run(self, metrics: Metrics, report: Report, *, fresh: bool) -> TrainingResult:
+        settings, state = self.settings, self.state
+
+        def note(row: Row) -> None:
+            metrics.add(row)
+            report(row)
+
+        if fresh:
+            self._look(note)
+        while state.step < settings.steps and not state.stopped:
+            note(self._step(state.step))
+            state.step += 1
+            look = state.step % settings.validate_every == 0 or state.step == settings.steps
+            if look:
+                self._look(note)
+            if look or state.step % settings.checkpoint_every == 0:
+                self._save()
+        return self._result()
+
+    def _step(self, step: int) -> Row:
+        settings, started = self.settings, time.perf_counter()
+        at, labelled = self._plan(step)
+        rate = self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.aligner.train()
+        self.optimizer.zero_grad()
+        sums: dict[str, float] = {}
+        size = settings.pairs_at_once or settings.pairs
+        for first in range(0, settings.pairs, size):
+            numbers = range(first, min(first + size, settings.pairs))
+            portion = Portion(self.pools[at], step, numbers, labelled)
+            share = len(numbers) / settings.pairs
+            found = self.losses(portion)
+            if found:
+                weighted = [share * getattr(settings, name) * value for name, value in found.items()]
+                self.fabric.backward(torch.stack(weighted).sum())
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + share * float(value.detach())
+        norm = self._update() if sums else 0.0
+        total = sum(getattr(settings, name) * value for name, value in sums.items())
+        seconds = time.perf_counter() - started
+        return Row(
+            step + 1,
+            at + 1,
+            total,
+            sums.get("supervised"),
+            sums.get("alignment"),
+            sums.get("interpolation"),
+            norm,
+            rate,
+            self.aligner.sharpness,
+            seconds,
+        )
+
+    def _plan(self, step: int) -> tuple[int, bool]:
+        """Which set a step draws from, and whether it has labelled pairs."""
+        settings, count = self.settings, len(self.pools)
+        turn = step
+        if settings.set_weights is None:
+            at, turn = step % count, step // count
+        else:
+            weights = torch.tensor(settings.set_weights, dtype=torch.float64)
+            at = int(torch.multinomial(weights, 1, generator=seeded(settings.seed, step, "set")))
+        return at, settings.supervised > 0 and turn % settings.supervised_every == 0
+
+    def _rate(self, step: int) -> float:
+        settings = self.settings
+        done = step / max(1, settings.steps - 1)
+        share = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+        return settings.learning_rate * share
+
+    def _update(self) -> float:
+        """Clip the gradient and step; a gradient that is not finite is left out."""
+        norm = float(
+            self.fabric.clip_gradients(
+                self.losses, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False
+            )
+        )
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.skipped = 0
+            return norm
+        self.skipped += 1
+        if self.skipped >= MOST_SKIPPED:
+            raise TrainingError(
+                f"{MOST_SKIPPED} steps in a row had no finite gradient. Lower the learning rate, or look at the sets: "
+                "are all networks finite?"
+            )
+        return norm
+
+    def _look(self, note: Report) -> None:
+        """Measure held-out pairs; keep the parameters if they are the best so far."""
+        state = self.state
+        if not self.held_out:
+            state.best, state.best_step = self._parameters(), state.step
+            return
+        started = time.perf_counter()
+        found = self.held_out.measure(self.aligner)
+        seconds = time.perf_counter() - started
+        note(Row(state.step, seconds=seconds, held_out=found.score, barriers=found.barriers))
+        if state.step == 0:
+            state.start = found.score
+        if found.score < state.best_score:
+            state.best, state.best_step, state.best_score = self._parameters(), state.step, found.score
+            state.best_barriers, state.idle = list(found.barriers), 0
+            save_aligner(self.folder / BEST, self.aligner, {"step": str(state.step)})
+        else:
+            state.idle += 1
+        patience = self.settings.patience
+        state.stopped = patience is not None and state.idle >= patience
+
+    def _save(self) -> None:
+        self.state.aligner = self._parameters()
+        self.state.optimizer = self.optimizer.state_dict()
+        self.state.save(self.folder)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.aligner.state_dict().items()}
+
+    def _result(self) -> TrainingResult:
+        state = self.state
+        self.aligner.load_state_dict(state.best or self._parameters())
+        return TrainingResult(
+            self.aligner.eval(),
+            state.step,
+            state.best_step,
+            state.start,
+            state.best_score if self.held_out else None,
+            tuple(state.best_barriers),
+            tuple(self.held_out.references),
+            state.stopped,
+        )

@@ -1,0 +1,237 @@
+"""Training pairs: labelled ones made from one network, unlabelled ones of two, from any mix of sets of networks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.activations.readings import Reading, find_readings
+from alignkit.deepalign.aligner import Pair, Probing
+from alignkit.errors import TrainingError
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.solvers.activation_matching import random_batch
+from alignkit.tasks.batches import Batch, map_tensors
+from alignkit.tasks.path_loss import Minibatches
+from alignkit.tasks.task import Task
+from alignkit.training.augment import Augmentations, Freedom, augmented, find_freedoms
+
+ProbeInputs = Literal["data", "random", "mixed"]
+
+PROOF_ROWS = 16
+"""Samples on which changes are proved to leave the function."""
+KEPT_BYTES = 1 << 30
+"""Sets that take no more than this are kept in memory."""
+
+
+class Networks(Protocol):
+    """What training needs of a set of networks; `alignkit.zoo.NetworkSet` has it."""
+
+    @property
+    def graph(self) -> PermutationGraph:
+        """The graph of all networks."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Tensor]: ...
+
+    def indices(self, split: str) -> Sequence[int]:
+        """Networks of the split "train" or "validation"."""
+
+    def target(self, index: int) -> int:
+        """What a network learnt; networks with the same target can be compared by one task."""
+
+    def model(self) -> nn.Module:
+        """The architecture."""
+
+    def task(
+        self, split: str, samples: int | None, folder: Path | None, *, index: int, device: torch.device | None
+    ) -> Task:
+        """What a network learnt, on the data of the split "train" or "test"."""
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """A CPU generator that depends on all parts and on nothing else."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on all parts, the same in every process."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of the data is used.
+
+    Attributes:
+        samples: Samples of the task to learn from.
+        batch_size: Samples in a minibatch.
+        held_out: Samples on which barriers of held-out networks are measured.
+        probes: Inputs that the networks of a pair are run on.
+        probe_inputs: What they are: samples, random numbers of the same shapes, or now this and now that.
+    """
+
+    samples: int = 10_000
+    batch_size: int = 128
+    held_out: int = 512
+    probes: int = 48
+    probe_inputs: ProbeInputs = "mixed"
+
+
+class Pool:
+    """One set of networks, with all that is found out about it only once.
+
+    Args:
+        networks: The set.
+        limits: How much of its data is used.
+        folder: Where the data is.
+        device: Where weights and samples go.
+
+    Raises:
+        TrainingError: No two networks to train on have learnt the same.
+    """
+
+    def __init__(
+        self, networks: Networks, limits: Limits, folder: Path | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.networks, self.limits, self.graph, self.device = networks, limits, networks.graph, torch.device(device)
+        self.folder = folder
+        self.train, self.held_out = (self._comparable(split) for split in ("train", "validation"))
+        if not self.train:
+            raise TrainingError(
+                f"pairs need two networks that learnt the same, and the training split of a set of {len(networks)} "
+                "networks has no two."
+            )
+        self.model = networks.model().to(self.device).eval()
+        self._first = {name: node.name for node in self.graph.tensors.values() for name in node.names}
+        self._tasks: dict[tuple[str, int], Task] = {}
+        self._samples: dict[int, list[Batch]] = {}
+        self._kept: dict[int, dict[str, Tensor]] = {}
+        size = sum(tensor.nbytes for tensor in networks[self.train[0][0]].values())
+        self._keep = size * len(networks) <= KEPT_BYTES
+
+    def _comparable(self, split: str) -> list[list[int]]:
+        """Networks of a split by what they learnt, where there are two or more."""
+        by_target: dict[int, list[int]] = {}
+        for index in self.networks.indices(split):
+            by_target.setdefault(self.networks.target(index), []).append(index)
+        return [together for together in by_target.values() if len(together) > 1]
+
+    def task(self, split: str, index: int) -> Task:
+        """What a network learnt, on samples to learn from ("train") or held out ("test")."""
+        key = (split, self.networks.target(index))
+        if key not in self._tasks:
+            count = self.limits.samples if split == "train" else self.limits.held_out
+            self._tasks[key] = self.networks.task(split, count, self.folder, index=index, device=self.device)
+        return self._tasks[key]
+
+    def samples(self, index: int) -> list[Batch]:
+        """All samples to learn from, for one network, in as few batches as can be."""
+        target = self.networks.target(index)
+        if target not in self._samples:
+            task, limits = self.task("train", index), self.limits
+            self._samples[target] = Minibatches(task, limits.samples, limits.batch_size, seeded("samples")).pools
+        return self._samples[target]
+
+    @cached_property
+    def readings(self) -> dict[str, list[Reading]]:
+        """Where the units of each group are seen."""
+        index = self.train[0][0]
+        task = self.task("train", index)
+        return find_readings(self.graph, task, task.checked(dict(self.networks[index])))[0]
+
+    @cached_property
+    def freedoms(self) -> tuple[Freedom, ...]:
+        """What leaves the function of these networks as it is."""
+        index = self.train[0][0]
+        batch = self.samples(index)[0]
+        batch = batch.rows(0, min(batch.size, PROOF_ROWS)) if batch.splittable else batch
+        return find_freedoms(self.graph, self.model, self.weights(index), batch)
+
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """Weights of one network by the first name of each tensor, on the device."""
+        if index in self._kept:
+            return self._kept[index]
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.networks[index].items():
+            found.setdefault(self._first[name], tensor.detach().to(self.device))
+        if self._keep:
+            self._kept[index] = found
+        return found
+
+    # ---------------------------------------------------------------- pairs
+
+    def unlabelled(self, *seed: object, probed: bool) -> tuple[Pair, int]:
+        """Two different networks that learnt the same, and the number of the first."""
+        generator = seeded(*seed, "networks")
+        together = self.train[self._draw([len(group) for group in self.train], generator)]
+        left, right = (together[i] for i in torch.randperm(len(together), generator=generator)[:2].tolist())
+        return self._pair(left, self.weights(right), *seed, probed=probed), left
+
+    def labelled(self, settings: Augmentations, *seed: object, probed: bool) -> tuple[Pair, Alignment]:
+        """A network, a changed and permuted copy of it, and the alignment that brings the copy back."""
+        generator = seeded(*seed, "network")
+        together = self.train[self._draw([len(group) for group in self.train], generator)]
+        left = together[int(torch.randint(len(together), (), generator=generator))]
+        changed = augmented(self.graph, self.weights(left), self.freedoms, settings, generator)
+        moved = Alignment.random(self.graph, seed_of(*seed, "order"))
+        b = {name: moved.apply_tensor(name, tensor) for name, tensor in changed.items()}
+        return self._pair(left, b, *seed, probed=probed), moved.inverse()
+
+    def held_out_pairs(self, count: int, *, probed: bool) -> Iterator[tuple[Pair, int]]:
+        """Pairs of held-out networks with the number of the first, the same at every call.
+
+        Neighbours in the split first, then the next but one, so that few pairs are of many networks.
+        """
+        for made, (left, right) in enumerate(islice(self._spread(), count)):
+            yield self._pair(left, self.weights(right), "held out", made, probed=probed), left
+
+    def _spread(self) -> Iterator[tuple[int, int]]:
+        largest = max((len(together) for together in self.held_out), default=0)
+        for distance in range(1, largest):
+            for at in range(largest):
+                for together in self.held_out:
+                    if at + distance < len(together):
+                        yield together[at], together[at + distance]
+
+    def _pair(self, left: int, b: Mapping[str, Tensor], *seed: object, probed: bool) -> Pair:
+        probing = self._probing(left, seeded(*seed, "probes")) if probed else None
+        return Pair(self.graph, self.weights(left), b, probing, seed_of(*seed))
+
+    def _probing(self, index: int, generator: torch.Generator) -> Probing:
+        limits = self.limits
+        coin = float(torch.rand((), generator=generator))
+        batch = self.minibatch(index, generator, limits.probes)
+        if batch.splittable and (limits.probe_inputs == "random" or (limits.probe_inputs == "mixed" and coin < 0.5)):
+            batch = random_batch(batch, limits.probes, generator)
+        return Probing(self.model, self.readings, batch)
+
+    def minibatch(self, index: int, generator: torch.Generator, rows: int | None = None) -> Batch:
+        """Random samples of what a network learnt."""
+        batches = self.samples(index)
+        batch = batches[self._draw([one.size for one in batches], generator)]
+        if not batch.splittable:
+            return batch
+        chosen = torch.randperm(batch.size, generator=generator)[: rows or self.limits.batch_size].to(self.device)
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[chosen]
+
+        return Batch(map_tensors(pick, batch.inputs), map_tensors(pick, batch.targets), batch.name)
+
+    @staticmethod
+    def _draw(sizes: Sequence[int], generator: torch.Generator) -> int:
+        """A position, as often as its size says."""
+        if len(sizes) == 1:
+            return 0
+        return int(torch.multinomial(torch.tensor(sizes, dtype=torch.float64), 1, generator=generator))

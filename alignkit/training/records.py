@@ -1,0 +1,173 @@
+"""What a training run leaves on disk while it runs: metrics as CSV, and checkpoints that it can go on from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignkit.checkpoints.weights import atomic_path
+from alignkit.errors import MissingExtraError, TrainingError
+
+CHECKPOINT, METRICS, BEST = "checkpoint.pt", "metrics.csv", "best.safetensors"
+FORMAT = "alignkit.training"
+VERSION = 1
+
+
+@dataclass
+class Checkpoint:
+    """The state of a run after some steps.
+
+    Attributes:
+        run: What the run is: settings, sets and aligner, as JSON values. A run goes on only from its own.
+        step: Steps that are done.
+        aligner: Parameters.
+        optimizer: State of the optimizer.
+        best: Parameters of the best step so far.
+        best_step: That step.
+        best_score: Its score on held-out pairs.
+        best_barriers: Its mean barrier on those of each set.
+        start: The score before the first step.
+        idle: Looks at held-out pairs since then.
+        stopped: Whether the run has ended early.
+    """
+
+    run: dict[str, Any]
+    step: int = 0
+    aligner: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    best_step: int = 0
+    best_score: float = float("inf")
+    best_barriers: list[float] = field(default_factory=list)
+    start: float | None = None
+    idle: int = 0
+    stopped: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint; the one before is there until this one is whole."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        with atomic_path(folder / CHECKPOINT) as temporary:
+            torch.save({"format": FORMAT, "version": VERSION, **fields, "run": json.dumps(self.run)}, temporary)
+
+    @classmethod
+    def load(cls, folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
+        """Read the checkpoint of a folder, None where there is none.
+
+        Raises:
+            TrainingError: It cannot be read, or belongs to another run.
+        """
+        path = folder / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if (state.pop("format"), state.pop("version")) != (FORMAT, VERSION):
+                raise TrainingError(f"{path} was written by another version of alignkit. Start anew in another folder.")
+            found = cls(**{**state, "run": json.loads(state["run"])})
+        except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError) as error:
+            raise TrainingError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+        if differences := _differences(found.run, run):
+            raise TrainingError(
+                f"{path} belongs to another run: {'; '.join(differences)}. Use the same settings and sets, or start in "
+                "another folder."
+            )
+        return found
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after, name = old.get(key), new.get(key), f"{path}{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _differences(before, after, f"{name}.")
+        elif before != after:
+            found.append(f"{name} was {_short(before)} and is {_short(after)}")
+    return found
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass
+class Row:
+    """One line of the metrics: a step, or a look at held-out pairs after it. None: not measured in this line."""
+
+    step: int
+    set: int | None = None
+    loss: float | None = None
+    supervised: float | None = None
+    alignment: float | None = None
+    interpolation: float | None = None
+    gradient_norm: float | None = None
+    learning_rate: float | None = None
+    sharpness: float | None = None
+    seconds: float | None = None
+    held_out: float | None = None
+    barriers: tuple[float, ...] = ()
+
+
+class Metrics:
+    """Metrics of a run in ``metrics.csv``, and as TensorBoard scalars if that is wanted.
+
+    Args:
+        folder: Folder of the run.
+        sets: How many sets of networks there are; each has a column for its barrier on held-out pairs.
+        after: Lines of later steps are taken out: the run goes on from here.
+        tensorboard: Also write scalars for TensorBoard.
+
+    Raises:
+        MissingExtraError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: Path, sets: int, after: int, *, tensorboard: bool = False) -> None:
+        plain = [name for name in Row.__dataclass_fields__ if name != "barriers"]
+        self.columns = [*plain, *(f"barrier_{i + 1}" for i in range(sets))]
+        path = folder / METRICS
+        kept = [line for line in read_metrics(path) if int(line["step"]) <= after] if path.exists() and after else []
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        self._stream = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._stream, self.columns)
+        self._board = _board(folder, after) if tensorboard else None
+
+    def add(self, row: Row) -> None:
+        """Write one line; it is on disk when this returns."""
+        values = {**asdict(row), **{f"barrier_{i + 1}": barrier for i, barrier in enumerate(row.barriers)}}
+        del values["barriers"]
+        self._writer.writerow({name: "" if value is None else value for name, value in values.items()})
+        self._stream.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if name not in ("step", "set") and value is not None:
+                    self._board.add_scalar(name, value, row.step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stream.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Lines of a ``metrics.csv``; a last line that was cut off is left out."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [line for line in csv.DictReader(stream) if None not in line.values()]
+
+
+def _board(folder: Path, after: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("--tensorboard needs TensorBoard: pip install tensorboard") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
