@@ -2,7 +2,7 @@
 
 The public API::
 
-    graph = alignkit.PermutationGraph.from_spec(spec, like=model)   # or alignkit.trace(model, example)
+    graph = alignkit.SymmetryGraph.from_spec(spec, like=model)   # or alignkit.trace(model, example)
     pair = graph.bind(model_a, model_b)
     solution = alignkit.solve(pair, solver="weight_matching")
     aligned_b = solution.apply(model_b)
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
     from alignkit.checkpoints.weights import read_weights, write_weights
     from alignkit.errors import AlignkitError
-    from alignkit.graph import BoundGraph, PermutationGraph, builders
+    from alignkit.graph import BoundGraph, SymmetryGraph, builders
     from alignkit.graph.elements.alignment import Alignment
     from alignkit.jobs.align_many import ManyAlignment, align_many
     from alignkit.jobs.canonicalize import Canonical, canonicalize
@@ -65,7 +65,7 @@ _HOMES = {
     "Needs": "alignkit.solver.contract",
     "Objective": "alignkit.matching.objective",
     "Outcome": "alignkit.solver.contract",
-    "PermutationGraph": "alignkit.graph",
+    "SymmetryGraph": "alignkit.graph",
     "Problem": "alignkit.solver.contract",
     "Returns": "alignkit.solver.contract",
     "SoftAlignment": "alignkit.matching.soft_alignment",
@@ -117,7 +117,6 @@ __all__ = [
     "Needs",
     "Objective",
     "Outcome",
-    "PermutationGraph",
     "Problem",
     "Returns",
     "SoftAlignment",
@@ -126,6 +125,7 @@ __all__ = [
     "SolverOptions",
     "Status",
     "Step",
+    "SymmetryGraph",
     "Task",
     "align_checkpoint",
     "align_many",

@@ -15,7 +15,7 @@ class SpecError(AlignkitError, ValueError):
 
 
 class GraphError(AlignkitError, ValueError):
-    """A permutation graph breaks one of its invariants."""
+    """A symmetry graph breaks one of its invariants."""
 
 
 class ShapeMismatchError(GraphError):

@@ -12,12 +12,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from alignkit import Alignment, PermutationGraph, write_weights
+from alignkit import Alignment, SymmetryGraph, write_weights
 
 SHAPES = {"fc1.weight": (4, 7), "fc1.bias": (4,), "fc2.weight": (3, 4)}
 SPEC = {"fc1.weight": "h .", "fc1.bias": "h", "fc2.weight": ". h"}
-GRAPH = PermutationGraph.from_spec(SPEC, SHAPES)
-OTHER = PermutationGraph.from_spec(SPEC | {"fc2.weight": "out h"}, SHAPES)
+GRAPH = SymmetryGraph.from_spec(SPEC, SHAPES)
+OTHER = SymmetryGraph.from_spec(SPEC | {"fc2.weight": "out h"}, SHAPES)
 
 
 def good(seed: int = 0) -> dict[str, Tensor]:
@@ -66,15 +66,15 @@ def alignment_files(folder: Path) -> None:
     Alignment.random(GRAPH, 0).save(folder / "right.safetensors")
     Alignment.random(OTHER, 0).save(folder / "other.safetensors")
     header = {"format": "alignkit.alignment", "version": "1", "graph": GRAPH.fingerprint}
-    perms = {"h": torch.tensor([1, 0, 3, 2])}
+    elements = {"h": torch.tensor([1, 0, 3, 2])}
     changed: dict[str, tuple[Any, Mapping[str, Tensor]]] = {
-        "version": ({**header, "version": "99"}, perms),
-        "kind": ({**header, "format": "alignkit.solution"}, perms),
-        "hollow": ({**header, "format": "alignkit.solution", "solution": [1, 2]}, perms),
-        "listed": ([1, 2], perms),
+        "version": ({**header, "version": "99"}, elements),
+        "kind": ({**header, "format": "alignkit.solution"}, elements),
+        "hollow": ({**header, "format": "alignkit.solution", "solution": [1, 2]}, elements),
+        "listed": ([1, 2], elements),
         "twice": (header, {"h": torch.tensor([1, 1, 3, 2])}),
         "missing": (header, {}),
-        "unknown": (header, {**perms, "g": perms["h"].clone()}),
+        "unknown": (header, {**elements, "g": elements["h"].clone()}),
     }
     for name, (facts, tensors) in changed.items():
         metadata = {"alignkit": json.dumps(facts)}

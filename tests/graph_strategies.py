@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkit import Alignment, PermutationGraph
+from alignkit import Alignment, SymmetryGraph
 from alignkit.graph import Axis, Fixed, Units, parse_layout
 from alignkit.graph.layout import axis_size
 
@@ -78,13 +78,13 @@ def layouts(draw: st.DrawFn, forest: Forest) -> str:
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> PermutationGraph:
+def graphs(draw: st.DrawFn) -> SymmetryGraph:
     """Graphs with families, segments, products, nested sums, and families that cross axes."""
     forest = draw(forests())
     spec = {f"t{i}": draw(layouts(forest)) for i in range(draw(st.integers(1, 4)))}
     shapes = {n: tuple(2 if "." in axis_text(a) else axis_size(a) for a in parse_layout(t)) for n, t in spec.items()}
     small = {n: shape for n, shape in shapes.items() if torch.Size(shape).numel() <= 4096}
-    return PermutationGraph.from_spec({n: spec[n] for n in small}, small)
+    return SymmetryGraph.from_spec({n: spec[n] for n in small}, small)
 
 
 def axis_text(axis: Axis) -> str:
@@ -92,7 +92,7 @@ def axis_text(axis: Axis) -> str:
     return "." if lone == (Fixed(),) else ""
 
 
-def distinct_weights(graph: PermutationGraph) -> dict[str, Tensor]:
+def distinct_weights(graph: SymmetryGraph) -> dict[str, Tensor]:
     """Tensors whose elements all differ."""
     start, weights = 0, {}
     for name, node in graph.tensors.items():
@@ -105,7 +105,7 @@ def distinct_weights(graph: PermutationGraph) -> dict[str, Tensor]:
 # ------------------------------------------------------------------ every element of a small group
 
 
-def all_alignments(graph: PermutationGraph) -> list[Alignment]:
+def all_alignments(graph: SymmetryGraph) -> list[Alignment]:
     """Every element of the symmetry group, by trying every combination of index vectors."""
     choices = []
     for name, group in graph.groups.items():
@@ -115,7 +115,7 @@ def all_alignments(graph: PermutationGraph) -> list[Alignment]:
         Alignment(
             graph,
             {
-                name: torch.tensor(vectors).reshape(graph.perm_shape(name))
+                name: torch.tensor(vectors).reshape(graph.element_shape(name))
                 for name, vectors in zip(graph.groups, picked, strict=True)
             },
         )
@@ -128,7 +128,7 @@ def all_alignments(graph: PermutationGraph) -> list[Alignment]:
 Mention = tuple[Units, int]
 
 
-def slow_apply(graph: PermutationGraph, alignment: Alignment, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def slow_apply(graph: SymmetryGraph, alignment: Alignment, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Permute weights one element at a time, straight from the layouts."""
     result = {}
     for name, node in graph.tensors.items():
@@ -164,7 +164,7 @@ def _walk_axis(axis: Axis, position: int, alignment: Alignment, to: list[list[Me
                 digit = _walk_axis(factor, digit, alignment, to)
             elif isinstance(factor, Units):
                 to[-1].append((factor, digit))
-                digit = int(alignment.perms[factor.group][tuple(_owners(factor, to))])
+                digit = int(alignment.elements[factor.group][tuple(_owners(factor, to))])
             moved += digit * below
         return start + moved
     raise AssertionError("position outside of the axis")

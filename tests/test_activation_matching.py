@@ -11,7 +11,7 @@ from torch import nn
 from activation_problems import KINDS, encoder, functional, words
 from alignkit.activations.readings import CrossMoments, find_readings
 from alignkit.errors import SolverError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
 from alignkit.solver.contract import Problem
@@ -98,9 +98,7 @@ def test_wrong_places_are_not_used():
             return self.two(self.one(x).sort(-1).values)
 
     model = Sorts()
-    graph = PermutationGraph.from_spec(
-        {"one.weight": "h .", "one.bias": "h", "two.weight": ". h", "two.bias": "."}, model
-    )
+    graph = SymmetryGraph.from_spec({"one.weight": "h .", "one.bias": "h", "two.weight": ". h", "two.bias": "."}, model)
     task = Task(model, (torch.randn(16, 4), torch.zeros(16)), "mse")
     readings, _ = find_readings(graph, task, task.checked(model))
     assert {reading.place.label for reading in readings["h"]} == {"output"}
@@ -123,7 +121,7 @@ def test_the_result_is_the_best_of_all_orders():
             orders = [torch.tensor(order) for order in itertools.permutations(range(5))]
             values = torch.stack([table[torch.arange(5), order].sum() for order in orders])
             found = matched(pair, inputs, activation=activation, statistic=statistic)
-            own = table[torch.arange(5), found.alignment.perms["h1"]].sum()
+            own = table[torch.arange(5), found.alignment.elements["h1"]].sum()
             assert float(own) == pytest.approx(float(values.max()), abs=1e-6)
             assert found.history[0].objective == pytest.approx(-float(values.max()) / 5, abs=1e-6)
 
@@ -136,12 +134,12 @@ def test_families_are_matched_as_well_as_any_order_of_heads_and_units():
     orders = torch.tensor(list(itertools.permutations(range(3))))
     inner = [torch.stack(pair) for pair in itertools.product(orders, repeat=2)]
     values = [
-        seen.objective({**found.perms, "heads": heads, "qk": qk, "v": v})
+        seen.objective({**found.elements, "heads": heads, "qk": qk, "v": v})
         for heads in (torch.tensor([0, 1]), torch.tensor([1, 0]))
         for qk in inner
         for v in inner
     ]
-    assert seen.objective(found.perms) == pytest.approx(min(values), abs=1e-9)
+    assert seen.objective(found.elements) == pytest.approx(min(values), abs=1e-9)
 
 
 def test_statistics_do_not_depend_on_how_the_data_is_cut():

@@ -31,9 +31,9 @@ def test_the_best_permutation_is_found(backend: str, size: int) -> None:
     for scale in (1e-12, 1.0, 1e12):
         for _ in range(5):
             similarity = torch.randn(size, size, generator=generator, dtype=torch.float64) * scale
-            perm = linear_assignment(similarity, backend)
-            assert sorted(perm.tolist()) == list(range(size))
-            assert float(assignment_value(similarity, perm)) == pytest.approx(
+            permutation = linear_assignment(similarity, backend)
+            assert sorted(permutation.tolist()) == list(range(size))
+            assert float(assignment_value(similarity, permutation)) == pytest.approx(
                 best_by_trying(similarity), rel=1e-9, abs=0
             )
 
@@ -45,9 +45,9 @@ def test_whole_numbers_with_many_ties(backend: str, data: st.DataObject) -> None
     size = data.draw(st.integers(1, 5))
     values = data.draw(st.lists(st.integers(-2, 2), min_size=size * size, max_size=size * size))
     similarity = torch.tensor(values, dtype=torch.float64).reshape(size, size)
-    perm = linear_assignment(similarity, backend)
-    assert float(assignment_value(similarity, perm)) == best_by_trying(similarity)
-    assert torch.equal(perm, linear_assignment(similarity.clone(), backend))
+    permutation = linear_assignment(similarity, backend)
+    assert float(assignment_value(similarity, permutation)) == best_by_trying(similarity)
+    assert torch.equal(permutation, linear_assignment(similarity.clone(), backend))
 
 
 @every_backend
@@ -57,17 +57,17 @@ def test_ties_are_broken_the_same_way_every_time(backend: str, dtype: torch.dtyp
     first = linear_assignment(similarity, backend)
     assert all(torch.equal(linear_assignment(similarity, backend), first) for _ in range(5))
     batch = linear_assignment(similarity.expand(3, 7, 7), backend)
-    assert all(torch.equal(perm, first) for perm in batch)
+    assert all(torch.equal(permutation, first) for permutation in batch)
 
 
 @every_backend
 def test_batches_are_solved_one_by_one(backend: str) -> None:
     similarity = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    perms = linear_assignment(similarity, backend)
-    assert (perms.shape, perms.dtype) == ((2, 3, 5), torch.int64)
+    elements = linear_assignment(similarity, backend)
+    assert (elements.shape, elements.dtype) == ((2, 3, 5), torch.int64)
     for i, j in itertools.product(range(2), range(3)):
-        assert torch.equal(perms[i, j], linear_assignment(similarity[i, j], backend))
-    assert assignment_value(similarity, perms).shape == (2, 3)
+        assert torch.equal(elements[i, j], linear_assignment(similarity[i, j], backend))
+    assert assignment_value(similarity, elements).shape == (2, 3)
 
 
 @every_backend
@@ -79,9 +79,9 @@ def test_backends_agree_on_a_larger_problem(backend: str) -> None:
 
 @every_backend
 def test_a_planted_permutation_is_found_through_views_and_gradients(backend: str) -> None:
-    perm = torch.randperm(9, generator=torch.Generator().manual_seed(1))
-    similarity = torch.eye(9)[perm].T.contiguous().T.requires_grad_()
-    assert torch.equal(linear_assignment(similarity, backend), perm)
+    permutation = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    similarity = torch.eye(9)[permutation].T.contiguous().T.requires_grad_()
+    assert torch.equal(linear_assignment(similarity, backend), permutation)
 
 
 @every_backend

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import alignkit
-from alignkit import Alignment, PermutationGraph, Solution, read_weights, write_weights
+from alignkit import Alignment, Solution, SymmetryGraph, read_weights, write_weights
 from alignkit.errors import (
     AlignkitError,
     AlignmentError,
@@ -32,17 +32,17 @@ from alignkit.errors import (
 )
 from bad_files import GRAPH, OTHER, SHAPES, SPEC, contents, fill, good
 
-FAMILY = PermutationGraph.from_spec({"w": "(heads d[heads])"}, {"w": (6,)}, sizes={"heads": 2})
+FAMILY = SymmetryGraph.from_spec({"w": "(heads d[heads])"}, {"w": (6,)}, sizes={"heads": 2})
 SHARED = torch.ones(4)
 
 
-def build(spec: Any = None, like: Any = None, **more: Any) -> PermutationGraph:
+def build(spec: Any = None, like: Any = None, **more: Any) -> SymmetryGraph:
     changed = SPEC | spec if isinstance(spec, dict) else spec
-    return PermutationGraph.from_spec(changed, SHAPES if like is None else like, **more)
+    return SymmetryGraph.from_spec(changed, SHAPES if like is None else like, **more)
 
 
-def small(text: str, *shape: int, **sizes: int) -> PermutationGraph:
-    return PermutationGraph.from_spec({"w": text}, {"w": shape}, sizes=sizes)
+def small(text: str, *shape: int, **sizes: int) -> SymmetryGraph:
+    return SymmetryGraph.from_spec({"w": text}, {"w": shape}, sizes=sizes)
 
 
 def bind(**changes: Any) -> Any:
@@ -80,7 +80,7 @@ SPECS = {
         lambda _: build({"fc1.wieght": "h ."})
     ),
     "a tensor without a layout": row(SpecError, "nothing about 1 tensors", '"fc2.weight": ". ."')(
-        lambda _: PermutationGraph.from_spec({"fc1.weight": "h .", "fc1.bias": "h"}, SHAPES)
+        lambda _: SymmetryGraph.from_spec({"fc1.weight": "h .", "fc1.bias": "h"}, SHAPES)
     ),
     "too few axes": row(ShapeMismatchError, "'fc1.weight' has 2 axes", "(4, 7)", "'h'")(
         lambda _: build({"fc1.weight": "h"})
@@ -105,10 +105,10 @@ SPECS = {
         lambda _: build({"fc2.weight": "h ."})
     ),
     "a flatten that was forgotten": row(ShapeMismatchError, "'fc', axis 1 has size 196", "'c' makes 4", "'(c 49)'")(
-        lambda _: PermutationGraph.from_spec({"conv": "c", "fc": ". c"}, {"conv": (4,), "fc": (2, 196)})
+        lambda _: SymmetryGraph.from_spec({"conv": "c", "fc": ". c"}, {"conv": (4,), "fc": (2, 196)})
     ),
     "a flatten, the longer axis first": row(ShapeMismatchError, "'conv', axis 0", "'(c 49)' for tensor 'fc', axis 1")(
-        lambda _: PermutationGraph.from_spec({"fc": ". c", "conv": "c"}, {"fc": (2, 196), "conv": (4,)})
+        lambda _: SymmetryGraph.from_spec({"fc": ". c", "conv": "c"}, {"fc": (2, 196), "conv": (4,)})
     ),
     "a fixed size that differs": row(ShapeMismatchError, "'fc1.weight', axis 1 has size 7", "makes 6")(
         lambda _: build({"fc1.weight": "h 2+4"})
@@ -121,7 +121,7 @@ SPECS = {
         lambda _: small("(a b)", 7, a=2)
     ),
     "a child without its parent": row(GraphError, "'w', axis 0", "'d' stands without its parent 'heads'")(
-        lambda _: PermutationGraph.from_spec({"w": "d[heads]", "v": "heads"}, {"w": (3,), "v": (2,)})
+        lambda _: SymmetryGraph.from_spec({"w": "d[heads]", "v": "heads"}, {"w": (3,), "v": (2,)})
     ),
     "a parent on the right": row(GraphError, "'w', axis 0", "further left")(lambda _: small("(d[heads]:3 heads)", 6)),
     "a parent in another segment": row(GraphError, "'w', axis 0", "'d' stands without its parent 'heads'")(
@@ -134,7 +134,7 @@ SPECS = {
         lambda _: small("d[heads]", 3)
     ),
     "two parents of one group": row(GraphError, "'d' is without a parent at tensor 'v'", "nested in 'heads'", "'w'")(
-        lambda _: PermutationGraph.from_spec({"w": "(heads:2 d[heads])", "v": "d"}, {"w": (6,), "v": (3,)})
+        lambda _: SymmetryGraph.from_spec({"w": "(heads:2 d[heads])", "v": "d"}, {"w": (6,), "v": (3,)})
     ),
     "parents in a circle": row(GraphError, "nested in a circle", "'w'")(lambda _: small("(a[b]:2 b[a])", 4)),
     "sizes that shapes leave open": row(UndeterminedSizeError, "'w', axis 0", "'(a b)'", "sizes={'a': ...}")(
@@ -166,13 +166,13 @@ SPECS = {
         lambda _: small("w", 3)
     ),
     "tied tensors with two layouts": row(SpecError, "'a' and 'b' are tied", "'h' and '.'")(
-        lambda _: PermutationGraph.from_spec({"a": "h", "b": "."}, {"a": SHARED, "b": SHARED})
+        lambda _: SymmetryGraph.from_spec({"a": "h", "b": "."}, {"a": SHARED, "b": SHARED})
     ),
     "like= of no use": row(GraphError, "like= takes a module", "found list")(lambda _: build({}, like=[1])),
     "a shape that is none": row(GraphError, "like['fc1.bias']", "'four'")(
         lambda _: build({}, like={**SHAPES, "fc1.bias": "four"})
     ),
-    "a JSON graph that is none": row(SpecError, "no JSON")(lambda f: PermutationGraph.from_json("{")),
+    "a JSON graph that is none": row(SpecError, "no JSON")(lambda f: SymmetryGraph.from_json("{")),
 }
 
 WEIGHTS = {

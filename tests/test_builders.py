@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import alignkit
 import torchvision_shim
 from alignkit.errors import GraphError
-from alignkit.graph import PermutationGraph, builders
+from alignkit.graph import SymmetryGraph, builders
 
 
 class Sine(nn.Module):
@@ -85,7 +85,7 @@ def alive(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def group_names(graph: PermutationGraph) -> set[str]:
+def group_names(graph: SymmetryGraph) -> set[str]:
     return set(graph.groups)
 
 

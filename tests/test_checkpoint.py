@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from alignkit import PermutationGraph, open_checkpoint, read_weights, write_checkpoint, write_weights
+from alignkit import SymmetryGraph, open_checkpoint, read_weights, write_checkpoint, write_weights
 from alignkit.checkpoints import ByteProgress, Checkpoint
 from alignkit.checkpoints.safetensors_file import DTYPES
 from alignkit.errors import WeightsError
@@ -432,7 +432,7 @@ def test_graphs_bind_folders_indices_and_checkpoints(tmp_path: Path) -> None:
     weights = {"up": torch.randn(4, 3), "down": torch.randn(2, 4)}
     (tmp_path / "m").mkdir()
     safetensors.torch.save_file(weights, tmp_path / "m" / "model.safetensors")
-    graph = PermutationGraph.from_spec({"up": "h .", "down": ". h"}, weights)
+    graph = SymmetryGraph.from_spec({"up": "h .", "down": ". h"}, weights)
     checkpoint = open_checkpoint(tmp_path / "m")
     pair = graph.bind(tmp_path / "m", checkpoint)
     assert same(pair.a, weights) and same(pair.b, weights)
@@ -440,7 +440,7 @@ def test_graphs_bind_folders_indices_and_checkpoints(tmp_path: Path) -> None:
     index = {"weight_map": dict.fromkeys(weights, "part.safetensors")}
     (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
     assert same(graph.bind(tmp_path / "m" / "model.safetensors.index.json", weights).a, weights)
-    shapes_only = PermutationGraph.from_spec({"up": "h .", "down": ". h"}, checkpoint.shapes)
+    shapes_only = SymmetryGraph.from_spec({"up": "h .", "down": ". h"}, checkpoint.shapes)
     assert shapes_only.groups == graph.groups
 
 

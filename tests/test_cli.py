@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import alignkit
-from alignkit import Alignment, Outcome, PermutationGraph, Problem, Solver, SolverOptions, read_weights, write_weights
+from alignkit import Alignment, Outcome, Problem, Solver, SolverOptions, SymmetryGraph, read_weights, write_weights
 from alignkit.cli import app
 from alignkit.plugins.plugin_registry import registry
 from alignkit.solver.contract import Report
@@ -39,7 +39,7 @@ def weights(seed: int, hidden: int = 6) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with model a, b = a with its units reordered (safetensors and .pt), and the spec."""
-    graph = PermutationGraph.from_spec(SPEC, like=weights(0))
+    graph = SymmetryGraph.from_spec(SPEC, like=weights(0))
     shuffled = Alignment.random(graph, seed=3).apply(weights(0))
     write_weights(tmp_path / "a.safetensors", weights(0))
     write_weights(tmp_path / "b.safetensors", shuffled)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import alignkit
 import torchvision_shim
-from alignkit import Alignment, PermutationGraph, read_weights, write_weights
+from alignkit import Alignment, SymmetryGraph, read_weights, write_weights
 from alignkit.cli import app
 from alignkit.cli.switches import Architecture, command
 from alignkit.errors import UsageError
@@ -33,7 +33,7 @@ def run(*arguments: object, code: int = 0) -> str:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a; b and c, a reordered with noise; tuned; a spec; and the module of a model and its task."""
-    graph = PermutationGraph.from_spec(SPEC, like=weights(0))
+    graph = SymmetryGraph.from_spec(SPEC, like=weights(0))
     write_weights(tmp_path / "a.safetensors", weights(0))
     write_weights(tmp_path / "tuned.safetensors", shifted(weights(0), 9))
     for seed, name in ((1, "b"), (2, "c")):
@@ -150,7 +150,7 @@ def test_align_many_writes_every_model_in_one_order(folder: Path) -> None:
 
 
 def test_check_against_tells_whether_a_model_is_still_the_same(folder: Path) -> None:
-    graph = PermutationGraph.from_spec(SPEC, like=weights(0))
+    graph = SymmetryGraph.from_spec(SPEC, like=weights(0))
     write_weights("moved.safetensors", Alignment.random(graph, 4).apply(weights(0)))
     assert "Passed: moved.safetensors computes what" in run(
         "check", "job_nets:net", A, "--against", "moved.safetensors"

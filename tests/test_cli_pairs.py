@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import alignkit
-from alignkit import Alignment, PermutationGraph, read_weights, write_weights
+from alignkit import Alignment, SymmetryGraph, read_weights, write_weights
 from alignkit.cli import app
 from alignkit.jobs.merge import merge, transport
 
@@ -56,7 +56,7 @@ def shifted(base, seed):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a; b and c, which are a reordered with a little noise; tuned a; a spec; and a module."""
-    graph = PermutationGraph.from_spec(SPEC, like=weights(0))
+    graph = SymmetryGraph.from_spec(SPEC, like=weights(0))
     write_weights(tmp_path / "a.safetensors", weights(0))
     write_weights(tmp_path / "tuned.safetensors", shifted(weights(0), 9))
     for seed, name in ((1, "b"), (2, "c")):
@@ -77,7 +77,7 @@ def module(folder):
 
 def solved(folder, b="b.safetensors"):
     a, b = (read_weights(folder / name) for name in ("a.safetensors", b))
-    return alignkit.solve(PermutationGraph.from_spec(SPEC, like=a), a, b)
+    return alignkit.solve(SymmetryGraph.from_spec(SPEC, like=a), a, b)
 
 
 def equal(left, right):
@@ -142,7 +142,7 @@ def test_distance_says_whether_networks_are_the_same_and_saves_the_proof(folder)
     said = run("distance", "a.safetensors", "same.safetensors", *GIVEN, "--save-alignment", "p.safetensors", "--same")
     assert "the same up to permutation" in said
     a, b = read_weights("a.safetensors"), read_weights("same.safetensors")
-    proof = Alignment.load("p.safetensors", PermutationGraph.from_spec(SPEC, like=a))
+    proof = Alignment.load("p.safetensors", SymmetryGraph.from_spec(SPEC, like=a))
     assert equal(proof.apply(b), a)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit import Alignment, PermutationGraph, Task, builders
+from alignkit import Alignment, SymmetryGraph, Task, builders
 from alignkit.deepalign.consensus import assign, soft_elements
 from alignkit.tasks.batches import Batch
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
@@ -132,7 +132,7 @@ def test_groups_without_scores_are_at_the_centre_and_cost_nothing():
     torch.testing.assert_close(relaxed.soft["h2"][0], torch.full((5, 5), 0.2))
     answer = Alignment.random(graph, 0)
     alone = supervised_loss(relaxed, [answer])
-    target = answer.perms["h1"]
+    target = answer.elements["h1"]
     rows = nn.functional.cross_entropy(relaxed.logits["h1"][0], target)
     columns = nn.functional.cross_entropy(relaxed.logits["h1"][0].T, target.argsort())
     torch.testing.assert_close(alone, (rows + columns) / 2)
@@ -173,7 +173,7 @@ SPEC = {"up.weight": "h .", "up.bias": "h", "down.weight": ". h", "down.bias": "
 
 
 def freedoms_of(model, spec, inputs):
-    graph = PermutationGraph.from_spec(spec, like=model)
+    graph = SymmetryGraph.from_spec(spec, like=model)
     weights = {name: model.eval().state_dict()[name] for name in graph.tensors}
     return graph, weights, find_freedoms(graph, model, weights, Batch(inputs, inputs, "inputs"))
 
@@ -219,7 +219,7 @@ def test_rescaling_moves_weights_and_not_the_function(build):
 def test_values_can_be_rescaled_and_heads_flipped():
     architecture = attention()
     model = planted_pair(architecture, seed=1).a
-    graph = PermutationGraph.from_spec(architecture.spec, like=model, sizes=architecture.sizes)
+    graph = SymmetryGraph.from_spec(architecture.spec, like=model, sizes=architecture.sizes)
     weights = {name: model.state_dict()[name] for name in graph.tensors}
     inputs = architecture.inputs(8)
     freedoms = find_freedoms(graph, model, weights, Batch(inputs, inputs, "inputs"))

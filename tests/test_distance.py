@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Alignment, Objective, PermutationGraph, solve
+from alignkit import Alignment, Objective, SymmetryGraph, solve
 from alignkit.errors import AlignmentError, BindError
 from alignkit.jobs.canonicalize import can_be_batched, canonicalize
 from alignkit.jobs.distance import distance
@@ -50,7 +50,7 @@ def test_the_tolerance_decides(noise: float, same: bool) -> None:
 
 
 def test_whole_numbers_and_zeros_have_to_be_equal() -> None:
-    graph = PermutationGraph.from_spec({"w": "h .", "n": "h", "z": "."}, {"w": (3, 2), "n": (3,), "z": (2,)})
+    graph = SymmetryGraph.from_spec({"w": "h .", "n": "h", "z": "."}, {"w": (3, 2), "n": (3,), "z": (2,)})
     weights = {"w": torch.randn(3, 2), "n": torch.tensor([1, 2, 3]), "z": torch.zeros(2)}
     moved = Alignment.random(graph, 1).apply(weights)
     assert distance(graph, weights, moved).same
@@ -70,7 +70,7 @@ def test_no_order_is_closer_than_the_one_found(name: str) -> None:
 # ---------------------------------------------------------------------- many networks, one reference
 
 
-def networks_of(name: str, count: int) -> tuple[PermutationGraph, dict[str, Tensor], list[dict[str, Tensor]]]:
+def networks_of(name: str, count: int) -> tuple[SymmetryGraph, dict[str, Tensor], list[dict[str, Tensor]]]:
     pairs = [pair_of(name, seed) for seed in range(count)]
     return pairs[0].graph, dict(pairs[0].a), [dict(pair.b) for pair in pairs]
 
@@ -98,12 +98,12 @@ WIDE: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
 }
 
 
-def wide(name: str, count: int) -> tuple[PermutationGraph, dict[str, Tensor], list[dict[str, Tensor]]]:
+def wide(name: str, count: int) -> tuple[SymmetryGraph, dict[str, Tensor], list[dict[str, Tensor]]]:
     spec = {tensor: layout for tensor, (layout, _) in WIDE[name].items()}
     shapes = {tensor: shape for tensor, (_, shape) in WIDE[name].items()}
     generator = torch.Generator().manual_seed(0)
     drawn = [{n: torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in range(count + 1)]
-    return PermutationGraph.from_spec(spec, shapes), drawn[0], drawn[1:]
+    return SymmetryGraph.from_spec(spec, shapes), drawn[0], drawn[1:]
 
 
 def check_against_one_by_one(graph, reference, networks) -> None:
@@ -137,7 +137,7 @@ def test_the_size_of_a_batch_is_irrelevant(monkeypatch) -> None:
     whole = canonicalize(graph, networks, reference)
     monkeypatch.setattr("alignkit.jobs.canonicalize.BATCH_ELEMENTS", 5 * sum(t.numel() for t in reference.values()))
     parts = canonicalize(graph, networks, reference)
-    assert all(torch.equal(whole.perms[name], parts.perms[name]) for name in graph.groups)
+    assert all(torch.equal(whole.elements[name], parts.elements[name]) for name in graph.groups)
     assert torch.equal(whole.after, parts.after)
 
 

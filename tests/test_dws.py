@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from alignkit import Alignment, PermutationGraph, trace
+from alignkit import Alignment, SymmetryGraph, trace
 from alignkit.deepalign.aligner import Pair, load_aligner, save_aligner
 from alignkit.deepalign.consensus import assign
 from alignkit.deepalign.dws.aligner import DwsAligner
@@ -79,12 +79,12 @@ def alignment(aligner: DwsAligner, pair: Pair) -> Alignment:
         return Alignment(pair.graph, assign(pair.graph, aligner(pair)))
 
 
-def drawn(graph: PermutationGraph, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def drawn(graph: SymmetryGraph, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {n: torch.randn(node.shape, generator=generator, dtype=dtype) for n, node in graph.tensors.items()}
 
 
-def distance2(graph: PermutationGraph, a: dict, b: dict, found: Alignment) -> float:
+def distance2(graph: SymmetryGraph, a: dict, b: dict, found: Alignment) -> float:
     return Objective(graph.bind(a, b)).distance2(found)
 
 
@@ -208,9 +208,7 @@ def test_exact_where_norms_are_as_torch_starts_them():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3))
     norm = dict.fromkeys(("1.weight", "1.bias", "1.running_mean", "1.running_var"), "c")
-    graph = PermutationGraph.from_spec(
-        {"0.weight": "c . . .", **norm, "3.weight": ". c . .", "3.bias": "."}, like=model
-    )
+    graph = SymmetryGraph.from_spec({"0.weight": "c . . .", **norm, "3.weight": ". c . .", "3.bias": "."}, like=model)
     shuffle = Alignment.random(graph, 1)
     found = alignment(DwsAligner(graph), Pair(graph, weights(model), shuffle.apply(weights(model))))
     assert found == shuffle.inverse()
@@ -352,4 +350,4 @@ def test_another_graph_is_refused_by_name_of_what_differs():
 
 def test_a_graph_without_groups_is_refused():
     with pytest.raises(AlignmentError, match="no groups"):
-        DwsAligner(PermutationGraph.from_spec({"w": ". ."}, {"w": (2, 2)}))
+        DwsAligner(SymmetryGraph.from_spec({"w": ". ."}, {"w": (2, 2)}))

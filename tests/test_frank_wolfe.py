@@ -34,9 +34,9 @@ def test_the_objective_along_a_line_is_the_polynomial(name: str) -> None:
     pair = pair_of(name)
     relaxation = Relaxation(pair, dtype=torch.float64)
     start = relaxation.point(random_soft(pair, 2))
-    perms = dict(Alignment.random(pair.graph, 3).perms)
-    corner = relaxation.corner(perms)
-    line = relaxation.along(start, corner, perms, relaxation.gradient(start))
+    elements = dict(Alignment.random(pair.graph, 3).elements)
+    corner = relaxation.corner(elements)
+    line = relaxation.along(start, corner, elements, relaxation.gradient(start))
     for step in (0.0, 0.2, 0.5, 0.9, 1.0):
         expected = relaxation.gradient(relaxation.between(start, corner, step)).value
         assert float(line(step)) == pytest.approx(expected, abs=1e-2 if name in COUPLED else 1e-9)
@@ -49,7 +49,7 @@ def test_derivatives_by_masses_are_the_slope_along_every_line(name: str) -> None
     start = relaxation.point(random_soft(pair, 2))
     gradient = relaxation.gradient(start)
     for seed in range(4):
-        corner = relaxation.corner(Alignment.random(pair.graph, seed).perms)
+        corner = relaxation.corner(Alignment.random(pair.graph, seed).elements)
         slope = sum(float((g * (corner[n] - start.masses[n])).sum()) for n, g in gradient.groups.items())
         tiny = relaxation.gradient(relaxation.between(start, corner, 1e-6)).value
         assert (tiny - gradient.value) / 1e-6 == pytest.approx(slope, abs=1e-3)

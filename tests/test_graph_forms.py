@@ -11,18 +11,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from alignkit import PermutationGraph
+from alignkit import SymmetryGraph
 from alignkit.errors import AlignkitError, GraphError, SpecError
 from alignkit.graph import PinnedAxis, Provenance
 from graph_strategies import graphs
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
-MLP = PermutationGraph.from_spec(
+MLP = SymmetryGraph.from_spec(
     {"fc1.weight": "h1 .", "fc1.bias": "h1", "fc2.weight": "h2 h1", "fc2.bias": "h2", "fc3.weight": ". h2"},
     {"fc1.weight": (4, 7), "fc1.bias": (4,), "fc2.weight": (5, 4), "fc2.bias": (5,), "fc3.weight": (3, 5)},
 )
-ATTENTION = PermutationGraph.from_spec(
+ATTENTION = SymmetryGraph.from_spec(
     {
         "qkv.weight": "(heads qk[heads])+(heads qk[heads])+(heads v[heads]) model",
         "out.weight": "model (heads v[heads])",
@@ -47,7 +47,7 @@ class TestNetworkx:
         assert places == [(0, 0, (0,)), (0, 1, (0,)), (0, 2, (0,))]
 
     def test_a_nested_sum_has_a_longer_path(self) -> None:
-        graph = PermutationGraph.from_spec({"w": "(heads:2 (q[heads]:3+v[heads]))"}, {"w": (10,)})
+        graph = SymmetryGraph.from_spec({"w": "(heads:2 (q[heads]:3+v[heads]))"}, {"w": (10,)})
         assert graph.nx["w"]["v"][0]["factor"] == (1, 1, 0)
 
     def test_networkx_algorithms_run(self) -> None:
@@ -58,8 +58,8 @@ class TestNetworkx:
 class TestJson:
     @quick
     @given(graphs())
-    def test_round_trip(self, graph: PermutationGraph) -> None:
-        again = PermutationGraph.from_json(graph.to_json())
+    def test_round_trip(self, graph: SymmetryGraph) -> None:
+        again = SymmetryGraph.from_json(graph.to_json())
         assert again == graph
         assert dict(again.tensors) == dict(graph.tensors)
         assert list(again.groups.items()) == list(graph.groups.items())
@@ -68,8 +68,8 @@ class TestJson:
         shared = torch.zeros(3, 2)
         spec = {"a": "h .", "scale": ""}
         like = {"a": shared, "b": shared, "scale": torch.tensor(1.0, dtype=torch.float16)}
-        graph = PermutationGraph.from_spec(spec, like, provenance=TRACED)
-        again = PermutationGraph.from_json(graph.to_json())
+        graph = SymmetryGraph.from_spec(spec, like, provenance=TRACED)
+        again = SymmetryGraph.from_json(graph.to_json())
         assert again.provenance == TRACED
         assert dict(again.tensors) == dict(graph.tensors)
         assert again.tensors["a"].names == ("a", "b")
@@ -84,7 +84,7 @@ class TestJson:
         facts = json.loads(MLP.to_json())
         facts["graph"]["version"] = 7
         with pytest.raises(SpecError, match=r"version 7 .* this release reads 1"):
-            PermutationGraph.from_json(json.dumps(facts))
+            SymmetryGraph.from_json(json.dumps(facts))
 
     @pytest.mark.parametrize(
         ("path", "value", "message"),
@@ -101,7 +101,7 @@ class TestJson:
             (("graph", "fingerprint"), "0" * 32, "graph do not agree"),
             (("graph", "provenance"), {}, "broken"),
             (("graph", "provenance"), None, "broken"),
-            (("graph", "format"), "other", "no permutation graph"),
+            (("graph", "format"), "other", "no symmetry graph"),
             (("nodes",), None, "broken"),
             (("edges",), [], "edges do not agree"),
         ],
@@ -113,17 +113,17 @@ class TestJson:
             place = place[key]
         place[path[-1]] = value
         with pytest.raises(SpecError, match=message.replace("nothing", "graph do not agree")):
-            PermutationGraph.from_json(json.dumps(facts))
+            SymmetryGraph.from_json(json.dumps(facts))
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"graph": []}', "[" * 100_000])
     def test_other_text_is_refused(self, text: str) -> None:
         with pytest.raises(SpecError, match="JSON"):
-            PermutationGraph.from_json(text)
+            SymmetryGraph.from_json(text)
 
 
 class TestDrawings:
     def test_the_report_tells_groups_and_what_is_fixed(self) -> None:
-        graph = PermutationGraph.from_spec(
+        graph = SymmetryGraph.from_spec(
             {**ATTENTION.spec(), "fixed": "."}, {**{n: t.shape for n, t in ATTENTION.tensors.items()}, "fixed": (3,)},
             provenance=TRACED,
         )  # fmt: skip
@@ -137,7 +137,7 @@ class TestDrawings:
         assert lines[lines.index("Tensors on which no group acts:") + 1] == "  fixed"
 
     def test_the_report_of_a_graph_without_groups(self) -> None:
-        assert "No group" in PermutationGraph.from_spec({"w": "."}, {"w": (2,)}).report()
+        assert "No group" in SymmetryGraph.from_spec({"w": "."}, {"w": (2,)}).report()
 
     def test_mermaid_names_every_node_and_axis(self) -> None:
         text = ATTENTION.mermaid()
@@ -152,7 +152,7 @@ class TestDrawings:
             assert part in text
 
     def test_graphviz_names_every_node_and_escapes(self) -> None:
-        graph = PermutationGraph.from_spec({'odd "name"': "h"}, {'odd "name"': (2,)})
+        graph = SymmetryGraph.from_spec({'odd "name"': "h"}, {'odd "name"': (2,)})
         assert '"odd \\"name\\"\\nh"' in graph.dot()
         assert "&quot;name&quot;" in graph.mermaid()
 
@@ -173,7 +173,7 @@ class TestDrawings:
         for block in range(6):
             shapes |= {f"blocks.{block}.up.weight": (8, 4), f"blocks.{block}.down.weight": (4, 8)}
             spec |= {f"blocks.{block}.up.weight": f"h{block} model", f"blocks.{block}.down.weight": f"model h{block}"}
-        figure = PermutationGraph.from_spec(spec, shapes).draw()
+        figure = SymmetryGraph.from_spec(spec, shapes).draw()
         texts = [text.get_text() for text in figure.axes[0].texts]
         assert "blocks.0.up" in texts
         assert "blocks.1.up" not in texts
@@ -184,11 +184,11 @@ class TestDrawings:
         for block, width in enumerate((8, 8, 9, 8)):
             spec |= {f"b.{block}.up": f"h{block} .", f"b.{block}.down": f". h{block}"}
             shapes |= {f"b.{block}.up": (width, 4), f"b.{block}.down": (4, width)}
-        texts = {text.get_text() for text in PermutationGraph.from_spec(spec, shapes).draw().axes[0].texts}
+        texts = {text.get_text() for text in SymmetryGraph.from_spec(spec, shapes).draw().axes[0].texts}
         assert {"b.0", "b.1", "b.2", "b.3"} <= texts
 
     def test_a_graph_without_tensors_can_be_drawn(self, tmp_path: Path) -> None:
-        PermutationGraph.from_spec({}, {}).draw(tmp_path / "empty.png")
+        SymmetryGraph.from_spec({}, {}).draw(tmp_path / "empty.png")
 
     def test_an_unknown_format_leaves_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(GraphError, match=r"graph\.xyz"):

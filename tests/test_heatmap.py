@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import alignkit
-from alignkit import Alignment, PermutationGraph
+from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import AlignmentError, TaskError
 from alignkit.matching.unit_similarity import similarity_matrix, unit_similarity
 from alignkit.plotting.pictures import plot_alignment
@@ -31,11 +31,11 @@ def weights(seed: int) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def graph() -> PermutationGraph:
-    return PermutationGraph.from_spec(SPEC, SHAPES, sizes=SIZES)
+def graph() -> SymmetryGraph:
+    return SymmetryGraph.from_spec(SPEC, SHAPES, sizes=SIZES)
 
 
-def test_units_of_a_permuted_copy_are_alike_after_alignment_only(graph: PermutationGraph) -> None:
+def test_units_of_a_permuted_copy_are_alike_after_alignment_only(graph: SymmetryGraph) -> None:
     a = weights(0)
     shuffle = Alignment.random(graph, 2)
     found = unit_similarity(graph, a, shuffle.apply(a), shuffle.inverse())
@@ -46,7 +46,7 @@ def test_units_of_a_permuted_copy_are_alike_after_alignment_only(graph: Permutat
         assert value.before.mean() < 0.7
 
 
-def test_the_diagonal_of_a_matrix_is_the_similarity_of_the_units(graph: PermutationGraph) -> None:
+def test_the_diagonal_of_a_matrix_is_the_similarity_of_the_units(graph: SymmetryGraph) -> None:
     a, b = weights(0), weights(1)
     alignment = alignkit.solve(graph, a, b).alignment
     found = unit_similarity(graph, a, b, alignment)
@@ -56,13 +56,13 @@ def test_the_diagonal_of_a_matrix_is_the_similarity_of_the_units(graph: Permutat
         assert matrix.abs().max() <= 1 + 1e-9
 
 
-def test_units_of_zeros_have_no_similarity(graph: PermutationGraph) -> None:
+def test_units_of_zeros_have_no_similarity(graph: SymmetryGraph) -> None:
     a = {name: torch.zeros_like(tensor) for name, tensor in weights(0).items()}
     found = unit_similarity(graph, a, weights(1), Alignment.identity(graph))
     assert all(not bool(value.after.any()) for value in found.values())
 
 
-def test_pictures_of_all_groups_and_of_some(graph: PermutationGraph, tmp_path: Path) -> None:
+def test_pictures_of_all_groups_and_of_some(graph: SymmetryGraph, tmp_path: Path) -> None:
     solution = alignkit.solve(graph, weights(0), weights(1))
     pair = graph.bind(weights(0), weights(1))
     strips = solution.plot(pair, tmp_path / "strips.png")
@@ -82,11 +82,11 @@ def test_matrices_of_wide_groups_are_drawn_in_tiles() -> None:
     assert max(drawn.axes[0].images[0].get_array().shape) < 500
 
 
-def test_what_cannot_be_drawn_is_refused(graph: PermutationGraph) -> None:
+def test_what_cannot_be_drawn_is_refused(graph: SymmetryGraph) -> None:
     pair = graph.bind(weights(0), weights(1))
     with pytest.raises(TaskError, match="no group 'g'"):
         plot_alignment(pair, Alignment.identity(graph), groups=["g"])
-    fixed = PermutationGraph.from_spec({"w": ". ."}, {"w": (2, 2)})
+    fixed = SymmetryGraph.from_spec({"w": ". ."}, {"w": (2, 2)})
     with pytest.raises(TaskError, match="has no group"):
         plot_alignment(fixed.bind({"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)}), Alignment.identity(fixed))
     with pytest.raises(AlignmentError, match="another graph"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import alignkit
-from alignkit import Alignment, PermutationGraph, open_checkpoint, solve, write_weights
+from alignkit import Alignment, SymmetryGraph, open_checkpoint, solve, write_weights
 from alignkit.checkpoints import ByteProgress
 from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
 from alignkit.graph.bind import BoundGraph
@@ -87,12 +87,12 @@ PIECES = [1, 64, 1 << 20]
 """Bytes of a piece: one row, some rows, everything."""
 
 
-def pair(name: str, noise: float, seed: int = 0) -> tuple[PermutationGraph, dict[str, Tensor], dict[str, Tensor]]:
+def pair(name: str, noise: float, seed: int = 0) -> tuple[SymmetryGraph, dict[str, Tensor], dict[str, Tensor]]:
     """A, and a reordered copy of A with noise."""
     spec, shapes = SPECS[name]
     generator = torch.Generator().manual_seed(seed)
     a = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
-    graph = PermutationGraph.from_spec(spec, a)
+    graph = SymmetryGraph.from_spec(spec, a)
     b = Alignment.random(graph, seed + 1).apply(a)
     return graph, a, {key: t + noise * torch.randn(t.shape, generator=generator) for key, t in b.items()}
 
@@ -128,16 +128,16 @@ def test_sums_from_disk_are_those_in_memory(tmp_path: Path, name: str, piece: in
 def test_similarities_from_disk_are_those_in_memory(tmp_path: Path, name: str, piece: int, known: str) -> None:
     memory, disk = objectives(tmp_path, name, piece)
     graph = memory.graph
-    perms: dict[str, Tensor | None] = dict(Alignment.random(graph, 5).perms)
+    elements: dict[str, Tensor | None] = dict(Alignment.random(graph, 5).elements)
     for at, root in enumerate(graph.roots):
         if known == "none" or (known == "some" and at % 2):
-            perms.update(dict.fromkeys(graph.tree(root)))
+            elements.update(dict.fromkeys(graph.tree(root)))
     for group in graph.groups:
         parent = graph.groups[group].parent
-        if parent is None or perms[parent] is not None:
-            torch.testing.assert_close(disk.similarity(group, perms), memory.similarity(group, perms))
+        if parent is None or elements[parent] is not None:
+            torch.testing.assert_close(disk.similarity(group, elements), memory.similarity(group, elements))
     for root in graph.roots:
-        own = {**perms, **dict.fromkeys(graph.tree(root))}
+        own = {**elements, **dict.fromkeys(graph.tree(root))}
         trees = TreeObjective(memory, root), TreeOnDisk(disk, root)
         for uses in trees[0].plain.values():
             for use in uses:
@@ -146,7 +146,7 @@ def test_similarities_from_disk_are_those_in_memory(tmp_path: Path, name: str, p
 
 @settings(deadline=None, max_examples=60)
 @given(graph=graphs(), data=st.data())
-def test_any_graph_is_worked_in_pieces(graph: PermutationGraph, data: st.DataObject) -> None:
+def test_any_graph_is_worked_in_pieces(graph: SymmetryGraph, data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     a, b = (
         {
@@ -157,10 +157,10 @@ def test_any_graph_is_worked_in_pieces(graph: PermutationGraph, data: st.DataObj
     )
     piece = data.draw(st.sampled_from([1, 40, 100, 1 << 20]))
     alignment = Alignment.random(graph, 1)
-    perms: dict[str, Tensor | None] = dict(alignment.perms)
+    elements: dict[str, Tensor | None] = dict(alignment.elements)
     for root in graph.roots:
         if data.draw(st.booleans()):
-            perms.update(dict.fromkeys(graph.tree(root)))
+            elements.update(dict.fromkeys(graph.tree(root)))
     with tempfile.TemporaryDirectory() as folder:
         on_disk = [WeightsOnDisk(graph, side) for side in saved(Path(folder), a=a, b=b)]
         budget = type("Small", (Budget,), {"piece": piece})(0)
@@ -168,11 +168,11 @@ def test_any_graph_is_worked_in_pieces(graph: PermutationGraph, data: st.DataObj
         assert disk.distances2(alignment) == pytest.approx(memory.distances2(alignment))
         for group in graph.groups:
             parent = graph.groups[group].parent
-            if graph.children(group) or (parent is not None and perms[parent] is None):
+            if graph.children(group) or (parent is not None and elements[parent] is None):
                 continue
-            torch.testing.assert_close(disk.similarity(group, perms), memory.similarity(group, perms))
+            torch.testing.assert_close(disk.similarity(group, elements), memory.similarity(group, elements))
         for root in graph.roots:
-            own = {**perms, **dict.fromkeys(graph.tree(root))}
+            own = {**elements, **dict.fromkeys(graph.tree(root))}
             trees = TreeObjective(memory, root), TreeOnDisk(disk, root)
             for uses in (*trees[0].plain.values(), *trees[0].coupled.values()):
                 for use in uses:
@@ -238,7 +238,7 @@ def test_aligned_and_merged_checkpoints_are_those_in_memory(tmp_path: Path, name
 def test_tied_names_are_written_under_each(tmp_path: Path) -> None:
     embed = torch.randn(9, 6)
     weights = {"embed": embed, "head": embed, "fc": torch.randn(6, 6), "fc2": torch.randn(6, 6)}
-    graph = PermutationGraph.from_spec({"embed": ". h", "fc": "m h", "fc2": "h m"}, weights)
+    graph = SymmetryGraph.from_spec({"embed": ". h", "fc": "m h", "fc2": "h m"}, weights)
     shuffled = Alignment.random(graph, 1).apply(weights)
     (a, b) = saved(tmp_path, a=weights, b=shuffled)
     found = match_checkpoints(graph, a, b, "1MB")
@@ -297,7 +297,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_said_at_once(tmp_path: Path) -> None:
-    graph = PermutationGraph.from_spec({"up": "units .", "down": ". units"}, {"up": (4000, 2), "down": (2, 4000)})
+    graph = SymmetryGraph.from_spec({"up": "units .", "down": ". units"}, {"up": (4000, 2), "down": (2, 4000)})
     with pytest.raises(SolverError, match=r"the units of 'units' and their assignment take 256000000 bytes.*257 MB"):
         match_checkpoints(graph, tmp_path / "a", tmp_path / "b", "100MB")
 

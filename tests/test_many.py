@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit import Alignment, PermutationGraph
+from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import AlignmentError, BindError, SolverError
 from alignkit.jobs.align_many import METHODS, align_many, cycle_error, direct_pairs, fitted_models, spread
 from alignkit.testing.problems import ARCHITECTURES, Architecture, independent_pair, mlp, planted_pair
 from test_objective import every_alignment
 
 
-def unrelated(architecture: Architecture, count: int) -> tuple[PermutationGraph, list[nn.Module]]:
+def unrelated(architecture: Architecture, count: int) -> tuple[SymmetryGraph, list[nn.Module]]:
     pairs = [independent_pair(architecture, seed=seed) for seed in range(count)]
     return architecture.graph(), [pair.a for pair in pairs]
 
 
-def copies(architecture: Architecture, count: int, noise: float) -> tuple[PermutationGraph, list[nn.Module]]:
+def copies(architecture: Architecture, count: int, noise: float) -> tuple[SymmetryGraph, list[nn.Module]]:
     """Networks that are one network, reordered and with noise; `planted_pair` with one seed keeps A."""
     pair = planted_pair(architecture, seed=3)
     models = [pair.a]
@@ -69,7 +69,7 @@ def test_direct_pairs_do_not_close_circles() -> None:
 
 
 def test_cycle_error_counts_the_units_that_do_not_come_back() -> None:
-    graph = PermutationGraph.from_spec({"w": "h ."}, {"w": (4, 1)})
+    graph = SymmetryGraph.from_spec({"w": "h ."}, {"w": (4, 1)})
     identity = Alignment.identity(graph)
     swap = Alignment(graph, {"h": torch.tensor([1, 0, 2, 3])})
     assert cycle_error({(0, 1): identity}) == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alignkit.errors import MergeError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.merge import merge, slerp, transport
 from alignkit.jobs.solve import solve
@@ -202,7 +202,7 @@ def test_scale_and_kinds():
 
 
 def test_running_variances_stay_positive():
-    graph = PermutationGraph.from_spec(
+    graph = SymmetryGraph.from_spec(
         dict.fromkeys(("weight", "bias", "running_mean", "running_var"), "c"), nn.BatchNorm1d(3)
     )
     base, tuned, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)

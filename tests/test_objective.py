@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Alignment, Objective, PermutationGraph, SoftAlignment, solve
+from alignkit import Alignment, Objective, SoftAlignment, SymmetryGraph, solve
 from alignkit.graph import BoundGraph
 from alignkit.matching.families import nested_assignment
 from alignkit.matching.tree_objective import TreeObjective
@@ -55,7 +55,7 @@ SPECS: dict[str, tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, int
 
 def pair_of(name: str, seed: int = 0) -> BoundGraph:
     spec, shapes, sizes = SPECS[name]
-    graph = PermutationGraph.from_spec(spec, shapes, sizes=sizes)
+    graph = SymmetryGraph.from_spec(spec, shapes, sizes=sizes)
     generator = torch.Generator().manual_seed(seed)
 
     def side() -> dict[str, Tensor]:
@@ -64,14 +64,14 @@ def pair_of(name: str, seed: int = 0) -> BoundGraph:
     return graph.bind(side(), side())
 
 
-def every_alignment(graph: PermutationGraph) -> Iterator[Alignment]:
+def every_alignment(graph: SymmetryGraph) -> Iterator[Alignment]:
     """All elements of a small symmetry group, by running over the orders of every instance of every group."""
     choices = []
     for name, group in graph.groups.items():
         orders = list(itertools.permutations(range(group.size)))
         choices.append([(name, combo) for combo in itertools.product(orders, repeat=graph.instances(name))])
     for picks in itertools.product(*choices):
-        yield Alignment(graph, {n: torch.tensor(combo).reshape(graph.perm_shape(n)) for n, combo in picks})
+        yield Alignment(graph, {n: torch.tensor(combo).reshape(graph.element_shape(n)) for n, combo in picks})
 
 
 def plain_distance(pair: BoundGraph, alignment: Alignment) -> float:
@@ -109,13 +109,13 @@ def test_similarity_gives_the_value_of_every_order_of_one_group(name: str) -> No
         once = all(sum(d.group == group for d in use.block.dims) == 1 for use in objective.uses[group])
         if graph.children(group) or not once:
             continue
-        similarity = objective.similarity(group, start.perms)
+        similarity = objective.similarity(group, start.elements)
         size = graph.groups[group].size
         values, predicted = [], []
         for seed in range(4):
-            perm = Alignment.random(graph, seed).perms[group]
-            values.append(objective.value(Alignment(graph, {**start.perms, group: perm})))
-            flat = perm.reshape(-1, size)
+            element = Alignment.random(graph, seed).elements[group]
+            values.append(objective.value(Alignment(graph, {**start.elements, group: element})))
+            flat = element.reshape(-1, size)
             predicted.append(float(similarity.gather(-1, flat[..., None]).sum()))
         differences = torch.tensor(values) - torch.tensor(predicted)
         assert torch.allclose(differences, differences[0].expand_as(differences), atol=1e-5)
@@ -127,12 +127,12 @@ def best_of_tree(pair: BoundGraph, root: str, others: Mapping[str, Tensor]) -> f
     seen = set()
     best = -float("inf")
     for alignment in every_alignment(graph):
-        perms = {n: alignment.perms[n] if n in members else others[n] for n in graph.groups}
-        key = tuple(tuple(perms[n].reshape(-1).tolist()) for n in sorted(members))
+        elements = {n: alignment.elements[n] if n in members else others[n] for n in graph.groups}
+        key = tuple(tuple(elements[n].reshape(-1).tolist()) for n in sorted(members))
         if key in seen:
             continue
         seen.add(key)
-        best = max(best, objective.value(Alignment(graph, perms)))
+        best = max(best, objective.value(Alignment(graph, elements)))
     return best
 
 
@@ -141,13 +141,13 @@ def test_a_family_is_updated_to_its_exact_optimum(name: str, root: str) -> None:
     for seed in range(3):
         pair = pair_of(name, seed)
         start = Alignment.random(pair.graph, seed)
-        proposal = TreeObjective(Objective(pair), root).propose(start.perms)
-        found = Objective(pair).value(Alignment(pair.graph, {**start.perms, **proposal}))
-        assert found == pytest.approx(best_of_tree(pair, root, start.perms), rel=1e-9)
+        proposal = TreeObjective(Objective(pair), root).propose(start.elements)
+        found = Objective(pair).value(Alignment(pair.graph, {**start.elements, **proposal}))
+        assert found == pytest.approx(best_of_tree(pair, root, start.elements), rel=1e-9)
 
 
 def test_nested_assignment_finds_the_best_of_a_wreath_product() -> None:
-    graph = PermutationGraph.from_spec({"w": "(p c[p]) ."}, {"w": (6, 1)}, sizes={"p": 3})
+    graph = SymmetryGraph.from_spec({"w": "(p c[p]) ."}, {"w": (6, 1)}, sizes={"p": 3})
     generator = torch.Generator().manual_seed(0)
     own, inner = torch.randn(3, 3, generator=generator), torch.randn(6, 6, generator=generator)
 

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import PermutationGraph
+from alignkit import SymmetryGraph
 from alignkit.errors import AlignkitError, SpecError
 from alignkit.graph import parse_layout
 from alignkit.testing import attention, convnet, mlp
@@ -37,10 +37,10 @@ def told(error: AlignkitError) -> None:
     assert str(error).strip()
 
 
-def built(spec: object, like: object, sizes: object = None) -> PermutationGraph | None:
+def built(spec: object, like: object, sizes: object = None) -> SymmetryGraph | None:
     """The graph, or None if it was refused by an error of ours with a text."""
     try:
-        graph = PermutationGraph.from_spec(spec, like=like, sizes=sizes)  # type: ignore[arg-type]
+        graph = SymmetryGraph.from_spec(spec, like=like, sizes=sizes)  # type: ignore[arg-type]
     except AlignkitError as error:
         told(error)
         return None
@@ -61,7 +61,7 @@ def test_random_notation(text: str) -> None:
 def test_random_specs_of_random_shapes(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     graph = built({n: text for n, (text, _) in tensors.items()}, {n: shape for n, (_, shape) in tensors.items()})
     if graph is not None:
-        assert PermutationGraph.from_json(graph.to_json()) == graph
+        assert SymmetryGraph.from_json(graph.to_json()) == graph
 
 
 @settings(max_examples=150, deadline=DEADLINE)
@@ -77,7 +77,7 @@ def test_specs_of_any_type(spec: Any, sizes: Any) -> None:
 @given(st.text() | VALUES.map(json.dumps) | st.binary(max_size=40))
 def test_random_text_is_no_graph(text: Any) -> None:
     with pytest.raises(AlignkitError):
-        PermutationGraph.from_json(text)
+        SymmetryGraph.from_json(text)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -100,24 +100,24 @@ def test_a_graph_with_any_part_replaced_is_refused_or_the_same(name: str, data: 
     else:
         del at[last]
     try:
-        graph = PermutationGraph.from_json(json.dumps(changed))
+        graph = SymmetryGraph.from_json(json.dumps(changed))
     except AlignkitError as error:
         told(error)
         return
     # What is not refused is the same graph, up to what it says of where it came from.
-    assert graph.spec() == PermutationGraph.from_json(json.dumps(original)).spec()
+    assert graph.spec() == SymmetryGraph.from_json(json.dumps(original)).spec()
 
 
 def test_every_single_character_of_a_graph_changed() -> None:
     text = json.dumps(GRAPHS["mlp"])
-    original = PermutationGraph.from_json(text)
+    original = SymmetryGraph.from_json(text)
     refused = 0
     for at in range(min(len(text), 1500)):
         for letter in "0}x":
             if text[at] == letter:
                 continue
             try:
-                graph = PermutationGraph.from_json(text[:at] + letter + text[at + 1 :])
+                graph = SymmetryGraph.from_json(text[:at] + letter + text[at + 1 :])
             except AlignkitError:
                 refused += 1
             else:
@@ -153,4 +153,4 @@ def test_huge_sizes_cost_nothing(size: int) -> None:
         if node["node"] == "group":
             node["size"] = size
     with pytest.raises(AlignkitError):
-        PermutationGraph.from_json(json.dumps(graph))
+        SymmetryGraph.from_json(json.dumps(graph))

@@ -19,7 +19,7 @@ OTHER = mlp(3, 6, 2).graph()
 def changed(problem):
     """An alignment whose indices were overwritten after it was checked."""
     alignment = Alignment.identity(problem.graph)
-    alignment.perms["h1"].zero_()
+    alignment.elements["h1"].zero_()
     return alignment
 
 
@@ -33,7 +33,7 @@ RUBBISH = {
     "an alignment": (lambda p, r: p.start, "Expected an Outcome that holds an Alignment, found Alignment"),
     "a class": (lambda p, r: Outcome, "found type"),
     "a generator": (lambda p, r: (x for x in "ab"), "found generator"),
-    "indices": (lambda p, r: Outcome(dict(p.start.perms)), "found dict"),
+    "indices": (lambda p, r: Outcome(dict(p.start.elements)), "found dict"),
     "a soft alignment": (lambda p, r: Outcome(SoftAlignment.centre(p.graph)), "found SoftAlignment"),
     "another graph": (lambda p, r: Outcome(Alignment.identity(OTHER)), "belongs to another graph"),
     "no permutation": (lambda p, r: Outcome(changed(p)), "was changed after it was made: the indices of group 'h1'"),

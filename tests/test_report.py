@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import alignkit
-from alignkit import Alignment, PermutationGraph, Task, interpolate
+from alignkit import Alignment, SymmetryGraph, Task, interpolate
 from alignkit.errors import ReportError, WeightsError
 from alignkit.jobs.estimate import plan, readable_bytes
 from alignkit.reports import (
@@ -45,8 +45,8 @@ def net() -> nn.Module:
 
 
 @pytest.fixture
-def graph() -> PermutationGraph:
-    return PermutationGraph.from_spec(SPEC, weights(0))
+def graph() -> SymmetryGraph:
+    return SymmetryGraph.from_spec(SPEC, weights(0))
 
 
 class Page(HTMLParser):
@@ -118,7 +118,7 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- reports of jobs
 
 
-def lines(graph: PermutationGraph, a: dict[str, Tensor], b: dict[str, Tensor], aligned: dict[str, Tensor]) -> Lines:
+def lines(graph: SymmetryGraph, a: dict[str, Tensor], b: dict[str, Tensor], aligned: dict[str, Tensor]) -> Lines:
     inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(5))
     model = net()
     model.load_state_dict(a)
@@ -126,7 +126,7 @@ def lines(graph: PermutationGraph, a: dict[str, Tensor], b: dict[str, Tensor], a
     return Lines(interpolate(task, a, b, 5), interpolate(task, a, aligned, 5))
 
 
-def test_the_report_of_a_solution_says_what_the_solution_says(graph: PermutationGraph) -> None:
+def test_the_report_of_a_solution_says_what_the_solution_says(graph: SymmetryGraph) -> None:
     a = weights(0)
     b = Alignment.random(graph, 3).apply(a)
     pair = graph.bind(a, b)
@@ -145,7 +145,7 @@ def test_the_report_of_a_solution_says_what_the_solution_says(graph: Permutation
     assert f"| loss barrier | {found.identity.barrier:.5g} |" in text
 
 
-def test_the_report_tells_when_alignment_did_not_help(graph: PermutationGraph) -> None:
+def test_the_report_tells_when_alignment_did_not_help(graph: SymmetryGraph) -> None:
     a, b = weights(0), weights(1)
     pair = graph.bind(a, b)
     solution = alignkit.solve(pair, solver="identity")
@@ -157,14 +157,14 @@ def test_the_report_tells_when_alignment_did_not_help(graph: PermutationGraph) -
 
 
 def test_the_report_without_groups_has_no_pictures() -> None:
-    fixed = PermutationGraph.from_spec({"w": ". ."}, {"w": (2, 2)})
+    fixed = SymmetryGraph.from_spec({"w": ". ."}, {"w": (2, 2)})
     pair = fixed.bind({"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)})
     report = solution_report(alignkit.solve(pair), "A and B", pair=pair)
     assert list(report.pictures) == []
     assert "no unit may change its place" in report.html()
 
 
-def test_reports_of_the_other_jobs(graph: PermutationGraph, tmp_path: Path) -> None:
+def test_reports_of_the_other_jobs(graph: SymmetryGraph, tmp_path: Path) -> None:
     a, names = weights(0), ["a.pt", "b.pt", "c.pt"]
     models = [a, *(Alignment.random(graph, seed).apply(weights(0)) for seed in (1, 2))]
     pair = graph.bind(a, models[1])
@@ -187,7 +187,7 @@ def test_reports_of_the_other_jobs(graph: PermutationGraph, tmp_path: Path) -> N
 # ---------------------------------------------------------------------- plans
 
 
-def test_a_plan_names_groups_tensors_and_memory(graph: PermutationGraph) -> None:
+def test_a_plan_names_groups_tensors_and_memory(graph: SymmetryGraph) -> None:
     found = plan(graph, "merge", reads=["a.pt", "b.pt"], writes=["m.pt"])
     assert [(g.name, g.units, g.tensors, g.elements) for g in found.groups] == [("h", 6, 3, 48)]
     assert set(found.moved) == {"0.weight", "0.bias", "2.weight"}
@@ -199,7 +199,7 @@ def test_a_plan_names_groups_tensors_and_memory(graph: PermutationGraph) -> None
     assert found.to_dict()["memory_bytes"] == found.memory
 
 
-def test_a_plan_grows_with_the_networks_and_keeps_a_limit(graph: PermutationGraph) -> None:
+def test_a_plan_grows_with_the_networks_and_keeps_a_limit(graph: SymmetryGraph) -> None:
     wide = nn.Sequential(nn.Linear(400, 600), nn.ReLU(), nn.Linear(600, 300))
     larger = alignkit.builders.mlp(wide)
     assert plan(larger).memory > 100 * plan(graph).memory
@@ -209,7 +209,7 @@ def test_a_plan_grows_with_the_networks_and_keeps_a_limit(graph: PermutationGrap
 
 
 @pytest.mark.parametrize("job", ["check", "merge"])
-def test_a_plan_admits_what_it_does_not_know(job: str, graph: PermutationGraph) -> None:
+def test_a_plan_admits_what_it_does_not_know(job: str, graph: SymmetryGraph) -> None:
     solver = None if job == "check" else ["weight_matching", "sinkhorn"]
     found = plan(graph, job, solver=solver)  # type: ignore[arg-type]
     assert found.seconds is None

@@ -13,7 +13,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 
 from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverError, TaskError, WeightsError
-from alignkit.graph import PermutationGraph, PinnedAxis, Provenance
+from alignkit.graph import PinnedAxis, Provenance, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
 from alignkit.matching.soft_alignment import SoftAlignment
@@ -37,14 +37,14 @@ class Swaps(Solver[SwapOptions]):
     name = "swaps"
 
     def solve(self, problem, report):
-        perms = {name: perm.clone() for name, perm in problem.start.perms.items()}
+        elements = {name: element.clone() for name, element in problem.start.elements.items()}
         generator = problem.generator()
         for i in range(self.options.swaps):
-            perm = next(iter(perms.values()))
-            two = torch.randperm(len(perm), generator=generator)[:2]
-            perm[two] = perm[two.flip(0)]
+            element = next(iter(elements.values()))
+            two = torch.randperm(len(element), generator=generator)[:2]
+            element[two] = element[two.flip(0)]
             report(Step(i + 1, float(-i), "swapped"))
-        return Outcome(Alignment(problem.graph, perms), stats={"swaps": float(self.options.swaps)})
+        return Outcome(Alignment(problem.graph, elements), stats={"swaps": float(self.options.swaps)})
 
 
 class Fails(Solver[SolverOptions]):
@@ -122,7 +122,7 @@ def test_options_and_seed_reach_the_solver_and_the_record(pair, registry):
     assert solution.stats == {"swaps": 1.0}
     assert solution.history == (Step(1, 0.0, "swapped"),)
     assert solution.moved["h1"] == 2
-    found = {tuple(solve(pair.bind(), solver=Swaps(seed=s)).alignment.perms["h1"].tolist()) for s in range(5)}
+    found = {tuple(solve(pair.bind(), solver=Swaps(seed=s)).alignment.elements["h1"].tolist()) for s in range(5)}
     assert len(found) > 1
     again = solve(pair.bind(), solver=Swaps(seed=9, swaps=1), seed=4, registry=registry)
     assert again.alignment == solution.alignment
@@ -209,7 +209,7 @@ def test_errors_of_alignkit_are_passed_on_as_they_are(pair):
     [
         (None, "found NoneType"),
         (lambda problem: problem.start, "found Alignment"),
-        (Outcome("perm"), "found str"),
+        (Outcome("element"), "found str"),
         (Outcome(Alignment.identity(mlp(2, 3, 2).graph())), "another graph"),
     ],
     ids=["nothing", "bare alignment", "no alignment", "other graph"],
@@ -310,7 +310,7 @@ def test_modules_are_asked_for_where_they_are_needed(pair):
     [
         (lambda pair: (pair.graph,), "call solve(graph, a, b)"),
         (lambda pair: (pair.graph, pair.a), "call solve(graph, a, b)"),
-        (lambda pair: (pair.a, pair.a, pair.b), "PermutationGraph first, not Sequential."),
+        (lambda pair: (pair.a, pair.a, pair.b), "SymmetryGraph first, not Sequential."),
     ],
     ids=["no models", "one model", "no graph"],
 )
@@ -459,7 +459,7 @@ def test_tensors_that_a_trace_pinned_carry_the_operation():
     provenance = Provenance(
         "traced", "fake", pinned=(PinnedAxis("0.weight", 0, "aten.index", "layers.0"),), unused=("0.bias",)
     )
-    graph = PermutationGraph.from_spec(spec | {"2.bias": "."}, like=architecture.model, provenance=provenance)
+    graph = SymmetryGraph.from_spec(spec | {"2.bias": "."}, like=architecture.model, provenance=provenance)
     uncovered = solve(graph, architecture.model, architecture.model, solver="identity").uncovered
     assert uncovered["0.weight"] == "pinned on axis 0 by aten.index in layers.0"
     assert uncovered["0.bias"] == "the traced run never used it"
@@ -531,8 +531,8 @@ def _rewritten(path: Path, change) -> Path:
         (lambda header, tensors: header.update(graph="00"), "belongs to another graph"),
         (lambda header, tensors: header["solution"].pop("history"), "is damaged: KeyError: 'history'"),
         (lambda header, tensors: header["solution"].update(status="GREAT"), "is damaged"),
-        (lambda header, tensors: tensors.pop("perms/h1"), "group 'h1' has no indices"),
-        (lambda header, tensors: tensors["perms/h1"].zero_(), "no permutation"),
+        (lambda header, tensors: tensors.pop("elements/h1"), "group 'h1' has no indices"),
+        (lambda header, tensors: tensors["elements/h1"].zero_(), "no permutation"),
     ],
     ids=["format", "version", "graph", "missing fact", "unknown status", "missing group", "no permutation"],
 )

@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import torchvision_shim
-from alignkit import PermutationGraph, hookimpl, write_weights
+from alignkit import SymmetryGraph, hookimpl, write_weights
 from alignkit.cli import app
 from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
 from alignkit.graph.proof.perturb import perturbed
@@ -285,7 +285,7 @@ def test_trace_prints_groups_and_writes_files(folder: Path) -> None:
     text = run("trace", "my_models:mlp", "--spec", "s.json", "--json", "g.json", "--picture", "p.png")
     assert "1 group" in text
     spec = json.loads((folder / "s.json").read_text())
-    graph = PermutationGraph.from_json((folder / "g.json").read_text())
+    graph = SymmetryGraph.from_json((folder / "g.json").read_text())
     assert graph.spec() == spec
     assert (folder / "p.png").stat().st_size > 1000
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignkit import PermutationGraph
+from alignkit import SymmetryGraph
 from alignkit.errors import AlignmentError, VerificationError
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
@@ -37,8 +37,8 @@ def alive(model: nn.Module) -> nn.Module:
     return model
 
 
-def graph_with(**changes: str) -> PermutationGraph:
-    return PermutationGraph.from_spec(SPEC | {name.replace("_", ".", 1): text for name, text in changes.items()}, mlp())
+def graph_with(**changes: str) -> SymmetryGraph:
+    return SymmetryGraph.from_spec(SPEC | {name.replace("_", ".", 1): text for name, text in changes.items()}, mlp())
 
 
 class Wrapped(nn.Module):
@@ -59,7 +59,7 @@ HIDDEN = {"one.weight": "h .", "one.bias": "h", "two.weight": ". h", "two.bias":
 
 def check(after: Callable[[Tensor], object], **spec: str) -> None:
     model = Wrapped(after)
-    PermutationGraph.from_spec(HIDDEN | {k.replace("_", "."): v for k, v in spec.items()}, model).verify(model, X)
+    SymmetryGraph.from_spec(HIDDEN | {k.replace("_", "."): v for k, v in spec.items()}, model).verify(model, X)
 
 
 def test_a_right_graph_passes_in_float64() -> None:
@@ -108,7 +108,7 @@ def test_a_wrong_family_is_told_from_its_right_parent() -> None:
 
     model = Heads()
     spec = {"up.weight": "(heads d[heads]) .", "down.weight": ". (heads d[heads])"}
-    graph = PermutationGraph.from_spec(spec, model, sizes={"heads": 3})
+    graph = SymmetryGraph.from_spec(spec, model, sizes={"heads": 3})
     with pytest.raises(VerificationError, match=r"- 'd', which acts on up\.weight, down\.weight") as caught:
         graph.verify(model, X)
     assert "- 'heads'" not in str(caught.value)
@@ -124,7 +124,7 @@ def test_groups_that_are_wrong_only_together() -> None:
             return (self.a.sort().values * self.b.sort().values).sum() + (self.a != 1).logical_or(self.b != 2).sum()
 
     model = Product()
-    graph = PermutationGraph.from_spec({"a": "g", "b": "k"}, model)
+    graph = SymmetryGraph.from_spec({"a": "g", "b": "k"}, model)
     with pytest.raises(VerificationError, match="'g'"):
         graph.verify(model, seed=0, draws=20)
 
@@ -153,7 +153,7 @@ def test_a_change_in_the_second_output_is_seen() -> None:
 
     model = Two(lambda y: y)
     with pytest.raises(VerificationError, match="'h'"):
-        PermutationGraph.from_spec(HIDDEN, model).verify(model, X)
+        SymmetryGraph.from_spec(HIDDEN, model).verify(model, X)
 
 
 def test_inputs_by_name_and_inputs_that_are_changed_in_place() -> None:
@@ -162,7 +162,7 @@ def test_inputs_by_name_and_inputs_that_are_changed_in_place() -> None:
             return super().forward(x.mul_(scale))
 
     model, x = InPlace(lambda y: y), X.clone()
-    PermutationGraph.from_spec(HIDDEN, model).verify(model, x, scale=torch.tensor(2.0))
+    SymmetryGraph.from_spec(HIDDEN, model).verify(model, x, scale=torch.tensor(2.0))
     assert torch.equal(x, X)
 
 
@@ -191,7 +191,7 @@ def test_nan_that_a_symmetry_brings_is_a_failure() -> None:
     model = Root(lambda y: y)
     model.one.bias.data = torch.tensor([4.0, 3.0, 2.0, 1.0])
     with pytest.raises(VerificationError, match="largest relative change nan"):
-        PermutationGraph.from_spec(HIDDEN, model).verify(model, X, draws=10)
+        SymmetryGraph.from_spec(HIDDEN, model).verify(model, X, draws=10)
 
 
 def test_a_model_without_floating_outputs_cannot_be_compared() -> None:
@@ -207,7 +207,7 @@ def refuse_float64(y: Tensor) -> Tensor:
 
 def test_float32_where_float64_is_refused() -> None:
     model = Wrapped(refuse_float64)
-    result = PermutationGraph.from_spec(HIDDEN, model).verify(model, X)
+    result = SymmetryGraph.from_spec(HIDDEN, model).verify(model, X)
     assert (result.dtype, result.tolerance) == ("float32", 2e-4)
     with pytest.raises(VerificationError, match="in float32"):
         check(refuse_float64, two_weight=". .")
@@ -226,4 +226,4 @@ def test_a_model_of_another_architecture_is_refused() -> None:
 
 def test_a_graph_without_groups_passes() -> None:
     model = nn.Linear(3, 2)
-    assert PermutationGraph.from_spec({"weight": ". .", "bias": "."}, model).verify(model, X).error == 0
+    assert SymmetryGraph.from_spec({"weight": ". .", "bias": "."}, model).verify(model, X).error == 0

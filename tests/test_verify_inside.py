@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignkit import PermutationGraph
+from alignkit import SymmetryGraph
 from alignkit.errors import VerificationError
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
@@ -62,7 +62,7 @@ class Caching(Hidden):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_casts_inside_do_not_count_as_errors(dtype: torch.dtype) -> None:
     model = Narrow(dtype)
-    proof = PermutationGraph.from_spec(SPEC, model).verify(model, X)
+    proof = SymmetryGraph.from_spec(SPEC, model).verify(model, X)
     assert proof.dtype == "float64"
     assert proof.error < 1e-12
 
@@ -71,11 +71,11 @@ def test_casts_inside_do_not_hide_errors() -> None:
     model = Narrow(torch.bfloat16)
     wrong = SPEC | {"scale": "."}
     with pytest.raises(VerificationError, match="'h'"):
-        PermutationGraph.from_spec(wrong, model).verify(model, X)
+        SymmetryGraph.from_spec(wrong, model).verify(model, X)
 
 
 def test_models_that_keep_what_they_computed() -> None:
     model = Caching()
     with torch.no_grad():
         model(X)
-    assert PermutationGraph.from_spec(SPEC, model).verify(model, X).error < 1e-12
+    assert SymmetryGraph.from_spec(SPEC, model).verify(model, X).error < 1e-12

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Alignment, PermutationGraph, Status, solve
+from alignkit import Alignment, Status, SymmetryGraph, solve
 from alignkit.errors import SolverError
 from alignkit.graph import BoundGraph
 
 
-def residual_net(seed: int) -> tuple[PermutationGraph, dict[str, Tensor]]:
+def residual_net(seed: int) -> tuple[SymmetryGraph, dict[str, Tensor]]:
     """Two residual blocks of hidden size 50 on a stream of 30 units, without an input layer that tells them apart."""
     generator = torch.Generator().manual_seed(seed)
     spec: dict[str, str] = {}
@@ -24,7 +24,7 @@ def residual_net(seed: int) -> tuple[PermutationGraph, dict[str, Tensor]]:
     spec |= {"out.weight": ". s", "out.bias": "."}
     shapes |= {"out.weight": (10, 30), "out.bias": (10,)}
     weights = {name: torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for name, shape in shapes.items()}
-    return PermutationGraph.from_spec(spec, weights), weights
+    return SymmetryGraph.from_spec(spec, weights), weights
 
 
 def noisy_pair(seed: int, noise: float) -> BoundGraph:

@@ -30,7 +30,7 @@ from alignkit.activations.places import (
 )
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.task import Task
 
@@ -99,7 +99,7 @@ class Reading:
 
 
 def find_readings(
-    graph: PermutationGraph, task: Task, weights: Mapping[str, Tensor]
+    graph: SymmetryGraph, task: Task, weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, list[Reading]], int]:
     """The places where the units of each group are seen, each proved by running the model twice.
 
@@ -137,7 +137,7 @@ def find_readings(
 class _Proof:
     """Runs a model with hooks that read every candidate."""
 
-    def __init__(self, graph: PermutationGraph, task: Task) -> None:
+    def __init__(self, graph: SymmetryGraph, task: Task) -> None:
         self.task = task
         self.parts = _parts(graph, task._model)
         self.candidates: dict[tuple[object, ...], list[Reading]] = {}
@@ -200,7 +200,7 @@ class _Proof:
 _Part = tuple[str, int, int, list[Positions]]
 
 
-def _parts(graph: PermutationGraph, model: nn.Module) -> dict[str, list[_Part]]:
+def _parts(graph: SymmetryGraph, model: nn.Module) -> dict[str, list[_Part]]:
     """For each module the axes of its tensors that groups act on: attribute, axis, its size, positions of units."""
     parts: dict[str, list[_Part]] = defaultdict(list)
     for node in graph.tensors.values():
@@ -214,13 +214,13 @@ def _parts(graph: PermutationGraph, model: nn.Module) -> dict[str, list[_Part]]:
     return parts
 
 
-def _shuffle(graph: PermutationGraph) -> Alignment:
+def _shuffle(graph: SymmetryGraph) -> Alignment:
     """A symmetry that moves units in every group of more than one unit."""
-    perms = {}
-    for name, perm in Alignment.random(graph, 0).perms.items():
-        still = (perm == torch.arange(perm.shape[-1])).all(-1, keepdim=True)
-        perms[name] = torch.where(still, perm.flip(-1), perm)
-    return Alignment(graph, perms)
+    elements = {}
+    for name, element in Alignment.random(graph, 0).elements.items():
+        still = (element == torch.arange(element.shape[-1])).all(-1, keepdim=True)
+        elements[name] = torch.where(still, element.flip(-1), element)
+    return Alignment(graph, elements)
 
 
 def _follows(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkit.graph import BoundGraph, PermutationGraph
+from alignkit.graph import BoundGraph, SymmetryGraph
 from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.solve import solve
@@ -37,7 +37,7 @@ class Aligned:
         lines: The task on the line between two models, if there is one.
     """
 
-    graph: PermutationGraph
+    graph: SymmetryGraph
     weights: Sequence[Weights]
     solution: Solution | None = None
     many: ManyAlignment | None = None
@@ -112,9 +112,7 @@ class Aligned:
         return Report(title, tuple(sections))
 
 
-def align(
-    graph: PermutationGraph, weights: Sequence[Weights], arguments: Mapping[str, Any], task: Task | None
-) -> Aligned:
+def align(graph: SymmetryGraph, weights: Sequence[Weights], arguments: Mapping[str, Any], task: Task | None) -> Aligned:
     """Two models as a pair; more with a common place, each aligned to the mean of the others.
 
     Raises:
@@ -134,7 +132,7 @@ def align(
     return Aligned(graph, [weights[0], moved], solution, None, pair, lines)
 
 
-def unaligned(graph: PermutationGraph, weights: Sequence[Weights], task: Task | None) -> Aligned:
+def unaligned(graph: SymmetryGraph, weights: Sequence[Weights], task: Task | None) -> Aligned:
     """The models as they were given."""
     if task is None or len(weights) > 2:
         return Aligned(graph, list(weights))

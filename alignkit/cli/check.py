@@ -23,7 +23,7 @@ from alignkit.cli.inputs import check_report, look_in_this_folder, read_spec
 from alignkit.cli.switches import Architecture, Shown, command
 from alignkit.cli.trace import MODEL_HELP
 from alignkit.errors import UsageError, VerificationError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.proof.equivalence import Equivalence, same_function
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import Verification, verify
@@ -75,7 +75,7 @@ def check(
     if any(p.device.type == "meta" for p in module.parameters()):
         raise UsageError(f"{model} is too large to be given weights here. Check a configuration with fewer layers.")
     layouts = None if spec is None else read_spec(spec)
-    graph = PermutationGraph.from_spec(layouts, like=module) if layouts else trace(module, *args, **kwargs)
+    graph = SymmetryGraph.from_spec(layouts, like=module) if layouts else trace(module, *args, **kwargs)
     inputs = [*([given] if given else []), *([open_input(against)] if against else [])]
     if shown.dry_run:
         reads = [str(one.path) for one in inputs]
@@ -108,9 +108,7 @@ def _loaded(module: nn.Module, given: Input) -> nn.Module:
     return copied
 
 
-def _tell(
-    graph: PermutationGraph, proofs: dict[str, Verification], model: str, given: Input | None, shown: Shown
-) -> None:
+def _tell(graph: SymmetryGraph, proofs: dict[str, Verification], model: str, given: Input | None, shown: Shown) -> None:
     facts = {"model": model, "checkpoint": str(given.path) if given else "none"}
     written = write_report(report_on(graph, proofs, f"Check of {model}", facts), shown) if shown.report else []
     if shown.as_json:
@@ -125,7 +123,7 @@ def _tell(
     print_text(f"{len(graph.groups)} groups, 10^{graph.log10_order:.1f} symmetries.", *written)
 
 
-def _compare(graph: PermutationGraph, example: Example, inputs: list[Input], shown: Shown) -> None:
+def _compare(graph: SymmetryGraph, example: Example, inputs: list[Input], shown: Shown) -> None:
     """Hold two checkpoints against each other.
 
     Raises:

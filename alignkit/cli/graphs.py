@@ -19,7 +19,7 @@ from alignkit.checkpoints.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, 
 from alignkit.cli.inputs import look_in_this_folder, read_spec
 from alignkit.cli.switches import Architecture, Shown
 from alignkit.errors import BindError, ShapeMismatchError, UsageError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.proof.verify import Verification, verify
 from alignkit.jobs.estimate import Plan
 from alignkit.models.building import Example
@@ -96,7 +96,7 @@ class Described:
         unknown: Tensors of the checkpoint that the model does not have. They stay as they are.
     """
 
-    graph: PermutationGraph
+    graph: SymmetryGraph
     model: str | None = None
     unknown: tuple[str, ...] = ()
 
@@ -161,7 +161,7 @@ def described(architecture: Architecture, like: Input, *, read: bool = True) -> 
         raise UsageError("say what the architecture is once: --spec or --model, not both.")
     if spec is not None:
         shapes = like.weights if read else like.checkpoint.shapes
-        return Described(PermutationGraph.from_spec(read_spec(spec), like=shapes))
+        return Described(SymmetryGraph.from_spec(read_spec(spec), like=shapes))
     config = like.checkpoint.config
     text = model if model is not None or config is None else source_of(config)
     if text is None:

@@ -25,7 +25,7 @@ def trace(
         Path | None, typer.Option("--spec", help="Where the layouts are written: JSON, as solve --spec takes them.")
     ] = None,
     as_json: Annotated[
-        Path | None, typer.Option("--json", help="Where the whole graph is written, for PermutationGraph.from_json.")
+        Path | None, typer.Option("--json", help="Where the whole graph is written, for SymmetryGraph.from_json.")
     ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Where the graph is drawn: .png, .svg or .pdf.")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alignkit.activations.readings import Reading
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import AlignkitError, WeightsError
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.tasks.batches import Batch
 from alignkit.text import did_you_mean
 
@@ -57,7 +57,7 @@ class Pair:
         seed: Seed of whatever the aligner draws; the same for A and B.
     """
 
-    graph: PermutationGraph
+    graph: SymmetryGraph
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
     probing: Probing | None = None
@@ -101,7 +101,7 @@ class Aligner(nn.Module, ABC):
         """An aligner from its settings, with fresh parameters."""
         return cls(**settings)
 
-    def fits(self, graph: PermutationGraph) -> str | None:
+    def fits(self, graph: SymmetryGraph) -> str | None:
         """None where the aligner serves networks of this graph, else the reason why it does not."""
         return None
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.deepalign.probes import standardised
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.families import nested_assignment, split_pairs
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
@@ -94,7 +94,7 @@ def _weight_similarities(tree: TreeObjective, soft: Mapping[str, Tensor | None])
     return found
 
 
-def soft_elements(graph: PermutationGraph, scores: Scores, sharpness: float) -> dict[str, Tensor | None]:
+def soft_elements(graph: SymmetryGraph, scores: Scores, sharpness: float) -> dict[str, Tensor | None]:
     """Doubly stochastic matrices for each group, as in `SoftAlignment`; None for a tree without any score."""
     elements: dict[str, Tensor | None] = {}
     for root in graph.roots:
@@ -107,7 +107,7 @@ def soft_elements(graph: PermutationGraph, scores: Scores, sharpness: float) -> 
 
 
 def _soften(
-    graph: PermutationGraph, name: str, scores: Scores, sharpness: float, elements: dict[str, Tensor | None]
+    graph: SymmetryGraph, name: str, scores: Scores, sharpness: float, elements: dict[str, Tensor | None]
 ) -> None:
     """Soften the children of a group, then the group: two parents are as alike as their softly matched children."""
     units = graph.instances(name) * graph.groups[name].size
@@ -146,10 +146,10 @@ def balanced(logits: Float[Tensor, "*batch n n"], sweeps: int = SWEEPS) -> Float
     return rows * kernel * columns
 
 
-def assign(graph: PermutationGraph, scores: Scores) -> dict[str, Tensor]:
+def assign(graph: SymmetryGraph, scores: Scores) -> dict[str, Tensor]:
     """The best element of the symmetry group for the scores, families from the inside out."""
-    perms: dict[str, Tensor] = {}
+    elements: dict[str, Tensor] = {}
     for root in graph.roots:
         similarity = {name: scores[name] for name in graph.tree(root) if name in scores}
-        perms.update(nested_assignment(graph, root, similarity))
-    return perms
+        elements.update(nested_assignment(graph, root, similarity))
+    return elements

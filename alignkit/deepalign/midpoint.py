@@ -19,7 +19,7 @@ from alignkit.deepalign.consensus import SHARPNESS, Scores, assign
 from alignkit.deepalign.probes import standardised
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.soft_alignment import ProjectedAlignment
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.task import Task, call_with, cross_entropy
@@ -35,7 +35,7 @@ Weights = Mapping[str, Tensor]
 
 
 def meet_in_the_middle(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     task: Task,
     batches: Sequence[Batch],
     a: Weights,
@@ -86,7 +86,7 @@ class _Middle:
     """The network halfway between two, as scores move it."""
 
     def __init__(
-        self, graph: PermutationGraph, task: Task, batches: Sequence[Batch], a: Weights, b: Weights, sharpness: float
+        self, graph: SymmetryGraph, task: Task, batches: Sequence[Batch], a: Weights, b: Weights, sharpness: float
     ) -> None:
         self.graph, self.task, self.sides = graph, task, (a, b)
         self.log_sharpness = torch.tensor(math.log(sharpness)).to(task.device)

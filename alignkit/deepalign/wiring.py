@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from alignkit.activations.places import owner_of, place_of
 from alignkit.graph.layout import Block
 from alignkit.graph.nodes import TensorNode
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 RMS_FLOOR = 1e-12
 ALIKE = 1e-3
@@ -90,7 +90,7 @@ class Wiring:
 
 
 @lru_cache(maxsize=64)
-def find_wiring(graph: PermutationGraph, model: nn.Module) -> Wiring:
+def find_wiring(graph: SymmetryGraph, model: nn.Module) -> Wiring:
     """Read the wiring off a graph and the modules that own its tensors.
 
     Args:

@@ -6,7 +6,7 @@ from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Units
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.provenance import PinnedAxis, Provenance, TracedInput
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 __all__ = [
     "Axis",
@@ -15,10 +15,10 @@ __all__ = [
     "Dim",
     "Fixed",
     "Group",
-    "PermutationGraph",
     "PinnedAxis",
     "Provenance",
     "Segment",
+    "SymmetryGraph",
     "TensorNode",
     "TracedInput",
     "Units",

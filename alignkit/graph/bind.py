@@ -16,7 +16,7 @@ from alignkit.errors import BindError
 from alignkit.graph.source import tensor_identity
 
 if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import PermutationGraph
+    from alignkit.graph.symmetry_graph import SymmetryGraph
 
 WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
@@ -33,7 +33,7 @@ class BoundGraph:
         module_b: The module that ``b`` came from, when one was given.
     """
 
-    graph: PermutationGraph
+    graph: SymmetryGraph
     a: Mapping[str, Tensor] = field(repr=False)
     b: Mapping[str, Tensor] = field(repr=False)
     module_a: nn.Module | None = field(default=None, repr=False)
@@ -44,7 +44,7 @@ class BoundGraph:
         return BoundGraph(self.graph, self.b, self.a, self.module_b, self.module_a)
 
 
-def bind(graph: PermutationGraph, a: WeightsSource, b: WeightsSource) -> BoundGraph:
+def bind(graph: SymmetryGraph, a: WeightsSource, b: WeightsSource) -> BoundGraph:
     """Hold the weights of two models against a graph.
 
     Args:
@@ -97,7 +97,7 @@ def weights_of(source: WeightsSource) -> dict[str, Tensor]:
 
 
 def fit_weights(
-    graph: PermutationGraph, source: WeightsSource, label: str, problems: list[str], *, values: bool = True
+    graph: SymmetryGraph, source: WeightsSource, label: str, problems: list[str], *, values: bool = True
 ) -> dict[str, Tensor]:
     """Weights by first name; what does not fit is appended to ``problems`` as text.
 

@@ -1,7 +1,7 @@
 """Graphs of common families, written with the notation from the names and shapes of the tensors.
 
 Every builder takes a module, a state dict or a mapping of shapes, and reads its layers in the order in which they are
-listed. Shapes do not tell everything (a transposed convolution looks like a plain one): `PermutationGraph.verify`
+listed. Shapes do not tell everything (a transposed convolution looks like a plain one): `SymmetryGraph.verify`
 proves a graph on a real model.
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from alignkit.errors import GraphError
 from alignkit.graph.notation import is_group_name
 from alignkit.graph.source import Like, tensor_facts
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
 
-def mlp(like: Like) -> PermutationGraph:
+def mlp(like: Like) -> SymmetryGraph:
     """The graph of a multilayer perceptron: one group for each hidden layer.
 
     Linear layers follow each other as they are listed; a one-dimensional tensor between them (BatchNorm, LayerNorm,
@@ -34,10 +34,10 @@ def mlp(like: Like) -> PermutationGraph:
         if layer.kind == "convolution":
             raise chain.error(layer, "is no linear layer; a network with convolutions is alignkit.graph.builders.cnn")
         chain.add(layer)
-    return PermutationGraph.from_spec(chain.finish(), like)
+    return SymmetryGraph.from_spec(chain.finish(), like)
 
 
-def siren(like: Like) -> PermutationGraph:
+def siren(like: Like) -> SymmetryGraph:
     """The graph of a SIREN: a chain of linear layers with sine activations.
 
     Its permutations are those of an MLP. The sine is odd, so the sign of each unit is a further symmetry
@@ -55,10 +55,10 @@ def siren(like: Like) -> PermutationGraph:
         if layer.kind != "linear":
             raise chain.error(layer, f"is a {layer.kind}; a SIREN has linear layers only")
         chain.add(layer)
-    return PermutationGraph.from_spec(chain.finish(), like)
+    return SymmetryGraph.from_spec(chain.finish(), like)
 
 
-def cnn(like: Like) -> PermutationGraph:
+def cnn(like: Like) -> SymmetryGraph:
     """The graph of a plain CNN: convolutions, each with an optional BatchNorm, then a flatten, then linear layers.
 
     One group for the channels of each convolution and for each hidden linear layer. How many columns of the first
@@ -73,10 +73,10 @@ def cnn(like: Like) -> PermutationGraph:
     chain = _Chain("a plain CNN")
     for layer in _layers(like, "a plain CNN"):
         chain.add(layer)
-    return PermutationGraph.from_spec(chain.finish(), like)
+    return SymmetryGraph.from_spec(chain.finish(), like)
 
 
-def resnet(like: Like) -> PermutationGraph:
+def resnet(like: Like) -> SymmetryGraph:
     """The graph of a ResNet as torchvision writes it, with BasicBlock or Bottleneck.
 
     Blocks are named ``<stage>.<number>`` and hold their convolutions and BatchNorms, and the projection of their
@@ -106,7 +106,7 @@ def resnet(like: Like) -> PermutationGraph:
             _add_block(chain, path, members)
         else:
             chain.add(members[0])
-    return PermutationGraph.from_spec(chain.finish(), like)
+    return SymmetryGraph.from_spec(chain.finish(), like)
 
 
 def _add_block(chain: _Chain, path: str, members: list[_Layer]) -> None:

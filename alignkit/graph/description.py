@@ -1,22 +1,22 @@
-"""A permutation graph in words: its groups, and what is fixed and why."""
+"""A symmetry graph in words: its groups, and what is fixed and why."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import PermutationGraph
+    from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _LISTED = 20
 
 
-def describe(graph: PermutationGraph) -> str:
+def describe(graph: SymmetryGraph) -> str:
     """Groups as trees with their sizes, then the axes that a trace pinned, unknown operations and idle tensors."""
     parts = [_summary(graph), *_groups(graph), *_fixed(graph)]
     return "\n".join(parts)
 
 
-def why_fixed(graph: PermutationGraph, tensor: str) -> str:
+def why_fixed(graph: SymmetryGraph, tensor: str) -> str:
     """Why no group acts on a tensor, as the end of a sentence: what pinned it, or that nothing ever read it."""
     node, provenance = graph.tensors[tensor], graph.provenance
     pins = [pin for pin in provenance.pinned if pin.tensor in node.names]
@@ -30,7 +30,7 @@ def why_fixed(graph: PermutationGraph, tensor: str) -> str:
     return "its axes are inputs or outputs of the model, or were found to be fixed"
 
 
-def _summary(graph: PermutationGraph) -> str:
+def _summary(graph: SymmetryGraph) -> str:
     source = {"written": "written by hand", "traced": "traced"}[graph.provenance.source]
     if graph.provenance.tensors:
         source += f" on {graph.provenance.tensors} tensors"
@@ -43,7 +43,7 @@ def _summary(graph: PermutationGraph) -> str:
     )
 
 
-def _groups(graph: PermutationGraph) -> list[str]:
+def _groups(graph: SymmetryGraph) -> list[str]:
     if not graph.groups:
         return ["No group: every axis of every tensor is fixed."]
     rows: list[tuple[str, str, str]] = []
@@ -61,7 +61,7 @@ def _groups(graph: PermutationGraph) -> list[str]:
     ]
 
 
-def _fixed(graph: PermutationGraph) -> list[str]:
+def _fixed(graph: SymmetryGraph) -> list[str]:
     provenance = graph.provenance
     unused = set(provenance.unused)
     idle = [name for name in graph.uncovered if name not in unused]

@@ -10,10 +10,10 @@ import networkx as nx
 from alignkit.graph.layout import Axis, Units
 
 if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import PermutationGraph
+    from alignkit.graph.symmetry_graph import SymmetryGraph
 
 
-def build_network(graph: PermutationGraph) -> nx.MultiDiGraph:
+def build_network(graph: SymmetryGraph) -> nx.MultiDiGraph:
     """Groups and tensors as nodes, where groups act and what they are nested in as edges.
 
     Returns:

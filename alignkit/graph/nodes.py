@@ -1,4 +1,4 @@
-"""The two kinds of node of a permutation graph: groups and tensors."""
+"""The two kinds of node of a symmetry graph: groups and tensors."""
 
 from __future__ import annotations
 

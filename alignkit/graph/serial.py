@@ -1,4 +1,4 @@
-"""A permutation graph as JSON: networkx's node-link form, with a version and the provenance."""
+"""A symmetry graph as JSON: networkx's node-link form, with a version and the provenance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignkit.graph.nodes import Group, GroupKind, Role, TensorNode
 from alignkit.graph.notation import parse_layout
 from alignkit.graph.provenance import Provenance
 from alignkit.graph.sizes import resolve_sizes
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _FORMAT = "alignkit.graph"
 _VERSION = 1
@@ -47,12 +47,12 @@ _NODES = TypeAdapter(list[Annotated[_GroupFacts | _TensorFacts, Field(discrimina
 _PROVENANCE = TypeAdapter(Provenance)
 
 
-def graph_to_json(graph: PermutationGraph) -> str:
+def graph_to_json(graph: SymmetryGraph) -> str:
     """Write a graph as JSON; `graph_from_json` reads it back, and so does `networkx.node_link_graph`."""
     return json.dumps(_facts(graph), indent=1)
 
 
-def _facts(graph: PermutationGraph) -> dict[str, Any]:
+def _facts(graph: SymmetryGraph) -> dict[str, Any]:
     network = graph.nx
     return {
         "directed": True,
@@ -71,7 +71,7 @@ def _facts(graph: PermutationGraph) -> dict[str, Any]:
     }
 
 
-def graph_from_json(text: str) -> PermutationGraph:
+def graph_from_json(text: str) -> SymmetryGraph:
     """Read what `graph_to_json` wrote.
 
     Raises:
@@ -83,7 +83,7 @@ def graph_from_json(text: str) -> PermutationGraph:
         raise SpecError(f"this is no JSON text: {error}.") from error
     header = loaded.get("graph") if isinstance(loaded, dict) else None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise SpecError("this JSON is no permutation graph; one is written by PermutationGraph.to_json.")
+        raise SpecError("this JSON is no symmetry graph; one is written by SymmetryGraph.to_json.")
     if header.get("version") != _VERSION:
         raise SpecError(
             f"the graph has version {header.get('version')!r} of the JSON form; this release reads {_VERSION}."
@@ -102,7 +102,7 @@ def graph_from_json(text: str) -> PermutationGraph:
     return graph
 
 
-def _build(found: Any, provenance: Any) -> PermutationGraph:
+def _build(found: Any, provenance: Any) -> SymmetryGraph:
     nodes = _NODES.validate_python(found)
     needed = [field.name for field in fields(Provenance)]
     if not isinstance(provenance, Mapping) or sorted(provenance) != sorted(needed):
@@ -120,7 +120,7 @@ def _build(found: Any, provenance: Any) -> PermutationGraph:
             if unit.group not in groups or groups[unit.group].parent != unit.parent:
                 raise SpecError(f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none.")
     filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
-    return PermutationGraph(
+    return SymmetryGraph(
         {
             name: TensorNode(name, tuple(node.names), shapes[name], node.dtype, filled[name], node.role)
             for name, node in tensors.items()
@@ -136,5 +136,5 @@ def _compare(found: dict[str, Any], rebuilt: dict[str, Any]) -> None:
         if found.get(key) != rebuilt[key]:
             raise SpecError(
                 f"the graph in this JSON was changed after it was written: its {key} do not agree with the layouts. "
-                "Build it again with PermutationGraph.from_spec."
+                "Build it again with SymmetryGraph.from_spec."
             )

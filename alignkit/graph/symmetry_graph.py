@@ -1,4 +1,4 @@
-"""`PermutationGraph`: which groups of units a network has, and where each acts on its tensors."""
+"""`SymmetryGraph`: which groups of units a network has, and where each acts on its tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from alignkit.graph.proof.verify import Verification
 
 
-class PermutationGraph:
+class SymmetryGraph:
     """The permutation symmetries of an architecture.
 
     An immutable value: groups, tensors, and the layout of every axis. The same facts are a networkx
@@ -65,7 +65,7 @@ class PermutationGraph:
         *,
         sizes: Mapping[str, int] | None = None,
         provenance: Provenance | None = None,
-    ) -> PermutationGraph:
+    ) -> SymmetryGraph:
         """Build a graph from the notation.
 
         Args:
@@ -136,13 +136,13 @@ class PermutationGraph:
         """A group and its descendants, parents before children."""
         return (root, *(name for child in self.children(root) for name in self.tree(child)))
 
-    def perm_shape(self, group: str) -> tuple[int, ...]:
+    def element_shape(self, group: str) -> tuple[int, ...]:
         """Shape of a group's indices in an alignment: the sizes of its ancestors, then its own."""
         return (*(self.groups[name].size for name in self.ancestors(group)), self.groups[group].size)
 
     def instances(self, group: str) -> int:
         """How many copies of the group there are: the number of units of its parent, 1 for a root."""
-        return math.prod(self.perm_shape(group)[:-1])
+        return math.prod(self.element_shape(group)[:-1])
 
     @cached_property
     def order(self) -> int:
@@ -192,19 +192,19 @@ class PermutationGraph:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PermutationGraph) and self.fingerprint == other.fingerprint
+        return isinstance(other, SymmetryGraph) and self.fingerprint == other.fingerprint
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Mapping proxies cannot be pickled; the constructor makes them anew.
-        return (PermutationGraph, (dict(self.tensors), dict(self.groups), self.provenance))
+        return (SymmetryGraph, (dict(self.tensors), dict(self.groups), self.provenance))
 
     def __repr__(self) -> str:
         families = sum(g.parent is not None for g in self.groups.values())
         return (
-            f"PermutationGraph({len(self.tensors)} tensors, {len(self.groups) - families} groups, {families} families, "
+            f"SymmetryGraph({len(self.tensors)} tensors, {len(self.groups) - families} groups, {families} families, "
             f"10^{self.log10_order:.1f} symmetries)"
         )
 
@@ -253,7 +253,7 @@ class PermutationGraph:
         return graph_to_json(self)
 
     @classmethod
-    def from_json(cls, text: str) -> PermutationGraph:
+    def from_json(cls, text: str) -> SymmetryGraph:
         """Read what `to_json` wrote.
 
         Raises:
@@ -360,7 +360,7 @@ def _check_sizes(node: TensorNode, groups: Mapping[str, Group]) -> None:
         raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")
 
 
-def _check(graph: PermutationGraph) -> None:
+def _check(graph: SymmetryGraph) -> None:
     """The invariants of a whole graph, however it was put together."""
     for name, group in graph.groups.items():
         if not is_group_name(name):

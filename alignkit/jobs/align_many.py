@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from alignkit.errors import AlignmentError, BindError, SolverError
 from alignkit.graph.bind import BoundGraph, WeightsSource, fit_weights
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.solve import SolverLike, solve
 from alignkit.jobs.universe import ascend_together
 from alignkit.solver.contract import Step
@@ -96,7 +96,7 @@ class ManyAlignment:
     seconds: float = 0.0
 
     @property
-    def graph(self) -> PermutationGraph:
+    def graph(self) -> SymmetryGraph:
         """The graph that all models share."""
         return self.alignments[0].graph
 
@@ -129,7 +129,7 @@ class ManyAlignment:
 
 
 def align_many(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     models: Sequence[WeightsSource],
     method: Method = "merge_many",
     *,
@@ -198,7 +198,7 @@ def align_many(
 
 
 def direct_pairs(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     models: Sequence[WeightsSource],
     *,
     solver: SolverLike = "weight_matching",
@@ -229,7 +229,7 @@ def direct_pairs(
     return DirectPairs(found, mean, perf_counter() - started)
 
 
-def fitted_models(graph: PermutationGraph, models: Sequence[WeightsSource]) -> list[dict[str, Tensor]]:
+def fitted_models(graph: SymmetryGraph, models: Sequence[WeightsSource]) -> list[dict[str, Tensor]]:
     """Weights of every model by the first name of each tensor.
 
     Raises:
@@ -267,7 +267,7 @@ def spread(weights: Sequence[Weights], alignments: Sequence[Alignment]) -> float
 class _Work:
     """The models with what all methods share: how pairs are solved, where to start, and the history."""
 
-    graph: PermutationGraph
+    graph: SymmetryGraph
     weights: list[dict[str, Tensor]]
     arguments: dict[str, Any]
     init: list[Alignment] | None
@@ -350,7 +350,7 @@ class _Work:
 
 
 def _starts(
-    graph: PermutationGraph, count: int, init: ManyAlignment | Sequence[Alignment] | None
+    graph: SymmetryGraph, count: int, init: ManyAlignment | Sequence[Alignment] | None
 ) -> list[Alignment] | None:
     if init is None:
         return None

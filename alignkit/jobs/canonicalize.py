@@ -18,7 +18,7 @@ from alignkit.errors import AlignmentError, BindError
 from alignkit.graph.bind import BoundGraph, WeightsSource, fit_weights
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.objective import Use
 from alignkit.solver.contract import Problem
@@ -35,7 +35,7 @@ class Canonical:
     Attributes:
         graph: Their graph.
         weights: The networks in their new order, ``[networks, *shape]`` for each tensor by its first name.
-        perms: Indices of every group, ``[networks, *graph.perm_shape(group)]``.
+        elements: Indices of every group, ``[networks, *graph.element_shape(group)]``.
         before: ``||reference - network||^2`` as the networks were given, float64 ``[networks]``.
         after: The same in the new order.
         seconds: Wall-clock time.
@@ -43,9 +43,9 @@ class Canonical:
             part of a tensor, are matched one network after the other.
     """
 
-    graph: PermutationGraph
+    graph: SymmetryGraph
     weights: Mapping[str, Tensor]
-    perms: Mapping[str, Tensor]
+    elements: Mapping[str, Tensor]
     before: Tensor
     after: Tensor
     seconds: float
@@ -61,7 +61,7 @@ class Canonical:
 
     def alignment(self, index: int) -> Alignment:
         """The alignment that brought one network to the reference."""
-        return Alignment(self.graph, {name: perm[index] for name, perm in self.perms.items()})
+        return Alignment(self.graph, {name: element[index] for name, element in self.elements.items()})
 
     def network(self, index: int) -> dict[str, Tensor]:
         """The weights of one network in the new order."""
@@ -75,7 +75,7 @@ class Canonical:
 
 
 def canonicalize(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     networks: Sequence[WeightsSource] | Mapping[str, Tensor],
     reference: WeightsSource,
     *,
@@ -115,13 +115,13 @@ def canonicalize(
             parts.append(_together(graph, target, batch, place, options))
         else:
             parts.append(_alone(graph, target, {n: t[0] for n, t in batch.items()}, place, options))
-    perms = {name: torch.cat([part[name] for part in parts]) for name in graph.groups}
-    weights = {name: _permuted(graph, name, tensor, perms) for name, tensor in stacked.items()}
+    elements = {name: torch.cat([part[name] for part in parts]) for name in graph.groups}
+    weights = {name: _permuted(graph, name, tensor, elements) for name, tensor in stacked.items()}
     before, after = (_distances(target, side) for side in (stacked, weights))
-    return Canonical(graph, weights, perms, before, after, perf_counter() - started, batched)
+    return Canonical(graph, weights, elements, before, after, perf_counter() - started, batched)
 
 
-def can_be_batched(graph: PermutationGraph) -> bool:
+def can_be_batched(graph: SymmetryGraph) -> bool:
     """Whether a graph has no families and no group acts twice on one part of a tensor."""
     blocks = (block for node in graph.tensors.values() for block in node.blocks)
     once = all(len(block.groups) == sum(dim.group is not None for dim in block.dims) for block in blocks)
@@ -129,7 +129,7 @@ def can_be_batched(graph: PermutationGraph) -> bool:
 
 
 def _alone(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     target: Mapping[str, Tensor],
     network: Mapping[str, Tensor],
     device: torch.device,
@@ -137,24 +137,24 @@ def _alone(
 ) -> dict[str, Tensor]:
     problem = Problem(BoundGraph(graph, target, network), device=device)
     found = WeightMatching(**options).solve(problem, lambda step: None).alignment
-    return {name: perm[None] for name, perm in found.perms.items()}
+    return {name: element[None] for name, element in found.elements.items()}
 
 
 def _together(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     target: Mapping[str, Tensor],
     batch: Mapping[str, Tensor],
     device: torch.device,
     options: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    perms = _Batch(graph, target, batch, device, options).run()
-    moved = {name: _permuted(graph, name, tensor, perms) for name, tensor in batch.items()}
+    elements = _Batch(graph, target, batch, device, options).run()
+    moved = {name: _permuted(graph, name, tensor, elements) for name, tensor in batch.items()}
     # Weight matching alone starts again from a network that it would leave in a worse place than it was.
     for i in (_distances(target, moved) > _distances(target, batch)).nonzero().squeeze(1).tolist():
         own = _alone(graph, target, {name: tensor[i] for name, tensor in batch.items()}, device, options)
-        for name, perm in own.items():
-            perms[name][i] = perm[0]
-    return perms
+        for name, element in own.items():
+            elements[name][i] = element[0]
+    return elements
 
 
 class _Batch:
@@ -162,7 +162,7 @@ class _Batch:
 
     def __init__(
         self,
-        graph: PermutationGraph,
+        graph: SymmetryGraph,
         target: Mapping[str, Tensor],
         networks: Mapping[str, Tensor],
         device: torch.device,
@@ -190,7 +190,7 @@ class _Batch:
 
     def run(self) -> dict[str, Tensor]:
         """Indices ``[networks, n]`` of every group."""
-        perms: dict[str, Tensor | None] = dict.fromkeys(self.graph.groups)
+        elements: dict[str, Tensor | None] = dict.fromkeys(self.graph.groups)
         dirty = {name: torch.ones(self.count, dtype=torch.bool) for name in self.graph.groups}
         classes = colours(self.graph, None)
         distance = torch.full((self.count,), torch.inf, dtype=torch.float64)
@@ -202,45 +202,45 @@ class _Batch:
             for roots in classes:
                 for root, turn in [(root, dirty[root].nonzero().squeeze(1)) for root in roots]:
                     dirty[root][turn] = False
-                    changed, gain = self._update(root, turn, perms)
+                    changed, gain = self._update(root, turn, elements)
                     distance[turn[changed]] -= 2 * gain[changed]
                     for other in self.graph.neighbours(root):
                         dirty[other][turn[changed]] = True
             if not torch.isfinite(distance).all():
-                distance = self._distance(perms)
+                distance = self._distance(elements)
             finished = swept & (before - distance <= self.rtol * distance)
             for name in dirty:
                 dirty[name] &= ~finished
-        return {name: perm for name, perm in perms.items() if perm is not None}
+        return {name: element for name, element in elements.items() if element is not None}
 
-    def _update(self, group: str, turn: Tensor, perms: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
+    def _update(self, group: str, turn: Tensor, elements: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
         """Match one group of some networks; says which of them changed, and what each gained."""
         if not len(turn):
             return torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.float64)
-        similarity = self._similarity(group, turn, perms).cpu()
+        similarity = self._similarity(group, turn, elements).cpu()
         found = linear_assignment(similarity)
-        current = perms[group]
+        current = elements[group]
         if current is None:
-            perms[group] = found
+            elements[group] = found
             return torch.ones(len(turn), dtype=torch.bool), torch.full((len(turn),), torch.inf, dtype=torch.float64)
         gain = assignment_value(similarity, found) - assignment_value(similarity, current[turn])
         changed = (found != current[turn]).any(1) & (gain > self.negligible[turn])
-        perms[group] = current.index_copy(0, turn[changed], found[changed])
+        elements[group] = current.index_copy(0, turn[changed], found[changed])
         return changed, gain
 
-    def _similarity(self, group: str, turn: Tensor, perms: Mapping[str, Tensor | None]) -> Tensor:
+    def _similarity(self, group: str, turn: Tensor, elements: Mapping[str, Tensor | None]) -> Tensor:
         size = self.graph.groups[group].size
         total = torch.zeros(len(turn), size, size, dtype=torch.float64, device=self.device)
         for use in self.uses[group]:
             if use.others:
-                total += self._similarity_at(use, turn, perms)
+                total += self._similarity_at(use, turn, elements)
                 continue
             if use not in self._constant:
-                self._constant[use] = self._similarity_at(use, torch.arange(self.count), perms)
+                self._constant[use] = self._similarity_at(use, torch.arange(self.count), elements)
             total += self._constant[use][turn.to(self.device)]
         return total
 
-    def _similarity_at(self, use: Use, turn: Tensor, perms: Mapping[str, Tensor | None]) -> Tensor:
+    def _similarity_at(self, use: Use, turn: Tensor, elements: Mapping[str, Tensor | None]) -> Tensor:
         dims = use.block.dims
         part = _batched_view(use.block, self.b[use.tensor])
         part = part if len(turn) == self.count else part[turn.to(self.device)]
@@ -249,19 +249,19 @@ class _Batch:
         for at, dim in enumerate(dims):
             if dim.group is None or at == use.at:
                 continue
-            perm = perms[dim.group]
-            if perm is None:
+            element = elements[dim.group]
+            if element is None:
                 unknown.append(at)
             else:
-                part = _gathered(part, at, perm[turn].to(self.device))
+                part = _gathered(part, at, element[turn].to(self.device))
         for at in unknown:
             a, part = a.sum(at, keepdim=True), part.mean(at + 1, keepdim=True)
         size = dims[use.at].size
         a = a.movedim(use.at, 0).reshape(size, -1)
         return a @ part.movedim(use.at + 1, 1).reshape(len(turn), size, -1).mT
 
-    def _distance(self, perms: Mapping[str, Tensor | None]) -> Tensor:
-        known = {name: perm for name, perm in perms.items() if perm is not None}
+    def _distance(self, elements: Mapping[str, Tensor | None]) -> Tensor:
+        known = {name: element for name, element in elements.items() if element is not None}
         value = torch.zeros(self.count, dtype=torch.float64, device=self.device)
         for name, tensor in self.b.items():
             value += (_flat(_permuted(self.graph, name, tensor, known)) * self.a[name].reshape(-1)).sum(1)
@@ -277,15 +277,15 @@ def _batched_view(block: Block, stacked: Tensor) -> Tensor:
     return torch.as_strided(stacked, sizes, steps, offset)
 
 
-def _gathered(part: Tensor, at: int, perm: Tensor, ancestors: tuple[int, ...] = ()) -> Tensor:
-    shape = [len(perm)] + [1] * (part.ndim - 1)
+def _gathered(part: Tensor, at: int, element: Tensor, ancestors: tuple[int, ...] = ()) -> Tensor:
+    shape = [len(element)] + [1] * (part.ndim - 1)
     for place in (*ancestors, at):
         shape[place + 1] = part.shape[place + 1]
-    return torch.take_along_dim(part, perm.reshape(shape), at + 1)
+    return torch.take_along_dim(part, element.reshape(shape), at + 1)
 
 
-def _permuted(graph: PermutationGraph, name: str, tensor: Tensor, perms: Mapping[str, Tensor]) -> Tensor:
-    """One tensor of every network in the order of ``perms``, parents before the units inside them."""
+def _permuted(graph: SymmetryGraph, name: str, tensor: Tensor, elements: Mapping[str, Tensor]) -> Tensor:
+    """One tensor of every network in the order of ``elements``, parents before the units inside them."""
     if not graph.tensors[name].groups:
         return tensor
     result = torch.empty_like(tensor)
@@ -293,7 +293,7 @@ def _permuted(graph: PermutationGraph, name: str, tensor: Tensor, perms: Mapping
         part = _batched_view(block, tensor)
         for at, dim in enumerate(block.dims):
             if dim.group is not None:
-                part = _gathered(part, at, perms[dim.group].to(tensor.device), dim.ancestors)
+                part = _gathered(part, at, elements[dim.group].to(tensor.device), dim.ancestors)
         _batched_view(block, result).copy_(part)
     return result
 
@@ -314,7 +314,7 @@ def _distances(target: Mapping[str, Tensor], networks: Mapping[str, Tensor]) -> 
 
 
 def _stacked(
-    graph: PermutationGraph, networks: Sequence[WeightsSource] | Mapping[str, Tensor], reference: WeightsSource
+    graph: SymmetryGraph, networks: Sequence[WeightsSource] | Mapping[str, Tensor], reference: WeightsSource
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The networks as stacked tensors and the reference, both by first name and checked."""
     problems: list[str] = []

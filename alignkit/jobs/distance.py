@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.solve import SolverLike, solve
 from alignkit.solver.solution import Solution
 
@@ -81,7 +81,7 @@ class Distance:
 
 
 def distance(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     a: WeightsSource,
     b: WeightsSource,
     *,

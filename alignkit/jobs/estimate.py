@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from alignkit.graph import PermutationGraph, TensorNode
+from alignkit.graph import SymmetryGraph, TensorNode
 from alignkit.graph.description import why_fixed
 from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.objective import CACHE_ELEMENTS
@@ -67,7 +67,7 @@ class Plan:
     """
 
     job: Job
-    graph: PermutationGraph
+    graph: SymmetryGraph
     solver: str | None
     memory: int
     seconds: float | None
@@ -143,7 +143,7 @@ class Plan:
 
 
 def plan(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     job: Job = "merge",
     *,
     models: int = 2,
@@ -185,7 +185,7 @@ def readable_bytes(number: float) -> str:
     return f"{number:.0f} bytes"
 
 
-def _memory(graph: PermutationGraph, job: Job, models: int, weight: int, solved: bool) -> int:
+def _memory(graph: SymmetryGraph, job: Job, models: int, weight: int, solved: bool) -> int:
     """The larger of two moments: while the pair is matched in float64, and while results are written."""
     wide = [8 * prod(node.shape) for node in graph.tensors.values() if node.groups]
     matrices = {n: 8 * graph.instances(n) * g.size**2 for n, g in graph.groups.items()}
@@ -201,7 +201,7 @@ def _memory(graph: PermutationGraph, job: Job, models: int, weight: int, solved:
 
 
 def _seconds(
-    graph: PermutationGraph, job: Job, models: int, weight: int, solvers: Sequence[str]
+    graph: SymmetryGraph, job: Job, models: int, weight: int, solvers: Sequence[str]
 ) -> tuple[float | None, str]:
     if job == "check":
         return None, "a few runs of the model, in float64; how long one takes is not known before"
@@ -215,7 +215,7 @@ def _seconds(
     return solving + moving, f"{SWEEPS} sweeps assumed{of}; right within a factor of four or so"
 
 
-def _matching(graph: PermutationGraph) -> float:
+def _matching(graph: SymmetryGraph) -> float:
     """Seconds of weight matching of one pair: products and assignments of `SWEEPS` sweeps."""
     products = 0.0
     for block in (block for node in graph.tensors.values() for block in node.blocks):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from alignkit.errors import AlignkitError, AlignmentError, SolverError
-from alignkit.graph import BoundGraph, PermutationGraph
+from alignkit.graph import BoundGraph, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
@@ -27,7 +27,7 @@ SolverLike: TypeAlias = str | Solver[Any] | type[Solver[Any]]
 
 
 def solve(
-    pair: BoundGraph | PermutationGraph,
+    pair: BoundGraph | SymmetryGraph,
     a: WeightsSource | None = None,
     b: WeightsSource | None = None,
     *,
@@ -156,17 +156,17 @@ def _bound(pair: object, a: WeightsSource | None, b: WeightsSource | None) -> Bo
         if a is not None or b is not None:
             raise SolverError("the graph is bound to its models already: call solve(pair) without a and b.")
         return pair
-    if isinstance(pair, PermutationGraph):
+    if isinstance(pair, SymmetryGraph):
         if a is None or b is None:
             raise SolverError("a graph alone says nothing about weights: call solve(graph, a, b).")
         return pair.bind(a, b)
     raise SolverError(
-        f"solve() takes a bound graph or a PermutationGraph first, not {type(pair).__name__}. "
-        "Make one with PermutationGraph.from_spec(spec, like=model)."
+        f"solve() takes a bound graph or a SymmetryGraph first, not {type(pair).__name__}. "
+        "Make one with SymmetryGraph.from_spec(spec, like=model)."
     )
 
 
-def _start(graph: PermutationGraph, init: object) -> Alignment | None:
+def _start(graph: SymmetryGraph, init: object) -> Alignment | None:
     if init is None:
         return None
     start = init.alignment if isinstance(init, Solution) else init

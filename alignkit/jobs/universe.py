@@ -16,7 +16,7 @@ from torch import Tensor
 from alignkit.graph.bind import BoundGraph
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.relaxation import SAMPLES, Masses, Point, Relaxation, best_step, round_masses
 from alignkit.matching.soft_alignment import SoftAlignment
 
@@ -24,7 +24,7 @@ Tensors = dict[str, Tensor]
 
 
 def ascend_together(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     weights: Sequence[Mapping[str, Tensor]],
     start: Sequence[Alignment],
     device: torch.device | str | None = None,
@@ -61,7 +61,7 @@ def ascend_together(
 class _Together:
     def __init__(
         self,
-        graph: PermutationGraph,
+        graph: SymmetryGraph,
         weights: Sequence[Mapping[str, Tensor]],
         device: torch.device,
         dtype: torch.dtype,
@@ -77,7 +77,7 @@ class _Together:
         points = []
         for model, alignment in zip(self.models, alignments, strict=True):
             centre = model.point(SoftAlignment.centre(self.graph))
-            points.append(model.between(centre, model.corner(alignment.perms), 0.5))
+            points.append(model.between(centre, model.corner(alignment.elements), 0.5))
         return points
 
     def step(self, points: list[Point], rtol: float) -> list[Point] | None:
@@ -85,12 +85,12 @@ class _Together:
         moved = [_moved(model, point.matrices) for model, point in zip(self.models, points, strict=True)]
         total = {name: torch.stack([m[name] for m in moved]).sum(0) for name in moved[0]}
         corners: list[Masses] = []
-        perms: list[dict[str, Tensor]] = []
+        elements: list[dict[str, Tensor]] = []
         slope = value = 0.0
         for model, point, own in zip(self.models, points, moved, strict=True):
             gradient = model.facing({name: total[name] - own[name] for name in total}).gradient(point)
-            perms.append(round_masses(self.graph, gradient.groups))
-            corners.append(model.corner(perms[-1]))
+            elements.append(round_masses(self.graph, gradient.groups))
+            corners.append(model.corner(elements[-1]))
             ways = (
                 (g * (corners[-1][n] - point.masses[n])).sum(dtype=torch.float64) for n, g in gradient.groups.items()
             )
@@ -98,13 +98,13 @@ class _Together:
             value += gradient.value
         if slope <= rtol * abs(value):
             return None
-        step = best_step(self._along(points, corners, perms, moved))
+        step = best_step(self._along(points, corners, elements, moved))
         if step <= 0:
             return None
         return [m.between(p, c, step) for m, p, c in zip(self.models, points, corners, strict=True)]
 
     def _along(
-        self, points: list[Point], corners: list[Masses], perms: list[dict[str, Tensor]], moved: list[Tensors]
+        self, points: list[Point], corners: list[Masses], elements: list[dict[str, Tensor]], moved: list[Tensors]
     ) -> Polynomial:
         """The sum over pairs of models as a polynomial of the step."""
         samples: list[list[Tensor]] = [[] for _ in self.nodes]
@@ -113,7 +113,7 @@ class _Together:
                 if k == 0:
                     tensors = moved[at]
                 elif k == len(self.nodes) - 1:
-                    tensors = _moved(model, perms[at])
+                    tensors = _moved(model, elements[at])
                 else:
                     tensors = _moved(model, model.between(points[at], corners[at], float(node)).matrices)
                 samples[k].append(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).double())

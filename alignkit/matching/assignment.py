@@ -36,7 +36,8 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
         backend: ``"scipy"`` (always there), ``"lapx"`` (the extra ``fast``), or ``"auto"`` for the fastest installed.
 
     Returns:
-        int64 indices on the CPU: row ``i`` gets column ``perm[i]``. Among equally good permutations, always the same.
+        int64 indices on the CPU: row ``i`` gets column ``permutation[i]``. Among equally good permutations, always the
+        same one.
 
     Raises:
         AssignmentError: The matrices are not square, hold NaN or infinity, or the backend is not installed.
@@ -65,9 +66,11 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
     return torch.from_numpy(found.reshape(*values.shape[:-2], size))
 
 
-def assignment_value(similarity: Float[Tensor, "*batch n n"], perm: Int[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+def assignment_value(
+    similarity: Float[Tensor, "*batch n n"], permutation: Int[Tensor, "*batch n"]
+) -> Float[Tensor, "*batch"]:
     """Total similarity of a permutation, for each matrix of a batch."""
-    return similarity.gather(-1, perm.to(similarity.device)[..., None]).squeeze(-1).sum(-1)
+    return similarity.gather(-1, permutation.to(similarity.device)[..., None]).squeeze(-1).sum(-1)
 
 
 def _on_host(similarity: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from alignkit.graph.bind import BoundGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Frame:
         return found.inverse() if self.exchanged else found
 
 
-def canonical_order(graph: PermutationGraph, weights: Mapping[str, Tensor]) -> Alignment:
+def canonical_order(graph: SymmetryGraph, weights: Mapping[str, Tensor]) -> Alignment:
     """The alignment that stores units by a number which no reordering of the network changes.
 
     The number sums first and second powers of the weights that belong to a unit. Units with equal numbers keep the
@@ -69,15 +69,15 @@ def canonical_order(graph: PermutationGraph, weights: Mapping[str, Tensor]) -> A
                 if dim.group is not None:
                     # Places are told apart: the same weights in another tensor make another unit.
                     keys[dim.group] = 1.1 * keys[dim.group] + _unit_numbers(block, part, at).reshape(-1, dim.size)
-    perms: dict[str, Tensor] = {}
+    elements: dict[str, Tensor] = {}
     flats: dict[str, Tensor] = {}
     for name in (member for root in graph.roots for member in graph.tree(root)):
         size, parent = graph.groups[name].size, graph.groups[name].parent
         source = torch.zeros(1, dtype=torch.int64) if parent is None else flats[parent]
         chosen = keys[name][source].argsort(dim=-1, stable=True)
-        perms[name] = chosen.reshape(graph.perm_shape(name))
+        elements[name] = chosen.reshape(graph.element_shape(name))
         flats[name] = (source[:, None] * size + chosen).reshape(-1)
-    return Alignment(graph, perms)
+    return Alignment(graph, elements)
 
 
 def _unit_numbers(block: Block, part: Tensor, at: int) -> Tensor:

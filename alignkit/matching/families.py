@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.assignment import assignment_value, linear_assignment
 
 
@@ -23,7 +23,7 @@ def split_pairs(similarity: Float[Tensor, "units units"], size: int) -> Float[Te
 
 
 def nested_assignment(
-    graph: PermutationGraph, root: str, similarity: Mapping[str, Float[Tensor, "units units"]]
+    graph: SymmetryGraph, root: str, similarity: Mapping[str, Float[Tensor, "units units"]]
 ) -> dict[str, Tensor]:
     """The best element of a tree of groups for given similarities of units.
 
@@ -56,14 +56,14 @@ def nested_assignment(
     return read_off(graph, root, pairs)
 
 
-def read_off(graph: PermutationGraph, root: str, pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_off(graph: SymmetryGraph, root: str, pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Indices of each group of a tree, from its assignments ``[p, p, n]`` for every pair of parents."""
     flats: dict[str, Tensor] = {}
-    perms: dict[str, Tensor] = {}
+    elements: dict[str, Tensor] = {}
     for group in graph.tree(root):
         parent = graph.groups[group].parent
         source = torch.zeros(1, dtype=torch.int64) if parent is None else flats[parent]
         chosen = pairs[group][torch.arange(len(source)), source]
-        perms[group] = chosen.reshape(graph.perm_shape(group))
+        elements[group] = chosen.reshape(graph.element_shape(group))
         flats[group] = (source[:, None] * chosen.shape[-1] + chosen).reshape(-1)
-    return perms
+    return elements

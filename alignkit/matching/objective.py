@@ -22,7 +22,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.matching.soft_alignment import SoftAlignment
 
-Perms: TypeAlias = Mapping[str, Tensor | None]
+Elements: TypeAlias = Mapping[str, Tensor | None]
 """For each group its indices, as in `Alignment`, its matrix, as in `SoftAlignment`, or None while nothing is known."""
 
 CACHE_ELEMENTS = 1 << 25
@@ -101,17 +101,17 @@ class Objective:
         names = [name for name, node in self.graph.tensors.items() if not node.groups]
         return sum(float((self.bound.a[n].detach().double() * self.bound.b[n].detach().double()).sum()) for n in names)
 
-    def tensor_value(self, name: str, perms: Perms) -> float:
+    def tensor_value(self, name: str, elements: Elements) -> float:
         """``<A, P # B>`` of one tensor on which groups act."""
         total = 0.0
         for block in self.graph.tensors[name].blocks:
-            part = act_on_block(block, block.view(self.b[name]), _known(perms, block))
+            part = act_on_block(block, block.view(self.b[name]), _known(elements, block))
             total += float((block.view(self.a[name]) * part).sum(dtype=torch.float64))
         return total
 
     def value(self, alignment: Alignment | SoftAlignment) -> float:
         """``<A, P # B>`` over all tensors."""
-        elements = alignment.perms if isinstance(alignment, Alignment) else alignment.matrices
+        elements = alignment.elements if isinstance(alignment, Alignment) else alignment.matrices
         return self.fixed_value + sum(self.tensor_value(name, elements) for name in self.a)
 
     def distances2(self, alignment: Alignment) -> dict[str, float]:
@@ -121,7 +121,7 @@ class Objective:
             a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, b).detach()
             total = 0.0
             for block in self.graph.tensors[name].blocks:
-                part = act_on_block(block, block.view(b), alignment.perms)
+                part = act_on_block(block, block.view(b), alignment.elements)
                 difference = (block.view(a).double() - part.double()).reshape(-1)
                 total += float(torch.dot(difference, difference))
             distances[name] = total
@@ -149,7 +149,7 @@ class Objective:
                         table[dim.group].append(Use(name, block, at))
         return {name: tuple(uses) for name, uses in table.items()}
 
-    def similarity(self, group: str, perms: Perms) -> Float[Tensor, "instances n n"]:
+    def similarity(self, group: str, elements: Elements) -> Float[Tensor, "instances n n"]:
         """How alike each unit of A is to each unit of B, all other groups being applied to B.
 
         The sum, over every place where the group acts, of ``unfold(A) @ unfold(others applied to B)^T``. Assigning it
@@ -158,7 +158,7 @@ class Objective:
 
         Args:
             group: A group of the graph.
-            perms: Indices for the other groups. A group that is None counts as unknown: what it indexes is averaged,
+            elements: Indices for the other groups. A group that is None counts as unknown: what it indexes is averaged,
                 which is the centre of all its orders. The group's ancestors have to be known.
 
         Returns:
@@ -168,15 +168,15 @@ class Objective:
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
         for use in self.uses[group]:
-            total += self._similarity_at(use, perms)
+            total += self._similarity_at(use, elements)
         return total
 
-    def _similarity_at(self, use: Use, perms: Perms) -> Float[Tensor, "instances n n"]:
-        depends = [perms.get(name) for name in use.others]
+    def _similarity_at(self, use: Use, elements: Elements) -> Float[Tensor, "instances n n"]:
+        depends = [elements.get(name) for name in use.others]
         kept = self._cache.get(use)
         if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
             return kept[1]
-        a, b = self.unfold(use, perms)
+        a, b = self.unfold(use, elements)
         shape = (prod(a.shape[: len(use.chain) - 1]), use.block.dims[use.at].size, -1)
         found = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
         if not found.requires_grad and (kept is not None or self._cached + found.numel() <= CACHE_ELEMENTS):
@@ -184,15 +184,15 @@ class Objective:
             self._cache[use] = (depends, found)
         return found
 
-    def unfold(self, use: Use, perms: Perms) -> tuple[Tensor, Tensor]:
+    def unfold(self, use: Use, elements: Elements) -> tuple[Tensor, Tensor]:
         """A's and B's part at one place, the group's chain of dims first, all other groups applied to B.
 
         The group's ancestors are applied when they are known; the group itself is not.
         """
         a, b = self._views(use)
         if use.others:
-            unknown = unknown_dims(use, perms)
-            elements = {name: perms.get(name) for name in use.others}
+            unknown = unknown_dims(use, elements)
+            elements = {name: elements.get(name) for name in use.others}
             b = act_on_block(use.block, b, elements, skip=unknown | {use.at})  # type: ignore[arg-type]
             if unknown:
                 order = (*use.chain, *use.rest)
@@ -208,7 +208,7 @@ class Objective:
         return self._sides[use]
 
 
-def unknown_dims(use: Use, perms: Perms) -> frozenset[int]:
+def unknown_dims(use: Use, elements: Elements) -> frozenset[int]:
     """Positions, among the dims off the chain, of groups whose order (or whose parents' order) is not known."""
     if not use.others:
         return frozenset()
@@ -216,15 +216,15 @@ def unknown_dims(use: Use, perms: Perms) -> frozenset[int]:
 
     def is_unknown(at: int) -> bool:
         group = dims[at].group
-        return group is not None and (perms.get(group) is None or any(map(is_unknown, dims[at].ancestors)))
+        return group is not None and (elements.get(group) is None or any(map(is_unknown, dims[at].ancestors)))
 
     return frozenset(at for at in use.rest if is_unknown(at))
 
 
-def _known(perms: Perms, block: Block) -> dict[str, Tensor]:
+def _known(elements: Elements, block: Block) -> dict[str, Tensor]:
     known = {}
     for group in block.groups:
-        perm = perms[group]
-        assert perm is not None, f"the order of {group} is not known"
-        known[group] = perm
+        element = elements[group]
+        assert element is not None, f"the order of {group} is not known"
+        known[group] = element
     return known

@@ -23,7 +23,7 @@ from alignkit.graph.bind import BoundGraph
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.families import nested_assignment, split_pairs
 from alignkit.matching.objective import Use
 from alignkit.matching.soft_alignment import SoftAlignment
@@ -140,9 +140,9 @@ class Relaxation:
         matrices = {n: m.detach().to(self.device, self.dtype) for n, m in soft.matrices.items()}
         return Point(matrices, _masses(self.graph, matrices))
 
-    def corner(self, perms: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "units units"]]:
+    def corner(self, elements: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "units units"]]:
         """The masses of an alignment, given by its indices."""
-        alignment = Alignment(self.graph, perms)
+        alignment = Alignment(self.graph, elements)
         flats = {name: alignment.flat(name).to(self.device) for name in self.graph.groups}
         return {n: torch.nn.functional.one_hot(flat, len(flat)).to(self.dtype) for n, flat in flats.items()}
 
@@ -193,14 +193,14 @@ class Relaxation:
         use = term.leaves[0]
         return _dot(self._derivative(use, point), point.masses[str(use.block.dims[use.at].group)])
 
-    def _corner_value(self, term: Term, perms: Mapping[str, Tensor]) -> float:
-        moved = act_on_block(term.block, term.block.view(self.b[term.tensor]), perms)
+    def _corner_value(self, term: Term, elements: Mapping[str, Tensor]) -> float:
+        moved = act_on_block(term.block, term.block.view(self.b[term.tensor]), elements)
         return float((term.block.view(self.a[term.tensor]) * moved).sum(dtype=torch.float64))
 
     # ---------------------------------------------------------------- along a line
 
     def along(
-        self, start: Point, end: Masses, perms: Mapping[str, Tensor], at_start: Gradient
+        self, start: Point, end: Masses, elements: Mapping[str, Tensor], at_start: Gradient
     ) -> np.polynomial.Polynomial:
         """The objective from a point to a corner as a polynomial of the step in ``[0, 1]``.
 
@@ -209,7 +209,7 @@ class Relaxation:
         Args:
             start: The point.
             end: The masses of the corner.
-            perms: Its indices.
+            elements: Its indices.
             at_start: Value and derivative at ``start``.
         """
         coefficients = np.zeros(3)
@@ -220,7 +220,7 @@ class Relaxation:
             if term.degree == 1:
                 coefficients += (value, slope, 0.0)
             elif term.degree == 2:
-                coefficients += (value, slope, self._corner_value(term, perms) - value - slope)
+                coefficients += (value, slope, self._corner_value(term, elements) - value - slope)
             else:
                 sampled.append(term)
         polynomial = np.polynomial.Polynomial(coefficients)
@@ -250,12 +250,12 @@ def best_step(polynomial: np.polynomial.Polynomial) -> float:
     return max((0.0, *inner, 1.0), key=lambda step: float(polynomial(step)))
 
 
-def round_masses(graph: PermutationGraph, masses: Masses) -> dict[str, Tensor]:
+def round_masses(graph: SymmetryGraph, masses: Masses) -> dict[str, Tensor]:
     """The element that overlaps most with the masses, or that gains most where they are derivatives."""
-    perms: dict[str, Tensor] = {}
+    elements: dict[str, Tensor] = {}
     for root in graph.roots:
-        perms.update(nested_assignment(graph, root, {name: masses[name] for name in graph.tree(root)}))
-    return perms
+        elements.update(nested_assignment(graph, root, {name: masses[name] for name in graph.tree(root)}))
+    return elements
 
 
 def _uses(tensor: str, block: Block) -> tuple[tuple[Use, int], ...]:
@@ -267,7 +267,7 @@ def _uses(tensor: str, block: Block) -> tuple[tuple[Use, int], ...]:
     return tuple(found)
 
 
-def _masses(graph: PermutationGraph, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _masses(graph: SymmetryGraph, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
     masses: dict[str, Tensor] = {}
     for name, matrix in matrices.items():
         parent = graph.groups[name].parent

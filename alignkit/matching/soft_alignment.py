@@ -11,7 +11,7 @@ from torch import Tensor
 from alignkit.errors import AlignmentError
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.families import nested_assignment
 
 
@@ -30,14 +30,14 @@ class SoftAlignment:
         AlignmentError: A group is missing, or a matrix has the wrong shape or is not doubly stochastic.
     """
 
-    def __init__(self, graph: PermutationGraph, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
+    def __init__(self, graph: SymmetryGraph, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
         self.graph = graph
         for name in graph.groups:
             _check_matrix(graph, name, matrices.get(name), tolerance)
         self.matrices: Mapping[str, Tensor] = MappingProxyType({name: matrices[name] for name in graph.groups})
 
     @classmethod
-    def centre(cls, graph: PermutationGraph) -> SoftAlignment:
+    def centre(cls, graph: SymmetryGraph) -> SoftAlignment:
         """The mean of the whole symmetry group: every unit is everywhere in equal parts."""
         return cls(graph, {n: torch.full(matrix_shape(graph, n), 1.0 / graph.groups[n].size) for n in graph.groups})
 
@@ -45,9 +45,9 @@ class SoftAlignment:
     def from_alignment(cls, alignment: Alignment) -> SoftAlignment:
         """The same element, as matrices; where a pair of parents is not matched, the centre."""
         matrices = {}
-        for name, perm in alignment.perms.items():
-            size = perm.shape[-1]
-            hot = torch.nn.functional.one_hot(perm.reshape(-1, size), size).float()
+        for name, element in alignment.elements.items():
+            size = element.shape[-1]
+            hot = torch.nn.functional.one_hot(element.reshape(-1, size), size).float()
             parent = alignment.graph.groups[name].parent
             if parent is None:
                 matrices[name] = hot[0]
@@ -84,10 +84,10 @@ class SoftAlignment:
     def round(self) -> Alignment:
         """The alignment that overlaps most, by linear assignment, families from the inside out."""
         flats = {name: self.mass(name) for name in self.graph.groups}
-        perms: dict[str, Tensor] = {}
+        elements: dict[str, Tensor] = {}
         for root in self.graph.roots:
-            perms.update(nested_assignment(self.graph, root, flats))
-        return Alignment(self.graph, perms)
+            elements.update(nested_assignment(self.graph, root, flats))
+        return Alignment(self.graph, elements)
 
     def mass(self, group: str) -> Tensor:
         """Shares of all units at all places, over all parents: ``[units, units]``, detached."""
@@ -110,7 +110,7 @@ class ProjectedAlignment(SoftAlignment):
     """
 
     def __init__(
-        self, graph: PermutationGraph, matrices: Mapping[str, Tensor | None], dtype: torch.dtype | None = None
+        self, graph: SymmetryGraph, matrices: Mapping[str, Tensor | None], dtype: torch.dtype | None = None
     ) -> None:
         self.graph = graph
         filled = {}
@@ -122,13 +122,13 @@ class ProjectedAlignment(SoftAlignment):
         self.matrices = MappingProxyType(filled)
 
 
-def matrix_shape(graph: PermutationGraph, group: str) -> tuple[int, ...]:
+def matrix_shape(graph: SymmetryGraph, group: str) -> tuple[int, ...]:
     """Shape of a group's matrix in a `SoftAlignment`."""
     size, parents = graph.groups[group].size, graph.instances(group)
     return (size, size) if graph.groups[group].parent is None else (parents, parents, size, size)
 
 
-def _check_matrix(graph: PermutationGraph, name: str, matrix: Tensor | None, tolerance: float) -> None:
+def _check_matrix(graph: SymmetryGraph, name: str, matrix: Tensor | None, tolerance: float) -> None:
     if matrix is None:
         raise AlignmentError(f"group {name!r} has no matrix.")
     shape = matrix_shape(graph, name)

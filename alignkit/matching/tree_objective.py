@@ -18,7 +18,7 @@ from torch import Tensor
 from alignkit.graph.elements.action import act_on_block
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.families import read_off, split_pairs
-from alignkit.matching.objective import Objective, Perms, Use, unknown_dims
+from alignkit.matching.objective import Elements, Objective, Use, unknown_dims
 
 
 class TreeObjective:
@@ -45,27 +45,27 @@ class TreeObjective:
         dims = use.block.dims
         return tuple(i for i in use.rest if set(dims[i].ancestors) & set(use.chain))
 
-    def propose(self, perms: Perms) -> dict[str, Tensor]:
+    def propose(self, elements: Elements) -> dict[str, Tensor]:
         """The best element of the tree, given indices for the groups outside it; None counts as unknown.
 
         Exact when no two groups of the tree meet off a chain; a heuristic, to be checked by value, otherwise.
         """
-        solving = _Solving(self, perms)
+        solving = _Solving(self, elements)
         solving.solve_root()
         return read_off(self.graph, self.root, solving.pairs)
 
-    def pair_similarity(self, use: Use, perms: Perms) -> Float[Tensor, "units units"]:
+    def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
         """Similarities over all pairs of units at one place; what branches off the chain is averaged."""
-        a, b = self._sides(use, perms, average=self.branches(use))
+        a, b = self._sides(use, elements, average=self.branches(use))
         units = prod(use.block.dims[i].size for i in use.chain)
         return a.reshape(units, -1) @ b.reshape(units, -1).mT
 
-    def coupled_similarity(self, use: Use, perms: Perms, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
+    def coupled_similarity(self, use: Use, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
         """Similarities for each pair of parents, siblings at the same place being ordered as ``pairs`` says."""
         dims = use.block.dims
         siblings = [i for i in self.branches(use) if dims[i].ancestors == dims[use.at].ancestors]
         average = tuple(i for i in self.branches(use) if i not in siblings)
-        a, b = self._sides(use, perms, average)
+        a, b = self._sides(use, elements, average)
         parents = prod(d.size for d in (dims[i] for i in dims[use.at].ancestors))
         a, b = (side.reshape(parents, *side.shape[len(use.chain) - 1 :]) for side in (a, b))
         rows = []
@@ -80,13 +80,13 @@ class TreeObjective:
             rows.append(torch.einsum("nr,pmr->pnm", a[parent].flatten(1), ordered.flatten(2)))
         return torch.stack(rows)
 
-    def _sides(self, use: Use, perms: Perms, average: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _sides(self, use: Use, elements: Elements, average: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """A and B at one place, the chain first and unordered; ``average`` and unknown dims are averaged, kept as 1."""
         dims = use.block.dims
         branches = frozenset(self.branches(use))
-        averaged = frozenset(average) | (unknown_dims(use, perms) - branches)
+        averaged = frozenset(average) | (unknown_dims(use, elements) - branches)
         known = {
-            d.group: perms[d.group]
+            d.group: elements[d.group]
             for i, d in enumerate(dims)
             if d.group and i in use.rest and i not in averaged | branches
         }
@@ -104,7 +104,7 @@ class _Solving:
     """One pass from the leaves to the root; ``pairs`` collects the assignments for every pair of parents."""
 
     tree: TreeObjective
-    perms: Perms
+    elements: Elements
     pairs: dict[str, Tensor] = field(default_factory=dict)
 
     def solve_root(self) -> None:
@@ -117,7 +117,7 @@ class _Solving:
         units = graph.instances(name) * graph.groups[name].size
         total = self.values_of_children(name) + torch.zeros(units, units, dtype=torch.float64)
         for use in self.tree.plain[name]:
-            total += self.tree.pair_similarity(use, self.perms).cpu().double()
+            total += self.tree.pair_similarity(use, self.elements).cpu().double()
         return split_pairs(total, graph.groups[name].size)
 
     def values_of_children(self, parent: str) -> Float[Tensor, "units units"]:
@@ -125,7 +125,7 @@ class _Solving:
         children = self.tree.graph.children(parent)
         plain = {name: self.matrices(name) for name in children}
         for name in children:
-            averaged = [self.tree.pair_similarity(use, self.perms) for use in self.tree.coupled[name]]
+            averaged = [self.tree.pair_similarity(use, self.elements) for use in self.tree.coupled[name]]
             size = self.tree.graph.groups[name].size
             extra = sum((split_pairs(m.cpu().double(), size) for m in averaged), start=torch.zeros(()))
             self.pairs[name] = linear_assignment(plain[name] + extra)
@@ -133,7 +133,7 @@ class _Solving:
         for at, name in enumerate(children):
             matrices = owned = plain[name]
             for use in self.tree.coupled[name]:
-                extra = self.tree.coupled_similarity(use, self.perms, self.pairs).cpu().double()
+                extra = self.tree.coupled_similarity(use, self.elements, self.pairs).cpu().double()
                 matrices = matrices + extra
                 # A place where siblings meet counts once: for the last of them, when all others are settled.
                 met = {use.block.dims[i].group for i in self.tree.branches(use)}

@@ -14,7 +14,7 @@ from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 
 if TYPE_CHECKING:
-    from alignkit.graph import PermutationGraph
+    from alignkit.graph import SymmetryGraph
 
 TINY = 1e-300
 
@@ -35,7 +35,7 @@ class UnitSimilarity:
 
 
 def unit_similarity(
-    graph: PermutationGraph, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment
+    graph: SymmetryGraph, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment
 ) -> dict[str, UnitSimilarity]:
     """Cosine of every unit of A and the unit of B at its place, before and after alignment.
 
@@ -50,14 +50,14 @@ def unit_similarity(
     """
     shapes = {name: (graph.instances(name), group.size) for name, group in graph.groups.items()}
     sums = {name: torch.zeros(5, *shape, dtype=torch.float64) for name, shape in shapes.items()}
-    identity = Alignment.identity(graph).perms
+    identity = Alignment.identity(graph).elements
     for name, node in graph.tensors.items():
         if not node.groups:
             continue
         left, right = (side[name].detach().cpu() for side in (a, b))
         for block in node.blocks:
             mine = block.view(left).double()
-            plain, moved = (act_on_block(block, block.view(right), p).double() for p in (identity, alignment.perms))
+            plain, moved = (act_on_block(block, block.view(right), p).double() for p in (identity, alignment.elements))
             squares = (mine * plain, mine * moved, mine.square(), plain.square(), moved.square())
             for at, dim in enumerate(block.dims):
                 if dim.group is None:
@@ -76,7 +76,7 @@ def _cosines(total: Tensor) -> UnitSimilarity:
 
 
 def similarity_matrix(
-    graph: PermutationGraph, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment, group: str
+    graph: SymmetryGraph, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment, group: str
 ) -> Float[Tensor, "instances size size"]:
     """Cosine of each unit of A (row) and each place of aligned B (column).
 
@@ -95,7 +95,7 @@ def similarity_matrix(
     for name in graph.tensors_of(group):
         left, right = (side[name].detach().cpu() for side in (a, b))
         for block in graph.tensors[name].blocks:
-            views = (block.view(left), act_on_block(block, block.view(right), alignment.perms))
+            views = (block.view(left), act_on_block(block, block.view(right), alignment.elements))
             for at, dim in enumerate(block.dims):
                 if dim.group != group:
                     continue

@@ -90,7 +90,7 @@ def draw_matrices(figure: Figure, pair: BoundGraph, alignment: Alignment, groups
     grid = figure.subplots(2, len(groups), squeeze=False)
     for column, name in enumerate(groups):
         matrix = similarity_matrix(pair.graph, pair.a, pair.b, alignment, name)[0]
-        order = alignment.perms[name].reshape(-1, matrix.shape[-1])[0]
+        order = alignment.elements[name].reshape(-1, matrix.shape[-1])[0]
         size = matrix.shape[-1]
         for row, values in enumerate((matrix[:, order.argsort()], matrix)):
             axes: Axes = grid[row][column]

@@ -27,7 +27,7 @@ from alignkit.errors import SolverError
 from alignkit.text import did_you_mean
 
 if TYPE_CHECKING:
-    from alignkit.graph import BoundGraph, PermutationGraph
+    from alignkit.graph import BoundGraph, SymmetryGraph
     from alignkit.graph.elements.alignment import Alignment
     from alignkit.matching.objective import Objective
     from alignkit.matching.soft_alignment import SoftAlignment
@@ -122,7 +122,7 @@ class Problem:
     """Seed of every random choice. Takes the place of ``options.seed``, which is only its default."""
 
     @property
-    def graph(self) -> PermutationGraph:
+    def graph(self) -> SymmetryGraph:
         """The groups, and where they act."""
         return self.bound.graph
 

@@ -22,7 +22,7 @@ def fault(outcome: object, problem: Problem) -> str:
     if outcome.alignment.graph != problem.graph:
         return "The alignment belongs to another graph."
     try:
-        Alignment(problem.graph, outcome.alignment.perms)
+        Alignment(problem.graph, outcome.alignment.elements)
     except AlignmentError as error:  # its indices were written to after it was made
         return f"The alignment was changed after it was made: {error}"
     if not isinstance(outcome.status, Status):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import nn
 
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.description import why_fixed
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.solver.contract import Status, Step
@@ -31,7 +31,7 @@ class Solution:
     """The order of B's units that a solver found.
 
     Attributes:
-        alignment: Place i of aligned B holds unit ``perm[i]`` of B.
+        alignment: Place i of aligned B holds unit ``element[i]`` of B.
         solver: Name of the solver, or of a chain: ``"deepalign > sinkhorn"``.
         options: Its options, seed included, as plain values. For a chain one mapping for each stage.
         status: How it ended, as a sentence.
@@ -68,7 +68,7 @@ class Solution:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def graph(self) -> PermutationGraph:
+    def graph(self) -> SymmetryGraph:
         """The graph whose groups were aligned."""
         return self.alignment.graph
 
@@ -126,7 +126,7 @@ class Solution:
         write_solution(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, graph: PermutationGraph) -> Solution:
+    def load(cls, path: str | Path, graph: SymmetryGraph) -> Solution:
         """Read a solution that `save` wrote.
 
         Raises:

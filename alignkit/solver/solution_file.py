@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import AlignmentError, WeightsError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver.contract import Status, Step
@@ -38,7 +38,7 @@ def write_solution(solution: Solution, path: Path) -> None:
         safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
 
 
-def read_solution(path: Path, graph: PermutationGraph) -> Solution:
+def read_solution(path: Path, graph: SymmetryGraph) -> Solution:
     """Read a solution; see `Solution.load`."""
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def _tensors(solution: Solution, prefix: str) -> dict[str, Tensor]:
-    tensors = {f"{prefix}perms/{group}": perm for group, perm in solution.alignment.perms.items()}
+    tensors = {f"{prefix}elements/{group}": element for group, element in solution.alignment.elements.items()}
     if solution.soft is not None:
         tensors |= {f"{prefix}soft/{group}": matrix for group, matrix in solution.soft.matrices.items()}
     for i, stage in enumerate(solution.stages):
@@ -87,16 +87,14 @@ def _tensors(solution: Solution, prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _solution(
-    facts: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str, graph: PermutationGraph
-) -> Solution:
+def _solution(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str, graph: SymmetryGraph) -> Solution:
     def under(part: str) -> dict[str, Tensor]:
         start = f"{prefix}{part}/"
         return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
     stages = (_solution(stage, tensors, f"{prefix}stages/{i}/", graph) for i, stage in enumerate(facts["stages"]))
     return Solution(
-        alignment=Alignment(graph, under("perms")),
+        alignment=Alignment(graph, under("elements")),
         status=Status[facts["status"]],
         history=tuple(Step(*step) for step in facts["history"]),
         soft=SoftAlignment(graph, under("soft")) if facts["soft"] else None,

@@ -14,7 +14,7 @@ from torch import Tensor
 from alignkit.activations.readings import BATCH_BYTES, CrossMoments, Reading, cross_moments, find_readings
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.families import nested_assignment
 from alignkit.matching.tree_objective import TreeObjective
@@ -68,25 +68,25 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Collect statistics once, then assign every tree of groups."""
         found = self._observe(problem)
-        perms = _assigned(problem, found)
-        report(Step(1, found.objective(perms)))
+        elements = _assigned(problem, found)
+        report(Step(1, found.objective(elements)))
         unseen = [group for group in problem.graph.groups if group not in found.seen]
         by_weights = [group for group in unseen if problem.graph.groups[group].size > 1]
         status = Status.OK
         if by_weights:
-            status = _match_by_weights(problem, perms, frozenset(by_weights))
+            status = _match_by_weights(problem, elements, frozenset(by_weights))
             note = f"not seen in activations, matched by weights: {', '.join(by_weights)}"
-            report(Step(2, found.objective(perms), note))
+            report(Step(2, found.objective(elements), note))
         stats = {
             "samples": float(found.samples),
             "places": float(found.places),
             "groups_by_weights": float(len(by_weights)),
         }
-        return Outcome(Alignment(problem.graph, perms), status, stats)
+        return Outcome(Alignment(problem.graph, elements), status, stats)
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:
         """Minus the mean correlation (or covariance) of matched units."""
-        return self._observe(problem).objective(alignment.perms)
+        return self._observe(problem).objective(alignment.elements)
 
     def _observe(self, problem: Problem) -> Observed:
         options = self.options
@@ -159,13 +159,13 @@ class Observed:
         places: Number of places.
     """
 
-    graph: PermutationGraph
+    graph: SymmetryGraph
     similarity: Mapping[str, Tensor]
     samples: int
     places: int
 
     @classmethod
-    def of(cls, graph: PermutationGraph, moments: Mapping[Reading, CrossMoments], statistic: str) -> Observed:
+    def of(cls, graph: SymmetryGraph, moments: Mapping[Reading, CrossMoments], statistic: str) -> Observed:
         """Sum over the places of each group."""
         total: dict[str, Tensor] = {}
         for reading, found in moments.items():
@@ -179,11 +179,11 @@ class Observed:
         """Groups whose order is told by activations: their own, or those of the units inside them."""
         return frozenset(name for group in self.similarity for name in (*self.graph.ancestors(group), group))
 
-    def objective(self, perms: Mapping[str, Tensor]) -> float:
+    def objective(self, elements: Mapping[str, Tensor]) -> float:
         """Minus the mean similarity of matched units over the groups that were seen; 0 if none was."""
         if not self.similarity:
             return 0.0
-        alignment = Alignment(self.graph, perms)
+        alignment = Alignment(self.graph, elements)
         matched = [matrix.gather(1, alignment.flat(g)[:, None]) for g, matrix in self.similarity.items()]
         return -float(torch.cat(matched).mean())
 
@@ -191,17 +191,17 @@ class Observed:
 def _assigned(problem: Problem, found: Observed) -> dict[str, Tensor]:
     """The best element for the similarities; weights decide between units that activations do not tell apart."""
     graph = problem.graph
-    perms: dict[str, Tensor] = {}
+    elements: dict[str, Tensor] = {}
     for root in graph.roots:
         tree = graph.tree(root)
         similarity = {group: found.similarity[group] for group in tree if group in found.similarity}
         if similarity:
             for group, extra in _tie_breaks(problem, root, similarity).items():
                 similarity[group] = similarity[group] + extra if group in similarity else extra
-            perms.update(nested_assignment(graph, root, similarity))
+            elements.update(nested_assignment(graph, root, similarity))
         else:
-            perms.update({group: problem.start.perms[group] for group in tree})
-    return perms
+            elements.update({group: problem.start.elements[group] for group in tree})
+    return elements
 
 
 def _tie_breaks(problem: Problem, root: str, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -222,22 +222,22 @@ def _tie_breaks(problem: Problem, root: str, similarity: Mapping[str, Tensor]) -
     return breaks
 
 
-def _match_by_weights(problem: Problem, perms: dict[str, Tensor], groups: frozenset[str]) -> Status:
-    """Match groups by the similarity of weights given all others; ``perms`` is updated."""
+def _match_by_weights(problem: Problem, elements: dict[str, Tensor], groups: frozenset[str]) -> Status:
+    """Match groups by the similarity of weights given all others; ``elements`` is updated."""
     graph, objective = problem.graph, problem.objective
     roots = {root for root in graph.roots if groups.issuperset(graph.tree(root))}
     status = Status.OK
     if roots:
         ascent = Ascent(objective, 1e-9, 1000)
         free = {name for root in roots for name in graph.tree(root)}
-        start = {name: None if name in free and problem.init is None else perm for name, perm in perms.items()}
+        start = {name: None if name in free and problem.init is None else element for name, element in elements.items()}
         classes = [[root for root in members if root in roots] for members in colours(graph, None)]
         run = ascent.run(start, [members for members in classes if members])
-        perms.update(run.perms)
+        elements.update(run.elements)
         status = Status.OK if run.converged else Status.MAX_STEPS
     for root in set(graph.roots) - roots:
         for group in graph.tree(root):
             if group in groups and not graph.children(group):
-                similarity = objective.similarity(group, perms)
-                perms[group] = linear_assignment(similarity).reshape(graph.perm_shape(group))
+                similarity = objective.similarity(group, elements)
+                elements[group] = linear_assignment(similarity).reshape(graph.element_shape(group))
     return status

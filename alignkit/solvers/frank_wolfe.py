@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.canonical_order import Frame
 from alignkit.matching.objective import Objective
 from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step, round_masses
@@ -69,20 +69,20 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
         relaxation = Relaxation(frame.bound, problem.device, problem.dtype)
         best = _Best(Objective(frame.bound, problem.device), options, report)
         if problem.init is not None:
-            best.offer(dict(frame.enter(problem.init).perms), "init")
+            best.offer(dict(frame.enter(problem.init).elements), "init")
         elif not options.polish:
-            best.offer(dict(frame.enter(Alignment.identity(graph)).perms), "identity")
+            best.offer(dict(frame.enter(Alignment.identity(graph)).elements), "identity")
         if options.polish:
             best.offer(dict.fromkeys(graph.groups), "weight matching")
             if problem.init is None and best.distance > sum(problem.objective.unaligned.values()):
-                best.offer(dict(frame.enter(Alignment.identity(graph)).perms), "identity")
+                best.offer(dict(frame.enter(Alignment.identity(graph)).elements), "identity")
         generator = problem.generator()
         steps, converged = 0, True
         for run in range(options.restarts + 1):
             if not graph.groups or best.is_exact:
                 break
             if run:
-                moved = shuffled(best.perms, options.shuffle, generator)
+                moved = shuffled(best.elements, options.shuffle, generator)
                 best.offer(moved, f"shuffle {run}")
                 start = self._restart(relaxation, moved, generator)
             else:
@@ -91,13 +91,13 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
             steps, converged = steps + end.steps, converged and end.converged
             best.offer(round_masses(graph, end.point.masses), f"run {run + 1}")
         status = Status.OK if converged else Status.MAX_STEPS
-        return Outcome(frame.leave(Alignment(graph, best.perms)), status, {"steps": float(steps)})
+        return Outcome(frame.leave(Alignment(graph, best.elements)), status, {"steps": float(steps)})
 
     def _start(self, relaxation: Relaxation, problem: Problem, frame: Frame) -> Point:
         """Where the first run starts."""
         centre = relaxation.point(SoftAlignment.centre(problem.graph))
         if problem.init is not None:
-            return relaxation.between(centre, relaxation.corner(frame.enter(problem.init).perms), 0.5)
+            return relaxation.between(centre, relaxation.corner(frame.enter(problem.init).elements), 0.5)
         if self.options.start == "sinkhorn":
             return relaxation.point(random_point(problem.graph, problem.generator()))
         if self.options.start == "identity":
@@ -107,11 +107,11 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
 
     def _restart(self, relaxation: Relaxation, moved: dict[str, Tensor | None], generator: torch.Generator) -> Point:
         inner = relaxation.point(random_point(relaxation.graph, generator))
-        known = {name: perm for name, perm in moved.items() if perm is not None}
+        known = {name: element for name, element in moved.items() if element is not None}
         return relaxation.between(inner, relaxation.corner(known), 0.5)
 
 
-def random_point(graph: PermutationGraph, generator: torch.Generator) -> SoftAlignment:
+def random_point(graph: SymmetryGraph, generator: torch.Generator) -> SoftAlignment:
     """Uniform random matrices, scaled to be doubly stochastic."""
     matrices = {}
     for name in graph.groups:
@@ -151,9 +151,9 @@ def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> P
     gradient = relaxation.gradient(point)
     weights = {name: weight * scale for name, scale in relaxation.scales.items()}
     slopes = {n: g - 2 * weights[n] * point.masses[n] for n, g in gradient.groups.items()}
-    perms = round_masses(relaxation.graph, slopes)
-    corner = relaxation.corner(perms)
-    line = relaxation.along(point, corner, perms, gradient) - _square(point.masses, corner, weights)
+    elements = round_masses(relaxation.graph, slopes)
+    corner = relaxation.corner(elements)
+    line = relaxation.along(point, corner, elements, gradient) - _square(point.masses, corner, weights)
     if float(line.deriv()(0.0)) <= rtol * abs(gradient.value):
         return None
     step = best_step(line)
@@ -178,7 +178,7 @@ class _Best:
     objective: Objective
     options: FrankWolfeOptions
     report: Report
-    perms: dict[str, Tensor] = field(default_factory=dict)
+    elements: dict[str, Tensor] = field(default_factory=dict)
     distance: float = float("inf")
     offers: int = 0
 
@@ -191,15 +191,15 @@ class _Best:
         """Whether nothing is left to gain, to rounding."""
         return self.distance <= self.ascent.negligible
 
-    def offer(self, perms: dict[str, Tensor] | dict[str, Tensor | None], note: str) -> None:
+    def offer(self, elements: dict[str, Tensor] | dict[str, Tensor | None], note: str) -> None:
         """Polish an alignment and keep it if it is the best; report how far the best is."""
         if self.options.polish:
-            run = self.ascent.run(dict(perms), self.classes)
-            found, distance = run.perms, run.distance
+            run = self.ascent.run(dict(elements), self.classes)
+            found, distance = run.elements, run.distance
         else:
-            found = {name: perm for name, perm in perms.items() if perm is not None}
+            found = {name: element for name, element in elements.items() if element is not None}
             distance = self.objective.squares - 2 * self.objective.value(Alignment(self.objective.graph, found))
-        if not self.perms or distance < self.distance:
-            self.perms, self.distance = found, max(distance, 0.0)
+        if not self.elements or distance < self.distance:
+            self.elements, self.distance = found, max(distance, 0.0)
         self.report(Step(self.offers, self.distance, note))
         self.offers += 1

@@ -134,8 +134,8 @@ class FreeWeights:
     def project(self) -> Alignment:
         """The reordering of B nearest to the free weights, by coordinate ascent from the last one."""
         objective = Objective(BoundGraph(self.graph, self.weights, self.b), self.device)
-        run = Ascent(objective, 0.0, self.sweeps).run(dict(self.current.perms), self.classes)
-        self.current = Alignment(self.graph, run.perms)
+        run = Ascent(objective, 0.0, self.sweeps).run(dict(self.current.elements), self.classes)
+        self.current = Alignment(self.graph, run.elements)
         return self.current
 
     def step(self, loss: Tensor, middle: Mapping[str, Tensor], done: float) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.assignment import Backend, assignment_value, linear_assignment
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
@@ -54,18 +54,18 @@ class WeightMatching(Solver[WeightMatchingOptions]):
         ascent = self.ascent(problem)
         generator = problem.generator()
         first = options.start if problem.init is None else "init"
-        best = ascent.run(start_perms(problem, first, generator), colours(problem.graph, None))
+        best = ascent.run(start_elements(problem, first, generator), colours(problem.graph, None))
         if problem.init is None and best.distance > sum(problem.objective.unaligned.values()):
             # Nearly aligned networks can be left in a worse place than they were: start where they are.
-            best = ascent.run(start_perms(problem, "identity", generator), colours(problem.graph, None))
+            best = ascent.run(start_elements(problem, "identity", generator), colours(problem.graph, None))
         for step in best.steps:
             report(step)
         runs, idle = 1, 0
         while runs <= options.restarts and idle < options.patience and best.distance > ascent.negligible:
             if runs == 1 and first != "average":
-                start = start_perms(problem, "average", generator)
+                start = start_elements(problem, "average", generator)
             else:
-                start = shuffled(best.perms, options.shuffle, generator)
+                start = shuffled(best.elements, options.shuffle, generator)
             run = ascent.run(start, colours(problem.graph, generator))
             idle = 0 if run.distance < best.distance - ascent.negligible else idle + 1
             if run.distance < best.distance:
@@ -74,7 +74,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             runs += 1
         status = Status.OK if best.converged else Status.MAX_STEPS
         stats = {"runs": float(runs), "sweeps": float(len(best.steps))}
-        return Outcome(Alignment(problem.graph, best.perms), status, stats)
+        return Outcome(Alignment(problem.graph, best.elements), status, stats)
 
     def ascent(self, problem: Problem) -> Ascent:
         """The coordinate ascent that every run of a solve uses."""
@@ -88,7 +88,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
 class Proposal:
     """New indices for one tree, and what they add to ``<A, P # B>``; infinite where nothing was known before."""
 
-    perms: dict[str, Tensor]
+    elements: dict[str, Tensor]
     gain: float
 
 
@@ -96,35 +96,35 @@ class Proposal:
 class Run:
     """The end of one run of coordinate ascent."""
 
-    perms: dict[str, Tensor]
+    elements: dict[str, Tensor]
     distance: float
     steps: tuple[Step, ...]
     converged: bool
 
 
-def start_perms(problem: Problem, kind: str, generator: torch.Generator) -> dict[str, Tensor | None]:
+def start_elements(problem: Problem, kind: str, generator: torch.Generator) -> dict[str, Tensor | None]:
     """Indices to start from; "average" is None for every group."""
     graph = problem.graph
     if kind == "average":
         return dict.fromkeys(graph.groups)
     if kind == "random":
         seed = int(torch.randint(2**31, (), generator=generator))
-        return dict(Alignment.random(graph, seed).perms)
-    return dict(problem.start.perms)
+        return dict(Alignment.random(graph, seed).elements)
+    return dict(problem.start.elements)
 
 
-def shuffled(perms: dict[str, Tensor], fraction: float, generator: torch.Generator) -> dict[str, Tensor | None]:
+def shuffled(elements: dict[str, Tensor], fraction: float, generator: torch.Generator) -> dict[str, Tensor | None]:
     """Indices with a fraction of the places of each group, at least two, put in random order."""
     moved: dict[str, Tensor | None] = {}
-    for name, perm in perms.items():
-        count = max(2, round(fraction * perm.shape[-1]))
-        places = torch.rand(perm.shape, generator=generator, dtype=torch.float64).argsort(-1)[..., :count]
+    for name, element in elements.items():
+        count = max(2, round(fraction * element.shape[-1]))
+        places = torch.rand(element.shape, generator=generator, dtype=torch.float64).argsort(-1)[..., :count]
         order = torch.rand(places.shape, generator=generator, dtype=torch.float64).argsort(-1)
-        moved[name] = perm.scatter(-1, places, perm.gather(-1, places.gather(-1, order)))
+        moved[name] = element.scatter(-1, places, element.gather(-1, places.gather(-1, order)))
     return moved
 
 
-def colours(graph: PermutationGraph, generator: torch.Generator | None) -> list[list[str]]:
+def colours(graph: SymmetryGraph, generator: torch.Generator | None) -> list[list[str]]:
     """Roots in classes whose trees do not meet, so that a class can be updated at once; in random order if asked."""
     roots = list(graph.roots)
     if generator is not None:
@@ -172,84 +172,84 @@ class Ascent:
 
     def run(self, start: dict[str, Tensor | None], classes: list[list[str]]) -> Run:
         """Update until nothing improves."""
-        perms = dict(start)
+        elements = dict(start)
         dirty = set(self.graph.roots)
         steps: list[Step] = []
-        distance = self._distance(perms) if all(p is not None for p in perms.values()) else math.inf
+        distance = self._distance(elements) if all(p is not None for p in elements.values()) else math.inf
         while dirty and len(steps) < self.max_steps:
             before = distance
             for roots in classes:
                 turn = [root for root in roots if root in dirty]
                 dirty.difference_update(turn)
-                for root, gain in self._update(turn, perms).items():
+                for root, gain in self._update(turn, elements).items():
                     dirty |= self.around[root]
                     distance -= 2 * gain
             if not math.isfinite(distance):
-                distance = self._distance(perms)
+                distance = self._distance(elements)
             steps.append(Step(len(steps) + 1, max(distance, 0.0)))
             if before - distance <= self.rtol * distance:
                 dirty.clear()
-        known = {name: perm for name, perm in perms.items() if perm is not None}
+        known = {name: element for name, element in elements.items() if element is not None}
         return Run(known, max(distance, 0.0), tuple(steps), not dirty)
 
-    def _update(self, roots: list[str], perms: dict[str, Tensor | None]) -> dict[str, float]:
+    def _update(self, roots: list[str], elements: dict[str, Tensor | None]) -> dict[str, float]:
         """Update trees that do not meet; returns those that changed, and what each gained."""
         gains: dict[str, float] = {}
-        self._refine_leaves(roots, perms, gains)
-        proposals = {root: self._propose(root, perms) for root in roots}
+        self._refine_leaves(roots, elements, gains)
+        proposals = {root: self._propose(root, elements) for root in roots}
         for root, proposal in proposals.items():
             if proposal is not None:
-                perms.update(proposal.perms)
+                elements.update(proposal.elements)
                 gains[root] = gains.get(root, 0.0) + proposal.gain
-        self._refine_leaves([root for root in roots if proposals[root] is not None], perms, gains)
+        self._refine_leaves([root for root in roots if proposals[root] is not None], elements, gains)
         return gains
 
-    def _propose(self, root: str, perms: dict[str, Tensor | None]) -> Proposal | None:
+    def _propose(self, root: str, elements: dict[str, Tensor | None]) -> Proposal | None:
         """A better element for one tree, or None."""
         if self.graph.children(root):
-            return self._if_better(self.trees[root].propose(perms), perms)
-        return self._propose_group(root, perms)
+            return self._if_better(self.trees[root].propose(elements), elements)
+        return self._propose_group(root, elements)
 
-    def _propose_group(self, group: str, perms: dict[str, Tensor | None]) -> Proposal | None:
-        similarity = self.objective.similarity(group, perms).cpu().double()
-        current = perms[group]
-        found = linear_assignment(similarity, self.backend).reshape(self.graph.perm_shape(group))
+    def _propose_group(self, group: str, elements: dict[str, Tensor | None]) -> Proposal | None:
+        similarity = self.objective.similarity(group, elements).cpu().double()
+        current = elements[group]
+        found = linear_assignment(similarity, self.backend).reshape(self.graph.element_shape(group))
         if current is None:
             return Proposal({group: found}, math.inf)
         if torch.equal(found, current):
             return None
         if not self.acts_once[group] or self.objective.products != self.objective.dtype:
-            return self._if_better({group: found}, perms)
+            return self._if_better({group: found}, elements)
         values = [assignment_value(similarity, p.reshape(similarity.shape[:-1])) for p in (found, current)]
         gain = float((values[0] - values[1]).sum())
         return Proposal({group: found}, gain) if gain > self.negligible else None
 
-    def _refine_leaves(self, roots: list[str], perms: dict[str, Tensor | None], gains: dict[str, float]) -> None:
+    def _refine_leaves(self, roots: list[str], elements: dict[str, Tensor | None], gains: dict[str, float]) -> None:
         """Update the innermost groups of trees of families with their parents held in place."""
         for root in roots:
             members = self.graph.tree(root)
-            if len(members) == 1 or any(perms[name] is None for name in members):
+            if len(members) == 1 or any(elements[name] is None for name in members):
                 continue
             for leaf in members:
-                proposal = None if self.graph.children(leaf) else self._propose_group(leaf, perms)
+                proposal = None if self.graph.children(leaf) else self._propose_group(leaf, elements)
                 if proposal is not None:
-                    perms.update(proposal.perms)
+                    elements.update(proposal.elements)
                     gains[root] = gains.get(root, 0.0) + proposal.gain
 
-    def _if_better(self, proposal: dict[str, Tensor], perms: dict[str, Tensor | None]) -> Proposal | None:
+    def _if_better(self, proposal: dict[str, Tensor], elements: dict[str, Tensor | None]) -> Proposal | None:
         """The proposal when the true objective improves. It always does where there was nothing before."""
-        if any(perms[name] is None for name in proposal):
+        if any(elements[name] is None for name in proposal):
             return Proposal(proposal, math.inf)
-        if all(torch.equal(proposal[name], perms[name]) for name in proposal):  # type: ignore[arg-type]
+        if all(torch.equal(proposal[name], elements[name]) for name in proposal):  # type: ignore[arg-type]
             return None
         touched = [t for t, node in self.graph.tensors.items() if not node.groups.isdisjoint(proposal)]
-        if any(perms[name] is None for t in touched for name in self.graph.tensors[t].groups):
+        if any(elements[name] is None for t in touched for name in self.graph.tensors[t].groups):
             # Neighbours are still at the centre of their orders: there is no true objective to compare yet.
             return None
-        changed = {**perms, **proposal}
-        gain = sum(self.objective.tensor_value(t, changed) - self.objective.tensor_value(t, perms) for t in touched)
+        changed = {**elements, **proposal}
+        gain = sum(self.objective.tensor_value(t, changed) - self.objective.tensor_value(t, elements) for t in touched)
         return Proposal(proposal, gain) if gain > self.negligible else None
 
-    def _distance(self, perms: dict[str, Tensor | None]) -> float:
-        value = self.objective.fixed_value + sum(self.objective.tensor_value(t, perms) for t in self.objective.a)
+    def _distance(self, elements: dict[str, Tensor | None]) -> float:
+        value = self.objective.fixed_value + sum(self.objective.tensor_value(t, elements) for t in self.objective.a)
         return self.objective.squares - 2 * value

@@ -72,9 +72,9 @@ class SolverContract:
         for pair in self.pairs():
             found = self.solved(pair)
             assert found.graph == pair.graph, f"{pair}: the alignment is of another graph"
-            for group, perm in found.alignment.perms.items():
-                ordered = torch.arange(perm.shape[-1]).expand(perm.shape)
-                assert torch.equal(perm.sort(-1).values, ordered), f"{pair}: group {group} is no permutation"
+            for group, element in found.alignment.elements.items():
+                ordered = torch.arange(element.shape[-1]).expand(element.shape)
+                assert torch.equal(element.sort(-1).values, ordered), f"{pair}: group {group} is no permutation"
             assert all(math.isfinite(step.objective) for step in found.history), f"{pair}: a step is not finite"
 
     def test_function_is_preserved(self) -> None:
@@ -143,13 +143,15 @@ class SolverContract:
         for pair in self.pairs(planted=False):
             pair.a.train()
             init = Alignment.random(pair.graph, 1)
-            kept = copy.deepcopy((pair.a, pair.b)), {name: perm.clone() for name, perm in init.perms.items()}
+            kept = copy.deepcopy((pair.a, pair.b)), {name: element.clone() for name, element in init.elements.items()}
             random_state = torch.get_rng_state()
             self.solved(pair, init=init)
             assert torch.equal(torch.get_rng_state(), random_state), f"{pair}: the global random state was used"
             for before, after in zip(kept[0], (pair.a, pair.b), strict=True):
                 assert_same_module(before, after, str(pair))
-            assert all(torch.equal(perm, init.perms[group]) for group, perm in kept[1].items()), f"{pair}: init changed"
+            assert all(torch.equal(element, init.elements[group]) for group, element in kept[1].items()), (
+                f"{pair}: init changed"
+            )
 
     def test_options_are_frozen_and_checked(self) -> None:
         """Options cannot be changed later, and a mistyped one gets a suggestion."""

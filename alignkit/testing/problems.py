@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 
-from alignkit.graph import BoundGraph, PermutationGraph
+from alignkit.graph import BoundGraph, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 
 
@@ -39,9 +39,9 @@ class Architecture:
     input_shape: tuple[int, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def graph(self) -> PermutationGraph:
+    def graph(self) -> SymmetryGraph:
         """The graph of the model."""
-        return PermutationGraph.from_spec(self.spec, like=self.model, sizes=self.sizes)
+        return SymmetryGraph.from_spec(self.spec, like=self.model, sizes=self.sizes)
 
     def inputs(self, n: int = 16, seed: int = 0) -> Float[Tensor, "n ..."]:
         """A batch of ``n`` normal examples."""
@@ -63,7 +63,7 @@ class Pair:
 
     name: str
     architecture: Architecture
-    graph: PermutationGraph
+    graph: SymmetryGraph
     a: nn.Module
     b: nn.Module
     answer: Alignment | None = None

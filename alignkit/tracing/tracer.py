@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from alignkit.graph import PermutationGraph, Provenance, TracedInput
+from alignkit.graph import Provenance, SymmetryGraph, TracedInput
 from alignkit.tracing.interpret import Interpreter, live_steps, unread
 from alignkit.tracing.labels.constants import constant_buffers
 from alignkit.tracing.labels.constraints import Constraints
@@ -26,7 +26,7 @@ from alignkit.tracing.rules.table import RuleTable
 _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
-def trace(model: nn.Module, *args: Any, **kwargs: Any) -> PermutationGraph:
+def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
     """Return the permutation symmetries of a model, inferred from one run on example inputs.
 
     The model runs once, in eval mode and without gradients, on fake tensors (no weights needed: models on the meta
@@ -75,7 +75,7 @@ def _described(name: str | None, tensor: Tensor) -> TracedInput:
     return TracedInput(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high)
 
 
-def graph_of(model: nn.Module, run: Run, table: RuleTable, inputs: tuple[TracedInput, ...] = ()) -> PermutationGraph:
+def graph_of(model: nn.Module, run: Run, table: RuleTable, inputs: tuple[TracedInput, ...] = ()) -> SymmetryGraph:
     """Return the graph of a recorded run. See `trace`."""
     steps = live_steps(run.steps, run.results)
     movable = _movable(model, run)
@@ -98,7 +98,7 @@ def graph_of(model: nn.Module, run: Run, table: RuleTable, inputs: tuple[TracedI
         inputs=inputs,
     )
     saved = set(model.state_dict(keep_vars=True))
-    return PermutationGraph.from_spec(
+    return SymmetryGraph.from_spec(
         {name: text for name, text in spec.items() if name in saved}, model, sizes=sizes, provenance=provenance
     )
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.tasks.batches import Batch, tensors_in
 
 Kind = Literal["positive", "sign"]
@@ -98,7 +98,7 @@ class Freedom:
 
 
 def find_freedoms(
-    graph: PermutationGraph, model: nn.Module, weights: Mapping[str, Tensor], batch: Batch
+    graph: SymmetryGraph, model: nn.Module, weights: Mapping[str, Tensor], batch: Batch
 ) -> tuple[Freedom, ...]:
     """Groups whose units can be rescaled, or flipped, without a change of the function: each proved by running.
 
@@ -125,7 +125,7 @@ def find_freedoms(
     return tuple(found)
 
 
-def _places(graph: PermutationGraph, model: nn.Module, group: str) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+def _places(graph: SymmetryGraph, model: nn.Module, group: str) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
     """Where a group's units are made and where they are used, judged by axes; running the model is the proof."""
     writes: list[Place] = []
     reads: list[Place] = []
@@ -164,7 +164,7 @@ def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def augmented(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     weights: Mapping[str, Tensor],
     freedoms: tuple[Freedom, ...],
     settings: Augmentations,

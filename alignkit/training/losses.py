@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.sinkhorn import plan, potentials
 from alignkit.matching.soft_alignment import ProjectedAlignment, SoftAlignment
 from alignkit.tasks.batches import Batch
@@ -40,7 +40,7 @@ class Relaxed:
         scored: Groups whose logits depend on the scores; all others are at the centre.
     """
 
-    graph: PermutationGraph
+    graph: SymmetryGraph
     logits: Mapping[str, Tensor]
     soft: Mapping[str, Tensor]
     scored: tuple[str, ...]
@@ -51,7 +51,7 @@ class Relaxed:
 
 
 def relax(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     scores: Sequence[Mapping[str, Float[Tensor, "units units"]]],
     log_sharpness: Float[Tensor, ""],
     *,
@@ -99,7 +99,7 @@ def relax(
     return Relaxed(graph, logits, soft, tuple(scored))
 
 
-def _levels(graph: PermutationGraph) -> Iterator[list[str]]:
+def _levels(graph: SymmetryGraph) -> Iterator[list[str]]:
     """Groups by how deep they are nested, the deepest first."""
     depth = {name: len(graph.ancestors(name)) for name in graph.groups}
     for level in sorted(set(depth.values()), reverse=True):
@@ -153,7 +153,7 @@ def supervised_loss(relaxed: Relaxed, answers: Sequence[Alignment]) -> Float[Ten
     for name in relaxed.scored:
         logits, size = relaxed.logits[name], relaxed.graph.groups[name].size
         device = logits.device
-        target = torch.stack([answer.perms[name].reshape(-1, size) for answer in answers]).to(device)
+        target = torch.stack([answer.elements[name].reshape(-1, size) for answer in answers]).to(device)
         parent = relaxed.graph.groups[name].parent
         if parent is not None:
             sources = torch.stack([answer.flat(parent) for answer in answers]).to(device)
@@ -177,7 +177,7 @@ def moved_softly(relaxed: Relaxed, b: Sequence[Mapping[str, Tensor]]) -> list[di
 
 
 def alignment_loss(
-    graph: PermutationGraph, a: Sequence[Mapping[str, Tensor]], moved: Sequence[Mapping[str, Tensor]]
+    graph: SymmetryGraph, a: Sequence[Mapping[str, Tensor]], moved: Sequence[Mapping[str, Tensor]]
 ) -> Float[Tensor, ""]:
     """``|| A - F # B ||^2 / (2 |A|^2)`` over the tensors that groups act on; mean over pairs.
 
@@ -200,7 +200,7 @@ def alignment_loss(
 
 def interpolation_loss(
     tasks: Sequence[Task],
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     a: Sequence[Mapping[str, Tensor]],
     moved: Sequence[Mapping[str, Tensor]],
     places: Sequence[float],

@@ -17,7 +17,7 @@ from alignkit.activations.readings import Reading, find_readings
 from alignkit.deepalign.aligner import Pair, Probing
 from alignkit.errors import TrainingError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.solvers.activation_matching import random_batch
 from alignkit.tasks.batches import Batch, map_tensors
 from alignkit.tasks.path_loss import Minibatches
@@ -36,7 +36,7 @@ class Networks(Protocol):
     """What training needs of a set of networks; `alignkit.zoo.NetworkSet` has it."""
 
     @property
-    def graph(self) -> PermutationGraph:
+    def graph(self) -> SymmetryGraph:
         """The graph of all networks."""
 
     def __len__(self) -> int: ...

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import ZooError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.tasks.task import Task
 from alignkit.tracing import trace
 from alignkit.zoo.manifest import SPLITS, Manifest, read_manifest
@@ -129,8 +129,8 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         return module.eval()
 
     @cached_property
-    def graph(self) -> PermutationGraph:
-        """The permutation graph of the architecture, traced once."""
+    def graph(self) -> SymmetryGraph:
+        """The symmetry graph of the architecture, traced once."""
         return trace(self.model(), self.manifest.plan.architecture.example())
 
     def data(

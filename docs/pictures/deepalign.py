@@ -39,7 +39,7 @@ def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int
         found = load_aligner(shipped_checkpoint())(Pair(graph, a, b, probing))
     scores = {name: matrix.double() for name, matrix in found.items()}
     agreed = consensus(problem.objective, scores)
-    perms = assign(graph, agreed)
+    elements = assign(graph, agreed)
     soft = soft_elements(graph, agreed, SHARPNESS)[group]
     assert soft is not None
     shown = {
@@ -50,15 +50,15 @@ def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int
         "scores after three\nrounds of consensus": agreed[group],
         "soft alignment": soft,
     }
-    return shown, perms[group]
+    return shown, elements[group]
 
 
 def draw(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int = 1) -> plt.Figure:
     """The picture: one panel a step, B's units in the order that is found in the end."""
-    shown, perm = steps(model_a, model_b, example, group_at)
+    shown, element = steps(model_a, model_b, example, group_at)
     figure, axes = plt.subplots(2, 3, figsize=(8, 5.8), layout="constrained")
     for panel, (title, matrix) in zip(axes.flat, shown.items(), strict=True):
-        _panel(panel, title, matrix[:, perm])
+        _panel(panel, title, matrix[:, element])
     return figure
 
 

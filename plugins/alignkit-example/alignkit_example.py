@@ -21,11 +21,11 @@ class CoordinateAscent(Solver[SolverOptions]):
         """Start at the identity, or where the caller says; keep only what lowers the squared distance."""
         best, distance = problem.start, problem.objective.distance2(problem.start)
         for step in range(1, self.options.max_steps + 1):
-            perms = dict(best.perms)
+            elements = dict(best.elements)
             for group in problem.graph.groups:
-                similarity = problem.objective.similarity(group, perms)
-                perms[group] = linear_assignment(similarity).reshape(perms[group].shape)
-            found = Alignment(problem.graph, perms)
+                similarity = problem.objective.similarity(group, elements)
+                elements[group] = linear_assignment(similarity).reshape(elements[group].shape)
+            found = Alignment(problem.graph, elements)
             if problem.objective.distance2(found) >= distance:
                 return Outcome(best)
             best, distance = found, problem.objective.distance2(found)
@@ -48,13 +48,13 @@ class GreedyMatching(Solver[SolverOptions]):
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Sweep over the groups until a sweep gains less than ``rtol``. Only gains are kept."""
         graph, objective, best = problem.graph, problem.objective, problem.init
-        perms: dict[str, Tensor | None] = dict(best.perms) if best else dict.fromkeys(graph.groups)
+        elements: dict[str, Tensor | None] = dict(best.elements) if best else dict.fromkeys(graph.groups)
         distance = objective.distance2(best) if best else float("inf")
         for step in range(1, self.options.max_steps + 1):
             for group in graph.groups:
-                matched = greedy_assignment(objective.similarity(group, perms))
-                perms[group] = matched.reshape(graph.perm_shape(group))
-            found = Alignment(graph, {name: perm for name, perm in perms.items() if perm is not None})
+                matched = greedy_assignment(objective.similarity(group, elements))
+                elements[group] = matched.reshape(graph.element_shape(group))
+            found = Alignment(graph, {name: element for name, element in elements.items() if element is not None})
             before, after = distance, objective.distance2(found)
             if after < before:
                 best, distance = found, after
@@ -77,14 +77,14 @@ def greedy_assignment(similarity: Tensor) -> Tensor:
         int64 ``[..., n]`` on the CPU: the column of each row.
     """
     left, columns = similarity, torch.arange(similarity.shape[-1], device=similarity.device)
-    perm = torch.full(similarity.shape[:-1], -1, device=similarity.device)
-    while bool((perm < 0).any()):
+    element = torch.full(similarity.shape[:-1], -1, device=similarity.device)
+    while bool((element < 0).any()):
         best = left.argmax(-1)
-        mutual = (left.argmax(-2).gather(-1, best) == columns) & (perm < 0)
-        perm = torch.where(mutual, best, perm)
+        mutual = (left.argmax(-2).gather(-1, best) == columns) & (element < 0)
+        element = torch.where(mutual, best, element)
         taken = ((best[..., None] == columns) & mutual[..., None]).any(-2)
         left = left.masked_fill(mutual[..., None] | taken[..., None, :], -torch.inf)
-    return perm.cpu()
+    return element.cpu()
 
 
 # --8<-- [start:hook]

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import alignkit
-from alignkit import Alignment, PermutationGraph, Solution, open_checkpoint, write_checkpoint
+from alignkit import Alignment, Solution, SymmetryGraph, open_checkpoint, write_checkpoint
 from alignkit.checkpoints import ByteProgress
 from alignkit.jobs.from_disk import align_checkpoint, aligned_values, match_checkpoints, merge_checkpoints
 
@@ -152,7 +152,7 @@ class Estimates:
 
 def match(folder: Path, memory: str, products: str) -> None:
     """Match B to A and compare the result with the planted order."""
-    graph = PermutationGraph.from_json((folder / "graph.json").read_text())
+    graph = SymmetryGraph.from_json((folder / "graph.json").read_text())
     planted = Alignment.load(folder / "planted.safetensors", graph).inverse()
     estimates = Estimates()
     started = time.perf_counter()
@@ -184,9 +184,7 @@ def merge(folder: Path, memory: str) -> None:
 
 
 def _solution(folder: Path) -> Solution:
-    return Solution.load(
-        folder / "solution.safetensors", PermutationGraph.from_json((folder / "graph.json").read_text())
-    )
+    return Solution.load(folder / "solution.safetensors", SymmetryGraph.from_json((folder / "graph.json").read_text()))
 
 
 def main() -> None:

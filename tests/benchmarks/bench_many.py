@@ -15,7 +15,7 @@ import torch
 
 import alignkit
 import networks
-from alignkit import PermutationGraph, align_many, builders, canonicalize
+from alignkit import SymmetryGraph, align_many, builders, canonicalize
 from alignkit.jobs.align_many import direct_pairs
 
 SMALL_SPEC = {"w1": "a .", "b1": "a", "w2": "b a", "b2": "b", "w3": ". b", "b3": "."}
@@ -39,7 +39,7 @@ def many() -> None:
 
 def small(count: int = 2000) -> None:
     """Networks a second, batched and one by one."""
-    graph = PermutationGraph.from_spec(SMALL_SPEC, SMALL_SHAPES)
+    graph = SymmetryGraph.from_spec(SMALL_SPEC, SMALL_SHAPES)
     generator = torch.Generator().manual_seed(0)
     nets = [{n: torch.randn(s, generator=generator) for n, s in SMALL_SHAPES.items()} for _ in range(count + 1)]
     start = time.process_time()

@@ -45,7 +45,7 @@ def main(count: int) -> None:
         rows = []
         for i, j in PAIRS[:count]:
             a, b = networks.mnist_mlp(i), networks.mnist_mlp(j)
-            pair = alignkit.PermutationGraph.from_spec(SPEC, like=a).bind(a, b)
+            pair = alignkit.SymmetryGraph.from_spec(SPEC, like=a).bind(a, b)
             started = time.process_time()
             found = alignkit.solve(pair, solver=solver, task=learn)
             seconds = time.process_time() - started

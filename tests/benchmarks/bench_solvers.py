@@ -52,26 +52,28 @@ class PlainReference(Solver[SolverOptions]):
                     raise ValueError(f"the plain algorithm cannot read {' '.join(axes)!r} of {tensor}")
         a = {name: tensor.detach().numpy() for name, tensor in problem.a.items()}
         b = {name: tensor.detach().numpy() for name, tensor in problem.b.items()}
-        perms = {name: np.arange(group.size) for name, group in problem.graph.groups.items()}
+        elements = {name: np.arange(group.size) for name, group in problem.graph.groups.items()}
         order = np.random.default_rng(problem.seed)
         sweeps, progress = 0, True
         while progress:
             progress, sweeps = False, sweeps + 1
-            for group in order.permutation(list(perms)):
-                size = len(perms[group])
+            for group in order.permutation(list(elements)):
+                size = len(elements[group])
                 gain = np.zeros((size, size))
                 for tensor, at in uses[group]:
                     right = b[tensor]
                     for axis, other in enumerate(layouts[tensor]):
-                        if axis != at and other in perms:
-                            right = np.take(right, perms[other], axis)
+                        if axis != at and other in elements:
+                            right = np.take(right, elements[other], axis)
                     left = np.moveaxis(a[tensor], at, 0).reshape(size, -1)
                     gain += left @ np.moveaxis(right, at, 0).reshape(size, -1).T
                 found = linear_sum_assignment(gain, maximize=True)[1]
                 rows = np.arange(size)
-                if gain[rows, found].sum() > gain[rows, perms[group]].sum() + 1e-12:
-                    perms[group], progress = found, True
-        alignment = alignkit.Alignment(problem.graph, {name: torch.as_tensor(perm) for name, perm in perms.items()})
+                if gain[rows, found].sum() > gain[rows, elements[group]].sum() + 1e-12:
+                    elements[group], progress = found, True
+        alignment = alignkit.Alignment(
+            problem.graph, {name: torch.as_tensor(element) for name, element in elements.items()}
+        )
         report(Step(sweeps, problem.objective.distance2(alignment)))
         return Outcome(alignment)
 
@@ -118,7 +120,7 @@ def compared(kind: Kind, seeds: tuple[int, int], solvers: Sequence[Any]) -> Comp
     )
 
 
-def is_flat(graph: alignkit.PermutationGraph) -> bool:
+def is_flat(graph: alignkit.SymmetryGraph) -> bool:
     """Whether every axis is fixed or holds one group."""
     return not any(sign in layout for layout in graph.spec().values() for sign in "(+[")
 

@@ -40,27 +40,27 @@ def plain_reference(a: State, b: State, seed: int) -> State:
     """[Ainsworth23], Algorithm 1, for a linear chain: layers in random order, each in full, until none moves."""
     weights = [n for n in a if n.endswith("weight")]
     biases = [n.replace("weight", "bias") for n in weights]
-    perms = [np.arange(len(a[n])) for n in weights[:-1]]
+    elements = [np.arange(len(a[n])) for n in weights[:-1]]
     rng = np.random.default_rng(seed)
     left = [a[n].numpy() for n in weights]
     right = [b[n].numpy() for n in weights]
     progress = True
     while progress:
         progress = False
-        for k in rng.permutation(len(perms)):
-            before = right[k] if k == 0 else right[k][:, perms[k - 1]]
-            after = right[k + 1] if k + 1 == len(perms) else right[k + 1][perms[k + 1]]
+        for k in rng.permutation(len(elements)):
+            before = right[k] if k == 0 else right[k][:, elements[k - 1]]
+            after = right[k + 1] if k + 1 == len(elements) else right[k + 1][elements[k + 1]]
             gain = left[k] @ before.T + left[k + 1].T @ after
             gain += np.outer(a[biases[k]].numpy(), b[biases[k]].numpy())
             found = linear_sum_assignment(gain, maximize=True)[1]
             rows = np.arange(len(found))
-            if gain[rows, found].sum() > gain[rows, perms[k]].sum() + 1e-12:
-                perms[k], progress = found, True
+            if gain[rows, found].sum() > gain[rows, elements[k]].sum() + 1e-12:
+                elements[k], progress = found, True
     out = dict(b)
-    for k, perm in enumerate(perms):
-        out[weights[k]] = out[weights[k]][perm]
-        out[biases[k]] = out[biases[k]][perm]
-        out[weights[k + 1]] = out[weights[k + 1]][:, perm]
+    for k, element in enumerate(elements):
+        out[weights[k]] = out[weights[k]][element]
+        out[biases[k]] = out[biases[k]][element]
+        out[weights[k + 1]] = out[weights[k + 1]][:, element]
     return out
 
 
@@ -165,7 +165,7 @@ def planted() -> None:
         for seed in range(100):
             generator = torch.Generator().manual_seed(seed)
             a = {n: torch.randn(s, generator=generator) / s[-1] ** 0.5 for n, s in shapes.items()}
-            graph = alignkit.PermutationGraph.from_spec(spec, a)
+            graph = alignkit.SymmetryGraph.from_spec(spec, a)
             b = alignkit.Alignment.random(graph, seed).apply(a)
             solution = alignkit.solve(graph, a, b, solver="weight_matching", **options)
             found += solution.objective_after <= 1e-9 * solution.objective_before

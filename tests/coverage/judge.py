@@ -11,7 +11,7 @@ from torch import nn
 
 import zoo_models
 from alignkit.errors import AlignkitError, VerificationError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import output_tensors
 from alignkit.tracing import trace
@@ -107,7 +107,7 @@ def said(error: BaseException) -> str:
     return text if isinstance(error, AlignkitError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def _prove(result: Result, graph: PermutationGraph, model: nn.Module, args: Any, kwargs: Any) -> None:
+def _prove(result: Result, graph: SymmetryGraph, model: nn.Module, args: Any, kwargs: Any) -> None:
     try:
         proof = graph.verify(model, *args, draws=DRAWS, **kwargs)
     except VerificationError as error:
@@ -135,7 +135,7 @@ def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
         return [t for t in output_tensors(model(*args, **kwargs)) if t.is_floating_point()]
 
 
-def _count(result: Result, graph: PermutationGraph) -> None:
+def _count(result: Result, graph: SymmetryGraph) -> None:
     axes = [
         any(True for _ in axis.units())
         for t in graph.tensors.values()

@@ -24,13 +24,13 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from alignkit import Alignment, PermutationGraph, open_checkpoint
+from alignkit import Alignment, SymmetryGraph, open_checkpoint
 from alignkit.checkpoints import ByteProgress
 from alignkit.errors import WeightsError
 from alignkit.jobs.from_disk import merge_checkpoints
 
 UNITS, LAYERS = 1000, 6
-GRAPH = PermutationGraph.from_spec(
+GRAPH = SymmetryGraph.from_spec(
     {f"layers.{i}.weight": f"h{i} h{i + 1}" for i in range(LAYERS)},
     {f"layers.{i}.weight": (UNITS, UNITS) for i in range(LAYERS)},
 )

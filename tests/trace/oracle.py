@@ -81,13 +81,13 @@ def elements(recipe: Recipe) -> Iterator[tuple[Perm, ...]]:
     """Yield every permutation of units that leaves the network's function as it is, by trying all: one a value."""
     widths = widths_of(recipe)
 
-    def extended(perms: tuple[Perm, ...]) -> Iterator[tuple[Perm, ...]]:
-        if len(perms) == len(widths):
-            yield perms
+    def extended(elements: tuple[Perm, ...]) -> Iterator[tuple[Perm, ...]]:
+        if len(elements) == len(widths):
+            yield elements
             return
-        op = recipe[len(perms) - 1]
-        for out in OPS[op.name].outcomes(op, [widths[i] for i in op.reads], [perms[i] for i in op.reads]):
-            yield from extended((*perms, out))
+        op = recipe[len(elements) - 1]
+        for out in OPS[op.name].outcomes(op, [widths[i] for i in op.reads], [elements[i] for i in op.reads]):
+            yield from extended((*elements, out))
 
     return extended((tuple(range(INPUTS)),))
 
@@ -104,7 +104,7 @@ def varies_by_row(recipe: Recipe) -> bool:
     """
     for op in recipe:
         if op.name == "blocks" and not op.sizes[2]:
-            found = [blocks_of(perms[op.reads[0]], op.sizes[0]) for perms in elements(recipe)]
+            found = [blocks_of(elements[op.reads[0]], op.sizes[0]) for elements in elements(recipe)]
             moved = [part for part in found if part is not None]
             fixed = all(outer == tuple(range(op.sizes[0])) for outer, _ in moved)
             if fixed and any(len(set(inner)) > 1 for _, inner in moved):

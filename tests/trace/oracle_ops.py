@@ -68,12 +68,12 @@ def _all(n: int) -> Iterator[Perm]:
     return itertools.permutations(range(n))
 
 
-def blocks_of(perm: Perm, blocks: int) -> tuple[Perm, list[Perm]] | None:
+def blocks_of(element: Perm, blocks: int) -> tuple[Perm, list[Perm]] | None:
     """Return how a permutation moves equal blocks, and units inside each, or None if it breaks blocks up."""
-    size = len(perm) // blocks
+    size = len(element) // blocks
     outer, inner = [], []
     for b in range(blocks):
-        part = perm[b * size : (b + 1) * size]
+        part = element[b * size : (b + 1) * size]
         if len({p // size for p in part}) != 1:
             return None
         outer.append(part[0] // size)
@@ -87,13 +87,13 @@ def _joined(outer: Perm, inner: Sequence[Perm]) -> Perm:
 
 
 @cache
-def _comes_out(name: str, sizes: tuple[int, ...], perms: tuple[Perm, ...]) -> Perm | None:
+def _comes_out(name: str, sizes: tuple[int, ...], elements: tuple[Perm, ...]) -> Perm | None:
     """Run a function without weights on permuted random data; return the permutation of the result, if there is one."""
     function = FUNCTIONS[name](sizes)
     generator = torch.Generator().manual_seed(0)
-    values = [torch.randn(1, PROBES, len(p), generator=generator, dtype=torch.float64) for p in perms]
+    values = [torch.randn(1, PROBES, len(p), generator=generator, dtype=torch.float64) for p in elements]
     before = function(*values)[0]
-    after = function(*(v[..., list(p)] for v, p in zip(values, perms, strict=True)))[0]
+    after = function(*(v[..., list(p)] for v, p in zip(values, elements, strict=True)))[0]
     same = (after.unsqueeze(2) - before.unsqueeze(1)).abs().amax(0) < 1e-9
     if not bool((same.sum(0) == 1).all() and (same.sum(1) == 1).all()):
         return None
@@ -132,8 +132,8 @@ FUNCTIONS: dict[str, Callable[[tuple[int, ...]], Callable[..., Tensor]]] = {
 def _plain(name: str, width: Callable[[Op, Sequence[int]], int]) -> Kind:
     """Return the kind of a function without weights."""
 
-    def outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
-        found = _comes_out(name, op.sizes, tuple(perms))
+    def outcomes(op: Op, widths: Sequence[int], elements: Sequence[Perm]) -> Iterator[Perm]:
+        found = _comes_out(name, op.sizes, tuple(elements))
         if found is not None:
             yield found
 
@@ -233,29 +233,29 @@ def _batch_norm(op: Op, widths: Sequence[int], images: bool) -> nn.Module:
     return Affine(widths[0], 2, images)
 
 
-def _linear_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
+def _linear_outcomes(op: Op, widths: Sequence[int], elements: Sequence[Perm]) -> Iterator[Perm]:
     yield from _all(op.sizes[0])
 
 
-def _kept(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
-    yield perms[0]
+def _kept(op: Op, widths: Sequence[int], elements: Sequence[Perm]) -> Iterator[Perm]:
+    yield elements[0]
 
 
-def _group_norm_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
-    if blocks_of(perms[0], op.sizes[0]) is not None:
-        yield perms[0]
+def _group_norm_outcomes(op: Op, widths: Sequence[int], elements: Sequence[Perm]) -> Iterator[Perm]:
+    if blocks_of(elements[0], op.sizes[0]) is not None:
+        yield elements[0]
 
 
-def _blocks_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
+def _blocks_outcomes(op: Op, widths: Sequence[int], elements: Sequence[Perm]) -> Iterator[Perm]:
     blocks, out, shared = op.sizes
-    found = blocks_of(perms[0], blocks)
+    found = blocks_of(elements[0], blocks)
     if found is None or (shared and len(set(found[1])) > 1):
         return
     for inner in itertools.product(_all(out), repeat=1 if shared else blocks):
         yield _joined(found[0], list(inner) * (blocks if shared else 1))
 
 
-def _attention_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
+def _attention_outcomes(op: Op, widths: Sequence[int], elements: Sequence[Perm]) -> Iterator[Perm]:
     yield from _attention_settings(*op.sizes)
 
 
@@ -263,19 +263,19 @@ def _attention_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) ->
 def _attention_settings(heads: int, size: int, fused: int) -> tuple[Perm, ...]:
     """Try every permutation of queries, keys and values; return those of the result where there is one."""
     every = list(_all(heads * size))
-    found = (_comes_out("attention core", (heads, 0), perms) for perms in itertools.product(every, repeat=3))
+    found = (_comes_out("attention core", (heads, 0), elements) for elements in itertools.product(every, repeat=3))
     return tuple(out for out in found if out is not None)
 
 
-def _recurrent_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
+def _recurrent_outcomes(op: Op, widths: Sequence[int], elements: Sequence[Perm]) -> Iterator[Perm]:
     out, _, both = op.sizes
     for inner in itertools.product(_all(out), repeat=1 + both):
         yield _joined(tuple(range(1 + both)), list(inner))
 
 
-def _mixer_outcomes(op: Op, widths: Sequence[int], perms: Sequence[Perm]) -> Iterator[Perm]:
+def _mixer_outcomes(op: Op, widths: Sequence[int], elements: Sequence[Perm]) -> Iterator[Perm]:
     for _ in _all(op.sizes[0]):
-        yield perms[0]
+        yield elements[0]
 
 
 def _first(op: Op, widths: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import torchvision_shim
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.tracing import trace
 from trace_helpers import counts
 
@@ -25,7 +25,7 @@ torchvision_shim.install()
 IMAGE = torch.zeros(1, 3, 32, 32)
 
 
-def graph_of(build: Callable[[], nn.Module], *args: Any, **kwargs: Any) -> PermutationGraph:
+def graph_of(build: Callable[[], nn.Module], *args: Any, **kwargs: Any) -> SymmetryGraph:
     with torch.device("meta"):
         model = build()
     return trace(model.eval(), *args, **kwargs)

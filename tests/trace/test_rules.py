@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import alignkit
 from alignkit.errors import TraceError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.plugins import plugin_registry as plugins
 from alignkit.tracing import Call, Layout, Rule, RuleTable
 from alignkit.tracing.recording.run import record
@@ -42,7 +42,7 @@ class UsesOwnOp(nn.Module):
         return self.b(torch.ops.alignkit_tests.double(self.a(x)))
 
 
-def traced(table: RuleTable) -> PermutationGraph:
+def traced(table: RuleTable) -> SymmetryGraph:
     torch.manual_seed(0)
     model = UsesOwnOp()
     return graph_of(model, record(model, (X,), {}), table)

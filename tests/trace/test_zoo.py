@@ -13,7 +13,7 @@ from torch import nn
 
 import torchvision_shim
 from alignkit.errors import VerificationError
-from alignkit.graph import PermutationGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.tracing import trace
@@ -69,7 +69,7 @@ def test_resnet50_has_the_groups_of_the_hand_written_graph() -> None:
 
 
 @pytest.fixture(scope="module")
-def vit() -> tuple[nn.Module, PermutationGraph]:
+def vit() -> tuple[nn.Module, SymmetryGraph]:
     model = perturbed(vision_transformer().eval())
     return model, trace(model, SMALL)
 
@@ -80,13 +80,13 @@ def vision_transformer() -> nn.Module:
     return models.VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48)
 
 
-def test_a_vit_has_heads_and_units_inside_them(vit: tuple[nn.Module, PermutationGraph]) -> None:
+def test_a_vit_has_heads_and_units_inside_them(vit: tuple[nn.Module, SymmetryGraph]) -> None:
     model, graph = vit
     graph.verify(model, SMALL)
     assert counts(graph) == (5, 4)
 
 
-def test_units_of_q_and_k_may_not_cross_heads(vit: tuple[nn.Module, PermutationGraph]) -> None:
+def test_units_of_q_and_k_may_not_cross_heads(vit: tuple[nn.Module, SymmetryGraph]) -> None:
     model, graph = vit
     layer = "encoder.layers.encoder_layer_0.self_attention"
     merged = {
@@ -95,7 +95,7 @@ def test_units_of_q_and_k_may_not_cross_heads(vit: tuple[nn.Module, PermutationG
     }
     assert merged != graph.spec()
     with pytest.raises(VerificationError, match="loose"):
-        PermutationGraph.from_spec(merged, model).verify(model, SMALL)
+        SymmetryGraph.from_spec(merged, model).verify(model, SMALL)
 
 
 def test_swin_frees_heads_through_shifted_windows() -> None:

@@ -14,7 +14,7 @@ from alignkit.deepalign.aligner import Aligner, Pair, aligner_kind
 from alignkit.deepalign.dws.domains import incidences
 from alignkit.deepalign.dws.layers import Affine, Features, Layer, Lift, spread_out
 from alignkit.errors import AlignmentError
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 
 @aligner_kind
@@ -46,7 +46,7 @@ class DwsAligner(Aligner):
 
     def __init__(
         self,
-        graph: PermutationGraph,
+        graph: SymmetryGraph,
         hidden: int = 64,
         edges: int = 16,
         output: int = 64,
@@ -79,9 +79,9 @@ class DwsAligner(Aligner):
     def rebuilt(cls, settings: Mapping[str, Any]) -> Self:
         """An aligner from its settings, with fresh parameters."""
         rest = {name: value for name, value in settings.items() if name != "graph"}
-        return cls(PermutationGraph.from_json(settings["graph"]), **rest)
+        return cls(SymmetryGraph.from_json(settings["graph"]), **rest)
 
-    def fits(self, graph: PermutationGraph) -> str | None:
+    def fits(self, graph: SymmetryGraph) -> str | None:
         """None for the graph that the aligner was made for, else the reason why it does not serve this one."""
         if graph == self.graph:
             return None

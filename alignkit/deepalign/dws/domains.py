@@ -13,7 +13,7 @@ from math import prod
 from torch import Tensor
 
 from alignkit.graph.layout import Block, Dim
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Incidences:
     swaps: tuple[tuple[tuple[int, ...], ...], ...]
 
 
-def incidences(graph: PermutationGraph) -> Incidences:
+def incidences(graph: SymmetryGraph) -> Incidences:
     """Domains, places and faces of a graph.
 
     With own features, faces and swaps they span, for two different groups on a block, all affine equivariant maps up
@@ -129,9 +129,9 @@ def incidences(graph: PermutationGraph) -> Incidences:
     return Incidences(domains, units, tuple(places), tuple(faces), tuple(_swaps(domain) for domain in domains))
 
 
-def _group_domain(graph: PermutationGraph, name: str) -> Domain:
+def _group_domain(graph: SymmetryGraph, name: str) -> Domain:
     chain = (*graph.ancestors(name), name)
-    return Domain(chain, tuple(tuple(range(i)) for i in range(len(chain))), graph.perm_shape(name))
+    return Domain(chain, tuple(tuple(range(i)) for i in range(len(chain))), graph.element_shape(name))
 
 
 def _block_domain(block: Block) -> Domain:

@@ -15,7 +15,7 @@ from alignkit.graph.drawing.rows import Box, Row, picture_rows
 from alignkit.graph.layout import Axis, Factor, Segment, Units
 
 if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import PermutationGraph
+    from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _FONT = 8.0
 _CHAR = _FONT * 0.6021 / 72  # inches: the advance of DejaVu Sans Mono
@@ -27,7 +27,7 @@ _INK, _FAINT, _EDGE, _BAND = "#222222", "#767676", "#9a9a9a", "#f4f4f6"
 Piece = tuple[str, str | None]
 
 
-def paint(graph: PermutationGraph) -> Figure:
+def paint(graph: SymmetryGraph) -> Figure:
     """Draw a graph.
 
     Every row is a layer. On its left stand its tensors as boxes, one cell for each axis, labelled with the notation
@@ -47,7 +47,7 @@ def paint(graph: PermutationGraph) -> Figure:
     return figure
 
 
-def group_colours(graph: PermutationGraph) -> dict[str, tuple[float, float, float]]:
+def group_colours(graph: SymmetryGraph) -> dict[str, tuple[float, float, float]]:
     """A colour for each group; hues of neighbours in the list are far apart."""
     return {name: colorsys.hls_to_rgb((0.58 + i * 0.381966) % 1, 0.45, 0.62) for i, name in enumerate(graph.groups)}
 
@@ -64,7 +64,7 @@ class _Lane:
 class _Sheet:
     """The columns of the figure, measured in characters."""
 
-    def __init__(self, graph: PermutationGraph, rows: list[Row]) -> None:
+    def __init__(self, graph: SymmetryGraph, rows: list[Row]) -> None:
         self.graph, self.rows = graph, rows
         self.colours = group_colours(graph)
         self.lanes = _lanes(rows)
@@ -91,7 +91,7 @@ class _Sheet:
             yield name, f"{name if name == names[0] else _short(name, names[0])} ({size})"
 
     def _heading(self) -> str:
-        return repr(self.graph).removeprefix("PermutationGraph(").removesuffix(")")
+        return repr(self.graph).removeprefix("SymmetryGraph(").removesuffix(")")
 
     def draw(self, axes: Axes) -> None:
         """Draw everything on axes whose unit is a character across and a row down."""

@@ -12,7 +12,7 @@ from alignkit.graph.nodes import TensorNode
 from alignkit.graph.notation import format_layout
 
 if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import PermutationGraph
+    from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _FOLD_FROM = 3
 """How many equal layers in a row are shown as one."""
@@ -41,7 +41,7 @@ class Row:
         return tuple(dict.fromkeys(mentions))
 
 
-def picture_rows(graph: PermutationGraph) -> list[Row]:
+def picture_rows(graph: SymmetryGraph) -> list[Row]:
     """One row for each layer, in the order of the tensors.
 
     Runs of three or more numbered layers that differ in nothing but groups of their own are folded: the first is
@@ -51,7 +51,7 @@ def picture_rows(graph: PermutationGraph) -> list[Row]:
     return list(_folded(graph, rows, 0))
 
 
-def _layers(graph: PermutationGraph) -> Iterator[Row]:
+def _layers(graph: SymmetryGraph) -> Iterator[Row]:
     nodes = [node for node in graph.tensors.values() if node.shape]
     for path, members in groupby(nodes, lambda node: node.name.rpartition(".")[0] or node.name):
         merged: dict[tuple[tuple[int, ...], str], Box] = {}
@@ -63,7 +63,7 @@ def _layers(graph: PermutationGraph) -> Iterator[Row]:
         yield Row(path, tuple(merged.values()))
 
 
-def _folded(graph: PermutationGraph, rows: list[Row], depth: int) -> Iterator[Row]:
+def _folded(graph: SymmetryGraph, rows: list[Row], depth: int) -> Iterator[Row]:
     """Fold the numbered layers whose number stands at ``depth`` of the path, then those inside of them."""
     blocks = [list(block) for _, block in groupby(rows, lambda row: row.path.split(".")[: depth + 1])]
     keys = [_signature(graph, block, depth) for block in blocks]
@@ -81,7 +81,7 @@ def _folded(graph: PermutationGraph, rows: list[Row], depth: int) -> Iterator[Ro
         at = end
 
 
-def _signature(graph: PermutationGraph, block: list[Row], depth: int) -> object:
+def _signature(graph: SymmetryGraph, block: list[Row], depth: int) -> object:
     """What two numbered layers have in common when they look alike; None for a layer without a number."""
     start = block[0].path.split(".")[: depth + 1]
     if len(start) <= depth or not start[depth].isdigit():

@@ -36,14 +36,14 @@ def act_on_block(
     return _mix(block, part, soft, elements) if soft else part
 
 
-def _gather(block: Block, part: Tensor, at: int, perm: Tensor) -> Tensor:
+def _gather(block: Block, part: Tensor, at: int, indices: Tensor) -> Tensor:
     dim = block.dims[at]
     if not dim.ancestors:
-        return part.index_select(at, perm)
+        return part.index_select(at, indices)
     shape = [1] * len(block.dims)
     for place in (*dim.ancestors, at):
         shape[place] = block.dims[place].size
-    return torch.take_along_dim(part, perm.reshape(shape), at)
+    return torch.take_along_dim(part, indices.reshape(shape), at)
 
 
 def _mix(block: Block, part: Tensor, soft: list[int], elements: Mapping[str, Tensor]) -> Tensor:

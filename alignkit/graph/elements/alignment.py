@@ -19,7 +19,7 @@ from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_weights
 from alignkit.graph.elements.action import act_on_block
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _FORMAT = "alignkit.alignment"
 _VERSION = "1"
@@ -29,35 +29,36 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class Alignment:
     """Where each unit goes: one index vector for a root group, one for each parent unit of a family.
 
-    Gather convention: place ``i`` of the aligned network holds unit ``perm[i]`` of the network that is aligned. For a
-    family, ``perm[p, i]`` is the unit, within the parent unit that was moved to place ``p``, that comes to place ``i``.
+    Gather convention: place ``i`` of the aligned network holds unit ``element[i]`` of the network that is aligned.
+    For a family, ``element[p, i]`` is the unit, within the parent unit that was moved to place ``p``, that comes to
+    place ``i``.
 
     Args:
         graph: The graph whose symmetry group the alignment belongs to.
-        perms: int64 indices for each group, of shape ``graph.perm_shape(group)``: the sizes of the group's ancestors
-            (none for a root), then its own size.
+        elements: int64 indices for each group, of shape ``graph.element_shape(group)``: the sizes of the group's
+            ancestors (none for a root), then its own size.
 
     Raises:
         AlignmentError: A group is missing, or its indices have the wrong shape or are no permutation.
     """
 
-    def __init__(self, graph: PermutationGraph, perms: Mapping[str, Tensor]) -> None:
+    def __init__(self, graph: SymmetryGraph, elements: Mapping[str, Tensor]) -> None:
         self.graph = graph
-        self.perms: Mapping[str, Tensor] = MappingProxyType(_checked(graph, perms))
+        self.elements: Mapping[str, Tensor] = MappingProxyType(_checked(graph, elements))
 
     @classmethod
-    def identity(cls, graph: PermutationGraph) -> Alignment:
+    def identity(cls, graph: SymmetryGraph) -> Alignment:
         """The alignment that moves nothing."""
-        return cls(graph, {name: _identity_perm(graph.perm_shape(name)) for name in graph.groups})
+        return cls(graph, {name: _identity_element(graph.element_shape(name)) for name in graph.groups})
 
     @classmethod
-    def random(cls, graph: PermutationGraph, seed: int = 0) -> Alignment:
+    def random(cls, graph: SymmetryGraph, seed: int = 0) -> Alignment:
         """An element of the symmetry group drawn uniformly; the same seed gives the same element."""
         generator = torch.Generator().manual_seed(seed)
         return cls(
             graph,
             {
-                n: torch.rand(graph.perm_shape(n), generator=generator, dtype=torch.float64).argsort(-1)
+                n: torch.rand(graph.element_shape(n), generator=generator, dtype=torch.float64).argsort(-1)
                 for n in graph.groups
             },
         )
@@ -67,16 +68,16 @@ class Alignment:
     def flat(self, group: str) -> Tensor:
         """Where every unit comes from, over all parents: int64 of shape ``[instances * size]``, row-major."""
         parent = self.graph.groups[group].parent
-        perm = self.perms[group]
+        element = self.elements[group]
         if parent is None:
-            return perm
-        return (self.flat(parent)[:, None] * perm.shape[-1] + perm.reshape(-1, perm.shape[-1])).reshape(-1)
+            return element
+        return (self.flat(parent)[:, None] * element.shape[-1] + element.reshape(-1, element.shape[-1])).reshape(-1)
 
     def _from_flat(self, flats: Mapping[str, Tensor]) -> Alignment:
         # The place within the parent is the remainder; the parent's own vector says the rest.
         return Alignment(
             self.graph,
-            {n: (flat % self.graph.groups[n].size).reshape(self.graph.perm_shape(n)) for n, flat in flats.items()},
+            {n: (flat % self.graph.groups[n].size).reshape(self.graph.element_shape(n)) for n, flat in flats.items()},
         )
 
     def inverse(self) -> Alignment:
@@ -95,11 +96,11 @@ class Alignment:
         return (
             isinstance(other, Alignment)
             and self.graph == other.graph
-            and all(torch.equal(self.perms[name], other.perms[name]) for name in self.perms)
+            and all(torch.equal(self.elements[name], other.elements[name]) for name in self.elements)
         )
 
     def __hash__(self) -> int:
-        return hash((self.graph, *(tuple(perm.reshape(-1).tolist()) for perm in self.perms.values())))
+        return hash((self.graph, *(tuple(element.reshape(-1).tolist()) for element in self.elements.values())))
 
     @property
     def is_identity(self) -> bool:
@@ -113,13 +114,16 @@ class Alignment:
     def as_matrices(self) -> dict[str, Tensor]:
         """Permutation matrices: float32 ``[n, n]`` for a root, ``[*ancestors, n, n]`` for a family.
 
-        Row ``i`` has its one at column ``perm[i]``, so that the matrix times B's units gives the aligned units.
+        Row ``i`` has its one at column ``element[i]``, so that the matrix times B's units gives the aligned units.
         """
-        return {name: torch.nn.functional.one_hot(perm, perm.shape[-1]).float() for name, perm in self.perms.items()}
+        return {
+            name: torch.nn.functional.one_hot(element, element.shape[-1]).float()
+            for name, element in self.elements.items()
+        }
 
     def __repr__(self) -> str:
-        moved, total = sum(self.moved().values()), sum(prod(self.graph.perm_shape(n)) for n in self.perms)
-        return f"Alignment({len(self.perms)} groups, {moved} of {total} units moved)"
+        moved, total = sum(self.moved().values()), sum(prod(self.graph.element_shape(n)) for n in self.elements)
+        return f"Alignment({len(self.elements)} groups, {moved} of {total} units moved)"
 
     # ---------------------------------------------------------------- weights
 
@@ -156,7 +160,7 @@ class Alignment:
         result = torch.empty_like(tensor, requires_grad=False)
         source = tensor.detach()
         for block in node.blocks:
-            block.view(result).copy_(act_on_block(block, block.view(source), self.perms))
+            block.view(result).copy_(act_on_block(block, block.view(source), self.elements))
         return result
 
     # ---------------------------------------------------------------- files
@@ -168,12 +172,12 @@ class Alignment:
             WeightsError: The file cannot be written.
         """
         header = {"format": _FORMAT, "version": _VERSION, "graph": self.graph.fingerprint}
-        tensors = {name: perm.contiguous().clone() for name, perm in self.perms.items()}
+        tensors = {name: element.contiguous().clone() for name, element in self.elements.items()}
         with atomic_path(Path(path)) as temporary:
             safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
 
     @classmethod
-    def load(cls, path: str | Path, graph: PermutationGraph) -> Alignment:
+    def load(cls, path: str | Path, graph: SymmetryGraph) -> Alignment:
         """Read an alignment that was saved for the same graph.
 
         Raises:
@@ -182,7 +186,7 @@ class Alignment:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {}).get("alignkit", "{}"))
-                perms = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+                elements = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise AlignmentError(f"{path} cannot be read as an alignment: {error}.") from error
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
@@ -194,37 +198,38 @@ class Alignment:
                 f"{path} belongs to another graph (fingerprint {header.get('graph')}, not {graph.fingerprint}). Load "
                 "it with the graph that it was made for."
             )
-        return cls(graph, perms)
+        return cls(graph, elements)
 
 
-def _identity_perm(shape: tuple[int, ...]) -> Tensor:
+def _identity_element(shape: tuple[int, ...]) -> Tensor:
     return torch.arange(shape[-1]).expand(shape).contiguous()
 
 
-def _checked(graph: PermutationGraph, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if unknown := [name for name in perms if name not in graph.groups]:
+def _checked(graph: SymmetryGraph, elements: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if unknown := [name for name in elements if name not in graph.groups]:
         raise AlignmentError(f"the graph has no groups {', '.join(map(repr, unknown))}.")
     checked = {}
     for name in graph.groups:
-        if name not in perms:
+        if name not in elements:
             raise AlignmentError(f"group {name!r} has no indices.")
-        perm = torch.as_tensor(perms[name])
-        shape = graph.perm_shape(name)
-        if perm.is_floating_point() or perm.dtype == torch.bool or tuple(perm.shape) != shape:
+        element = torch.as_tensor(elements[name])
+        shape = graph.element_shape(name)
+        if element.is_floating_point() or element.dtype == torch.bool or tuple(element.shape) != shape:
             raise AlignmentError(
-                f"group {name!r} needs whole numbers of shape {shape}, found {perm.dtype} of shape {tuple(perm.shape)}."
+                f"group {name!r} needs whole numbers of shape {shape}, "
+                f"found {element.dtype} of shape {tuple(element.shape)}."
             )
-        perm = perm.detach().to("cpu", torch.int64)
-        if not torch.equal(perm.sort(-1).values, _identity_perm(shape)):
+        element = element.detach().to("cpu", torch.int64)
+        if not torch.equal(element.sort(-1).values, _identity_element(shape)):
             raise AlignmentError(
                 f"the indices of group {name!r} are no permutation of 0 .. {shape[-1] - 1}: an index is missing or "
                 "there twice."
             )
-        checked[name] = perm
+        checked[name] = element
     return checked
 
 
-def _filled_copy(module: nn.Module, graph: PermutationGraph, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _filled_copy(module: nn.Module, graph: SymmetryGraph, tensors: Mapping[str, Tensor]) -> nn.Module:
     filled = copy.deepcopy(module)
     places = filled.state_dict(keep_vars=True)
     with torch.no_grad():

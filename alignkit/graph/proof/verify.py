@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.precision import Widened
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 """Largest relative change of an output that still counts as rounding, by the dtype of the run."""
@@ -39,7 +39,7 @@ class Verification:
 
 
 def verify(
-    graph: PermutationGraph, model: nn.Module, *args: Any, draws: int = 3, seed: int = 0, **kwargs: Any
+    graph: SymmetryGraph, model: nn.Module, *args: Any, draws: int = 3, seed: int = 0, **kwargs: Any
 ) -> Verification:
     """Apply random elements of the symmetry group to a copy of the model and compare its outputs.
 
@@ -140,16 +140,16 @@ def _runner(model: nn.Module, args: Any, kwargs: Any) -> _Runner:
 def only(alignment: Alignment, groups: frozenset[str]) -> Alignment:
     """The alignment with every group outside ``groups`` left at its place."""
     identity = Alignment.identity(alignment.graph)
-    perms = {name: (alignment if name in groups else identity).perms[name] for name in alignment.perms}
-    return Alignment(alignment.graph, perms)
+    elements = {name: (alignment if name in groups else identity).elements[name] for name in alignment.elements}
+    return Alignment(alignment.graph, elements)
 
 
-def _guilty_groups(graph: PermutationGraph, runner: _Runner, tolerance: float, seed: int) -> list[str]:
+def _guilty_groups(graph: SymmetryGraph, runner: _Runner, tolerance: float, seed: int) -> list[str]:
     alignment = Alignment.random(graph, seed)
     return [name for name in graph.groups if not runner.error(only(alignment, frozenset((name,)))) <= tolerance]
 
 
-def _failure(graph: PermutationGraph, guilty: list[str], error: float, tolerance: float, dtype: torch.dtype) -> str:
+def _failure(graph: SymmetryGraph, guilty: list[str], error: float, tolerance: float, dtype: torch.dtype) -> str:
     measured = f"largest relative change {error:.2g}, tolerance {tolerance:.0e} in {str(dtype).removeprefix('torch.')}"
     if not guilty:
         return f"permuting all groups together changes the outputs, each alone does not ({measured})."

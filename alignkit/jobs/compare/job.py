@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignkit.errors import AlignkitError, ComparisonError
-from alignkit.graph import BoundGraph, PermutationGraph
+from alignkit.graph import BoundGraph, SymmetryGraph
 from alignkit.jobs.compare.comparison import ERROR, ComparisonRow
 from alignkit.jobs.merge import merge
 from alignkit.jobs.peak_memory import peak_memory
@@ -188,7 +188,7 @@ def run_job_from_bytes(packed: bytes, index: int) -> ComparisonRow:
 
 
 def _unpacked(parts: Mapping[str, Any]) -> tuple[Plan, Sequence[Job]]:
-    graph = PermutationGraph.from_json(parts["the graph"])
+    graph = SymmetryGraph.from_json(parts["the graph"])
     a, b = parts["the weights"]
     pair = BoundGraph(graph, a, b, parts["model A"], parts["model B"])
     points, device, wants_repair = parts["the settings"]

@@ -11,7 +11,7 @@ from alignkit.checkpoints import Checkpoint, OnProgress, write_checkpoint
 from alignkit.checkpoints.shard import Values, ValuesOf
 from alignkit.errors import MergeError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, parse_memory
 from alignkit.jobs.from_disk.matching import bind_on_disk
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk
@@ -87,7 +87,7 @@ def aligned_values(b: Checkpoint, alignment: Alignment, memory: int | str = DEFA
     nodes = _nodes(alignment.graph)
 
     def values(name: str) -> Values:
-        moved = Reordered(alignment.graph.tensors[nodes[name]], alignment.perms)
+        moved = Reordered(alignment.graph.tensors[nodes[name]], alignment.elements)
         return moved.whole(source) if not moved.splits else _pieces(moved, source, budget)
 
     return values
@@ -110,11 +110,11 @@ def merged_values(
         raise MergeError("the alignments belong to different graphs.")
     budget = Budget(_bytes(memory))
     sources = [bind_on_disk(graph, checkpoints[0], checkpoint, budget).b for checkpoint in checkpoints]
-    perms = [(Alignment.identity(graph) if order is None else order).perms for order in orders]
+    elements = [(Alignment.identity(graph) if order is None else order).elements for order in orders]
     nodes = _nodes(graph)
 
     def averaged(name: str) -> Iterator[Tensor]:
-        moved = [Reordered(graph.tensors[nodes[name]], perm) for perm in perms]
+        moved = [Reordered(graph.tensors[nodes[name]], element) for element in elements]
         for span in moved[0].pieces(budget.piece):
             parts = [each.at(source, span) for each, source in zip(moved, sources, strict=True)]  # type: ignore[arg-type]
             yield merge([{name: part} for part in parts], shares)[name]
@@ -129,7 +129,7 @@ def _bytes(memory: int | str) -> int:
     return parse_memory(memory) if isinstance(memory, str) else memory
 
 
-def _nodes(graph: PermutationGraph) -> dict[str, str]:
+def _nodes(graph: SymmetryGraph) -> dict[str, str]:
     """First name of each tensor, by all its names."""
     return {name: node.name for node in graph.tensors.values() for name in node.names}
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from alignkit.errors import SolverError, UsageError
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -60,7 +60,7 @@ class Budget:
         return max(_SMALLEST, min(_LARGEST, (self.memory - self.matrices // _ASSIGNMENT) // _ALIVE))
 
 
-def budget_for(graph: PermutationGraph, memory: int) -> Budget:
+def budget_for(graph: SymmetryGraph, memory: int) -> Budget:
     """Share out memory for matching units over a graph.
 
     Raises:

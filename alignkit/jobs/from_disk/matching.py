@@ -15,7 +15,7 @@ from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
 from alignkit.errors import AlignmentError, BindError
 from alignkit.graph.bind import BoundGraph
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.jobs.from_disk.sweeps import AscentOnDisk
@@ -30,7 +30,7 @@ from alignkit.solvers.weight_matching import WeightMatching
 
 
 def match_checkpoints(
-    graph: PermutationGraph,
+    graph: SymmetryGraph,
     a: Checkpoint | str | Path,
     b: Checkpoint | str | Path,
     memory: int | str,
@@ -142,7 +142,7 @@ class WeightMatchingOnDisk(WeightMatching):
         return AscentOnDisk(objective, self.options.rtol, self.options.max_steps, self._on_progress)
 
 
-def bind_on_disk(graph: PermutationGraph, a: Checkpoint, b: Checkpoint, budget: Budget) -> BoundGraph:
+def bind_on_disk(graph: SymmetryGraph, a: Checkpoint, b: Checkpoint, budget: Budget) -> BoundGraph:
     """Hold two checkpoints against a graph, by the facts of their tensors; values are read only where names are tied.
 
     Raises:
@@ -164,7 +164,7 @@ def bind_on_disk(graph: PermutationGraph, a: Checkpoint, b: Checkpoint, budget: 
     return BoundGraph(graph, *sides)
 
 
-def _mismatches(graph: PermutationGraph, checkpoint: Checkpoint, label: str) -> list[str]:
+def _mismatches(graph: SymmetryGraph, checkpoint: Checkpoint, label: str) -> list[str]:
     known = {name for node in graph.tensors.values() for name in node.names}
     problems = [f"{name!r} of {label} is not in the graph" for name in checkpoint if name not in known]
     for node in graph.tensors.values():
@@ -178,7 +178,7 @@ def _mismatches(graph: PermutationGraph, checkpoint: Checkpoint, label: str) -> 
     return problems
 
 
-def _broken_ties(side: WeightsOnDisk, graph: PermutationGraph, label: str, budget: Budget) -> list[str]:
+def _broken_ties(side: WeightsOnDisk, graph: SymmetryGraph, label: str, budget: Budget) -> list[str]:
     """Names of one tensor that hold different values."""
     problems = []
     for node in graph.tensors.values():

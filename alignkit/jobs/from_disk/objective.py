@@ -17,7 +17,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.jobs.from_disk.budget import Budget, release_freed
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, plain
-from alignkit.matching.objective import Objective, Perms, Use, unknown_dims
+from alignkit.matching.objective import Elements, Objective, Use, unknown_dims
 from alignkit.matching.tree_objective import TreeObjective
 
 
@@ -84,10 +84,10 @@ class ObjectiveOnDisk(Objective):
         """``|| A - B ||^2`` of each tensor."""
         return {name: sums.distance for name, sums in self.sums.items()}
 
-    def tensor_value(self, name: str, perms: Perms) -> float:
+    def tensor_value(self, name: str, elements: Elements) -> float:
         """``<A, P # B>`` of one tensor on which groups act."""
         total = 0.0
-        for a, b in self._pairs(name, perms):
+        for a, b in self._pairs(name, elements):
             total += float(torch.dot(a, b))
         return total
 
@@ -99,16 +99,16 @@ class ObjectiveOnDisk(Objective):
                 distances[name] = self.sums[name].distance
                 continue
             total = 0.0
-            for a, b in self._pairs(name, alignment.perms):
+            for a, b in self._pairs(name, alignment.elements):
                 a -= b
                 total += float(torch.dot(a, a))
             distances[name] = total
         return distances
 
-    def _pairs(self, name: str, perms: Perms) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self, name: str, elements: Elements) -> Iterator[tuple[Tensor, Tensor]]:
         """Pieces of A and of aligned B, as vectors in float64."""
         node = self.graph.tensors[name]
-        known = {group: perm for group in node.groups if (perm := perms[group]) is not None}
+        known = {group: element for group in node.groups if (element := elements[group]) is not None}
         assert len(known) == len(node.groups), f"an order of a group of {name} is not known"
         aligned = Reordered(node, known)
         for span in aligned.pieces(self.budget.piece):
@@ -117,12 +117,12 @@ class ObjectiveOnDisk(Objective):
 
     # ---------------------------------------------------------------- similarities
 
-    def similarity(self, group: str, perms: Perms) -> Float[Tensor, "instances n n"]:
+    def similarity(self, group: str, elements: Elements) -> Float[Tensor, "instances n n"]:
         """How alike each unit of A is to each unit of B; see `Objective.similarity`."""
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=torch.float64)
         for use in self.uses[group]:
-            self.add_similarity(use, perms, total)
+            self.add_similarity(use, elements, total)
         release_freed()
         return total
 
@@ -136,7 +136,7 @@ class ObjectiveOnDisk(Objective):
     def add_similarity(
         self,
         use: Use,
-        perms: Perms,
+        elements: Elements,
         total: Float[Tensor, "instances n n"],
         *,
         ordered: bool = True,
@@ -146,13 +146,13 @@ class ObjectiveOnDisk(Objective):
 
         Args:
             use: The place.
-            perms: Indices for the other groups; None is averaged.
+            elements: Indices for the other groups; None is averaged.
             total: Similarities of units, changed in place.
             ordered: Whether the group's ancestors are applied to B, and similarities are those within each; otherwise
                 all units of all parents are compared, and there is one matrix.
             branches: Positions of further dims to average.
         """
-        _Summing(self, use, perms, total, ordered, branches).run()
+        _Summing(self, use, elements, total, ordered, branches).run()
 
 
 class TreeOnDisk(TreeObjective):
@@ -160,11 +160,11 @@ class TreeOnDisk(TreeObjective):
 
     objective: ObjectiveOnDisk
 
-    def pair_similarity(self, use: Use, perms: Perms) -> Float[Tensor, "units units"]:
+    def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
         """Similarities over all pairs of units at one place; what branches off the chain is averaged."""
         units = prod(use.block.dims[i].size for i in use.chain)
         total = torch.zeros(1, units, units, dtype=torch.float64)
-        self.objective.add_similarity(use, perms, total, ordered=False, branches=frozenset(self.branches(use)))
+        self.objective.add_similarity(use, elements, total, ordered=False, branches=frozenset(self.branches(use)))
         return total[0]
 
 
@@ -180,20 +180,20 @@ class _Summing:
         self,
         objective: ObjectiveOnDisk,
         use: Use,
-        perms: Perms,
+        elements: Elements,
         total: Tensor,
         ordered: bool,
         branches: frozenset[int],
     ) -> None:
         self.objective, self.use, self.total, self.ordered = objective, use, total, ordered
         self.dims = use.block.dims
-        self.averaged = branches | (unknown_dims(use, perms) - branches)
+        self.averaged = branches | (unknown_dims(use, elements) - branches)
         unmoved = {use.at} if ordered else set(use.chain)
         self.skip = frozenset(self.averaged | unmoved | {0})
         self.elements: dict[str, Tensor] = {}
         for at, dim in enumerate(self.dims):
             if dim.group is not None and at not in self.averaged | unmoved:
-                found = perms.get(dim.group)
+                found = elements.get(dim.group)
                 if found is not None:
                     self.elements[dim.group] = found
         self.compares = 0 in use.chain and (not ordered or use.at == 0)

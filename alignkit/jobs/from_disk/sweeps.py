@@ -8,10 +8,10 @@ from time import perf_counter
 from torch import Tensor
 
 from alignkit.checkpoints import ByteProgress, OnProgress
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk
 from alignkit.matching.assignment import Backend
-from alignkit.matching.objective import Perms, unknown_dims
+from alignkit.matching.objective import Elements, unknown_dims
 from alignkit.solvers.weight_matching import Ascent, Proposal, Run
 
 _READ = 50
@@ -26,10 +26,10 @@ class Expected:
     Args:
         objective: The objective of the pair.
         root: The root of the tree.
-        perms: What is known when the tree is updated.
+        elements: What is known when the tree is updated.
     """
 
-    def __init__(self, objective: ObjectiveOnDisk, root: str, perms: Perms) -> None:
+    def __init__(self, objective: ObjectiveOnDisk, root: str, elements: Elements) -> None:
         graph = objective.graph
         self.bytes, self.work = 0, 0.0
         for group in graph.tree(root):
@@ -38,11 +38,11 @@ class Expected:
             for use in objective.uses[group]:
                 size = prod(dim.size for dim in use.block.dims)
                 self.bytes += objective.reads(use)
-                reduced = prod(use.block.dims[at].size for at in unknown_dims(use, perms))
+                reduced = prod(use.block.dims[at].size for at in unknown_dims(use, elements))
                 self.work += size * (_READ + units / reduced)
 
 
-def _units(graph: PermutationGraph, group: str) -> int:
+def _units(graph: SymmetryGraph, group: str) -> int:
     return graph.instances(group) * graph.groups[group].size
 
 
@@ -82,22 +82,22 @@ class AscentOnDisk(Ascent):
             for side in sides:
                 side.on_read = None
 
-    def _update(self, roots: list[str], perms: dict[str, Tensor | None]) -> dict[str, float]:
+    def _update(self, roots: list[str], elements: dict[str, Tensor | None]) -> dict[str, float]:
         """Update trees that do not meet, as `Ascent` does, and keep account."""
         turn = self._turns % max(1, len(self._classes))
         if turn == 0:
             self._done, self._work_done, self._started = 0, 0.0, perf_counter()
-        self._plan(turn, perms)
+        self._plan(turn, elements)
         self._turns += 1
-        gains = super()._update(roots, perms)
+        gains = super()._update(roots, elements)
         self._pending.difference_update(roots)
         for root in gains:
             self._pending |= self.around[root]
         return gains
 
-    def _plan(self, turn: int, perms: dict[str, Tensor | None]) -> None:
+    def _plan(self, turn: int, elements: dict[str, Tensor | None]) -> None:
         """What is left of this sweep, as known now: trees that wait, and those of later turns that may be added."""
-        known = dict(perms)
+        known = dict(elements)
         self._total, self._work_total = self._done, self._work_done
         for roots in self._classes[turn:]:
             waiting = [root for root in roots if root in self._pending]
@@ -107,10 +107,10 @@ class AscentOnDisk(Ascent):
                 self._work_total += expected.work
             known.update({name: _SOME for root in waiting for name in self.graph.tree(root)})
 
-    def _propose(self, root: str, perms: dict[str, Tensor | None]) -> Proposal | None:
-        expected = Expected(self.objective, root, perms)
+    def _propose(self, root: str, elements: dict[str, Tensor | None]) -> Proposal | None:
+        expected = Expected(self.objective, root, elements)
         self._current = (expected, self._done)
-        found = super()._propose(root, perms)
+        found = super()._propose(root, elements)
         self._current = None
         self._work_done += expected.work
         self._report(self._work_done)

@@ -14,7 +14,7 @@ from alignkit.errors import GraphError
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.layout import Axis, Block, Fixed, Segment, layout_blocks
 from alignkit.graph.nodes import TensorNode
-from alignkit.graph.symmetry_graph import PermutationGraph
+from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _NARROW = 4096
 """Rows of fewer bytes than this are not worth a read each."""
@@ -30,7 +30,7 @@ class WeightsOnDisk(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, graph: PermutationGraph, checkpoint: Checkpoint, on_read: Callable[[int], None] | None = None
+        self, graph: SymmetryGraph, checkpoint: Checkpoint, on_read: Callable[[int], None] | None = None
     ) -> None:
         self.checkpoint = checkpoint
         self.names = {
@@ -80,11 +80,11 @@ class Reordered:
 
     Args:
         node: The tensor.
-        perms: Indices for each group that acts on it.
+        elements: Indices for each group that acts on it.
     """
 
-    def __init__(self, node: TensorNode, perms: Mapping[str, Tensor]) -> None:
-        self.node, self.perms = node, perms
+    def __init__(self, node: TensorNode, elements: Mapping[str, Tensor]) -> None:
+        self.node, self.elements = node, elements
 
     @cached_property
     def sources(self) -> Tensor | None:
@@ -95,7 +95,7 @@ class Reordered:
         rows = torch.arange(self.node.shape[0])
         moved = torch.empty_like(rows)
         for block in layout_blocks((axis,), self.node.name):
-            block.view(moved).copy_(act_on_block(block, block.view(rows), self.perms))
+            block.view(moved).copy_(act_on_block(block, block.view(rows), self.elements))
         return moved
 
     @cached_property
@@ -127,7 +127,7 @@ class Reordered:
         source = bits(tensor)
         result = torch.empty_like(source)
         for block in blocks:
-            block.view(result).copy_(act_on_block(block, block.view(source), self.perms))
+            block.view(result).copy_(act_on_block(block, block.view(source), self.elements))
         return result.view(tensor.dtype)
 
     def pieces(self, size: int) -> Iterator[tuple[int, int] | None]:

@@ -1,4 +1,4 @@
-"""Reading the layout of an axis off its labels, in the notation of `PermutationGraph.from_spec`.
+"""Reading the layout of an axis off its labels, in the notation of `SymmetryGraph.from_spec`.
 
 The notation is stricter than what labels can say: units stand in one order everywhere, and axes are sums of row-major
 products. An axis that does not fit raises `InexpressibleError` with the groups to give up; nothing is ever written

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from alignkit import PermutationGraph
+from alignkit import SymmetryGraph
 from alignkit.errors import SolverError
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.layout import Block
@@ -60,9 +60,9 @@ class Fusion:
 
 
 def fuse(
-    graph_a: PermutationGraph,
+    graph_a: SymmetryGraph,
     a: WeightsSource,
-    graph_b: PermutationGraph,
+    graph_b: SymmetryGraph,
     b: WeightsSource,
     *,
     regularization: float = 0.0,
@@ -140,8 +140,8 @@ def _descend(
 class _Carrier:
     """Moves B's tensors to A's units. ``axes``: for each tensor the axes that read their groups."""
 
-    graph_a: PermutationGraph
-    graph_b: PermutationGraph
+    graph_a: SymmetryGraph
+    graph_b: SymmetryGraph
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
     axes: Mapping[str, frozenset[int]]
@@ -182,7 +182,7 @@ class _Carrier:
 
 
 def _read_axes(
-    graph: PermutationGraph, module: nn.Module | None, reads: Mapping[str, Collection[int]]
+    graph: SymmetryGraph, module: nn.Module | None, reads: Mapping[str, Collection[int]]
 ) -> dict[str, frozenset[int]]:
     """For each tensor the axes that read their groups."""
     if unknown := [name for name in reads if name not in graph.tensors]:
@@ -206,7 +206,7 @@ def _owner(module: nn.Module, name: str) -> str:
         return ""
 
 
-def _differences(graph_a: PermutationGraph, graph_b: PermutationGraph) -> list[str]:
+def _differences(graph_a: SymmetryGraph, graph_b: SymmetryGraph) -> list[str]:
     """What differs beside the sizes of groups, as text."""
     found = [
         f"units inside units do not fit: group {g.name!r} is owned by {g.parent!r}"
@@ -234,9 +234,7 @@ def _pattern(node: TensorNode) -> list[list[tuple[int, str | int]]]:
     return [[(dim.axis, dim.group or dim.size) for dim in block.dims] for block in node.blocks]
 
 
-def _out_of_reach(
-    graph_a: PermutationGraph, graph_b: PermutationGraph, axes: Mapping[str, frozenset[int]]
-) -> list[str]:
+def _out_of_reach(graph_a: SymmetryGraph, graph_b: SymmetryGraph, axes: Mapping[str, frozenset[int]]) -> list[str]:
     """Groups of different sizes that weights do not both write and read, as text."""
     roles: dict[str, set[bool]] = {name: set() for name in graph_a.groups}
     for name, node in graph_a.tensors.items():

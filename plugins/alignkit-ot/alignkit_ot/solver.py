@@ -67,7 +67,7 @@ class OptimalTransport(Solver[OptimalTransportOptions]):
         best = score = soft = None
         if problem.init is not None:
             best, score = problem.init, ground.score(problem.init)
-            elements.update(best.perms)
+            elements.update(best.elements)
         idle = 0
         for step in range(1, self.options.max_steps + 1):
             before = dict(elements)
@@ -100,7 +100,7 @@ class OptimalTransport(Solver[OptimalTransportOptions]):
         observed = _observed(problem)
         if not observed.similarity:
             return Ground(trees, {}, problem.objective.distance2)
-        return Ground(trees, observed.similarity, lambda alignment: observed.objective(alignment.perms))
+        return Ground(trees, observed.similarity, lambda alignment: observed.objective(alignment.elements))
 
 
 @dataclass(frozen=True)

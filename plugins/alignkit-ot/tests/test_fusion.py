@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignkit import Alignment, PermutationGraph
+from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import SolverError
 from alignkit.jobs.solve import solve
 from alignkit.testing import attention, convnet, independent_pair, mlp, residual
@@ -20,7 +20,7 @@ def drawn(architecture: Architecture, seed: int = 0) -> nn.Module:
     return independent_pair(architecture, seed=seed).a
 
 
-def widened(graph: PermutationGraph, weights: dict[str, Tensor], times: int, seed: int) -> dict[str, Tensor]:
+def widened(graph: SymmetryGraph, weights: dict[str, Tensor], times: int, seed: int) -> dict[str, Tensor]:
     """Every unit ``times`` times, its outgoing weights shared among its copies, all units shuffled."""
     generator = torch.Generator().manual_seed(seed)
     source = {
@@ -42,8 +42,8 @@ def widened(graph: PermutationGraph, weights: dict[str, Tensor], times: int, see
     return wide
 
 
-def graph_of(weights: dict[str, Tensor], architecture: Architecture) -> PermutationGraph:
-    return PermutationGraph.from_spec(architecture.spec, like=weights)
+def graph_of(weights: dict[str, Tensor], architecture: Architecture) -> SymmetryGraph:
+    return SymmetryGraph.from_spec(architecture.spec, like=weights)
 
 
 def outputs(architecture: Architecture, weights: dict[str, Tensor]) -> Tensor:
@@ -62,7 +62,7 @@ def test_a_wider_copy_is_carried_back_exactly(name: str, times: int) -> None:
     architecture = ARCHITECTURES[name]()
     weights = {n: t.double() for n, t in drawn(architecture).state_dict().items() if t.is_floating_point()}
     like = {n: t for n, t in weights.items() if n in architecture.spec}
-    narrow = PermutationGraph.from_spec(architecture.spec, like=like)
+    narrow = SymmetryGraph.from_spec(architecture.spec, like=like)
     wide = widened(narrow, like, times, seed=1)
     found = fuse(narrow, like, graph_of(wide, architecture), wide)
     for tensor, value in found.weights.items():
@@ -79,7 +79,7 @@ def test_a_wider_copy_is_carried_back_exactly(name: str, times: int) -> None:
 def test_a_narrower_network_carried_to_a_wider_one_computes_the_same(name: str) -> None:
     architecture = ARCHITECTURES[name]()
     small = {n: t.double() for n, t in drawn(architecture).state_dict().items()}
-    narrow = PermutationGraph.from_spec(architecture.spec, like=small)
+    narrow = SymmetryGraph.from_spec(architecture.spec, like=small)
     wide = widened(narrow, small, 2, seed=3)
     target = graph_of(wide, architecture)
     found = fuse(target, wide, narrow, small)
@@ -122,7 +122,7 @@ def test_an_embedding_writes_its_last_axis() -> None:
     order = torch.tensor([2, 0, 1, 3, 3, 2, 1, 0])
     wide = {"0.weight": small["0.weight"][:, order], "1.weight": small["1.weight"][:, order] / 2}
     wide["1.bias"] = small["1.bias"]
-    graphs = [PermutationGraph.from_spec(spec, like=w) for w in (small, wide)]
+    graphs = [SymmetryGraph.from_spec(spec, like=w) for w in (small, wide)]
     assert fuse(graphs[0], model, graphs[1], wide).distance2 < 1e-20
     assert fuse(graphs[0], small, graphs[1], wide, reads={"0.weight": ()}).distance2 < 1e-20
     with pytest.raises(SolverError, match=r"no weight writes it; .* reads="):
@@ -142,7 +142,7 @@ class Product(nn.Module):
 def test_what_cannot_be_fused_is_listed() -> None:
     spec = {"q.weight": "u .", "q.bias": "u", "k.weight": "u .", "k.bias": "u"}
     one, two = Product(4), Product(6)
-    graphs = [PermutationGraph.from_spec(spec, like=model) for model in (one, two)]
+    graphs = [SymmetryGraph.from_spec(spec, like=model) for model in (one, two)]
     with pytest.raises(SolverError, match="'u' has 4 units in A and 6 in B, and no weight reads it"):
         fuse(graphs[0], one, graphs[1], two)
     small, deep = mlp(4, 6, 3), mlp(4, 6, 5, 3)
