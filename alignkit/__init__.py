@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
     from alignkit.checkpoints.weights import read_weights, write_weights
     from alignkit.errors import AlignkitError
-    from alignkit.graph import BoundGraph, SymmetryGraph, builders
+    from alignkit.graph import Pair, SymmetryGraph, builders
     from alignkit.graph.elements.alignment import Alignment
     from alignkit.jobs.align_many import ManyAlignment, align_many
     from alignkit.jobs.canonicalize import Canonical, canonicalize
@@ -55,7 +55,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AlignkitError": "alignkit.errors",
     "Alignment": "alignkit.graph.elements.alignment",
-    "BoundGraph": "alignkit.graph",
+    "Pair": "alignkit.graph",
     "Canonical": "alignkit.jobs.canonicalize",
     "Checkpoint": "alignkit.checkpoints",
     "Comparison": "alignkit.jobs.compare.comparison",
@@ -107,7 +107,6 @@ _ROOMS = ("deepalign", "models", "plotting", "plugins", "reports", "testing", "t
 __all__ = [
     "AlignkitError",
     "Alignment",
-    "BoundGraph",
     "Canonical",
     "Checkpoint",
     "Comparison",
@@ -117,6 +116,7 @@ __all__ = [
     "Needs",
     "Objective",
     "Outcome",
+    "Pair",
     "Problem",
     "Returns",
     "SoftAlignment",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, relu
 
-from alignkit.testing.problems import Architecture, attention, convnet, mlp, residual
+from alignkit.testing.problems import ProblemArchitecture, attention, convnet, mlp, residual
 
 
 class Recurrent(nn.Module):
@@ -37,7 +37,7 @@ def recurrent(kind, gates, **options):
                 f"rnn.bias_hh_l{layer}{tail}": fused,
             }
     spec["read.weight"] = ". " + "+".join(f"h1{tail}" for tail in tails)
-    return Architecture(f"{kind} {options}", model, spec, (6, 3))
+    return ProblemArchitecture(f"{kind} {options}", model, spec, (6, 3))
 
 
 def projected_lstm():
@@ -50,7 +50,7 @@ def projected_lstm():
         "read.weight": ". p",
         "read.bias": ".",
     }
-    return Architecture("projected LSTM", Recurrent("LSTM", proj_size=4), spec, (6, 3))
+    return ProblemArchitecture("projected LSTM", Recurrent("LSTM", proj_size=4), spec, (6, 3))
 
 
 class Cells(nn.Module):
@@ -68,7 +68,7 @@ class Cells(nn.Module):
 
 def cells():
     spec = {"cell.weight_ih": "h+h+h .", "cell.weight_hh": "h+h+h h", "cell.bias_ih": "h+h+h", "cell.bias_hh": "h+h+h"}
-    return Architecture("GRU cell", Cells(), {**spec, "read.weight": ". h", "read.bias": "."}, (4, 3))
+    return ProblemArchitecture("GRU cell", Cells(), {**spec, "read.weight": ". h", "read.bias": "."}, (4, 3))
 
 
 class Encoder(nn.Module):
@@ -99,7 +99,7 @@ def encoder():
         "read.bias": ".",
     }
     spec |= {f"block.norm{i}.{part}": "model" for i in (1, 2) for part in ("weight", "bias")}
-    return Architecture("encoder", Encoder(), spec, (5, 4), {"heads": 2, "qk": 3, "v": 3})
+    return ProblemArchitecture("encoder", Encoder(), spec, (5, 4), {"heads": 2, "qk": 3, "v": 3})
 
 
 def up_and_down():
@@ -120,7 +120,7 @@ def up_and_down():
     spec = {"0.weight": ". c . .", "0.bias": "c", "2.weight": "c", "3.weight": "c . . .", "3.bias": "c"}
     spec |= {f"{i}.{part}": "c" for i in (1, 4) for part in ("weight", "bias")}
     spec |= {"6.weight": "c d . .", "6.bias": "d", "8.weight": "e d . .", "8.bias": "e"}
-    return Architecture("up and down", model, {**spec, "10.weight": ". (e 9)", "10.bias": "."}, (2, 5, 5))
+    return ProblemArchitecture("up and down", model, {**spec, "10.weight": ". (e 9)", "10.bias": "."}, (2, 5, 5))
 
 
 def grouped():
@@ -128,7 +128,9 @@ def grouped():
     model = nn.Sequential(nn.Conv2d(1, 6, 1), nn.ReLU(), nn.Conv2d(6, 9, 2, groups=3), nn.ReLU(), nn.Flatten())
     model.append(nn.Linear(9 * 9, 2))
     spec = {"0.weight": "(g i[g]) . . .", "0.bias": "(g i[g])", "2.weight": "(g o[g]) i[g] . .", "2.bias": "(g o[g])"}
-    return Architecture("grouped", model, {**spec, "5.weight": ". (g o[g] 9)", "5.bias": "."}, (1, 4, 4), {"g": 3})
+    return ProblemArchitecture(
+        "grouped", model, {**spec, "5.weight": ". (g o[g] 9)", "5.bias": "."}, (1, 4, 4), {"g": 3}
+    )
 
 
 class Mixer(nn.Module):
@@ -148,7 +150,7 @@ class Mixer(nn.Module):
 def mixer():
     spec = {"embed.weight": "c .", "embed.bias": "c", "read.weight": ". c", "read.bias": "."}
     spec |= {"token_up.weight": "t .", "token_up.bias": "t", "token_down.weight": ". t", "token_down.bias": "."}
-    return Architecture("mixer", Mixer(), spec, (5, 4))
+    return ProblemArchitecture("mixer", Mixer(), spec, (5, 4))
 
 
 class Transposed(nn.Module):
@@ -165,14 +167,14 @@ class Transposed(nn.Module):
 def unknown_module():
     model = nn.Sequential(Transposed(6), nn.Tanh(), Transposed(6), nn.Tanh(), nn.Linear(6, 2))
     spec = {"0.kernel": ". a", "2.kernel": "a b", "4.weight": ". b", "4.bias": "."}
-    return Architecture("unknown module", model, spec, (6,))
+    return ProblemArchitecture("unknown module", model, spec, (6,))
 
 
 def normalised_weights():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
     path = "0.parametrizations.weight"
     spec = {f"{path}.original0": "h .", f"{path}.original1": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
-    return Architecture("weight norm", model, spec, (4,))
+    return ProblemArchitecture("weight norm", model, spec, (4,))
 
 
 class Functional(nn.Module):
@@ -191,7 +193,7 @@ class Functional(nn.Module):
 
 def functional():
     spec = {"first.weight": "a .", "first.bias": "a", "second.weight": "b a", "second.bias": "b", "bare": "b"}
-    return Architecture("functional", Functional(), {**spec, "read.weight": ". b", "read.bias": "."}, (4,))
+    return ProblemArchitecture("functional", Functional(), {**spec, "read.weight": ". b", "read.bias": "."}, (4,))
 
 
 class Words(nn.Module):
@@ -206,7 +208,7 @@ class Words(nn.Module):
 def words():
     """Tokens are embedded, not fed."""
     spec = {"embed.weight": ". e", "up.weight": "h e", "up.bias": "h", "read.weight": ". h", "read.bias": "."}
-    return Architecture("words", Words(), spec, (7,))
+    return ProblemArchitecture("words", Words(), spec, (7,))
 
 
 KINDS = {

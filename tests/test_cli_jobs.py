@@ -16,7 +16,7 @@ import alignkit
 import torchvision_shim
 from alignkit import Alignment, SymmetryGraph, read_weights, write_weights
 from alignkit.cli import app
-from alignkit.cli.switches import Architecture, command
+from alignkit.cli.switches import ArchitectureSwitches, command
 from alignkit.errors import UsageError
 from test_cli_pairs import MODULE, SPEC, equal, shifted, weights
 
@@ -287,15 +287,15 @@ def test_groups_of_switches_are_spread_and_put_together() -> None:
     seen: list[Any] = []
 
     @command
-    def job(one: int, architecture: Architecture, two: str = "x") -> None:
+    def job(one: int, architecture: ArchitectureSwitches, two: str = "x") -> None:
         seen.append((one, architecture, two))
 
     job(one=1, spec=None, model="m", two="y")
-    assert seen == [(1, Architecture(None, "m"), "y")]
+    assert seen == [(1, ArchitectureSwitches(None, "m"), "y")]
     with pytest.raises(UsageError, match="two switches of one name"):
 
         @command
-        def twice(spec: int, architecture: Architecture) -> None: ...
+        def twice(spec: int, architecture: ArchitectureSwitches) -> None: ...
 
 
 def test_exit_codes_are_told() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from alignkit import Alignment, Solution, Task, solve, trace
-from alignkit.deepalign.aligner import Pair, load_aligner, read_card, save_aligner
+from alignkit.deepalign.aligner import AlignerInput, load_aligner, read_card, save_aligner
 from alignkit.deepalign.consensus import assign, balanced
 from alignkit.deepalign.encoder import ProbeEncoder
 from alignkit.deepalign.probing import find_probing
@@ -41,7 +41,7 @@ def task_of(pair, architecture, dtype=torch.float32):
 def pair_of(bound, task):
     problem = Problem(bound, task=task)
     probed = find_probing(problem, 16, "auto", None)
-    return Pair(bound.graph, task.checked(bound.a), task.checked(bound.b), probed.probing)
+    return AlignerInput(bound.graph, task.checked(bound.a), task.checked(bound.b), probed.probing)
 
 
 def scores_of(aligner, pair):

@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from alignkit import Alignment, SymmetryGraph, trace
-from alignkit.deepalign.aligner import Pair, load_aligner, save_aligner
+from alignkit.deepalign.aligner import AlignerInput, load_aligner, save_aligner
 from alignkit.deepalign.consensus import assign
 from alignkit.deepalign.dws.aligner import DwsAligner
 from alignkit.errors import AlignmentError
 from alignkit.matching.objective import Objective
-from alignkit.testing import Architecture, attention, convnet, mlp, planted_pair, residual
+from alignkit.testing import ProblemArchitecture, attention, convnet, mlp, planted_pair, residual
 from graph_strategies import graphs
 
 ARCHITECTURES = {
@@ -60,21 +60,21 @@ TRACED = {
 }
 
 
-def architecture(name: str) -> Architecture:
+def architecture(name: str) -> ProblemArchitecture:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]()
     build, shape = TRACED[name]
     model = build().eval()
     graph = trace(model, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     sizes = {name: group.size for name, group in graph.groups.items()}
-    return Architecture(name, model, graph.spec(), shape[1:], sizes)
+    return ProblemArchitecture(name, model, graph.spec(), shape[1:], sizes)
 
 
 def weights(module: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     return {n: t.to(dtype) if t.is_floating_point() else t for n, t in module.state_dict().items()}
 
 
-def alignment(aligner: DwsAligner, pair: Pair) -> Alignment:
+def alignment(aligner: DwsAligner, pair: AlignerInput) -> Alignment:
     with torch.no_grad():
         return Alignment(pair.graph, assign(pair.graph, aligner(pair)))
 
@@ -103,8 +103,8 @@ def test_scores_follow_the_order_of_units_of_both_networks(name, dtype):
     aligner = DwsAligner(graph, seed=3).to(dtype)
     g, h = Alignment.random(graph, 5), Alignment.random(graph, 6)
     with torch.no_grad():
-        plain = aligner(Pair(graph, a, b))
-        other = aligner(Pair(graph, g.apply(a), h.apply(b)))
+        plain = aligner(AlignerInput(graph, a, b))
+        other = aligner(AlignerInput(graph, g.apply(a), h.apply(b)))
     tolerance = 2e-4 if dtype == torch.float32 else 1e-11
     for group in graph.groups:
         expected = moved(plain[group], g.flat(group), h.flat(group))
@@ -118,7 +118,7 @@ def test_swapping_the_networks_transposes_scores(name, dtype):
     graph, a, b = planted.graph, weights(planted.a, dtype), weights(planted.b, dtype)
     aligner = DwsAligner(graph).to(dtype)
     with torch.no_grad():
-        forth, back = aligner(Pair(graph, a, b)), aligner(Pair(graph, b, a))
+        forth, back = aligner(AlignerInput(graph, a, b)), aligner(AlignerInput(graph, b, a))
     for group in graph.groups:
         torch.testing.assert_close(back[group].T, forth[group], atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
 
@@ -131,8 +131,8 @@ def test_symmetries_hold_on_random_graphs(graph, seed):
     aligner = DwsAligner(graph, hidden=8, edges=4, output=8, layers=2, seed=seed).double()
     g, h = Alignment.random(graph, seed), Alignment.random(graph, seed + 1)
     with torch.no_grad():
-        plain = aligner(Pair(graph, a, b))
-        other = aligner(Pair(graph, h.apply(b), g.apply(a)))
+        plain = aligner(AlignerInput(graph, a, b))
+        other = aligner(AlignerInput(graph, h.apply(b), g.apply(a)))
     for group in graph.groups:
         expected = moved(plain[group], g.flat(group), h.flat(group)).T
         torch.testing.assert_close(other[group], expected, atol=1e-7, rtol=0)
@@ -141,11 +141,11 @@ def test_symmetries_hold_on_random_graphs(graph, seed):
 # ------------------------------------------------------------------ exactness (proposition 5)
 
 
-def a_few_steps(aligner: DwsAligner, pair: Pair) -> None:
+def a_few_steps(aligner: DwsAligner, pair: AlignerInput) -> None:
     """Steps of the supervised loss on one pair, so that parameters are no longer as drawn."""
     optimizer = torch.optim.AdamW(aligner.parameters(), lr=5e-3)
     answer = Alignment.random(pair.graph, 9)
-    shuffled = Pair(pair.graph, pair.a, answer.inverse().apply(pair.b))
+    shuffled = AlignerInput(pair.graph, pair.a, answer.inverse().apply(pair.b))
     for _ in range(5):
         optimizer.zero_grad()
         scores = aligner(shuffled)
@@ -163,10 +163,10 @@ def test_permuted_copies_are_aligned_exactly(name, trained, dtype):
         planted = planted_pair(built, seed=seed)
         graph = planted.graph
         aligner = DwsAligner(graph, seed=seed).to(dtype)
-        pair = Pair(graph, weights(planted.a, dtype), weights(planted.b, dtype))
+        pair = AlignerInput(graph, weights(planted.a, dtype), weights(planted.b, dtype))
         if trained:
             noisy = planted_pair(built, seed=seed + 50, noise=0.3)
-            a_few_steps(aligner, Pair(graph, weights(noisy.a, dtype), weights(noisy.a, dtype)))
+            a_few_steps(aligner, AlignerInput(graph, weights(noisy.a, dtype), weights(noisy.a, dtype)))
         found = alignment(aligner, pair)
         assert distance2(graph, pair.a, pair.b, found) == 0
         assert found == planted.answer
@@ -180,7 +180,7 @@ def test_exact_whatever_the_size_of_parameters(name, factor):
     with torch.no_grad():
         for parameter in aligner.parameters():
             parameter.mul_(factor)
-    assert alignment(aligner, Pair(planted.graph, weights(planted.a), weights(planted.b))) == planted.answer
+    assert alignment(aligner, AlignerInput(planted.graph, weights(planted.a), weights(planted.b))) == planted.answer
 
 
 @pytest.mark.parametrize("factor", [1e-15, 1e-6, 1e6, 1e15])
@@ -188,7 +188,7 @@ def test_exact_whatever_the_size_of_parameters(name, factor):
 def test_exact_whatever_the_size_of_weights(name, factor):
     planted = planted_pair(architecture(name), seed=5)
     a, b = ({n: factor * t for n, t in weights(side).items()} for side in (planted.a, planted.b))
-    assert alignment(DwsAligner(planted.graph), Pair(planted.graph, a, b)) == planted.answer
+    assert alignment(DwsAligner(planted.graph), AlignerInput(planted.graph, a, b)) == planted.answer
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -200,7 +200,7 @@ def test_exact_on_wide_layers_that_start_as_torch_draws_them(seed):
             module.reset_parameters()
     graph, a = built.graph(), weights(built.model)
     shuffle = Alignment.random(graph, seed)
-    found = alignment(DwsAligner(graph, seed=seed), Pair(graph, a, shuffle.apply(a)))
+    found = alignment(DwsAligner(graph, seed=seed), AlignerInput(graph, a, shuffle.apply(a)))
     assert found == shuffle.inverse()
 
 
@@ -210,7 +210,7 @@ def test_exact_where_norms_are_as_torch_starts_them():
     norm = dict.fromkeys(("1.weight", "1.bias", "1.running_mean", "1.running_var"), "c")
     graph = SymmetryGraph.from_spec({"0.weight": "c . . .", **norm, "3.weight": ". c . .", "3.bias": "."}, like=model)
     shuffle = Alignment.random(graph, 1)
-    found = alignment(DwsAligner(graph), Pair(graph, weights(model), shuffle.apply(weights(model))))
+    found = alignment(DwsAligner(graph), AlignerInput(graph, weights(model), shuffle.apply(weights(model))))
     assert found == shuffle.inverse()
 
 
@@ -220,7 +220,7 @@ def test_exact_on_random_graphs(graph, seed):
     assume(graph.groups)
     a = drawn(graph, seed)
     b = Alignment.random(graph, seed).apply(a)
-    found = alignment(DwsAligner(graph, hidden=16, edges=8, output=16, seed=seed), Pair(graph, a, b))
+    found = alignment(DwsAligner(graph, hidden=16, edges=8, output=16, seed=seed), AlignerInput(graph, a, b))
     assert distance2(graph, a, b, found) == 0
 
 
@@ -231,7 +231,7 @@ def test_interchangeable_units_leave_no_distance():
         a["0.weight"][dead], a["0.bias"][dead], a["2.weight"][:, dead] = 0, -1, 0
     a["2.weight"][7], a["2.bias"][7], a["4.weight"][:, 7] = a["2.weight"][4], a["2.bias"][4], a["4.weight"][:, 4]
     b = Alignment.random(planted.graph, 7).apply(a)
-    found = alignment(DwsAligner(planted.graph), Pair(planted.graph, a, b))
+    found = alignment(DwsAligner(planted.graph), AlignerInput(planted.graph, a, b))
     assert distance2(planted.graph, a, b, found) == 0
 
 
@@ -242,7 +242,7 @@ def test_interchangeable_units_leave_no_distance():
 def test_every_parameter_gets_a_gradient(name):
     planted = planted_pair(architecture(name), seed=7, noise=0.5)
     aligner = DwsAligner(planted.graph)
-    scores = aligner(Pair(planted.graph, weights(planted.a), weights(planted.b)))
+    scores = aligner(AlignerInput(planted.graph, weights(planted.a), weights(planted.b)))
     generator = torch.Generator().manual_seed(0)
     sum((s * torch.randn(s.shape, generator=generator)).sum() for s in scores.values()).backward()
     for parameter_name, parameter in aligner.named_parameters():
@@ -256,14 +256,14 @@ def test_gradients_are_finite_where_tensors_are_zero():
     a = {n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in weights(built.model).items()}
     graph = built.graph()
     aligner = DwsAligner(graph)
-    sum(s.square().sum() for s in aligner(Pair(graph, a, a)).values()).backward()
+    sum(s.square().sum() for s in aligner(AlignerInput(graph, a, a)).values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in aligner.parameters() if p.grad is not None)
 
 
 def test_half_precision_changes_scores_little():
     planted = planted_pair(mlp(6, 16, 12, 4), seed=3, noise=0.2)
     aligner = DwsAligner(planted.graph)
-    pair = Pair(planted.graph, weights(planted.a), weights(planted.b))
+    pair = AlignerInput(planted.graph, weights(planted.a), weights(planted.b))
     full = aligner(pair)
     with torch.autocast("cpu", torch.bfloat16):
         half = aligner(pair)
@@ -279,7 +279,7 @@ def test_a_hundredth_of_the_official_parameters_on_the_mlp_of_the_paper():
     aligner = DwsAligner(graph)
     assert sum(p.numel() for p in aligner.parameters()) <= 0.32e6
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        aligner(Pair(graph, a, a))
+        aligner(AlignerInput(graph, a, a))
     assert counter.get_total_flops() < 2e8
 
 
@@ -293,7 +293,7 @@ def test_many_fixed_positions_are_hashed():
     planted = planted_pair(built, seed=8)
     aligner = DwsAligner(planted.graph, lifted=32)
     assert max(p.shape[-1] for p in aligner.lift.parameters()) == 32
-    assert alignment(aligner, Pair(planted.graph, weights(planted.a), weights(planted.b))) == planted.answer
+    assert alignment(aligner, AlignerInput(planted.graph, weights(planted.a), weights(planted.b))) == planted.answer
 
 
 def test_several_pairs_at_once_are_scored_like_one_at_a_time():
@@ -307,7 +307,7 @@ def test_several_pairs_at_once_are_scored_like_one_at_a_time():
     with torch.no_grad():
         together = aligner.scores(a, b)
         for i, pair in enumerate(pairs):
-            alone = aligner(Pair(graph, weights(pair.a), weights(pair.b)))
+            alone = aligner(AlignerInput(graph, weights(pair.a), weights(pair.b)))
             for group in graph.groups:
                 torch.testing.assert_close(together[group][i], alone[group], atol=1e-4, rtol=0)
 
@@ -327,7 +327,7 @@ def test_a_saved_aligner_scores_the_same(name, tmp_path):
     assert isinstance(loaded, DwsAligner)
     assert loaded.fingerprint == aligner.fingerprint
     assert loaded.fits(planted.graph) is None
-    pair = Pair(planted.graph, weights(planted.a), weights(planted.b))
+    pair = AlignerInput(planted.graph, weights(planted.a), weights(planted.b))
     with torch.no_grad():
         for group, matrix in aligner(pair).items():
             torch.testing.assert_close(loaded(pair)[group], matrix, atol=0, rtol=0)
@@ -345,7 +345,7 @@ def test_another_graph_is_refused_by_name_of_what_differs():
     reason = aligner.fits(other.graph())
     assert reason is not None and other.graph().fingerprint in reason and aligner.graph.fingerprint in reason
     with pytest.raises(AlignmentError, match="one graph only"):
-        aligner(Pair(other.graph(), weights(other.model), weights(other.model)))
+        aligner(AlignerInput(other.graph(), weights(other.model), weights(other.model)))
 
 
 def test_a_graph_without_groups_is_refused():

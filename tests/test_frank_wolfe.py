@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignkit import Alignment, Objective, SoftAlignment, solve
-from alignkit.graph import BoundGraph
+from alignkit.graph import Pair
 from alignkit.matching.canonical_order import Frame, canonical_order
 from alignkit.matching.relaxation import Relaxation, best_step
 from alignkit.solvers.frank_wolfe import FrankWolfe, random_point
@@ -16,7 +16,7 @@ from test_objective import SPECS, every_alignment, pair_of
 COUPLED = {"grouped convolution"}
 
 
-def random_soft(pair: BoundGraph, seed: int) -> SoftAlignment:
+def random_soft(pair: Pair, seed: int) -> SoftAlignment:
     return random_point(pair.graph, torch.Generator().manual_seed(seed))
 
 

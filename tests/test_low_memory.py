@@ -16,7 +16,7 @@ import alignkit
 from alignkit import Alignment, SymmetryGraph, open_checkpoint, solve, write_weights
 from alignkit.checkpoints import ByteProgress
 from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
-from alignkit.graph.bind import BoundGraph
+from alignkit.graph.bind import Pair
 from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
 from alignkit.jobs.from_disk.budget import Budget
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk
@@ -107,7 +107,7 @@ def objectives(tmp_path: Path, name: str, piece: int) -> tuple[Objective, Object
     graph, a, b = pair(name, 0.3)
     on_disk = [WeightsOnDisk(graph, side) for side in saved(tmp_path, a=a, b=b)]
     budget = type("Small", (Budget,), {"piece": piece})(0)
-    return Objective(graph.bind(a, b)), ObjectiveOnDisk(BoundGraph(graph, *on_disk), budget)
+    return Objective(graph.bind(a, b)), ObjectiveOnDisk(Pair(graph, *on_disk), budget)
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -164,7 +164,7 @@ def test_any_graph_is_worked_in_pieces(graph: SymmetryGraph, data: st.DataObject
     with tempfile.TemporaryDirectory() as folder:
         on_disk = [WeightsOnDisk(graph, side) for side in saved(Path(folder), a=a, b=b)]
         budget = type("Small", (Budget,), {"piece": piece})(0)
-        memory, disk = Objective(graph.bind(a, b)), ObjectiveOnDisk(BoundGraph(graph, *on_disk), budget)
+        memory, disk = Objective(graph.bind(a, b)), ObjectiveOnDisk(Pair(graph, *on_disk), budget)
         assert disk.distances2(alignment) == pytest.approx(memory.distances2(alignment))
         for group in graph.groups:
             parent = graph.groups[group].parent

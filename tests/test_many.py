@@ -11,16 +11,16 @@ from torch import nn
 from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import AlignmentError, BindError, SolverError
 from alignkit.jobs.align_many import METHODS, align_many, cycle_error, direct_pairs, fitted_models, spread
-from alignkit.testing.problems import ARCHITECTURES, Architecture, independent_pair, mlp, planted_pair
+from alignkit.testing.problems import ARCHITECTURES, ProblemArchitecture, independent_pair, mlp, planted_pair
 from test_objective import every_alignment
 
 
-def unrelated(architecture: Architecture, count: int) -> tuple[SymmetryGraph, list[nn.Module]]:
+def unrelated(architecture: ProblemArchitecture, count: int) -> tuple[SymmetryGraph, list[nn.Module]]:
     pairs = [independent_pair(architecture, seed=seed) for seed in range(count)]
     return architecture.graph(), [pair.a for pair in pairs]
 
 
-def copies(architecture: Architecture, count: int, noise: float) -> tuple[SymmetryGraph, list[nn.Module]]:
+def copies(architecture: ProblemArchitecture, count: int, noise: float) -> tuple[SymmetryGraph, list[nn.Module]]:
     """Networks that are one network, reordered and with noise; `planted_pair` with one seed keeps A."""
     pair = planted_pair(architecture, seed=3)
     models = [pair.a]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignkit import Alignment, Objective, SoftAlignment, SymmetryGraph, solve
-from alignkit.graph import BoundGraph
+from alignkit.graph import Pair
 from alignkit.matching.families import nested_assignment
 from alignkit.matching.tree_objective import TreeObjective
 
@@ -53,7 +53,7 @@ SPECS: dict[str, tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, int
 }
 
 
-def pair_of(name: str, seed: int = 0) -> BoundGraph:
+def pair_of(name: str, seed: int = 0) -> Pair:
     spec, shapes, sizes = SPECS[name]
     graph = SymmetryGraph.from_spec(spec, shapes, sizes=sizes)
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ def every_alignment(graph: SymmetryGraph) -> Iterator[Alignment]:
         yield Alignment(graph, {n: torch.tensor(combo).reshape(graph.element_shape(n)) for n, combo in picks})
 
 
-def plain_distance(pair: BoundGraph, alignment: Alignment) -> float:
+def plain_distance(pair: Pair, alignment: Alignment) -> float:
     moved = alignment.apply(dict(pair.b))
     return sum(float((pair.a[n].double() - moved[n].double()).square().sum()) for n in moved)
 
@@ -121,7 +121,7 @@ def test_similarity_gives_the_value_of_every_order_of_one_group(name: str) -> No
         assert torch.allclose(differences, differences[0].expand_as(differences), atol=1e-5)
 
 
-def best_of_tree(pair: BoundGraph, root: str, others: Mapping[str, Tensor]) -> float:
+def best_of_tree(pair: Pair, root: str, others: Mapping[str, Tensor]) -> float:
     graph, objective = pair.graph, Objective(pair)
     members = set(graph.tree(root))
     seen = set()

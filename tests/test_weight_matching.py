@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignkit import Alignment, Status, SymmetryGraph, solve
 from alignkit.errors import SolverError
-from alignkit.graph import BoundGraph
+from alignkit.graph import Pair
 
 
 def residual_net(seed: int) -> tuple[SymmetryGraph, dict[str, Tensor]]:
@@ -27,7 +27,7 @@ def residual_net(seed: int) -> tuple[SymmetryGraph, dict[str, Tensor]]:
     return SymmetryGraph.from_spec(spec, weights), weights
 
 
-def noisy_pair(seed: int, noise: float) -> BoundGraph:
+def noisy_pair(seed: int, noise: float) -> Pair:
     graph, a = residual_net(seed)
     generator = torch.Generator().manual_seed(1000 + seed)
     b = {n: t + noise * t.std() * torch.randn(t.shape, generator=generator) for n, t in a.items()}

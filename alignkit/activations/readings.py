@@ -1,6 +1,6 @@
 """Activations of two networks, unit against unit: where they are read, and their streamed correlations.
 
-`find_readings` looks for the places where the units of each group can be seen (`alignkit.activations.places`)
+`find_readings` looks for the places where the units of each group can be seen (`alignkit.activations.sites`)
 and proves each of them: A runs once as it is and once with its own units shuffled, and a place is kept only if its
 activations are shuffled in the same way. `cross_moments` then runs A and B on the same batches.
 """
@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.activations.places import (
-    Call,
-    Place,
+from alignkit.activations.sites import (
+    ActivationSite,
+    ModuleCall,
     Positions,
     is_known,
     owner_of,
@@ -60,7 +60,7 @@ class Reading:
     """
 
     module: str
-    place: Place
+    place: ActivationSite
     positions: Positions
     pooled: bool = False
 
@@ -69,7 +69,7 @@ class Reading:
         """The group whose units are seen."""
         return self.positions.group
 
-    def features(self, call: Call) -> Float[Tensor, "samples units"]:
+    def features(self, call: ModuleCall) -> Float[Tensor, "samples units"]:
         """Activations of all units over all parents in float64; everything that is no unit counts as a sample."""
         index = self.positions.index - self.place.start
         values = self.place.read(call).movedim(self.place.axis, -1)
@@ -83,7 +83,7 @@ class Reading:
             values = values.mean(tuple(range(1, values.ndim - 2)))
         return values.reshape(-1, values.shape[-1])
 
-    def fits(self, call: Call) -> bool:
+    def fits(self, call: ModuleCall) -> bool:
         """Whether the place has all the positions."""
         tensor = self.place.read(call)
         low, high = int(self.positions.index.min()), int(self.positions.index.max())
@@ -153,7 +153,7 @@ class _Proof:
                 for reading in pair:
                     places[reading.module].append(reading)
 
-        def record(path: str, call: Call) -> None:
+        def record(path: str, call: ModuleCall) -> None:
             if finding and path not in places:
                 places[path] = self._search(path, call)
             for reading in places[path]:
@@ -165,7 +165,7 @@ class _Proof:
         self._keep.clear()
         return found
 
-    def _search(self, path: str, call: Call) -> list[Reading]:
+    def _search(self, path: str, call: ModuleCall) -> list[Reading]:
         new: list[Reading] = []
         for attribute, axis, size, positions in self.parts[path]:
             known = place_of(call.module, attribute, axis)
@@ -176,7 +176,7 @@ class _Proof:
                 new += self._add(path, place, positions, call)
         return new
 
-    def _add(self, path: str, place: Place, positions: list[Positions], call: Call) -> list[Reading]:
+    def _add(self, path: str, place: ActivationSite, positions: list[Positions], call: ModuleCall) -> list[Reading]:
         new: list[Reading] = []
         for part in positions:
             reading = Reading(path, place, part)
@@ -188,7 +188,7 @@ class _Proof:
                 new += self.candidates[key]
         return new
 
-    def _identity(self, path: str, place: Place, call: Call) -> tuple[object, ...]:
+    def _identity(self, path: str, place: ActivationSite, call: ModuleCall) -> tuple[object, ...]:
         """Equal for two places that show the same tensor: the input that three projections share counts once."""
         if place.computed:
             return (path, place.label)
@@ -245,8 +245,8 @@ def _follows(
 
 
 @contextmanager
-def hooked(model: nn.Module, paths: Iterable[str], record: Callable[[str, Call], None]) -> Iterator[None]:
-    """Call ``record`` after each call of the named modules, without gradients and without fused fast paths."""
+def hooked(model: nn.Module, paths: Iterable[str], record: Callable[[str, ModuleCall], None]) -> Iterator[None]:
+    """ModuleCall ``record`` after each call of the named modules, without gradients and without fused fast paths."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack, torch.no_grad():
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
@@ -257,9 +257,9 @@ def hooked(model: nn.Module, paths: Iterable[str], record: Callable[[str, Call],
         yield
 
 
-def _hook(path: str, record: Callable[[str, Call], None]) -> Callable[..., None]:
+def _hook(path: str, record: Callable[[str, ModuleCall], None]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        record(path, Call(module, args, kwargs, output))
+        record(path, ModuleCall(module, args, kwargs, output))
 
     return hook
 
@@ -344,11 +344,11 @@ def cross_moments(
         by_module[reading.module].append(reading)
     kept: dict[Reading, list[Tensor]] = defaultdict(list)
 
-    def keep(path: str, call: Call) -> None:
+    def keep(path: str, call: ModuleCall) -> None:
         for reading in by_module[path]:
             kept[reading].append(reading.features(call))
 
-    def compare(path: str, call: Call) -> None:
+    def compare(path: str, call: ModuleCall) -> None:
         for reading in by_module[path]:
             if not kept[reading]:
                 raise SolverError(f"module {path!r} is called more often in B than in A, so they cannot be compared.")

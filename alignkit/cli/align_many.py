@@ -19,7 +19,7 @@ from alignkit.cli.graphs import (
     write_report,
 )
 from alignkit.cli.inputs import check_report, load_task, targets_in
-from alignkit.cli.switches import Architecture, Shown, Solving, TaskSwitch, command
+from alignkit.cli.switches import ArchitectureSwitches, Shown, Solving, TaskSwitch, command
 from alignkit.errors import UsageError
 from alignkit.jobs.align_many import METHODS
 from alignkit.jobs.align_many import align_many as align
@@ -36,7 +36,7 @@ def align_many(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the reordered models.", show_default=False)
     ],
-    architecture: Architecture,
+    architecture: ArchitectureSwitches,
     solving: Solving,
     shown: Shown,
     method: Annotated[

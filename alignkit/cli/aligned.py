@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkit.graph import BoundGraph, SymmetryGraph
+from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.solve import solve
@@ -41,7 +41,7 @@ class Aligned:
     weights: Sequence[Weights]
     solution: Solution | None = None
     many: ManyAlignment | None = None
-    pair: BoundGraph | None = None
+    pair: Pair | None = None
     lines: Lines | None = None
 
     @property

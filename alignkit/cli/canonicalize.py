@@ -9,7 +9,7 @@ import typer
 
 from alignkit.cli.graphs import check_fit, described, open_input, print_json, print_text, show_plan, write_report
 from alignkit.cli.inputs import check_report, targets_in
-from alignkit.cli.switches import Architecture, DeviceSwitch, Shown, command
+from alignkit.cli.switches import ArchitectureSwitches, DeviceSwitch, Shown, command
 from alignkit.jobs.canonicalize import canonicalize as bring
 from alignkit.jobs.estimate import plan
 from alignkit.reports import canonical_report
@@ -22,7 +22,7 @@ def canonicalize(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the reordered networks.", show_default=False)
     ],
-    architecture: Architecture,
+    architecture: ArchitectureSwitches,
     shown: Shown,
     device: DeviceSwitch = None,
 ) -> None:

@@ -20,7 +20,7 @@ from alignkit.cli.graphs import (
     write_report,
 )
 from alignkit.cli.inputs import check_report, look_in_this_folder, read_spec
-from alignkit.cli.switches import Architecture, Shown, command
+from alignkit.cli.switches import ArchitectureSwitches, Shown, command
 from alignkit.cli.trace import MODEL_HELP
 from alignkit.errors import UsageError, VerificationError
 from alignkit.graph import SymmetryGraph
@@ -69,7 +69,7 @@ def check(
         raise UsageError("--against compares two checkpoints: name the first one after the model.")
     name = model
     if ":" not in model and given is not None and given.is_folder:
-        name = described(Architecture(), given, read=False).model or model
+        name = described(ArchitectureSwitches(), given, read=False).model or model
     module, args, kwargs = load_model(name)
     example: Example = (module, args, kwargs)
     if any(p.device.type == "meta" for p in module.parameters()):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from alignkit.cli.graphs import check_fit, described, open_input, show_plan, write_report
 from alignkit.cli.inputs import check_free, check_report, load_task, parse_options
-from alignkit.cli.switches import Architecture, DeviceSwitch, OptionSwitch, Shown, TaskSwitch, command
+from alignkit.cli.switches import ArchitectureSwitches, DeviceSwitch, OptionSwitch, Shown, TaskSwitch, command
 from alignkit.jobs.compare.compare import compare as compare_solvers
 from alignkit.jobs.compare.comparison import ComparisonRow
 from alignkit.jobs.estimate import plan
@@ -27,7 +27,7 @@ from alignkit.reports import comparison_report
 def compare(
     a: Annotated[Path, typer.Argument(help="Reference: a weights file or a folder.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="The network to be aligned to it.", show_default=False)],
-    architecture: Architecture,
+    architecture: ArchitectureSwitches,
     shown: Shown,
     solver: Annotated[
         list[str] | None, typer.Option("--solver", help="Solver or chain; repeatable. Default: all that need no task.")

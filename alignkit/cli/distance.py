@@ -9,7 +9,7 @@ import typer
 
 from alignkit.cli.graphs import check_fit, described, open_input, print_json, print_text, show_plan, write_report
 from alignkit.cli.inputs import check_outputs, check_report
-from alignkit.cli.switches import Architecture, Shown, Solving, command
+from alignkit.cli.switches import ArchitectureSwitches, Shown, Solving, command
 from alignkit.errors import AlignkitError
 from alignkit.jobs.distance import distance as measure
 from alignkit.jobs.estimate import plan
@@ -21,7 +21,7 @@ from alignkit.reports import distance_report
 def distance(
     a: Annotated[Path, typer.Argument(help="Reference: a weights file or a folder.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="The network to compare with it.", show_default=False)],
-    architecture: Architecture,
+    architecture: ArchitectureSwitches,
     solving: Solving,
     shown: Shown,
     tolerance: Annotated[

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
 from alignkit.checkpoints.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, read_weights, write_weights
 from alignkit.cli.inputs import look_in_this_folder, read_spec
-from alignkit.cli.switches import Architecture, Shown
+from alignkit.cli.switches import ArchitectureSwitches, Shown
 from alignkit.errors import BindError, ShapeMismatchError, UsageError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.proof.verify import Verification, verify
-from alignkit.jobs.estimate import Plan
+from alignkit.jobs.estimate import Estimate
 from alignkit.models.building import Example
 from alignkit.models.folders import source_of
 from alignkit.models.sources import load_model
@@ -144,7 +144,7 @@ class Described:
         return module
 
 
-def described(architecture: Architecture, like: Input, *, read: bool = True) -> Described:
+def described(architecture: ArchitectureSwitches, like: Input, *, read: bool = True) -> Described:
     """The graph that ``--spec`` writes down, or that a trace of ``--model`` or of the folder's config finds.
 
     Args:
@@ -248,7 +248,7 @@ def said_of_unknown(facts: Described) -> list[str]:
     return [f"Not part of the model, kept as they are in the first input: {listed}."]
 
 
-def show_plan(made: Plan, shown: Shown) -> None:
+def show_plan(made: Estimate, shown: Shown) -> None:
     """Print a plan, as text or JSON."""
     if shown.as_json:
         print_json(made.to_dict())

@@ -28,7 +28,7 @@ from alignkit.cli.graphs import (
 )
 from alignkit.cli.inputs import check_outputs, check_report, load_task
 from alignkit.cli.on_disk import MemorySwitch, check_memory, merge_on_disk
-from alignkit.cli.switches import Architecture, Shown, Solving, TaskSwitch, command
+from alignkit.cli.switches import ArchitectureSwitches, Shown, Solving, TaskSwitch, command
 from alignkit.errors import UsageError
 from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.estimate import plan, readable_bytes
@@ -50,7 +50,7 @@ def merge(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where the merged one is written.", show_default=False)
     ],
-    architecture: Architecture,
+    architecture: ArchitectureSwitches,
     solving: Solving,
     shown: Shown,
     weight: Annotated[

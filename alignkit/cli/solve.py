@@ -19,8 +19,8 @@ from alignkit.cli.graphs import (
 )
 from alignkit.cli.inputs import check_outputs, check_report
 from alignkit.cli.on_disk import MemorySwitch, check_memory, solve_on_disk
-from alignkit.cli.switches import Architecture, Shown, Solving, command
-from alignkit.graph import BoundGraph
+from alignkit.cli.switches import ArchitectureSwitches, Shown, Solving, command
+from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.estimate import plan
 from alignkit.jobs.solve import solve as solve_pair
@@ -33,7 +33,7 @@ def solve(
     a: Annotated[Path, typer.Argument(help="Reference: a weights file or a folder.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Weights to be aligned to A.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where aligned B is written.", show_default=False)],
-    architecture: Architecture,
+    architecture: ArchitectureSwitches,
     solving: Solving,
     shown: Shown,
     init: Annotated[Path | None, typer.Option("--init", help="Saved alignment to start from.")] = None,
@@ -63,7 +63,7 @@ def solve(
             shown,
         )
         return
-    pair: BoundGraph | None = None
+    pair: Pair | None = None
     if limit is not None:
         solution = solve_on_disk(facts, [left, right], output, limit, solving, shown)
     else:

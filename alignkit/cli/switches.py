@@ -29,7 +29,7 @@ TaskSwitch: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ArchitectureSwitches:
     """How the layouts of the tensors are known. Folders with a ``config.json`` need neither switch."""
 
     spec: Annotated[

@@ -20,7 +20,7 @@ from alignkit.errors import UsageError
 from alignkit.text import did_you_mean
 from alignkit.training.card import described, training_card
 from alignkit.training.loop import Report, TrainingResult, train
-from alignkit.training.records import CHECKPOINT, METRICS, Row
+from alignkit.training.records import CHECKPOINT, METRICS, MetricsRow
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.zoo import NetworkSet
 from alignkit.zoo.problems import described_errors
@@ -191,7 +191,7 @@ def _bar(steps: int) -> Iterator[Report]:
         job = bar.add_task("preparing", total=steps)
         shown = {"loss": "-", "held out": "-"}
 
-        def report(row: Row) -> None:
+        def report(row: MetricsRow) -> None:
             if row.loss is not None:
                 shown["loss"] = f"{row.loss:.3f}"
             if row.held_out is not None:

@@ -20,7 +20,7 @@ from alignkit.cli.graphs import (
     write_report,
 )
 from alignkit.cli.inputs import check_outputs, check_report
-from alignkit.cli.switches import Architecture, Shown, Solving, command
+from alignkit.cli.switches import ArchitectureSwitches, Shown, Solving, command
 from alignkit.errors import UsageError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.estimate import plan
@@ -37,7 +37,7 @@ def transport(
     tuned_a: Annotated[Path, typer.Argument(help="The same after fine-tuning.", show_default=False)],
     base_b: Annotated[Path, typer.Argument(help="The base that gets the fine-tune.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where tuned B is written.", show_default=False)],
-    architecture: Architecture,
+    architecture: ArchitectureSwitches,
     solving: Solving,
     shown: Shown,
     scale: Annotated[float, typer.Option("--scale", help="Factor of the task vector; -1 takes it away.")] = 1.0,

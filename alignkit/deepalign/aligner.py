@@ -46,7 +46,7 @@ class Probing:
 
 
 @dataclass(frozen=True)
-class Pair:
+class AlignerInput:
     """Two networks of one graph, as an aligner sees them.
 
     Attributes:
@@ -89,7 +89,7 @@ class Aligner(nn.Module, ABC):
         return float(self.log_sharpness.detach().exp())
 
     @abstractmethod
-    def forward(self, pair: Pair) -> dict[str, Float[Tensor, "units units"]]:
+    def forward(self, pair: AlignerInput) -> dict[str, Float[Tensor, "units units"]]:
         """Scores of A's units (rows) and B's (columns) of each group, over all parents; larger is more alike."""
 
     @abstractmethod

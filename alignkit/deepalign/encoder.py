@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alignkit.activations.readings import Reading
-from alignkit.deepalign.aligner import Aligner, Pair, Probing, aligner_kind
+from alignkit.deepalign.aligner import Aligner, AlignerInput, Probing, aligner_kind
 from alignkit.deepalign.probes import Response, channels, respond, standardised
 from alignkit.deepalign.wiring import ALIKE, Wiring, find_wiring
 from alignkit.errors import SolverError
@@ -56,7 +56,7 @@ class ProbeEncoder(Aligner):
         """The constructor's arguments."""
         return {"channels": self.channels, "rounds": self.rounds, "probes": self.probes}
 
-    def forward(self, pair: Pair) -> dict[str, Tensor]:
+    def forward(self, pair: AlignerInput) -> dict[str, Tensor]:
         """Scores of every group whose units are seen; see `Aligner`."""
         probing = pair.probing
         if probing is None:

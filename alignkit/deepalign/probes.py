@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.activations.places import Call
+from alignkit.activations.sites import ModuleCall
 from alignkit.activations.readings import Reading, hooked
 from alignkit.tasks.batches import Batch, map_tensors, tensors_in
 from alignkit.tasks.task import call_with
@@ -56,7 +56,7 @@ def respond(
     by_module: dict[str, list[Reading]] = defaultdict(list)
     for reading in readings:
         by_module[reading.module].append(reading)
-    calls: list[tuple[str, Call]] = []
+    calls: list[tuple[str, ModuleCall]] = []
     with hooked(model, by_module, lambda path, call: calls.append((path, call))), torch.enable_grad():
         # Gradients flow from parameters on; running statistics may not require any.
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -71,7 +71,7 @@ def respond(
     return found
 
 
-def _pull_back(outputs: object, calls: list[tuple[str, Call]], seed: int) -> list[Call]:
+def _pull_back(outputs: object, calls: list[tuple[str, ModuleCall]], seed: int) -> list[ModuleCall]:
     """Calls of the same form that hold gradients in place of activations; zeros where nothing depends on them."""
     ends = [t for t in tensors_in(outputs) if t.is_floating_point() and t.requires_grad]
     generator = torch.Generator().manual_seed(seed)
@@ -88,13 +88,13 @@ def _pull_back(outputs: object, calls: list[tuple[str, Call]], seed: int) -> lis
     return [_mapped(call, gradient) for _, call in calls]
 
 
-def _detached(call: Call) -> Call:
+def _detached(call: ModuleCall) -> ModuleCall:
     return _mapped(call, lambda tensor: tensor.detach())
 
 
-def _mapped(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
+def _mapped(call: ModuleCall, change: Callable[[Tensor], Tensor]) -> ModuleCall:
     args, kwargs, output = map_tensors(change, (call.args, dict(call.kwargs), call.output))
-    return Call(call.module, args, kwargs, output)
+    return ModuleCall(call.module, args, kwargs, output)
 
 
 def channels(a: Response, b: Response) -> list[Float[Tensor, "units units"]]:

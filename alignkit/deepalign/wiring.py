@@ -1,7 +1,7 @@
 """Which groups feed which: the weight matrices between the units of two groups, read off a graph and its modules.
 
 A tensor that one group indexes where its module reads, and another where it writes, is a matrix of connections. Axes of
-the graph have no direction of their own; the table of modules in `alignkit.activations.places` gives it.
+the graph have no direction of their own; the table of modules in `alignkit.activations.sites` gives it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import prod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.activations.places import owner_of, place_of
+from alignkit.activations.sites import owner_of, place_of
 from alignkit.graph.layout import Block
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.symmetry_graph import SymmetryGraph

@@ -22,7 +22,7 @@ WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
 
 @dataclass(frozen=True, eq=False)
-class BoundGraph:
+class Pair:
     """A graph with the weights of two models, checked to fit.
 
     Attributes:
@@ -39,12 +39,12 @@ class BoundGraph:
     module_a: nn.Module | None = field(default=None, repr=False)
     module_b: nn.Module | None = field(default=None, repr=False)
 
-    def swapped(self) -> BoundGraph:
+    def swapped(self) -> Pair:
         """The same pair with the roles of A and B exchanged."""
-        return BoundGraph(self.graph, self.b, self.a, self.module_b, self.module_a)
+        return Pair(self.graph, self.b, self.a, self.module_b, self.module_a)
 
 
-def bind(graph: SymmetryGraph, a: WeightsSource, b: WeightsSource) -> BoundGraph:
+def bind(graph: SymmetryGraph, a: WeightsSource, b: WeightsSource) -> Pair:
     """Hold the weights of two models against a graph.
 
     Args:
@@ -72,7 +72,7 @@ def bind(graph: SymmetryGraph, a: WeightsSource, b: WeightsSource) -> BoundGraph
         raise BindError(f"the weights do not fit the graph, {len(problems)} problems:\n{listed}")
     module_a = a if isinstance(a, nn.Module) else None
     module_b = b if isinstance(b, nn.Module) else None
-    return BoundGraph(graph, side_a, side_b, module_a, module_b)
+    return Pair(graph, side_a, side_b, module_a, module_b)
 
 
 def weights_of(source: WeightsSource) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from alignkit.graph.source import Like, TensorFacts, tensor_facts
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from alignkit.graph.bind import BoundGraph, WeightsSource
+    from alignkit.graph.bind import Pair, WeightsSource
     from alignkit.graph.proof.verify import Verification
 
 
@@ -210,7 +210,7 @@ class SymmetryGraph:
 
     # ---------------------------------------------------------------- what one does with it
 
-    def bind(self, a: WeightsSource, b: WeightsSource) -> BoundGraph:
+    def bind(self, a: WeightsSource, b: WeightsSource) -> Pair:
         """Bind two sets of weights to the graph; see `alignkit.graph.bind.bind`."""
         from alignkit.graph.bind import bind
 

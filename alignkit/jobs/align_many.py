@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignmentError, BindError, SolverError
-from alignkit.graph.bind import BoundGraph, WeightsSource, fit_weights
+from alignkit.graph.bind import Pair, WeightsSource, fit_weights
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.solve import SolverLike, solve
@@ -221,7 +221,7 @@ def direct_pairs(
     started = perf_counter()
     weights = fitted_models(graph, models)
     solutions = {
-        (i, j): solve(BoundGraph(graph, weights[i], weights[j]), solver=solver, seed=seed, **arguments)
+        (i, j): solve(Pair(graph, weights[i], weights[j]), solver=solver, seed=seed, **arguments)
         for i, j in combinations(range(len(weights)), 2)
     }
     mean = sum(solution.objective_after for solution in solutions.values()) / len(solutions)
@@ -335,7 +335,7 @@ class _Work:
     def _pair(self, target: Weights, i: int, start: Alignment | None) -> Alignment:
         """Align model ``i`` to a target; the start is kept when the solver finds nothing better."""
         mean = {name: tensor.to(self.weights[i][name].dtype) for name, tensor in target.items()}
-        solution = solve(BoundGraph(self.graph, mean, self.weights[i]), init=start, **self.arguments)
+        solution = solve(Pair(self.graph, mean, self.weights[i]), init=start, **self.arguments)
         if start is not None and not solution.objective_after < solution.objective_init * (1 - 1e-12):
             return start
         return solution.alignment

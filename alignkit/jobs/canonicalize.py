@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignmentError, BindError
-from alignkit.graph.bind import BoundGraph, WeightsSource, fit_weights
+from alignkit.graph.bind import Pair, WeightsSource, fit_weights
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import SymmetryGraph
@@ -135,7 +135,7 @@ def _alone(
     device: torch.device,
     options: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    problem = Problem(BoundGraph(graph, target, network), device=device)
+    problem = Problem(Pair(graph, target, network), device=device)
     found = WeightMatching(**options).solve(problem, lambda step: None).alignment
     return {name: element[None] for name, element in found.elements.items()}
 

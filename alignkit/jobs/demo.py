@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alignkit.checkpoints.weights import atomic_path, write_weights
 from alignkit.errors import AlignkitError, MissingExtraError, UsageError
-from alignkit.graph import BoundGraph
+from alignkit.graph import Pair
 from alignkit.jobs.solve import solve
 from alignkit.plotting.pictures import plot_interpolations
 from alignkit.plugins.plugin_registry import list_solvers
@@ -167,7 +167,7 @@ def identity_first(names: Iterable[str]) -> list[str]:
 
 
 def _aligned(
-    pair: BoundGraph, name: str, model_a: nn.Module, model_b: nn.Module, task: Task, data: Task, seed: int
+    pair: Pair, name: str, model_a: nn.Module, model_b: nn.Module, task: Task, data: Task, seed: int
 ) -> tuple[DemoRow, Interpolation | None]:
     before = sum(float((pair.a[n].double() - pair.b[n].double()).square().sum()) for n in pair.a)
     try:
@@ -215,7 +215,7 @@ def _is_demo(folder: Path) -> bool:
         return False
 
 
-def _write(folder: Path, result: DemoResult, pair: BoundGraph, model_a: nn.Module, model_b: nn.Module) -> None:
+def _write(folder: Path, result: DemoResult, pair: Pair, model_a: nn.Module, model_b: nn.Module) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

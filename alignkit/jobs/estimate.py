@@ -30,7 +30,7 @@ _LARGE, _PROBE = 2.6, 256
 
 
 @dataclass(frozen=True)
-class PlannedGroup:
+class GroupEstimate:
     """A group as a plan shows it.
 
     Attributes:
@@ -51,7 +51,7 @@ class PlannedGroup:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Estimate:
     """What a job would do.
 
     Attributes:
@@ -76,14 +76,14 @@ class Plan:
     writes: tuple[str, ...] = ()
 
     @cached_property
-    def groups(self) -> tuple[PlannedGroup, ...]:
+    def groups(self) -> tuple[GroupEstimate, ...]:
         """Groups, parents before children."""
         graph, found = self.graph, []
         for name in (name for root in graph.roots for name in graph.tree(root)):
             instances, tensors = graph.instances(name), graph.tensors_of(name)
             elements = sum(prod(graph.tensors[tensor].shape) for tensor in tensors)
             group = graph.groups[name]
-            found.append(PlannedGroup(name, instances * group.size, instances, group.parent, len(tensors), elements))
+            found.append(GroupEstimate(name, instances * group.size, instances, group.parent, len(tensors), elements))
         return tuple(found)
 
     @property
@@ -119,7 +119,7 @@ class Plan:
             for g in self.groups
         ]
         lines = [
-            f"Plan of {self.job}: nothing was solved or written.",
+            f"Estimate of {self.job}: nothing was solved or written.",
             *(f"Reads {path}" for path in self.reads),
             *(f"Would write {path}" for path in self.writes),
             f"{len(self.groups)} groups:" if rows else "No group: no unit may change its place.",
@@ -152,7 +152,7 @@ def plan(
     bytes_each: int | None = None,
     reads: Sequence[str] = (),
     writes: Sequence[str] = (),
-) -> Plan:
+) -> Estimate:
     """Estimate what a job needs, from shapes alone and the speed of this machine.
 
     Args:
@@ -174,7 +174,7 @@ def plan(
     needed = memory if memory is not None else _memory(graph, job, models, weight, bool(names))
     seconds, basis = _seconds(graph, job, models, weight, names)
     shown = " > ".join(names) if names else None
-    return Plan(job, graph, shown, needed, seconds, basis, tuple(map(str, reads)), tuple(map(str, writes)))
+    return Estimate(job, graph, shown, needed, seconds, basis, tuple(map(str, reads)), tuple(map(str, writes)))
 
 
 def readable_bytes(number: float) -> str:

@@ -16,11 +16,11 @@ RESET_PEAK = "5"
 """Written to ``clear_refs``, it makes the high-water mark of the resident set start anew (proc(5))."""
 
 _lock = threading.Lock()
-_running: set[Reading] = set()
+_running: set[MemoryReading] = set()
 
 
 @dataclass(eq=False)
-class Reading:
+class MemoryReading:
     """Filled in when the block of `peak_memory` ends.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reading:
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[Reading]:
+def peak_memory(device: torch.device) -> Iterator[MemoryReading]:
     """Measure how far the memory in use rises inside the block.
 
     On CUDA: the largest sum of allocated tensors of the device (``torch.cuda.max_memory_allocated``), less what was
@@ -42,7 +42,7 @@ def peak_memory(device: torch.device) -> Iterator[Reading]:
     memory that the allocator kept from earlier work and uses again is not seen, so small numbers are lower bounds.
     Elsewhere: unknown.
     """
-    reading = Reading()
+    reading = MemoryReading()
     with _lock:
         for other in _running:
             other.alone = reading.alone = False

@@ -166,7 +166,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ChannelLayer:
     """A module that writes channels, and how a factor for each of them is put into its weights.
 
     Attributes:
@@ -228,10 +228,10 @@ class Layer:
             ) from error
 
 
-def channel_layers(model: nn.Module) -> dict[str, Layer]:
+def channel_layers(model: nn.Module) -> dict[str, ChannelLayer]:
     """Every module whose outputs have channels that its own, unshared weights can rescale, by path."""
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
-    found: dict[str, Layer] = {}
+    found: dict[str, ChannelLayer] = {}
     for path, module in model.named_modules():
         layer = _layer(path, module)
         if layer is not None and all(uses[id(p)] == 1 for p in layer.owner.parameters()):
@@ -239,16 +239,16 @@ def channel_layers(model: nn.Module) -> dict[str, Layer]:
     return found
 
 
-def _layer(path: str, module: nn.Module) -> Layer | None:
+def _layer(path: str, module: nn.Module) -> ChannelLayer | None:
     if isinstance(module, nn.MultiheadAttention):
-        return Layer(path, module.out_proj)
+        return ChannelLayer(path, module.out_proj)
     if isinstance(module, _ConvTransposeNd):
-        return Layer(path, module, weight_axis=1, groups=module.groups, spatial=len(module.kernel_size))
+        return ChannelLayer(path, module, weight_axis=1, groups=module.groups, spatial=len(module.kernel_size))
     if isinstance(module, _ConvNd):
-        return Layer(path, module, spatial=len(module.kernel_size))
+        return ChannelLayer(path, module, spatial=len(module.kernel_size))
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' linear layer, weight [in, out]
-        return Layer(path, module, weight_axis=1)
-    return Layer(path, module) if isinstance(module, nn.Linear) else None
+        return ChannelLayer(path, module, weight_axis=1)
+    return ChannelLayer(path, module) if isinstance(module, nn.Linear) else None
 
 
 # ---------------------------------------------------------------------- measuring
@@ -330,7 +330,7 @@ def _measure(
 @contextmanager
 def _watched(
     model: nn.Module,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, ChannelLayer],
     after_layer: Callable[[str, Any], Any],
     after_norm: Callable[[str, nn.Module, Tensor], Tensor | None],
 ) -> Iterator[None]:

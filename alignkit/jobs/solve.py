@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from alignkit.errors import AlignkitError, AlignmentError, SolverError
-from alignkit.graph import BoundGraph, SymmetryGraph
+from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
@@ -27,7 +27,7 @@ SolverLike: TypeAlias = str | Solver[Any] | type[Solver[Any]]
 
 
 def solve(
-    pair: BoundGraph | SymmetryGraph,
+    pair: Pair | SymmetryGraph,
     a: WeightsSource | None = None,
     b: WeightsSource | None = None,
     *,
@@ -151,8 +151,8 @@ def _check_no_option_left(
 # ---------------------------------------------------------------------- what is checked once
 
 
-def _bound(pair: object, a: WeightsSource | None, b: WeightsSource | None) -> BoundGraph:
-    if isinstance(pair, BoundGraph):
+def _bound(pair: object, a: WeightsSource | None, b: WeightsSource | None) -> Pair:
+    if isinstance(pair, Pair):
         if a is not None or b is not None:
             raise SolverError("the graph is bound to its models already: call solve(pair) without a and b.")
         return pair
@@ -177,7 +177,7 @@ def _start(graph: SymmetryGraph, init: object) -> Alignment | None:
     return start
 
 
-def _device(bound: BoundGraph, device: torch.device | str | None) -> torch.device:
+def _device(bound: Pair, device: torch.device | str | None) -> torch.device:
     if device is None:
         return next((tensor.device for tensor in bound.a.values()), torch.device("cpu"))
     try:
@@ -186,7 +186,7 @@ def _device(bound: BoundGraph, device: torch.device | str | None) -> torch.devic
         raise SolverError(f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _dtype(bound: BoundGraph) -> torch.dtype:
+def _dtype(bound: Pair) -> torch.dtype:
     wide = any(tensor.dtype == torch.float64 for tensor in bound.a.values())
     return torch.float64 if wide else torch.float32
 

@@ -13,7 +13,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from alignkit.graph.bind import BoundGraph
+from alignkit.graph.bind import Pair
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
@@ -67,7 +67,7 @@ class _Together:
         dtype: torch.dtype,
     ) -> None:
         self.graph = graph
-        self.models = [Relaxation(BoundGraph(graph, w, w), device, dtype) for w in weights]
+        self.models = [Relaxation(Pair(graph, w, w), device, dtype) for w in weights]
         degrees = [term.degree or SAMPLES for term in self.models[0].terms]
         self.degree = max(degrees)
         self.nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(self.degree + 1) / self.degree)

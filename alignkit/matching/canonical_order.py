@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.graph.bind import BoundGraph
+from alignkit.graph.bind import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import SymmetryGraph
@@ -29,13 +29,13 @@ class Frame:
         exchanged: Whether the first network of ``bound`` is the B that was given.
     """
 
-    bound: BoundGraph
+    bound: Pair
     to_a: Alignment
     to_b: Alignment
     exchanged: bool
 
     @classmethod
-    def of(cls, bound: BoundGraph) -> Frame:
+    def of(cls, bound: Pair) -> Frame:
         """The frame of a pair; weights are copied."""
         sides = [(canonical_order(bound.graph, weights), weights) for weights in (bound.a, bound.b)]
         ordered = [(order, order.apply(dict(weights))) for order, weights in sides]
@@ -43,7 +43,7 @@ class Frame:
         if exchanged:
             ordered.reverse()
         (to_a, a), (to_b, b) = ordered
-        return cls(BoundGraph(bound.graph, a, b), to_a, to_b, exchanged)
+        return cls(Pair(bound.graph, a, b), to_a, to_b, exchanged)
 
     def enter(self, alignment: Alignment) -> Alignment:
         """An alignment of B to A, seen in the frame."""

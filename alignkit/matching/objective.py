@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.bind import BoundGraph
+from alignkit.graph.bind import Pair
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
@@ -68,7 +68,7 @@ class Objective:
 
     def __init__(
         self,
-        bound: BoundGraph,
+        bound: Pair,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float64,
         products: torch.dtype | None = None,

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.bind import BoundGraph
+from alignkit.graph.bind import Pair
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
@@ -100,9 +100,7 @@ class Relaxation:
         dtype: Type of the products; sums over tensors are float64.
     """
 
-    def __init__(
-        self, bound: BoundGraph, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.graph, self.device, self.dtype = bound.graph, torch.device(device), dtype
         moved = [name for name, node in self.graph.tensors.items() if node.groups]
         self.a = {name: bound.a[name].detach().to(self.device, dtype).contiguous() for name in moved}

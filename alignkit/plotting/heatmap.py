@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from alignkit.graph.bind import BoundGraph
+    from alignkit.graph.bind import Pair
 
 COLOURS = "viridis"
 """A colour map that reads alike with and without colour vision, light for alike."""
@@ -70,7 +70,7 @@ def draw_strips(figure: Figure, found: Mapping[str, UnitSimilarity], moved: Mapp
     bar.ax.tick_params(labelsize=7)
 
 
-def draw_matrices(figure: Figure, pair: BoundGraph, alignment: Alignment, groups: Sequence[str]) -> None:
+def draw_matrices(figure: Figure, pair: Pair, alignment: Alignment, groups: Sequence[str]) -> None:
     """Units of A against units of B, in B's own order above and in the order of the alignment below.
 
     Args:

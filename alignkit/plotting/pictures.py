@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from alignkit.graph.bind import BoundGraph
+    from alignkit.graph.bind import Pair
     from alignkit.graph.elements.alignment import Alignment
     from alignkit.tasks.interpolation import Interpolation
 
@@ -99,7 +99,7 @@ def bar_chart(
 
 
 def plot_alignment(
-    pair: BoundGraph,
+    pair: Pair,
     alignment: Alignment,
     target: str | PathLike[str] | None = None,
     *,

@@ -10,7 +10,7 @@ from alignkit.reports.document import Block, Picture, Report, Section, Table, Te
 from alignkit.reports.solved import facts_section, function_section, number, solution_report, uncovered_section
 
 if TYPE_CHECKING:
-    from alignkit.graph import BoundGraph, SymmetryGraph
+    from alignkit.graph import Pair, SymmetryGraph
     from alignkit.graph.proof.verify import Verification
     from alignkit.jobs.align_many import ManyAlignment
     from alignkit.jobs.canonicalize import Canonical
@@ -67,7 +67,7 @@ def comparison_report(comparison: Comparison, title: str, facts: Mapping[str, st
 
 
 def distance_report(
-    distance: Distance, title: str, *, pair: BoundGraph | None = None, facts: Mapping[str, str] | None = None
+    distance: Distance, title: str, *, pair: Pair | None = None, facts: Mapping[str, str] | None = None
 ) -> Report:
     """How far two networks are apart, with the tensors in which they differ.
 

@@ -10,7 +10,7 @@ from alignkit.plotting.pictures import bar_chart, plot_alignment, plot_interpola
 from alignkit.reports.document import Block, Picture, Report, Section, Table, Text
 
 if TYPE_CHECKING:
-    from alignkit.graph import BoundGraph
+    from alignkit.graph import Pair
     from alignkit.graph.proof.verify import Verification
     from alignkit.solver.solution import Solution
     from alignkit.tasks.interpolation import Interpolation
@@ -38,7 +38,7 @@ def solution_report(
     solution: Solution,
     title: str,
     *,
-    pair: BoundGraph | None = None,
+    pair: Pair | None = None,
     check: Verification | None = None,
     lines: Lines | None = None,
     facts: Mapping[str, str] | None = None,
@@ -148,7 +148,7 @@ def _gains(solution: Solution) -> Section:
     return Section("Groups: gain and units moved", tuple(blocks))
 
 
-def _units(solution: Solution, pair: BoundGraph) -> Section:
+def _units(solution: Solution, pair: Pair) -> Section:
     strips = plot_alignment(pair, solution.alignment)
     ranked = sorted(solution.graph.groups, key=lambda name: -solution.gain[name])[:MATRICES]
     matrices = plot_alignment(pair, solution.alignment, groups=ranked)

@@ -27,7 +27,7 @@ from alignkit.errors import SolverError
 from alignkit.text import did_you_mean
 
 if TYPE_CHECKING:
-    from alignkit.graph import BoundGraph, SymmetryGraph
+    from alignkit.graph import Pair, SymmetryGraph
     from alignkit.graph.elements.alignment import Alignment
     from alignkit.matching.objective import Objective
     from alignkit.matching.soft_alignment import SoftAlignment
@@ -111,7 +111,7 @@ class Problem:
     Solvers read it and never change it: ``a`` and ``b`` are the user's own tensors.
     """
 
-    bound: BoundGraph
+    bound: Pair
     init: Alignment | None = None
     """Where to start; ``None`` leaves it to the solver. Solvers that take no start may ignore it."""
     task: Task | None = None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from alignkit.graph import BoundGraph
+    from alignkit.graph import Pair
     from alignkit.matching.soft_alignment import SoftAlignment
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -97,9 +97,7 @@ class Solution:
         """Say in a few lines what moved, what it was worth, and what could not move and why."""
         return "\n".join((*_headline(self), *_group_lines(self), *_uncovered_lines(self)))
 
-    def plot(
-        self, pair: BoundGraph, target: str | Path | None = None, *, groups: Sequence[str] | None = None
-    ) -> Figure:
+    def plot(self, pair: Pair, target: str | Path | None = None, *, groups: Sequence[str] | None = None) -> Figure:
         """Draw heat maps of the units before and after alignment; see `alignkit.plotting.pictures.plot_alignment`.
 
         Args:

@@ -51,7 +51,7 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
 
     Source: Li et al., "Convergent learning", 2015; [Ainsworth23], 3.1. The statistics are streamed in float64 over any
     number of batches; families are matched from the inside out, so the result is the best one for the sum over all
-    places where a group is seen (`alignkit.activations.places` lists them). Constant units are told apart by their
+    places where a group is seen (`alignkit.activations.sites` lists them). Constant units are told apart by their
     weights, and a group that is seen nowhere is matched by weights given the others: the last step of the history and
     ``stats["groups_by_weights"]`` say so.
     """

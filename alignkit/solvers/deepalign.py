@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.deepalign import shipped_checkpoint
-from alignkit.deepalign.aligner import Aligner, Pair, load_aligner
+from alignkit.deepalign.aligner import Aligner, AlignerInput, load_aligner
 from alignkit.deepalign.consensus import MEMORY, ROUNDS, SHARPNESS, assign, consensus
 from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
@@ -134,12 +134,14 @@ class DeepAlign(Solver[DeepAlignOptions]):
         if probed is not None:
             notes["probes"] = probed.why
         if aligner is not None and not aligner.needs_probes:
-            return _encoded(aligner, Pair(problem.graph, problem.a, problem.b, seed=problem.seed), problem), notes
+            return _encoded(
+                aligner, AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed), problem
+            ), notes
         if probed is None or probed.probing is None or probed.task is None:
             return {}, notes
         if aligner is not None:
             a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
-            return _encoded(aligner, Pair(problem.graph, a, b, probed.probing, problem.seed), problem), notes
+            return _encoded(aligner, AlignerInput(problem.graph, a, b, probed.probing, problem.seed), problem), notes
         return _plain(problem, probed), notes
 
 
@@ -151,7 +153,7 @@ def _plain(problem: Problem, probed: Probed) -> dict[str, Tensor]:
     return probe_similarities(probing.model, probing.readings, a, b, probing.batch, problem.seed)
 
 
-def _encoded(aligner: Aligner, pair: Pair, problem: Problem) -> dict[str, Tensor]:
+def _encoded(aligner: Aligner, pair: AlignerInput, problem: Problem) -> dict[str, Tensor]:
     aligner = aligner.to(problem.device)
     with torch.no_grad():
         return {group: found.double().cpu() for group, found in aligner(pair).items()}

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.graph import BoundGraph
+from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.objective import Objective
 from alignkit.solver.contract import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
@@ -133,7 +133,7 @@ class FreeWeights:
 
     def project(self) -> Alignment:
         """The reordering of B nearest to the free weights, by coordinate ascent from the last one."""
-        objective = Objective(BoundGraph(self.graph, self.weights, self.b), self.device)
+        objective = Objective(Pair(self.graph, self.weights, self.b), self.device)
         run = Ascent(objective, 0.0, self.sweeps).run(dict(self.current.elements), self.classes)
         self.current = Alignment(self.graph, run.elements)
         return self.current

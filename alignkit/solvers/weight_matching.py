@@ -49,7 +49,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
     returns = Returns(exact_on_permuted_copies=True, monotone=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
-        """Run once, then restart; the best result is returned."""
+        """AscentRun once, then restart; the best result is returned."""
         options = self.options
         ascent = self.ascent(problem)
         generator = problem.generator()
@@ -93,7 +93,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Run:
+class AscentRun:
     """The end of one run of coordinate ascent."""
 
     elements: dict[str, Tensor]
@@ -170,7 +170,7 @@ class Ascent:
         owner = {name: other for other in self.graph.roots for name in self.graph.tree(other)}
         return frozenset(owner[n] for m in members for n in self.graph.neighbours(m)) - {root}
 
-    def run(self, start: dict[str, Tensor | None], classes: list[list[str]]) -> Run:
+    def run(self, start: dict[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
         """Update until nothing improves."""
         elements = dict(start)
         dirty = set(self.graph.roots)
@@ -190,7 +190,7 @@ class Ascent:
             if before - distance <= self.rtol * distance:
                 dirty.clear()
         known = {name: element for name, element in elements.items() if element is not None}
-        return Run(known, max(distance, 0.0), tuple(steps), not dirty)
+        return AscentRun(known, max(distance, 0.0), tuple(steps), not dirty)
 
     def _update(self, roots: list[str], elements: dict[str, Tensor | None]) -> dict[str, float]:
         """Update trees that do not meet; returns those that changed, and what each gained."""

@@ -14,8 +14,8 @@ pytest.register_assert_rewrite("alignkit.testing.contract")
 from alignkit.testing.contract import SolverContract  # noqa: E402  after the line above, so that asserts explain themselves
 from alignkit.testing.problems import (  # noqa: E402
     ARCHITECTURES,
-    Architecture,
-    Pair,
+    ProblemArchitecture,
+    ProblemPair,
     attention,
     convnet,
     independent_pair,
@@ -26,8 +26,8 @@ from alignkit.testing.problems import (  # noqa: E402
 
 __all__ = [
     "ARCHITECTURES",
-    "Architecture",
-    "Pair",
+    "ProblemArchitecture",
+    "ProblemPair",
     "SolverContract",
     "attention",
     "convnet",

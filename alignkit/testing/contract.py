@@ -21,7 +21,7 @@ from alignkit.plugins.plugin_registry import Registry
 from alignkit.solver.contract import Problem, Solver
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
-from alignkit.testing.problems import ARCHITECTURES, Pair, independent_pair, mlp, planted_pair
+from alignkit.testing.problems import ARCHITECTURES, ProblemPair, independent_pair, mlp, planted_pair
 from alignkit.text import did_you_mean
 
 TOLERANCE = 1e-9
@@ -58,7 +58,7 @@ class SolverContract:
 
     # ------------------------------------------------------------------ what a subclass may replace
 
-    def task(self, pair: Pair) -> Task | None:
+    def task(self, pair: ProblemPair) -> Task | None:
         """The task for solvers that need one: reproduce what A computes."""
         if not self.solver.needs.task:
             return None
@@ -111,14 +111,14 @@ class SolverContract:
         """Reordering the units of A and B reorders the answer, and changes nothing else."""
         for pair in self.pairs():
             left, right = (Alignment.random(pair.graph, seed) for seed in (11, 12))
-            shuffled = Pair(pair.name, pair.architecture, pair.graph, left.apply(pair.a), right.apply(pair.b))
+            shuffled = ProblemPair(pair.name, pair.architecture, pair.graph, left.apply(pair.a), right.apply(pair.b))
             expected = left @ self.solved(pair).alignment @ right.inverse()
             assert self.solved(shuffled).alignment == expected, f"{pair}: the answer depends on the order of the units"
 
     def test_swap_gives_inverse(self) -> None:
         """Aligning A to B is the inverse of aligning B to A."""
         for pair in self.pairs():
-            swapped = Pair(pair.name, pair.architecture, pair.graph, pair.b, pair.a)
+            swapped = ProblemPair(pair.name, pair.architecture, pair.graph, pair.b, pair.a)
             expected = self.solved(pair).inverse()
             assert self.solved(swapped).alignment == expected, f"{pair}: the two directions disagree"
 
@@ -210,7 +210,7 @@ class SolverContract:
 
     # ------------------------------------------------------------------ inside
 
-    def pairs(self, *, planted: bool = True, independent: bool = True) -> Iterator[Pair]:
+    def pairs(self, *, planted: bool = True, independent: bool = True) -> Iterator[ProblemPair]:
         """The problems: permuted copies and unrelated networks of each architecture, for each seed."""
         for seed in self.seeds:
             for build in ARCHITECTURES.values():
@@ -219,7 +219,7 @@ class SolverContract:
                 if independent:
                     yield independent_pair(build(), seed=seed)
 
-    def solved(self, pair: Pair, **arguments: Any) -> Solution:
+    def solved(self, pair: ProblemPair, **arguments: Any) -> Solution:
         """Solve a pair with the solver under test, away from installed plugins."""
         return solve(pair.bind(), solver=self.solver, task=self.task(pair), registry=_bare(), **arguments)
 

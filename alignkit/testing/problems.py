@@ -17,12 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 
-from alignkit.graph import BoundGraph, SymmetryGraph
+from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ProblemArchitecture:
     """A model with its hand-written graph.
 
     Attributes:
@@ -49,7 +49,7 @@ class Architecture:
 
 
 @dataclass(frozen=True, repr=False)
-class Pair:
+class ProblemPair:
     """Two networks of one architecture.
 
     Attributes:
@@ -62,13 +62,13 @@ class Pair:
     """
 
     name: str
-    architecture: Architecture
+    architecture: ProblemArchitecture
     graph: SymmetryGraph
     a: nn.Module
     b: nn.Module
     answer: Alignment | None = None
 
-    def bind(self) -> BoundGraph:
+    def bind(self) -> Pair:
         """The pair held against its graph, with modules."""
         return self.graph.bind(self.a, self.b)
 
@@ -76,7 +76,7 @@ class Pair:
         return self.name
 
 
-def planted_pair(architecture: Architecture, *, seed: int = 0, noise: float = 0.0) -> Pair:
+def planted_pair(architecture: ProblemArchitecture, *, seed: int = 0, noise: float = 0.0) -> ProblemPair:
     """A random network A, and B: a copy of A with its units reordered at random, plus noise.
 
     Args:
@@ -95,13 +95,15 @@ def planted_pair(architecture: Architecture, *, seed: int = 0, noise: float = 0.
                 if tensor.is_floating_point():
                     mixed = tensor + noise * fresh[name]
                     tensor.copy_(mixed.abs() if name.endswith("running_var") else mixed)
-    return Pair(f"{architecture.name}, noise {noise:g}, seed {seed}", architecture, graph, a, b, shuffle.inverse())
+    return ProblemPair(
+        f"{architecture.name}, noise {noise:g}, seed {seed}", architecture, graph, a, b, shuffle.inverse()
+    )
 
 
-def independent_pair(architecture: Architecture, *, seed: int = 0) -> Pair:
+def independent_pair(architecture: ProblemArchitecture, *, seed: int = 0) -> ProblemPair:
     """Two random networks that have nothing in common: there is no right answer."""
     a, b = _drawn(architecture.model, 2 * seed), _drawn(architecture.model, 2 * seed + 1)
-    return Pair(f"{architecture.name}, independent, seed {seed}", architecture, architecture.graph(), a, b)
+    return ProblemPair(f"{architecture.name}, independent, seed {seed}", architecture, architecture.graph(), a, b)
 
 
 def _drawn(model: nn.Module, seed: int) -> nn.Module:
@@ -121,7 +123,7 @@ def _drawn(model: nn.Module, seed: int) -> nn.Module:
 # ---------------------------------------------------------------------- architectures
 
 
-def mlp(*sizes: int) -> Architecture:
+def mlp(*sizes: int) -> ProblemArchitecture:
     """A perceptron with ReLU; ``mlp(4, 6, 5, 3)`` has the hidden sizes 6 and 5."""
     layers: list[nn.Module] = []
     spec: dict[str, str] = {}
@@ -130,10 +132,10 @@ def mlp(*sizes: int) -> Architecture:
         layers += [nn.Linear(n_in, n_out), *([nn.ReLU()] if i < last else [])]
         rows, columns = f"h{i + 1}" if i < last else ".", f"h{i}" if i else "."
         spec |= {f"{2 * i}.weight": f"{rows} {columns}", f"{2 * i}.bias": rows}
-    return Architecture(f"mlp {'-'.join(map(str, sizes))}", nn.Sequential(*layers), spec, (sizes[0],))
+    return ProblemArchitecture(f"mlp {'-'.join(map(str, sizes))}", nn.Sequential(*layers), spec, (sizes[0],))
 
 
-def convnet(channels: int = 4, hidden: int = 5) -> Architecture:
+def convnet(channels: int = 4, hidden: int = 5) -> ProblemArchitecture:
     """Two convolutions with BatchNorm, a flatten, two linear layers."""
     model = nn.Sequential(
         nn.Conv2d(2, channels, 3),
@@ -157,7 +159,7 @@ def convnet(channels: int = 4, hidden: int = 5) -> Architecture:
         "8.weight": ". h",
         "8.bias": ".",
     }
-    return Architecture("convnet", model, spec, (2, 6, 6))
+    return ProblemArchitecture("convnet", model, spec, (2, 6, 6))
 
 
 class _Attention(nn.Module):
@@ -184,7 +186,7 @@ class _Attention(nn.Module):
         return out
 
 
-def attention(width: int = 6, heads: int = 3, head_dim: int = 4, hidden: int = 7) -> Architecture:
+def attention(width: int = 6, heads: int = 3, head_dim: int = 4, hidden: int = 7) -> ProblemArchitecture:
     """A transformer block: heads, units inside them (a family for q and k, one for v), residual stream."""
     fused = "(heads qk[heads])+(heads qk[heads])+(heads v[heads])"
     spec = {
@@ -204,7 +206,7 @@ def attention(width: int = 6, heads: int = 3, head_dim: int = 4, hidden: int = 7
         "read.bias": ".",
     }
     sizes = {"heads": heads, "qk": head_dim, "v": head_dim}
-    return Architecture("attention", _Attention(width, heads, head_dim, hidden), spec, (5, 4), sizes)
+    return ProblemArchitecture("attention", _Attention(width, heads, head_dim, hidden), spec, (5, 4), sizes)
 
 
 class _Residual(nn.Module):
@@ -223,16 +225,16 @@ class _Residual(nn.Module):
         return out
 
 
-def residual(inputs: int = 5, width: int = 6, hidden: int = 7, blocks: int = 2) -> Architecture:
+def residual(inputs: int = 5, width: int = 6, hidden: int = 7, blocks: int = 2) -> ProblemArchitecture:
     """Residual blocks of two linear layers; all of them share the units of the stream."""
     spec = {"embed.weight": "stream .", "embed.bias": "stream", "read.weight": ". stream", "read.bias": "."}
     for i in range(blocks):
         spec |= {f"up.{i}.weight": f"h{i} stream", f"up.{i}.bias": f"h{i}"}
         spec |= {f"down.{i}.weight": f"stream h{i}", f"down.{i}.bias": "stream"}
-    return Architecture("residual", _Residual(inputs, width, hidden, blocks), spec, (inputs,))
+    return ProblemArchitecture("residual", _Residual(inputs, width, hidden, blocks), spec, (inputs,))
 
 
-ARCHITECTURES: Mapping[str, Callable[[], Architecture]] = MappingProxyType(
+ARCHITECTURES: Mapping[str, Callable[[], ProblemArchitecture]] = MappingProxyType(
     {"mlp": lambda: mlp(4, 8, 7, 3), "convnet": convnet, "attention": attention}
 )
 """What the solver contract runs on."""

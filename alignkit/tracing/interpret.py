@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import Layout
-from alignkit.tracing.recording.recorder import Step, TensorRef
+from alignkit.tracing.labels.labels import Labels
+from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.rules.table import Call, RuleTable
 
 _METADATA_ONLY = {
@@ -25,7 +25,7 @@ _METADATA_ONLY = {
 _NO_DATA = {"prim::device", "aten::sym_size", "aten::is_same_size", "aten::sym_numel", "aten::_assert_async"}
 
 
-def live_steps(steps: Iterable[Step], results: Iterable[TensorRef]) -> list[Step]:
+def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[OpRecord]:
     """Return the steps on which the results depend.
 
     Dead steps would couple units for nothing: the unused final states of stacked LSTM layers, for example.
@@ -54,33 +54,33 @@ class Interpreter:
     table: RuleTable
     constraints: Constraints
     unknown: dict[str, None] = field(default_factory=dict)
-    _layouts: dict[int, Layout] = field(default_factory=dict)
+    _layouts: dict[int, Labels] = field(default_factory=dict)
     _aliases: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     _stale: set[int] = field(default_factory=set)
-    _written: dict[int, list[Layout]] = field(default_factory=lambda: defaultdict(list))
+    _written: dict[int, list[Labels]] = field(default_factory=lambda: defaultdict(list))
 
-    def label(self, ref: TensorRef, layout: Layout) -> None:
+    def label(self, ref: TensorRef, layout: Labels) -> None:
         """Set the layout of a tensor."""
         self._layouts[ref.key] = layout
         self._aliases[ref.storage].add(ref.key)
         self._stale.discard(ref.key)
 
-    def layout(self, ref: TensorRef) -> Layout:
+    def layout(self, ref: TensorRef) -> Labels:
         """Return the layout of a tensor; tensors from outside (inputs, constants) are fixed."""
         if ref.key in self._stale:
             # Written through another view: fixing everything that the storage ever held is always right.
             for layout in self._written[ref.storage]:
                 self.constraints.fix_layout(layout)
-            return Layout.of(ref.shape)
+            return Labels.of(ref.shape)
         known = self._layouts.get(ref.key)
         if known is None or known.shape != ref.shape:
             if known is not None:
                 self.constraints.fix_layout(known)
-            known = Layout.of(ref.shape)
+            known = Labels.of(ref.shape)
             self.label(ref, known)
         return known
 
-    def run(self, steps: Iterable[Step], results: Iterable[TensorRef]) -> None:
+    def run(self, steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> None:
         """Interpret steps in order, then fix the results."""
         for step in steps:
             self.constraints.blame(step.op.replace("::", "."), step.where)
@@ -89,7 +89,7 @@ class Interpreter:
         for ref in results:
             self.constraints.fix_layout(self.layout(ref))
 
-    def _interpret(self, step: Step) -> None:
+    def _interpret(self, step: OpRecord) -> None:
         outputs = step.outputs
         layouts = self._outcome(step)
         if step.func._schema.is_mutable and step.op.split("::")[1] not in _METADATA_ONLY:
@@ -97,15 +97,15 @@ class Interpreter:
         for ref, layout in zip(outputs, layouts, strict=True):
             self.label(ref, layout)
 
-    def _outcome(self, step: Step) -> list[Layout]:
+    def _outcome(self, step: OpRecord) -> list[Labels]:
         """Return the layouts of a step's outputs, by its rule or by fixing all that it touches."""
         outputs = step.outputs
-        fixed = [Layout.of(ref.shape) for ref in outputs]
+        fixed = [Labels.of(ref.shape) for ref in outputs]
         rule = self.table.find(step.func)
         if rule is not None and outputs:
             try:
                 found = rule(Call(step, self.constraints, self.layout))
-                layouts = [found] if isinstance(found, Layout) else list(found)
+                layouts = [found] if isinstance(found, Labels) else list(found)
                 if [x.shape for x in layouts] == [ref.shape for ref in outputs]:
                     return layouts
                 reason = "its rule returned other shapes than the op"
@@ -120,13 +120,13 @@ class Interpreter:
             self.constraints.fix_layout(layout)
         return fixed
 
-    def _write_through(self, step: Step, layouts: list[Layout]) -> list[Layout]:
+    def _write_through(self, step: OpRecord, layouts: list[Labels]) -> list[Labels]:
         """Account for other views of tensors that an op writes."""
         for argument, value in zip(step.func._schema.arguments, step.args, strict=False):
             if argument.alias_info is None or not argument.alias_info.is_write or not isinstance(value, TensorRef):
                 continue
             before = self.layout(value)
-            after = layouts[0] if layouts else Layout.of(value.shape)
+            after = layouts[0] if layouts else Labels.of(value.shape)
             if before.same_as(after):
                 continue
             others = {key for key in self._aliases[value.storage] if key != value.key}
@@ -139,7 +139,7 @@ class Interpreter:
         return layouts
 
 
-def unread(steps: Iterable[Step], tensors: Mapping[str, TensorRef]) -> list[str]:
+def unread(steps: Iterable[OpRecord], tensors: Mapping[str, TensorRef]) -> list[str]:
     """Return the names of tensors that no step reads."""
     read = {ref.storage for step in steps for ref in step.inputs}
     return [name for name, ref in tensors.items() if ref.storage not in read]

@@ -13,14 +13,14 @@ from alignkit.tracing.interpret import Interpreter, live_steps, unread
 from alignkit.tracing.labels.constants import constant_buffers
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.feedback import close_states, state_weights
-from alignkit.tracing.labels.labels import Layout
-from alignkit.tracing.labels.parameters import Use, first_labels, uses
+from alignkit.tracing.labels.labels import Labels
+from alignkit.tracing.labels.parameters import ParameterUse, first_labels, uses
 from alignkit.tracing.reading.blame import pinned_axes
 from alignkit.tracing.reading.layouts import write_axis
 from alignkit.tracing.reading.naming import group_names
-from alignkit.tracing.reading.readoff import Reading, read
-from alignkit.tracing.recording.recorder import Step, TensorRef
-from alignkit.tracing.recording.run import Run, record
+from alignkit.tracing.reading.readoff import TracedLayouts, read
+from alignkit.tracing.recording.recorder import OpRecord, TensorRef
+from alignkit.tracing.recording.run import RecordedRun, record
 from alignkit.tracing.rules.table import RuleTable
 
 _RUNNING_STATISTICS = ("running_mean", "running_var")
@@ -75,7 +75,9 @@ def _described(name: str | None, tensor: Tensor) -> TracedInput:
     return TracedInput(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high)
 
 
-def graph_of(model: nn.Module, run: Run, table: RuleTable, inputs: tuple[TracedInput, ...] = ()) -> SymmetryGraph:
+def graph_of(
+    model: nn.Module, run: RecordedRun, table: RuleTable, inputs: tuple[TracedInput, ...] = ()
+) -> SymmetryGraph:
     """Return the graph of a recorded run. See `trace`."""
     steps = live_steps(run.steps, run.results)
     movable = _movable(model, run)
@@ -103,7 +105,7 @@ def graph_of(model: nn.Module, run: Run, table: RuleTable, inputs: tuple[TracedI
     )
 
 
-def _movable(model: nn.Module, run: Run) -> dict[str, TensorRef]:
+def _movable(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:
     """Return the tensors that permutations may touch.
 
     Parameters and running statistics, tied ones under their first name.
@@ -123,28 +125,30 @@ def _movable(model: nn.Module, run: Run) -> dict[str, TensorRef]:
 
 def _interpret(
     model: nn.Module,
-    run: Run,
-    steps: list[Step],
+    run: RecordedRun,
+    steps: list[OpRecord],
     tensors: Mapping[str, TensorRef],
     table: RuleTable,
     plain: set[str],
-) -> tuple[Constraints, Interpreter, dict[str, Layout]]:
+) -> tuple[Constraints, Interpreter, dict[str, Labels]]:
     constraints = Constraints()
     interpreter = Interpreter(table, constraints)
     found = uses(steps, tensors)
-    labels: dict[str, Layout] = {}
+    labels: dict[str, Labels] = {}
     for name, ref in tensors.items():
-        use = found.get(ref.storage, Use())
+        use = found.get(ref.storage, ParameterUse())
         labels[name] = first_labels(constraints, ref.shape, use, contextual=name not in plain)
         interpreter.label(ref, labels[name])
     for ref in constant_buffers(model, run):
-        interpreter.label(ref, Layout.constant(ref.shape))
+        interpreter.label(ref, Labels.constant(ref.shape))
     close_states(constraints, model, labels)
     interpreter.run(steps, run.results)
     return constraints, interpreter, labels
 
 
-def _spec(run: Run, reading: Reading, tensors: Mapping[str, TensorRef]) -> tuple[dict[str, str], dict[str, int]]:
+def _spec(
+    run: RecordedRun, reading: TracedLayouts, tensors: Mapping[str, TensorRef]
+) -> tuple[dict[str, str], dict[str, int]]:
     """Write the layouts of all tensors of the model."""
     symmetry = reading.symmetry
     names = group_names(reading.axes, {name: ref.shape for name, ref in tensors.items()}, symmetry)

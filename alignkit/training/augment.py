@@ -44,7 +44,7 @@ class Augmentations(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class UnitSlice:
     """Where the units of a group are in a tensor: dim ``at`` of a block."""
 
     tensor: str
@@ -74,8 +74,8 @@ class Freedom:
     group: str
     kind: Kind
     units: int
-    writes: tuple[Place, ...]
-    reads: tuple[Place, ...]
+    writes: tuple[UnitSlice, ...]
+    reads: tuple[UnitSlice, ...]
 
     def apply(self, weights: dict[str, Tensor], factors: Tensor) -> None:
         """Change weights in place.
@@ -125,11 +125,11 @@ def find_freedoms(
     return tuple(found)
 
 
-def _places(graph: SymmetryGraph, model: nn.Module, group: str) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+def _places(graph: SymmetryGraph, model: nn.Module, group: str) -> tuple[tuple[UnitSlice, ...], tuple[UnitSlice, ...]]:
     """Where a group's units are made and where they are used, judged by axes; running the model is the proof."""
-    writes: list[Place] = []
-    reads: list[Place] = []
-    norms: list[Place] = []
+    writes: list[UnitSlice] = []
+    reads: list[UnitSlice] = []
+    norms: list[UnitSlice] = []
     for name in graph.tensors_of(group):
         node = graph.tensors[name]
         owner = model.get_submodule(name.rpartition(".")[0])
@@ -138,7 +138,7 @@ def _places(graph: SymmetryGraph, model: nn.Module, group: str) -> tuple[tuple[P
             for at, dim in enumerate(block.dims):
                 if dim.group != group:
                     continue
-                place = Place(name, block, at)
+                place = UnitSlice(name, block, at)
                 if len(node.shape) > 1:
                     (writes if dim.axis == made_on else reads).append(place)
                 elif node.role != "buffer":

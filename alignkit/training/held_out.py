@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.deepalign.aligner import Aligner, Pair
+from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.consensus import assign, consensus
-from alignkit.graph import BoundGraph
+from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
 from alignkit.matching.objective import Objective
@@ -72,13 +72,13 @@ class HeldOut:
         ]
         return HeldOutResult(tuple(barriers), _mean(ratios))
 
-    def _barrier(self, pool: Pool, pair: Pair, left: int, alignment: Alignment) -> float:
+    def _barrier(self, pool: Pool, pair: AlignerInput, left: int, alignment: Alignment) -> float:
         moved = {name: alignment.apply_tensor(name, tensor) for name, tensor in pair.b.items()}
         sides = (_named(pair, pair.a), _named(pair, moved))
         return interpolate(pool.task("test", left), *sides, points=self.settings.validation_points).barrier
 
 
-def aligned(aligner: Aligner, pair: Pair, rounds: int) -> Alignment:
+def aligned(aligner: Aligner, pair: AlignerInput, rounds: int) -> Alignment:
     """The alignment of B to A by an aligner: scores, rounds of consensus, assignment."""
     with torch.no_grad():
         scores = {name: matrix.detach().cpu().double() for name, matrix in aligner(pair).items()}
@@ -87,17 +87,17 @@ def aligned(aligner: Aligner, pair: Pair, rounds: int) -> Alignment:
     return Alignment(pair.graph, assign(pair.graph, scores))
 
 
-def pair_objective(pair: Pair) -> Objective:
+def pair_objective(pair: AlignerInput) -> Objective:
     """The weight-matching objective of a pair, in float64 on the CPU."""
     return Objective(_bound(pair))
 
 
-def _bound(pair: Pair) -> BoundGraph:
+def _bound(pair: AlignerInput) -> Pair:
     a, b = ({name: tensor.cpu() for name, tensor in side.items()} for side in (pair.a, pair.b))
-    return BoundGraph(pair.graph, a, b)
+    return Pair(pair.graph, a, b)
 
 
-def _named(pair: Pair, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _named(pair: AlignerInput, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under every name of each tensor."""
     return {name: weights[first] for first, node in pair.graph.tensors.items() for name in node.names}
 

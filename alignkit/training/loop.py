@@ -21,14 +21,14 @@ from alignkit.deepalign.aligner import Aligner, save_aligner
 from alignkit.errors import MissingExtraError, TrainingError
 from alignkit.training.held_out import HeldOut
 from alignkit.training.pairs import Networks, Pool, seeded
-from alignkit.training.records import BEST, CHECKPOINT, Checkpoint, Metrics, Row
+from alignkit.training.records import BEST, CHECKPOINT, Metrics, MetricsRow, TrainingCheckpoint
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.training.step_losses import Portion, StepLosses
 
 MOST_SKIPPED = 20
 """Steps in a row without a finite gradient after which a run gives up."""
 
-Report = Callable[[Row], None]
+Report = Callable[[MetricsRow], None]
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def train(
     run = _facts(aligner, sets, settings)
     if not resume and (folder / CHECKPOINT).exists():
         raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
-    state = Checkpoint.load(folder, run)
+    state = TrainingCheckpoint.load(folder, run)
     pools = [Pool(one, settings.limits, None if data is None else Path(data), fabric.device) for one in sets]
-    trainer = _Trainer(aligner, pools, settings, fabric, folder, state or Checkpoint(run))
+    trainer = _Trainer(aligner, pools, settings, fabric, folder, state or TrainingCheckpoint(run))
     if state is not None:
         trainer.restore()
     metrics = Metrics(folder, len(sets), trainer.state.step if state else 0, tensorboard=tensorboard)
@@ -157,7 +157,7 @@ class _Trainer:
         settings: TrainingSettings,
         fabric: Any,
         folder: Path,
-        state: Checkpoint,
+        state: TrainingCheckpoint,
     ) -> None:
         self.aligner, self.pools, self.settings = aligner, pools, settings
         self.fabric, self.folder, self.state = fabric, folder, state
@@ -176,7 +176,7 @@ class _Trainer:
     def run(self, metrics: Metrics, report: Report, *, fresh: bool) -> TrainingResult:
         settings, state = self.settings, self.state
 
-        def note(row: Row) -> None:
+        def note(row: MetricsRow) -> None:
             metrics.add(row)
             report(row)
 
@@ -192,7 +192,7 @@ class _Trainer:
                 self._save()
         return self._result()
 
-    def _step(self, step: int) -> Row:
+    def _step(self, step: int) -> MetricsRow:
         settings, started = self.settings, time.perf_counter()
         at, labelled = self._plan(step)
         rate = self._rate(step)
@@ -215,7 +215,7 @@ class _Trainer:
         norm = self._update() if sums else 0.0
         total = sum(getattr(settings, name) * value for name, value in sums.items())
         seconds = time.perf_counter() - started
-        return Row(
+        return MetricsRow(
             step + 1,
             at + 1,
             total,
@@ -273,7 +273,7 @@ class _Trainer:
         started = time.perf_counter()
         found = self.held_out.measure(self.aligner)
         seconds = time.perf_counter() - started
-        note(Row(state.step, seconds=seconds, held_out=found.score, barriers=found.barriers))
+        note(MetricsRow(state.step, seconds=seconds, held_out=found.score, barriers=found.barriers))
         if state.step == 0:
             state.start = found.score
         if found.score < state.best_score:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.activations.readings import Reading, find_readings
-from alignkit.deepalign.aligner import Pair, Probing
+from alignkit.deepalign.aligner import AlignerInput, Probing
 from alignkit.errors import TrainingError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
@@ -171,14 +171,14 @@ class Pool:
 
     # ---------------------------------------------------------------- pairs
 
-    def unlabelled(self, *seed: object, probed: bool) -> tuple[Pair, int]:
+    def unlabelled(self, *seed: object, probed: bool) -> tuple[AlignerInput, int]:
         """Two different networks that learnt the same, and the number of the first."""
         generator = seeded(*seed, "networks")
         together = self.train[self._draw([len(group) for group in self.train], generator)]
         left, right = (together[i] for i in torch.randperm(len(together), generator=generator)[:2].tolist())
         return self._pair(left, self.weights(right), *seed, probed=probed), left
 
-    def labelled(self, settings: Augmentations, *seed: object, probed: bool) -> tuple[Pair, Alignment]:
+    def labelled(self, settings: Augmentations, *seed: object, probed: bool) -> tuple[AlignerInput, Alignment]:
         """A network, a changed and permuted copy of it, and the alignment that brings the copy back."""
         generator = seeded(*seed, "network")
         together = self.train[self._draw([len(group) for group in self.train], generator)]
@@ -188,7 +188,7 @@ class Pool:
         b = {name: moved.apply_tensor(name, tensor) for name, tensor in changed.items()}
         return self._pair(left, b, *seed, probed=probed), moved.inverse()
 
-    def held_out_pairs(self, count: int, *, probed: bool) -> Iterator[tuple[Pair, int]]:
+    def held_out_pairs(self, count: int, *, probed: bool) -> Iterator[tuple[AlignerInput, int]]:
         """Pairs of held-out networks with the number of the first, the same at every call.
 
         Neighbours in the split first, then the next but one, so that few pairs are of many networks.
@@ -204,9 +204,9 @@ class Pool:
                     if at + distance < len(together):
                         yield together[at], together[at + distance]
 
-    def _pair(self, left: int, b: Mapping[str, Tensor], *seed: object, probed: bool) -> Pair:
+    def _pair(self, left: int, b: Mapping[str, Tensor], *seed: object, probed: bool) -> AlignerInput:
         probing = self._probing(left, seeded(*seed, "probes")) if probed else None
-        return Pair(self.graph, self.weights(left), b, probing, seed_of(*seed))
+        return AlignerInput(self.graph, self.weights(left), b, probing, seed_of(*seed))
 
     def _probing(self, index: int, generator: torch.Generator) -> Probing:
         limits = self.limits

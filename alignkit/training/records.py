@@ -21,7 +21,7 @@ VERSION = 1
 
 
 @dataclass
-class Checkpoint:
+class TrainingCheckpoint:
     """The state of a run after some steps.
 
     Attributes:
@@ -57,7 +57,7 @@ class Checkpoint:
             torch.save({"format": FORMAT, "version": VERSION, **fields, "run": json.dumps(self.run)}, temporary)
 
     @classmethod
-    def load(cls, folder: Path, run: Mapping[str, Any]) -> Checkpoint | None:
+    def load(cls, folder: Path, run: Mapping[str, Any]) -> TrainingCheckpoint | None:
         """Read the checkpoint of a folder, None where there is none.
 
         Raises:
@@ -98,7 +98,7 @@ def _short(value: object) -> str:
 
 
 @dataclass
-class Row:
+class MetricsRow:
     """One line of the metrics: a step, or a look at held-out pairs after it. None: not measured in this line."""
 
     step: int
@@ -129,7 +129,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, sets: int, after: int, *, tensorboard: bool = False) -> None:
-        plain = [name for name in Row.__dataclass_fields__ if name != "barriers"]
+        plain = [name for name in MetricsRow.__dataclass_fields__ if name != "barriers"]
         self.columns = [*plain, *(f"barrier_{i + 1}" for i in range(sets))]
         path = folder / METRICS
         kept = [line for line in read_metrics(path) if int(line["step"]) <= after] if path.exists() and after else []
@@ -141,7 +141,7 @@ class Metrics:
         self._writer = csv.DictWriter(self._stream, self.columns)
         self._board = _board(folder, after) if tensorboard else None
 
-    def add(self, row: Row) -> None:
+    def add(self, row: MetricsRow) -> None:
         """Write one line; it is on disk when this returns."""
         values = {**asdict(row), **{f"barrier_{i + 1}": barrier for i, barrier in enumerate(row.barriers)}}
         del values["barriers"]

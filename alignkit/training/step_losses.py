@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from alignkit.deepalign.aligner import Aligner, Pair
+from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.consensus import consensus
 from alignkit.training.held_out import pair_objective
 from alignkit.training.losses import alignment_loss, interpolation_loss, moved_softly, relax, supervised_loss
@@ -46,7 +46,7 @@ class StepLosses(nn.Module):
             found["supervised"] = self._labelled(portion)
         return found
 
-    def _agreed(self, pair: Pair, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _agreed(self, pair: AlignerInput, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scores after the rounds of consensus that follow in a solve, gradients included."""
         if not self.settings.rounds:
             return scores

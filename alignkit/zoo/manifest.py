@@ -35,7 +35,7 @@ class NetworkRecord(BaseModel):
     """Share of the test split that is classified right, None for signals."""
 
 
-class Shard(BaseModel):
+class SetShard(BaseModel):
     """One file of stacked weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -45,7 +45,7 @@ class Shard(BaseModel):
     networks: tuple[NetworkRecord, ...]
 
 
-class Plan(BaseModel):
+class SetPlan(BaseModel):
     """Everything that decides the weights of a data set: equal plans give equal networks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -67,10 +67,10 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     format: Literal["alignkit.zoo"] = "alignkit.zoo"
     version: Literal[1] = 1
-    plan: Plan
+    plan: SetPlan
     splits: dict[SplitName, tuple[int, ...]]
     """Numbers of the networks of each split. All views of one signal are in the same."""
-    shards: tuple[Shard, ...] = ()
+    shards: tuple[SetShard, ...] = ()
     """The files that are complete, in order."""
     seconds: float = 0.0
     """Time of the training."""

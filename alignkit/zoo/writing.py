@@ -13,7 +13,16 @@ import torch
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import ZooError
 from alignkit.zoo.architectures import Architecture
-from alignkit.zoo.manifest import MANIFEST, SPLITS, Manifest, Plan, Shard, SplitName, read_manifest, write_manifest
+from alignkit.zoo.manifest import (
+    MANIFEST,
+    SPLITS,
+    Manifest,
+    SetPlan,
+    SetShard,
+    SplitName,
+    read_manifest,
+    write_manifest,
+)
 from alignkit.zoo.network_set import NetworkSet
 from alignkit.zoo.recipe import Recipe, default_recipe
 from alignkit.zoo.sources import Source
@@ -102,7 +111,7 @@ def _with_shard(folder: Path, trained: Trained, first: int, seconds: float) -> M
     name = f"networks-{len(manifest.shards):05d}.safetensors"
     last = first + len(trained.records) - 1
     write_weights(folder / name, trained.weights, {"alignkit.zoo": f"networks {first} to {last}"})
-    shards = (*manifest.shards, Shard(file=name, first=first, networks=trained.records))
+    shards = (*manifest.shards, SetShard(file=name, first=first, networks=trained.records))
     manifest = manifest.model_copy(update={"shards": shards, "seconds": round(manifest.seconds + seconds, 3)})
     write_manifest(folder, manifest)
     return manifest
@@ -124,13 +133,13 @@ def _plan(
     steps: int | None,
     batch: int | None,
     lr: float | None,
-) -> Plan:
+) -> SetPlan:
     if count < 1 or shard < 1:
         raise ZooError(f"count is {count} and shard is {shard}: both have to be at least 1.")
     if len(splits) != len(SPLITS) or min(splits) < 0 or not math.isclose(sum(splits), 1, abs_tol=1e-6):
         raise ZooError(f"splits is {splits}: give the shares of train, validation and test, which add up to 1.")
     recipe = recipe or default_recipe(architecture, source, epochs=epochs, steps=steps, batch=batch, lr=lr)
-    return Plan.model_validate(
+    return SetPlan.model_validate(
         {
             "architecture": architecture,
             "source": source,
@@ -143,7 +152,7 @@ def _plan(
     )
 
 
-def _begun(folder: Path, plan: Plan) -> Manifest:
+def _begun(folder: Path, plan: SetPlan) -> Manifest:
     """The manifest of a folder: that of an earlier run with this plan, or a new one.
 
     Raises:
@@ -168,15 +177,15 @@ def _begun(folder: Path, plan: Plan) -> Manifest:
     return manifest
 
 
-def _differences(there: Plan, wanted: Plan) -> str:
+def _differences(there: SetPlan, wanted: SetPlan) -> str:
     return "; ".join(
         f"{name} is {getattr(there, name)!r} there and {getattr(wanted, name)!r} now"
-        for name in Plan.model_fields
+        for name in SetPlan.model_fields
         if getattr(there, name) != getattr(wanted, name)
     )
 
 
-def _splits(plan: Plan) -> dict[SplitName, tuple[int, ...]]:
+def _splits(plan: SetPlan) -> dict[SplitName, tuple[int, ...]]:
     """Numbers of the networks of each split, drawn at random; all views of one signal fall into the same."""
     views: dict[int, list[int]] = {}
     for index in range(plan.count):

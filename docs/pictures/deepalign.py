@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import alignkit
 from alignkit.deepalign import shipped_checkpoint
-from alignkit.deepalign.aligner import Pair, load_aligner
+from alignkit.deepalign.aligner import AlignerInput, load_aligner
 from alignkit.deepalign.consensus import SHARPNESS, assign, consensus, soft_elements
 from alignkit.deepalign.probes import channels, respond
 from alignkit.deepalign.probing import find_probing
@@ -36,7 +36,7 @@ def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int
     responses = [respond(probing.model, [reading], side, probing.batch, 0)[reading][0] for side in (a, b)]
     value, gradient, product = channels(*responses)
     with torch.no_grad():
-        found = load_aligner(shipped_checkpoint())(Pair(graph, a, b, probing))
+        found = load_aligner(shipped_checkpoint())(AlignerInput(graph, a, b, probing))
     scores = {name: matrix.double() for name, matrix in found.items()}
     agreed = consensus(problem.objective, scores)
     elements = assign(graph, agreed)

@@ -11,7 +11,7 @@ from torch import nn
 from alignkit.tracing import RuleTable
 from alignkit.tracing.interpret import Interpreter, live_steps
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.parameters import Use, first_labels, uses
+from alignkit.tracing.labels.parameters import ParameterUse, first_labels, uses
 from alignkit.tracing.reading.readoff import read
 from alignkit.tracing.recording.run import record
 from alignkit.tracing.solving.orbits import Symmetry
@@ -34,7 +34,7 @@ def draw() -> plt.Figure:
     interpreter = Interpreter(RuleTable.build(), constraints)
     found = uses(steps, run.state)
     labels = {
-        n: first_labels(constraints, r.shape, found.get(r.storage, Use()), contextual=True)
+        n: first_labels(constraints, r.shape, found.get(r.storage, ParameterUse()), contextual=True)
         for n, r in run.state.items()
     }
     for name, ref in run.state.items():

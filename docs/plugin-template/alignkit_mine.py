@@ -15,7 +15,7 @@ from alignkit import Alignment, Outcome, Problem, Solution, Solver, SolverOption
 from alignkit.errors import UsageError
 from alignkit.plugins.hookspecs import ModelSource
 from alignkit.solver.contract import Report
-from alignkit.tracing import Call, Layout, Rule
+from alignkit.tracing import Call, Labels, Rule
 
 log = logging.getLogger("alignkit_mine")
 
@@ -55,7 +55,7 @@ def alignkit_register_solvers() -> list[type[MySolver]]:
 # ---------------------------------------------------------------------- a rule for tracing
 
 
-def scaled(call: Call) -> Layout:
+def scaled(call: Call) -> Labels:
     """``mine::scaled(x, factor)`` multiplies all elements by one number, so they stay where they are."""
     return call.layout("x")
 

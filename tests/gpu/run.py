@@ -28,7 +28,7 @@ import torch
 
 import alignkit
 from alignkit.solver.solution import Solution
-from alignkit.testing import Pair, attention, convnet, independent_pair, mlp, planted_pair
+from alignkit.testing import ProblemPair, attention, convnet, independent_pair, mlp, planted_pair
 
 STEPS = {"small": 30, "large": 200}
 """``max_steps`` of every solver: enough to see each part of it at work."""
@@ -51,7 +51,7 @@ class Line:
     megabytes: float = 0.0
 
 
-def problems(size: str) -> list[Pair]:
+def problems(size: str) -> list[ProblemPair]:
     """Planted and unrelated pairs of an MLP, a CNN with BatchNorm and a transformer block."""
     if size == "small":
         kinds = [mlp(8, 16, 12, 3), convnet(4, 5), attention(6, 3, 4, 7)]
@@ -60,11 +60,11 @@ def problems(size: str) -> list[Pair]:
     return [build(kind) for kind in kinds for build in (_planted, independent_pair)]
 
 
-def _planted(kind: Any) -> Pair:
+def _planted(kind: Any) -> ProblemPair:
     return planted_pair(kind, noise=0.02)
 
 
-def task(pair: Pair, device: torch.device | str, rows: int = 64) -> alignkit.Task:
+def task(pair: ProblemPair, device: torch.device | str, rows: int = 64) -> alignkit.Task:
     """Reproduce what A computes."""
     inputs = pair.architecture.inputs(rows, seed=5)
     with torch.no_grad():
@@ -72,11 +72,11 @@ def task(pair: Pair, device: torch.device | str, rows: int = 64) -> alignkit.Tas
     return alignkit.Task(pair.a, (inputs, outputs), "mse", device=device)
 
 
-def solved(pair: Pair, solver: str, device: torch.device | str, steps: int) -> Solution:
+def solved(pair: ProblemPair, solver: str, device: torch.device | str, steps: int) -> Solution:
     return alignkit.solve(pair.bind(), solver=solver, task=task(pair, device), device=device, max_steps=steps)
 
 
-def timed(pair: Pair, solver: str, device: torch.device | str, steps: int) -> tuple[Solution, float]:
+def timed(pair: ProblemPair, solver: str, device: torch.device | str, steps: int) -> tuple[Solution, float]:
     start = perf_counter()
     solution = solved(pair, solver, device, steps)
     if torch.device(device).type == "cuda":
@@ -84,7 +84,7 @@ def timed(pair: Pair, solver: str, device: torch.device | str, steps: int) -> tu
     return solution, perf_counter() - start
 
 
-def check(pair: Pair, solver: str, device: torch.device, steps: int) -> Line:
+def check(pair: ProblemPair, solver: str, device: torch.device, steps: int) -> Line:
     """Run one solver on one problem, on the CPU and on the device."""
     line = Line(solver, pair.name)
     there = pretended.pretended() if device.type == pretended.NAME else nullcontext()
@@ -110,7 +110,7 @@ def check(pair: Pair, solver: str, device: torch.device, steps: int) -> Line:
     return line
 
 
-def judged(line: Line, pair: Pair, tolerance: float) -> str:
+def judged(line: Line, pair: ProblemPair, tolerance: float) -> str:
     """What is wrong with a line, or nothing."""
     if line.reason:
         return line.reason

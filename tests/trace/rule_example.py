@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignkit import hookimpl
-from alignkit.tracing import Call, Layout, Rule
+from alignkit.tracing import Call, Labels, Rule
 from alignkit.tracing.labels.combine import drop
 
 # --8<-- [start:ops]
@@ -34,12 +34,12 @@ for name, kernel in (("bias_gelu", bias_gelu), ("unit_length", unit_length)):
 
 
 # --8<-- [start:rules]
-def bias_gelu_rule(call: Call) -> Layout:
+def bias_gelu_rule(call: Call) -> Labels:
     """Elementwise with broadcasting: positions of x and bias that meet move together, and so does the result."""
     return call.unify(call.shape, call.operands())
 
 
-def unit_length_rule(call: Call) -> Layout:
+def unit_length_rule(call: Call) -> Labels:
     """The length sums over the last axis in any order; the result moves as x does."""
     x = call.layout("x")
     drop(call.constraints, x, {len(x.shape) - 1})

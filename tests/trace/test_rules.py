@@ -12,7 +12,7 @@ import alignkit
 from alignkit.errors import TraceError
 from alignkit.graph import SymmetryGraph
 from alignkit.plugins import plugin_registry as plugins
-from alignkit.tracing import Call, Layout, Rule, RuleTable
+from alignkit.tracing import Call, Labels, Rule, RuleTable
 from alignkit.tracing.recording.run import record
 from alignkit.tracing.tracer import graph_of
 
@@ -48,7 +48,7 @@ def traced(table: RuleTable) -> SymmetryGraph:
     return graph_of(model, record(model, (X,), {}), table)
 
 
-def double_rule(call: Call) -> Layout:
+def double_rule(call: Call) -> Labels:
     """Elementwise: the result has the layout of the operand."""
     return call.unify(call.shape, [call.layout("x")])
 
@@ -64,12 +64,12 @@ class Offers:
         return {"alignkit_tests::double": self.rule}
 
 
-def failing_rule(call: Call) -> Layout:
+def failing_rule(call: Call) -> Labels:
     raise ValueError("no such thing")
 
 
-def wrong_shape_rule(call: Call) -> Layout:
-    return Layout.of((1,))
+def wrong_shape_rule(call: Call) -> Labels:
+    return Labels.of((1,))
 
 
 @pytest.mark.usefixtures("library")

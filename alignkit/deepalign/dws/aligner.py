@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.deepalign.aligner import Aligner, Pair, aligner_kind
+from alignkit.deepalign.aligner import Aligner, AlignerInput, aligner_kind
 from alignkit.deepalign.dws.domains import incidences
-from alignkit.deepalign.dws.layers import Affine, Features, Layer, Lift, spread_out
+from alignkit.deepalign.dws.layers import Affine, DwsLayer, Features, Lift, spread_out
 from alignkit.errors import AlignmentError
 from alignkit.graph.symmetry_graph import SymmetryGraph
 
@@ -66,7 +66,7 @@ class DwsAligner(Aligner):
         generator = torch.Generator().manual_seed(seed)
         self.lift = Lift(self.facts, widths, lifted, generator)
         before = [self.lift.widths, *[widths] * layers]
-        self.layers = nn.ModuleList(Layer(self.facts, before[i], widths, generator) for i in range(layers))
+        self.layers = nn.ModuleList(DwsLayer(self.facts, before[i], widths, generator) for i in range(layers))
         self.read = nn.ModuleList(
             Affine(self.facts, number, before[-1], output, generator) for number in self.facts.units.values()
         )
@@ -91,7 +91,7 @@ class DwsAligner(Aligner):
             "one for this graph, or take encoder 'learned' or 'probes', which serve any graph"
         )
 
-    def forward(self, pair: Pair) -> dict[str, Float[Tensor, "units units"]]:
+    def forward(self, pair: AlignerInput) -> dict[str, Float[Tensor, "units units"]]:
         """Scores of one pair, float64; see `Aligner.forward`.
 
         Raises:

@@ -41,7 +41,7 @@ class Domain:
 
 
 @dataclass(frozen=True)
-class Place:
+class FeaturePlacement:
     """A part of a tensor whose elements are features on a domain.
 
     Attributes:
@@ -104,7 +104,7 @@ class Incidences:
 
     domains: tuple[Domain, ...]
     units: dict[str, int]
-    places: tuple[Place, ...]
+    places: tuple[FeaturePlacement, ...]
     faces: tuple[Incidence, ...]
     swaps: tuple[tuple[tuple[int, ...], ...], ...]
 
@@ -123,7 +123,7 @@ def incidences(graph: SymmetryGraph) -> Incidences:
         for block in node.blocks:
             if block.groups:
                 number = numbers.setdefault(_block_domain(block), len(numbers))
-                places.append(Place(name, block, number))
+                places.append(FeaturePlacement(name, block, number))
     domains = tuple(numbers)
     faces = [face for number, domain in enumerate(domains) for face in _faces(number, domain, units)]
     return Incidences(domains, units, tuple(places), tuple(faces), tuple(_swaps(domain) for domain in domains))

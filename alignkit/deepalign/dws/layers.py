@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.deepalign.dws.domains import Incidence, Incidences, Place
+from alignkit.deepalign.dws.domains import FeaturePlacement, Incidence, Incidences
 
 FLAT = 1e3
 """A channel counts as constant where it varies by less than this many units of rounding of its own size."""
@@ -155,11 +155,11 @@ class Lift(nn.Module):
             _add(more, face.group, mixed(weight, features.pooled(face)))
         return features.replaced({i: spread_out(x) for i, x in more.items()})
 
-    def _read(self, place: Place, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    def _read(self, place: FeaturePlacement, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """What stands at one place, whatever its size and its offset."""
         return spread_out_together(self._hashed(place, _scaled(place.features(tensors[place.tensor])).to(dtype)))
 
-    def _hashed(self, place: Place, part: Tensor) -> Tensor:
+    def _hashed(self, place: FeaturePlacement, part: Tensor) -> Tensor:
         """A count sketch of the channels where there are too many of them; random signs, no parameters."""
         if place.channels <= self.lifted:
             return part
@@ -214,7 +214,7 @@ class Affine(nn.Module):
         return total
 
 
-class Layer(nn.Module):
+class DwsLayer(nn.Module):
     """Affine equivariant maps, spread out and followed by a smooth pointwise function: larger domains, then groups.
 
     The function is smooth, so that sums of a weight and a unit's feature give their product to second order, and so

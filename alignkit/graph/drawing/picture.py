@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from alignkit.graph.drawing.rows import Box, Row, picture_rows
+from alignkit.graph.drawing.rows import Box, PictureRow, picture_rows
 from alignkit.graph.layout import Axis, Factor, Segment, Units
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _Lane:
 class _Sheet:
     """The columns of the figure, measured in characters."""
 
-    def __init__(self, graph: SymmetryGraph, rows: list[Row]) -> None:
+    def __init__(self, graph: SymmetryGraph, rows: list[PictureRow]) -> None:
         self.graph, self.rows = graph, rows
         self.colours = group_colours(graph)
         self.lanes = _lanes(rows)
@@ -132,7 +132,7 @@ class _Sheet:
                 _write(axes, x, at, text, colour=self.colours[name])
                 x += len(text) + 3
 
-    def _draw_box(self, axes: Axes, x: float, y: int, row: Row, box: Box) -> None:
+    def _draw_box(self, axes: Axes, x: float, y: int, row: PictureRow, box: Box) -> None:
         label = _label(box)
         _write(axes, x, y, label, colour=_FAINT)
         x += len(label) + 1
@@ -160,7 +160,7 @@ def _write(axes: Axes, x: float, y: float, text: str, colour: object = _INK, **f
     )  # fmt: skip
 
 
-def _title(row: Row) -> str:
+def _title(row: PictureRow) -> str:
     return f"... to {row.path}: {row.repeats} more like this" if row.repeats else row.path
 
 
@@ -176,7 +176,7 @@ def _label(box: Box) -> str:
     return f"{names} {'x'.join(map(str, box.tensor.shape))}".strip()
 
 
-def _box_width(row: Row, box: Box) -> float:
+def _box_width(row: PictureRow, box: Box) -> float:
     cells = sum(sum(len(text) for text, _ in _pieces(axis, row.path)) + 1 for axis in box.tensor.layout)
     return len(_label(box)) + 1 + cells + 2.0
 
@@ -225,7 +225,7 @@ def _short(name: str, path: str) -> str:
     return text if len(text) <= _LONGEST else "…" + text[-_LONGEST + 1 :]
 
 
-def _lanes(rows: list[Row]) -> dict[str, _Lane]:
+def _lanes(rows: list[PictureRow]) -> dict[str, _Lane]:
     """A line for each group that is shown; lines share a column where they do not overlap."""
     lanes: dict[str, _Lane] = {}
     last: dict[str, int] = {name: at for at, row in enumerate(rows) for name in row.groups}

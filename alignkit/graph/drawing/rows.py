@@ -27,7 +27,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureRow:
     """One layer, or, where ``repeats`` says so, the last of a run of layers that look like the one above."""
 
     path: str
@@ -41,7 +41,7 @@ class Row:
         return tuple(dict.fromkeys(mentions))
 
 
-def picture_rows(graph: SymmetryGraph) -> list[Row]:
+def picture_rows(graph: SymmetryGraph) -> list[PictureRow]:
     """One row for each layer, in the order of the tensors.
 
     Runs of three or more numbered layers that differ in nothing but groups of their own are folded: the first is
@@ -51,7 +51,7 @@ def picture_rows(graph: SymmetryGraph) -> list[Row]:
     return list(_folded(graph, rows, 0))
 
 
-def _layers(graph: SymmetryGraph) -> Iterator[Row]:
+def _layers(graph: SymmetryGraph) -> Iterator[PictureRow]:
     nodes = [node for node in graph.tensors.values() if node.shape]
     for path, members in groupby(nodes, lambda node: node.name.rpartition(".")[0] or node.name):
         merged: dict[tuple[tuple[int, ...], str], Box] = {}
@@ -60,10 +60,10 @@ def _layers(graph: SymmetryGraph) -> Iterator[Row]:
             key = (node.shape, node.notation())
             known = merged.get(key)
             merged[key] = Box((*known.names, leaf), known.tensor) if known else Box((leaf,), node)
-        yield Row(path, tuple(merged.values()))
+        yield PictureRow(path, tuple(merged.values()))
 
 
-def _folded(graph: SymmetryGraph, rows: list[Row], depth: int) -> Iterator[Row]:
+def _folded(graph: SymmetryGraph, rows: list[PictureRow], depth: int) -> Iterator[PictureRow]:
     """Fold the numbered layers whose number stands at ``depth`` of the path, then those inside of them."""
     blocks = [list(block) for _, block in groupby(rows, lambda row: row.path.split(".")[: depth + 1])]
     keys = [_signature(graph, block, depth) for block in blocks]
@@ -77,11 +77,11 @@ def _folded(graph: SymmetryGraph, rows: list[Row], depth: int) -> Iterator[Row]:
         deeper = any(row.path.count(".") > depth for row in blocks[at])
         yield from _folded(graph, blocks[at], depth + 1) if deeper else blocks[at]
         if end - at > 1:
-            yield Row(".".join(blocks[end - 1][0].path.split(".")[: depth + 1]), repeats=end - at - 1)
+            yield PictureRow(".".join(blocks[end - 1][0].path.split(".")[: depth + 1]), repeats=end - at - 1)
         at = end
 
 
-def _signature(graph: SymmetryGraph, block: list[Row], depth: int) -> object:
+def _signature(graph: SymmetryGraph, block: list[PictureRow], depth: int) -> object:
     """What two numbered layers have in common when they look alike; None for a layer without a number."""
     start = block[0].path.split(".")[: depth + 1]
     if len(start) <= depth or not start[depth].isdigit():

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from alignkit.errors import AlignkitError, ComparisonError, SolverError
-from alignkit.graph import BoundGraph
+from alignkit.graph import Pair
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
-from alignkit.jobs.compare.job import Job, Plan, plan_bytes, run_job, run_job_from_bytes
+from alignkit.jobs.compare.job import ComparisonSetup, Job, plan_bytes, run_job, run_job_from_bytes
 from alignkit.jobs.compare.rows_file import RowFile, identity_of
 from alignkit.jobs.solve import SolverLike, build_solvers
 from alignkit.plugins.plugin_registry import Registry
@@ -31,7 +31,7 @@ ALWAYS, ALWAYS_WITH_TASK = "identity", "activation_matching"
 
 
 def compare(
-    pair: BoundGraph,
+    pair: Pair,
     solvers: Iterable[Entry] | Mapping[str, Entry],
     task: Task | None = None,
     seeds: Iterable[int] = (0,),
@@ -76,14 +76,14 @@ def compare(
         ComparisonError: ``path`` holds a comparison of something else, two solvers have one name in the table, or
             something cannot be pickled for the executor, or ``points`` is even or less than 3.
     """
-    if not isinstance(pair, BoundGraph):
+    if not isinstance(pair, Pair):
         raise ComparisonError(f"compare() takes a bound graph, graph.bind(a, b), not {type(pair).__name__}.")
     _check_points(points)
     if repair and (task is None or pair.module_a is None or pair.module_b is None):
         raise ComparisonError("repair=True runs the merged network on data: pass task=, and bind modules.")
     entries = _entries(solvers, task, options, registry if registry is not None else process_registry())
     jobs = _jobs(entries, seeds)
-    plan = Plan(pair, task, test or task, points, None if device is None else str(device), registry, repair)
+    plan = ComparisonSetup(pair, task, test or task, points, None if device is None else str(device), registry, repair)
     rows: dict[tuple[str, int], ComparisonRow] = {}
     file = None if path is None else RowFile(path, identity_of(plan))
     if file is not None:
@@ -190,7 +190,7 @@ def _jobs(entries: Sequence[_Entry], seeds: Iterable[int]) -> list[Job]:
 # ---------------------------------------------------------------------- running
 
 
-def _run(plan: Plan, jobs: Sequence[Job], executor: Executor | None) -> Iterator[ComparisonRow]:
+def _run(plan: ComparisonSetup, jobs: Sequence[Job], executor: Executor | None) -> Iterator[ComparisonRow]:
     """Rows in the order in which they are done."""
     if executor is None:
         for job in jobs:

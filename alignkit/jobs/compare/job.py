@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignkit.errors import AlignkitError, ComparisonError
-from alignkit.graph import BoundGraph, SymmetryGraph
+from alignkit.graph import Pair, SymmetryGraph
 from alignkit.jobs.compare.comparison import ERROR, ComparisonRow
 from alignkit.jobs.merge import merge
 from alignkit.jobs.peak_memory import peak_memory
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ComparisonSetup:
     """What all jobs of a comparison share.
 
     Attributes:
@@ -40,7 +40,7 @@ class Plan:
         repair: Whether the average is also measured after `alignkit.repair` on the data of the task.
     """
 
-    pair: BoundGraph
+    pair: Pair
     task: Task | None
     test: Task | None
     points: int
@@ -82,7 +82,7 @@ class Job:
         return ComparisonRow(self.name, self.seed, ERROR, " ".join(reason.split()), options=self.settings)
 
 
-def run_job(plan: Plan, job: Job) -> ComparisonRow:
+def run_job(plan: ComparisonSetup, job: Job) -> ComparisonRow:
     """Solve and evaluate. Whatever goes wrong is said in the row."""
     try:
         with peak_memory(plan.where) as memory:
@@ -123,7 +123,9 @@ def run_job(plan: Plan, job: Job) -> ComparisonRow:
     )
 
 
-def _evaluated(plan: Plan, job: Job, solution: Solution) -> tuple[Interpolation | None, TaskResult | None, str]:
+def _evaluated(
+    plan: ComparisonSetup, job: Job, solution: Solution
+) -> tuple[Interpolation | None, TaskResult | None, str]:
     """The line, the repaired average if that is wanted, and what went wrong."""
     if plan.test is None:
         return None, None, ""
@@ -136,7 +138,7 @@ def _evaluated(plan: Plan, job: Job, solution: Solution) -> tuple[Interpolation 
         return line, None, f"the result could not be evaluated: {_said(error)}"
 
 
-def _repaired(plan: Plan, solution: Solution) -> TaskResult:
+def _repaired(plan: ComparisonSetup, solution: Solution) -> TaskResult:
     """The average of A and aligned B, repaired on the task's data and measured on the test's."""
     a, b, test = plan.pair.module_a, plan.pair.module_b, plan.test
     if a is None or b is None or test is None:
@@ -152,7 +154,7 @@ def _said(error: Exception) -> str:
 # ---------------------------------------------------------------------- for executors
 
 
-def plan_bytes(plan: Plan, jobs: Sequence[Job]) -> bytes:
+def plan_bytes(plan: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
     """A plan and its jobs as bytes, tensors by value: no file handles or shared memory that could run out.
 
     Raises:
@@ -187,13 +189,13 @@ def run_job_from_bytes(packed: bytes, index: int) -> ComparisonRow:
     return run_job(plan, jobs[index])
 
 
-def _unpacked(parts: Mapping[str, Any]) -> tuple[Plan, Sequence[Job]]:
+def _unpacked(parts: Mapping[str, Any]) -> tuple[ComparisonSetup, Sequence[Job]]:
     graph = SymmetryGraph.from_json(parts["the graph"])
     a, b = parts["the weights"]
-    pair = BoundGraph(graph, a, b, parts["model A"], parts["model B"])
+    pair = Pair(graph, a, b, parts["model A"], parts["model B"])
     points, device, wants_repair = parts["the settings"]
     test = parts["the task"] if parts["the same task"] else parts["the task test="]
-    return Plan(pair, parts["the task"], test, points, device, repair=wants_repair), parts["the solvers"]
+    return ComparisonSetup(pair, parts["the task"], test, points, device, repair=wants_repair), parts["the solvers"]
 
 
 def _can_be_pickled(part: object) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignkit.errors import ComparisonError
 from alignkit.jobs.compare.comparison import ComparisonRow
-from alignkit.jobs.compare.job import Plan
+from alignkit.jobs.compare.job import ComparisonSetup
 from alignkit.tasks.batches import tensors_in
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FORMAT = {"format": "alignkit.comparison-rows", "version": 1}
 
 
-def identity_of(plan: Plan) -> dict[str, Any]:
+def identity_of(plan: ComparisonSetup) -> dict[str, Any]:
     """What has to be equal for two comparisons to share rows, as plain values.
 
     Weights count in full; a task counts with its loss, its metric and its first batch.

@@ -13,7 +13,7 @@ import torch
 
 from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
 from alignkit.errors import AlignmentError, BindError
-from alignkit.graph.bind import BoundGraph
+from alignkit.graph.bind import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
@@ -142,7 +142,7 @@ class WeightMatchingOnDisk(WeightMatching):
         return AscentOnDisk(objective, self.options.rtol, self.options.max_steps, self._on_progress)
 
 
-def bind_on_disk(graph: SymmetryGraph, a: Checkpoint, b: Checkpoint, budget: Budget) -> BoundGraph:
+def bind_on_disk(graph: SymmetryGraph, a: Checkpoint, b: Checkpoint, budget: Budget) -> Pair:
     """Hold two checkpoints against a graph, by the facts of their tensors; values are read only where names are tied.
 
     Raises:
@@ -161,7 +161,7 @@ def bind_on_disk(graph: SymmetryGraph, a: Checkpoint, b: Checkpoint, budget: Bud
     for side, label in zip(sides, "AB", strict=True):
         problems += _broken_ties(side, graph, label, budget)
     _raise_if_any(problems)
-    return BoundGraph(graph, *sides)
+    return Pair(graph, *sides)
 
 
 def _mismatches(graph: SymmetryGraph, checkpoint: Checkpoint, label: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.bind import BoundGraph
+from alignkit.graph.bind import Pair
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
@@ -40,7 +40,7 @@ class ObjectiveOnDisk(Objective):
         products: Type in which similarities are multiplied; they are summed in float64.
     """
 
-    def __init__(self, bound: BoundGraph, budget: Budget, products: torch.dtype = torch.float64) -> None:
+    def __init__(self, bound: Pair, budget: Budget, products: torch.dtype = torch.float64) -> None:
         assert isinstance(bound.a, WeightsOnDisk) and isinstance(bound.b, WeightsOnDisk)
         self.bound, self.graph, self.budget = bound, bound.graph, budget
         self.device, self.dtype, self.products = torch.device("cpu"), torch.float64, products

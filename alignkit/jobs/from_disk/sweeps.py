@@ -12,7 +12,7 @@ from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk
 from alignkit.matching.assignment import Backend
 from alignkit.matching.objective import Elements, unknown_dims
-from alignkit.solvers.weight_matching import Ascent, Proposal, Run
+from alignkit.solvers.weight_matching import Ascent, AscentRun, Proposal
 
 _READ = 50
 """Work of reading and widening one number, in multiplications."""
@@ -70,7 +70,7 @@ class AscentOnDisk(Ascent):
         self._work_done = self._work_total = self._started = 0.0
         self._current: tuple[Expected, int] | None = None
 
-    def run(self, start: dict[str, Tensor | None], classes: list[list[str]]) -> Run:
+    def run(self, start: dict[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
         """Update until nothing improves."""
         self._classes, self._pending, self._turns = classes, set(self.graph.roots), 0
         sides = self.objective.on_disk

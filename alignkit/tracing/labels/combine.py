@@ -10,18 +10,18 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import Block, IntArray, Layout
+from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels
 
 
-def factor(c: Constraints, block: Block, first: Collection[int]) -> tuple[Block, Block]:
+def factor(c: Constraints, block: LabelBlock, first: Collection[int]) -> tuple[LabelBlock, LabelBlock]:
     """Split a block that owns several dimensions: `first` get atoms of their own, the rest stays, inside of them."""
     keep = tuple(d for d in block.dims if d in first)
     rest = tuple(d for d in block.dims if d not in first)
-    outer = Block(keep, block.context, c.rows(block.atoms, block.axes(keep + block.context)))
-    return outer, Block(rest, tuple(sorted(block.context + keep)), block.atoms)
+    outer = LabelBlock(keep, block.context, c.rows(block.atoms, block.axes(keep + block.context)))
+    return outer, LabelBlock(rest, tuple(sorted(block.context + keep)), block.atoms)
 
 
-def unify(c: Constraints, shape: Sequence[int], layouts: Sequence[Layout]) -> Layout:
+def unify(c: Constraints, shape: Sequence[int], layouts: Sequence[Labels]) -> Labels:
     """Align tensors that an elementwise op combines. All have the rank of `shape`; size-1 dimensions broadcast.
 
     A dimension that is fixed in one tensor gets fixed in all. Labels of the same dimensions move together; where the
@@ -50,15 +50,17 @@ def unify(c: Constraints, shape: Sequence[int], layouts: Sequence[Layout]) -> La
     kept = settle(c, shape, blocks, fixed)
     for block in kept:
         c.colour(block.atoms)
-    return Layout.of(shape, uniform, kept)
+    return Labels.of(shape, uniform, kept)
 
 
-def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block], fixed: Collection[int] = ()) -> list[Block]:
+def settle(
+    c: Constraints, shape: Sequence[int], blocks: Iterable[LabelBlock], fixed: Collection[int] = ()
+) -> list[LabelBlock]:
     """Reconcile blocks of several tensors until each dimension has one owner.
 
     Positions along `fixed` dimensions do not move.
     """
-    kept: list[Block] = []
+    kept: list[LabelBlock] = []
     queue = list(blocks)
     while queue:
         block = queue.pop(0)
@@ -81,12 +83,12 @@ def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[Block], fixed:
     return kept
 
 
-def _tells_more(fine: Block, coarse: Block) -> bool:
+def _tells_more(fine: LabelBlock, coarse: LabelBlock) -> bool:
     """Return whether one block labels each position of the other's dimensions, and more."""
     return set(coarse.dims) < set(fine.dims) and set(coarse.span) <= set(fine.span)
 
 
-def _follow(c: Constraints, fine: Block, coarse: Block) -> None:
+def _follow(c: Constraints, fine: LabelBlock, coarse: LabelBlock) -> None:
     """Make a block agree with one that tells more. Where both name every position once, they name the same things."""
     if fine.span == coarse.span and _is_single(coarse):
         c.merge(fine.atoms, coarse.atoms)
@@ -94,7 +96,9 @@ def _follow(c: Constraints, fine: Block, coarse: Block) -> None:
         c.relate(fine.atoms, coarse.over(fine.span), fine.axes(coarse.context))
 
 
-def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block, fixed: Collection[int]) -> Block:
+def _same_dims(
+    c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelBlock, fixed: Collection[int]
+) -> LabelBlock:
     """Reconcile two blocks that own the same dimensions."""
     if a.context == b.context:
         for fine, coarse in ((a, b), (b, a)) if a.context else ():
@@ -119,24 +123,24 @@ def _same_dims(c: Constraints, shape: Sequence[int], a: Block, b: Block, fixed: 
     atoms = c.fresh([shape[d] for d in span])
     for part in (a, b):
         c.relate(atoms, part.over(span), tuple(span.index(d) for d in part.context))
-    return Block(a.dims, tuple(d for d in span if d not in a.dims), atoms)
+    return LabelBlock(a.dims, tuple(d for d in span if d not in a.dims), atoms)
 
 
-def _is_single(block: Block) -> bool:
+def _is_single(block: LabelBlock) -> bool:
     """Return whether every atom of a block names one position."""
     return len(np.unique(block.atoms)) == block.atoms.size
 
 
-def _refined(c: Constraints, a: Block, b: Block) -> list[Block]:
+def _refined(c: Constraints, a: LabelBlock, b: LabelBlock) -> list[LabelBlock]:
     """Factor two blocks that share some of their dimensions, so that their parts own the same or different ones."""
     shared = set(a.dims) & set(b.dims)
-    parts: list[Block] = []
+    parts: list[LabelBlock] = []
     for block in (a, b):
         parts += factor(c, block, shared) if set(block.dims) != shared else (block,)
     return parts
 
 
-def drop(c: Constraints, layout: Layout, gone: Collection[int]) -> list[Block]:
+def drop(c: Constraints, layout: Labels, gone: Collection[int]) -> list[LabelBlock]:
     """Return the blocks that are left when an op reduces over dimensions in an order-independent way.
 
     Blocks keep the numbering of the dimensions. What a lost dimension owned stays a set that symmetries keep; labels
@@ -151,23 +155,23 @@ def drop(c: Constraints, layout: Layout, gone: Collection[int]) -> list[Block]:
         dims = tuple(d for d in block.dims if d not in gone)
         if dims:
             context = tuple(d for d in block.context if d not in gone)
-            left.append(Block(dims, context, c.rows(block.atoms, block.axes(dims + context))))
+            left.append(LabelBlock(dims, context, c.rows(block.atoms, block.axes(dims + context))))
     return left
 
 
-def reduce(c: Constraints, layout: Layout, gone: Collection[int], keep_dims: bool) -> Layout:
+def reduce(c: Constraints, layout: Labels, gone: Collection[int], keep_dims: bool) -> Labels:
     """Return the layout after an order-independent reduction (sum, mean, max, norm) over dimensions."""
     blocks = drop(c, layout, gone)
     if keep_dims:
         shape = [1 if d in gone else n for d, n in enumerate(layout.shape)]
-        return Layout.of(shape, [d in gone or flag for d, flag in enumerate(layout.uniform)], blocks)
+        return Labels.of(shape, [d in gone or flag for d, flag in enumerate(layout.uniform)], blocks)
     flags = [d in gone or flag for d, flag in enumerate(layout.uniform)]
     left = [d for d in range(len(layout.shape)) if d not in gone]
-    reduced = Layout.of(layout.shape, flags, blocks)
+    reduced = Labels.of(layout.shape, flags, blocks)
     return reduced.moved([layout.shape[d] for d in left], {d: i for i, d in enumerate(left)})
 
 
-def contract(c: Constraints, operands: Sequence[Layout], gone: Collection[int], shape: Sequence[int]) -> Layout:
+def contract(c: Constraints, operands: Sequence[Labels], gone: Collection[int], shape: Sequence[int]) -> Labels:
     """Return the layout of a product of tensors in common coordinates, summed over `gone`.
 
     Args:
@@ -179,7 +183,7 @@ def contract(c: Constraints, operands: Sequence[Layout], gone: Collection[int], 
     return reduce(c, unify(c, shape, operands), gone, keep_dims=False)
 
 
-def matmul(c: Constraints, a: Layout, b: Layout) -> Layout:
+def matmul(c: Constraints, a: Labels, b: Labels) -> Labels:
     """Return the layout of `a @ b` for [..., m, k] and [..., k, n] of equal rank."""
     rank = len(a.shape)
     rows, inner, columns = rank - 2, rank - 1, rank
@@ -190,45 +194,47 @@ def matmul(c: Constraints, a: Layout, b: Layout) -> Layout:
     return contract(c, [left, right], {inner}, shape)
 
 
-def concatenate(c: Constraints, layouts: Sequence[Layout], dim: int) -> Layout:
+def concatenate(c: Constraints, layouts: Sequence[Labels], dim: int) -> Labels:
     """Return the layout of tensors of one rank laid end to end along `dim`."""
     parts = [_apart(c, layout, dim) for layout in layouts]
     length = sum(x.shape[dim] for x in layouts)
     shape = tuple(length if d == dim else n for d, n in enumerate(layouts[0].shape))
     thin = tuple(1 if d == dim else n for d, n in enumerate(shape))
     others = [
-        Layout.of(thin, [d == dim or f for d, f in enumerate(x.uniform)], [b for b in x.blocks if dim not in b.span])
+        Labels.of(thin, [d == dim or f for d, f in enumerate(x.uniform)], [b for b in x.blocks if dim not in b.span])
         for x in parts
     ]
     rest = unify(c, thin, others)
     owners = [x.owner.get(dim) for x in parts]
     if all(owner is None for owner in owners):
-        return Layout.of(shape, [d != dim and f for d, f in enumerate(rest.uniform)], rest.blocks)
+        return Labels.of(shape, [d != dim and f for d, f in enumerate(rest.uniform)], rest.blocks)
     span = tuple(sorted({dim} | {d for owner in owners if owner is not None for d in owner.context}))
     pieces = [_piece(c, x, owner, span, dim) for x, owner in zip(parts, owners, strict=True)]
-    block = Block((dim,), tuple(d for d in span if d != dim), np.concatenate(pieces, span.index(dim)))
+    block = LabelBlock((dim,), tuple(d for d in span if d != dim), np.concatenate(pieces, span.index(dim)))
     _adopt(c, rest, block)
     c.colour(block.atoms)
-    return Layout.of(shape, [d != dim and f for d, f in enumerate(rest.uniform)], [*rest.blocks, block])
+    return Labels.of(shape, [d != dim and f for d, f in enumerate(rest.uniform)], [*rest.blocks, block])
 
 
-def _apart(c: Constraints, layout: Layout, dim: int) -> Layout:
+def _apart(c: Constraints, layout: Labels, dim: int) -> Labels:
     """Factor the block that owns `dim` together with others, so that it is owned alone and nothing depends on it."""
-    blocks: list[Block] = []
+    blocks: list[LabelBlock] = []
     for block in layout.blocks:
         if dim in block.dims and len(block.dims) > 1:
             blocks += factor(c, block, set(block.dims) - {dim})
         elif dim in block.context:
             keep = tuple(d for d in block.span if d != dim)
             blocks.append(
-                Block(block.dims, tuple(d for d in block.context if d != dim), c.rows(block.atoms, block.axes(keep)))
+                LabelBlock(
+                    block.dims, tuple(d for d in block.context if d != dim), c.rows(block.atoms, block.axes(keep))
+                )
             )
         else:
             blocks.append(block)
-    return Layout.of(layout.shape, layout.uniform, blocks)
+    return Labels.of(layout.shape, layout.uniform, blocks)
 
 
-def _piece(c: Constraints, layout: Layout, owner: Block | None, span: tuple[int, ...], dim: int) -> IntArray:
+def _piece(c: Constraints, layout: Labels, owner: LabelBlock | None, span: tuple[int, ...], dim: int) -> IntArray:
     """Return the atoms of one operand of a concatenation; an unlabelled one gets atoms that are alike or fixed."""
     if owner is not None:
         return owner.spread(span, layout.shape)
@@ -240,7 +246,7 @@ def _piece(c: Constraints, layout: Layout, owner: Block | None, span: tuple[int,
     return np.broadcast_to(atoms.reshape([-1 if d == dim else 1 for d in span]), [layout.shape[d] for d in span])
 
 
-def _adopt(c: Constraints, rest: Layout, block: Block) -> None:
+def _adopt(c: Constraints, rest: Labels, block: LabelBlock) -> None:
     """Tell that the atoms of `block` belong to those of its context, where each atom occurs in one row only."""
     for parent in rest.blocks:
         if parent.dims != block.context or parent.context:
@@ -254,7 +260,7 @@ def _adopt(c: Constraints, rest: Layout, block: Block) -> None:
             c.adopt_rows(block.atoms, block.axes(block.context), parent.atoms)
 
 
-def restrict(c: Constraints, layout: Layout, dim: int, index: IntArray) -> Layout:
+def restrict(c: Constraints, layout: Labels, dim: int, index: IntArray) -> Labels:
     """Return the layout of positions `index` along `dim`; which units are among them becomes a kept property."""
     result = layout.taken(dim, index)
     for block in result.blocks:

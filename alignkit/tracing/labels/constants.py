@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from alignkit.tracing.recording.recorder import TensorRef
-from alignkit.tracing.recording.run import Run
+from alignkit.tracing.recording.run import RecordedRun
 
 
-def constant_buffers(model: nn.Module, run: Run) -> list[TensorRef]:
+def constant_buffers(model: nn.Module, run: RecordedRun) -> list[TensorRef]:
     """Return the buffers that hold one value everywhere and that neither a state dict nor the run can change.
 
     Those on the meta device have no values and are not among them.

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from alignkit.tracing.labels.labels import Block, IntArray, Layout, digest
+from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels, digest
 
 
 @dataclass(frozen=True)
-class Source:
+class Cause:
     """What caused a constraint: the op ("aten.index") and the path of the module that ran it ("" outside of any)."""
 
     op: str
@@ -64,16 +64,16 @@ class Constraints:
     merges: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     relations: list[Relation] = field(default_factory=list)
     colours: list[Colour] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=lambda: [Source("")])
-    products: dict[bytes, tuple[tuple[int, ...], Layout]] = field(default_factory=dict)
+    sources: list[Cause] = field(default_factory=lambda: [Cause("")])
+    products: dict[bytes, tuple[tuple[int, ...], Labels]] = field(default_factory=dict)
     joined: dict[object, IntArray] = field(default_factory=dict)
     _rows: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], IntArray] = field(default_factory=dict)
     _seen: set[tuple[bytes, ...]] = field(default_factory=set)
 
     def blame(self, op: str, where: str) -> None:
         """Record what follows as caused by this op in this module."""
-        if self.sources[-1] != Source(op, where):
-            self.sources.append(Source(op, where))
+        if self.sources[-1] != Cause(op, where):
+            self.sources.append(Cause(op, where))
 
     def fresh(self, shape: tuple[int, ...] | list[int]) -> IntArray:
         """Return new atoms."""
@@ -123,7 +123,7 @@ class Constraints:
         if atoms.size:
             self.colour(atoms, np.arange(atoms.size).reshape(atoms.shape))
 
-    def fix_layout(self, layout: Layout) -> None:
+    def fix_layout(self, layout: Labels) -> None:
         """Keep every labelled position of a tensor where it is."""
         for block in layout.blocks:
             self.fix(block.atoms)
@@ -148,7 +148,7 @@ class Constraints:
             self.merge(known, parents)
         self.nest(atoms, parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)]))
 
-    def has_rows(self, block: Block, parent: Block) -> bool:
+    def has_rows(self, block: LabelBlock, parent: LabelBlock) -> bool:
         """Return whether `parent` is known to hold the rows of `block`."""
         known = self._rows.get((digest(block.atoms), block.atoms.shape, block.axes(parent.dims)))
         return known is not None and np.array_equal(known, parent.atoms)

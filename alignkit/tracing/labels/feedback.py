@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import nn
 
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import Layout
+from alignkit.tracing.labels.labels import Labels
 
 _STATE_WEIGHT = re.compile(
     r"(?:parametrizations\.)?(?P<gates>weight_hh)(?:_l\d+)?(?:_reverse)?(?:\.original\d*|_v|_orig)?"
@@ -40,7 +40,7 @@ def state_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str,
                 yield name, dot + (projected if getattr(module, "proj_size", 0) else local)
 
 
-def close_states(c: Constraints, model: nn.Module, labels: Mapping[str, Layout]) -> None:
+def close_states(c: Constraints, model: nn.Module, labels: Mapping[str, Labels]) -> None:
     """Make the columns of recurrent weights [gates * units, state] move with the rows that write the state.
 
     The rows of each gate move together in any run.

@@ -1,9 +1,9 @@
 """Labels of tensor elements: what the tracer knows about the axes of one tensor.
 
 An *atom* is an integer that stands for one thing that a symmetry may move: a unit, a head, a (head, unit) pair. A
-symmetry is a permutation of all atoms. A `Layout` says how it moves one tensor: each dimension is
+symmetry is a permutation of all atoms. A `Labels` says how it moves one tensor: each dimension is
 
-- *labelled*: owned by one `Block`, whose atoms name the positions;
+- *labelled*: owned by one `LabelBlock`, whose atoms name the positions;
 - *uniform*: the values are equal along it (an expanded or constant tensor), so that any permutation leaves it alone;
 - *fixed*: neither, so positions may not move.
 """
@@ -27,7 +27,7 @@ def digest(atoms: IntArray) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class LabelBlock:
     """Atoms for the positions of some dimensions of a tensor.
 
     Attributes:
@@ -61,19 +61,19 @@ class Block:
         sizes = dict(zip(self.span, self.atoms.shape, strict=True))
         return self.atoms.reshape([sizes.get(d, 1) for d in dims])
 
-    def shifted(self, by: int) -> Block:
+    def shifted(self, by: int) -> LabelBlock:
         """Return the block with every dimension renumbered by a shift."""
-        return Block(tuple(d + by for d in self.dims), tuple(d + by for d in self.context), self.atoms)
+        return LabelBlock(tuple(d + by for d in self.dims), tuple(d + by for d in self.context), self.atoms)
 
-    def without_axes(self, dims: Collection[int]) -> Block:
+    def without_axes(self, dims: Collection[int]) -> LabelBlock:
         """Return the block without `dims`, along which the atoms have size 1 or do not vary."""
         index = tuple(0 if d in dims else slice(None) for d in self.span)
         keep = tuple(d for d in self.dims if d not in dims)
-        return Block(keep, tuple(d for d in self.context if d not in dims), self.atoms[index])
+        return LabelBlock(keep, tuple(d for d in self.context if d not in dims), self.atoms[index])
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class Labels:
     """How a symmetry moves the elements of one tensor.
 
     Attributes:
@@ -84,10 +84,10 @@ class Layout:
 
     shape: tuple[int, ...]
     uniform: tuple[bool, ...]
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[LabelBlock, ...] = ()
 
     @classmethod
-    def of(cls, shape: Sequence[int], uniform: Sequence[bool] = (), blocks: Sequence[Block] = ()) -> Layout:
+    def of(cls, shape: Sequence[int], uniform: Sequence[bool] = (), blocks: Sequence[LabelBlock] = ()) -> Labels:
         """Build a layout; dimensions of size 1 that no block owns are uniform, a missing `uniform` means none is."""
         sizes = tuple(int(n) for n in shape)
         owned = {d for block in blocks for d in block.dims}
@@ -96,12 +96,12 @@ class Layout:
         return cls(sizes, kept, tuple(blocks))
 
     @classmethod
-    def constant(cls, shape: Sequence[int]) -> Layout:
+    def constant(cls, shape: Sequence[int]) -> Labels:
         """Return the layout of a tensor that holds one value everywhere."""
         return cls.of(shape, [True] * len(shape))
 
     @cached_property
-    def owner(self) -> Mapping[int, Block]:
+    def owner(self) -> Mapping[int, LabelBlock]:
         """The block that owns each labelled dimension."""
         return {d: block for block in self.blocks for d in block.dims}
 
@@ -113,11 +113,11 @@ class Layout:
         """Return `index` counted from the front."""
         return index % len(self.shape) if self.shape else 0
 
-    def with_blocks(self, blocks: Sequence[Block]) -> Layout:
+    def with_blocks(self, blocks: Sequence[LabelBlock]) -> Labels:
         """Return the layout with other blocks; dimensions that lose their label become fixed."""
-        return Layout.of(self.shape, self.uniform, blocks)
+        return Labels.of(self.shape, self.uniform, blocks)
 
-    def moved(self, shape: Sequence[int], place: Mapping[int, int]) -> Layout:
+    def moved(self, shape: Sequence[int], place: Mapping[int, int]) -> Labels:
         """Return the layout with dimension d at `place[d]`.
 
         Dimensions not in `place` are dropped, new ones are uniform.
@@ -130,28 +130,28 @@ class Layout:
             targets = [place[d] for d in block.span]
             atoms = np.ascontiguousarray(block.atoms.transpose(np.argsort(targets)))
             dims = tuple(sorted(place[d] for d in block.dims))
-            blocks.append(Block(dims, tuple(sorted(place[d] for d in block.context)), atoms))
-        return Layout.of(shape, uniform, blocks)
+            blocks.append(LabelBlock(dims, tuple(sorted(place[d] for d in block.context)), atoms))
+        return Labels.of(shape, uniform, blocks)
 
-    def left_padded(self, rank: int) -> Layout:
+    def left_padded(self, rank: int) -> Labels:
         """Return the layout with size-1 dimensions in front, as broadcasting adds them."""
         extra = rank - len(self.shape)
         if extra <= 0:
             return self
         return self.moved((1,) * extra + self.shape, {d: d + extra for d in range(len(self.shape))})
 
-    def taken(self, dim: int, index: IntArray) -> Layout:
+    def taken(self, dim: int, index: IntArray) -> Labels:
         """Return the layout of `tensor.index_select(dim, index)` for a constant index."""
         shape = (*self.shape[:dim], len(index), *self.shape[dim + 1 :])
         blocks = [
-            Block(b.dims, b.context, np.ascontiguousarray(b.atoms.take(index, b.span.index(dim))))
+            LabelBlock(b.dims, b.context, np.ascontiguousarray(b.atoms.take(index, b.span.index(dim))))
             if dim in b.span
             else b
             for b in self.blocks
         ]
-        return Layout.of(shape, self.uniform, blocks)
+        return Labels.of(shape, self.uniform, blocks)
 
-    def squeezed(self, dims: Sequence[int] | None = None) -> Layout:
+    def squeezed(self, dims: Sequence[int] | None = None) -> Labels:
         """Return the layout with blocks that no longer mention dimensions of size 1: `dims`, or all of them."""
         ones = [d for d, n in enumerate(self.shape) if n == 1 and (dims is None or d in dims)]
         if not ones or not self.blocks:
@@ -159,7 +159,7 @@ class Layout:
         blocks = [block.without_axes(ones) if set(block.span) & set(ones) else block for block in self.blocks]
         return self.with_blocks([block for block in blocks if block.dims])
 
-    def same_as(self, other: Layout) -> bool:
+    def same_as(self, other: Labels) -> bool:
         """Return whether both layouts move a tensor in the same way, atom for atom."""
         if self.shape != other.shape or self.uniform != other.uniform or len(self.blocks) != len(other.blocks):
             return False

@@ -13,18 +13,18 @@ import numpy as np
 
 from alignkit.tracing.labels.combine import factor
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import Block, IntArray, Layout, digest
+from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels, digest
 
 Group = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def reshape(c: Constraints, layout: Layout, shape: Sequence[int]) -> Layout:
+def reshape(c: Constraints, layout: Labels, shape: Sequence[int]) -> Labels:
     """Return the layout of `tensor.reshape(shape)`."""
     target = tuple(int(n) for n in shape)
     if target == layout.shape:
         return layout
     if 0 in target:
-        return Layout.of(target)
+        return Labels.of(target)
     layout = layout.squeezed()
     groups = match(layout.shape, target)
     for old, _ in groups:
@@ -52,13 +52,13 @@ def match(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
     return groups
 
 
-def _joined(c: Constraints, layout: Layout, dims: tuple[int, ...]) -> Layout:
+def _joined(c: Constraints, layout: Labels, dims: tuple[int, ...]) -> Labels:
     """Give `dims`, which are about to become one axis, one owner.
 
     Labels that depend on one of them then depend on all.
     """
     inside = set(dims)
-    blocks: list[Block] = []
+    blocks: list[LabelBlock] = []
     for block in layout.blocks:
         shared = set(block.dims) & inside
         blocks += factor(c, block, shared) if shared and shared != set(block.dims) else (block,)
@@ -67,19 +67,19 @@ def _joined(c: Constraints, layout: Layout, dims: tuple[int, ...]) -> Layout:
         blocks = [block for block in blocks if not set(block.dims) <= inside]
         blocks.append(parts[0] if parts[0].dims == dims else _product(c, layout, dims, parts))
     blocks = [_depending_on(block, inside, layout.shape) for block in blocks]
-    return Layout.of(layout.shape, layout.uniform, blocks)
+    return Labels.of(layout.shape, layout.uniform, blocks)
 
 
-def _depending_on(block: Block, dims: set[int], shape: tuple[int, ...]) -> Block:
+def _depending_on(block: LabelBlock, dims: set[int], shape: tuple[int, ...]) -> LabelBlock:
     """Make a block whose context has some of `dims` depend on all of them."""
     if not set(block.context) & dims or dims <= set(block.span):
         return block
     span = tuple(sorted(set(block.span) | dims))
     context = tuple(d for d in span if d not in block.dims)
-    return Block(block.dims, context, np.ascontiguousarray(block.spread(span, shape)))
+    return LabelBlock(block.dims, context, np.ascontiguousarray(block.spread(span, shape)))
 
 
-def _product(c: Constraints, layout: Layout, dims: tuple[int, ...], parts: list[Block]) -> Block:
+def _product(c: Constraints, layout: Labels, dims: tuple[int, ...], parts: list[LabelBlock]) -> LabelBlock:
     """Return a block that owns `dims`.
 
     Product atoms, or the inner part's own where they already belong to the outer part.
@@ -89,7 +89,7 @@ def _product(c: Constraints, layout: Layout, dims: tuple[int, ...], parts: list[
         for outer, inner in (parts, parts[::-1]):
             if inner.context == outer.dims and not outer.context and c.has_rows(inner, outer):
                 c.relate(inner.atoms, outer.over(inner.span))
-                return Block(dims, (), inner.atoms)
+                return LabelBlock(dims, (), inner.atoms)
     span = tuple(sorted(set(dims) | set(outside)))
     fixed = tuple(layout.is_fixed(d) for d in dims)
     sizes = tuple(layout.shape[d] for d in span)
@@ -103,28 +103,28 @@ def _product(c: Constraints, layout: Layout, dims: tuple[int, ...], parts: list[
             if is_fixed:
                 c.fix_axis(atoms, span.index(d))
         c.products[digest(atoms)] = (sizes, _record(layout, span, parts))
-    return Block(dims, outside, c.joined[key])
+    return LabelBlock(dims, outside, c.joined[key])
 
 
-def _record(layout: Layout, span: tuple[int, ...], parts: list[Block]) -> Layout:
+def _record(layout: Labels, span: tuple[int, ...], parts: list[LabelBlock]) -> Labels:
     """Return the parts as a layout over the axes of the product's atoms."""
     place = {d: axis for axis, d in enumerate(span)}
-    blocks = [Block(tuple(place[d] for d in p.dims), tuple(place[d] for d in p.context), p.atoms) for p in parts]
-    return Layout.of([layout.shape[d] for d in span], [layout.uniform[d] for d in span], blocks)
+    blocks = [LabelBlock(tuple(place[d] for d in p.dims), tuple(place[d] for d in p.context), p.atoms) for p in parts]
+    return Labels.of([layout.shape[d] for d in span], [layout.uniform[d] for d in span], blocks)
 
 
-def _renumbered(c: Constraints, layout: Layout, shape: tuple[int, ...], groups: list[Group]) -> Layout:
+def _renumbered(c: Constraints, layout: Labels, shape: tuple[int, ...], groups: list[Group]) -> Labels:
     """Write the blocks in the new dimensions, and split joined axes where they were joined."""
     to_new = {d: new for old, new in groups for d in old}
     uniform = [False] * len(shape)
     for old, new in groups:
         for d in new:
             uniform[d] = all(layout.uniform[o] for o in old)
-    blocks: list[Block] = []
+    blocks: list[LabelBlock] = []
     for block in layout.blocks:
         dims = tuple(sorted({d for o in block.dims for d in to_new[o]}))
         context = tuple(sorted({d for o in block.context for d in to_new[o]}))
-        moved = Block(dims, context, block.atoms.reshape([shape[d] for d in sorted(dims + context)]))
+        moved = LabelBlock(dims, context, block.atoms.reshape([shape[d] for d in sorted(dims + context)]))
         split = _split_again(c, moved, shape) if len(dims) > 1 else None
         if split is None:
             blocks.append(_without_constant_context(moved))
@@ -133,12 +133,12 @@ def _renumbered(c: Constraints, layout: Layout, shape: tuple[int, ...], groups: 
             blocks += part
             for d, flag in flags.items():
                 uniform[d] = flag
-    return Layout.of(shape, [flag or n == 1 for flag, n in zip(uniform, shape, strict=True)], blocks)
+    return Labels.of(shape, [flag or n == 1 for flag, n in zip(uniform, shape, strict=True)], blocks)
 
 
 def _split_again(
-    c: Constraints, block: Block, shape: tuple[int, ...]
-) -> list[tuple[list[Block], dict[int, bool]]] | None:
+    c: Constraints, block: LabelBlock, shape: tuple[int, ...]
+) -> list[tuple[list[LabelBlock], dict[int, bool]]] | None:
     """Return the parts that product atoms were joined from, if the new dimensions separate them again."""
     record = c.products.get(digest(block.atoms))
     if record is None:
@@ -162,7 +162,7 @@ def _split_again(
         dims = tuple(d for axis in part.dims for d in runs[axis])
         context = tuple(d for axis in part.context for d in runs[axis])
         atoms = part.atoms.reshape([shape[d] for d in sorted(dims + context)])
-        result.append(_without_constant_context(Block(dims, context, atoms)))
+        result.append(_without_constant_context(LabelBlock(dims, context, atoms)))
     flags = {
         d: parts.uniform[axis]
         for axis, run in enumerate(runs)
@@ -172,7 +172,7 @@ def _split_again(
     return [(result, flags)]
 
 
-def _without_constant_context(block: Block) -> Block:
+def _without_constant_context(block: LabelBlock) -> LabelBlock:
     """Drop context dimensions along which the atoms do not vary."""
     constant = [d for d in block.context if _is_constant(block.atoms, block.span.index(d))]
     return block.without_axes(constant) if constant else block

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from alignkit.graph import PinnedAxis
-from alignkit.tracing.labels.constraints import Constraints, Source
-from alignkit.tracing.labels.labels import IntArray, Layout
-from alignkit.tracing.reading.layouts import Axis
-from alignkit.tracing.reading.readoff import Reading
+from alignkit.tracing.labels.constraints import Cause, Constraints
+from alignkit.tracing.labels.labels import IntArray, Labels
+from alignkit.tracing.reading.layouts import LabelledAxis
+from alignkit.tracing.reading.readoff import TracedLayouts
 
-_NOTATION = Source("no faithful notation")
+_NOTATION = Cause("no faithful notation")
 
 
-def pinned_axes(c: Constraints, reading: Reading, tensors: Mapping[str, Layout]) -> tuple[PinnedAxis, ...]:
+def pinned_axes(c: Constraints, reading: TracedLayouts, tensors: Mapping[str, Labels]) -> tuple[PinnedAxis, ...]:
     """Return each axis with positions that cannot move, and what fixed them."""
     source = _sources(c, reading)
     pinned = []
@@ -34,7 +34,7 @@ def pinned_axes(c: Constraints, reading: Reading, tensors: Mapping[str, Layout])
     return tuple(pinned)
 
 
-def _cause(c: Constraints, causes: IntArray) -> Source:
+def _cause(c: Constraints, causes: IntArray) -> Cause:
     """Return what fixed most of an axis."""
     if not len(causes):
         return _NOTATION
@@ -43,7 +43,7 @@ def _cause(c: Constraints, causes: IntArray) -> Source:
     return _NOTATION if first == len(c.sources) else c.sources[first]
 
 
-def _has_fixed(axis: Axis) -> bool:
+def _has_fixed(axis: LabelledAxis) -> bool:
     """Return whether any position, or several positions inside of a unit, cannot move."""
     for segment in axis:
         if segment.group is None:
@@ -53,7 +53,7 @@ def _has_fixed(axis: Axis) -> bool:
     return False
 
 
-def _sources(c: Constraints, reading: Reading) -> IntArray:
+def _sources(c: Constraints, reading: TracedLayouts) -> IntArray:
     """Return for each class the number of the source that first fixed it or a relative of it, -1 if nothing did."""
     closed = reading.closed
     none = len(c.sources) + 1

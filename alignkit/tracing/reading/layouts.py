@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignkit.tracing.labels.labels import Block, IntArray, Layout
+from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels
 from alignkit.tracing.solving.orbits import Symmetry
 
 _WRITE_OUT = 4
@@ -32,7 +32,7 @@ class VaryingRowsError(Exception):
 
 
 @dataclass(frozen=True)
-class Segment:
+class LabelledSegment:
     """Part of an axis.
 
     Fixed positions (`group` is None), or a group of which each unit owns the positions of `inner`.
@@ -40,13 +40,13 @@ class Segment:
 
     group: int | None
     size: int
-    inner: tuple[Segment, ...] = ()
+    inner: tuple[LabelledSegment, ...] = ()
 
 
-Axis = tuple[Segment, ...]
+LabelledAxis = tuple[LabelledSegment, ...]
 
 
-def read_axes(layout: Layout, classes: IntArray, symmetry: Symmetry) -> tuple[Axis, ...]:
+def read_axes(layout: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[LabelledAxis, ...]:
     """Return each dimension's segments.
 
     Args:
@@ -58,11 +58,11 @@ def read_axes(layout: Layout, classes: IntArray, symmetry: Symmetry) -> tuple[Ax
         InexpressibleError: Some groups have no faithful notation on one of the axes.
         VaryingRowsError: An axis depends on another one in a way that has no notation.
     """
-    axes: list[Axis] = []
+    axes: list[LabelledAxis] = []
     for dim, size in enumerate(layout.shape):
         block = layout.owner.get(dim)
         if block is None:
-            axes.append((Segment(None, size),))
+            axes.append((LabelledSegment(None, size),))
             continue
         found = np.moveaxis(classes[block.atoms], block.span.index(dim), -1)
         rows = found.reshape(-1, size)
@@ -75,7 +75,7 @@ def read_axes(layout: Layout, classes: IntArray, symmetry: Symmetry) -> tuple[Ax
     return tuple(axes)
 
 
-def _context_units(layout: Layout, block: Block, classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:
+def _context_units(layout: Labels, block: LabelBlock, classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:
     """Return, for each group that acts on the context of a block, the unit at each row."""
     shape = [layout.shape[d] for d in block.context]
     units: dict[int, IntArray] = {}
@@ -116,9 +116,9 @@ def _places(rows: IntArray, consumed: dict[int, IntArray], symmetry: Symmetry) -
     return places, orbits
 
 
-def _sum(places: dict[int, IntArray], orbits: IntArray, known: frozenset[int], symmetry: Symmetry) -> Axis:
+def _sum(places: dict[int, IntArray], orbits: IntArray, known: frozenset[int], symmetry: Symmetry) -> LabelledAxis:
     """Read a run of positions as segments laid end to end."""
-    segments: list[Segment] = []
+    segments: list[LabelledSegment] = []
     at, n = 0, len(orbits)
     while at < n:
         acting = {g for g, place in places.items() if place[at] >= 0 and g not in known}
@@ -128,7 +128,7 @@ def _sum(places: dict[int, IntArray], orbits: IntArray, known: frozenset[int], s
                 if g not in known:
                     free &= place[at:] < 0
             length = n - at if free.all() else int(np.argmin(free))
-            segments.append(Segment(None, length))
+            segments.append(LabelledSegment(None, length))
         else:
             segment, length = _product(places, orbits, at, acting, known, symmetry)
             segments.append(segment)
@@ -138,7 +138,7 @@ def _sum(places: dict[int, IntArray], orbits: IntArray, known: frozenset[int], s
 
 def _product(
     places: dict[int, IntArray], orbits: IntArray, at: int, acting: set[int], known: frozenset[int], symmetry: Symmetry
-) -> tuple[Segment, int]:
+) -> tuple[LabelledSegment, int]:
     """Read the longest product that starts at a position: its outermost group is the one that changes most slowly."""
 
     def run(group: int) -> int:
@@ -158,18 +158,18 @@ def _product(
         if any((t != t[0]).any() for g, t in table.items() if g != group):
             continue
         inner = _sum({g: t[0] for g, t in table.items() if g != group}, kinds[0], known | {group}, symmetry)
-        return Segment(group, size * each, inner), size * each
+        return LabelledSegment(group, size * each, inner), size * each
     raise InexpressibleError(set(roots) or acting)
 
 
-def write_axis(axis: Axis, names: Mapping[int, str]) -> str:
+def write_axis(axis: LabelledAxis, names: Mapping[int, str]) -> str:
     """Write segments in the notation. `names` gives the text of each group, such as "qk[heads]"."""
     if len(axis) == 1 and axis[0].group is None:
         return "."
     return _write_sum(axis, names)
 
 
-def _write_sum(axis: Axis, names: Mapping[int, str]) -> str:
+def _write_sum(axis: LabelledAxis, names: Mapping[int, str]) -> str:
     parts: list[str] = []
     at = 0
     while at < len(axis):
@@ -182,7 +182,7 @@ def _write_sum(axis: Axis, names: Mapping[int, str]) -> str:
     return "+".join(parts)
 
 
-def _write_segment(segment: Segment, names: Mapping[int, str]) -> str:
+def _write_segment(segment: LabelledSegment, names: Mapping[int, str]) -> str:
     if segment.group is None:
         return str(segment.size)
     text = names[segment.group]
@@ -195,7 +195,7 @@ def _write_segment(segment: Segment, names: Mapping[int, str]) -> str:
     return f"({text} ({_write_sum(segment.inner, names)}))"
 
 
-def groups_of(axis: Axis) -> list[int]:
+def groups_of(axis: LabelledAxis) -> list[int]:
     """Return the groups that act on an axis, outer ones first."""
     found: list[int] = []
     for segment in axis:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from alignkit.tracing.reading.layouts import Axis, Segment, groups_of
+from alignkit.tracing.reading.layouts import LabelledAxis, LabelledSegment, groups_of
 from alignkit.tracing.solving.orbits import Symmetry
 
 _LEAF = re.compile(r"^(weight|bias)(_[ih]h)?_?")
@@ -13,7 +13,7 @@ _ROLES = {(0, 1): "qk", (0,): "q", (1,): "k", (2,): "v", (1, 2): "kv", (0, 1, 2)
 
 
 def group_names(
-    axes: Mapping[str, tuple[Axis, ...]], shapes: Mapping[str, tuple[int, ...]], symmetry: Symmetry
+    axes: Mapping[str, tuple[LabelledAxis, ...]], shapes: Mapping[str, tuple[int, ...]], symmetry: Symmetry
 ) -> dict[int, str]:
     """Return a readable, stable name for each group: the path of the module whose tensor mentions it first.
 
@@ -55,7 +55,7 @@ def _is_matrix(tensor: str, shape: tuple[int, ...]) -> bool:
     return sum(n > 1 for n in shape) > 1 or (len(shape) > 1 and tensor.rpartition(".")[2] == "weight")
 
 
-def _unit_name(group: int, tensor: str, axis: Axis, rank: int, parent: int | None) -> str:
+def _unit_name(group: int, tensor: str, axis: LabelledAxis, rank: int, parent: int | None) -> str:
     """Return the name that units would like to have.
 
     The path of their module, and what tells them apart inside of it.
@@ -72,11 +72,11 @@ def _unit_name(group: int, tensor: str, axis: Axis, rank: int, parent: int | Non
     return base
 
 
-def _heads_of_heads(axes: Mapping[str, tuple[Axis, ...]]) -> dict[int, int]:
+def _heads_of_heads(axes: Mapping[str, tuple[LabelledAxis, ...]]) -> dict[int, int]:
     """Return groups that own positions inside of another group, with that group: query heads of key-value heads."""
     found: dict[int, int] = {}
 
-    def visit(axis: Axis) -> None:
+    def visit(axis: LabelledAxis) -> None:
         for outer in axis:
             for inner in outer.inner:
                 if outer.group is not None and inner.group is not None and inner.size > _own(inner):
@@ -89,12 +89,12 @@ def _heads_of_heads(axes: Mapping[str, tuple[Axis, ...]]) -> dict[int, int]:
     return found
 
 
-def _own(segment: Segment) -> int:
+def _own(segment: LabelledSegment) -> int:
     """Return how many units of its group a segment has."""
     return segment.size // max(sum(part.size for part in segment.inner), 1)
 
 
-def _is_stacked(group: int, axes: Mapping[str, tuple[Axis, ...]], family_of: Mapping[int, int | None]) -> bool:
+def _is_stacked(group: int, axes: Mapping[str, tuple[LabelledAxis, ...]], family_of: Mapping[int, int | None]) -> bool:
     """Return whether a tensor stacks one matrix for each unit of a group."""
     return any(
         len(tensor) > 2
@@ -105,7 +105,7 @@ def _is_stacked(group: int, axes: Mapping[str, tuple[Axis, ...]], family_of: Map
     )
 
 
-def _owner_name(tensor: str, axes: tuple[Axis, ...], *, owns_heads: bool, stacked: bool) -> str:
+def _owner_name(tensor: str, axes: tuple[LabelledAxis, ...], *, owns_heads: bool, stacked: bool) -> str:
     """Return a name for units that own other units: experts, groups of channels, heads."""
     module, _, leaf = tensor.rpartition(".")
     if stacked:
@@ -119,16 +119,16 @@ def _owner_name(tensor: str, axes: tuple[Axis, ...], *, owns_heads: bool, stacke
     return f"{path}.{kind}" if path else kind
 
 
-def _segments(axis: Axis, group: int) -> set[int]:
+def _segments(axis: LabelledAxis, group: int) -> set[int]:
     """Return in which of the parallel parts of an axis a group acts: its segments, or those inside its only segment."""
-    parts: tuple[Segment, ...] = axis
+    parts: tuple[LabelledSegment, ...] = axis
     while len(parts) == 1 and parts[0].group is not None and parts[0].group != group and parts[0].inner:
         parts = parts[0].inner
     return {i for i, part in enumerate(parts) if group in groups_of((part,))}
 
 
-def _segment_count(axis: Axis) -> int:
-    parts: tuple[Segment, ...] = axis
+def _segment_count(axis: LabelledAxis) -> int:
+    parts: tuple[LabelledSegment, ...] = axis
     while len(parts) == 1 and parts[0].inner:
         parts = parts[0].inner
     return len(parts)

@@ -12,8 +12,8 @@ import numpy as np
 
 from alignkit.errors import TraceError
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import IntArray, Layout
-from alignkit.tracing.reading.layouts import Axis, InexpressibleError, VaryingRowsError, read_axes
+from alignkit.tracing.labels.labels import IntArray, Labels
+from alignkit.tracing.reading.layouts import InexpressibleError, LabelledAxis, VaryingRowsError, read_axes
 from alignkit.tracing.solving.check import broken_groups
 from alignkit.tracing.solving.closure import Closed, close, seeded
 from alignkit.tracing.solving.orbits import Symmetry, solve
@@ -22,7 +22,7 @@ _ROUNDS = 200
 
 
 @dataclass(eq=False)
-class Reading:
+class TracedLayouts:
     """What was read off.
 
     Attributes:
@@ -34,14 +34,14 @@ class Reading:
             and read again.
     """
 
-    axes: dict[str, tuple[Axis, ...]]
+    axes: dict[str, tuple[LabelledAxis, ...]]
     symmetry: Symmetry
     closed: Closed
     given_up: list[IntArray] = field(default_factory=list)
     varying: tuple[str, ...] = ()
 
 
-def read(c: Constraints, tensors: Mapping[str, Layout]) -> Reading:
+def read(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts:
     """Solve the constraints and return the layouts of labelled tensors.
 
     Args:
@@ -56,7 +56,7 @@ def read(c: Constraints, tensors: Mapping[str, Layout]) -> Reading:
     given_up: list[IntArray] = []
     for number in range(_ROUNDS):
         symmetry = solve(closed, extra)
-        reading = Reading({}, symmetry, closed, given_up)
+        reading = TracedLayouts({}, symmetry, closed, given_up)
         rejected = list(symmetry.undecided)
         if not rejected:
             groups = _read_tensors(reading, tensors)
@@ -74,7 +74,7 @@ def read(c: Constraints, tensors: Mapping[str, Layout]) -> Reading:
     )
 
 
-def _read_tensors(reading: Reading, tensors: Mapping[str, Layout]) -> set[int]:
+def _read_tensors(reading: TracedLayouts, tensors: Mapping[str, Labels]) -> set[int]:
     """Fill in the axes; return groups that have no faithful notation."""
     rejected: set[int] = set()
     varying = []

@@ -68,7 +68,7 @@ def _known_values(tensor: torch.Tensor) -> npt.NDArray[np.int64] | None:
 
 
 @dataclass(frozen=True)
-class Step:
+class OpRecord:
     """One recorded op: tensors in `args`, `kwargs` and `result` are replaced by `TensorRef`."""
 
     func: torch._ops.OpOverload
@@ -113,7 +113,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, path: Path) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.steps: list[Step] = []
+        self.steps: list[OpRecord] = []
         self.alive: list[torch.Tensor] = []
         self._path = path
 
@@ -136,7 +136,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         described_args, described_kwargs = self.describe((tuple(args), kwargs))
         result = func(*args, **kwargs)
-        self.steps.append(Step(func, described_args, described_kwargs, self.describe(result), self._path.current))
+        self.steps.append(OpRecord(func, described_args, described_kwargs, self.describe(result), self._path.current))
         return result
 
 

@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from alignkit.errors import TraceError
-from alignkit.tracing.recording.recorder import Recorder, Step, TensorRef, module_path
+from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, module_path
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A recorded run.
 
     Attributes:
@@ -33,7 +33,7 @@ class Run:
         alive: All tensors of the run, kept so that identities stay unique.
     """
 
-    steps: list[Step]
+    steps: list[OpRecord]
     results: list[TensorRef]
     state: dict[str, TensorRef]
     tensors: Literal["fake", "real"]
@@ -41,8 +41,8 @@ class Run:
     alive: list[Tensor]
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
-    """Run the model in eval mode without gradients and record every op. The model is left as it was.
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
+    """RecordedRun the model in eval mode without gradients and record every op. The model is left as it was.
 
     Raises:
         TraceError: The model cannot run on these inputs, or is no plain module; the message says what to do.
@@ -114,7 +114,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
         )
     if "shape" in lowered or "size" in lowered or "dimension" in lowered or "channels" in lowered:
         return text + " Check the shapes of the inputs."
-    return text + " Run model(*args, **kwargs) first; what fails there fails here."
+    return text + " RecordedRun model(*args, **kwargs) first; what fails there fails here."
 
 
 def _first_line(error: Exception) -> str:
@@ -171,7 +171,7 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     table: dict[int, Tensor] = {}
 
@@ -194,7 +194,7 @@ def _fake_copy(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     return nn.Parameter(stand_in, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else stand_in
 
 
-def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
     table: dict[int, Tensor] = {}
 
     def own(tensor: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def _run(
     state: dict[str, Tensor],
     tensors: Literal["fake", "real"],
     mode: FakeTensorMode | None,
-) -> Run:
+) -> RecordedRun:
     args, kwargs = inputs
     with ExitStack() as stack:
         path = stack.enter_context(module_path(model))
@@ -239,7 +239,7 @@ def _run(
     described = {name: recorder.describe(tensor) for name, tensor in state.items()}
     now = dict(model.named_buffers(remove_duplicate=False))
     replaced = frozenset(name for name, tensor in state.items() if now.get(name, tensor) is not tensor)
-    return Run(recorder.steps, results, described, tensors, replaced, recorder.alive)
+    return RecordedRun(recorder.steps, results, described, tensors, replaced, recorder.alive)
 
 
 def tensors_in(result: object) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignkit.tracing.labels import combine
-from alignkit.tracing.labels.labels import Layout
+from alignkit.tracing.labels.labels import Labels
 from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, rule
@@ -17,7 +17,7 @@ from alignkit.tracing.rules.table import Call, rule
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
 )  # fmt: skip
-def attention(call: Call) -> Sequence[Layout]:
+def attention(call: Call) -> Sequence[Labels]:
     """softmax(q k^T + mask) v. Units of q and k meet, units of v go through, heads are a batch dimension."""
     c = call.constraints
     q, k, v = (call.layout(name) for name in ("query", "key", "value"))
@@ -32,14 +32,14 @@ def attention(call: Call) -> Sequence[Layout]:
         scores = call.unify(scores.shape, [scores, call.layout(mask)])
     if call.arg("is_causal"):
         scores = call.fix_dims(scores, [rank - 2, rank - 1])
-        scores = Layout.of(
+        scores = Labels.of(
             scores.shape, [flag and d < rank - 2 for d, flag in enumerate(scores.uniform)], scores.blocks
         )
     combine.drop(c, scores, {rank - 1})
     return [combine.matmul(c, scores, v), *call.fixed_outputs()[1:]]
 
 
-def _for_each_query_head(call: Call, x: Layout, heads: int) -> Layout:
+def _for_each_query_head(call: Call, x: Labels, heads: int) -> Labels:
     """Repeat key or value heads for their query heads (grouped-query attention)."""
     at = len(x.shape) - 3
     times = heads // x.shape[at]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from alignkit.tracing.labels.combine import concatenate
-from alignkit.tracing.labels.labels import Layout
+from alignkit.tracing.labels.labels import Labels
 from alignkit.tracing.rules.table import Call, refs, rule
 
 
 @rule("cat", "concat", "concatenate")
-def cat(call: Call) -> Layout:
+def cat(call: Call) -> Labels:
     """Lay tensors end to end. Empty one-dimensional operands are ignored, as torch does."""
     parts = [ref for ref in refs(call.arg("tensors")) if ref.shape != (0,)]
     layouts = [call.layout(ref) for ref in parts]
@@ -20,7 +20,7 @@ def cat(call: Call) -> Layout:
 
 
 @rule("stack")
-def stack(call: Call) -> Layout:
+def stack(call: Call) -> Labels:
     """Lay tensors beside each other along a new dimension."""
     rank = len(call.shape)
     at = call.arg("dim", 0) % rank

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from alignkit.tracing.labels.combine import contract
-from alignkit.tracing.labels.labels import Layout
+from alignkit.tracing.labels.labels import Labels
 from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.rules.table import Call, rule
 
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution")
-def convolution(call: Call) -> Layout:
+def convolution(call: Call) -> Labels:
     """Seen as [batch, groups, out of a group, in of a group], a product that sums over the last."""
     x, weight, groups = call.layout("input"), call.layout("weight"), call.arg("groups", 1)
     transposed = bool(call.arg("transposed", False))
@@ -32,11 +32,11 @@ def convolution(call: Call) -> Layout:
     if bias is not None:
         offset = call.layout(bias)
         thin = call.unify(thin.shape, [thin, offset.moved((1, offset.shape[0], *[1] * len(space)), {0: 1})])
-    return Layout.of(call.shape, (*thin.uniform[:2], *[False] * len(space)), thin.blocks)
+    return Labels.of(call.shape, (*thin.uniform[:2], *[False] * len(space)), thin.blocks)
 
 
-def _flat(call: Call, x: Layout) -> Layout:
+def _flat(call: Call, x: Labels) -> Labels:
     """Fix the dimensions of space and leave them out."""
     left = call.fix_dims(x, range(2, len(x.shape)))
     blocks = [b for b in left.blocks if not set(b.span) - {0, 1}]
-    return Layout.of(x.shape[:2], left.uniform[:2], blocks)
+    return Labels.of(x.shape[:2], left.uniform[:2], blocks)

@@ -7,26 +7,26 @@ from collections.abc import Sequence
 import torch
 
 from alignkit.tracing.labels.combine import restrict
-from alignkit.tracing.labels.labels import Block, Layout
+from alignkit.tracing.labels.labels import LabelBlock, Labels
 from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, rule
 
 
 @rule("embedding")
-def embedding(call: Call) -> Layout:
+def embedding(call: Call) -> Labels:
     """Rows of a table: which row is which matters, the columns pass through."""
     table, indices = call.layout("weight"), call.layout("indices")
     rank = len(indices.shape)
     left = call.fix_dims(table, [0])
-    carried = Layout.of((1, table.shape[1]), (True, left.uniform[1]), left.blocks)
+    carried = Labels.of((1, table.shape[1]), (True, left.uniform[1]), left.blocks)
     columns = carried.moved((*[1] * rank, table.shape[1]), {1: rank})
     call.fix(indices)
-    return Layout.of(call.shape, [*[False] * rank, columns.uniform[rank]], columns.blocks)
+    return Labels.of(call.shape, [*[False] * rank, columns.uniform[rank]], columns.blocks)
 
 
 @rule("index_select", "gather", "take_along_dim")
-def pick(call: Call) -> Layout:
+def pick(call: Call) -> Labels:
     """Pick positions along one dimension."""
     x, dim = call.layout("self"), call.arg("dim")
     indices = call.layout("index")
@@ -37,18 +37,18 @@ def pick(call: Call) -> Layout:
     left = call.fix_dims(x, [dim])
     if call.name == "index_select":
         call.fix(indices)
-        return Layout.of(call.shape, [flag and d != dim for d, flag in enumerate(left.uniform)], left.blocks)
+        return Labels.of(call.shape, [flag and d != dim for d, flag in enumerate(left.uniform)], left.blocks)
     if any(m != n for d, (m, n) in enumerate(zip(x.shape, call.shape, strict=True)) if d != dim):
         call.fix(left, indices)
-        return Layout.of(call.shape)
+        return Labels.of(call.shape)
     index_left = call.fix_dims(indices, [dim])
     thin = [1 if d == dim else n for d, n in enumerate(call.shape)]
-    both = call.unify(thin, [Layout.of(thin, y.uniform, y.blocks) for y in (left, index_left)])
-    return Layout.of(call.shape, [flag and d != dim for d, flag in enumerate(both.uniform)], both.blocks)
+    both = call.unify(thin, [Labels.of(thin, y.uniform, y.blocks) for y in (left, index_left)])
+    return Labels.of(call.shape, [flag and d != dim for d, flag in enumerate(both.uniform)], both.blocks)
 
 
 @rule("index")
-def index(call: Call) -> Layout:
+def index(call: Call) -> Labels:
     """Index dimensions by integer tensors: these dimensions are fixed. Masks fix everything."""
     x = call.layout("self")
     given = list(call.arg("indices"))
@@ -57,7 +57,7 @@ def index(call: Call) -> Layout:
     call.fix(*[call.layout(i) for i in tensors])
     if any(i.dtype in (torch.bool, torch.uint8) for i in tensors):
         call.fix(x)
-        return Layout.of(call.shape)
+        return Labels.of(call.shape)
     if len(tensors) == 1 and tensors[0].values is not None:
         # The indices cannot move, so their values are those of every symmetric copy of the model.
         picked = restrict(call.constraints, x, dims[0], tensors[0].values.ravel())
@@ -69,11 +69,13 @@ def index(call: Call) -> Layout:
     front = [d for d in others if d < start] if start else []
     place = {d: i for i, d in enumerate(front)}
     place.update({d: len(front) + index_rank + i for i, d in enumerate(d for d in others if d not in front)})
-    blocks = [Block(tuple(place[d] for d in b.dims), tuple(place[d] for d in b.context), b.atoms) for b in left.blocks]
+    blocks = [
+        LabelBlock(tuple(place[d] for d in b.dims), tuple(place[d] for d in b.context), b.atoms) for b in left.blocks
+    ]
     uniform = [False] * len(call.shape)
     for d, new in place.items():
         uniform[new] = left.uniform[d]
-    return Layout.of(call.shape, uniform, blocks)
+    return Labels.of(call.shape, uniform, blocks)
 
 
 @rule(
@@ -88,7 +90,7 @@ def index(call: Call) -> Layout:
     "masked_select",
     "one_hot",
 )
-def positions(call: Call) -> Sequence[Layout]:
+def positions(call: Call) -> Sequence[Labels]:
     """Positions or counts that depend on every value's place."""
     call.fix(*call.operands())
     return call.fixed_outputs()

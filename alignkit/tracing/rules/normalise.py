@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignkit.tracing.labels import combine
-from alignkit.tracing.labels.labels import Layout
+from alignkit.tracing.labels.labels import Labels
 from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, rule
 
 
-def _channelwise(call: Call, x: Layout, names: Sequence[str]) -> list[Layout]:
+def _channelwise(call: Call, x: Labels, names: Sequence[str]) -> list[Labels]:
     """Return the layouts of one-dimensional tensors that belong to dimension 1."""
     rank = len(x.shape)
     given = [call.arg(name) for name in names]
@@ -23,7 +23,7 @@ def _channelwise(call: Call, x: Layout, names: Sequence[str]) -> list[Layout]:
     "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
     "miopen_batch_norm", "_batch_norm_impl_index", "_batch_norm_no_update", "_batch_norm_with_update",
 )  # fmt: skip
-def batch_norm(call: Call) -> Sequence[Layout]:
+def batch_norm(call: Call) -> Sequence[Labels]:
     """Statistics and weights of each channel. Batch statistics sum over the other dimensions."""
     x = call.layout("input")
     layout = call.unify(x.shape, [x, *_channelwise(call, x, ("weight", "bias", "running_mean", "running_var"))])
@@ -32,7 +32,7 @@ def batch_norm(call: Call) -> Sequence[Layout]:
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
-def layer_norm(call: Call) -> Sequence[Layout]:
+def layer_norm(call: Call) -> Sequence[Labels]:
     """Statistics over the last dimensions."""
     x = call.layout("input")
     rank, count = len(x.shape), len(call.arg("normalized_shape"))
@@ -43,7 +43,7 @@ def layer_norm(call: Call) -> Sequence[Layout]:
 
 
 @rule("native_group_norm")
-def group_norm(call: Call) -> Sequence[Layout]:
+def group_norm(call: Call) -> Sequence[Labels]:
     """Statistics over groups of channels and all other dimensions but the first."""
     x, groups = call.layout("input"), call.arg("group")
     layout = call.unify(x.shape, [x, *_channelwise(call, x, ("weight", "bias"))])
@@ -54,7 +54,7 @@ def group_norm(call: Call) -> Sequence[Layout]:
 
 
 @rule("_weight_norm_interface", "_weight_norm")
-def weight_norm(call: Call) -> Sequence[Layout]:
+def weight_norm(call: Call) -> Sequence[Labels]:
     """A direction scaled by a length for each position along one dimension."""
     v, g = call.layout("v"), call.layout("g")
     dim = v.dim(call.arg("dim", 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignkit.tracing.labels.labels import Layout
+from alignkit.tracing.labels.labels import Labels
 from alignkit.tracing.rules.table import Call, rule
 
 _ELEMENTWISE = """
@@ -23,20 +23,20 @@ _ELEMENTWISE = """
 
 
 @rule(*_ELEMENTWISE.split())
-def elementwise(call: Call) -> Sequence[Layout]:
+def elementwise(call: Call) -> Sequence[Labels]:
     """Broadcast and align all operands."""
     layout = call.unify(call.shape, call.operands())
     return [layout] * len(call.outputs)
 
 
 @rule("copy")
-def copy(call: Call) -> Layout:
+def copy(call: Call) -> Labels:
     """The target takes the source's values; what it held before does not matter."""
-    return call.unify(call.shape, [Layout.constant(call.shape), call.layout("src")])
+    return call.unify(call.shape, [Labels.constant(call.shape), call.layout("src")])
 
 
 @rule("prelu", "_prelu_kernel")
-def prelu(call: Call) -> Layout:
+def prelu(call: Call) -> Labels:
     """A weight with several elements belongs to dimension 1."""
     x, weight = call.layout("self"), call.layout("weight")
     rank = len(x.shape)
@@ -50,9 +50,9 @@ def prelu(call: Call) -> Layout:
     "new_full", "new_empty", "scalar_tensor", "empty_strided", "new_empty_strided", "zero", "fill",
     "empty_permuted",
 )  # fmt: skip
-def uniform(call: Call) -> Sequence[Layout]:
+def uniform(call: Call) -> Sequence[Labels]:
     """One value everywhere; uninitialised memory is always written before it is read."""
-    return [Layout.constant(ref.shape) for ref in call.outputs]
+    return [Labels.constant(ref.shape) for ref in call.outputs]
 
 
 @rule(
@@ -60,23 +60,23 @@ def uniform(call: Call) -> Sequence[Layout]:
     "normal", "uniform", "bernoulli", "rand_like", "randn_like", "randint_like", "hann_window", "hamming_window",
     "multinomial", "exponential", "_efficientzerotensor",
 )  # fmt: skip
-def distinct(call: Call) -> Sequence[Layout]:
+def distinct(call: Call) -> Sequence[Labels]:
     """Values that differ from position to position, whatever the operands."""
     call.fix(*call.operands())
     return call.fixed_outputs()
 
 
 @rule("tril", "triu")
-def triangle(call: Call) -> Layout:
+def triangle(call: Call) -> Labels:
     """Positions along the last two dimensions matter."""
     x = call.layout("self")
     rank = len(x.shape)
     left = call.fix_dims(x, [rank - 2, rank - 1])
-    return Layout.of(x.shape, [flag and d < rank - 2 for d, flag in enumerate(left.uniform)], left.blocks)
+    return Labels.of(x.shape, [flag and d < rank - 2 for d, flag in enumerate(left.uniform)], left.blocks)
 
 
 @rule("glu")
-def glu(call: Call) -> Layout:
+def glu(call: Call) -> Labels:
     """The two halves of a dimension meet elementwise."""
     import numpy as np
 

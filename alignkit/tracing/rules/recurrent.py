@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignkit.tracing.labels.combine import restrict
-from alignkit.tracing.labels.labels import Layout
+from alignkit.tracing.labels.labels import Labels
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, rule
 
 
-def _gates(call: Call, names: Sequence[str], count: int) -> list[Layout]:
+def _gates(call: Call, names: Sequence[str], count: int) -> list[Labels]:
     """Cut the gates out of each given tensor's last dimension."""
     pieces = []
     for name in names:
@@ -30,7 +30,7 @@ def _gates(call: Call, names: Sequence[str], count: int) -> list[Layout]:
 
 
 @rule("_thnn_fused_lstm_cell")
-def lstm_cell(call: Call) -> Sequence[Layout]:
+def lstm_cell(call: Call) -> Sequence[Labels]:
     """Four gates and a cell state of the same units."""
     gates = _gates(call, ("input_gates", "hidden_gates", "input_bias", "hidden_bias"), 4)
     state = call.unify(call.shape, [call.layout("cx"), *gates])
@@ -38,7 +38,7 @@ def lstm_cell(call: Call) -> Sequence[Layout]:
 
 
 @rule("_thnn_fused_gru_cell")
-def gru_cell(call: Call) -> Sequence[Layout]:
+def gru_cell(call: Call) -> Sequence[Labels]:
     """Three gates and a hidden state of the same units."""
     gates = _gates(call, ("input_gates", "hidden_gates", "input_bias", "hidden_bias"), 3)
     state = call.unify(call.shape, [call.layout("hx"), *gates])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignkit.tracing.labels import combine
-from alignkit.tracing.labels.labels import Layout
+from alignkit.tracing.labels.labels import Labels
 from alignkit.tracing.rules.table import Call, rule
 
 
@@ -13,7 +13,7 @@ from alignkit.tracing.rules.table import Call, rule
     "mean", "sum", "amax", "amin", "var", "var_mean", "std", "std_mean", "prod", "any", "all", "linalg_vector_norm",
     "norm", "logsumexp", "nansum", "count_nonzero", "aminmax",
 )  # fmt: skip
-def order_independent(call: Call) -> Sequence[Layout]:
+def order_independent(call: Call) -> Sequence[Labels]:
     """The result does not depend on the order along the reduced dimensions."""
     x = call.layout("self")
     gone = call.dims(call.arg("dim"), len(x.shape))
@@ -22,7 +22,7 @@ def order_independent(call: Call) -> Sequence[Layout]:
 
 
 @rule("max", "min", "median", "nanmedian", "mode", "kthvalue")
-def extreme(call: Call) -> Sequence[Layout]:
+def extreme(call: Call) -> Sequence[Labels]:
     """Elementwise with two tensors, a reduction with one; a place that is returned is a fixed position."""
     if isinstance(call.arg("other"), type(call.outputs[0])):
         return [call.unify(call.shape, call.operands())]
@@ -35,17 +35,17 @@ def extreme(call: Call) -> Sequence[Layout]:
 
 
 @rule("argmax", "argmin")
-def place_of_extreme(call: Call) -> Layout:
+def place_of_extreme(call: Call) -> Labels:
     """The place of an extreme: positions along the dimension are fixed."""
     x, dim = call.layout("self"), call.arg("dim")
     if dim is None:
         call.fix(x)
-        return Layout.of(call.shape)
+        return Labels.of(call.shape)
     return combine.reduce(call.constraints, call.fix_dims(x, [x.dim(dim)]), {x.dim(dim)}, bool(call.arg("keepdim")))
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "cummax", "cummin")
-def ordered(call: Call) -> Sequence[Layout]:
+def ordered(call: Call) -> Sequence[Labels]:
     """Positions along the dimension are fixed; the others keep their labels."""
     x = call.layout("self")
     if not x.shape:
@@ -53,13 +53,13 @@ def ordered(call: Call) -> Sequence[Layout]:
     dim = x.dim(call.arg("dim", -1))
     left = call.fix_dims(x, [dim])
     return [
-        Layout.of(ref.shape, [flag and d != dim for d, flag in enumerate(left.uniform)], left.blocks)
+        Labels.of(ref.shape, [flag and d != dim for d, flag in enumerate(left.uniform)], left.blocks)
         for ref in call.outputs
     ]
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
-def softmax(call: Call) -> Layout:
+def softmax(call: Call) -> Labels:
     """Normalise along a dimension: equivariant."""
     x = call.layout("self")
     combine.drop(call.constraints, x, {x.dim(call.arg("dim"))})

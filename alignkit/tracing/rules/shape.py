@@ -7,19 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignkit.tracing.labels.combine import restrict
-from alignkit.tracing.labels.labels import Block, Layout
+from alignkit.tracing.labels.labels import LabelBlock, Labels
 from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.rules.table import Call, rule
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")
-def view(call: Call) -> Layout:
+def view(call: Call) -> Labels:
     """Join and split dimensions. `view.dtype` of equal element size leaves the shape alone."""
     return reshape(call.constraints, call.layout("self"), call.shape)
 
 
 @rule("t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy", "permute_copy")
-def permute(call: Call) -> Layout:
+def permute(call: Call) -> Labels:
     """Reorder dimensions."""
     x = call.layout("self")
     order = list(range(len(x.shape)))
@@ -34,7 +34,7 @@ def permute(call: Call) -> Layout:
 
 
 @rule("unsqueeze")
-def unsqueeze(call: Call) -> Layout:
+def unsqueeze(call: Call) -> Labels:
     """Insert a dimension of size 1."""
     x = call.layout("self")
     at = call.arg("dim") % (len(x.shape) + 1)
@@ -42,7 +42,7 @@ def unsqueeze(call: Call) -> Layout:
 
 
 @rule("squeeze")
-def squeeze(call: Call) -> Layout:
+def squeeze(call: Call) -> Labels:
     """Remove dimensions of size 1."""
     x = call.layout("self")
     gone = {d for d in call.dims(call.arg("dim"), len(x.shape)) if x.shape[d] == 1}
@@ -53,32 +53,32 @@ def squeeze(call: Call) -> Layout:
 
 
 @rule("expand", "expand_as", "broadcast_to", "expand_copy")
-def expand(call: Call) -> Layout:
+def expand(call: Call) -> Labels:
     """Repeat dimensions of size 1: the result is uniform along them."""
     shape = call.shape
     x = call.layout("self").left_padded(len(shape))
     grown = [d for d, n in enumerate(shape) if n != x.shape[d]]
     blocks = [block.without_axes(grown) if set(block.span) & set(grown) else block for block in x.blocks]
-    return Layout.of(shape, [d in grown or flag for d, flag in enumerate(x.uniform)], [b for b in blocks if b.dims])
+    return Labels.of(shape, [d in grown or flag for d, flag in enumerate(x.uniform)], [b for b in blocks if b.dims])
 
 
 @rule("repeat", "tile")
-def repeat(call: Call) -> Layout:
+def repeat(call: Call) -> Labels:
     """Lay copies end to end."""
     shape = call.shape
     x = call.layout("self").left_padded(len(shape))
     times = [n // max(m, 1) for n, m in zip(shape, x.shape, strict=True)]
-    blocks = [Block(b.dims, b.context, np.tile(b.atoms, [times[d] for d in b.span])) for b in x.blocks]
-    return Layout.of(shape, x.uniform, blocks)
+    blocks = [LabelBlock(b.dims, b.context, np.tile(b.atoms, [times[d] for d in b.span])) for b in x.blocks]
+    return Labels.of(shape, x.uniform, blocks)
 
 
 @rule("repeat_interleave")
-def repeat_interleave(call: Call) -> Layout:
+def repeat_interleave(call: Call) -> Labels:
     """Repeat each position: every unit owns a run of equal values."""
     x, times, dim = call.layout("self"), call.arg("repeats"), call.arg("dim")
     if not isinstance(times, int) or dim is None:
         call.fix(x)
-        return Layout.of(call.shape)
+        return Labels.of(call.shape)
     dim = x.dim(dim)
     shape = (*x.shape[: dim + 1], times, *x.shape[dim + 1 :])
     apart = x.moved(shape, {d: d if d <= dim else d + 1 for d in range(len(x.shape))})
@@ -86,7 +86,7 @@ def repeat_interleave(call: Call) -> Layout:
 
 
 @rule("select")
-def select(call: Call) -> Layout:
+def select(call: Call) -> Labels:
     """Pick one position: it must stay, even if no dimension of its block is left."""
     x = call.layout("self")
     dim = x.dim(call.arg("dim"))
@@ -94,18 +94,18 @@ def select(call: Call) -> Layout:
 
 
 @rule("unbind")
-def unbind(call: Call) -> Sequence[Layout]:
+def unbind(call: Call) -> Sequence[Labels]:
     """Pick every position in turn."""
     x = call.layout("self")
     dim = x.dim(call.arg("dim", 0))
     return [_without_dim(_one(call, x, dim, i), dim) for i in range(len(call.outputs))]
 
 
-def _one(call: Call, x: Layout, dim: int, index: int) -> Layout:
+def _one(call: Call, x: Labels, dim: int, index: int) -> Labels:
     return restrict(call.constraints, x, dim, np.array([index]))
 
 
-def _without_dim(x: Layout, dim: int) -> Layout:
+def _without_dim(x: Labels, dim: int) -> Labels:
     """Return the layout without a dimension of size 1."""
     blocks = [block.without_axes([dim]) if dim in block.span else block for block in x.blocks]
     rest = x.with_blocks([block for block in blocks if block.dims])
@@ -114,7 +114,7 @@ def _without_dim(x: Layout, dim: int) -> Layout:
 
 
 @rule("slice", "slice_copy")
-def slice_(call: Call) -> Layout:
+def slice_(call: Call) -> Labels:
     """Pick a range of positions."""
     x = call.layout("self")
     dim = x.dim(call.arg("dim", 0))
@@ -124,7 +124,7 @@ def slice_(call: Call) -> Layout:
 
 
 @rule("narrow")
-def narrow(call: Call) -> Layout:
+def narrow(call: Call) -> Labels:
     """Pick a range of positions, given by its length."""
     x = call.layout("self")
     dim = x.dim(call.arg("dim"))
@@ -143,7 +143,7 @@ def narrow(call: Call) -> Layout:
     "unsafe_split_with_sizes",
     "split_copy",
 )
-def split(call: Call) -> Sequence[Layout]:
+def split(call: Call) -> Sequence[Labels]:
     """Cut into pieces; the sizes are those of the outputs."""
     x = call.layout("self")
     dim = x.dim(call.arg("dim", 0))
@@ -153,7 +153,7 @@ def split(call: Call) -> Sequence[Layout]:
 
 
 @rule("flip")
-def flip(call: Call) -> Layout:
+def flip(call: Call) -> Labels:
     """Reverse dimensions."""
     x = call.layout("self")
     for dim in call.arg("dims"):
@@ -162,12 +162,12 @@ def flip(call: Call) -> Layout:
 
 
 @rule("roll")
-def roll(call: Call) -> Layout:
+def roll(call: Call) -> Labels:
     """Move positions around a circle."""
     x, dims = call.layout("self"), call.arg("dims")
     if not dims:
         call.fix(x)
-        return Layout.of(x.shape)
+        return Labels.of(x.shape)
     for shift, dim in zip(call.arg("shifts"), dims, strict=True):
         size = x.shape[dim]
         x = x.taken(x.dim(dim), (np.arange(size) - shift) % size)
@@ -175,30 +175,30 @@ def roll(call: Call) -> Layout:
 
 
 @rule("as_strided")
-def as_strided(call: Call) -> Layout:
+def as_strided(call: Call) -> Labels:
     """Reinterpret the storage: known only where the shape stays (kernels rewrite the strides of size-1 dimensions)."""
     x = call.layout("self")
     if tuple(call.arg("size")) == x.shape and call.step.op.endswith("_"):
         return x
     call.fix(x)
-    return Layout.of(call.shape)
+    return Labels.of(call.shape)
 
 
 @rule("diagonal")
-def diagonal(call: Call) -> Layout:
+def diagonal(call: Call) -> Labels:
     """Rows and columns of a whole diagonal move together; it becomes the last dimension."""
     x = call.layout("self")
     first, second = x.dim(call.arg("dim1", 0)), x.dim(call.arg("dim2", 1))
     if call.arg("offset", 0) or x.shape[first] != x.shape[second]:
         call.fix(x)
-        return Layout.of(call.shape)
+        return Labels.of(call.shape)
     place = {d: d for d in range(len(x.shape))}
     swapped = x.moved(x.shape, {**place, first: second, second: first})
     both = call.unify(x.shape, [x, swapped])
     blocks = [b for b in both.blocks if second not in b.dims]
     if any({first, second} & set(b.span) and len(b.span) > 1 for b in both.blocks):
         call.fix(both)
-        return Layout.of(call.shape)
+        return Labels.of(call.shape)
     left = [d for d in range(len(x.shape)) if d not in (first, second)]
-    thin = Layout.of([1 if d == second else n for d, n in enumerate(x.shape)], both.uniform, blocks)
+    thin = Labels.of([1 if d == second else n for d, n in enumerate(x.shape)], both.uniform, blocks)
     return thin.moved(call.shape, {**{d: i for i, d in enumerate(left)}, first: len(left)})

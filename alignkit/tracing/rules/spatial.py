@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignkit.tracing.labels.labels import Block, IntArray, Layout
+from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels
 from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.rules.table import Call, rule
 
@@ -21,7 +21,7 @@ from alignkit.tracing.rules.table import Call, rule
     "upsample_nearest2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
     "upsample_trilinear3d", "upsample_nearest3d", "_upsample_nearest_exact3d",
 )  # fmt: skip
-def space(call: Call) -> Sequence[Layout]:
+def space(call: Call) -> Sequence[Labels]:
     """Positions in space are fixed; batch and channels pass through."""
     x = call.layout(call.step.inputs[0])
     digits = [ch for ch in call.name if ch in "123"]
@@ -29,11 +29,11 @@ def space(call: Call) -> Sequence[Layout]:
     rank = len(x.shape)
     left = call.fix_dims(x, range(rank - count, rank))
     uniform = [flag and d < rank - count for d, flag in enumerate(left.uniform)]
-    return [Layout.of(ref.shape, uniform, left.blocks) for ref in call.outputs]
+    return [Labels.of(ref.shape, uniform, left.blocks) for ref in call.outputs]
 
 
 @rule("constant_pad_nd")
-def constant_pad(call: Call) -> Layout:
+def constant_pad(call: Call) -> Labels:
     """Pad with one value.
 
     What is new along a labelled dimension is fixed, and alike for uniform ones only if nothing is there.
@@ -48,11 +48,11 @@ def constant_pad(call: Call) -> Layout:
         elif set(block.context) & set(widths) or min(min(w) for w in widths.values()) < 0:
             call.constraints.fix(block.atoms)
         else:
-            blocks.append(Block(block.dims, block.context, _padded(call, block, widths)))
-    return Layout.of(call.shape, [flag and d not in widths for d, flag in enumerate(x.uniform)], blocks)
+            blocks.append(LabelBlock(block.dims, block.context, _padded(call, block, widths)))
+    return Labels.of(call.shape, [flag and d not in widths for d, flag in enumerate(x.uniform)], blocks)
 
 
-def _padded(call: Call, block: Block, widths: dict[int, tuple[int, int]]) -> IntArray:
+def _padded(call: Call, block: LabelBlock, widths: dict[int, tuple[int, int]]) -> IntArray:
     """Return the atoms with new ones around them: along a single axis alike on each side, otherwise fixed."""
     c = call.constraints
     pads = [widths.get(d, (0, 0)) for d in block.span]
@@ -71,7 +71,7 @@ def _padded(call: Call, block: Block, widths: dict[int, tuple[int, int]]) -> Int
 
 
 @rule("pixel_shuffle", "pixel_unshuffle")
-def pixel_shuffle(call: Call) -> Layout:
+def pixel_shuffle(call: Call) -> Labels:
     """Move factors of the channels to space, or back. A channel owns its r x r positions."""
     x = call.layout("self")
     *batch, channels, height, width = x.shape
@@ -90,7 +90,7 @@ def pixel_shuffle(call: Call) -> Layout:
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(call: Call) -> Layout:
+def channel_shuffle(call: Call) -> Labels:
     """Transpose channels seen as groups x channels of a group."""
     x, groups = call.layout("self"), call.arg("groups")
     index = np.arange(x.shape[1]).reshape(groups, -1).T.ravel()
@@ -98,41 +98,41 @@ def channel_shuffle(call: Call) -> Layout:
 
 
 @rule("im2col")
-def im2col(call: Call) -> Layout:
+def im2col(call: Call) -> Labels:
     """Cut out patches: [batch, channels, h, w] to [batch, channels * patch, places]. A channel owns its patch."""
     x = call.layout("self")
     left = call.fix_dims(x, [2, 3])
     batch, channels = x.shape[:2]
     patch = call.shape[1] // channels
     blocks = [b for b in left.blocks if not set(b.span) & {2, 3}]
-    apart = Layout.of((batch, channels, patch, call.shape[2]), (*left.uniform[:2], False, False), blocks)
+    apart = Labels.of((batch, channels, patch, call.shape[2]), (*left.uniform[:2], False, False), blocks)
     return reshape(call.constraints, apart, call.shape)
 
 
 @rule("col2im")
-def col2im(call: Call) -> Layout:
+def col2im(call: Call) -> Labels:
     """Sum patches back into an image: the inverse of im2col."""
     x = call.layout("self")
     channels = call.shape[1]
     apart = reshape(call.constraints, x, (x.shape[0], channels, x.shape[1] // channels, x.shape[2]))
     left = call.fix_dims(apart, [2, 3])
-    return Layout.of(call.shape, (*left.uniform[:2], False, False), left.blocks)
+    return Labels.of(call.shape, (*left.uniform[:2], False, False), left.blocks)
 
 
 @rule("unfold")
-def unfold(call: Call) -> Layout:
+def unfold(call: Call) -> Labels:
     """Sliding windows over one dimension, whose positions are fixed; the window is a new last dimension."""
     x = call.layout("self")
     dim = x.dim(call.arg("dimension"))
     left = call.fix_dims(x, [dim])
-    return Layout.of(call.shape, [*[flag and d != dim for d, flag in enumerate(left.uniform)], False], left.blocks)
+    return Labels.of(call.shape, [*[flag and d != dim for d, flag in enumerate(left.uniform)], False], left.blocks)
 
 
 @rule("grid_sampler_2d", "grid_sampler_3d")
-def grid_sampler(call: Call) -> Layout:
+def grid_sampler(call: Call) -> Labels:
     """Sample an image at places: batch and channels pass through, places are fixed."""
     x, grid = call.layout("input"), call.layout("grid")
     call.fix(grid)
     rank = len(x.shape)
     left = call.fix_dims(x, range(2, rank))
-    return Layout.of(call.shape, [False] * rank, [b for b in left.blocks if 0 not in b.span])
+    return Labels.of(call.shape, [False] * rank, [b for b in left.blocks if 0 not in b.span])

@@ -1,6 +1,6 @@
 """The table of rules: what each op does to labels.
 
-A rule is a function of one `Call`. It returns the layout of each tensor that the op returns (a list, or one `Layout`
+A rule is a function of one `Call`. It returns the layout of each tensor that the op returns (a list, or one `Labels`
 for one tensor) and adds constraints through the call. Three promises make it sound:
 
 - what it returns moves exactly as the op's result moves when its operands move;
@@ -20,10 +20,10 @@ from typing import Any
 from alignkit.errors import TraceError
 from alignkit.tracing.labels import combine
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import Block, Layout
-from alignkit.tracing.recording.recorder import Step, TensorRef, refs
+from alignkit.tracing.labels.labels import LabelBlock, Labels
+from alignkit.tracing.recording.recorder import OpRecord, TensorRef, refs
 
-Rule = Callable[["Call"], "Layout | Sequence[Layout]"]
+Rule = Callable[["Call"], "Labels | Sequence[Labels]"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Call:
         layouts: Gives the layout of a tensor.
     """
 
-    step: Step
+    step: OpRecord
     constraints: Constraints
-    layouts: Callable[[TensorRef], Layout]
+    layouts: Callable[[TensorRef], Labels]
 
     @property
     def name(self) -> str:
@@ -66,12 +66,12 @@ class Call:
                 return argument.default_value if argument.has_default_value() else default
         return default
 
-    def layout(self, argument: str | TensorRef) -> Layout:
+    def layout(self, argument: str | TensorRef) -> Labels:
         """Return the layout of a tensor argument, given by its name in the schema or as a `TensorRef`."""
         ref = self.arg(argument) if isinstance(argument, str) else argument
         return self.layouts(ref)
 
-    def operands(self) -> list[Layout]:
+    def operands(self) -> list[Labels]:
         """Return the layouts of all tensor arguments, in order."""
         return [self.layouts(ref) for ref in self.step.inputs]
 
@@ -81,16 +81,16 @@ class Call:
             return set(range(rank))
         return {d % rank for d in ([value] if isinstance(value, int) else value)} if rank else set()
 
-    def unify(self, shape: Sequence[int], layouts: Sequence[Layout]) -> Layout:
+    def unify(self, shape: Sequence[int], layouts: Sequence[Labels]) -> Labels:
         """Align tensors elementwise with broadcasting; return the result's layout."""
         return combine.unify(self.constraints, shape, [x.left_padded(len(shape)) for x in layouts])
 
-    def fix(self, *layouts: Layout) -> None:
+    def fix(self, *layouts: Labels) -> None:
         """Fix every labelled position of some tensors."""
         for layout in layouts:
             self.constraints.fix_layout(layout)
 
-    def fix_dims(self, layout: Layout, dims: Iterable[int]) -> Layout:
+    def fix_dims(self, layout: Labels, dims: Iterable[int]) -> Labels:
         """Fix the positions along some dimensions; labels of others stay, freed from them.
 
         Return the layout that is left.
@@ -108,12 +108,12 @@ class Call:
             if owned:
                 keep = tuple(d for d in block.context if d not in gone)
                 atoms = self.constraints.rows(block.atoms, block.axes(owned + keep))
-                blocks.append(Block(owned, keep, atoms))
+                blocks.append(LabelBlock(owned, keep, atoms))
         return layout.with_blocks(blocks)
 
-    def fixed_outputs(self) -> list[Layout]:
+    def fixed_outputs(self) -> list[Labels]:
         """Return layouts that fix every output."""
-        return [Layout.of(ref.shape) for ref in self.outputs]
+        return [Labels.of(ref.shape) for ref in self.outputs]
 
 
 class RuleTable:

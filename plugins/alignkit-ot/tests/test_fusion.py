@@ -12,11 +12,11 @@ from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import SolverError
 from alignkit.jobs.solve import solve
 from alignkit.testing import attention, convnet, independent_pair, mlp, residual
-from alignkit.testing.problems import Architecture
+from alignkit.testing.problems import ProblemArchitecture
 from alignkit_ot import OptimalTransport, fuse
 
 
-def drawn(architecture: Architecture, seed: int = 0) -> nn.Module:
+def drawn(architecture: ProblemArchitecture, seed: int = 0) -> nn.Module:
     return independent_pair(architecture, seed=seed).a
 
 
@@ -42,11 +42,11 @@ def widened(graph: SymmetryGraph, weights: dict[str, Tensor], times: int, seed: 
     return wide
 
 
-def graph_of(weights: dict[str, Tensor], architecture: Architecture) -> SymmetryGraph:
+def graph_of(weights: dict[str, Tensor], architecture: ProblemArchitecture) -> SymmetryGraph:
     return SymmetryGraph.from_spec(architecture.spec, like=weights)
 
 
-def outputs(architecture: Architecture, weights: dict[str, Tensor]) -> Tensor:
+def outputs(architecture: ProblemArchitecture, weights: dict[str, Tensor]) -> Tensor:
     model = copy.deepcopy(architecture.model).double().eval()
     model.load_state_dict(weights)
     with torch.no_grad():

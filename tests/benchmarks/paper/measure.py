@@ -45,7 +45,7 @@ class Method:
     data: bool = False
     best_of: int = 1
 
-    def align(self, pair: alignkit.BoundGraph, task: alignkit.Task, seed: int) -> alignkit.Solution | None:
+    def align(self, pair: alignkit.Pair, task: alignkit.Task, seed: int) -> alignkit.Solution | None:
         """Solve one pair."""
         if self.solver is None:
             return None
@@ -174,7 +174,7 @@ def line_between(
     return float(excess.max()), float(np.trapezoid(excess, places))
 
 
-def pair_distance(pair: alignkit.BoundGraph) -> float:
+def pair_distance(pair: alignkit.Pair) -> float:
     """Squared distance of the two networks as they are."""
     return float(alignkit.Objective(pair).distance2(alignkit.Alignment.identity(pair.graph)))
 

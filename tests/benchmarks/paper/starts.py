@@ -34,13 +34,13 @@ def start_columns(aligners: Path, trained_on: str) -> list[columns.Column]:
     return [column for column in columns.all_columns(aligners, trained_on) if column.name in names]
 
 
-def weight_matching(pair: alignkit.BoundGraph, init: alignkit.Alignment | None) -> tuple[alignkit.Solution, Curve]:
+def weight_matching(pair: alignkit.Pair, init: alignkit.Alignment | None) -> tuple[alignkit.Solution, Curve]:
     """One run and its squared distance after each sweep."""
     found = alignkit.solve(pair, solver="weight_matching", init=init)
     return found, [(step.iteration, step.objective) for step in found.history]
 
 
-def frank_wolfe(pair: alignkit.BoundGraph, init: alignkit.Alignment | None) -> tuple[alignkit.Solution, Curve]:
+def frank_wolfe(pair: alignkit.Pair, init: alignkit.Alignment | None) -> tuple[alignkit.Solution, Curve]:
     """The method of [Crisostomi24], cut off after several numbers of steps and rounded; no weight matching after it."""
     curve = []
     for steps in FRANK_WOLFE_STEPS:
@@ -50,7 +50,7 @@ def frank_wolfe(pair: alignkit.BoundGraph, init: alignkit.Alignment | None) -> t
 
 
 def sinkhorn(
-    pair: alignkit.BoundGraph, init: alignkit.Alignment | None, task: alignkit.Task, objective: str, steps: int
+    pair: alignkit.Pair, init: alignkit.Alignment | None, task: alignkit.Task, objective: str, steps: int
 ) -> tuple[alignkit.Solution, Curve]:
     """One run and the objective of the best rounded alignment."""
     found = alignkit.solve(
@@ -103,9 +103,7 @@ def measured(
     found: dict[str, dict[str, Collected]] = {}
     begun: dict[str, Collected] = {}
 
-    def note(
-        into: Collected, pair: alignkit.BoundGraph, solution: alignkit.Solution, curve: Curve, used: float
-    ) -> None:
+    def note(into: Collected, pair: alignkit.Pair, solution: alignkit.Solution, curve: Curve, used: float) -> None:
         into.curves.append(curve)
         into.seconds.append(used)
         into.distances.append(solution.objective_after)

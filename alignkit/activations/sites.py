@@ -45,7 +45,7 @@ When = Literal["pre", "post", "both"]
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of a module, as a forward hook sees it."""
 
     module: nn.Module
@@ -65,7 +65,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Place:
+class ActivationSite:
     """One axis of one tensor that a module takes or gives.
 
     Attributes:
@@ -80,12 +80,12 @@ class Place:
     label: str
     when: When
     axis: int
-    read: Callable[[Call], Tensor]
+    read: Callable[[ModuleCall], Tensor]
     start: int = 0
     computed: bool = False
 
 
-def place_of(module: nn.Module, attribute: str, axis: int) -> Place | None:
+def place_of(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
     """The place that one axis of a parameter or buffer of a known module indexes, None where there is none."""
     for kinds, rule in RULES:
         if isinstance(module, kinds):
@@ -98,9 +98,9 @@ def is_known(module: nn.Module) -> bool:
     return any(isinstance(module, kinds) for kinds, _ in RULES)
 
 
-def places_by_size(call: Call, size: int) -> list[Place]:
+def places_by_size(call: ModuleCall, size: int) -> list[ActivationSite]:
     """Every axis of a call's inputs and outputs that has ``size`` positions."""
-    found: list[Place] = []
+    found: list[ActivationSite] = []
     sides: list[tuple[str, When, list[Tensor]]] = [("input", "post", call.inputs), ("output", "pre", call.outputs)]
     for label, when, tensors in sides:
         for at, tensor in enumerate(tensors):
@@ -108,23 +108,26 @@ def places_by_size(call: Call, size: int) -> list[Place]:
                 continue
             reader = _input(at) if label == "input" else _output(at)
             axes = [axis for axis in range(-1, -tensor.ndim - 1, -1) if tensor.shape[axis] == size]
-            found += [Place(f"{label} {at}", when, axis, reader) for axis in axes]
+            found += [ActivationSite(f"{label} {at}", when, axis, reader) for axis in axes]
     return found
 
 
 # ---------------------------------------------------------------------- one rule for each kind of module
 
 
-def _linear(module: nn.Module, attribute: str, axis: int) -> Place | None:
+def _linear(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
     if attribute == "weight" and axis == 1:
-        return Place("input", "post", -1, _input(0))
-    return Place("output", "pre", -1, _output(0))
+        return ActivationSite("input", "post", -1, _input(0))
+    return ActivationSite("output", "pre", -1, _output(0))
 
 
-def _convolution(module: nn.Module, attribute: str, axis: int) -> Place | None:
+def _convolution(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
     assert isinstance(module, _ConvNd)
     channels = -1 - len(module.kernel_size)
-    inputs, outputs = Place("input", "post", channels, _input(0)), Place("output", "pre", channels, _output(0))
+    inputs, outputs = (
+        ActivationSite("input", "post", channels, _input(0)),
+        ActivationSite("output", "pre", channels, _output(0)),
+    )
     if attribute == "bias":
         return outputs
     transposed = isinstance(module, _ConvTransposeNd)
@@ -135,74 +138,74 @@ def _convolution(module: nn.Module, attribute: str, axis: int) -> Place | None:
     return outputs if transposed else inputs
 
 
-def _channel_norm(module: nn.Module, attribute: str, axis: int) -> Place | None:
+def _channel_norm(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
     # Axis 1 of the output, whose number of axes is only known when it is there: see `channels_last`.
-    return Place("output", "pre", -1, lambda call: channels_last(call.outputs[0]))
+    return ActivationSite("output", "pre", -1, lambda call: channels_last(call.outputs[0]))
 
 
-def _prelu(module: nn.Module, attribute: str, axis: int) -> Place | None:
-    return Place("output", "post", -1, lambda call: channels_last(call.outputs[0]))
+def _prelu(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
+    return ActivationSite("output", "post", -1, lambda call: channels_last(call.outputs[0]))
 
 
-def _last_axes_norm(module: nn.Module, attribute: str, axis: int) -> Place | None:
-    return Place("output", "pre", axis - len(module.normalized_shape), _output(0))  # type: ignore[arg-type]
+def _last_axes_norm(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
+    return ActivationSite("output", "pre", axis - len(module.normalized_shape), _output(0))  # type: ignore[arg-type]
 
 
-def _embedding(module: nn.Module, attribute: str, axis: int) -> Place | None:
-    return Place("output", "both", -1, _output(0)) if axis == 1 else None
+def _embedding(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
+    return ActivationSite("output", "both", -1, _output(0)) if axis == 1 else None
 
 
-def _recurrent(module: nn.Module, attribute: str, axis: int) -> Place | None:
+def _recurrent(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
     assert isinstance(module, nn.RNNBase)
     if axis != 1:
         return None
     if attribute.startswith("weight_ih_l0"):
-        return Place("input", "post", -1, _input(0))
+        return ActivationSite("input", "post", -1, _input(0))
     kind, reverse = attribute.removesuffix("_reverse"), attribute.endswith("_reverse")
     if not kind.startswith(("weight_hh_l", "weight_hr_l")):
         return None
     layer = int(kind.rpartition("_l")[2])
     at = layer * (2 if module.bidirectional else 1) + reverse
     if kind.startswith("weight_hr"):
-        return Place("cell", "both", -1, lambda call: call.outputs[2][at])
+        return ActivationSite("cell", "both", -1, lambda call: call.outputs[2][at])
     if layer < module.num_layers - 1:
-        return Place("state", "both", -1, lambda call: call.outputs[1][at])
+        return ActivationSite("state", "both", -1, lambda call: call.outputs[1][at])
     width = module.proj_size or module.hidden_size
-    return Place("output", "both", -1, _output(0), start=-width if reverse else 0)
+    return ActivationSite("output", "both", -1, _output(0), start=-width if reverse else 0)
 
 
-def _cell(module: nn.Module, attribute: str, axis: int) -> Place | None:
+def _cell(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
     if attribute == "weight_hh" and axis == 1:
-        return Place("state", "both", -1, _output(0))
-    return Place("input", "post", -1, _input(0)) if attribute == "weight_ih" and axis == 1 else None
+        return ActivationSite("state", "both", -1, _output(0))
+    return ActivationSite("input", "post", -1, _input(0)) if attribute == "weight_ih" and axis == 1 else None
 
 
-def _attention(module: nn.Module, attribute: str, axis: int) -> Place | None:
+def _attention(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
     assert isinstance(module, nn.MultiheadAttention)
     if attribute in ("out_proj.weight", "out_proj.bias"):
-        values = Place("values", "both", -1, lambda call: _projected(call, 2), computed=True)
-        return values if axis == 1 else Place("output", "pre", -1, _output(0))
+        values = ActivationSite("values", "both", -1, lambda call: _projected(call, 2), computed=True)
+        return values if axis == 1 else ActivationSite("output", "pre", -1, _output(0))
     separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     if attribute in separate:
         at = separate.index(attribute)
         if axis == 1:
-            return Place(f"{'qkv'[at]} input", "post", -1, _attention_input(at))
-        return Place(f"{'qkv'[at]} projection", "pre", -1, lambda call: _projected(call, at), computed=True)
+            return ActivationSite(f"{'qkv'[at]} input", "post", -1, _attention_input(at))
+        return ActivationSite(f"{'qkv'[at]} projection", "pre", -1, lambda call: _projected(call, at), computed=True)
     if attribute == "in_proj_weight" and axis == 1:
-        return Place("input", "post", -1, _attention_input(0))
+        return ActivationSite("input", "post", -1, _attention_input(0))
     if attribute in ("in_proj_weight", "in_proj_bias"):
-        return Place("projections", "pre", -1, _projections, computed=True)
+        return ActivationSite("projections", "pre", -1, _projections, computed=True)
     return None
 
 
-def _projections(call: Call) -> Tensor:
+def _projections(call: ModuleCall) -> Tensor:
     """Queries, keys and values side by side, as far as they have the same positions; the others are cut off."""
     parts = [_projected(call, at) for at in range(3)]
     length = min(part.numel() // part.shape[-1] for part in parts)
     return torch.cat([part.reshape(-1, part.shape[-1])[:length] for part in parts], -1)
 
 
-def _projected(call: Call, at: int) -> Tensor:
+def _projected(call: ModuleCall, at: int) -> Tensor:
     """The queries (0), keys (1) or values (2) of an attention module."""
     module = call.module
     assert isinstance(module, nn.MultiheadAttention)
@@ -215,21 +218,21 @@ def _projected(call: Call, at: int) -> Tensor:
     return nn.functional.linear(_attention_input(at)(call), weight, bias)
 
 
-def _attention_input(at: int) -> Callable[[Call], Tensor]:
+def _attention_input(at: int) -> Callable[[ModuleCall], Tensor]:
     name = ("query", "key", "value")[at]
 
-    def read(call: Call) -> Tensor:
+    def read(call: ModuleCall) -> Tensor:
         found: Tensor = call.args[at] if len(call.args) > at else call.kwargs[name]
         return found
 
     return read
 
 
-def _input(at: int) -> Callable[[Call], Tensor]:
+def _input(at: int) -> Callable[[ModuleCall], Tensor]:
     return lambda call: call.inputs[at]
 
 
-def _output(at: int) -> Callable[[Call], Tensor]:
+def _output(at: int) -> Callable[[ModuleCall], Tensor]:
     return lambda call: call.outputs[at]
 
 
@@ -238,7 +241,7 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.movedim(1, -1) if tensor.ndim > 1 else tensor
 
 
-Rule = Callable[[nn.Module, str, int], Place | None]
+Rule = Callable[[nn.Module, str, int], ActivationSite | None]
 RULES: tuple[tuple[tuple[type[nn.Module], ...], Rule], ...] = (
     ((nn.Linear,), _linear),
     ((_ConvNd,), _convolution),
