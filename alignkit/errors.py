@@ -1,6 +1,7 @@
-"""Every error that alignkit raises on purpose.
+"""The errors of alignkit. A call, an input or a file that is at fault raises one of them.
 
-Each class also derives from the builtin that a caller would expect, so that ``except ValueError`` keeps working.
+Most classes also derive from the builtin that a caller would expect, so that ``except ValueError`` keeps working. Only
+protocols of Python keep their own errors: a mapping raises ``KeyError``, a settings model the errors of pydantic.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import alignkit
 from alignkit import Alignment, SymmetryGraph, Task, interpolate
 from alignkit.errors import ReportError, WeightsError
-from alignkit.jobs.estimate import plan, readable_bytes
+from alignkit.jobs.estimate import plan
 from alignkit.reports import (
     Lines,
     Picture,
@@ -30,6 +30,7 @@ from alignkit.reports import (
     pictures_folder,
     solution_report,
 )
+from alignkit.text import readable_bytes
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -194,7 +195,7 @@ def test_a_plan_names_groups_tensors_and_memory(graph: SymmetryGraph) -> None:
     assert found.uncovered == {"2.bias": "the spec fixes all its axes"}
     assert found.memory >= 4 * 4 * 51  # two models read, one aligned, one merged
     assert found.seconds is not None and found.seconds > 0
-    for said in ("Plan of merge", "Reads a.pt", "Would write m.pt", "3 of 4 tensors move", "2.bias: the spec fixes"):
+    for said in ("Estimate of merge", "Reads a.pt", "Would write m.pt", "3 of 4 tensors move", "2.bias: the spec fixes"):
         assert said in str(found)
     assert found.to_dict()["memory_bytes"] == found.memory
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alignkit.checkpoints.shard import FileStamp, Shard, TensorEntry, ValuesOf
 from alignkit.errors import WeightsError
+from alignkit.text import first_line
 
 NESTED = "state_dict"
 """Key of the tensors in training checkpoints that hold more."""
@@ -107,7 +108,7 @@ def save_pickle(values: Mapping[str, Any], target: Path) -> None:
     try:
         torch.save(values, target)
     except RuntimeError as error:
-        raise OSError(errno.EIO, (str(error).splitlines() or [""])[0]) from error
+        raise OSError(errno.EIO, first_line(error)) from error
 
 
 def load_pickle(path: Path) -> Mapping[str, Any]:
@@ -127,8 +128,7 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
         ) from error
     except Exception as error:
         # A damaged pickle can make the unpickler stumble anywhere: IndexError, TypeError, and more.
-        first = (str(error).splitlines() or [""])[0]
-        raise WeightsError(f"{path} cannot be read: {type(error).__name__}: {first}") from error
+        raise WeightsError(f"{path} cannot be read: {type(error).__name__}: {first_line(error)}.") from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict of named tensors.")
     return loaded

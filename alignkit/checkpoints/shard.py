@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import WeightsError
+from alignkit.text import dtype_name
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
@@ -53,8 +54,8 @@ class TensorEntry:
             raise WeightsError(f"cannot write {path}: the new values of {self.name!r} are no dense tensor.")
         if values.dtype != self.dtype or tuple(values.shape) != shape:
             raise WeightsError(
-                f"cannot write {path}: {self.name!r} is {_dtype(self.dtype)} {[*self.shape]}, the new values are "
-                f"{_dtype(values.dtype)} {[*values.shape]}."
+                f"cannot write {path}: {self.name!r} is {dtype_name(self.dtype)} {[*self.shape]}, the new values are "
+                f"{dtype_name(values.dtype)} {[*values.shape]}."
             )
 
 
@@ -103,7 +104,3 @@ class Shard(ABC):
     def nbytes(self) -> int:
         """Size of the file in bytes."""
         return self.path.stat().st_size
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -12,6 +12,7 @@ from alignkit.checkpoints.folder import INDEX_SUFFIX, WEIGHTS_SUFFIXES
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf
 from alignkit.checkpoints.staging import exists_already, staged
 from alignkit.errors import WeightsError
+from alignkit.text import readable_bytes
 
 _SPARE = 1 << 20
 """Bytes that have to be free beyond the size of the output: folders and block sizes."""
@@ -112,5 +113,5 @@ def _check_room(output: Path, like: Checkpoint) -> None:
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise WeightsError(
-            f"cannot write {output}: it takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on its disk."
+            f"cannot write {output}: it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left."
         )

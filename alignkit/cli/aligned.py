@@ -17,6 +17,7 @@ from alignkit.reports.solved import facts_section, function_section
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import interpolate
 from alignkit.tasks.task import Task
+from alignkit.text import list_some
 
 Weights = Mapping[str, Tensor]
 POINTS = 11
@@ -59,8 +60,7 @@ class Aligned:
             f"Mean squared distance of a pair: {before:.6g} unaligned, {after:.6g} aligned.",
         ]
         if uncovered := self.graph.uncovered:
-            more = " and more" if len(uncovered) > LISTED else ""
-            lines.append(f"Not covered: {', '.join(uncovered[:LISTED])}{more}.")
+            lines.append(f"Not covered: {list_some(uncovered, LISTED)}.")
         return lines
 
     @property

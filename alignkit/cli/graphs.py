@@ -26,7 +26,7 @@ from alignkit.models.building import Example
 from alignkit.models.folders import source_of
 from alignkit.models.sources import load_model
 from alignkit.reports import Report
-from alignkit.text import did_you_mean
+from alignkit.text import did_you_mean, list_some
 from alignkit.tracing import trace
 
 
@@ -244,8 +244,7 @@ def said_of_unknown(facts: Described) -> list[str]:
     """A line about tensors that the model does not have, if there are any."""
     if not facts.unknown:
         return []
-    listed = ", ".join(facts.unknown[:5]) + (f" and {len(facts.unknown) - 5} more" if len(facts.unknown) > 5 else "")
-    return [f"Not part of the model, kept as they are in the first input: {listed}."]
+    return [f"Not part of the model, kept as they are in the first input: {list_some(facts.unknown, 5)}."]
 
 
 def show_plan(made: Estimate, shown: Shown) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from alignkit.checkpoints.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 from alignkit.errors import AlignkitError, MissingExtraError, SpecError, TaskError, UsageError
-from alignkit.models.building import described
 from alignkit.reports import is_report_path, pictures_folder
 from alignkit.tasks.task import Task
+from alignkit.text import describe_error, list_some
 
 
 def parse_options(given: list[str]) -> dict[str, Any]:
@@ -124,8 +124,9 @@ def targets_in(networks: Sequence[Path], output: Path, force: bool) -> list[Path
         raise UsageError(f"several networks are called {', '.join(twice)}, but all are written to one folder.")
     there = [path.name for path in targets if path.exists()]
     if there and not force:
-        listed = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
-        raise UsageError(f"{output} holds {listed} already. Choose another folder, or pass --force to replace them.")
+        raise UsageError(
+            f"{output} holds {list_some(there, 5)} already. Choose another folder, or pass --force to replace them."
+        )
     return targets
 
 
@@ -146,7 +147,7 @@ def load_task(text: str) -> Task:
     except AlignkitError:
         raise
     except Exception as error:  # the caller's own code
-        raise TaskError(f"the task {text} failed: {described(error)}") from error
+        raise TaskError(f"the task {text} failed: {describe_error(error)}") from error
     if not isinstance(made, Task):
         raise UsageError(f"{text} gives a {type(made).__name__}, not an alignkit.Task.")
     return made

@@ -31,12 +31,13 @@ from alignkit.cli.on_disk import MemorySwitch, check_memory, merge_on_disk
 from alignkit.cli.switches import ArchitectureSwitches, Shown, Solving, TaskSwitch, command
 from alignkit.errors import UsageError
 from alignkit.graph.proof.verify import Verification
-from alignkit.jobs.estimate import plan, readable_bytes
+from alignkit.jobs.estimate import plan
 from alignkit.jobs.merge import merge as merge_weights
 from alignkit.jobs.merge import shares_of
 from alignkit.jobs.peak_memory import peak_memory
 from alignkit.plugins.observers import progress
 from alignkit.tasks.task import Task
+from alignkit.text import readable_bytes
 
 
 @command

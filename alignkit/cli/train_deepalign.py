@@ -17,13 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from alignkit.cli.inputs import check_outputs
 from alignkit.deepalign.aligner import ALIGNERS, Aligner, load_aligner, save_aligner
 from alignkit.errors import UsageError
-from alignkit.text import did_you_mean
+from alignkit.text import describe_validation, did_you_mean
 from alignkit.training.card import described, training_card
 from alignkit.training.loop import Report, TrainingResult, train
 from alignkit.training.records import CHECKPOINT, METRICS, MetricsRow
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.zoo import NetworkSet
-from alignkit.zoo.problems import described_errors
 
 
 def train_deepalign(
@@ -146,7 +145,7 @@ def _settings(encoder: str, steps: int | None, seed: int, given: dict[str, Any])
     try:
         return TrainingSettings.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"--setting: {described_errors(error)}") from error
+        raise UsageError(f"--setting: {describe_validation(error)}") from error
 
 
 def _values(switch: str, given: list[str]) -> dict[str, Any]:

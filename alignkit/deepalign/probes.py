@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.activations.sites import ModuleCall
 from alignkit.activations.readings import Reading, hooked
+from alignkit.activations.sites import ModuleCall
 from alignkit.tasks.batches import Batch, map_tensors, tensors_in
 from alignkit.tasks.task import call_with
 

@@ -14,6 +14,7 @@ from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.checkpoints.weights import all_finite, read_weights
 from alignkit.errors import BindError
 from alignkit.graph.source import tensor_identity
+from alignkit.text import dtype_name
 
 if TYPE_CHECKING:
     from alignkit.graph.symmetry_graph import SymmetryGraph
@@ -63,7 +64,7 @@ def bind(graph: SymmetryGraph, a: WeightsSource, b: WeightsSource) -> Pair:
     side_a = fit_weights(graph, a, "A", problems)
     side_b = fit_weights(graph, b, "B", problems)
     problems += [
-        f"{name!r} is {_dtype(side_a[name])} in A but {_dtype(side_b[name])} in B"
+        f"{name!r} is {dtype_name(side_a[name].dtype)} in A but {dtype_name(side_b[name].dtype)} in B"
         for name in side_a.keys() & side_b.keys()
         if side_a[name].dtype != side_b[name].dtype
     ]
@@ -129,7 +130,3 @@ def fit_weights(
             if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(weights[other], tensor):
                 problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
     return found
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

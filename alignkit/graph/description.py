@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alignkit.text import plural, shorten_list
+
 if TYPE_CHECKING:
     from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _LISTED = 20
+"""Maximum number of lines of one section."""
 
 
 def describe(graph: SymmetryGraph) -> str:
@@ -37,8 +40,8 @@ def _summary(graph: SymmetryGraph) -> str:
     families = len(graph.groups) - len(graph.roots)
     components = len(graph.components())
     return (
-        f"{_count(len(graph.tensors), 'tensor')}, {_count(len(graph.roots), 'group')}, "
-        f"{_count(families, 'family', 'families')}, {_count(components, 'component')}, "
+        f"{plural(len(graph.tensors), 'tensor')}, {plural(len(graph.roots), 'group')}, "
+        f"{plural(families, 'family', 'families')}, {plural(components, 'component')}, "
         f"10^{graph.log10_order:.1f} symmetries; {source}."
     )
 
@@ -53,7 +56,7 @@ def _groups(graph: SymmetryGraph) -> list[str]:
             size = str(graph.groups[name].size)
             if depth:
                 size = f"{graph.instances(name)} x {size}"
-            rows.append(("  " * depth + name, size, _count(len(graph.tensors_of(name)), "tensor")))
+            rows.append(("  " * depth + name, size, plural(len(graph.tensors_of(name)), "tensor")))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [
         "Groups:",
@@ -76,9 +79,4 @@ def _fixed(graph: SymmetryGraph) -> list[str]:
 def _section(title: str, lines: list[str]) -> list[str]:
     if not lines:
         return []
-    more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return [f"{title}:", *(f"  {line}" for line in lines[:_LISTED]), *more]
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return [f"{title}:", *shorten_list(lines, _LISTED)]

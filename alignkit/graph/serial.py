@@ -16,6 +16,7 @@ from alignkit.graph.notation import parse_layout
 from alignkit.graph.provenance import Provenance
 from alignkit.graph.sizes import resolve_sizes
 from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.text import describe_error
 
 _FORMAT = "alignkit.graph"
 _VERSION = 1
@@ -97,7 +98,7 @@ def graph_from_json(text: str) -> SymmetryGraph:
         place = ".".join(map(str, first["loc"]))
         raise SpecError(f"the graph in this JSON is broken: {place or 'nodes'}: {first['msg']}.") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise SpecError(f"the graph in this JSON is broken: {type(error).__name__}: {error}.") from error
+        raise SpecError(f"the graph in this JSON is broken: {describe_error(error)}.") from error
     _compare(loaded, json.loads(graph_to_json(graph)))
     return graph
 

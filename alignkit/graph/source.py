@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import GraphError
 from alignkit.graph.nodes import Role
+from alignkit.text import dtype_name
 
 Like = nn.Module | Mapping[str, Tensor] | Mapping[str, tuple[int, ...]]
 
@@ -59,7 +60,7 @@ def _facts(tensors: Mapping[str, object], role: Callable[[str], Role]) -> dict[s
     for names in by_identity.values():
         tensor = tensors[names[0]]
         assert isinstance(tensor, Tensor)
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = dtype_name(tensor.dtype)
         facts[names[0]] = TensorFacts(tuple(names), tuple(tensor.shape), dtype, role(names[0]))
     return facts
 

@@ -15,6 +15,7 @@ from alignkit.graph import SymmetryGraph, TensorNode
 from alignkit.graph.description import why_fixed
 from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.objective import CACHE_ELEMENTS
+from alignkit.text import list_some, readable_bytes, shorten_list
 
 Job: TypeAlias = Literal["merge", "solve", "check", "compare", "align-many", "transport", "distance", "canonicalize"]
 
@@ -124,10 +125,9 @@ class Estimate:
             *(f"Would write {path}" for path in self.writes),
             f"{len(self.groups)} groups:" if rows else "No group: no unit may change its place.",
             *rows,
-            f"{len(moved)} of {tensors} tensors move" + (f": {_listed(moved)}." if moved else "."),
+            f"{len(moved)} of {tensors} tensors move" + (f": {list_some(moved, LISTED)}." if moved else "."),
             f"{len(uncovered)} {'is' if len(uncovered) == 1 else 'are'} not covered" + (":" if uncovered else "."),
-            *(f"  {name}: {reason}" for name, reason in list(uncovered.items())[:LISTED]),
-            *([f"  and {len(uncovered) - LISTED} more, see --json"] if len(uncovered) > LISTED else []),
+            *shorten_list([f"{name}: {reason}" for name, reason in uncovered.items()], LISTED, ", see --json"),
             f"Memory: about {readable_bytes(self.memory)} beside the program.",
             self._time,
         ]
@@ -175,14 +175,6 @@ def plan(
     seconds, basis = _seconds(graph, job, models, weight, names)
     shown = " > ".join(names) if names else None
     return Estimate(job, graph, shown, needed, seconds, basis, tuple(map(str, reads)), tuple(map(str, writes)))
-
-
-def readable_bytes(number: float) -> str:
-    """A number of bytes with a unit: 3.2 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} bytes"
 
 
 def _memory(graph: SymmetryGraph, job: Job, models: int, weight: int, solved: bool) -> int:
@@ -247,8 +239,3 @@ def _speed() -> tuple[float, float]:
 def _bytes(node: TensorNode) -> int:
     kind = getattr(torch, node.dtype, torch.float32) if node.dtype else torch.float32
     return prod(node.shape) * int(kind.itemsize)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

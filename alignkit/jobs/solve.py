@@ -17,7 +17,7 @@ from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver.contract import Outcome, Problem, Solver, Status, Step
 from alignkit.solver.outcome_check import WriteGuard, check_step, fault
 from alignkit.solver.solution import Solution
-from alignkit.text import did_you_mean
+from alignkit.text import describe_error, did_you_mean
 
 if TYPE_CHECKING:
     from alignkit.graph.bind import WeightsSource
@@ -224,8 +224,7 @@ def _attempt(problem: Problem, solver: Solver[Any], report: Any) -> tuple[Outcom
     try:
         outcome = solver.solve(problem, report)
     except Exception as error:  # solvers may be third-party code
-        said = f"{type(error).__name__}: {error}"
-        return Outcome(start, Status.FAILED), f"{said} {guard.fault()}".rstrip(), error
+        return Outcome(start, Status.FAILED), f"{describe_error(error)} {guard.fault()}".rstrip(), error
     except SystemExit as error:  # a script turned into a solver
         return Outcome(start, Status.FAILED), f"It called exit({error.code!r}).", None
     wrong = fault(outcome, problem) or guard.fault()

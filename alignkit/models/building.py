@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
-from alignkit.text import did_you_mean
+from alignkit.text import describe_error, did_you_mean
 
 Example: TypeAlias = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 """A model with the arguments and keywords of an example call."""
@@ -28,7 +28,7 @@ def library(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except Exception as error:
         refuse_mismatch(error)
-        raise MissingExtraError(f"{package} is installed but cannot be imported: {described(error)}") from error
+        raise MissingExtraError(f"{package} is installed but cannot be imported: {describe_error(error)}") from error
 
 
 def refuse_mismatch(error: BaseException) -> None:
@@ -38,7 +38,7 @@ def refuse_mismatch(error: BaseException) -> None:
         if "torchvision::" in str(cause):
             raise MissingExtraError(
                 f"the installed torchvision was built for another torch than {torch.__version__} "
-                f"({described(cause)}). "
+                f"({describe_error(cause)}). "
                 "Install the pair that belongs together, from the same place: both CPU builds, or both for one CUDA "
                 "version."
             ) from error
@@ -61,20 +61,9 @@ def built(text: str, make: Callable[[], Any]) -> Any:
             return make()
         except Exception as error:
             refuse_mismatch(error)
-            raise ModelSourceError(f"{text} could not be built: {described(error)}") from error
+            raise ModelSourceError(f"{text} could not be built: {describe_error(error)}") from error
 
 
 def noise(*shape: int) -> Tensor:
     """Return normal random numbers, the same each time."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def article(value: object) -> str:
-    """Say of which type an object is."""
-    return f"an object of type {type(value).__name__}"
-
-
-def described(error: BaseException) -> str:
-    """An error in one line of at most 500 characters."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__

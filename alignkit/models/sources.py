@@ -18,11 +18,10 @@ from typing import Any
 from torch import nn
 
 from alignkit.errors import AlignkitError, ModelSourceError, UsageError
-from alignkit.models.building import Example, article, built, check_name, described, library, noise
+from alignkit.models.building import Example, built, check_name, library, noise
 from alignkit.models.folders import diffusers_model, timm_folder, transformers_model
 from alignkit.plugins.hookspecs import ModelSource, hookimpl
-from alignkit.plugins.offers import shown
-from alignkit.text import did_you_mean
+from alignkit.text import describe_error, did_you_mean, show_type, show_value
 
 PYTHON = "python"
 """Source of ``package.module:factory``; its own name may be left out."""
@@ -76,9 +75,9 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     except AlignkitError:
         raise
     except Exception as error:  # sources may be third-party code
-        raise ModelSourceError(f"{text}: the source {source!r} failed: {described(error)}") from error
+        raise ModelSourceError(f"{text}: the source {source!r} failed: {describe_error(error)}") from error
     if not isinstance(made, tuple | list) or len(made) != 3:
-        raise ModelSourceError(f"{text}: the source {source!r} returned {shown(made)}, not (model, args, kwargs).")
+        raise ModelSourceError(f"{text}: the source {source!r} returned {show_value(made)}, not (model, args, kwargs).")
     model, args, kwargs = made
     if not (isinstance(model, nn.Module) and isinstance(args, tuple | list) and isinstance(kwargs, Mapping)):
         found = f"({', '.join(type(part).__name__ for part in made)})"
@@ -144,12 +143,12 @@ def python_model(text: str) -> Example:
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise UsageError(f"module {module_name!r} has no {factory_name!r}.{did_you_mean(factory_name, public)}")
     if isinstance(factory, nn.Module) or not callable(factory):
-        raise ModelSourceError(f"{text} is {article(factory)}, not a function that returns a model.")
+        raise ModelSourceError(f"{text} is {show_type(factory)}, not a function that returns a model.")
     made = built(text, factory)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
         return made[0], *_call(made[1])
     if not isinstance(made, nn.Module):
-        raise ModelSourceError(f"{text} returned {article(made)}. Return a model, or (model, example_inputs).")
+        raise ModelSourceError(f"{text} returned {show_type(made)}. Return a model, or (model, example_inputs).")
     for attribute in ("example_input_array", "dummy_inputs"):
         inputs = getattr(made, attribute, None)
         if inputs is not None:
@@ -170,9 +169,9 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise UsageError(f"there is no module {name!r} on the Python path.") from error
-        raise ModelSourceError(f"importing {name!r} failed: {described(error)}") from error
+        raise ModelSourceError(f"importing {name!r} failed: {describe_error(error)}") from error
     except Exception as error:
-        raise ModelSourceError(f"importing {name!r} failed: {described(error)}") from error
+        raise ModelSourceError(f"importing {name!r} failed: {describe_error(error)}") from error
 
 
 def _is_module(name: str) -> bool:

@@ -12,22 +12,23 @@ from typing import Any
 
 from alignkit.errors import PluginError
 from alignkit.solver.contract import Needs, Returns, Solver, SolverOptions
+from alignkit.text import describe_error, show_value
 
 
 def read_solvers(answer: object) -> Iterator[tuple[str, type[Solver[Any]]]]:
     """Solver classes by name."""
     if isinstance(answer, str | Mapping) or not isinstance(answer, Iterable):
-        raise PluginError(f"it returned {shown(answer)} instead of a list of solver classes")
+        raise PluginError(f"it returned {show_value(answer)} instead of a list of solver classes")
     checked: set[type] = set()
     for offered in answer:
         if not (isinstance(offered, type) and issubclass(offered, Solver)):
-            raise PluginError(f"{shown(offered)} is no Solver class")
+            raise PluginError(f"{show_value(offered)} is no Solver class")
         if inspect.isabstract(offered):
             raise PluginError(f"solver class {offered.__name__} does not define solve()")
         if not isinstance(offered.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", offered.name):
             raise PluginError(
                 f"solver class {offered.__name__} needs a name of lower-case letters, digits and '_', "
-                f"not {shown(offered.name)}"
+                f"not {show_value(offered.name)}"
             )
         if offered not in checked and not offered.__module__.startswith("alignkit."):
             _check_facts(offered)
@@ -39,26 +40,26 @@ def _check_facts(solver: type[Solver[Any]]) -> None:
     """What is listed about a solver has to be of the right type, or the list of all solvers would break."""
     for attribute, kind in (("needs", Needs), ("returns", Returns)):
         if not isinstance(getattr(solver, attribute), kind):
-            found = shown(getattr(solver, attribute))
+            found = show_value(getattr(solver, attribute))
             raise PluginError(f"{solver.__name__}.{attribute} is {found}, not an alignkit.{kind.__name__}")
     if not (isinstance(solver.Options, type) and issubclass(solver.Options, SolverOptions)):
-        raise PluginError(f"{solver.__name__}.Options is {shown(solver.Options)}, not a subclass of SolverOptions")
+        raise PluginError(f"{solver.__name__}.Options is {show_value(solver.Options)}, not a subclass of SolverOptions")
     try:
         solver.Options.model_json_schema()
     except Exception as error:
         raise PluginError(
             f"the options of {solver.__name__} have no JSON schema, so they cannot be listed or saved: "
-            f"{described(error)}"
+            f"{describe_error(error)}"
         ) from error
 
 
 def read_callables(answer: object) -> Iterator[tuple[str, Any]]:
     """Functions by name."""
     if not isinstance(answer, Mapping):
-        raise PluginError(f"it returned {shown(answer)} instead of a mapping from names to functions")
+        raise PluginError(f"it returned {show_value(answer)} instead of a mapping from names to functions")
     for name, offered in answer.items():
         if not isinstance(name, str) or not name or not callable(offered):
-            raise PluginError(f"names must map to functions, found {shown(name)}: {shown(offered)}")
+            raise PluginError(f"names must map to functions, found {show_value(name)}: {show_value(offered)}")
         yield name, offered
 
 
@@ -66,7 +67,7 @@ def read_sources(answer: object) -> Iterator[tuple[str, Any]]:
     """Model sources by name."""
     for name, offer in read_callables(answer):
         if not re.fullmatch(r"[\w.-]+", name):
-            raise PluginError(f"a model source is named by letters, digits, '_', '.' and '-', not {shown(name)}")
+            raise PluginError(f"a model source is named by letters, digits, '_', '.' and '-', not {show_value(name)}")
         yield name, offer
 
 
@@ -76,27 +77,3 @@ def read_rules(answer: object) -> Iterator[tuple[str, Any]]:
         if "::" not in name:
             raise PluginError(f"operator {name!r} has no namespace, write it as 'aten::{name}' or 'mylib::{name}'")
         yield name, offer
-
-
-def shown(value: object) -> str:
-    """A value for a message: short, on one line, whatever its ``repr`` does."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:
-        text = f"an object of type {type(value).__name__}"
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def described(error: BaseException) -> str:
-    """Type and text of an error, on one line."""
-    text = one_line(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def one_line(error: BaseException) -> str:
-    """Text of an error on one line, cut where it is very long."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # an error whose text is broken too
-        return ""
-    return text if len(text) <= 1000 else f"{text[:997]}..."

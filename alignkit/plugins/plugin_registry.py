@@ -26,9 +26,9 @@ import pluggy
 from alignkit.errors import AlignkitError, PluginError, SolverError, UsageError
 from alignkit.plugins import hookspecs
 from alignkit.plugins.hookspecs import ModelSource
-from alignkit.plugins.offers import described, one_line, read_rules, read_solvers, read_sources
+from alignkit.plugins.offers import read_rules, read_solvers, read_sources
 from alignkit.solver.contract import Needs, Returns, Solver, SolverOptions
-from alignkit.text import did_you_mean
+from alignkit.text import describe_error, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from alignkit.tracing import Rule
@@ -211,7 +211,7 @@ class Registry:
                     self._raised.add((key, hook))
                     package = self._packages.get(key, "removed")
                     _warn(
-                        f"observer {key!r} ({package}) raised in {hook}: {described(error)}. "
+                        f"observer {key!r} ({package}) raised in {hook}: {describe_error(error)}. "
                         "The solve goes on; this is said once."
                     )
 
@@ -231,7 +231,7 @@ class Registry:
         except PluginError as error:
             self._mark_broken(entry.name, package, one_line(error.__cause__ or error))
         except BaseException as error:  # third-party code: exits and panics too, while it is imported
-            self._mark_broken(entry.name, package, described(error))
+            self._mark_broken(entry.name, package, describe_error(error))
 
     def _check_hooks(self, plugin: object) -> None:
         callers = self.manager.get_hookcallers(plugin) or []
@@ -277,7 +277,7 @@ class Registry:
             except BaseException as error:  # third-party code, as in _load
                 if package == "alignkit":
                     raise
-                said = one_line(error) if isinstance(error, AlignkitError) else described(error)
+                said = one_line(error) if isinstance(error, AlignkitError) else describe_error(error)
                 self._mark_broken(plugin, package, f"{hook}: {said}")
                 continue
             for name, offer in offers:
@@ -336,7 +336,7 @@ def _installed() -> Iterable[EntryPoint]:
         return entry_points(group=GROUP)
     except Exception as error:  # one damaged entry_points.txt is enough
         _warn(
-            f"the entry points of the installed packages cannot be read: {described(error)}. No plugin is loaded; "
+            f"the entry points of the installed packages cannot be read: {describe_error(error)}. No plugin is loaded; "
             "an entry_points.txt next to a package is damaged."
         )
         return ()

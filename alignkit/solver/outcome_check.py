@@ -10,8 +10,8 @@ from torch import Tensor
 from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.soft_alignment import SoftAlignment
-from alignkit.plugins.offers import shown
 from alignkit.solver.contract import Outcome, Problem, Status, Step
+from alignkit.text import list_some, show_value
 
 
 def fault(outcome: object, problem: Problem) -> str:
@@ -26,14 +26,14 @@ def fault(outcome: object, problem: Problem) -> str:
     except AlignmentError as error:  # its indices were written to after it was made
         return f"The alignment was changed after it was made: {error}"
     if not isinstance(outcome.status, Status):
-        return f"The status is {shown(outcome.status)}, not a Status."
+        return f"The status is {show_value(outcome.status)}, not a Status."
     if not isinstance(outcome.stats, Mapping):
-        return f"The stats are {shown(outcome.stats)}, not a mapping from names to numbers."
+        return f"The stats are {show_value(outcome.stats)}, not a mapping from names to numbers."
     for name, value in outcome.stats.items():
         if not isinstance(name, str) or not isinstance(value, Real):
-            return f"The stats map {shown(name)} to {shown(value)}, not a name to a number."
+            return f"The stats map {show_value(name)} to {show_value(value)}, not a name to a number."
     if outcome.soft is not None and not isinstance(outcome.soft, SoftAlignment):
-        return f"The soft alignment is {shown(outcome.soft)}, not a SoftAlignment."
+        return f"The soft alignment is {show_value(outcome.soft)}, not a SoftAlignment."
     if outcome.soft is not None and outcome.soft.graph != problem.graph:
         return "The soft alignment belongs to another graph."
     return ""
@@ -46,13 +46,13 @@ def check_step(step: object) -> None:
         SolverError: It is no `Step`, or its fields are no numbers. It ends the solver that reported it.
     """
     if not isinstance(step, Step):
-        raise SolverError(f"the solver reported {shown(step)}: report(Step(iteration, objective, note)).")
+        raise SolverError(f"the solver reported {show_value(step)}: report(Step(iteration, objective, note)).")
     if (
         not isinstance(step.iteration, Integral)
         or not isinstance(step.objective, Real)
         or not isinstance(step.note, str)
     ):
-        raise SolverError(f"the solver reported {shown(step)}: a whole number, a number and a text are needed.")
+        raise SolverError(f"the solver reported {show_value(step)}: a whole number, a number and a text are needed.")
 
 
 class WriteGuard:
@@ -68,10 +68,7 @@ class WriteGuard:
     def fault(self) -> str:
         """A sentence that names what was written to; "" if nothing was."""
         written = [label for label, tensor in self._tensors.items() if _version(tensor) != self._before[label]]
-        if not written:
-            return ""
-        more = f" and {len(written) - 3} more" if len(written) > 3 else ""
-        return f"It wrote to tensors that are the caller's own: {', '.join(written[:3])}{more}."
+        return f"It wrote to tensors that are the caller's own: {list_some(written, 3)}." if written else ""
 
 
 def _sides(problem: Problem) -> tuple[tuple[str, Mapping[str, Tensor]], ...]:

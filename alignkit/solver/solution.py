@@ -13,6 +13,7 @@ from alignkit.graph import SymmetryGraph
 from alignkit.graph.description import why_fixed
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.solver.contract import Status, Step
+from alignkit.text import shorten_list
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,10 +191,7 @@ def _uncovered_lines(solution: Solution) -> list[str]:
     uncovered = solution.uncovered
     if not uncovered:
         return ["Every tensor is moved by some group."]
-    rows = [f"  {name}: {reason}" for name, reason in list(uncovered.items())[:LISTED]]
-    if len(uncovered) > LISTED:
-        rows.append(f"  and {len(uncovered) - LISTED} more, see solution.uncovered")
     return [
         f"Not covered, {len(uncovered)} of {len(solution.graph.tensors)} tensors stay as they are:",
-        *rows,
+        *shorten_list([f"{name}: {reason}" for name, reason in uncovered.items()], LISTED, ", see solution.uncovered"),
     ]

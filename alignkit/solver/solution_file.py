@@ -18,6 +18,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver.contract import Status, Step
 from alignkit.solver.solution import Solution
+from alignkit.text import describe_error
 
 _FORMAT = "alignkit.solution"
 _VERSION = "1"
@@ -62,7 +63,7 @@ def read_solution(path: Path, graph: SymmetryGraph) -> Solution:
     try:
         return _solution(header["solution"], tensors, "", graph)
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+        raise WeightsError(f"{path} is damaged: {describe_error(error)}.") from error
 
 
 def _facts(solution: Solution) -> dict[str, Any]:

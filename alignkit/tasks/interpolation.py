@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import TaskError
 from alignkit.tasks.task import CannotBatchError, OutOfMemoryError, Task, TaskResult
+from alignkit.text import describe_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +131,7 @@ class Interpolation:
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, TaskError):
                 raise
-            raise TaskError(f"the text is no interpolation in JSON: {type(error).__name__}: {error}.") from error
+            raise TaskError(f"the text is no interpolation in JSON: {describe_error(error)}.") from error
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.solver.contract import Problem
 from alignkit.tasks.batches import Batch, map_tensors, tensors_in
 from alignkit.tasks.task import Task
+from alignkit.text import describe_error
 
 
 class Minibatches:
@@ -112,7 +113,7 @@ class PathLoss:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if isinstance(error, TaskError | torch.OutOfMemoryError):
                 raise
-            raise TaskError(f"the model fails on {batch.name}: {type(error).__name__}: {error}") from error
+            raise TaskError(f"the model fails on {batch.name}: {describe_error(error)}") from error
 
     def score(self, alignment: Alignment) -> float:
         """Mean loss over the fixed samples and over ``lambdas``.

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.tasks.batches import Batch, Batches, tensors_in
+from alignkit.text import describe_error, dtype_name, list_some
 
 Measure = Callable[[Any, Any], Any]
 """Called with outputs and targets; returns the mean over the samples as a scalar tensor or a float."""
@@ -174,8 +175,8 @@ class Task:
             if name in self._shapes and tuple(tensor.shape) != self._shapes[name]
         ]
         if problems:
-            shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-            raise TaskError(f"the weights do not fit the task's model {type(self._model).__name__}: {shown}.")
+            listed = list_some(problems, separator="; ")
+            raise TaskError(f"the weights do not fit the task's model {type(self._model).__name__}: {listed}.")
         return {name: tensor.to(self.device) for name, tensor in given.items()}
 
     @property
@@ -243,7 +244,7 @@ class Task:
             raise
         except Exception as error:  # the model, the loss and the metric are the user's: anything can happen here
             if not is_out_of_memory(error):
-                raise TaskError(f"the model fails on {_described(part)}: {type(error).__name__}: {error}") from error
+                raise TaskError(f"the model fails on {_described(part)}: {describe_error(error)}") from error
             if count > 1:
                 raise OutOfMemoryError(str(error)) from error
             if part.size == 1 or not part.splittable:
@@ -343,7 +344,7 @@ def _scalar(kind: str, value: Any, part: Batch) -> float:
 
 def _described(part: Batch) -> str:
     tensors = [*tensors_in(part.inputs), *tensors_in(part.targets)]
-    shapes = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in tensors)
+    shapes = ", ".join(f"{dtype_name(tensor.dtype)}{list(tensor.shape)}" for tensor in tensors)
     return f"{part.name} ({shapes})"
 
 

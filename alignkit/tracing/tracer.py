@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from alignkit.graph import Provenance, SymmetryGraph, TracedInput
+from alignkit.text import dtype_name
 from alignkit.tracing.interpret import Interpreter, live_steps, unread
 from alignkit.tracing.labels.constants import constant_buffers
 from alignkit.tracing.labels.constraints import Constraints
@@ -72,7 +73,7 @@ def _described(name: str | None, tensor: Tensor) -> TracedInput:
     has_values = tensor.numel() > 0 and not tensor.is_meta and not isinstance(tensor, FakeTensor)
     if has_values and not tensor.is_floating_point() and not tensor.is_complex():
         low, high = int(tensor.min()), int(tensor.max())
-    return TracedInput(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high)
+    return TracedInput(name, tuple(tensor.shape), dtype_name(tensor.dtype), low, high)
 
 
 def graph_of(

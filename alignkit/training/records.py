@@ -14,6 +14,7 @@ import torch
 
 from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import MissingExtraError, TrainingError
+from alignkit.text import describe_error, shorten
 
 CHECKPOINT, METRICS, BEST = "checkpoint.pt", "metrics.csv", "best.safetensors"
 FORMAT = "alignkit.training"
@@ -72,7 +73,7 @@ class TrainingCheckpoint:
                 raise TrainingError(f"{path} was written by another version of alignkit. Start anew in another folder.")
             found = cls(**{**state, "run": json.loads(state["run"])})
         except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError) as error:
-            raise TrainingError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+            raise TrainingError(f"{path} cannot be read as a checkpoint: {describe_error(error)}") from error
         if differences := _differences(found.run, run):
             raise TrainingError(
                 f"{path} belongs to another run: {'; '.join(differences)}. Use the same settings and sets, or start in "
@@ -93,8 +94,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "")
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(json.dumps(value), 60)
 
 
 @dataclass

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import nn
 
 from alignkit.errors import ZooError
+from alignkit.text import describe_validation
 from alignkit.zoo.modules import ResidualBlock, RowReader, Sine, VisionTransformer
-from alignkit.zoo.problems import described_errors
 
 Positive = Annotated[int, Field(ge=1)]
 Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -281,7 +281,7 @@ def architecture(family: str, **fields: Any) -> Architecture:
     try:
         return _ADAPTER.validate_python({"family": family, **fields})
     except ValidationError as error:
-        raise ZooError(f"no architecture of family {family!r} can be made: {described_errors(error)}") from error
+        raise ZooError(f"no architecture of family {family!r} can be made: {describe_validation(error)}") from error
 
 
 class _MeanOverPlaces(nn.Module):

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import ZooError
+from alignkit.text import describe_validation
 from alignkit.zoo.architectures import AnyArchitecture
-from alignkit.zoo.problems import described_errors
 from alignkit.zoo.recipe import Recipe
 from alignkit.zoo.sources import AnySource
 
@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise ZooError(f"{folder} holds no network data set: {path} cannot be read ({error.strerror}).") from error
     except ValidationError as error:
-        raise ZooError(f"{path} is no manifest of a network data set: {described_errors(error)}") from error
+        raise ZooError(f"{path} is no manifest of a network data set: {describe_validation(error)}") from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignkit.errors import ZooError
+from alignkit.text import describe_validation
 from alignkit.zoo.idx import read_images
-from alignkit.zoo.problems import described_errors
 
 Split = Literal["train", "test"]
 Folder = str | Path | None
@@ -262,7 +262,7 @@ def source(name: str, **fields: Any) -> Source:
     try:
         return _ADAPTER.validate_python({"name": name, **fields})
     except ValidationError as error:
-        raise ZooError(f"no source {name!r} can be made: {described_errors(error)}") from error
+        raise ZooError(f"no source {name!r} can be made: {describe_validation(error)}") from error
 
 
 @lru_cache(maxsize=4)

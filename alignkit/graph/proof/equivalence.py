@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from alignkit.errors import VerificationError
 from alignkit.graph.proof.precision import Widened
 from alignkit.graph.proof.verify import TOLERANCE, largest_change, output_tensors
+from alignkit.text import dtype_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def same_function(a: nn.Module, b: nn.Module, *args: Any, **kwargs: Any) -> Equi
     if any(not bool(torch.isfinite(t).all()) for t in (*left, *right)):
         raise VerificationError("a model returns NaN or infinity, so nothing can be compared.")
     scale = max((float(t.abs().max()) for t in left if t.numel()), default=0.0) or 1.0
-    return Equivalence(largest_change(right, left) / scale, TOLERANCE[dtype], str(dtype).removeprefix("torch."))
+    return Equivalence(largest_change(right, left) / scale, TOLERANCE[dtype], dtype_name(dtype))
 
 
 def _outputs(model: nn.Module, dtype: torch.dtype, args: Any, kwargs: Any) -> list[Tensor]:

@@ -16,6 +16,7 @@ from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.precision import Widened
 from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.text import dtype_name
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 """Largest relative change of an output that still counts as rounding, by the dtype of the run."""
@@ -69,7 +70,7 @@ def verify(
             guilty = _guilty_groups(graph, runner, tolerance, seed + draw)
             raise VerificationError(_failure(graph, guilty, error, tolerance, runner.dtype))
         worst = max(worst, error)
-    return Verification(worst, tolerance, str(runner.dtype).removeprefix("torch."), draws)
+    return Verification(worst, tolerance, dtype_name(runner.dtype), draws)
 
 
 class _Runner:

@@ -19,7 +19,7 @@ from alignkit.jobs.solve import SolverLike, build_solvers
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver.contract import Solver
-from alignkit.text import did_you_mean
+from alignkit.text import describe_error, did_you_mean
 
 if TYPE_CHECKING:
     from alignkit.tasks.task import Task
@@ -205,7 +205,7 @@ def _run(plan: ComparisonSetup, jobs: Sequence[Job], executor: Executor | None) 
             except AlignkitError:
                 raise
             except Exception as error:  # the executor's own: a worker was killed, or a result could not be sent
-                reason = f"the executor failed: {type(error).__name__}: {error}"
+                reason = f"the executor failed: {describe_error(error)}"
                 yield futures[future].failed(reason)
     finally:  # also on Ctrl-C: what has not begun does not begin
         for future in futures:

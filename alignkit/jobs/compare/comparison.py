@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import ComparisonError
 from alignkit.tasks.interpolation import Interpolation
+from alignkit.text import describe_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +116,7 @@ class ComparisonRow:
             line = values["line"]
             return cls(**{**values, "line": None if line is None else Interpolation.from_json(json.dumps(line))})
         except (TypeError, KeyError, ValueError) as error:
-            raise ComparisonError(f"this is no row of a comparison: {type(error).__name__}: {error}") from error
+            raise ComparisonError(f"this is no row of a comparison: {describe_error(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ class Comparison:
             values = json.loads(text)
             found = {key: values[key] for key in FORMAT}
         except (ValueError, KeyError, TypeError) as error:
-            raise ComparisonError(f"the text is no comparison in JSON: {type(error).__name__}: {error}.") from error
+            raise ComparisonError(f"the text is no comparison in JSON: {describe_error(error)}.") from error
         if found != FORMAT:
             raise ComparisonError(f"this is {found}, not {FORMAT}: written by another version of alignkit?")
         rows = tuple(map(ComparisonRow.from_dict, values["rows"]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alignkit.errors import AlignkitError, ComparisonError
+from alignkit.errors import ComparisonError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.jobs.compare.comparison import ERROR, ComparisonRow
 from alignkit.jobs.merge import merge
@@ -21,6 +21,7 @@ from alignkit.solver.contract import Solver
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import Interpolation, interpolate
 from alignkit.tasks.task import TaskResult
+from alignkit.text import explain_error
 
 if TYPE_CHECKING:
     from alignkit.tasks.task import Task
@@ -96,7 +97,7 @@ def run_job(plan: ComparisonSetup, job: Job) -> ComparisonRow:
                 registry=plan.registry,
             )
     except Exception as error:  # what a solver needs is missing, or the device does not work
-        return job.failed(_said(error))
+        return job.failed(explain_error(error))
     if solution.status.failed:
         return ComparisonRow(
             job.name,
@@ -135,7 +136,7 @@ def _evaluated(
         line = interpolate(plan.test, plan.pair.a, aligned, plan.points, label=job.name)
         return line, _repaired(plan, solution) if plan.repair else None, ""
     except Exception as error:  # the model, the data and the loss are the user's
-        return line, None, f"the result could not be evaluated: {_said(error)}"
+        return line, None, f"the result could not be evaluated: {explain_error(error)}"
 
 
 def _repaired(plan: ComparisonSetup, solution: Solution) -> TaskResult:
@@ -145,10 +146,6 @@ def _repaired(plan: ComparisonSetup, solution: Solution) -> TaskResult:
         raise ComparisonError("repair=True runs the merged network on data: pass task=, and bind modules.")
     parents = [a, solution.apply(b)]
     return test.evaluate(repair(merge(parents), parents, plan.task))
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, AlignkitError) else f"{type(error).__name__}: {error}"
 
 
 # ---------------------------------------------------------------------- for executors

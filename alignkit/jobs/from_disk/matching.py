@@ -27,6 +27,7 @@ from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver.contract import Problem, Step
 from alignkit.solver.solution import Solution
 from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.text import dtype_name
 
 
 def match_checkpoints(
@@ -154,7 +155,7 @@ def bind_on_disk(graph: SymmetryGraph, a: Checkpoint, b: Checkpoint, budget: Bud
     for node in graph.tensors.values():
         dtypes = [next((c.entry(n).dtype for n in node.names if n in c), None) for c in (a, b)]
         if None not in dtypes and dtypes[0] != dtypes[1]:
-            in_a, in_b = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+            in_a, in_b = (dtype_name(dtype) for dtype in dtypes)
             problems.append(f"{node.name!r} is {in_a} in A but {in_b} in B")
     _raise_if_any(problems)
     sides = WeightsOnDisk(graph, a), WeightsOnDisk(graph, b)

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from alignkit.errors import TraceError
+from alignkit.text import dtype_name, first_line, list_some
 from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, module_path
 
 
@@ -77,7 +78,7 @@ def _check(model: nn.Module) -> None:
     lazy = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if nn.parameter.is_lazy(p)]
     if lazy:
         raise TraceError(
-            f"{kind} has lazy tensors without a shape: {', '.join(lazy[:5])}. Call the model once on real inputs "
+            f"{kind} has lazy tensors without a shape: {list_some(lazy, 5)}. Call the model once on real inputs "
             "first, so that they get one."
         )
 
@@ -88,17 +89,15 @@ def _check_can_run_real(model: nn.Module, fake_error: Exception) -> None:
         return
     raise TraceError(
         f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on "
-        f"fake tensors, which failed: {_first_line(fake_error)}. Check the inputs; if its code depends on values "
+        f"fake tensors, which failed: {first_line(fake_error)}. Check the inputs; if its code depends on values "
         "of tensors (.item(), `if tensor:`), load the weights, or pass inputs that avoid that code (such as a mask)."
     ) from fake_error
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
     """Say why a model did not run, and what usually helps."""
-    text = f"{type(model).__name__} does not run on the inputs given: {type(error).__name__}: {_first_line(error)}."
-    low = {
-        str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)
-    }
+    text = f"{type(model).__name__} does not run on the inputs given: {type(error).__name__}: {first_line(error)}."
+    low = {dtype_name(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
     lowered = str(error).lower()
     if isinstance(error, TypeError) and "argument" in lowered:
         return text + " Pass all arguments of its forward: trace(model, *args, **kwargs)."
@@ -114,12 +113,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
         )
     if "shape" in lowered or "size" in lowered or "dimension" in lowered or "channels" in lowered:
         return text + " Check the shapes of the inputs."
-    return text + " RecordedRun model(*args, **kwargs) first; what fails there fails here."
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return text + " Run model(*args, **kwargs) first; what fails there fails here."
 
 
 @contextmanager

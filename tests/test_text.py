@@ -1,0 +1,49 @@
+"""Sentences of messages."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from alignkit import text
+from alignkit.errors import SpecError
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+def test_counts_lists_and_articles() -> None:
+    assert [text.plural(1, "file"), text.plural(3, "file")] == ["1 file", "3 files"]
+    assert text.plural(2, "matrix", "matrices") == "2 matrices"
+    assert [text.with_article("alignment"), text.with_article("solution")] == ["an alignment", "a solution"]
+    assert text.list_some(["a", "b"], 2) == "a, b"
+    assert text.list_some(["a", "b", "c"], 2, "; ") == "a; b and 1 more"
+    assert text.shorten_list(["a", "b", "c"], 1, ", see --json") == ["  a", "  and 2 more, see --json"]
+
+
+def test_errors_and_values_on_one_line() -> None:
+    assert text.describe_error(ValueError("two\n  lines")) == "ValueError: two lines"
+    assert text.describe_error(Unprintable()) == "Unprintable"
+    assert text.first_line(RuntimeError("first.\nsecond")) == "first"
+    assert text.first_line(RuntimeError()) == "RuntimeError"
+    assert text.explain_error(SpecError("a sentence.")) == "a sentence."
+    assert text.explain_error(KeyError("x")) == "KeyError: 'x'"
+    assert len(text.one_line(ValueError("x" * 5000))) == text.MAX_LINE
+    assert text.show_value(["x" * 500]).endswith("...")
+    assert text.show_value(Unprintable()) == "an object of type Unprintable"
+
+
+def test_problems_of_fields_are_one_sentence() -> None:
+    class Size(BaseModel):
+        width: int
+        height: int
+
+    with pytest.raises(ValidationError) as caught:
+        Size.model_validate({"width": "wide"})
+    said = text.describe_validation(caught.value)
+    assert said.startswith("width: ")
+    assert "; height: " in said
