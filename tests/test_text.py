@@ -9,7 +9,7 @@ from alignkit import text
 from alignkit.errors import SpecError
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
@@ -27,14 +27,14 @@ def test_counts_lists_and_articles() -> None:
 
 def test_errors_and_values_on_one_line() -> None:
     assert text.describe_error(ValueError("two\n  lines")) == "ValueError: two lines"
-    assert text.describe_error(Unprintable()) == "Unprintable"
+    assert text.describe_error(UnprintableError()) == "UnprintableError"
     assert text.first_line(RuntimeError("first.\nsecond")) == "first"
     assert text.first_line(RuntimeError()) == "RuntimeError"
     assert text.explain_error(SpecError("a sentence.")) == "a sentence."
     assert text.explain_error(KeyError("x")) == "KeyError: 'x'"
     assert len(text.one_line(ValueError("x" * 5000))) == text.MAX_LINE
     assert text.show_value(["x" * 500]).endswith("...")
-    assert text.show_value(Unprintable()) == "an object of type Unprintable"
+    assert text.show_value(UnprintableError()) == "an object of type UnprintableError"
 
 
 def test_problems_of_fields_are_one_sentence() -> None:
