@@ -30,7 +30,7 @@ from alignkit.errors import (
     UndeterminedSizeError,
     WeightsError,
 )
-from bad_files import GRAPH, OTHER, SHAPES, SPEC, contents, fill, good
+from helpers.bad_files import GRAPH, OTHER, SHAPES, SPEC, contents, fill, good
 
 FAMILY = SymmetryGraph.from_spec({"w": "(heads d[heads])"}, {"w": (6,)}, sizes={"heads": 2})
 SHARED = torch.ones(4)

@@ -14,7 +14,7 @@ from torch import nn
 
 import alignkit
 from alignkit import Alignment, builders
-from fresh_environment import Environment
+from helpers.fresh_environment import Environment
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "alignkit"

@@ -66,8 +66,8 @@ def generate(folder: Path, config: dict[str, object]) -> None:
     """Write A, B, the graph and the order of B's units."""
     import safetensors.torch
 
-    import torchvision_shim
     from alignkit.models.sources import load_model
+    from helpers import torchvision_shim
 
     torchvision_shim.install()
     (folder / "a").mkdir(parents=True)

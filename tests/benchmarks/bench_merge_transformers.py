@@ -29,7 +29,7 @@ from alignkit.models.sources import load_model
 
 TESTS = str(Path(__file__).parents[1])
 sys.path.insert(0, TESTS)
-import torchvision_shim  # noqa: E402  transformers imports torchvision, which may be built for another torch
+from helpers import torchvision_shim  # noqa: E402  transformers imports torchvision, which may be built for another torch
 
 torchvision_shim.install()
 
@@ -159,7 +159,7 @@ def bert() -> alignkit.Task:
 
 def merge(kind: str, folder: Path, other: str, name: str, *switches: str) -> dict[str, Any]:
     """Merge A and another model with ``alignkit merge``, from the folder of this file."""
-    start = "import torchvision_shim; torchvision_shim.install(); from alignkit.cli import main; main()"
+    start = "from helpers import torchvision_shim; torchvision_shim.install(); from alignkit.cli import main; main()"
     program = [sys.executable, "-W", "ignore", "-c", start]
     output = folder / f"merged-{other}-{name.replace(' > ', '-')}"
     call = ["merge", str(folder / "a"), str(folder / other), "-o", str(output), "--force", "--json"]

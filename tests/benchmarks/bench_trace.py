@@ -20,7 +20,7 @@ from torch import nn
 from alignkit.tracing import trace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import torchvision_shim
+from helpers import torchvision_shim
 
 torchvision_shim.install()
 

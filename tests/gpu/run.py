@@ -23,10 +23,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import pretended
 import torch
 
 import alignkit
+import pretended
 from alignkit.solver.solution import Solution
 from alignkit.testing import ProblemPair, attention, convnet, independent_pair, mlp, planted_pair
 

@@ -1,0 +1,112 @@
+"""The scripts of the paper's experiments run, on small sets of digits and sine waves, and say what they should."""
+
+import importlib
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning_fabric")
+
+FOLDER = Path(__file__).parent / "paper"
+NAMES = ("mnist-mlp", "split-a", "split-b", "sine-inr")
+TRAINED = {
+    "Deep-Align",
+    "Deep-Align + consensus",
+    "Deep-Align + consensus + midpoint",
+    "probe encoder, trained",
+    "probe encoder, trained, on data",
+}
+UNTRAINED = {"naive", "weight matching", "activation matching", "probes only", "probes on data"}
+WITH_SINKHORN = {
+    "Sinkhorn",
+    "weight matching + Sinkhorn",
+    "probes on data + Sinkhorn",
+    "Deep-Align + Sinkhorn",
+    "probe encoder, trained + Sinkhorn",
+}
+
+
+def call(script: str, *arguments: object) -> None:
+    """Run a script's main with these arguments."""
+    threads = torch.get_num_threads()
+    before, sys.argv = sys.argv, [script, *map(str, arguments)]
+    sys.path.insert(0, str(FOLDER))
+    try:
+        importlib.import_module(script).main()
+    finally:
+        sys.argv = before
+        torch.set_num_threads(threads)
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Small sets of networks and one aligner of each kind for the first."""
+    folder = tmp_path_factory.mktemp("paper")
+    call("paper_data", "--folder", folder, "--tiny", "--only", *NAMES)
+    for encoder in ("dws", "learned"):
+        call("aligners", "--folder", folder, "--aligners", folder / "aligners", "--set", "mnist-mlp",
+             "--encoder", encoder, "--seeds", 0, 1, "--steps", 2)  # fmt: skip
+    return folder
+
+
+def results(made, script: str, *arguments: object) -> dict:
+    """What a script writes."""
+    output = made / f"{script}-{len(arguments)}.json"
+    call(script, "--folder", made, "--aligners", made / "aligners", "--output", output, *arguments)
+    return json.loads(output.read_text())
+
+
+def test_table_holds_every_method_and_seed_and_adds_only_what_is_missing(made, monkeypatch):
+    size = ("--set", "mnist-mlp", "--pairs", 2, "--samples", 64, "--images", 64, "--sinkhorn-steps", 2)
+    first = results(made, "table", *size, "--only", "naive", "Deep-Align")
+    assert set(first["columns"]) == {"naive", "Deep-Align"}
+    first["columns"]["naive"]["runs"]["-"]["barriers"] = [7.0, 7.0]
+    output = made / "again.json"
+    output.write_text(json.dumps(first))
+    call("table", "--folder", made, "--aligners", made / "aligners", "--output", output, *size)
+    again = json.loads(output.read_text())
+    assert set(again["columns"]) >= UNTRAINED | TRAINED | WITH_SINKHORN
+    assert again["columns"]["naive"]["runs"]["-"]["barriers"] == [7.0, 7.0], "measured again"
+    assert set(again["columns"]["Deep-Align"]["runs"]) == {"0", "1"}
+    for column in again["columns"].values():
+        for run in column["runs"].values():
+            assert len(run["barriers"]) == len(run["seconds"]) == len(again["pairs"]) == 2
+    assert str(made) not in output.read_text(), "a path of this machine"
+
+
+def test_class_splits_tell_how_well_averages_do_beside_their_parents(made):
+    found = results(made, "class_splits", "--pairs", 2, "--images", 64, "--sinkhorn-steps", 2)
+    assert len(found["parents"]["accuracies"]) == 4
+    for column in found["columns"].values():
+        for run in column["runs"].values():
+            assert all(0 <= accuracy <= 1 for accuracy in run["accuracies"])
+
+
+def test_runtime_counts_pairs_of_cheap_and_of_dear_methods(made):
+    found = results(made, "runtime", "--pairs", 3, "--sinkhorn-pairs", 1, "--sinkhorn-steps", 2, "--images", 64)
+    counts = {name: entry["pairs"] for name, entry in found["methods"].items()}
+    assert {counts[name] for name in WITH_SINKHORN} == {1}
+    assert {counts[name] for name in TRAINED | UNTRAINED - {"naive"}} == {3}
+    assert found["methods"]["Deep-Align"]["batched_cpu_seconds"] > 0
+
+
+def test_curves_from_every_start_never_rise(made):
+    found = results(made, "starts", "--pairs", 1, "--samples", 64, "--steps", 20)
+    assert set(found["curves"]) == {"weight_matching", "frank_wolfe", "sinkhorn, distance", "sinkhorn, midpoint loss"}
+    for by_start in found["curves"].values():
+        assert {"identity", "Deep-Align", "probes only"} <= set(by_start)
+        for name in ("weight_matching", "sinkhorn, distance"):
+            for curve in found["curves"][name].values():
+                assert all(later <= earlier + 1e-3 for earlier, later in pairwise(curve["mean"]))
+
+
+def test_inr_steps_start_at_the_alignments_themselves(made):
+    found = results(made, "inr_steps", "--pairs", 1, "--samples", 64, "--steps", 0, 2)
+    assert set(found["steps"]) == {"0", "2"}
+    assert found["steps"]["0"]["columns"]["naive"]["solver"] is None
+    assert found["steps"]["2"]["columns"]["naive"]["solver"] == "sinkhorn"

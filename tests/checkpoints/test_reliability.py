@@ -1,0 +1,70 @@
+"""A few rounds of what `tests/reliability` does to checkpoints many times."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import fuzz_checkpoints
+import kill_merges
+from alignkit.checkpoints.staging import remove_stale, staged
+from alignkit.errors import WeightsError
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the trials run in forked processes")
+
+
+@pytest.mark.parametrize("kind", fuzz_checkpoints.DAMAGES)
+def test_damaged_checkpoints_are_refused_or_read_in_full(kind: str, tmp_path: Path) -> None:
+    counts = fuzz_checkpoints.trials(kind, range(6), 7, str(tmp_path))
+    assert set(counts) <= {"refused", "read in full"}
+    assert sum(counts.values()) == 6
+    if kind not in ("bit flipped in a shard", "bits flipped in a header", "link") and "pickle" not in kind:
+        assert counts == {"refused": 6}
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_killed_merges_leave_whole_outputs(tmp_path: Path) -> None:
+    found = kill_merges.run(6, 3, tmp_path)
+    assert sum(found["SIGKILL"].get(key, 0) for key in ("killed", "ended before the kill")) == 6
+    assert sum(found["two at once"].values()) == 2
+
+
+def test_what_a_live_run_writes_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (tmp_path / ".out.0123abcd.part").mkdir()
+    (tmp_path / ".out.notes.part").mkdir()
+    (tmp_path / ".other.0123abcd.part").mkdir()
+    with staged(output, folder=True) as live:
+        (live / "x").write_text("1")
+        assert not (tmp_path / ".out.0123abcd.part").exists()
+        assert remove_stale(output) == 0
+        with staged(output, folder=True) as second:
+            (second / "x").write_text("2")
+        assert (output / "x").read_text() == "2"
+    assert (output / "x").read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.0123abcd.part", ".out.notes.part", "out"]
+
+
+def test_a_link_that_is_named_like_a_leftover_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "x").write_text("1")
+    (tmp_path / ".out.0123abcd.part").symlink_to(tmp_path / "precious")
+    with staged(tmp_path / "out", folder=True) as live:
+        (live / "x").write_text("2")
+    assert (tmp_path / "precious" / "x").read_text() == "1"
+
+
+def test_a_second_run_finds_that_the_first_was_there_before_it(tmp_path: Path) -> None:
+    def both() -> None:
+        with staged(tmp_path / "out", folder=True, overwrite=False) as late:
+            (late / "x").write_text("late")
+            with staged(tmp_path / "out", folder=True, overwrite=False) as early:
+                (early / "x").write_text("early")
+
+    with pytest.raises(WeightsError, match="it exists"):
+        both()
+    assert (tmp_path / "out" / "x").read_text() == "early"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

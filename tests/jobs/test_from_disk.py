@@ -1,0 +1,316 @@
+"""Checkpoints on disk are matched, aligned and averaged as they are in memory, a few pieces at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import alignkit
+from alignkit import Alignment, SymmetryGraph, open_checkpoint, solve, write_weights
+from alignkit.checkpoints import ByteProgress
+from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
+from alignkit.graph.bind import Pair
+from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
+from alignkit.jobs.from_disk.budget import Budget
+from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk
+from alignkit.jobs.from_disk.weights import WeightsOnDisk
+from alignkit.matching.objective import Objective
+from alignkit.matching.tree_objective import TreeObjective
+from helpers.graph_strategies import graphs
+
+SPECS: dict[str, tuple[dict[str, str], dict[str, tuple[int, ...]]]] = {
+    "mlp": (
+        {"fc1.weight": "h1 .", "fc1.bias": "h1", "fc2.weight": "h2 h1", "fc2.bias": "h2", "fc3.weight": ". h2"},
+        {"fc1.weight": (12, 7), "fc1.bias": (12,), "fc2.weight": (9, 12), "fc2.bias": (9,), "fc3.weight": (5, 9)},
+    ),
+    "transformer": (
+        {
+            "embed": ". model",
+            "qkv": "(heads:4 (qk[heads]:3+qk[heads]+v[heads])) model",
+            "qkv.bias": "(heads (qk[heads]+qk[heads]+v[heads]))",
+            "out": "model (heads v[heads])",
+            "up": "mlp model",
+            "down": "model mlp",
+            "norm": "model",
+            "head": ". model",
+        },
+        {
+            "embed": (31, 12),
+            "qkv": (4 * (3 + 3 + 2), 12),
+            "qkv.bias": (32,),
+            "out": (12, 8),
+            "up": (10, 12),
+            "down": (12, 10),
+            "norm": (12,),
+            "head": (31, 12),
+        },
+    ),
+    "convolutions and a gate": (
+        {
+            "conv1": "c1 . . .",
+            "conv2": "c2 c1+c1 . .",
+            "depthwise": "c2 . . .",
+            "lstm_ih": "h+h+h h2",
+            "lstm_hh": "h+h+h h",
+            "fc": "h2 (c2 4)",
+            "out": ". h",
+            "steps": "",
+        },
+        {
+            "conv1": (6, 3, 3, 3),
+            "conv2": (8, 12, 2, 2),
+            "depthwise": (8, 1, 3, 3),
+            "lstm_ih": (15, 7),
+            "lstm_hh": (15, 5),
+            "fc": (7, 32),
+            "out": (4, 5),
+            "steps": (),
+        },
+    ),
+    "grouped": (
+        {"a": "(g i[g]) .", "conv": "(g o[g]) i[g] .", "b": ". (g o[g])"},
+        {"a": (12, 5), "conv": (8, 3, 2), "b": (6, 8)},
+    ),
+    "experts": (
+        {"router": "experts model", "up": "experts units[experts] model", "down": "experts model units[experts]"},
+        {"router": (4, 9), "up": (4, 6, 9), "down": (4, 9, 6)},
+    ),
+}
+PIECES = [1, 64, 1 << 20]
+"""Bytes of a piece: one row, some rows, everything."""
+
+
+def pair(name: str, noise: float, seed: int = 0) -> tuple[SymmetryGraph, dict[str, Tensor], dict[str, Tensor]]:
+    """A, and a reordered copy of A with noise."""
+    spec, shapes = SPECS[name]
+    generator = torch.Generator().manual_seed(seed)
+    a = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    graph = SymmetryGraph.from_spec(spec, a)
+    b = Alignment.random(graph, seed + 1).apply(a)
+    return graph, a, {key: t + noise * torch.randn(t.shape, generator=generator) for key, t in b.items()}
+
+
+def saved(folder: Path, **sides: Mapping[str, Tensor]) -> list[alignkit.Checkpoint]:
+    for name, weights in sides.items():
+        write_weights(folder / f"{name}.safetensors", weights)
+    return [open_checkpoint(folder / f"{name}.safetensors") for name in sides]
+
+
+def objectives(tmp_path: Path, name: str, piece: int) -> tuple[Objective, ObjectiveOnDisk]:
+    graph, a, b = pair(name, 0.3)
+    on_disk = [WeightsOnDisk(graph, side) for side in saved(tmp_path, a=a, b=b)]
+    budget = type("Small", (Budget,), {"piece": piece})(0)
+    return Objective(graph.bind(a, b)), ObjectiveOnDisk(Pair(graph, *on_disk), budget)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize("name", SPECS)
+def test_sums_from_disk_are_those_in_memory(tmp_path: Path, name: str, piece: int) -> None:
+    memory, disk = objectives(tmp_path, name, piece)
+    alignment = Alignment.random(memory.graph, 5)
+    assert disk.squares == pytest.approx(memory.squares)
+    assert disk.fixed_value == pytest.approx(memory.fixed_value)
+    assert disk.unaligned == pytest.approx(memory.unaligned)
+    assert disk.distances2(alignment) == pytest.approx(memory.distances2(alignment))
+    assert disk.value(alignment) == pytest.approx(memory.value(alignment))
+
+
+@pytest.mark.parametrize("known", ["all", "none", "some"])
+@pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize("name", SPECS)
+def test_similarities_from_disk_are_those_in_memory(tmp_path: Path, name: str, piece: int, known: str) -> None:
+    memory, disk = objectives(tmp_path, name, piece)
+    graph = memory.graph
+    elements: dict[str, Tensor | None] = dict(Alignment.random(graph, 5).elements)
+    for at, root in enumerate(graph.roots):
+        if known == "none" or (known == "some" and at % 2):
+            elements.update(dict.fromkeys(graph.tree(root)))
+    for group in graph.groups:
+        parent = graph.groups[group].parent
+        if parent is None or elements[parent] is not None:
+            torch.testing.assert_close(disk.similarity(group, elements), memory.similarity(group, elements))
+    for root in graph.roots:
+        own = {**elements, **dict.fromkeys(graph.tree(root))}
+        trees = TreeObjective(memory, root), TreeOnDisk(disk, root)
+        for uses in trees[0].plain.values():
+            for use in uses:
+                torch.testing.assert_close(*(tree.pair_similarity(use, own) for tree in trees))
+
+
+@settings(deadline=None, max_examples=60)
+@given(graph=graphs(), data=st.data())
+def test_any_graph_is_worked_in_pieces(graph: SymmetryGraph, data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    a, b = (
+        {
+            name: torch.randn(node.shape, generator=generator, dtype=torch.float64)
+            for name, node in graph.tensors.items()
+        }
+        for _ in range(2)
+    )
+    piece = data.draw(st.sampled_from([1, 40, 100, 1 << 20]))
+    alignment = Alignment.random(graph, 1)
+    elements: dict[str, Tensor | None] = dict(alignment.elements)
+    for root in graph.roots:
+        if data.draw(st.booleans()):
+            elements.update(dict.fromkeys(graph.tree(root)))
+    with tempfile.TemporaryDirectory() as folder:
+        on_disk = [WeightsOnDisk(graph, side) for side in saved(Path(folder), a=a, b=b)]
+        budget = type("Small", (Budget,), {"piece": piece})(0)
+        memory, disk = Objective(graph.bind(a, b)), ObjectiveOnDisk(Pair(graph, *on_disk), budget)
+        assert disk.distances2(alignment) == pytest.approx(memory.distances2(alignment))
+        for group in graph.groups:
+            parent = graph.groups[group].parent
+            if graph.children(group) or (parent is not None and elements[parent] is None):
+                continue
+            torch.testing.assert_close(disk.similarity(group, elements), memory.similarity(group, elements))
+        for root in graph.roots:
+            own = {**elements, **dict.fromkeys(graph.tree(root))}
+            trees = TreeObjective(memory, root), TreeOnDisk(disk, root)
+            for uses in (*trees[0].plain.values(), *trees[0].coupled.values()):
+                for use in uses:
+                    torch.testing.assert_close(*(tree.pair_similarity(use, own) for tree in trees))
+
+
+@pytest.mark.parametrize("products", ["float64", "float32"])
+@pytest.mark.parametrize("noise", [0.0, 0.6])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_solution_is_that_of_the_solver_in_memory(tmp_path: Path, name: str, noise: float, products: str) -> None:
+    graph, a, b = pair(name, noise)
+    expected = solve(graph, a, b, solver="weight_matching", products=products)
+    found = match_checkpoints(graph, *saved(tmp_path, a=a, b=b), "2MB", products=products)
+    assert found.alignment == expected.alignment
+    assert found.objective_before == pytest.approx(expected.objective_before)
+    assert found.objective_after == pytest.approx(expected.objective_after, abs=1e-9)
+    assert found.gain == pytest.approx(expected.gain)
+    assert [step.objective for step in found.history] == pytest.approx(
+        [s.objective for s in expected.history], abs=1e-9
+    )
+    assert found.solver == "weight_matching"
+
+
+def test_start_restarts_and_steps_are_those_of_weight_matching(tmp_path: Path) -> None:
+    graph, a, b = pair("transformer", 1.5)
+    sides = saved(tmp_path, a=a, b=b)
+    init = Alignment.random(graph, 9)
+    for options in ({"restarts": 3}, {"init": init}, {"start": "random", "seed": 4}, {"max_steps": 1}):
+        expected = solve(graph, a, b, **options)
+        assert match_checkpoints(graph, *sides, 1 << 24, **options).alignment == expected.alignment  # type: ignore[arg-type]
+
+
+def test_half_precision_is_matched(tmp_path: Path) -> None:
+    graph, a, b = pair("transformer", 0.1)
+    halves = [{key: t.bfloat16() for key, t in side.items()} for side in (a, b)]
+    sides = saved(tmp_path, a=halves[0], b=halves[1])
+    found = match_checkpoints(graph, *sides, "1MiB", products="float32")
+    assert found.alignment == solve(graph, *halves).alignment
+    align_checkpoint(tmp_path / "aligned.safetensors", sides[1], found, memory="1MiB")
+    aligned = open_checkpoint(tmp_path / "aligned.safetensors")
+    expected = found.apply(halves[1])
+    assert all(torch.equal(aligned[key], t) and aligned[key].dtype == torch.bfloat16 for key, t in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", SPECS)
+def test_aligned_and_merged_checkpoints_are_those_in_memory(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    graph, a, b = pair(name, 0.3)
+    a, b = ({key: t.to(dtype) for key, t in side.items()} for side in (a, b))
+    sides = saved(tmp_path, a=a, b=b)
+    alignment = Alignment.random(graph, 3)
+    align_checkpoint(tmp_path / "aligned.safetensors", sides[1], alignment, memory=1)
+    wide = alignment.apply({key: t.float() for key, t in b.items()})
+    aligned = open_checkpoint(tmp_path / "aligned.safetensors")
+    assert aligned.dtypes == dict.fromkeys(b, dtype)
+    assert all(torch.equal(aligned[key].float(), t) for key, t in wide.items())
+    merge_checkpoints(tmp_path / "merged.safetensors", sides, [None, alignment], [1, 3], memory=1)
+    merged = open_checkpoint(tmp_path / "merged.safetensors")
+    expected = alignkit.merge([a, {key: t.to(dtype) for key, t in wide.items()}], [1, 3])
+    assert all(torch.equal(merged[key].float(), t.float()) for key, t in expected.items())
+
+
+def test_tied_names_are_written_under_each(tmp_path: Path) -> None:
+    embed = torch.randn(9, 6)
+    weights = {"embed": embed, "head": embed, "fc": torch.randn(6, 6), "fc2": torch.randn(6, 6)}
+    graph = SymmetryGraph.from_spec({"embed": ". h", "fc": "m h", "fc2": "h m"}, weights)
+    shuffled = Alignment.random(graph, 1).apply(weights)
+    (a, b) = saved(tmp_path, a=weights, b=shuffled)
+    found = match_checkpoints(graph, a, b, "1MB")
+    assert found.objective_after == 0
+    align_checkpoint(tmp_path / "c.safetensors", b, found)
+    c = open_checkpoint(tmp_path / "c.safetensors")
+    assert all(torch.equal(c[name], tensor) for name, tensor in weights.items())
+    del weights["head"]  # as transformers leaves it out
+    write_weights(tmp_path / "one.safetensors", weights)
+    assert match_checkpoints(graph, tmp_path / "one.safetensors", b, "1MB").objective_after == 0
+    (broken,) = saved(tmp_path, d={**shuffled, "head": shuffled["head"] + 1})
+    with pytest.raises(BindError, match="'head' and 'embed' are tied in the graph but differ in B"):
+        match_checkpoints(graph, a, broken, "1MB")
+
+
+def test_progress_ends_at_the_whole_sweep(tmp_path: Path) -> None:
+    graph, a, b = pair("transformer", 0.2)
+    seen: list[ByteProgress] = []
+    found = match_checkpoints(graph, *saved(tmp_path, a=a, b=b), "2MB", on_progress=seen.append)
+    sweeps = list(dict.fromkeys(report.stage for report in seen))
+    assert sweeps == [f"sweep {i + 1}" for i in range(len(found.history))]
+    for sweep in sweeps:
+        reports = [report for report in seen if report.stage == sweep]
+        assert all(0 <= report.done <= report.total for report in reports)
+        assert [r.done for r in reports] == sorted(r.done for r in reports)
+    first = [report for report in seen if report.stage == "sweep 1"]
+    assert first[0].fraction < 0.2 and first[-1].fraction > 0.9
+    assert 0.5 < first[-1].done / first[0].total < 2
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    graph, a, b = pair("mlp", 0.1)
+    bad = {key: t for key, t in b.items() if key != "fc1.bias"} | {
+        "extra": torch.zeros(2),
+        "fc3.weight": torch.zeros(9),
+    }
+    sides = saved(tmp_path, a=a, bad=bad, half={key: t.half() for key, t in b.items()})
+    with pytest.raises(
+        BindError, match=r"(?s)3 problems.*'extra' of B is not.*'fc1.bias' is missing.*'fc3.weight' has"
+    ):
+        match_checkpoints(graph, sides[0], sides[1], "1MB")
+    with pytest.raises(BindError, match=r"'fc1.bias' is float32 in A but float16 in B"):
+        match_checkpoints(graph, sides[0], sides[2], "1MB")
+    nan = {**b, "fc2.weight": b["fc2.weight"].clone().fill_(torch.nan)}
+    with pytest.raises(BindError, match=r"'fc2.weight' of B holds NaN or infinity"):
+        match_checkpoints(graph, sides[0], *saved(tmp_path, nan=nan), "1MB")
+    with pytest.raises(AlignmentError, match="another graph"):
+        match_checkpoints(graph, *sides[:1] * 2, "1MB", init=Alignment.identity(pair("experts", 0)[0]))
+    with pytest.raises(SolverError, match="restart"):
+        match_checkpoints(graph, *sides[:1] * 2, "1MB", restart=3)
+    with pytest.raises(MergeError, match="one alignment"):
+        merge_checkpoints(tmp_path / "m.safetensors", sides[:1] * 2, [None, None])
+
+
+def test_too_little_memory_is_said_at_once(tmp_path: Path) -> None:
+    graph = SymmetryGraph.from_spec({"up": "units .", "down": ". units"}, {"up": (4000, 2), "down": (2, 4000)})
+    with pytest.raises(SolverError, match=r"the units of 'units' and their assignment take 256000000 bytes.*257 MB"):
+        match_checkpoints(graph, tmp_path / "a", tmp_path / "b", "100MB")
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("512mb", 512 * 10**6), ("4096", 4096), (" 7 B ", 7)],
+)
+def test_amounts_of_memory(text: str, amount: int) -> None:
+    assert parse_memory(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "two GB", "2 GX", "0", "0.1B", "nan", "1e9"])
+def test_what_is_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(UsageError, match="no amount of memory"):
+        parse_memory(text)

@@ -1,0 +1,332 @@
+"""Models named on the command line: what each source builds, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from alignkit import SymmetryGraph, hookimpl, write_weights
+from alignkit.cli import app
+from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.models.folders import source_of
+from alignkit.models.sources import load_model
+from alignkit.plugins.plugin_registry import registry
+from alignkit.tracing import trace
+from helpers import torchvision_shim
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.ones(1, 4)
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x, scale=1.0):
+        return scale * self.two(self.one(x))
+
+def keywords():
+    return Keywords(), {"x": torch.ones(2, 4), "scale": 2.0}
+
+class Lightning(Keywords):
+    example_input_array = torch.ones(1, 4)
+
+def bare():
+    return Keywords()
+
+def nothing():
+    return 3
+
+def broken():
+    raise KeyError("no such layer")
+
+model = mlp()[0]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a module of factories."""
+    (tmp_path / "my_models.py").write_text(FACTORIES)
+    (tmp_path / "my_broken.py").write_text("import no_such_library")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("my_models", None)
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+# ---------------------------------------------------------------------- what a text becomes
+
+
+@pytest.mark.parametrize("text", ["my_models:mlp", "python:my_models:mlp", "my_models:keywords", "my_models:Lightning"])
+@pytest.mark.usefixtures("folder")
+def test_factory_gives_a_model_that_runs_on_its_inputs(text: str) -> None:
+    model, args, kwargs = load_model(text)
+    assert model(*args, **kwargs).shape[-1] == 3
+    assert not model.training
+
+
+@pytest.mark.usefixtures("folder")
+def test_same_weights_each_time() -> None:
+    one, two = (load_model("my_models:mlp")[0] for _ in range(2))
+    assert torch.equal(one[0].weight, two[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("resnet18", UsageError, "write SOURCE:NAME"),
+        ("torchvison:resnet18", UsageError, "Did you mean 'torchvision'?"),
+        ("my_models:mpl", UsageError, "Did you mean 'mlp'?"),
+        ("no_such.module:mlp", UsageError, "no module 'no_such.module'"),
+        ("my_models:bare", ModelSourceError, r"Return \(model, example_inputs\)"),
+        ("my_models:nothing", ModelSourceError, "an object of type int"),
+        ("my_models:broken", ModelSourceError, "KeyError: 'no such layer'"),
+        ("my_models:model", ModelSourceError, "not a function"),
+        ("my_broken:mlp", ModelSourceError, "No module named 'no_such_library'"),
+        ("transformers:nowhere", UsageError, "cannot be read"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_wrong_names_are_explained(text: str, kind: type[Exception], said: str) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(kind, match=said):
+        load_model(text)
+
+
+def test_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install timm"):
+        load_model("timm:resnet18")
+
+
+def test_library_that_does_not_fit_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    def refuse(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(MissingExtraError, match="built for another torch"):
+        load_model("torchvision:resnet18")
+
+
+def test_library_whose_import_hides_that_torchvision_does_not_fit(folder: Path) -> None:
+    # transformers imports torchvision late, and tells of its failure only in the cause of its own error.
+    (folder / "my_late.py").write_text(
+        "def model():\n"
+        "    try:\n"
+        "        raise RuntimeError('operator torchvision::nms does not exist')\n"
+        "    except RuntimeError as error:\n"
+        "        raise ImportError('Could not import module LlamaConfig') from error\n"
+    )
+    with pytest.raises(MissingExtraError, match="built for another torch"):
+        load_model("my_late:model")
+
+
+def test_torchvision_and_timm_names() -> None:
+    torchvision_shim.install()
+    pytest.importorskip("torchvision")
+    model, args, _ = load_model("torchvision:squeezenet1_1")
+    assert isinstance(model, nn.Module)
+    assert args[0].shape == (1, 3, 224, 224)
+    with pytest.raises(UsageError, match="Did you mean 'resnet18'"):
+        load_model("torchvision:resnet_18")
+    pytest.importorskip("timm")
+    with pytest.raises(UsageError, match="Did you mean 'vit_tiny_patch16_224'"):
+        load_model("timm:vit_tiny_patch16_244")
+
+
+def gpt2(**more: object) -> dict[str, object]:
+    return {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "vocab_size": 40, "n_positions": 16, **more}
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_transformers_configuration(tmp_path: Path, as_folder: bool) -> None:
+    torchvision_shim.install()
+    pytest.importorskip("transformers")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(gpt2(architectures=["GPT2LMHeadModel"])))
+    model, args, kwargs = load_model(f"transformers:{tmp_path if as_folder else file}")
+    assert type(model).__name__ == "GPT2LMHeadModel"
+    assert model(*args, **kwargs).logits.shape[-1] == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is no JSON"),
+        ("{}", "has no model_type"),
+        ('{"model_type": "gtp2"}', "Did you mean 'gpt2'"),
+        (json.dumps(gpt2(architectures=["OursForCausalLM"])), "has no OursForCausalLM"),
+        (json.dumps(gpt2(n_head=3)), "could not be built"),
+    ],
+)
+def test_broken_configurations(tmp_path: Path, content: str, said: str) -> None:
+    torchvision_shim.install()
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelSourceError, match=said):
+        load_model(f"transformers:{tmp_path}")
+
+
+UNET = {
+    "_class_name": "UNet2DModel",
+    "sample_size": 16,
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 8,
+}
+CONDITIONED = {
+    **UNET,
+    "_class_name": "UNet2DConditionModel",
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "attention_head_dim": 4,
+    "cross_attention_dim": 24,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 60,
+}
+FOLDERS = {
+    "transformers": gpt2(architectures=["GPT2LMHeadModel"]),
+    "timm": {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": {"input_size": [3, 32, 32]}},
+    "diffusers": UNET,
+}
+
+
+@pytest.mark.parametrize("library", FOLDERS)
+def test_a_folder_says_which_library_builds_it(library: str, tmp_path: Path) -> None:
+    torchvision_shim.install()
+    pytest.importorskip(library)
+    (tmp_path / "config.json").write_text(json.dumps(FOLDERS[library]))
+    text = source_of(tmp_path / "config.json")
+    assert text == f"{library}:{tmp_path / 'config.json'}"
+    model, args, kwargs = load_model(text)
+    assert model(*args, **kwargs) is not None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": "mine"}'])
+def test_a_folder_of_no_known_library(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert source_of(tmp_path / "config.json") is None
+
+
+@pytest.mark.parametrize("content", [FOLDERS["transformers"], UNET, CONDITIONED], ids=["gpt2", "unet", "conditioned"])
+def test_a_bare_model_has_no_weights_and_the_same_graph(content: dict[str, object], tmp_path: Path) -> None:
+    torchvision_shim.install()
+    pytest.importorskip("diffusers" if "_class_name" in content else "transformers")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    graphs = []
+    for bare in (True, False):
+        model, args, kwargs = load_model(source_of(tmp_path / "config.json") or "", bare=bare)
+        assert all(p.is_meta == bare for p in model.parameters())
+        graphs.append(trace(model, *args, **kwargs))
+    assert graphs[0] == graphs[1]
+    assert graphs[0].groups
+    graphs[1].verify(perturbed(model), *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"_class_name": "UNet9D"}, "has no UNet9D"),
+        ({"a": 1}, "no _class_name"),
+        ({"_class_name": "DDPMScheduler"}, "could not be built|no example"),
+    ],
+)
+def test_broken_folders_of_diffusers(content: dict[str, object], said: str, tmp_path: Path) -> None:
+    torchvision_shim.install()
+    pytest.importorskip("diffusers")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelSourceError, match=said):
+        load_model(f"diffusers:{tmp_path}")
+
+
+def test_source_of_a_plugin() -> None:
+    class Plugin:
+        @hookimpl
+        def alignkit_register_model_sources(self):
+            return {"mylib": lambda name: (nn.Linear(int(name), 2), (torch.ones(1, int(name)),), {})}
+
+    key = registry().register(Plugin())
+    try:
+        assert load_model("mylib:5")[0].in_features == 5
+    finally:
+        registry().unregister(key)
+
+
+# ---------------------------------------------------------------------- alignkit trace
+
+
+def test_trace_prints_groups_and_writes_files(folder: Path) -> None:
+    text = run("trace", "my_models:mlp", "--spec", "s.json", "--json", "g.json", "--picture", "p.png")
+    assert "1 group" in text
+    spec = json.loads((folder / "s.json").read_text())
+    graph = SymmetryGraph.from_json((folder / "g.json").read_text())
+    assert graph.spec() == spec
+    assert (folder / "p.png").stat().st_size > 1000
+
+
+def test_trace_replaces_nothing_unasked(folder: Path) -> None:
+    (folder / "s.json").write_text("mine")
+    assert "--force" in run("trace", "my_models:mlp", "--spec", "s.json", code=2)
+    assert (folder / "s.json").read_text() == "mine"
+    run("trace", "my_models:mlp", "--spec", "s.json", "--force")
+    assert "same file" in run("trace", "my_models:mlp", "--spec", "t.json", "--json", "t.json", code=2)
+
+
+def test_trace_explains_a_bad_model(folder: Path) -> None:
+    assert "Did you mean 'mlp'" in run("trace", "my_models:mpl", code=2)
+    assert "KeyError" in run("trace", "my_models:broken", code=1)
+
+
+# ---------------------------------------------------------------------- alignkit check
+
+
+def test_check_passes(folder: Path) -> None:
+    text = run("check", "my_models:mlp")
+    assert "Passed with perturbed weights" in text
+    assert "float64" in text
+
+
+def test_check_runs_the_checkpoint(folder: Path) -> None:
+    model, _, _ = load_model("my_models:mlp")
+    write_weights(folder / "w.safetensors", model.state_dict())
+    assert "Passed with the checkpoint's weights" in run("check", "my_models:mlp", "w.safetensors")
+
+
+def test_check_fails_and_names_the_group(folder: Path) -> None:
+    (folder / "spec.json").write_text(json.dumps({"0.weight": "h .", "0.bias": "h", "2.weight": ". .", "2.bias": "."}))
+    text = run("check", "my_models:mlp", "--spec", "spec.json", code=1)
+    assert "'h', which acts on 0.weight, 0.bias" in text
+    assert "largest relative change" in text
+
+
+def test_check_refuses_a_checkpoint_of_another_model(folder: Path) -> None:
+    write_weights(folder / "w.safetensors", {"0.weight": torch.ones(6, 5), "0.bia": torch.ones(6)})
+    text = run("check", "my_models:mlp", "w.safetensors", code=1)
+    assert "'0.bia' is not part of the model. Did you mean '0.bias'?" in text
+    assert "'0.weight' has shape [6, 5], the model's has [6, 4]" in text

@@ -1,0 +1,183 @@
+"""Models of torchvision, timm and transformers that broke tracers before.
+
+They all have running statistics or gates that are not the defaults.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from alignkit.errors import VerificationError
+from alignkit.graph import SymmetryGraph
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.tracing import trace
+from helpers import torchvision_shim
+from helpers.trace_checks import counts, proved
+
+torchvision_shim.install()
+
+IMAGE = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64).sin()
+SMALL = IMAGE[:, :, :32, :32]
+IDS = torch.tensor([[3, 14, 15, 9, 2, 6]])
+
+TRAPS = [
+    ("mobilenet_v2", (25, 0)),
+    ("mnasnet0_5", (25, 0)),
+    ("squeezenet1_1", (25, 0)),
+    ("efficientnet_b0", (40, 0)),
+    ("regnet_y_400mf", (37, 32)),
+    ("resnet18", (12, 0)),
+    ("mobilenet_v3_small", (27, 0)),
+]
+
+
+def vision(name: str, **options: Any) -> nn.Module:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    torch.manual_seed(0)
+    return getattr(models, name)(weights=None, **options)
+
+
+@pytest.mark.parametrize(("name", "expected"), TRAPS, ids=[name for name, _ in TRAPS])
+def test_convolutional_traps(name: str, expected: tuple[int, int]) -> None:
+    graph = proved(vision(name), SMALL, draws=1)
+    assert counts(graph) == expected
+    assert graph.provenance.unknown_ops == ()
+
+
+def test_densenet_concatenates_its_groups() -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    torch.manual_seed(0)
+    graph = proved(models.DenseNet(growth_rate=4, block_config=(3, 3), num_init_features=8, bn_size=2), SMALL)
+    assert graph.spec()["features.denseblock1.denselayer3.conv1.weight"].split(" ")[1] == (
+        "features.conv0+features.denseblock1.denselayer1.conv2+features.denseblock1.denselayer2.conv2"
+    )
+
+
+def test_shuffled_channels_are_never_written_wrongly() -> None:
+    graph = proved(vision("shufflenet_v2_x0_5"), SMALL, draws=1)
+    assert any(pin.op == "no faithful notation" for pin in graph.provenance.pinned)
+    assert len(graph.groups) >= 18
+
+
+def test_resnet50_has_the_groups_of_the_hand_written_graph() -> None:
+    assert counts(trace(vision("resnet50"), SMALL)) == (37, 0)
+
+
+@pytest.fixture(scope="module")
+def vit() -> tuple[nn.Module, SymmetryGraph]:
+    model = perturbed(vision_transformer().eval())
+    return model, trace(model, SMALL)
+
+
+def vision_transformer() -> nn.Module:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    torch.manual_seed(0)
+    return models.VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48)
+
+
+def test_a_vit_has_heads_and_units_inside_them(vit: tuple[nn.Module, SymmetryGraph]) -> None:
+    model, graph = vit
+    graph.verify(model, SMALL)
+    assert counts(graph) == (5, 4)
+
+
+def test_units_of_q_and_k_may_not_cross_heads(vit: tuple[nn.Module, SymmetryGraph]) -> None:
+    model, graph = vit
+    layer = "encoder.layers.encoder_layer_0.self_attention"
+    merged = {
+        name: text.replace(f"({layer}.heads:4 {layer}.qk[{layer}.heads])", "loose")
+        for name, text in graph.spec().items()
+    }
+    assert merged != graph.spec()
+    with pytest.raises(VerificationError, match="loose"):
+        SymmetryGraph.from_spec(merged, model).verify(model, SMALL)
+
+
+def test_swin_frees_heads_through_shifted_windows() -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    torch.manual_seed(0)
+    model = models.SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=5)
+    graph = proved(model, SMALL)
+    assert counts(graph) == (10, 8)
+
+
+TIMM = [
+    ("convnext_atto", SMALL, {}),
+    ("vit_tiny_patch16_224", SMALL, {"img_size": 32, "depth": 2}),
+    ("xcit_nano_12_p16_224", IMAGE, {"depth": 2}),
+    ("mixer_s32_224", SMALL, {"img_size": 32}),
+    ("ghostnet_050", SMALL, {}),
+    ("resnetv2_50x1_bit", SMALL, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "x", "options"), TIMM, ids=[case[0] for case in TIMM])
+def test_timm_models_keep_their_function(name: str, x: torch.Tensor, options: dict[str, Any]) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    torch.manual_seed(0)
+    graph = proved(timm.create_model(name, num_classes=5, **options), x, draws=1)
+    assert graph.groups
+    assert graph.provenance.unknown_ops == ()
+
+
+BASE = {
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": 97,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+T5 = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+FALCON = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "num_kv_heads": 2,
+    "new_decoder_architecture": True,
+}
+# Each head of Bloom has a slope of its own (ALiBi), so that heads stay: two groups in each of 4 heads, no families.
+BLOOM = {"vocab_size": 97, "hidden_size": 32, "n_layer": 1, "n_head": 4}
+LANGUAGE: list[tuple[str, str, dict[str, Any], tuple[int, int]]] = [
+    ("GPT2Config", "GPT2LMHeadModel", GPT2, (5, 4)),
+    ("LlamaConfig", "LlamaForCausalLM", {**BASE, "num_key_value_heads": 2}, (5, 4)),
+    ("Qwen3Config", "Qwen3ForCausalLM", {**BASE, "num_key_value_heads": 2, "head_dim": 8}, (5, 4)),
+    ("GPTNeoXConfig", "GPTNeoXForCausalLM", BASE, (5, 4)),
+    ("FalconConfig", "FalconForCausalLM", FALCON, (3, 2)),
+    ("BloomConfig", "BloomForCausalLM", BLOOM, (10, 0)),
+    ("BertConfig", "BertForMaskedLM", BASE, (5, 4)),
+    ("T5Config", "T5ForConditionalGeneration", T5, (8, 12)),
+    ("OPTConfig", "OPTForCausalLM", {**BASE, "ffn_dim": 48, "word_embed_proj_dim": 32}, (5, 4)),
+]
+
+
+@pytest.mark.parametrize(("config", "model", "options", "expected"), LANGUAGE, ids=[case[1] for case in LANGUAGE])
+def test_language_models(config: str, model: str, options: dict[str, Any], expected: tuple[int, int]) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed", exc_type=ImportError)
+    torch.manual_seed(0)
+    built = getattr(transformers, model)(getattr(transformers, config)(**options))
+    inputs = {"input_ids": IDS, "decoder_input_ids": IDS} if "T5" in model else {"input_ids": IDS}
+    graph = proved(built, **inputs)
+    assert counts(graph) == expected
+    assert graph.provenance.tensors == "fake"
+
+
+def test_fused_queries_and_keys_of_gpt_neox_are_nested_sums() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed", exc_type=ImportError)
+    torch.manual_seed(0)
+    graph = proved(transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**BASE)), input_ids=IDS)
+    text = graph.spec()["gpt_neox.layers.0.attention.query_key_value.weight"]
+    assert text.startswith("(gpt_neox.layers.0.attention.heads:4 (2+")
+    moved = Alignment.random(graph, 0).moved()
+    assert set(moved) == set(graph.groups)

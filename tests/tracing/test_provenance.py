@@ -1,0 +1,69 @@
+"""What a trace could not free is told: the axis, the op, the module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.tracing import trace
+from helpers.trace_models import Rotary
+
+X = torch.linspace(-1, 1, 10).reshape(2, 5)
+
+
+class Picks(nn.Module):
+    """Looks units up by position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.gather(1, x.argsort(1))
+
+
+class Spare(nn.Module):
+    """Has a layer that never runs, and one whose result is thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.spare, self.thrown = nn.Linear(4, 4), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        self.thrown(h)
+        return self.b(h)
+
+
+def pins(model: nn.Module, x: Tensor) -> dict[tuple[str, int], tuple[str, str]]:
+    return {(p.tensor, p.axis): (p.op, p.where) for p in trace(model, x).provenance.pinned}
+
+
+def test_inputs_and_outputs_pin_the_ends() -> None:
+    found = pins(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), X)
+    assert found == {
+        ("0.weight", 1): ("aten.addmm", "0"),
+        ("2.weight", 0): ("output", ""),
+        ("2.bias", 0): ("output", ""),
+    }
+
+
+def test_an_op_that_tells_positions_apart_is_named_with_its_module() -> None:
+    found = pins(nn.Sequential(nn.Linear(5, 8), Picks(), nn.Linear(8, 3)), X)
+    assert found["0.weight", 0] == ("aten.argsort", "1") or found["0.weight", 0] == ("aten.sort", "1")
+
+
+def test_units_inside_rotary_heads_are_told_though_the_heads_move() -> None:
+    torch.manual_seed(0)
+    found = pins(Rotary(), torch.linspace(-1, 1, 30).reshape(1, 6, 5))
+    assert found["q.weight", 0] == ("aten.mul", "")
+
+
+def test_what_never_ran_is_unused_and_fixed() -> None:
+    graph = trace(Spare(), X)
+    assert graph.provenance.unused == ("spare.weight", "spare.bias", "thrown.weight", "thrown.bias")
+    assert graph.spec()["spare.weight"] == ". ."
+    assert list(graph.groups) == ["a"]
+
+
+def test_the_report_says_all_of_it() -> None:
+    text = trace(Spare(), X).report()
+    assert "aten.addmm" in text
+    assert "spare.weight" in text
