@@ -65,7 +65,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(job: str, folder: Path) -> 
     call, output = JOBS[job]
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     said = run(*call, "--dry-run", "--report", "r.html")
-    assert f"Plan of {call[0]}: nothing was solved or written." in said
+    assert f"Estimate of {call[0]}: nothing was solved or written." in said
     for word in ("3 of 4 tensors move", "2.bias", "Memory: about", "Time: ", f"Would write {output}" if output else ""):
         assert word in said
     found = json.loads(run(*call, "--dry-run", "--json"))
@@ -237,7 +237,7 @@ def test_every_job_takes_folders(transformers_folders: Path) -> None:
     assert equal(read_weights("canonical/b"), read_weights("a"))
     run("align-many", "a", "b", "-o", "many")
     assert equal(read_weights("many/b"), read_weights("a"))
-    assert "Plan of merge" in run("merge", "a", "b", "-o", "m", "--dry-run")
+    assert "Estimate of merge" in run("merge", "a", "b", "-o", "m", "--dry-run")
 
 
 def test_tensors_that_the_model_does_not_have_are_kept(transformers_folders: Path) -> None:
