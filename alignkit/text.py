@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import TYPE_CHECKING
 
 from alignkit.errors import AlignkitError
@@ -115,3 +116,13 @@ def show_value(value: object) -> str:
 def show_type(value: object) -> str:
     """Say of which type an object is: ``an object of type Linear``."""
     return f"an object of type {type(value).__name__}"
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """Write a small HTML table for notebooks; leading blanks of a cell stay, so that trees can be indented."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag} style='text-align:left;white-space:pre'>{escape(c)}</{tag}>" for c in cells)
+
+    lines = [line(header, "th"), *(line(row, "td") for row in rows)]
+    return "\n".join([f"<table><caption>{escape(caption)}</caption>", *lines, "</table>"])

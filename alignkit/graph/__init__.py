@@ -1,18 +1,20 @@
 """The graph IR: groups of units, and where each acts on the tensors of a network."""
 
 from alignkit.graph import builders
-from alignkit.graph.bind import Pair
 from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Units
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.provenance import PinnedAxis, Provenance, TracedInput
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
+from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
+from alignkit.graph.uses import Use
 
 __all__ = [
     "Axis",
     "Block",
     "Dim",
     "Fixed",
+    "GraphStructure",
     "Group",
     "Pair",
     "PinnedAxis",
@@ -22,6 +24,7 @@ __all__ = [
     "TensorNode",
     "TracedInput",
     "Units",
+    "Use",
     "builders",
     "format_layout",
     "parse_layout",

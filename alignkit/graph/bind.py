@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,73 +13,38 @@ from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.checkpoints.weights import all_finite, read_weights
 from alignkit.errors import BindError
 from alignkit.graph.source import tensor_identity
+from alignkit.graph.structure import GraphStructure
 from alignkit.text import dtype_name
-
-if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import SymmetryGraph
 
 WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """A graph with the weights of two models, checked to fit.
+def bind_weights(
+    graph: GraphStructure, a: WeightsSource, b: WeightsSource
 
-    Attributes:
-        graph: The graph.
-        a: Weights of the reference model, by the first name of each tensor.
-        b: Weights of the model to be aligned.
-        module_a: The module that ``a`` came from, when one was given.
-        module_b: The module that ``b`` came from, when one was given.
-    """
-
-    graph: SymmetryGraph
-    a: Mapping[str, Tensor] = field(repr=False)
-    b: Mapping[str, Tensor] = field(repr=False)
-    module_a: nn.Module | None = field(default=None, repr=False)
-    module_b: nn.Module | None = field(default=None, repr=False)
-
-    def swapped(self) -> Pair:
-        """The same pair with the roles of A and B exchanged."""
-        return Pair(self.graph, self.b, self.a, self.module_b, self.module_a)
-
-
-def bind(graph: SymmetryGraph, a: WeightsSource, b: WeightsSource) -> Pair:
-    """Hold the weights of two models against a graph.
-
-    Args:
-        graph: The graph of their architecture.
-        a: Reference model: a module, a state dict, a `Checkpoint`, or the path of a checkpoint file or folder.
-        b: Model to be aligned.
+    """Hold the weights of two models against a graph; see `SymmetryGraph.bind`.
 
     Returns:
-        The pair. Tensors are detached, not copied.
-
-    Raises:
-        BindError: Names, shapes, dtypes or values do not fit; the message lists every mismatch of both models.
-        WeightsError: A file cannot be read.
+        The weights of A and of B, by the first name of each tensor; detached, not copied.
     """
     problems: list[str] = []
     side_a = fit_weights(graph, a, "A", problems)
     side_b = fit_weights(graph, b, "B", problems)
-    problems += [
-        f"{name!r} is {dtype_name(side_a[name].dtype)} in A but {dtype_name(side_b[name].dtype)} in B"
-        for name in side_a.keys() & side_b.keys()
-        if side_a[name].dtype != side_b[name].dtype
-    ]
+    for name in side_a.keys() & side_b.keys():
+        dtype_a, dtype_b = side_a[name].dtype, side_b[name].dtype
+        if dtype_a != dtype_b:
+            problems.append(f"{name!r} is {dtype_name(dtype_a)} in A but {dtype_name(dtype_b)} in B")
     if problems:
         listed = "\n".join(f"  - {text}" for text in sorted(problems))
         raise BindError(f"the weights do not fit the graph, {len(problems)} problems:\n{listed}")
-    module_a = a if isinstance(a, nn.Module) else None
-    module_b = b if isinstance(b, nn.Module) else None
-    return Pair(graph, side_a, side_b, module_a, module_b)
+    return side_a, side_b
 
 
 def weights_of(source: WeightsSource) -> dict[str, Tensor]:
-    """The named tensors of a module (parameters and saved buffers), a mapping, or a checkpoint; detached.
+    """Return the named tensors of a module (parameters and saved buffers), a mapping, or a checkpoint; detached.
 
     Raises:
-        BindError: The source is none of these, or holds something that is no tensor.
+        BindError: The source is none of these, or holds something that is not a tensor.
         WeightsError: A file cannot be read.
     """
     if isinstance(source, nn.Module):
@@ -98,16 +62,20 @@ def weights_of(source: WeightsSource) -> dict[str, Tensor]:
 
 
 def fit_weights(
-    graph: SymmetryGraph, source: WeightsSource, label: str, problems: list[str], *, values: bool = True
+    graph: GraphStructure, source: WeightsSource, label: str, problems: list[str], *, values: bool = True
 ) -> dict[str, Tensor]:
-    """Weights by first name; what does not fit is appended to ``problems`` as text.
+    """Return weights by first name and append what does not fit to ``problems``, as text.
 
-    ``values`` also looks at every number, that it is finite.
+    Args:
+        graph: The graph.
+        source: The weights.
+        label: What messages call them.
+        problems: List that problems are appended to.
+        values: Whether to check that every number is finite.
     """
     weights = weights_of(source)
-    known = {name for node in graph.tensors.values() for name in node.names}
-    problems += [f"{name!r} of {label} is not in the graph" for name in weights if name not in known]
-    found: dict[str, Tensor] = {}
+    problems += [f"{name!r} of {label} is not in the graph" for name in weights if name not in graph.first_names]
+    fitting: dict[str, Tensor] = {}
     for node in graph.tensors.values():
         present = [name for name in node.names if name in weights]
         if not present:
@@ -123,10 +91,10 @@ def fit_weights(
         if tensor.is_meta:
             problems.append(f"{node.name!r} of {label} is on the meta device and has no values")
             continue
-        found[node.name] = tensor
+        fitting[node.name] = tensor
         if values and tensor.is_floating_point() and not all_finite(tensor):
             problems.append(f"{node.name!r} of {label} holds NaN or infinity")
         for other in present[1:]:
             if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(weights[other], tensor):
                 problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
-    return found
+    return fitting

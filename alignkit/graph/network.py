@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import networkx as nx
 
 from alignkit.graph.layout import Axis, Units
-
-if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
 
 
-def build_network(graph: SymmetryGraph) -> nx.MultiDiGraph:
+def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
     """Groups and tensors as nodes, where groups act and what they are nested in as edges.
 
     Returns:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from alignkit.errors import AlignkitError, SpecError
 from alignkit.graph.layout import Layout
+from alignkit.graph.network import build_network
 from alignkit.graph.nodes import Group, GroupKind, Role, TensorNode
 from alignkit.graph.notation import parse_layout
 from alignkit.graph.provenance import Provenance
 from alignkit.graph.sizes import resolve_sizes
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
 from alignkit.text import describe_error
 
 _FORMAT = "alignkit.graph"
 _VERSION = 1
+GraphT = TypeVar("GraphT", bound=GraphStructure)
 
 
 class _Facts(BaseModel):
@@ -48,13 +50,13 @@ _NODES = TypeAdapter(list[Annotated[_GroupFacts | _TensorFacts, Field(discrimina
 _PROVENANCE = TypeAdapter(Provenance)
 
 
-def graph_to_json(graph: SymmetryGraph) -> str:
+def graph_to_json(graph: GraphStructure) -> str:
     """Write a graph as JSON; `graph_from_json` reads it back, and so does `networkx.node_link_graph`."""
     return json.dumps(_facts(graph), indent=1)
 
 
-def _facts(graph: SymmetryGraph) -> dict[str, Any]:
-    network = graph.nx
+def _facts(graph: GraphStructure) -> dict[str, Any]:
+    network = build_network(graph)
     return {
         "directed": True,
         "multigraph": True,
@@ -72,25 +74,29 @@ def _facts(graph: SymmetryGraph) -> dict[str, Any]:
     }
 
 
-def graph_from_json(text: str) -> SymmetryGraph:
+def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
     """Read what `graph_to_json` wrote.
 
+    Args:
+        text: The JSON text.
+        kind: Class of the graph that is made.
+
     Raises:
-        SpecError: The text is no JSON, no graph of this version, or was changed so that its parts disagree.
+        SpecError: The text is not JSON, is not a graph of this version, or was changed so that its parts disagree.
     """
     try:
         loaded = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise SpecError(f"this is no JSON text: {error}.") from error
+        raise SpecError(f"this is not JSON text: {error}.") from error
     header = loaded.get("graph") if isinstance(loaded, dict) else None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise SpecError("this JSON is no symmetry graph; one is written by SymmetryGraph.to_json.")
+        raise SpecError("this JSON is not a symmetry graph; one is written by SymmetryGraph.to_json.")
     if header.get("version") != _VERSION:
         raise SpecError(
             f"the graph has version {header.get('version')!r} of the JSON form; this release reads {_VERSION}."
         )
     try:
-        graph = _build(loaded["nodes"], header["provenance"])
+        graph = _build(loaded["nodes"], header["provenance"], kind)
     except AlignkitError as error:
         raise SpecError(f"the graph in this JSON is broken: {error}") from error
     except ValidationError as error:
@@ -103,8 +109,8 @@ def graph_from_json(text: str) -> SymmetryGraph:
     return graph
 
 
-def _build(found: Any, provenance: Any) -> SymmetryGraph:
-    nodes = _NODES.validate_python(found)
+def _build(node_facts: Any, provenance: Any, kind: type[GraphT]) -> GraphT:
+    nodes = _NODES.validate_python(node_facts)
     needed = [field.name for field in fields(Provenance)]
     if not isinstance(provenance, Mapping) or sorted(provenance) != sorted(needed):
         raise SpecError(f"its provenance needs the fields {', '.join(needed)}.")
@@ -121,7 +127,7 @@ def _build(found: Any, provenance: Any) -> SymmetryGraph:
             if unit.group not in groups or groups[unit.group].parent != unit.parent:
                 raise SpecError(f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none.")
     filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
-    return SymmetryGraph(
+    return kind(
         {
             name: TensorNode(name, tuple(node.names), shapes[name], node.dtype, filled[name], node.role)
             for name, node in tensors.items()

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignmentError, BindError, SolverError
-from alignkit.graph.bind import Pair, WeightsSource, fit_weights
+from alignkit.graph.bind import WeightsSource, fit_weights
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
+from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.solve import SolverLike, solve
 from alignkit.jobs.universe import ascend_together
 from alignkit.solver.contract import Step
@@ -96,7 +97,7 @@ class ManyAlignment:
     seconds: float = 0.0
 
     @property
-    def graph(self) -> SymmetryGraph:
+    def graph(self) -> GraphStructure:
         """The graph that all models share."""
         return self.alignments[0].graph
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignmentError, BindError
-from alignkit.graph.bind import Pair, WeightsSource, fit_weights
+from alignkit.graph.bind import WeightsSource, fit_weights
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.objective import Use
 from alignkit.solver.contract import Problem

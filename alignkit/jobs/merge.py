@@ -21,7 +21,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.source import tensor_identity
 
 if TYPE_CHECKING:
-    from alignkit.graph import SymmetryGraph
+    from alignkit.graph.structure import GraphStructure
     from alignkit.solver.solution import Solution
 
 Method = Literal["linear", "slerp"]
@@ -257,5 +257,5 @@ def _carried(back: Alignment, name: str, base: Tensor, tuned: Tensor, target: Te
     return moved.to(target.dtype)
 
 
-def _all_names(graph: SymmetryGraph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {alias: tensors[node.name] for node in graph.tensors.values() for alias in node.names}
+def _all_names(graph: GraphStructure, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[first] for name, first in graph.first_names.items()}

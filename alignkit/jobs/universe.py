@@ -13,10 +13,9 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from alignkit.graph.bind import Pair
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.matching.relaxation import SAMPLES, Masses, Point, Relaxation, best_step, round_masses
 from alignkit.matching.soft_alignment import SoftAlignment
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.graph.bind import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
 from alignkit.matching.assignment import assignment_value, linear_assignment
 
 
@@ -23,7 +23,7 @@ def split_pairs(similarity: Float[Tensor, "units units"], size: int) -> Float[Te
 
 
 def nested_assignment(
-    graph: SymmetryGraph, root: str, similarity: Mapping[str, Float[Tensor, "units units"]]
+    graph: GraphStructure, root: str, similarity: Mapping[str, Float[Tensor, "units units"]]
 ) -> dict[str, Tensor]:
     """The best element of a tree of groups for given similarities of units.
 
@@ -56,7 +56,7 @@ def nested_assignment(
     return read_off(graph, root, pairs)
 
 
-def read_off(graph: SymmetryGraph, root: str, pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_off(graph: GraphStructure, root: str, pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Indices of each group of a tree, from its assignments ``[p, p, n]`` for every pair of parents."""
     flats: dict[str, Tensor] = {}
     elements: dict[str, Tensor] = {}

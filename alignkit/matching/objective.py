@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.bind import Pair
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
+from alignkit.graph.symmetry_graph import Pair
 from alignkit.matching.soft_alignment import SoftAlignment
 
 Elements: TypeAlias = Mapping[str, Tensor | None]

@@ -19,11 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.bind import Pair
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.matching.families import nested_assignment, split_pairs
 from alignkit.matching.objective import Use
 from alignkit.matching.soft_alignment import SoftAlignment

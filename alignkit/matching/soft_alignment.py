@@ -11,7 +11,7 @@ from torch import Tensor
 from alignkit.errors import AlignmentError
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
 from alignkit.matching.families import nested_assignment
 
 
@@ -30,14 +30,14 @@ class SoftAlignment:
         AlignmentError: A group is missing, or a matrix has the wrong shape or is not doubly stochastic.
     """
 
-    def __init__(self, graph: SymmetryGraph, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
+    def __init__(self, graph: GraphStructure, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
         self.graph = graph
         for name in graph.groups:
             _check_matrix(graph, name, matrices.get(name), tolerance)
         self.matrices: Mapping[str, Tensor] = MappingProxyType({name: matrices[name] for name in graph.groups})
 
     @classmethod
-    def centre(cls, graph: SymmetryGraph) -> SoftAlignment:
+    def centre(cls, graph: GraphStructure) -> SoftAlignment:
         """The mean of the whole symmetry group: every unit is everywhere in equal parts."""
         return cls(graph, {n: torch.full(matrix_shape(graph, n), 1.0 / graph.groups[n].size) for n in graph.groups})
 
@@ -110,7 +110,7 @@ class ProjectedAlignment(SoftAlignment):
     """
 
     def __init__(
-        self, graph: SymmetryGraph, matrices: Mapping[str, Tensor | None], dtype: torch.dtype | None = None
+        self, graph: GraphStructure, matrices: Mapping[str, Tensor | None], dtype: torch.dtype | None = None
     ) -> None:
         self.graph = graph
         filled = {}
@@ -122,13 +122,13 @@ class ProjectedAlignment(SoftAlignment):
         self.matrices = MappingProxyType(filled)
 
 
-def matrix_shape(graph: SymmetryGraph, group: str) -> tuple[int, ...]:
+def matrix_shape(graph: GraphStructure, group: str) -> tuple[int, ...]:
     """Shape of a group's matrix in a `SoftAlignment`."""
     size, parents = graph.groups[group].size, graph.instances(group)
     return (size, size) if graph.groups[group].parent is None else (parents, parents, size, size)
 
 
-def _check_matrix(graph: SymmetryGraph, name: str, matrix: Tensor | None, tolerance: float) -> None:
+def _check_matrix(graph: GraphStructure, name: str, matrix: Tensor | None, tolerance: float) -> None:
     if matrix is None:
         raise AlignmentError(f"group {name!r} has no matrix.")
     shape = matrix_shape(graph, name)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from alignkit.graph.bind import Pair
+    from alignkit.graph.symmetry_graph import Pair
 
 COLOURS = "viridis"
 """A colour map that reads alike with and without colour vision, light for alike."""

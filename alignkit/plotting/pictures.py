@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from alignkit.graph.bind import Pair
     from alignkit.graph.elements.alignment import Alignment
+    from alignkit.graph.symmetry_graph import Pair
     from alignkit.tasks.interpolation import Interpolation
 
 PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")

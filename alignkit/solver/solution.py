@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import nn
 
-from alignkit.graph import SymmetryGraph
 from alignkit.graph.description import why_fixed
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.structure import GraphStructure
 from alignkit.solver.contract import Status, Step
 from alignkit.text import shorten_list
 
@@ -69,7 +69,7 @@ class Solution:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def graph(self) -> SymmetryGraph:
+    def graph(self) -> GraphStructure:
         """The graph whose groups were aligned."""
         return self.alignment.graph
 
@@ -125,7 +125,7 @@ class Solution:
         write_solution(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, graph: SymmetryGraph) -> Solution:
+    def load(cls, path: str | Path, graph: GraphStructure) -> Solution:
         """Read a solution that `save` wrote.
 
         Raises:

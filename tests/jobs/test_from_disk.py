@@ -16,7 +16,7 @@ import alignkit
 from alignkit import Alignment, SymmetryGraph, open_checkpoint, solve, write_weights
 from alignkit.checkpoints import ByteProgress
 from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
-from alignkit.graph.bind import Pair
+from alignkit.graph.symmetry_graph import Pair
 from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
 from alignkit.jobs.from_disk.budget import Budget
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk

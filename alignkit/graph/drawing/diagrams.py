@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import AlignkitError, GraphError
+from alignkit.graph.structure import GraphStructure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from alignkit.graph.symmetry_graph import SymmetryGraph
 
-
-def mermaid(graph: SymmetryGraph) -> str:
+def mermaid(graph: GraphStructure) -> str:
     """Mermaid text: groups as rounded nodes, tensors as boxes, an edge for each axis on which a group acts."""
     ids = _ids(graph)
     lines = ["flowchart LR"]
@@ -28,7 +27,7 @@ def mermaid(graph: SymmetryGraph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def graphviz(graph: SymmetryGraph) -> str:
+def graphviz(graph: GraphStructure) -> str:
     """Graphviz text (DOT): the same nodes and edges as `mermaid`."""
     ids = _ids(graph)
     lines = ["digraph alignkit {", "    rankdir=LR;", '    node [fontname="monospace"];']
@@ -42,7 +41,7 @@ def graphviz(graph: SymmetryGraph) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def draw(graph: SymmetryGraph, path: str | Path | None = None) -> Figure:
+def draw(graph: GraphStructure, path: str | Path | None = None) -> Figure:
     """Draw a graph as a picture; see `alignkit.graph.drawing.picture.paint` for how to read it.
 
     Args:
@@ -75,17 +74,17 @@ def draw(graph: SymmetryGraph, path: str | Path | None = None) -> Figure:
     return figure
 
 
-def _ids(graph: SymmetryGraph) -> dict[str, str]:
+def _ids(graph: GraphStructure) -> dict[str, str]:
     """Plain identifiers for the nodes, because names may hold any character."""
     return {name: f"g{i}" for i, name in enumerate(graph.groups)} | {n: f"t{i}" for i, n in enumerate(graph.tensors)}
 
 
-def _size(graph: SymmetryGraph, name: str) -> str:
+def _size(graph: GraphStructure, name: str) -> str:
     group = graph.groups[name]
     return f"{group.size} units" if group.parent is None else f"{graph.instances(name)} x {group.size} units"
 
 
-def _edges(graph: SymmetryGraph) -> list[tuple[str, str, str]]:
+def _edges(graph: GraphStructure) -> list[tuple[str, str, str]]:
     """Source, target and text of each edge: one for each tensor, axis and group; nesting has no text."""
     nested = [(group.name, group.parent, "") for group in graph.groups.values() if group.parent is not None]
     acts = [

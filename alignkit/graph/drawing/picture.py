@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,9 +13,7 @@ from matplotlib.patches import Rectangle
 
 from alignkit.graph.drawing.rows import Box, PictureRow, picture_rows
 from alignkit.graph.layout import Axis, Factor, Segment, Units
-
-if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
 
 _FONT = 8.0
 _CHAR = _FONT * 0.6021 / 72  # inches: the advance of DejaVu Sans Mono
@@ -27,7 +25,7 @@ _INK, _FAINT, _EDGE, _BAND = "#222222", "#767676", "#9a9a9a", "#f4f4f6"
 Piece = tuple[str, str | None]
 
 
-def paint(graph: SymmetryGraph) -> Figure:
+def paint(graph: GraphStructure) -> Figure:
     """Draw a graph.
 
     Every row is a layer. On its left stand its tensors as boxes, one cell for each axis, labelled with the notation
@@ -47,7 +45,7 @@ def paint(graph: SymmetryGraph) -> Figure:
     return figure
 
 
-def group_colours(graph: SymmetryGraph) -> dict[str, tuple[float, float, float]]:
+def group_colours(graph: GraphStructure) -> dict[str, tuple[float, float, float]]:
     """A colour for each group; hues of neighbours in the list are far apart."""
     return {name: colorsys.hls_to_rgb((0.58 + i * 0.381966) % 1, 0.45, 0.62) for i, name in enumerate(graph.groups)}
 
@@ -64,7 +62,7 @@ class _Lane:
 class _Sheet:
     """The columns of the figure, measured in characters."""
 
-    def __init__(self, graph: SymmetryGraph, rows: list[PictureRow]) -> None:
+    def __init__(self, graph: GraphStructure, rows: list[PictureRow]) -> None:
         self.graph, self.rows = graph, rows
         self.colours = group_colours(graph)
         self.lanes = _lanes(rows)

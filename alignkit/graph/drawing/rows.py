@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from alignkit.graph.layout import Axis, Factor, Segment, Units
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.notation import format_layout
-
-if TYPE_CHECKING:
-    from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
 
 _FOLD_FROM = 3
 """How many equal layers in a row are shown as one."""
@@ -41,7 +38,7 @@ class PictureRow:
         return tuple(dict.fromkeys(mentions))
 
 
-def picture_rows(graph: SymmetryGraph) -> list[PictureRow]:
+def picture_rows(graph: GraphStructure) -> list[PictureRow]:
     """One row for each layer, in the order of the tensors.
 
     Runs of three or more numbered layers that differ in nothing but groups of their own are folded: the first is
@@ -51,7 +48,7 @@ def picture_rows(graph: SymmetryGraph) -> list[PictureRow]:
     return list(_folded(graph, rows, 0))
 
 
-def _layers(graph: SymmetryGraph) -> Iterator[PictureRow]:
+def _layers(graph: GraphStructure) -> Iterator[PictureRow]:
     nodes = [node for node in graph.tensors.values() if node.shape]
     for path, members in groupby(nodes, lambda node: node.name.rpartition(".")[0] or node.name):
         merged: dict[tuple[tuple[int, ...], str], Box] = {}
@@ -63,7 +60,7 @@ def _layers(graph: SymmetryGraph) -> Iterator[PictureRow]:
         yield PictureRow(path, tuple(merged.values()))
 
 
-def _folded(graph: SymmetryGraph, rows: list[PictureRow], depth: int) -> Iterator[PictureRow]:
+def _folded(graph: GraphStructure, rows: list[PictureRow], depth: int) -> Iterator[PictureRow]:
     """Fold the numbered layers whose number stands at ``depth`` of the path, then those inside of them."""
     blocks = [list(block) for _, block in groupby(rows, lambda row: row.path.split(".")[: depth + 1])]
     keys = [_signature(graph, block, depth) for block in blocks]
@@ -81,7 +78,7 @@ def _folded(graph: SymmetryGraph, rows: list[PictureRow], depth: int) -> Iterato
         at = end
 
 
-def _signature(graph: SymmetryGraph, block: list[PictureRow], depth: int) -> object:
+def _signature(graph: GraphStructure, block: list[PictureRow], depth: int) -> object:
     """What two numbered layers have in common when they look alike; None for a layer without a number."""
     start = block[0].path.split(".")[: depth + 1]
     if len(start) <= depth or not start[depth].isdigit():

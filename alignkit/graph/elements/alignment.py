@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import safetensors
 import safetensors.torch
@@ -18,8 +17,10 @@ from torch import Tensor, nn
 from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_weights
+from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
+from alignkit.text import html_table
 
 _FORMAT = "alignkit.alignment"
 _VERSION = "1"
@@ -39,21 +40,22 @@ class Alignment:
             ancestors (none for a root), then its own size.
 
     Raises:
-        AlignmentError: A group is missing, or its indices have the wrong shape or are no permutation.
+        AlignmentError: A group is missing, or its indices have the wrong shape or are not a permutation.
     """
 
-    def __init__(self, graph: SymmetryGraph, elements: Mapping[str, Tensor]) -> None:
+    def __init__(self, graph: GraphStructure, elements: Mapping[str, Tensor]) -> None:
         self.graph = graph
-        self.elements: Mapping[str, Tensor] = MappingProxyType(_checked(graph, elements))
+        self.elements: Mapping[str, Tensor] = MappingProxyType(_check_elements(graph, elements))
 
     @classmethod
-    def identity(cls, graph: SymmetryGraph) -> Alignment:
-        """The alignment that moves nothing."""
-        return cls(graph, {name: _identity_element(graph.element_shape(name)) for name in graph.groups})
+    def identity(cls, graph: GraphStructure) -> Alignment:
+        """Return the alignment that moves nothing."""
+        shapes = {name: graph.element_shape(name) for name in graph.groups}
+        return cls(graph, {name: torch.arange(shape[-1]).expand(shape).contiguous() for name, shape in shapes.items()})
 
     @classmethod
-    def random(cls, graph: SymmetryGraph, seed: int = 0) -> Alignment:
-        """An element of the symmetry group drawn uniformly; the same seed gives the same element."""
+    def random(cls, graph: GraphStructure, seed: int = 0) -> Alignment:
+        """Draw an element of the symmetry group uniformly; the same seed gives the same element."""
         generator = torch.Generator().manual_seed(seed)
         return cls(
             graph,
@@ -66,7 +68,7 @@ class Alignment:
     # ---------------------------------------------------------------- the group
 
     def flat(self, group: str) -> Tensor:
-        """Where every unit comes from, over all parents: int64 of shape ``[instances * size]``, row-major."""
+        """Return where every unit comes from, over all parents: int64 of shape ``[instances * size]``, row-major."""
         parent = self.graph.groups[group].parent
         element = self.elements[group]
         if parent is None:
@@ -81,11 +83,11 @@ class Alignment:
         )
 
     def inverse(self) -> Alignment:
-        """The alignment that undoes this one."""
+        """Return the alignment that undoes this one."""
         return self._from_flat({name: self.flat(name).argsort() for name in self.graph.groups})
 
     def __matmul__(self, other: Alignment) -> Alignment:
-        """Composition: ``(g @ h).apply(w)`` equals ``g.apply(h.apply(w))``."""
+        """Compose two alignments: ``(g @ h).apply(w)`` equals ``g.apply(h.apply(w))``."""
         if not isinstance(other, Alignment):
             return NotImplemented
         if self.graph != other.graph:
@@ -108,11 +110,11 @@ class Alignment:
         return not any(self.moved().values())
 
     def moved(self) -> dict[str, int]:
-        """How many units of each group change their place, counted over all parents."""
+        """Count the units of each group that change their place, over all parents."""
         return {n: int((self.flat(n) != torch.arange(self.flat(n).numel())).sum()) for n in self.graph.groups}
 
     def as_matrices(self) -> dict[str, Tensor]:
-        """Permutation matrices: float32 ``[n, n]`` for a root, ``[*ancestors, n, n]`` for a family.
+        """Return permutation matrices: float32 ``[n, n]`` for a root, ``[*ancestors, n, n]`` for a family.
 
         Row ``i`` has its one at column ``element[i]``, so that the matrix times B's units gives the aligned units.
         """
@@ -121,9 +123,23 @@ class Alignment:
             for name, element in self.elements.items()
         }
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Mapping proxies cannot be pickled or copied; the constructor makes them anew.
+        return (type(self), (self.graph, dict(self.elements)))
+
+    @property
+    def summary(self) -> str:
+        """Numbers of groups, of units, and of units that move, in one line."""
+        total = sum(self.graph.unit_count(name) for name in self.graph.groups)
+        return f"{len(self.elements)} groups, {sum(self.moved().values())} of {total} units moved"
+
     def __repr__(self) -> str:
-        moved, total = sum(self.moved().values()), sum(prod(self.graph.element_shape(n)) for n in self.elements)
-        return f"Alignment({len(self.elements)} groups, {moved} of {total} units moved)"
+        return f"Alignment({self.summary})"
+
+    def _repr_html_(self) -> str:
+        moved = self.moved()
+        rows = [(name, units, str(moved[name.strip()])) for name, units, _ in group_table(self.graph)]
+        return html_table(("group", "units", "moved"), rows, f"Alignment: {self.summary}")
 
     # ---------------------------------------------------------------- weights
 
@@ -147,10 +163,15 @@ class Alignment:
             listed = "\n".join(f"  - {text}" for text in sorted(problems))
             raise AlignmentError(f"the weights do not fit the alignment's graph, {len(problems)} problems:\n{listed}")
         permuted = {name: self.apply_tensor(name, tensor) for name, tensor in tensors.items()}
-        if isinstance(weights, nn.Module):
-            return _filled_copy(weights, self.graph, permuted)
-        first = {name: node.name for node in self.graph.tensors.values() for name in node.names}
-        return {name: permuted[first[name]] for name in weights}
+        first = self.graph.first_names
+        if not isinstance(weights, nn.Module):
+            return {name: permuted[first[name]] for name in weights}
+        module = copy.deepcopy(weights)
+        with torch.no_grad():
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                if name in first:
+                    tensor.data.copy_(permuted[first[name]])
+        return module
 
     def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
         """Permute one tensor of the graph, given by its first name; a new tensor comes back."""
@@ -177,11 +198,11 @@ class Alignment:
             safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
 
     @classmethod
-    def load(cls, path: str | Path, graph: SymmetryGraph) -> Alignment:
+    def load(cls, path: str | Path, graph: GraphStructure) -> Alignment:
         """Read an alignment that was saved for the same graph.
 
         Raises:
-            AlignmentError: The file is damaged, is no alignment, or belongs to another graph.
+            AlignmentError: The file is damaged, is not an alignment, or belongs to another graph.
         """
         try:
             with safetensors.safe_open(path, "pt") as file:
@@ -190,7 +211,7 @@ class Alignment:
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise AlignmentError(f"{path} cannot be read as an alignment: {error}.") from error
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
-            raise AlignmentError(f"{path} is no alignment file; one is written by Alignment.save.")
+            raise AlignmentError(f"{path} is not an alignment file; one is written by Alignment.save.")
         if header.get("version") != _VERSION:
             raise AlignmentError(f"{path} has version {header.get('version')!r}; this release reads {_VERSION!r}.")
         if header.get("graph") != graph.fingerprint:
@@ -201,11 +222,8 @@ class Alignment:
         return cls(graph, elements)
 
 
-def _identity_element(shape: tuple[int, ...]) -> Tensor:
-    return torch.arange(shape[-1]).expand(shape).contiguous()
-
-
-def _checked(graph: SymmetryGraph, elements: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _check_elements(graph: GraphStructure, elements: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Check that every group has a permutation of its units for each parent; return int64 indices on the CPU."""
     if unknown := [name for name in elements if name not in graph.groups]:
         raise AlignmentError(f"the graph has no groups {', '.join(map(repr, unknown))}.")
     checked = {}
@@ -220,21 +238,10 @@ def _checked(graph: SymmetryGraph, elements: Mapping[str, Tensor]) -> dict[str, 
                 f"found {element.dtype} of shape {tuple(element.shape)}."
             )
         element = element.detach().to("cpu", torch.int64)
-        if not torch.equal(element.sort(-1).values, _identity_element(shape)):
+        if not torch.equal(element.sort(-1).values, torch.arange(shape[-1]).expand(shape)):
             raise AlignmentError(
-                f"the indices of group {name!r} are no permutation of 0 .. {shape[-1] - 1}: an index is missing or "
+                f"the indices of group {name!r} are not a permutation of 0 .. {shape[-1] - 1}: an index is missing or "
                 "there twice."
             )
         checked[name] = element
     return checked
-
-
-def _filled_copy(module: nn.Module, graph: SymmetryGraph, tensors: Mapping[str, Tensor]) -> nn.Module:
-    filled = copy.deepcopy(module)
-    places = filled.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            for alias in graph.tensors[name].names:
-                if alias in places:
-                    places[alias].data.copy_(tensor)
-    return filled

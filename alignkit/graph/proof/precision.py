@@ -1,18 +1,23 @@
-"""Running a model in one precision: casts that it makes inside are widened."""
+"""Running a model in one precision: its outputs in float64, where casts that it makes inside are widened."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+ResultT = TypeVar("ResultT")
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook for subclasses untyped
-    """Within this context, every cast to a narrower floating-point type, and every new tensor of one, is float64.
+    """Make every cast to a narrower floating-point type, and every new tensor of one, float64.
 
     Many models normalise or attend in float32 whatever their weights are. Run in float64, they round like float32
     models, and the rounding of two equal functions differs by more than float64 lets expect.
@@ -25,9 +30,66 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run an op with each narrow dtype among its arguments replaced."""
-        wide = {name: _wide(value) for name, value in (kwargs or {}).items()}
-        return func(*(_wide(value) for value in args), **wide)
+
+        def widen(value: Any) -> Any:
+            return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+
+        return func(*map(widen, args), **{name: widen(value) for name, value in (kwargs or {}).items()})
 
 
-def _wide(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+class ModelRun:
+    """A copy of a model in eval mode and its example call, both cast to one dtype, and what the call returns.
+
+    Args:
+        model: The model; it is left as it is.
+        args: Example inputs.
+        kwargs: Example inputs by name.
+        dtype: float64 or float32.
+
+    Attributes:
+        model: The cast copy.
+        outputs: Every floating-point tensor that it returns, in float64.
+    """
+
+    def __init__(self, model: nn.Module, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        self.dtype = dtype
+        self.model = copy.deepcopy(model).to(dtype).eval()
+        self._args, self._kwargs = pytree.tree_map(cast, (args, kwargs))
+        self.outputs = self.call(self.model)
+
+    def call(self, model: nn.Module) -> list[Tensor]:
+        """Run a copy of a model of the same dtype on the example call and return its floating-point outputs."""
+        # A run may leave what it computed in the model, and may write into its inputs.
+        model = copy.deepcopy(model)
+        args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (self._args, self._kwargs))
+        with torch.no_grad(), Widened() if self.dtype == torch.float64 else nullcontext():
+            result = model(*args, **kwargs)
+        real = [torch.view_as_real(t) if t.is_complex() else t for t in output_tensors(result)]
+        return [t.detach().to(torch.float64) for t in real if t.is_floating_point()]
+
+
+def run_in_widest(run: Callable[[torch.dtype], ResultT]) -> ResultT:
+    """Call ``run`` with float64, and with float32 where that fails.
+
+    Some kernels refuse float64; what also fails in float32 is the model's own error.
+    """
+    try:
+        return run(torch.float64)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return run(torch.float32)
+
+
+def output_tensors(result: Any) -> list[Tensor]:
+    """List every tensor in the outputs of a model: nested tuples, lists, dicts, dataclasses and mappings."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, Mapping):
+        values = list(result.values())
+    elif isinstance(result, list | tuple):
+        values = list(result)
+    else:
+        values = [getattr(result, name) for name in getattr(result, "__dataclass_fields__", ())]
+    return [tensor for value in values for tensor in output_tensors(value)]

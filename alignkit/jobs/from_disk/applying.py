@@ -11,9 +11,8 @@ from alignkit.checkpoints import Checkpoint, OnProgress, write_checkpoint
 from alignkit.checkpoints.shard import Values, ValuesOf
 from alignkit.errors import MergeError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, parse_memory
-from alignkit.jobs.from_disk.matching import bind_on_disk
+from alignkit.jobs.from_disk.matching import fit_on_disk
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk
 from alignkit.jobs.merge import merge, shares_of
 from alignkit.solver.solution import Solution
@@ -82,9 +81,8 @@ def merge_checkpoints(
 def aligned_values(b: Checkpoint, alignment: Alignment, memory: int | str = DEFAULT_MEMORY) -> ValuesOf:
     """What `alignkit.write_checkpoint` takes to write B under an alignment."""
     budget = Budget(_bytes(memory))
-    source = bind_on_disk(alignment.graph, b, b, budget).b
-    assert isinstance(source, WeightsOnDisk)
-    nodes = _nodes(alignment.graph)
+    source, _ = fit_on_disk(alignment.graph, b, b, budget)
+    nodes = alignment.graph.first_names
 
     def values(name: str) -> Values:
         moved = Reordered(alignment.graph.tensors[nodes[name]], alignment.elements)
@@ -109,9 +107,9 @@ def merged_values(
     if any(other != graph for other in graphs.values()):
         raise MergeError("the alignments belong to different graphs.")
     budget = Budget(_bytes(memory))
-    sources = [bind_on_disk(graph, checkpoints[0], checkpoint, budget).b for checkpoint in checkpoints]
+    sources = [fit_on_disk(graph, checkpoints[0], checkpoint, budget)[1] for checkpoint in checkpoints]
     elements = [(Alignment.identity(graph) if order is None else order).elements for order in orders]
-    nodes = _nodes(graph)
+    nodes = graph.first_names
 
     def averaged(name: str) -> Iterator[Tensor]:
         moved = [Reordered(graph.tensors[nodes[name]], element) for element in elements]
@@ -127,11 +125,6 @@ def merged_values(
 
 def _bytes(memory: int | str) -> int:
     return parse_memory(memory) if isinstance(memory, str) else memory
-
-
-def _nodes(graph: SymmetryGraph) -> dict[str, str]:
-    """First name of each tensor, by all its names."""
-    return {name: node.name for node in graph.tensors.values() for name in node.names}
 
 
 def _pieces(moved: Reordered, source: WeightsOnDisk, budget: Budget) -> Iterator[Tensor]:

@@ -13,9 +13,9 @@ import torch
 
 from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
 from alignkit.errors import AlignmentError, BindError
-from alignkit.graph.bind import Pair
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
+from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.jobs.from_disk.sweeps import AscentOnDisk
@@ -144,6 +144,13 @@ class WeightMatchingOnDisk(WeightMatching):
 
 
 def bind_on_disk(graph: SymmetryGraph, a: Checkpoint, b: Checkpoint, budget: Budget) -> Pair:
+    """Bind two checkpoints to a graph; see `fit_on_disk`."""
+    return Pair(graph, *fit_on_disk(graph, a, b, budget))
+
+
+def fit_on_disk(
+    graph: GraphStructure, a: Checkpoint, b: Checkpoint, budget: Budget
+) -> tuple[WeightsOnDisk, WeightsOnDisk]:
     """Hold two checkpoints against a graph, by the facts of their tensors; values are read only where names are tied.
 
     Raises:
@@ -162,12 +169,11 @@ def bind_on_disk(graph: SymmetryGraph, a: Checkpoint, b: Checkpoint, budget: Bud
     for side, label in zip(sides, "AB", strict=True):
         problems += _broken_ties(side, graph, label, budget)
     _raise_if_any(problems)
-    return Pair(graph, *sides)
+    return sides
 
 
-def _mismatches(graph: SymmetryGraph, checkpoint: Checkpoint, label: str) -> list[str]:
-    known = {name for node in graph.tensors.values() for name in node.names}
-    problems = [f"{name!r} of {label} is not in the graph" for name in checkpoint if name not in known]
+def _mismatches(graph: GraphStructure, checkpoint: Checkpoint, label: str) -> list[str]:
+    problems = [f"{name!r} of {label} is not in the graph" for name in checkpoint if name not in graph.first_names]
     for node in graph.tensors.values():
         present = [name for name in node.names if name in checkpoint]
         if not present:
@@ -179,7 +185,7 @@ def _mismatches(graph: SymmetryGraph, checkpoint: Checkpoint, label: str) -> lis
     return problems
 
 
-def _broken_ties(side: WeightsOnDisk, graph: SymmetryGraph, label: str, budget: Budget) -> list[str]:
+def _broken_ties(side: WeightsOnDisk, graph: GraphStructure, label: str, budget: Budget) -> list[str]:
     """Names of one tensor that hold different values."""
     problems = []
     for node in graph.tensors.values():

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.bind import Pair
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
+from alignkit.graph.symmetry_graph import Pair
 from alignkit.jobs.from_disk.budget import Budget, release_freed
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, plain
 from alignkit.matching.objective import Elements, Objective, Use, unknown_dims

@@ -14,7 +14,7 @@ from alignkit.errors import GraphError
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.layout import Axis, Block, Fixed, Segment, layout_blocks
 from alignkit.graph.nodes import TensorNode
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
 
 _NARROW = 4096
 """Rows of fewer bytes than this are not worth a read each."""
@@ -30,7 +30,7 @@ class WeightsOnDisk(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, graph: SymmetryGraph, checkpoint: Checkpoint, on_read: Callable[[int], None] | None = None
+        self, graph: GraphStructure, checkpoint: Checkpoint, on_read: Callable[[int], None] | None = None
     ) -> None:
         self.checkpoint = checkpoint
         self.names = {

@@ -1,0 +1,218 @@
+"""The plain value of a graph: tensors, groups, and the facts that follow from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from networkx import Graph, connected_components
+
+from alignkit.errors import GraphError, ShapeMismatchError
+from alignkit.graph.layout import axis_size
+from alignkit.graph.nodes import Group, TensorNode
+from alignkit.graph.notation import format_layout, is_group_name
+from alignkit.graph.provenance import Provenance
+from alignkit.graph.uses import Use, find_uses
+
+
+class GraphStructure:
+    """The symmetries of an architecture as an immutable value: groups, tensors, and the layout of every axis.
+
+    Everything in `alignkit` that reads a graph takes this type. `SymmetryGraph`, which users make and get, adds what
+    one does with a graph: bind, verify, draw, write.
+
+    Args:
+        tensors: Tensor nodes with resolved layouts.
+        groups: The groups that the layouts mention, by name.
+        provenance: Where the graph comes from.
+
+    Raises:
+        GraphError: An invariant is broken; the message names tensor, axis and group.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorNode],
+        groups: Mapping[str, Group],
+        provenance: Provenance | None = None,
+    ) -> None:
+        self.tensors: Mapping[str, TensorNode] = MappingProxyType(dict(tensors))
+        self.groups: Mapping[str, Group] = MappingProxyType(dict(groups))
+        self.provenance = provenance or Provenance()
+        _check_groups(self)
+        for node in self.tensors.values():
+            _check_layout(node, self.groups)
+
+    # ---------------------------------------------------------------- the trees of groups
+
+    @cached_property
+    def roots(self) -> tuple[str, ...]:
+        """Groups without a parent; each root and its descendants form a tree."""
+        return tuple(name for name, group in self.groups.items() if group.parent is None)
+
+    @cached_property
+    def _children(self) -> dict[str, tuple[str, ...]]:
+        table: dict[str, tuple[str, ...]] = {}
+        for name, group in self.groups.items():
+            if group.parent is not None:
+                table[group.parent] = (*table.get(group.parent, ()), name)
+        return table
+
+    def children(self, group: str) -> tuple[str, ...]:
+        """Groups whose parent is ``group``."""
+        return self._children.get(group, ())
+
+    def ancestors(self, group: str) -> tuple[str, ...]:
+        """The parents of a group, outermost first."""
+        parent = self.groups[group].parent
+        return () if parent is None else (*self.ancestors(parent), parent)
+
+    def tree(self, root: str) -> tuple[str, ...]:
+        """A group and its descendants, parents before children."""
+        return (root, *(name for child in self.children(root) for name in self.tree(child)))
+
+    @cached_property
+    def parents_first(self) -> tuple[str, ...]:
+        """All groups, one tree after the other, parents before children."""
+        return tuple(name for root in self.roots for name in self.tree(root))
+
+    # ---------------------------------------------------------------- units
+
+    def element_shape(self, group: str) -> tuple[int, ...]:
+        """Shape of a group's indices in an alignment: the sizes of its ancestors, then its own."""
+        return (*(self.groups[name].size for name in self.ancestors(group)), self.groups[group].size)
+
+    def instances(self, group: str) -> int:
+        """How many copies of the group there are: the number of units of its parent, 1 for a root."""
+        return math.prod(self.element_shape(group)[:-1])
+
+    def unit_count(self, group: str) -> int:
+        """Number of units of a group over all parents."""
+        return math.prod(self.element_shape(group))
+
+    @cached_property
+    def order(self) -> int:
+        """Number of elements of the symmetry group, exactly."""
+        return math.prod(math.factorial(g.size) ** self.instances(name) for name, g in self.groups.items())
+
+    @cached_property
+    def log10_order(self) -> float:
+        """Decimal logarithm of `order`; 0 for a graph without groups."""
+        return sum(self.instances(n) * math.lgamma(g.size + 1) for n, g in self.groups.items()) / math.log(10)
+
+    # ---------------------------------------------------------------- tensors
+
+    @cached_property
+    def first_names(self) -> Mapping[str, str]:
+        """The first name of each tensor by every name that it has: tied tensors share one."""
+        return MappingProxyType({name: node.name for node in self.tensors.values() for name in node.names})
+
+    @cached_property
+    def uses(self) -> Mapping[str, tuple[Use, ...]]:
+        """Where each group acts, block by block; see `alignkit.graph.uses`."""
+        return MappingProxyType(dict.fromkeys(self.groups, ()) | find_uses(self.tensors.values()))
+
+    def tensors_of(self, group: str) -> tuple[str, ...]:
+        """Names of the tensors on which a group acts."""
+        return tuple(name for name, node in self.tensors.items() if group in node.groups)
+
+    @cached_property
+    def uncovered(self) -> tuple[str, ...]:
+        """Names of the tensors, scalars left out, on which no group acts."""
+        return tuple(name for name, node in self.tensors.items() if node.shape and not node.groups)
+
+    @cached_property
+    def _adjacency(self) -> Graph:
+        """Groups that meet in one block. Groups in different segments of one axis do not meet."""
+        meeting = Graph()
+        meeting.add_nodes_from(self.groups)
+        for node in self.tensors.values():
+            for block in node.blocks:
+                names = sorted(block.groups)
+                meeting.add_edges_from((a, b) for i, a in enumerate(names) for b in names[i + 1 :])
+        return meeting
+
+    def neighbours(self, group: str) -> tuple[str, ...]:
+        """Groups that meet ``group`` in a part of a tensor; groups that do not meet can be updated at the same time."""
+        return tuple(sorted(self._adjacency[group]))
+
+    def components(self) -> tuple[frozenset[str], ...]:
+        """Independent subproblems: sets of groups that no tensor couples with the rest."""
+        return tuple(frozenset(names) for names in connected_components(self._adjacency))
+
+    # ---------------------------------------------------------------- identity
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of groups and layouts: equal for two graphs exactly when alignments can be exchanged."""
+        facts = {
+            "groups": sorted((g.name, g.size, g.parent, g.kind) for g in self.groups.values()),
+            "tensors": sorted((sorted(t.names), list(t.shape), format_layout(t.layout)) for t in self.tensors.values()),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GraphStructure) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Mapping proxies cannot be pickled; the constructor makes them anew.
+        return (type(self), (dict(self.tensors), dict(self.groups), self.provenance))
+
+    @property
+    def summary(self) -> str:
+        """Numbers of tensors, groups, families and symmetries, in one line."""
+        families = len(self.groups) - len(self.roots)
+        return (
+            f"{len(self.tensors)} tensors, {len(self.roots)} groups, {families} families, "
+            f"10^{self.log10_order:.1f} symmetries"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.summary})"
+
+
+def _check_layout(node: TensorNode, groups: Mapping[str, Group]) -> None:
+    """Check the layout of a tensor against its shape and the groups of the graph."""
+    for index, unit in ((i, unit) for i, axis in enumerate(node.layout) for unit in axis.units()):
+        group = groups.get(unit.group)
+        if group is None:
+            raise GraphError(f"tensor {node.name!r} mentions group {unit.group!r}, which is not a group of this graph.")
+        if (unit.size, unit.parent) != (group.size, group.parent):
+            raise GraphError(
+                f"tensor {node.name!r}, axis {index}: group {group.name!r} has {unit.size} units and the parent "
+                f"{unit.parent!r} here, but the graph says {group.size} and {group.parent!r}."
+            )
+    if (sizes := tuple(map(axis_size, node.layout))) != node.shape:
+        raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")
+    node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents
+
+
+def _check_groups(graph: GraphStructure) -> None:
+    """Check names, sizes and nesting of the groups, however the graph was put together."""
+    for name, group in graph.groups.items():
+        if not is_group_name(name):
+            raise GraphError(
+                f"{name!r} is not a name for a group: letters, digits and '_.-/' are allowed, and not digits alone. "
+                "'__metadata__' is reserved."
+            )
+        if group.size < 1:
+            raise GraphError(f"group {name!r} has {group.size} units. Leave an empty group out.")
+        if group.parent is not None and group.parent not in graph.groups:
+            raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is not a group of this graph.")
+        if name in graph.tensors:
+            raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
+    for name in graph.groups:
+        seen, parent = [name], graph.groups[name].parent
+        while parent is not None:
+            if parent in seen:
+                raise GraphError(f"groups {' -> '.join((*seen, parent))} are nested in a circle.")
+            seen.append(parent)
+            parent = graph.groups[parent].parent
