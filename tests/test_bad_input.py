@@ -76,7 +76,7 @@ def row(error: type[AlignkitError], *says: str) -> Callable[[Callable[[Path], ob
 
 
 SPECS = {
-    "a tensor that does not exist": row(SpecError, "'fc1.wieght' (did you mean 'fc1.weight'?)")(
+    "a tensor that does not exist": row(SpecError, "'fc1.wieght'. Did you mean 'fc1.weight'?")(
         lambda _: build({"fc1.wieght": "h ."})
     ),
     "a tensor without a layout": row(SpecError, "nothing about 1 tensors", '"fc2.weight": ". ."')(
@@ -159,7 +159,7 @@ SPECS = {
     "two written sizes": row(ShapeMismatchError, "'h' has 5 units", "'fc1.weight'", "but 4", "'fc1.bias'")(
         lambda _: build({"fc1.weight": "h:5 .", "fc1.bias": "h:4"})
     ),
-    "a group's name that safetensors reserves": row(GraphError, "'__metadata__' is no name for a group")(
+    "a group's name that safetensors reserves": row(GraphError, "'__metadata__' is not a name for a group")(
         lambda _: small("__metadata__", 3)
     ),
     "a group with the name of a tensor": row(GraphError, "'w' is the name of a group and of a tensor")(
@@ -172,7 +172,7 @@ SPECS = {
     "a shape that is none": row(GraphError, "like['fc1.bias']", "'four'")(
         lambda _: build({}, like={**SHAPES, "fc1.bias": "four"})
     ),
-    "a JSON graph that is none": row(SpecError, "no JSON")(lambda f: SymmetryGraph.from_json("{")),
+    "a JSON graph that is none": row(SpecError, "not JSON")(lambda f: SymmetryGraph.from_json("{")),
 }
 
 WEIGHTS = {
@@ -278,10 +278,10 @@ ALIGNMENTS = {
     "indices for an unknown group": row(AlignmentError, "no groups 'g'")(
         lambda _: Alignment(GRAPH, {"h": torch.arange(4), "g": torch.arange(4)})
     ),
-    "an index twice": row(AlignmentError, "group 'h'", "no permutation of 0 .. 3")(
+    "an index twice": row(AlignmentError, "group 'h'", "not a permutation of 0 .. 3")(
         lambda _: Alignment(GRAPH, {"h": torch.tensor([0, 1, 1, 2])})
     ),
-    "an index out of range": row(AlignmentError, "group 'h'", "no permutation of 0 .. 3")(
+    "an index out of range": row(AlignmentError, "group 'h'", "not a permutation of 0 .. 3")(
         lambda _: Alignment(GRAPH, {"h": torch.tensor([-1, 0, 1, 2])})
     ),
     "too few indices": row(AlignmentError, "group 'h'", "shape (4,)", "shape (3,)")(
@@ -305,16 +305,16 @@ ALIGNMENTS = {
     "an alignment of another version": row(AlignmentError, "version.safetensors has version '99'", "reads '1'")(
         lambda f: Alignment.load(f / "version.safetensors", GRAPH)
     ),
-    "a file of another kind": row(AlignmentError, "kind.safetensors is no alignment file")(
+    "a file of another kind": row(AlignmentError, "kind.safetensors is not an alignment file")(
         lambda f: Alignment.load(f / "kind.safetensors", GRAPH)
     ),
-    "weights in place of an alignment": row(AlignmentError, "a.safetensors is no alignment file")(
+    "weights in place of an alignment": row(AlignmentError, "a.safetensors is not an alignment file")(
         lambda f: Alignment.load(f / "a.safetensors", GRAPH)
     ),
-    "a header that is a list": row(AlignmentError, "listed.safetensors is no alignment file")(
+    "a header that is a list": row(AlignmentError, "listed.safetensors is not an alignment file")(
         lambda f: Alignment.load(f / "listed.safetensors", GRAPH)
     ),
-    "a saved index twice": row(AlignmentError, "'h' are no permutation")(
+    "a saved index twice": row(AlignmentError, "'h' are not a permutation")(
         lambda f: Alignment.load(f / "twice.safetensors", GRAPH)
     ),
     "a saved group too few": row(AlignmentError, "'h' has no indices")(

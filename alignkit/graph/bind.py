@@ -21,7 +21,7 @@ WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
 def bind_weights(
     graph: GraphStructure, a: WeightsSource, b: WeightsSource
-
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Hold the weights of two models against a graph; see `SymmetryGraph.bind`.
 
     Returns:

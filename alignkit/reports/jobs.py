@@ -10,7 +10,7 @@ from alignkit.reports.document import Block, Picture, Report, Section, Table, Te
 from alignkit.reports.solved import facts_section, function_section, number, solution_report, uncovered_section
 
 if TYPE_CHECKING:
-    from alignkit.graph import Pair, SymmetryGraph
+    from alignkit.graph import GraphStructure, Pair, SymmetryGraph
     from alignkit.graph.proof.verify import Verification
     from alignkit.jobs.align_many import ManyAlignment
     from alignkit.jobs.canonicalize import Canonical
@@ -193,7 +193,7 @@ def _comparison_table(comparison: Comparison) -> Table:
     return Table(tuple(column.heading.replace("\n", " ") for column in columns), rows)
 
 
-def _uncovered(graph: SymmetryGraph) -> dict[str, str]:
+def _uncovered(graph: GraphStructure) -> dict[str, str]:
     from alignkit.graph.description import why_fixed
 
     return {name: why_fixed(graph, name) for name in graph.uncovered}

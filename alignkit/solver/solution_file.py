@@ -13,8 +13,8 @@ from torch import Tensor
 
 from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import AlignmentError, WeightsError
-from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.structure import GraphStructure
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver.contract import Status, Step
 from alignkit.solver.solution import Solution
@@ -39,7 +39,7 @@ def write_solution(solution: Solution, path: Path) -> None:
         safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
 
 
-def read_solution(path: Path, graph: SymmetryGraph) -> Solution:
+def read_solution(path: Path, graph: GraphStructure) -> Solution:
     """Read a solution; see `Solution.load`."""
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -88,7 +88,7 @@ def _tensors(solution: Solution, prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _solution(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str, graph: SymmetryGraph) -> Solution:
+def _solution(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str, graph: GraphStructure) -> Solution:
     def under(part: str) -> dict[str, Tensor]:
         start = f"{prefix}{part}/"
         return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

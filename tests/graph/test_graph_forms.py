@@ -101,7 +101,7 @@ class TestJson:
             (("graph", "fingerprint"), "0" * 32, "graph do not agree"),
             (("graph", "provenance"), {}, "broken"),
             (("graph", "provenance"), None, "broken"),
-            (("graph", "format"), "other", "no symmetry graph"),
+            (("graph", "format"), "other", "not a symmetry graph"),
             (("nodes",), None, "broken"),
             (("edges",), [], "edges do not agree"),
         ],

@@ -117,7 +117,7 @@ class TestInvariantsOfNodes:
     """A graph that is put together from nodes, not from a spec."""
 
     def test_names_of_groups(self) -> None:
-        with pytest.raises(GraphError, match="'a b' is no name for a group"):
+        with pytest.raises(GraphError, match="'a b' is not a name for a group"):
             SymmetryGraph({}, {"a b": Group("a b", 2)})
 
     def test_empty_groups(self) -> None:
@@ -125,7 +125,7 @@ class TestInvariantsOfNodes:
             SymmetryGraph({}, {"a": Group("a", 0)})
 
     def test_parents_exist(self) -> None:
-        with pytest.raises(GraphError, match="group 'a' is nested in 'b', which is no group"):
+        with pytest.raises(GraphError, match="group 'a' is nested in 'b', which is not a group"):
             SymmetryGraph({}, {"a": Group("a", 2, "b")})
 
     def test_parents_form_no_circle(self) -> None:
@@ -134,7 +134,7 @@ class TestInvariantsOfNodes:
 
     def test_groups_of_tensors_exist(self) -> None:
         node = TensorNode("w", ("w",), (2,), "", parse_layout("h:2"))
-        with pytest.raises(GraphError, match="tensor 'w' mentions group 'h', which is no group"):
+        with pytest.raises(GraphError, match="tensor 'w' mentions group 'h', which is not a group"):
             SymmetryGraph({"w": node}, {})
 
     def test_sizes_agree_with_the_groups(self) -> None:

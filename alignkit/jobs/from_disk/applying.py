@@ -114,7 +114,7 @@ def merged_values(
     def averaged(name: str) -> Iterator[Tensor]:
         moved = [Reordered(graph.tensors[nodes[name]], element) for element in elements]
         for span in moved[0].pieces(budget.piece):
-            parts = [each.at(source, span) for each, source in zip(moved, sources, strict=True)]  # type: ignore[arg-type]
+            parts = [each.at(source, span) for each, source in zip(moved, sources, strict=True)]
             yield merge([{name: part} for part in parts], shares)[name]
 
     def values(name: str) -> Values:
