@@ -46,14 +46,14 @@ def read_spec(path: Path) -> dict[str, str]:
     """Read a JSON object that maps names of tensors to their notation.
 
     Raises:
-        SpecError: The file does not exist, is no JSON, or holds something else.
+        SpecError: The file does not exist, is not JSON, or holds something else.
     """
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"the spec {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise SpecError(f"the spec {path} is no JSON: {error}.") from error
+        raise SpecError(f"the spec {path} is not JSON: {error}.") from error
     if not isinstance(spec, dict) or not all(isinstance(value, str) for value in spec.values()):
         raise SpecError(f'the spec {path} has to be one JSON object of strings, such as {{"fc1.weight": "h1 ."}}.')
     return spec
