@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from alignkit.plugins.hookspecs import hookimpl
     from alignkit.plugins.observers import logged, progress
     from alignkit.plugins.plugin_registry import list_solvers
-    from alignkit.solver.contract import Needs, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
+    from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
     from alignkit.solver.solution import Solution
     from alignkit.tasks.interpolation import Interpolation, interpolate
     from alignkit.tasks.task import Task
@@ -62,18 +62,19 @@ _HOMES = {
     "Distance": "alignkit.jobs.distance",
     "Interpolation": "alignkit.tasks.interpolation",
     "ManyAlignment": "alignkit.jobs.align_many",
-    "Needs": "alignkit.solver.contract",
+    "Needs": "alignkit.solver",
     "Objective": "alignkit.matching.objective",
-    "Outcome": "alignkit.solver.contract",
+    "Outcome": "alignkit.solver",
     "SymmetryGraph": "alignkit.graph",
-    "Problem": "alignkit.solver.contract",
-    "Returns": "alignkit.solver.contract",
+    "IterativeOptions": "alignkit.solver",
+    "Problem": "alignkit.solver",
+    "Returns": "alignkit.solver",
     "SoftAlignment": "alignkit.matching.soft_alignment",
     "Solution": "alignkit.solver.solution",
-    "Solver": "alignkit.solver.contract",
-    "SolverOptions": "alignkit.solver.contract",
-    "Status": "alignkit.solver.contract",
-    "Step": "alignkit.solver.contract",
+    "Solver": "alignkit.solver",
+    "SolverOptions": "alignkit.solver",
+    "Status": "alignkit.solver",
+    "Step": "alignkit.solver",
     "Task": "alignkit.tasks.task",
     "align_checkpoint": "alignkit.jobs.from_disk",
     "align_many": "alignkit.jobs.align_many",
@@ -112,6 +113,7 @@ __all__ = [
     "Comparison",
     "Distance",
     "Interpolation",
+    "IterativeOptions",
     "ManyAlignment",
     "Needs",
     "Objective",

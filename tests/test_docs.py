@@ -89,7 +89,8 @@ def test_every_solver_and_option_is_in_the_docs(name: str) -> None:
     assert re.search(r"::: alignkit\.solvers\n.*show_submodules: true", TEXTS["reference/solvers.md"], re.DOTALL)
     for part in (info.solver, info.options):
         module = part.__module__
-        assert module.startswith("alignkit.solvers.") or part is alignkit.SolverOptions, f"{part} is not shown"
+        shared = (alignkit.SolverOptions, alignkit.IterativeOptions)
+        assert module.startswith("alignkit.solvers.") or part in shared, f"{part} is not shown"
         assert not any(piece.startswith("_") for piece in (*module.split("."), part.__name__)), f"{part} is hidden"
         assert len((part.__doc__ or "").strip()) > 20
     assert re.search(rf"\b{name}\b", PROSE + README)
@@ -125,6 +126,6 @@ def test_every_plugin_of_the_repository_is_in_the_docs(package: Path) -> None:
     assert f"plugins/{package.name}" in TEXTS["plugins.md"]
     readme = (package / "README.md").read_text(encoding="utf-8")
     code = "\n".join(path.read_text(encoding="utf-8") for path in package.glob("alignkit_*/*.py"))
-    for options in re.findall(r"class \w+\(SolverOptions\):\n(.*?)\n\n\n", code, re.DOTALL):
+    for options in re.findall(r"class \w+\((?:Solver|Iterative)Options\):\n(.*?)\n\n\n", code, re.DOTALL):
         for option in re.findall(r"^    (\w+): ", options, re.MULTILINE):
             assert f"`{option}`" in readme, f"option {option} is not in the README of {package.name}"

@@ -18,20 +18,19 @@ from alignkit.deepalign.probes import standardised
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.families import nested_assignment, split_pairs
 from alignkit.matching.objective import Objective
+from alignkit.matching.sinkhorn import balanced_sinkhorn
 from alignkit.matching.tree_objective import TreeObjective
 
 Scores = Mapping[str, Float[Tensor, "units units"]]
 """Similarities of the units of each group over all parents, row-major."""
 
-ROUNDS, SHARPNESS, MEMORY = 3, 6.0, 1.0
+ROUNDS, SHARPNESS, CARRY_OVER = 3, 6.0, 1.0
 """Rounds, factor of scores and weight of earlier scores, fixed on networks of the training sets of the universal
 encoder (`tests/benchmarks/paper/data.py`). Around them barriers change by less than the noise of eight pairs a set."""
 TRUST = 2
 """Power of the peak of scores with which they are weighted."""
-SWEEPS = 12
-"""Sweeps of one Sinkhorn projection."""
-LOWEST = -80.0
-"""Logits this far below the largest count as this far: ``exp`` of it is still a number in float32."""
+SCALINGS = 12
+"""Scalings of one Sinkhorn projection."""
 
 
 def consensus(
@@ -39,7 +38,7 @@ def consensus(
     scores: Scores,
     rounds: int = ROUNDS,
     sharpness: float = SHARPNESS,
-    memory: float = MEMORY,
+    carry_over: float = CARRY_OVER,
 ) -> dict[str, Tensor]:
     """Scores after some rounds.
 
@@ -48,21 +47,21 @@ def consensus(
         scores: First scores, float64; a group without an entry counts as unknown until the first round.
         rounds: How many rounds.
         sharpness: Factor of standardised scores before Sinkhorn; the larger, the harder the soft alignment.
-        memory: Weight of the scores of the round before, beside the similarities of weights.
+        carry_over: Weight of the scores of the round before, beside the similarities of weights.
     """
     trees = {root: TreeObjective(objective, root) for root in objective.graph.roots}
     current = {name: standardised(matrix) for name, matrix in scores.items()}
     for _ in range(rounds):
         soft = soft_elements(objective.graph, current, sharpness)
         current = {
-            name: _updated(weights, current.get(name), memory)
+            name: _updated(weights, current.get(name), carry_over)
             for root in trees
             for name, weights in _weight_similarities(trees[root], soft).items()
         }
     return current
 
 
-def _updated(weights: Tensor, before: Tensor | None, memory: float) -> Tensor:
+def _updated(weights: Tensor, before: Tensor | None, carry_over: float) -> Tensor:
     """Similarities of weights and earlier scores, each trusted as far as it is decided.
 
     Weights of a residual stream say little about a unit and responses much; in an MLP it is the other way round.
@@ -70,7 +69,7 @@ def _updated(weights: Tensor, before: Tensor | None, memory: float) -> Tensor:
     new = standardised(weights)
     if before is None:
         return new
-    return standardised(peak(new) ** TRUST * new + memory * peak(before) ** TRUST * before)
+    return standardised(peak(new) ** TRUST * new + carry_over * peak(before) ** TRUST * before)
 
 
 def peak(scores: Float[Tensor, "units units"]) -> Tensor:
@@ -120,30 +119,8 @@ def _soften(
             pairs = split_pairs(scores[child], graph.groups[child].size)
             total = total + standardised((own * pairs).sum((-1, -2)))
     matrices = split_pairs(standardised(total), graph.groups[name].size)
-    soft = balanced(sharpness * matrices)
+    soft = balanced_sinkhorn(sharpness * matrices, SCALINGS)
     elements[name] = soft[0, 0] if graph.groups[name].parent is None else soft
-
-
-def balanced(logits: Float[Tensor, "*batch n n"], sweeps: int = SWEEPS) -> Float[Tensor, "*batch n n"]:
-    """Nearly doubly stochastic ``diag(u) exp(logits) diag(v)`` by sweeps that scale rows and columns at once.
-
-    Unlike the usual sweeps, rows first, these give the transposed matrix for transposed logits however few there are:
-    [Navon24] asks for that symmetry. Both factors move half of the way (in logarithms) that each would go alone.
-
-    Args:
-        logits: Any finite matrices.
-        sweeps: How many times to scale.
-    """
-    highest = logits.detach().amax((-1, -2), keepdim=True)
-    kernel = (logits - highest).clamp(min=LOWEST).exp()
-    tiny = torch.finfo(kernel.dtype).tiny
-    rows = torch.ones_like(kernel[..., :1])
-    columns = torch.ones_like(kernel[..., :1, :])
-    for _ in range(sweeps):
-        across = (kernel @ columns.mT).clamp(min=tiny)
-        down = (rows.mT @ kernel).clamp(min=tiny)
-        rows, columns = (rows / across).sqrt(), (columns / down).sqrt()
-    return rows * kernel * columns
 
 
 def assign(graph: SymmetryGraph, scores: Scores) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from alignkit.activations.readings import find_readings
 from alignkit.deepalign.aligner import Probing
 from alignkit.errors import AlignkitError
 from alignkit.graph.provenance import TracedInput
-from alignkit.solver.contract import Problem
+from alignkit.solver import Problem
 from alignkit.solvers.activation_matching import random_batch
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.task import Task

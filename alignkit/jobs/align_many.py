@@ -23,7 +23,7 @@ from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.solve import SolverLike, solve
 from alignkit.jobs.universe import ascend_together
-from alignkit.solver.contract import Step
+from alignkit.solver import Step
 
 if TYPE_CHECKING:
     from alignkit.tasks.task import Task

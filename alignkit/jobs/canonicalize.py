@@ -21,7 +21,7 @@ from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.objective import Use
-from alignkit.solver.contract import Problem
+from alignkit.solver import Problem
 from alignkit.solvers.weight_matching import WeightMatching, colours
 
 BATCH_ELEMENTS = 1 << 24

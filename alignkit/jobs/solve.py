@@ -14,7 +14,7 @@ from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
-from alignkit.solver.contract import Outcome, Problem, Solver, Status, Step
+from alignkit.solver import Outcome, Problem, Solver, Status, Step
 from alignkit.solver.outcome_check import WriteGuard, check_step, fault
 from alignkit.solver.solution import Solution
 from alignkit.text import describe_error, did_you_mean
@@ -134,7 +134,8 @@ def _check_no_option_left(
 ) -> None:
     if options and not to_build:
         raise SolverError(
-            f"solver={named[0]!r} is ready to use and takes no more options: give {', '.join(options)} to its class."
+            "solver= is an instance, so its options are already set. "
+            f"Write {type(named[0]).__name__}({', '.join(f'{option}=...' for option in options)}) instead."
         )
     if len(to_build) < 2:  # one class says by itself, and better, which of its options are wrong
         return

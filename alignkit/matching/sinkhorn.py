@@ -3,6 +3,11 @@
 ``sinkhorn(logits)`` scales the rows and columns of ``exp(logits)`` until every one sums to 1. Potentials are kept in
 the log domain. The gradient comes from the conditions that hold at the end (the implicit function theorem) and not
 from the iterations, so memory does not grow with their number; [Pena23], section 3.2.
+
+Two units, ``logits = [[0, log 2], [0, 0]]``: the kernel ``exp(logits) = [[1, 2], [1, 1]]`` becomes
+``diag(u) @ kernel @ diag(v) = [[s, 1 - s], [1 - s, s]]`` with ``s = 1 / (1 + sqrt(2)) = 0.41``.
+
+`balanced_sinkhorn` is the variant with a fixed number of scalings that treats rows and columns alike.
 """
 
 from __future__ import annotations
@@ -17,10 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SWEEPS = 8
-"""Sweeps between two looks at the marginals."""
+CHECK_EVERY = 8
+"""Scalings between two looks at the row sums: a look costs an ``exp`` of the matrix, about as much as 8 scalings."""
 LARGEST_FACTOR = 1e10
-"""Factors beyond this are not multiplied up; the sweeps are done again in the log domain."""
+"""Factors beyond this are not multiplied up, as float32 would lose digits; the scalings are done in the log domain."""
+LOWEST_LOGIT = -80.0
+"""In `balanced_sinkhorn`, logits this far below the largest count as this far: ``exp`` of it is a number in float32."""
 
 
 @dataclass(frozen=True)
@@ -31,74 +38,74 @@ class Potentials:
         rows: Added to the logits of each row.
         columns: Added to the logits of each column.
         error: Largest deviation of a row or column sum from 1.
-        sweeps: How many times rows and columns were scaled.
+        scalings: How many times rows and columns were scaled.
     """
 
     rows: Float[Tensor, "*batch n"]
     columns: Float[Tensor, "*batch n"]
     error: float
-    sweeps: int
+    scalings: int
 
 
 def sinkhorn(
-    logits: Float[Tensor, "*batch n n"], *, max_sweeps: int = 1000, tolerance: float | None = None
+    logits: Float[Tensor, "*batch n n"], *, max_scalings: int = 1000, tolerance: float | None = None
 ) -> Float[Tensor, "*batch n n"]:
-    """The doubly stochastic matrix ``diag(u) exp(logits) diag(v)``.
+    """Return the doubly stochastic matrix ``diag(u) exp(logits) diag(v)``.
 
     It is the one that maximises ``<P, logits> + entropy(P)``. Divide the logits by a temperature first: the lower, the
     closer to the permutation that linear assignment would find. Columns sum to 1 to rounding, rows to the tolerance.
 
     Args:
         logits: Any finite floating-point matrices.
-        max_sweeps: Most times that rows and columns are scaled.
+        max_scalings: Maximum number of times that rows and columns are scaled.
         tolerance: Row sums within this of 1 are close enough. Default: 1e-4 in float32, 1e-9 in float64.
 
     Returns:
         Matrices of the shape of ``logits``. Gradients flow to the logits; there are no second derivatives.
     """
-    return plan(logits, potentials(logits, max_sweeps=max_sweeps, tolerance=tolerance))
+    return plan(logits, potentials(logits, max_scalings=max_scalings, tolerance=tolerance))
 
 
 def potentials(
     logits: Float[Tensor, "*batch n n"],
     start: Potentials | None = None,
     *,
-    max_sweeps: int = 1000,
+    max_scalings: int = 1000,
     tolerance: float | None = None,
 ) -> Potentials:
     """Find the potentials of rows and columns, without gradients.
 
     Args:
         logits: As in `sinkhorn`.
-        start: Potentials of similar logits, from which fewer sweeps are needed.
-        max_sweeps: As in `sinkhorn`.
+        start: Potentials of similar logits, from which fewer scalings are needed.
+        max_scalings: As in `sinkhorn`.
         tolerance: As in `sinkhorn`.
     """
     tolerance = default_tolerance(logits.dtype) if tolerance is None else tolerance
     with torch.no_grad():
         logits = logits.detach()
         columns = torch.zeros_like(logits[..., 0, :]) if start is None else start.columns
-        rows, columns = _log_sweep(logits, columns)
-        done = 1
+        rows, columns = _scale_in_logs(logits, columns)
+        scalings = 1
         while True:
             kernel = _kernel(logits, rows, columns)
             error = float((kernel.sum(-1) - 1).abs().max()) if kernel.numel() else 0.0
-            if error <= tolerance or done >= max_sweeps or not math.isfinite(error):
-                return Potentials(rows, columns, error, done)
-            sweeps = min(SWEEPS, max_sweeps - done)
-            rows, columns = _sweeps(logits, kernel, rows, columns, sweeps)
-            done += sweeps
+            if error <= tolerance or scalings >= max_scalings or not math.isfinite(error):
+                return Potentials(rows, columns, error, scalings)
+            more = min(CHECK_EVERY, max_scalings - scalings)
+            rows, columns = _scale(logits, kernel, rows, columns, more)
+            scalings += more
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
-    """How close to 1 row sums are brought in a floating-point type."""
+    """Return how close to 1 row sums are brought in a floating-point type."""
     return 1e-9 if dtype == torch.float64 else 1e-4
 
 
 def plan(
     logits: Float[Tensor, "*batch n n"], scaling: Potentials, *, gradient_steps: int | None = None
 ) -> Float[Tensor, "*batch n n"]:
-    """The matrix of logits and their potentials, differentiable with respect to the logits.
+    """Return the matrix of logits and their potentials, differentiable with respect to the logits.
 
     Args:
         logits: As in `sinkhorn`.
@@ -111,9 +118,10 @@ def plan(
 
 
 def doubly_stochastic(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    """A doubly stochastic matrix close to one whose sums are only nearly 1 (Altschuler et al. 2017, Algorithm 2).
+    """Return a doubly stochastic matrix close to one whose sums are only nearly 1.
 
     Rows, then columns, that are too heavy are scaled down; what is then missing is added as a matrix of rank one.
+    Source: Altschuler et al., 2017, Algorithm 2.
 
     Args:
         matrix: Matrices without negative entries.
@@ -125,23 +133,47 @@ def doubly_stochastic(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*ba
     return matrix + rows[..., :, None] * columns[..., None, :] / missing
 
 
-# ---------------------------------------------------------------------- sweeps
+def balanced_sinkhorn(logits: Float[Tensor, "*batch n n"], scalings: int) -> Float[Tensor, "*batch n n"]:
+    """Return a nearly doubly stochastic ``diag(u) exp(logits) diag(v)``, rows and columns being scaled at once.
+
+    Unlike the usual scalings, rows first, these give the transposed matrix for transposed logits however few there are:
+    [Navon24] asks for that symmetry. Both factors move half of the way (in logarithms) that each would go alone::
+
+        u <- sqrt(u / (kernel v)),    v <- sqrt(v / (kernel^T u))
+
+    Args:
+        logits: Any finite matrices. Gradients flow through every scaling.
+        scalings: How many times rows and columns are scaled.
+    """
+    highest = logits.detach().amax((-1, -2), keepdim=True)
+    kernel = (logits - highest).clamp(min=LOWEST_LOGIT).exp()
+    tiny = torch.finfo(kernel.dtype).tiny
+    rows = torch.ones_like(kernel[..., :1])
+    columns = torch.ones_like(kernel[..., :1, :])
+    for _ in range(scalings):
+        across = (kernel @ columns.mT).clamp(min=tiny)
+        down = (rows.mT @ kernel).clamp(min=tiny)
+        rows, columns = (rows / across).sqrt(), (columns / down).sqrt()
+    return rows * kernel * columns
+
+
+# ---------------------------------------------------------------------- scalings
 
 
 def _kernel(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return (logits + rows[..., :, None] + columns[..., None, :]).exp()
 
 
-def _log_sweep(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _scale_in_logs(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     rows = -(logits + columns[..., None, :]).logsumexp(-1)
     return rows, -(logits + rows[..., :, None]).logsumexp(-2)
 
 
-def _sweeps(logits: Tensor, kernel: Tensor, rows: Tensor, columns: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _scale(logits: Tensor, kernel: Tensor, rows: Tensor, columns: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Scale rows and columns ``count`` times.
 
-    The kernel holds the potentials so far and its columns sum to 1, so that a sweep is two products with a vector.
-    Where factors leave the range in which that is exact, the same sweeps are done by logsumexp.
+    The kernel holds the potentials so far and its columns sum to 1, so that a scaling is two products with a vector.
+    Where factors leave the range in which that is exact, the same is done by logsumexp.
     """
     turned = kernel.mT.contiguous()
     right = torch.ones_like(columns)[..., None, :]
@@ -152,7 +184,7 @@ def _sweeps(logits: Tensor, kernel: Tensor, rows: Tensor, columns: Tensor, count
     if bool(((factors < LARGEST_FACTOR) & (factors > 1 / LARGEST_FACTOR)).all()):
         return rows + left[..., 0, :].log(), columns + right[..., 0, :].log()
     for _ in range(count):
-        rows, columns = _log_sweep(logits, columns)
+        rows, columns = _scale_in_logs(logits, columns)
     return rows, columns
 
 
@@ -179,7 +211,7 @@ class _Plan(torch.autograd.Function):
 def implicit_gradient(
     matrix: Float[Tensor, "*batch n n"], gradient: Float[Tensor, "*batch n n"], max_steps: int | None = None
 ) -> Float[Tensor, "*batch n n"]:
-    """Gradient for the logits, given that for the matrix.
+    """Return the gradient for the logits, given that for the matrix.
 
     A change of the logits moves the matrix ``P`` by ``P * (change + u + v)``, with ``u`` and ``v`` such that row and
     column sums stay. That map is its own transpose, so the gradient is ``P * (gradient - u - v)`` with
@@ -192,7 +224,7 @@ def implicit_gradient(
     Args:
         matrix: What `sinkhorn` returned.
         gradient: Derivative of a loss by the matrix.
-        max_steps: Most steps of conjugate gradients; after a few the result is close, and a direction of descent.
+        max_steps: Maximum number of steps of conjugate gradients; after a few the result is close to the gradient.
     """
     weighted = matrix * gradient
     turned = matrix.mT.contiguous()
@@ -226,7 +258,7 @@ def _conjugate_gradients(
         solution = solution + factor * direction
         residual = residual - factor * image
         residual = residual - residual.mean(-1, keepdim=True)
-        if step % SWEEPS == SWEEPS - 1 and not bool(going.any()):
+        if step % CHECK_EVERY == CHECK_EVERY - 1 and not bool(going.any()):
             break
         before, norm = norm, residual.square().sum(-1, keepdim=True)
         direction = residual + norm / before.clamp_min(torch.finfo(norm.dtype).tiny) * direction

@@ -21,7 +21,7 @@ import pluggy
 from torch import nn
 
 if TYPE_CHECKING:
-    from alignkit.solver.contract import Problem, Solver, Step
+    from alignkit.solver import Problem, Solver, Step
     from alignkit.solver.solution import Solution
     from alignkit.tracing import Rule
 

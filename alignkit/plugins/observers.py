@@ -27,7 +27,7 @@ from alignkit.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from alignkit.plugins.plugin_registry import Registry
-    from alignkit.solver.contract import Problem, Solver, Step
+    from alignkit.solver import Problem, Solver, Step
     from alignkit.solver.solution import Solution
 
 AFTER = 2.0
@@ -122,7 +122,7 @@ class ProgressBar:
         """Prepare a line, and show it when the time has come."""
         key = id(problem)
         with self._lock:
-            total = solver.options.max_steps
+            total = getattr(solver.options, "max_steps", None)  # one-step solvers have none
             line = self._progress.add_task(solver.name, total=total, visible=self._after <= 0, objective="")
             self._lines[key] = line
             if self._after <= 0:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from alignkit.errors import PluginError
-from alignkit.solver.contract import Needs, Returns, Solver, SolverOptions
+from alignkit.solver import Needs, Returns, Solver, SolverOptions
 from alignkit.text import describe_error, show_value
 
 

@@ -27,7 +27,7 @@ from alignkit.errors import AlignkitError, PluginError, SolverError, UsageError
 from alignkit.plugins import hookspecs
 from alignkit.plugins.hookspecs import ModelSource
 from alignkit.plugins.offers import read_rules, read_solvers, read_sources
-from alignkit.solver.contract import Needs, Returns, Solver, SolverOptions
+from alignkit.solver import Needs, Returns, Solver, SolverOptions
 from alignkit.text import describe_error, did_you_mean, one_line
 
 if TYPE_CHECKING:

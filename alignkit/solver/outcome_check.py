@@ -10,7 +10,8 @@ from torch import Tensor
 from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.soft_alignment import SoftAlignment
-from alignkit.solver.contract import Outcome, Problem, Status, Step
+from alignkit.solver.outcome import Outcome, Status, Step
+from alignkit.solver.problem import Problem
 from alignkit.text import list_some, show_value
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from alignkit.graph.description import why_fixed
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
-from alignkit.solver.contract import Status, Step
+from alignkit.solver.outcome import Status, Step
 from alignkit.text import shorten_list
 
 if TYPE_CHECKING:

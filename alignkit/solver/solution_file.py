@@ -16,7 +16,7 @@ from alignkit.errors import AlignmentError, WeightsError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.soft_alignment import SoftAlignment
-from alignkit.solver.contract import Status, Step
+from alignkit.solver.outcome import Status, Step
 from alignkit.solver.solution import Solution
 from alignkit.text import describe_error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignkit.plugins.hookspecs import hookimpl
-from alignkit.solver.contract import Solver
+from alignkit.solver import Solver
 
 
 @hookimpl

@@ -18,7 +18,7 @@ from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.families import nested_assignment
 from alignkit.matching.tree_objective import TreeObjective
-from alignkit.solver.contract import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
 from alignkit.solvers.weight_matching import Ascent, colours
 from alignkit.tasks.batches import Batch, map_tensors
 from alignkit.tasks.task import Task

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from alignkit.deepalign import shipped_checkpoint
 from alignkit.deepalign.aligner import Aligner, AlignerInput, load_aligner
-from alignkit.deepalign.consensus import MEMORY, ROUNDS, SHARPNESS, assign, consensus
+from alignkit.deepalign.consensus import CARRY_OVER, ROUNDS, SHARPNESS, assign, consensus
 from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, Probed, find_probing
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.solver.contract import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
+from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
 from alignkit.tasks.path_loss import first_batches
 
 Encoder = Literal["learned", "probes", "dws"]
@@ -37,13 +37,13 @@ class DeepAlignOptions(SolverOptions):
     inputs: Inputs = "auto"
     """What probes are: the first inputs of the task, or random ones in their shape. "auto" takes the data of a task and
     random inputs where only their shape is known."""
-    rounds: int | None = Field(None, ge=0)
+    consensus_rounds: int | None = Field(None, ge=0)
     """Rounds of consensus between neighbouring groups. None is 3, and 0 for "dws"."""
     sharpness: float = Field(SHARPNESS, gt=0)
     """Factor of standardised scores before Sinkhorn. Larger is closer to a hard permutation."""
-    memory: float = Field(MEMORY, ge=0)
+    carry_over: float = Field(CARRY_OVER, ge=0)
     """Weight of the scores of the round before, beside the similarities of weights."""
-    midpoint: int | None = Field(None, ge=0)
+    midpoint_steps: int | None = Field(None, ge=0)
     """Steps that move scores until the network in the middle does on 512 inputs of the task what the two do on
     average. None is 8 where probes are data of a task, and 0 where they are random or ``encoder="dws"``."""
     input_shape: tuple[int, ...] | None = None
@@ -70,7 +70,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         aligner = self._aligner(problem)
         probed = self._probed(problem, aligner)
         scores, notes = self._first_scores(problem, aligner, probed)
-        scores = consensus(problem.objective, scores, self._rounds(scores), options.sharpness, options.memory)
+        scores = consensus(problem.objective, scores, self._rounds(scores), options.sharpness, options.carry_over)
         scores = self._in_the_middle(problem, probed, scores)
         alignment = Alignment(problem.graph, assign(problem.graph, scores))
         report(Step(1, problem.objective.distance2(alignment)))
@@ -78,20 +78,22 @@ class DeepAlign(Solver[DeepAlignOptions]):
 
     def _probed(self, problem: Problem, aligner: Aligner | None) -> Probed | None:
         """What both networks are run on; None where nothing asks for it."""
-        if aligner is not None and not aligner.needs_probes and not self.options.midpoint:
+        if aligner is not None and not aligner.needs_probes and not self.options.midpoint_steps:
             return None
         return find_probing(problem, self.options.probes, self.options.inputs, self.options.input_shape)
 
     def _in_the_middle(self, problem: Problem, probed: Probed | None, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scores after the midpoint steps, if there are any."""
-        steps = self.options.midpoint
+        steps = self.options.midpoint_steps
         if steps is None:
             steps = STEPS if probed is not None and probed.is_data else 0
         if not steps:
             return scores
         if probed is None or probed.probing is None or probed.task is None:
             reason = "" if probed is None else f": {probed.why}"
-            raise SolverError(f"midpoint={steps} runs both networks: give a task, or leave midpoint= out{reason}.")
+            raise SolverError(
+                f"midpoint_steps={steps} runs both networks: give a task, or leave midpoint_steps= out{reason}."
+            )
         a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
         batches = [probed.probing.batch]
         if probed.is_data:
@@ -100,9 +102,9 @@ class DeepAlign(Solver[DeepAlignOptions]):
         return meet_in_the_middle(problem.graph, probed.task, batches, a, b, scores, steps=steps, sharpness=sharpness)
 
     def _rounds(self, scores: object) -> int:
-        if self.options.rounds is None and self.options.encoder == "dws":
+        if self.options.consensus_rounds is None and self.options.encoder == "dws":
             return 0
-        rounds = ROUNDS if self.options.rounds is None else self.options.rounds
+        rounds = ROUNDS if self.options.consensus_rounds is None else self.options.consensus_rounds
         # From weights alone there is nothing to agree on before the first round.
         return rounds if scores else max(rounds, 3)
 

@@ -17,14 +17,14 @@ from alignkit.matching.objective import Objective
 from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step, round_masses
 from alignkit.matching.sinkhorn import sinkhorn
 from alignkit.matching.soft_alignment import SoftAlignment, matrix_shape
-from alignkit.solver.contract import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.weight_matching import Ascent, colours, shuffled
 
 
-class FrankWolfeOptions(SolverOptions):
-    """Options of Frank-Wolfe."""
+class FrankWolfeOptions(IterativeOptions):
+    """Options of Frank-Wolfe; a step moves all groups along one line."""
 
-    start: Literal["average", "identity", "sinkhorn"] = "average"
+    start: Literal["centre", "identity", "random"] = "centre"
     """Where the first run starts without ``init``: the centre of all orders, the identity, or a random matrix scaled to
     be doubly stochastic. With ``init`` it starts half-way between ``init`` and the centre."""
     restarts: int = Field(0, ge=0)
@@ -42,7 +42,7 @@ class FrankWolfeOptions(SolverOptions):
     rtol: float = Field(1e-5, ge=0)
     """Stop when the objective can rise by less than this fraction to first order."""
     max_steps: int = Field(150, ge=1)
-    """Most steps of one run."""
+    """Maximum number of steps of one run."""
     polish: bool = True
     """Follow each rounding by weight matching, and let weight matching alone compete."""
 
@@ -98,7 +98,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
         centre = relaxation.point(SoftAlignment.centre(problem.graph))
         if problem.init is not None:
             return relaxation.between(centre, relaxation.corner(frame.enter(problem.init).elements), 0.5)
-        if self.options.start == "sinkhorn":
+        if self.options.start == "random":
             return relaxation.point(random_point(problem.graph, problem.generator()))
         if self.options.start == "identity":
             identity = frame.enter(Alignment.identity(problem.graph))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.solver.contract import Outcome, Problem, Report, Solver, SolverOptions
+from alignkit.solver import Outcome, Problem, Report, Solver, SolverOptions
 
 
 class Identity(Solver[SolverOptions]):

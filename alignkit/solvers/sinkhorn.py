@@ -15,7 +15,7 @@ from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.sinkhorn import Potentials, doubly_stochastic, plan, potentials
 from alignkit.matching.soft_alignment import SoftAlignment
-from alignkit.solver.contract import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.tasks.path_loss import PathLoss
 
@@ -33,8 +33,8 @@ GRADIENT_STEPS = 4
 """Steps of the linear solver behind a gradient. More made no difference to the results on MNIST MLPs."""
 
 
-class SinkhornOptions(SolverOptions):
-    """Options of Sinkhorn re-basin."""
+class SinkhornOptions(IterativeOptions):
+    """Options of Sinkhorn re-basin; a step follows one gradient."""
 
     objective: Literal["auto", "distance", "interpolation", "midpoint", "mixed"] = "auto"
     """What to minimise. "distance": squared distance of the weights. The others are losses of the task between A and
@@ -42,10 +42,10 @@ class SinkhornOptions(SolverOptions):
     "auto": "midpoint" if there is a task, else "distance"."""
     distance_weight: float = Field(0.0, ge=0)
     """Adds this much of the squared distance, relative to the squared norms of A and B, to a loss of the task."""
-    start: Literal["weight_matching", "identity", "random"] = "weight_matching"
+    start: Literal["identity", "random", "weight_matching"] = "weight_matching"
     """Where to begin without ``init``."""
     max_steps: int = Field(300, ge=1)
-    """Gradient steps. Temperature and learning rate are planned for this many."""
+    """Maximum number of gradient steps. Temperature and learning rate are planned for this many."""
     learning_rate: float = Field(0.2, gt=0)
     """Learning rate of Adam on the logits; falls to 0 along half a cosine."""
     temperature: float = Field(1.0, gt=0)
@@ -54,12 +54,12 @@ class SinkhornOptions(SolverOptions):
     """Temperature of the last step, reached geometrically."""
     confidence: float = Field(1.5, gt=0)
     """Logit of the units that the start puts together; that of all others is 0."""
-    sweeps: int = Field(9, ge=1)
-    """Most sweeps of the Sinkhorn operator in a step, which goes on from the potentials of the step before."""
+    scalings: int = Field(9, ge=1)
+    """Maximum number of times that a step scales rows and columns, from the factors of the step before."""
     batch_size: int = Field(128, ge=1)
     """Samples of the task in a gradient step."""
     samples: int = Field(10_000, ge=1)
-    """Most samples of the task to learn from: its first."""
+    """Maximum number of samples of the task to learn from: its first."""
     score_samples: int = Field(2048, ge=1)
     """Samples on which rounded alignments are compared."""
     check_every: int = Field(20, ge=1)
@@ -184,7 +184,7 @@ class Logits:
         matrices = dict(self.single)
         for shape, stack in self.stacks.items():
             logits = stack / temperature
-            scaling = potentials(logits, self._scalings.get(shape), max_sweeps=options.sweeps)
+            scaling = potentials(logits, self._scalings.get(shape), max_scalings=options.scalings)
             self._scalings[shape] = scaling
             projected = plan(logits, scaling, gradient_steps=GRADIENT_STEPS)
             matrices.update(zip(self.names[shape], projected.unbind(0), strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.objective import Objective
-from alignkit.solver.contract import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.weight_matching import Ascent, WeightMatching, colours
 from alignkit.tasks.path_loss import PathLoss
 
@@ -22,19 +22,19 @@ NEGLIGIBLE = 1e-4
 and without a limit it would do so with rounding errors where the loss does not depend on a weight (biases of keys)."""
 
 
-class StraightThroughOptions(SolverOptions):
-    """Options of straight-through matching."""
+class StraightThroughOptions(IterativeOptions):
+    """Options of straight-through matching; a step follows one gradient."""
 
     max_steps: int = Field(200, ge=1)
-    """Gradient steps."""
+    """Maximum number of gradient steps."""
     learning_rate: float = Field(3e-3, gt=0)
     """Learning rate of Adam on the free weights; falls to 0 along half a cosine."""
-    sweeps: int = Field(2, ge=1)
-    """Most sweeps of coordinate ascent in a projection, which goes on from the order of the step before."""
+    projection_sweeps: int = Field(2, ge=1)
+    """Maximum number of sweeps of coordinate ascent in a projection, from the order of the step before."""
     batch_size: int = Field(256, ge=1)
     """Samples of the task in a gradient step."""
     samples: int = Field(10_000, ge=1)
-    """Most samples of the task to learn from: its first."""
+    """Maximum number of samples of the task to learn from: its first."""
     score_samples: int = Field(2048, ge=1)
     """Samples on which alignments are compared."""
     check_every: int = Field(10, ge=1)
@@ -64,7 +64,7 @@ class StraightThrough(Solver[StraightThroughOptions]):
         report(Step(0, score, "start"))
         if not problem.graph.groups or problem.objective.distance2(best) == 0:
             return Outcome(best, Status.OK, {"steps": 0.0})
-        free = FreeWeights(problem, best, options.learning_rate, options.sweeps)
+        free = FreeWeights(problem, best, options.learning_rate, options.projection_sweeps)
         idle, improved, step, status = 0, False, 0, Status.OK
         while step < options.max_steps and idle < options.patience:
             current = free.project()

@@ -16,12 +16,14 @@ from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.assignment import Backend, assignment_value, linear_assignment
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
-from alignkit.solver.contract import Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
+from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
 
 
-class WeightMatchingOptions(SolverOptions):
-    """Options of weight matching."""
+class WeightMatchingOptions(IterativeOptions):
+    """Options of weight matching; a step is one sweep over all groups."""
 
+    rtol: float = Field(1e-9, ge=0)
+    """Stop when a sweep lowers the squared distance by less than this fraction."""
     restarts: int = Field(0, ge=0)
     """Further runs, each in a random order of groups and from the best alignment so far with some units shuffled. The
     best run is kept."""
@@ -29,8 +31,8 @@ class WeightMatchingOptions(SolverOptions):
     """Fraction of the units of each group that a restart shuffles."""
     patience: int = Field(20, ge=1)
     """Stop when this many restarts in a row found nothing better."""
-    start: Literal["average", "identity", "random"] = "average"
-    """Where the first run starts without ``init``. "average" takes the groups that are not yet matched at the centre of
+    start: Literal["centre", "identity", "random"] = "centre"
+    """Where the first run starts without ``init``. "centre" takes the groups that are not yet matched at the mean of
     all their orders, so the result does not depend on the order in which the units are stored."""
     products: Literal["float64", "float32"] = "float64"
     """Type in which similarities are multiplied. "float32" is for GPUs that are slow in float64. Steps are accepted by
@@ -62,8 +64,8 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             report(step)
         runs, idle = 1, 0
         while runs <= options.restarts and idle < options.patience and best.distance > ascent.negligible:
-            if runs == 1 and first != "average":
-                start = start_elements(problem, "average", generator)
+            if runs == 1 and first != "centre":
+                start = start_elements(problem, "centre", generator)
             else:
                 start = shuffled(best.elements, options.shuffle, generator)
             run = ascent.run(start, colours(problem.graph, generator))
@@ -103,9 +105,9 @@ class AscentRun:
 
 
 def start_elements(problem: Problem, kind: str, generator: torch.Generator) -> dict[str, Tensor | None]:
-    """Indices to start from; "average" is None for every group."""
+    """Return indices to start from; "centre" is None for every group."""
     graph = problem.graph
-    if kind == "average":
+    if kind == "centre":
         return dict.fromkeys(graph.groups)
     if kind == "random":
         seed = int(torch.randint(2**31, (), generator=generator))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignkit.errors import TaskError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.solver.contract import Problem
+from alignkit.solver import Problem
 from alignkit.tasks.batches import Batch, map_tensors, tensors_in
 from alignkit.tasks.task import Task
 from alignkit.text import describe_error

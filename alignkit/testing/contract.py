@@ -18,7 +18,7 @@ from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
 from alignkit.plugins.plugin_registry import Registry
-from alignkit.solver.contract import Problem, Solver
+from alignkit.solver import Problem, Solver
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
 from alignkit.testing.problems import ARCHITECTURES, ProblemPair, independent_pair, mlp, planted_pair

@@ -129,7 +129,7 @@ def _projected(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for size, names in by_size.items():
         flat = [logits[name].reshape(-1, size, size) for name in names]
         together = torch.cat(flat)
-        scaling = potentials(together, max_sweeps=SWEEPS, tolerance=TOLERANCE)
+        scaling = potentials(together, max_scalings=SWEEPS, tolerance=TOLERANCE)
         matrices = plan(together, scaling, gradient_steps=GRADIENT_STEPS)
         for name, part in zip(names, torch.split(matrices, [len(one) for one in flat]), strict=True):
             found[name] = part.reshape(logits[name].shape)

@@ -13,7 +13,7 @@ from alignkit.deepalign.aligner import AlignerInput, load_aligner
 from alignkit.deepalign.consensus import SHARPNESS, assign, consensus, soft_elements
 from alignkit.deepalign.probes import channels, respond
 from alignkit.deepalign.probing import find_probing
-from alignkit.solver.contract import Problem
+from alignkit.solver import Problem
 
 
 def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -14,7 +14,7 @@ import alignkit
 from alignkit import Alignment, Outcome, Problem, Solution, Solver, SolverOptions, Step
 from alignkit.errors import UsageError
 from alignkit.plugins.hookspecs import ModelSource
-from alignkit.solver.contract import Report
+from alignkit.solver import Report
 from alignkit.tracing import Call, Labels, Rule
 
 log = logging.getLogger("alignkit_mine")

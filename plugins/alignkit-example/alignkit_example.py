@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 import alignkit
-from alignkit import Alignment, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
+from alignkit import Alignment, IterativeOptions, Outcome, Problem, Returns, Solver, Status, Step
 from alignkit.matching.assignment import linear_assignment
-from alignkit.solver.contract import Report
+from alignkit.solver import Report
 
 
 # --8<-- [start:solver]
-class CoordinateAscent(Solver[SolverOptions]):
+class CoordinateAscent(Solver[IterativeOptions]):
     """Match one group after the other by linear assignment until nothing gains [Ainsworth23, Algorithm 1]."""
 
     name = "coordinate_ascent"
@@ -34,7 +37,14 @@ class CoordinateAscent(Solver[SolverOptions]):
 
 
 # --8<-- [end:solver]
-class GreedyMatching(Solver[SolverOptions]):
+class GreedyOptions(IterativeOptions):
+    """Options of greedy matching; a step is one sweep over all groups."""
+
+    rtol: float = Field(1e-9, ge=0)
+    """Stop when a sweep lowers the squared distance by less than this fraction."""
+
+
+class GreedyMatching(Solver[GreedyOptions]):
     """Match units group by group, the most similar pair first, until a sweep over all groups gains nothing.
 
     A baseline: what weight matching gains over it is the worth of solving assignments exactly. Without
@@ -89,7 +99,7 @@ def greedy_assignment(similarity: Tensor) -> Tensor:
 
 # --8<-- [start:hook]
 @alignkit.hookimpl
-def alignkit_register_solvers() -> list[type[Solver[SolverOptions]]]:
+def alignkit_register_solvers() -> list[type[Solver[Any]]]:
     """Offer the solvers to alignkit."""
     return [CoordinateAscent, GreedyMatching]
 

@@ -15,7 +15,7 @@ import torch
 
 import alignkit
 import networks
-from alignkit.solver.contract import Solver
+from alignkit.solver import Solver
 from alignkit.solvers.sinkhorn import Sinkhorn
 from alignkit.solvers.straight_through import StraightThrough
 from alignkit.solvers.weight_matching import WeightMatching

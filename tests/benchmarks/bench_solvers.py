@@ -30,7 +30,7 @@ import alignkit
 import image_networks
 import networks
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
-from alignkit.solver.contract import Outcome, Problem, Report, Solver, SolverOptions, Step
+from alignkit.solver import Outcome, Problem, Report, Solver, SolverOptions, Step
 
 PLAIN = "plain_reference"
 COLUMNS = ("distance", "barrier", "auc", "middle_metric", "repaired_metric", "seconds", "peak_memory")

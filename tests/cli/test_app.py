@@ -17,7 +17,7 @@ import alignkit
 from alignkit import Alignment, Outcome, Problem, Solver, SolverOptions, SymmetryGraph, read_weights, write_weights
 from alignkit.cli import app
 from alignkit.plugins.plugin_registry import registry
-from alignkit.solver.contract import Report
+from alignkit.solver import Report
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 

@@ -102,7 +102,7 @@ def test_rounds_of_consensus_correct_wrong_scores():
     generator = torch.Generator().manual_seed(0)
     noisy = {n: m + 0.8 * torch.randn(m.shape, generator=generator, dtype=torch.float64) for n, m in right.items()}
     assert Alignment(pair.graph, assign(pair.graph, noisy)) != planted.answer
-    agreed = consensus(Objective(pair), noisy, rounds=3, sharpness=6.0, memory=1.0)
+    agreed = consensus(Objective(pair), noisy, rounds=3, sharpness=6.0, carry_over=1.0)
     assert Alignment(pair.graph, assign(pair.graph, agreed)) == planted.answer
 
 
@@ -162,12 +162,12 @@ def middle_deviation(pair, task, alignment):
 @pytest.mark.parametrize("build", ARCHITECTURES)
 def test_midpoint_steps_bring_the_middle_closer_in_any_order_of_units(build):
     pair, task = two_networks(build)
-    without = solve(pair, solver="deepalign", task=task, midpoint=0).alignment
-    found = solve(pair, solver="deepalign", task=task, midpoint=8).alignment
+    without = solve(pair, solver="deepalign", task=task, midpoint_steps=0).alignment
+    found = solve(pair, solver="deepalign", task=task, midpoint_steps=8).alignment
     assert middle_deviation(pair, task, found) < middle_deviation(pair, task, without)
     move_a, move_b = (Alignment.random(pair.graph, seed) for seed in (7, 8))
     moved = pair.graph.bind(move_a.apply(pair.module_a), move_b.apply(pair.module_b))
-    again = solve(moved, solver="deepalign", task=task, midpoint=8).alignment
+    again = solve(moved, solver="deepalign", task=task, midpoint_steps=8).alignment
     assert again == move_a @ found @ move_b.inverse()
 
 
@@ -177,10 +177,10 @@ def test_midpoint_steps_are_for_data_unless_they_are_asked_for():
     def solved(**options):
         return solve(pair, solver="deepalign", task=task, **options).alignment
 
-    assert solved() == solved(midpoint=8) != solved(midpoint=0)
-    assert solved(inputs="random") == solved(inputs="random", midpoint=0)
-    with pytest.raises(SolverError, match="midpoint=8 runs both networks: give a task"):
-        solve(pair.graph.bind(pair.a, pair.b), solver="deepalign", midpoint=8)
+    assert solved() == solved(midpoint_steps=8) != solved(midpoint_steps=0)
+    assert solved(inputs="random") == solved(inputs="random", midpoint_steps=0)
+    with pytest.raises(SolverError, match="midpoint_steps=8 runs both networks: give a task"):
+        solve(pair.graph.bind(pair.a, pair.b), solver="deepalign", midpoint_steps=8)
 
 
 def test_midpoint_steps_do_not_depend_on_how_the_data_is_cut():

@@ -11,12 +11,13 @@ from torch import nn
 
 from alignkit import Alignment, Solution, Task, solve, trace
 from alignkit.deepalign.aligner import AlignerInput, load_aligner, read_card, save_aligner
-from alignkit.deepalign.consensus import assign, balanced
+from alignkit.deepalign.consensus import assign
 from alignkit.deepalign.encoder import ProbeEncoder
 from alignkit.deepalign.probing import find_probing
 from alignkit.deepalign.wiring import find_wiring
 from alignkit.errors import SolverError, WeightsError
-from alignkit.solver.contract import Problem
+from alignkit.matching.sinkhorn import balanced_sinkhorn
+from alignkit.solver import Problem
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
 
 ARCHITECTURES = [lambda: mlp(6, 16, 12, 4), convnet, attention, residual]
@@ -204,10 +205,10 @@ def test_dws_needs_a_checkpoint_and_probes_take_none(tmp_path):
 
 def test_balanced_matrices_have_sums_near_one_and_follow_transposition():
     logits = 3 * torch.randn(2, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = balanced(logits, sweeps=100)
+    found = balanced_sinkhorn(logits, scalings=100)
     assert torch.allclose(found.sum(-1), torch.ones(2, 9, dtype=torch.float64), atol=1e-6)
     assert torch.allclose(found.sum(-2), torch.ones(2, 9, dtype=torch.float64), atol=1e-6)
-    few = balanced(logits, sweeps=3)
-    assert torch.equal(balanced(logits.mT, sweeps=3), few.mT) or torch.allclose(
-        balanced(logits.mT, sweeps=3), few.mT, atol=1e-14
+    few = balanced_sinkhorn(logits, scalings=3)
+    assert torch.equal(balanced_sinkhorn(logits.mT, scalings=3), few.mT) or torch.allclose(
+        balanced_sinkhorn(logits.mT, scalings=3), few.mT, atol=1e-14
     )

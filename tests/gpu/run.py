@@ -73,7 +73,8 @@ def task(pair: ProblemPair, device: torch.device | str, rows: int = 64) -> align
 
 
 def solved(pair: ProblemPair, solver: str, device: torch.device | str, steps: int) -> Solution:
-    return alignkit.solve(pair.bind(), solver=solver, task=task(pair, device), device=device, max_steps=steps)
+    limit = {"max_steps": steps} if "max_steps" in alignkit.list_solvers()[solver].options.model_fields else {}
+    return alignkit.solve(pair.bind(), solver=solver, task=task(pair, device), device=device, **limit)
 
 
 def timed(pair: ProblemPair, solver: str, device: torch.device | str, steps: int) -> tuple[Solution, float]:

@@ -15,7 +15,7 @@ import pretended
 import run
 from alignkit.jobs.solve import solve
 from alignkit.plugins.plugin_registry import list_solvers
-from alignkit.solver.contract import Outcome, Solver, SolverOptions
+from alignkit.solver import Outcome, Solver, SolverOptions
 from alignkit.testing import mlp, planted_pair
 
 no_pretending = pytest.mark.skipif(

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.solver.contract import Outcome, Solver, SolverOptions, Step
+from alignkit.solver import Outcome, Solver, SolverOptions, Step
 
 
 class ShuffleOptions(SolverOptions):

@@ -13,11 +13,11 @@ from alignkit.errors import PluginError, SolverError
 from alignkit.jobs.solve import solve
 from alignkit.plugins.observers import logged, progress, watched
 from alignkit.plugins.plugin_registry import registry
-from alignkit.solver.contract import Outcome, Solver, SolverOptions, Step
+from alignkit.solver import IterativeOptions, Outcome, Solver, Step
 from alignkit.testing import mlp, planted_pair
 
 
-class Steps(Solver[SolverOptions]):
+class Steps(Solver[IterativeOptions]):
     """Reports three steps, and lets the test look around before the last."""
 
     name = "steps"
@@ -31,14 +31,14 @@ class Steps(Solver[SolverOptions]):
         return Outcome(problem.start)
 
 
-class Fails(Solver[SolverOptions]):
+class Fails(Solver[IterativeOptions]):
     name = "fails"
 
     def solve(self, problem, report):
         raise RuntimeError("the matrix is singular")
 
 
-class Interrupted(Solver[SolverOptions]):
+class Interrupted(Solver[IterativeOptions]):
     name = "interrupted"
 
     def solve(self, problem, report):
@@ -72,7 +72,7 @@ def test_a_bar_shows_solver_step_and_objective(pair, screen):
 def test_a_slow_solver_that_reports_nothing_gets_its_bar_too(pair, screen):
     appeared = threading.Event()
 
-    class Silent(Solver[SolverOptions]):
+    class Silent(Solver[IterativeOptions]):
         """Waits until its bar is on the screen."""
 
         name = "silent"

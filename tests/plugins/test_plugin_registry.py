@@ -12,7 +12,7 @@ import pytest
 from alignkit.errors import PluginError, SolverError, UsageError
 from alignkit.plugins.hookspecs import hookimpl
 from alignkit.plugins.plugin_registry import PluginWarning, Registry
-from alignkit.solver.contract import Outcome, Solver, SolverOptions
+from alignkit.solver import Outcome, Solver, SolverOptions
 
 
 class FakeDistribution(Distribution):

@@ -13,7 +13,7 @@ from alignkit.errors import SolverError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
-from alignkit.solver.contract import Problem
+from alignkit.solver import Problem
 from alignkit.solvers.activation_matching import ActivationMatching
 from alignkit.tasks.task import Task
 from alignkit.testing.problems import attention, convnet, independent_pair, mlp, planted_pair

@@ -8,7 +8,7 @@ import torch
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.plugins.plugin_registry import Registry
-from alignkit.solver.contract import Outcome, Problem, Returns, Solver, SolverOptions, Step
+from alignkit.solver import Outcome, Problem, Returns, Solver, SolverOptions, Step
 from alignkit.solvers.identity import Identity
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual

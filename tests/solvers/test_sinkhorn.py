@@ -15,7 +15,7 @@ from torch import nn
 import alignkit
 from alignkit.errors import SolverError, TaskError
 from alignkit.matching.sinkhorn import doubly_stochastic, implicit_gradient, plan, potentials, sinkhorn
-from alignkit.solver.contract import Problem, Status
+from alignkit.solver import Problem, Status
 from alignkit.solvers.sinkhorn import Sinkhorn
 from alignkit.tasks.path_loss import Minibatches
 from alignkit.tasks.task import Task
@@ -40,7 +40,7 @@ def unrolled(logits, sweeps=400):
 @given(st.integers(0, 10_000), st.integers(1, 9), st.floats(0.1, 4))
 def test_rows_and_columns_sum_to_one_and_the_scaling_is_by_row_and_column(seed, n, spread):
     logits = spread * normal(2, n, n, seed=seed)
-    matrix = sinkhorn(logits, max_sweeps=20_000)
+    matrix = sinkhorn(logits, max_scalings=20_000)
     for axis in (-1, -2):
         assert torch.allclose(matrix.sum(axis), torch.ones(2, n, dtype=torch.float64), atol=1e-8)
     # What was added to the logits has no interaction of rows and columns.
@@ -51,14 +51,14 @@ def test_rows_and_columns_sum_to_one_and_the_scaling_is_by_row_and_column(seed, 
 
 def test_columns_of_cold_logits_follow_linear_assignment():
     logits = normal(6, 6, seed=3)
-    matrix = sinkhorn(logits / 0.01, max_sweeps=100_000)
+    matrix = sinkhorn(logits / 0.01, max_scalings=100_000)
     assert torch.equal(matrix.argmax(-1), alignkit.linear_assignment(logits))
 
 
 def test_logits_of_any_size_stay_finite():
     logits = 1e4 * normal(3, 7, 7, dtype=torch.float32)
     logits.requires_grad_()
-    matrix = sinkhorn(logits, max_sweeps=200)
+    matrix = sinkhorn(logits, max_scalings=200)
     (matrix * normal(3, 7, 7, seed=1, dtype=torch.float32)).sum().backward()
     assert bool(matrix.isfinite().all())
     assert bool(logits.grad.isfinite().all())
@@ -68,7 +68,7 @@ def test_logits_of_any_size_stay_finite():
 def test_implicit_gradient_is_that_of_the_unrolled_loop(spread):
     weights = normal(2, 6, 6, seed=9)
     gradients = []
-    for operator in (lambda x: sinkhorn(x, max_sweeps=20_000, tolerance=1e-13), lambda x: unrolled(x, 4000)):
+    for operator in (lambda x: sinkhorn(x, max_scalings=20_000, tolerance=1e-13), lambda x: unrolled(x, 4000)):
         logits = (spread * normal(2, 6, 6, seed=4)).requires_grad_()
         (operator(logits) * weights).sum().backward()
         gradients.append(logits.grad)
@@ -77,7 +77,7 @@ def test_implicit_gradient_is_that_of_the_unrolled_loop(spread):
 
 def test_gradcheck_in_float64():
     def operator(x):
-        return sinkhorn(x, max_sweeps=5000, tolerance=1e-13)
+        return sinkhorn(x, max_scalings=5000, tolerance=1e-13)
 
     assert torch.autograd.gradcheck(operator, normal(2, 4, 4, seed=1).requires_grad_())
     assert torch.autograd.gradcheck(operator, normal(1, 1).requires_grad_())
@@ -96,7 +96,7 @@ def test_memory_for_the_gradient_does_not_grow_with_sweeps():
             operator(normal(8, 8).requires_grad_())
         return count
 
-    few, many = (saved_elements(lambda x, n=n: sinkhorn(x, max_sweeps=n, tolerance=0)) for n in (10, 500))
+    few, many = (saved_elements(lambda x, n=n: sinkhorn(x, max_scalings=n, tolerance=0)) for n in (10, 500))
     assert few == many == 64
     assert saved_elements(lambda x: unrolled(x, 500)) > 100 * many
 
@@ -104,7 +104,7 @@ def test_memory_for_the_gradient_does_not_grow_with_sweeps():
 def test_gradient_of_unfinished_scaling_keeps_the_sums_that_there_are():
     """Gradients are orthogonal to every change that the potentials would undo."""
     logits = 3 * normal(5, 5, seed=2)
-    matrix = plan(logits, potentials(logits, max_sweeps=2, tolerance=0))
+    matrix = plan(logits, potentials(logits, max_scalings=2, tolerance=0))
     gradient = implicit_gradient(matrix, normal(5, 5, seed=3))
     assert torch.allclose(gradient.sum(-1), torch.zeros(5, dtype=torch.float64), atol=1e-10)
     assert torch.allclose(gradient.sum(-2), torch.zeros(5, dtype=torch.float64), atol=1e-10)
@@ -112,22 +112,22 @@ def test_gradient_of_unfinished_scaling_keeps_the_sums_that_there_are():
 
 def test_potentials_go_on_from_where_they_were():
     logits = 2 * normal(3, 20, 20)
-    first = potentials(logits, max_sweeps=5000)
-    again = potentials(logits + 0.01 * normal(3, 20, 20, seed=1), first, max_sweeps=5000)
-    afresh = potentials(logits + 0.01 * normal(3, 20, 20, seed=1), max_sweeps=5000)
-    assert again.sweeps < afresh.sweeps
+    first = potentials(logits, max_scalings=5000)
+    again = potentials(logits + 0.01 * normal(3, 20, 20, seed=1), first, max_scalings=5000)
+    afresh = potentials(logits + 0.01 * normal(3, 20, 20, seed=1), max_scalings=5000)
+    assert again.scalings < afresh.scalings
     assert max(again.error, afresh.error) <= 1e-9
 
 
 def test_completion_is_doubly_stochastic_and_changes_little():
     logits = normal(4, 6, 6)
-    matrix = plan(logits, potentials(logits, max_sweeps=3, tolerance=0))
+    matrix = plan(logits, potentials(logits, max_scalings=3, tolerance=0))
     full = doubly_stochastic(matrix)
     for axis in (-1, -2):
         assert torch.allclose(full.sum(axis), torch.ones(4, 6, dtype=torch.float64), atol=1e-12)
     assert float(full.min()) >= 0
     assert float((full - matrix).abs().sum()) <= 4 * float((matrix.sum(-1) - 1).abs().sum())
-    exact = sinkhorn(logits, max_sweeps=5000, tolerance=1e-13)
+    exact = sinkhorn(logits, max_scalings=5000, tolerance=1e-13)
     assert torch.allclose(doubly_stochastic(exact), exact, atol=1e-11)
 
 
@@ -148,7 +148,7 @@ QUICK = {"max_steps": 40, "check_every": 10, "learning_rate": 0.2}
 class TestWithTask(SolverContract):
     """The contract holds for losses of a task too."""
 
-    solver = Sinkhorn(objective="midpoint", max_steps=6, check_every=3, sweeps=4)
+    solver = Sinkhorn(objective="midpoint", max_steps=6, check_every=3, scalings=4)
     seeds = (0,)
 
     def task(self, pair):

@@ -11,7 +11,7 @@ import torch
 
 import alignkit
 from alignkit.errors import SolverError
-from alignkit.solver.contract import Problem, Status
+from alignkit.solver import Problem, Status
 from alignkit.solvers.straight_through import FreeWeights, StraightThrough
 from alignkit.tasks.task import Task
 from alignkit.testing import attention, convnet, independent_pair, mlp, planted_pair

@@ -18,7 +18,7 @@ from alignkit.jobs.compare.rows_file import RowFile, identity_of
 from alignkit.jobs.solve import SolverLike, build_solvers
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
-from alignkit.solver.contract import Solver
+from alignkit.solver import Solver
 from alignkit.text import describe_error, did_you_mean
 
 if TYPE_CHECKING:

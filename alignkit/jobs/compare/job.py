@@ -17,7 +17,7 @@ from alignkit.jobs.peak_memory import peak_memory
 from alignkit.jobs.repair import repair
 from alignkit.jobs.solve import solve
 from alignkit.plugins.plugin_registry import Registry
-from alignkit.solver.contract import Solver
+from alignkit.solver import Solver
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import Interpolation, interpolate
 from alignkit.tasks.task import TaskResult

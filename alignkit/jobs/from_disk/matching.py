@@ -24,7 +24,7 @@ from alignkit.jobs.solve import account
 from alignkit.matching.objective import Objective
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
-from alignkit.solver.contract import Problem, Step
+from alignkit.solver import Problem, Step
 from alignkit.solver.solution import Solution
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.text import dtype_name

@@ -10,13 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit import Alignment, Needs, Outcome, Problem, Returns, SoftAlignment, Solver, SolverOptions, Status, Step
+from alignkit import Alignment, IterativeOptions, Needs, Outcome, Problem, Returns, SoftAlignment, Solver, Status, Step
 from alignkit.activations.readings import BATCH_BYTES, cross_moments, find_readings
 from alignkit.errors import SolverError
 from alignkit.matching.families import split_pairs
 from alignkit.matching.sinkhorn import doubly_stochastic
 from alignkit.matching.tree_objective import TreeObjective
-from alignkit.solver.contract import Report
+from alignkit.solver import Report
 from alignkit.solvers.activation_matching import Observed, chosen
 from alignkit_ot.transport import transport_plans
 
@@ -28,8 +28,8 @@ TIE_BREAK = 1e-8
 """Weight of the similarity of weights beside that of activations: it settles ties and nothing else."""
 
 
-class OptimalTransportOptions(SolverOptions):
-    """Options of optimal transport."""
+class OptimalTransportOptions(IterativeOptions):
+    """Options of optimal transport; a step is one sweep over all groups."""
 
     ground: Literal["auto", "weights", "activations"] = "auto"
     """What makes two units alike: their weights, or how their activations correlate over the task's data. "auto":
@@ -38,7 +38,7 @@ class OptimalTransportOptions(SolverOptions):
     """Weight of the entropy, in standard deviations of the similarities. The larger, the softer. 0: exact transport,
     whose plans between equally many units are permutations."""
     max_steps: int = Field(100, ge=1)
-    """Most sweeps over all groups."""
+    """Maximum number of sweeps over all groups."""
 
 
 class OptimalTransport(Solver[OptimalTransportOptions]):

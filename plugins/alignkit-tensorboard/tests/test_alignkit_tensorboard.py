@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import alignkit_tensorboard
 from alignkit.jobs.solve import solve
 from alignkit.plugins.plugin_registry import Registry, registry
-from alignkit.solver.contract import Outcome, Solver, SolverOptions, Step
+from alignkit.solver import Outcome, Solver, SolverOptions, Step
 from alignkit.testing import mlp, planted_pair
 from alignkit_tensorboard import VARIABLE, log_to
 

@@ -29,8 +29,8 @@ METHODS = [
     BOTH,
     PROBES,
     LEARNED,
-    Method("probes, data", "deepalign", {"encoder": "probes", "midpoint": 0}, data=True),
-    Method("learned, data", "deepalign", {"encoder": "learned", "midpoint": 0}, data=True),
+    Method("probes, data", "deepalign", {"encoder": "probes", "midpoint_steps": 0}, data=True),
+    Method("learned, data", "deepalign", {"encoder": "learned", "midpoint_steps": 0}, data=True),
     Method("probes, midpoint", "deepalign", {"encoder": "probes"}, data=True),
     Method("learned, midpoint", "deepalign", {"encoder": "learned"}, data=True),
 ]

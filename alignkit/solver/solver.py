@@ -1,0 +1,92 @@
+"""What a solver is: a class with options, one method, and facts about what it needs and promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, cast, get_args, get_origin
+
+from alignkit.errors import SolverError
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.solver.options import OptionsT, SolverOptions, check_options
+from alignkit.solver.outcome import Outcome, Report
+from alignkit.solver.problem import Problem
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a solver cannot do without, besides the weights of A and B."""
+
+    task: bool = False
+    """A `alignkit.Task`: data and a loss, passed as ``solve(..., task=...)``."""
+    modules: bool = False
+    """A and B as modules that can be run, not only as tensors."""
+
+    def check(self, problem: Problem, solver: str) -> None:
+        """Raise a `SolverError` that says what to pass when something is missing."""
+        if self.task and problem.task is None:
+            raise SolverError(f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss).")
+        if self.modules and (problem.bound.module_a is None or problem.bound.module_b is None):
+            raise SolverError(
+                f"solver {solver!r} runs both models: bind modules instead of state dicts or files, "
+                "graph.bind(model_a, model_b)."
+            )
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What a solver promises. Listed by ``alignkit solvers`` and tested by the solver contract."""
+
+    soft: bool = False
+    """The outcome also holds a soft (doubly stochastic) alignment."""
+    exact_on_permuted_copies: bool = False
+    """If B is A with its units reordered, and no two units of A are alike, the order is found exactly."""
+    monotone: bool = False
+    """The objectives of the reported steps never rise."""
+
+
+class Solver(ABC, Generic[OptionsT]):
+    """Base class of all solvers. Subclass it as ``Solver[MyOptions]``, set ``name`` and write `solve`.
+
+    Args:
+        options: Values for the fields of the options class.
+
+    Raises:
+        SolverError: An option is unknown or out of range; every such option is named.
+    """
+
+    name: ClassVar[str] = ""
+    """Name in ``solve(solver=...)``: lower-case letters, digits and ``_``."""
+    Options: ClassVar[type[SolverOptions]] = SolverOptions
+    """Class of the options. Taken from ``Solver[MyOptions]``; no need to write it."""
+    needs: ClassVar[Needs] = Needs()
+    returns: ClassVar[Returns] = Returns()
+
+    options: OptionsT
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Options" in cls.__dict__:
+            return
+        for base in getattr(cls, "__orig_bases__", ()):
+            origin, arguments = get_origin(base), get_args(base)
+            if isinstance(origin, type) and issubclass(origin, Solver) and isinstance(arguments[0], type):
+                cls.Options = arguments[0]
+
+    def __init__(self, **options: Any) -> None:
+        self.options = cast(OptionsT, check_options(self.name or type(self).__name__, self.Options, options))
+
+    @abstractmethod
+    def solve(self, problem: Problem, report: Report) -> Outcome:
+        """Align ``problem.b`` to ``problem.a``, calling ``report`` after each step.
+
+        Random choices come from ``problem.seed``. Tensors of the problem are never written to.
+        """
+
+    def objective(self, problem: Problem, alignment: Alignment) -> float:
+        """Return the quantity that this solver minimises. Override it where that is not the squared distance."""
+        return float(problem.objective.distance2(alignment))
+
+    def __repr__(self) -> str:
+        changed = ((name, getattr(self.options, name)) for name in sorted(self.options.model_fields_set))
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed)})"
