@@ -18,7 +18,7 @@ from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step, r
 from alignkit.matching.sinkhorn import sinkhorn
 from alignkit.matching.soft_alignment import SoftAlignment, matrix_shape
 from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
-from alignkit.solvers.weight_matching import Ascent, colours, shuffled
+from alignkit.solvers.coordinate_ascent import Ascent, colour_roots, shuffle_elements
 
 
 class FrankWolfeOptions(IterativeOptions):
@@ -82,7 +82,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
             if not graph.groups or best.is_exact:
                 break
             if run:
-                moved = shuffled(best.elements, options.shuffle, generator)
+                moved = shuffle_elements(best.elements, options.shuffle, generator)
                 best.offer(moved, f"shuffle {run}")
                 start = self._restart(relaxation, moved, generator)
             else:
@@ -183,8 +183,8 @@ class _Best:
     offers: int = 0
 
     def __post_init__(self) -> None:
-        self.ascent = Ascent(self.objective, 1e-9, 1000)
-        self.classes = colours(self.objective.graph, None)
+        self.ascent = Ascent(self.objective)
+        self.classes = colour_roots(self.objective.graph)
 
     @property
     def is_exact(self) -> bool:
@@ -194,7 +194,7 @@ class _Best:
     def offer(self, elements: dict[str, Tensor] | dict[str, Tensor | None], note: str) -> None:
         """Polish an alignment and keep it if it is the best; report how far the best is."""
         if self.options.polish:
-            run = self.ascent.run(dict(elements), self.classes)
+            run = self.ascent.run(elements, self.classes)
             found, distance = run.elements, run.distance
         else:
             found = {name: element for name, element in elements.items() if element is not None}
