@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 GLOSSARY = (DOCS / "glossary.md").read_text(encoding="utf-8")
 ANCHORS = {
     *(title.lower().replace(" ", "-") for title in re.findall(r"^### (.+)$", GLOSSARY, re.MULTILINE)),
-    *re.findall(r"\{ #([\w-]+) \}", GLOSSARY),
+    *re.findall(r"\{#([\w-]+)\}", GLOSSARY),
 }
 PAGES = sorted(
     path
@@ -37,15 +37,23 @@ def names_of(entry: str) -> list[str]:
 def definitions() -> tuple[dict[str, set[str]], set[str]]:
     """Attributes of every class of the package by its name, and the names of all functions and type aliases."""
     classes: dict[str, set[str]] = {}
+    bases: dict[str, list[str]] = {}
     others: set[str] = set()
     for path in (ROOT / "alignkit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 classes[node.name] = set(attributes(node))
+                bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
             elif isinstance(node, ast.FunctionDef):
                 others.add(node.name)
             elif isinstance(node, ast.Assign):
                 others |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    for name in classes:
+        inherited = list(bases[name])
+        while inherited:
+            base = inherited.pop()
+            classes[name] |= classes.get(base, set())
+            inherited += bases.get(base, [])
     return classes, others
 
 
