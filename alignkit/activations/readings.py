@@ -117,7 +117,7 @@ def find_readings(
         batch = batch.rows(0, min(batch.size, PROOF_SAMPLES))
     batch = batch.to(task.device)
     shuffle = _shuffle(graph)
-    first = {name: node.name for node in graph.tensors.values() for name in node.names}
+    first = graph.first_names
     shuffled = {n: shuffle.apply_tensor(first[n], t) if n in first else t for n, t in weights.items()}
     proof = _Proof(graph, task)
     before, after = (proof.run(state, batch) for state in (weights, shuffled))

@@ -84,7 +84,7 @@ def _weight_similarities(tree: TreeObjective, soft: Mapping[str, Tensor | None])
     found = {}
     for name in tree.graph.tree(tree.root):
         uses = (*tree.plain[name], *tree.coupled[name])
-        units = tree.graph.instances(name) * tree.graph.groups[name].size
+        units = tree.graph.unit_count(name)
         total = torch.zeros(units, units, dtype=torch.float64)
         for use in uses:
             total += tree.pair_similarity(use, soft).cpu().double()
@@ -109,7 +109,7 @@ def _soften(
     graph: SymmetryGraph, name: str, scores: Scores, sharpness: float, elements: dict[str, Tensor | None]
 ) -> None:
     """Soften the children of a group, then the group: two parents are as alike as their softly matched children."""
-    units = graph.instances(name) * graph.groups[name].size
+    units = graph.unit_count(name)
     total = scores[name] if name in scores else torch.zeros(units, units, dtype=torch.float64)
     for child in graph.children(name):
         _soften(graph, child, scores, sharpness, elements)

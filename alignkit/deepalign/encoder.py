@@ -64,7 +64,7 @@ class ProbeEncoder(Aligner):
         flat = list(dict.fromkeys(r for places in probing.readings.values() for r in places))
         sides = [respond(probing.model, flat, side, probing.batch, pair.seed) for side in (pair.a, pair.b)]
         wiring = find_wiring(pair.graph, probing.model)
-        names = {name: node.name for node in pair.graph.tensors.values() for name in node.names}
+        names = pair.graph.first_names
         weights = [{names.get(n, n): t for n, t in side.items()} for side in (pair.a, pair.b)]
         a, b = (self._encoded(probing, wiring, *both) for both in zip(sides, weights, strict=True))
         scores = {}

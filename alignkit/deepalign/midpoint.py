@@ -90,7 +90,7 @@ class _Middle:
     ) -> None:
         self.graph, self.task, self.sides = graph, task, (a, b)
         self.log_sharpness = torch.tensor(math.log(sharpness)).to(task.device)
-        self.first = {name: node.name for node in graph.tensors.values() for name in node.names}
+        self.first = graph.first_names
         self.parameters = {name for name, _ in task.model.named_parameters(remove_duplicate=False)}
         self.deviations: list[tuple[Batch, Callable[[Any], Tensor]]] = []
         with torch.no_grad():

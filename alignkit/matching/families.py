@@ -44,7 +44,7 @@ def nested_assignment(
     def solve(group: str) -> Tensor:
         """Assign the group for each pair of parents; the values are the parents' similarities."""
         own = similarity.get(group)
-        units = graph.instances(group) * graph.groups[group].size
+        units = graph.unit_count(group)
         total = torch.zeros(units, units, dtype=torch.float64) if own is None else own.detach().cpu().double()
         for child in graph.children(group):
             total = total + solve(child)

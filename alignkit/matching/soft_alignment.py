@@ -76,7 +76,7 @@ class SoftAlignment:
 
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move every floating-point tensor that a group acts on; others are passed on as they are."""
-        first = {name: node.name for node in self.graph.tensors.values() for name in node.names}
+        first = self.graph.first_names
         return {
             n: self.apply_tensor(first[n], t) if t.is_floating_point() and n in first else t for n, t in weights.items()
         }

@@ -114,7 +114,7 @@ class _Solving:
     def matrices(self, name: str) -> Float[Tensor, "p p n n"]:
         """Similarities of a group's units, by their own weights and by the best order of what they contain."""
         graph = self.tree.graph
-        units = graph.instances(name) * graph.groups[name].size
+        units = graph.unit_count(name)
         total = self.values_of_children(name) + torch.zeros(units, units, dtype=torch.float64)
         for use in self.tree.plain[name]:
             total += self.tree.pair_similarity(use, self.elements).cpu().double()

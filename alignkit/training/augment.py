@@ -115,7 +115,7 @@ def find_freedoms(
         writes, reads = _places(graph, model, group)
         if not writes or not reads:
             continue
-        units = graph.instances(group) * graph.groups[group].size
+        units = graph.unit_count(group)
         for kind in ("positive", "sign"):
             freedom = Freedom(group, kind, units, writes, reads)
             changed = _copied(weights)

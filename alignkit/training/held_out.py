@@ -99,7 +99,7 @@ def _bound(pair: AlignerInput) -> Pair:
 
 def _named(pair: AlignerInput, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under every name of each tensor."""
-    return {name: weights[first] for first, node in pair.graph.tensors.items() for name in node.names}
+    return {name: weights[first] for name, first in pair.graph.first_names.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

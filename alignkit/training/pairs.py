@@ -113,7 +113,6 @@ class Pool:
                 "networks has no two."
             )
         self.model = networks.model().to(self.device).eval()
-        self._first = {name: node.name for node in self.graph.tensors.values() for name in node.names}
         self._tasks: dict[tuple[str, int], Task] = {}
         self._samples: dict[int, list[Batch]] = {}
         self._kept: dict[int, dict[str, Tensor]] = {}
@@ -164,7 +163,7 @@ class Pool:
             return self._kept[index]
         found: dict[str, Tensor] = {}
         for name, tensor in self.networks[index].items():
-            found.setdefault(self._first[name], tensor.detach().to(self.device))
+            found.setdefault(self.graph.first_names[name], tensor.detach().to(self.device))
         if self._keep:
             self._kept[index] = found
         return found
