@@ -19,8 +19,8 @@ from alignkit.graph.bind import WeightsSource, fit_weights
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
+from alignkit.graph.uses import Use
 from alignkit.matching.assignment import assignment_value, linear_assignment
-from alignkit.matching.objective import Use
 from alignkit.solver import Problem
 from alignkit.solvers.coordinate_ascent import colour_roots
 from alignkit.solvers.weight_matching import WeightMatching

@@ -69,7 +69,7 @@ class Ascent:
         self.trees = {root: TreeObjective(objective, root) for root in self.graph.roots}
         self.acts_once = {
             name: all(sum(d.group == name for d in use.block.dims) == 1 for use in uses)
-            for name, uses in objective.uses.items()
+            for name, uses in objective.graph.uses.items()
         }
         self.around = neighbours_of_trees(self.graph)
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.canonical_order import Frame
+from alignkit.matching.families import best_element
 from alignkit.matching.objective import Objective
-from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step, round_masses
+from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step
 from alignkit.matching.sinkhorn import sinkhorn
 from alignkit.matching.soft_alignment import SoftAlignment, matrix_shape
 from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
@@ -89,7 +90,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
                 start = self._start(relaxation, problem, frame)
             end = ascend(relaxation, start, options, 0.0 if run else options.concavity)
             steps, converged = steps + end.steps, converged and end.converged
-            best.offer(round_masses(graph, end.point.masses), f"run {run + 1}")
+            best.offer(best_element(graph, end.point.masses), f"run {run + 1}")
         status = Status.OK if converged else Status.MAX_STEPS
         return Outcome(frame.leave(Alignment(graph, best.elements)), status, {"steps": float(steps)})
 
@@ -151,7 +152,7 @@ def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> P
     gradient = relaxation.gradient(point)
     weights = {name: weight * scale for name, scale in relaxation.scales.items()}
     slopes = {n: g - 2 * weights[n] * point.masses[n] for n, g in gradient.groups.items()}
-    elements = round_masses(relaxation.graph, slopes)
+    elements = best_element(relaxation.graph, slopes)
     corner = relaxation.corner(elements)
     line = relaxation.along(point, corner, elements, gradient) - _square(point.masses, corner, weights)
     if float(line.deriv()(0.0)) <= rtol * abs(gradient.value):

@@ -532,7 +532,7 @@ def _rewritten(path: Path, change) -> Path:
         (lambda header, tensors: header["solution"].pop("history"), "is damaged: KeyError: 'history'"),
         (lambda header, tensors: header["solution"].update(status="GREAT"), "is damaged"),
         (lambda header, tensors: tensors.pop("elements/h1"), "group 'h1' has no indices"),
-        (lambda header, tensors: tensors["elements/h1"].zero_(), "no permutation"),
+        (lambda header, tensors: tensors["elements/h1"].zero_(), "not a permutation"),
     ],
     ids=["format", "version", "graph", "missing fact", "unknown status", "missing group", "no permutation"],
 )
