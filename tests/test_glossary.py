@@ -90,7 +90,7 @@ def test_there_are_names_to_look_for() -> None:
     assert len(ENTRIES) > 40
     assert sum(bool(names_of(entry)) for entry in ENTRIES.values()) > 40
     assert not exists("Alignment.perms")
-    assert not exists("alignkit.PermutationGraph")
+    assert not exists("PermutationGraph")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
