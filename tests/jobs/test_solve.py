@@ -17,8 +17,8 @@ from alignkit.graph import PinnedAxis, Provenance, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
 from alignkit.matching.soft_alignment import SoftAlignment
+from alignkit.plugins import PluginWarning, Registry
 from alignkit.plugins.hookspecs import hookimpl
-from alignkit.plugins.plugin_registry import PluginWarning, Registry
 from alignkit.solver import Needs, Outcome, Solver, SolverOptions, Status, Step
 from alignkit.solver.solution import Solution
 from alignkit.solvers.identity import Identity

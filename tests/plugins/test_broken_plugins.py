@@ -16,8 +16,9 @@ import pytest
 from alignkit.errors import ModelSourceError, SolverError, UsageError
 from alignkit.jobs.solve import solve
 from alignkit.models import sources
-from alignkit.plugins import plugin_registry as plugins
-from alignkit.plugins.plugin_registry import PluginWarning, Registry
+from alignkit.plugins import PluginWarning, Registry
+from alignkit.plugins import loading as plugins
+from alignkit.plugins.hookspecs import hookimpl
 from alignkit.testing import mlp, planted_pair
 
 BUILT_IN = set(Registry([]).solvers())
@@ -147,7 +148,7 @@ def test_a_hook_that_hangs_is_named_and_warnings_may_be_errors(entry, monkeypatc
 
     monkeypatch.setattr(plugins, "SLOW", 0.05)
     monkeypatch.setitem(sys.modules, "hung_until", seen)
-    monkeypatch.setattr(plugins, "_warn", warn)
+    monkeypatch.setattr(plugins, "warn_of_plugin", warn)
     with pytest.raises(PluginWarning, match=r"still working on alignkit_register_solvers after 0\.05 s"):
         registry.solvers()
 
@@ -195,9 +196,9 @@ ANSWERS = {
         "text": ("return 'sinkhorn'", "returned 'sinkhorn' instead of"),
         "mapping": ("return {'good': Good}", "instead of a list"),
         "the class": ("return Good", "instead of a list"),
-        "instances": ("return [Good()]", "is no Solver class"),
-        "list of none": ("return [None]", "None is no Solver class"),
-        "other classes": ("return [dict]", "is no Solver class"),
+        "instances": ("return [Good()]", "is not a Solver class"),
+        "list of none": ("return [None]", "None is not a Solver class"),
+        "other classes": ("return [dict]", "is not a Solver class"),
         "raises": ("1 / 0", "ZeroDivisionError: division by zero"),
         "exits": ("sys.exit(2)", "SystemExit: 2"),
         "raises midway": ("yield Good; 1 / 0", "ZeroDivisionError"),
@@ -220,7 +221,7 @@ ANSWERS = {
         ),
         "its repr raises": (
             "class R:\n        def __repr__(self): 1 / 0\n    return [R()]",
-            "an object of type R is no Solver class",
+            "an object of type R is not a Solver class",
         ),
         "abstract": (
             "class A(alignkit.Solver[alignkit.SolverOptions]):\n        name = 'a'\n    return [A]",
@@ -308,13 +309,13 @@ def test_a_source_that_returns_no_model_is_one_error(case, monkeypatch):
     make, said = SOURCES[case]
 
     class Offering:
-        @plugins.hookspecs.hookimpl
+        @hookimpl
         def alignkit_register_model_sources(self):
             return {"hub": make}
 
     registry = Registry([])
     registry.register(Offering())
-    monkeypatch.setattr(plugins, "registry", lambda: registry)
+    monkeypatch.setattr("alignkit.plugins.plugin_registry.registry", lambda: registry)
     for bare in (False, True):
         with pytest.raises(ModelSourceError) as caught:
             sources.load_model("hub:small", bare=bare)
