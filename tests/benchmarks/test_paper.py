@@ -10,6 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("lightning_fabric")
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent / "paper"
 NAMES = ("mnist-mlp", "split-a", "split-b", "sine-inr")
