@@ -1,10 +1,9 @@
-"""Where the units of a group can be seen while a model runs: the table of modules and their inputs and outputs.
+"""Activation sites: the table of modules and of their inputs and outputs where units can be seen while a model runs.
 
-A parameter whose axis belongs to a group tells which axis of its module's input or output the group indexes. The
-places that are used:
+A parameter whose axis belongs to a group tells which axis of its module's input or output the group indexes:
 
 ============================  ==================================================================================
-Module                        Places
+Module                        Sites
 ============================  ==================================================================================
 ``Linear``                    weight axis 0, bias: last axis of the output. Weight axis 1: last axis of the input.
 ``Conv1d/2d/3d``              weight axis 0, bias: channels of the output. Weight axis 1 (one group of channels):
@@ -74,7 +73,7 @@ class ActivationSite:
         axis: Which axis of the tensor, counted from the right (negative).
         read: Takes the tensor from a call.
         start: Position, on the axis of the parameter, of the first element of the tensor's axis.
-        computed: The tensor is computed here and is no tensor of the model's own.
+        computed: The tensor is computed here and is not one of the model's own.
     """
 
     label: str
@@ -85,31 +84,30 @@ class ActivationSite:
     computed: bool = False
 
 
-def place_of(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    """The place that one axis of a parameter or buffer of a known module indexes, None where there is none."""
+def find_sites(module: nn.Module, attribute: str, axis: int) -> list[ActivationSite] | None:
+    """Find what one axis of a parameter or buffer of a module indexes: one site or none.
+
+    Returns:
+        None for a module that is not in the table; `find_sites_by_size` searches those.
+    """
     for kinds, rule in RULES:
         if isinstance(module, kinds):
-            return rule(module, attribute, axis)
+            site = rule(module, attribute, axis)
+            return [] if site is None else [site]
     return None
 
 
-def is_known(module: nn.Module) -> bool:
-    """Whether the table has an entry for this module; the others are searched by `places_by_size`."""
-    return any(isinstance(module, kinds) for kinds, _ in RULES)
-
-
-def places_by_size(call: ModuleCall, size: int) -> list[ActivationSite]:
-    """Every axis of a call's inputs and outputs that has ``size`` positions."""
-    found: list[ActivationSite] = []
+def find_sites_by_size(call: ModuleCall, size: int) -> list[ActivationSite]:
+    """Find every axis of a call's inputs and outputs that has ``size`` positions."""
+    sites: list[ActivationSite] = []
     sides: list[tuple[str, When, list[Tensor]]] = [("input", "post", call.inputs), ("output", "pre", call.outputs)]
     for label, when, tensors in sides:
         for at, tensor in enumerate(tensors):
-            if not tensor.is_floating_point():
-                continue
-            reader = _input(at) if label == "input" else _output(at)
-            axes = [axis for axis in range(-1, -tensor.ndim - 1, -1) if tensor.shape[axis] == size]
-            found += [ActivationSite(f"{label} {at}", when, axis, reader) for axis in axes]
-    return found
+            if tensor.is_floating_point():
+                reader = _input(at) if label == "input" else _output(at)
+                axes = [axis for axis in range(-1, -tensor.ndim - 1, -1) if tensor.shape[axis] == size]
+                sites += [ActivationSite(f"{label} {at}", when, axis, reader) for axis in axes]
+    return sites
 
 
 # ---------------------------------------------------------------------- one rule for each kind of module
@@ -124,10 +122,8 @@ def _linear(module: nn.Module, attribute: str, axis: int) -> ActivationSite | No
 def _convolution(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
     assert isinstance(module, _ConvNd)
     channels = -1 - len(module.kernel_size)
-    inputs, outputs = (
-        ActivationSite("input", "post", channels, _input(0)),
-        ActivationSite("output", "pre", channels, _output(0)),
-    )
+    inputs = ActivationSite("input", "post", channels, _input(0))
+    outputs = ActivationSite("output", "pre", channels, _output(0))
     if attribute == "bias":
         return outputs
     transposed = isinstance(module, _ConvTransposeNd)
@@ -139,12 +135,11 @@ def _convolution(module: nn.Module, attribute: str, axis: int) -> ActivationSite
 
 
 def _channel_norm(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    # Axis 1 of the output, whose number of axes is only known when it is there: see `channels_last`.
-    return ActivationSite("output", "pre", -1, lambda call: channels_last(call.outputs[0]))
+    return ActivationSite("output", "pre", -1, _channels_last)
 
 
 def _prelu(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    return ActivationSite("output", "post", -1, lambda call: channels_last(call.outputs[0]))
+    return ActivationSite("output", "post", -1, _channels_last)
 
 
 def _last_axes_norm(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
@@ -199,14 +194,14 @@ def _attention(module: nn.Module, attribute: str, axis: int) -> ActivationSite |
 
 
 def _projections(call: ModuleCall) -> Tensor:
-    """Queries, keys and values side by side, as far as they have the same positions; the others are cut off."""
+    """Put queries, keys and values side by side, as far as they have the same positions; the others are cut off."""
     parts = [_projected(call, at) for at in range(3)]
     length = min(part.numel() // part.shape[-1] for part in parts)
     return torch.cat([part.reshape(-1, part.shape[-1])[:length] for part in parts], -1)
 
 
 def _projected(call: ModuleCall, at: int) -> Tensor:
-    """The queries (0), keys (1) or values (2) of an attention module."""
+    """Compute the queries (0), keys (1) or values (2) of an attention module."""
     module = call.module
     assert isinstance(module, nn.MultiheadAttention)
     width = module.embed_dim
@@ -222,8 +217,8 @@ def _attention_input(at: int) -> Callable[[ModuleCall], Tensor]:
     name = ("query", "key", "value")[at]
 
     def read(call: ModuleCall) -> Tensor:
-        found: Tensor = call.args[at] if len(call.args) > at else call.kwargs[name]
-        return found
+        tensor: Tensor = call.args[at] if len(call.args) > at else call.kwargs[name]
+        return tensor
 
     return read
 
@@ -236,13 +231,14 @@ def _output(at: int) -> Callable[[ModuleCall], Tensor]:
     return lambda call: call.outputs[at]
 
 
-def channels_last(tensor: Tensor) -> Tensor:
-    """``[n, channels, ...]`` with the channels as its last axis."""
-    return tensor.movedim(1, -1) if tensor.ndim > 1 else tensor
+def _channels_last(call: ModuleCall) -> Tensor:
+    """Move axis 1 of the output to the end: how many axes there are is only known when the tensor is there."""
+    output = call.outputs[0]
+    return output.movedim(1, -1) if output.ndim > 1 else output
 
 
-Rule = Callable[[nn.Module, str, int], ActivationSite | None]
-RULES: tuple[tuple[tuple[type[nn.Module], ...], Rule], ...] = (
+SiteRule = Callable[[nn.Module, str, int], ActivationSite | None]
+RULES: tuple[tuple[tuple[type[nn.Module], ...], SiteRule], ...] = (
     ((nn.Linear,), _linear),
     ((_ConvNd,), _convolution),
     ((_NormBase, nn.GroupNorm), _channel_norm),
@@ -253,14 +249,14 @@ RULES: tuple[tuple[tuple[type[nn.Module], ...], Rule], ...] = (
     ((nn.RNNCellBase,), _cell),
     ((nn.MultiheadAttention,), _attention),
 )
-"""Modules with a rule of their own, the first that fits counts."""
+"""Modules with a rule of their own; the first that fits counts."""
 
 
 # ---------------------------------------------------------------------- owners and positions
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[str, str]:
-    """Path of the module that owns a tensor, and the attribute of it: ``"conv1", "weight"``.
+    """Split the name of a tensor into the path of the module that owns it and its attribute: ``"conv1", "weight"``.
 
     The output projection of an attention module belongs to the attention module, which never calls it, and the parts
     of a parametrised weight belong to the module that uses the weight.
@@ -296,9 +292,10 @@ class Positions:
 
 
 def positions_on_axis(node: TensorNode, axis: int) -> list[Positions]:
-    """The units that one axis of a tensor names, innermost groups only: their parents move with them.
+    """Find the units that one axis of a tensor indexes, of the innermost groups only: their parents move with them.
 
-    A group whose parent acts on another axis of the tensor is left out.
+    A group whose parent acts on another axis of the tensor is left out. Example: axis 1 of ``". (c 4)"``, with 3 units
+    of ``c`` that each own 4 columns, gives ``c`` with ``index`` of shape ``[4, 1, 3]``: ``index[f, 0, u] = f + 4 u``.
     """
     found: dict[tuple[object, ...], Positions] = {}
     for block in node.blocks:
@@ -308,21 +305,18 @@ def positions_on_axis(node: TensorNode, axis: int) -> list[Positions]:
             dim = block.dims[at]
             if dim.group is None or at in parents or not set(dim.ancestors) <= set(here):
                 continue
-            positions = Positions(dim.group, _index(block, axis, here, (*dim.ancestors, at)))
+            chain = [*dim.ancestors, at]
+            rest = [other for other in here if other not in chain]
+            fixed = _offsets(block, [other for other in rest if block.dims[other].group is None])
+            others = _offsets(block, [other for other in rest if block.dims[other].group is not None])
+            index = block.offsets[axis] + fixed[:, None, None] + others[None, :, None] + _offsets(block, chain)
+            positions = Positions(dim.group, index)
             found.setdefault(positions.key, positions)
     return list(found.values())
 
 
-def _index(block: Block, axis: int, here: list[int], chain: tuple[int, ...]) -> Tensor:
-    rest = [at for at in here if at not in chain]
-    fixed = [at for at in rest if block.dims[at].group is None]
-    others = [at for at in rest if block.dims[at].group is not None]
-    parts = [_spread(block, dims) for dims in (fixed, others, list(chain))]
-    return block.offsets[axis] + parts[0][:, None, None] + parts[1][None, :, None] + parts[2]
-
-
-def _spread(block: Block, dims: list[int]) -> Tensor:
-    """Offsets of all positions of some dims, row-major."""
+def _offsets(block: Block, dims: list[int]) -> Tensor:
+    """List the offsets of all positions of some dims, row-major: sizes 2 and 3, strides 3 and 1 give 0 to 5."""
     total = torch.zeros(1, dtype=torch.int64)
     for at in dims:
         steps = torch.arange(block.dims[at].size) * block.dims[at].stride

@@ -15,13 +15,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alignkit.cli.inputs import check_outputs
-from alignkit.deepalign.aligner import ALIGNERS, Aligner, load_aligner, save_aligner
+from alignkit.deepalign import Aligner, load_aligner, save_aligner
+from alignkit.deepalign.aligner_file import KINDS, aligner_class
 from alignkit.errors import UsageError
 from alignkit.text import describe_validation, did_you_mean
-from alignkit.training.card import described, training_card
-from alignkit.training.loop import Report, TrainingResult, train
-from alignkit.training.records import CHECKPOINT, METRICS, MetricsRow
-from alignkit.training.settings import RECOMMENDED, TrainingSettings
+from alignkit.training import (
+    CHECKPOINT,
+    METRICS,
+    RECOMMENDED,
+    MetricsRow,
+    Report,
+    TrainingResult,
+    TrainingSettings,
+    describe_networks,
+    train,
+    training_card,
+)
 from alignkit.zoo import NetworkSet
 
 
@@ -98,7 +107,6 @@ def _aligner(
     """A fresh aligner whose parameters depend on the seed, or the one to start from."""
     import torch
 
-    _know_aligners()
     if start is not None:
         aligner = load_aligner(start)
         if options or encoder not in (None, aligner.encoder):
@@ -107,22 +115,15 @@ def _aligner(
             )
         return aligner
     name = encoder or "learned"
-    kind = ALIGNERS.get(name)
-    if kind is None:
-        raise UsageError(f"there is no encoder {name!r}. Known: {', '.join(ALIGNERS)}.{did_you_mean(name, ALIGNERS)}")
+    if name not in KINDS:
+        raise UsageError(f"there is no encoder {name!r}. Known: {', '.join(KINDS)}.{did_you_mean(name, KINDS)}")
     given = {"graph": sets[0].graph} if name == "dws" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return kind(**given, **options)
+            return aligner_class(name)(**given, **options)
         except (TypeError, ValueError) as error:
             raise UsageError(f"--encoder-option: {error}") from error
-
-
-def _know_aligners() -> None:
-    """Import the modules whose encoders register themselves."""
-    import alignkit.deepalign.dws.aligner
-    import alignkit.deepalign.encoder  # noqa: F401
 
 
 def _settings(encoder: str, steps: int | None, seed: int, given: dict[str, Any]) -> TrainingSettings:
@@ -207,7 +208,7 @@ def _show(sets: list[NetworkSet], result: TrainingResult, output: Path, folder: 
     if result.score is not None:
         console.print("Mean barrier on held-out pairs (weight matching in brackets):")
         for networks, barrier, reference in zip(sets, result.barriers, result.references, strict=True):
-            console.print(f"  {described(networks)}: {barrier:.4g} ({reference:.4g})")
+            console.print(f"  {describe_networks(networks)}: {barrier:.4g} ({reference:.4g})")
     else:
         console.print("No held-out pairs: give sets a validation split of 2 networks or more to keep the best step.")
     console.print(f"Aligner: {output} ({result.aligner.fingerprint})\nMetrics: {folder / METRICS}")

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alignkit.activations.readings import Reading
-from alignkit.deepalign.aligner import Aligner, AlignerInput, Probing, aligner_kind
-from alignkit.deepalign.probes import Response, channels, respond, standardised
+from alignkit.activations import Reading
+from alignkit.deepalign.aligner import Aligner, AlignerInput, Probing
+from alignkit.deepalign.probes import Response, channels, respond
+from alignkit.deepalign.scores import cosines, standardise
 from alignkit.deepalign.wiring import ALIKE, Wiring, find_wiring
 from alignkit.errors import SolverError
 
@@ -27,18 +28,18 @@ STATISTICS = 4
 """Numbers of a unit: bias, scale, norms of the weights that write it and of those that read it."""
 ROLES = ("pre", "post", "both")
 FLOOR = 1e-12
+"""Root mean squares below this count as this, so that signals that are all 0 stay 0."""
 
 UnitFeatures = Float[Tensor, "units probes channels"]
 
 
-@aligner_kind
 class ProbeEncoder(Aligner):
     """Messages over units and probes, after [Navon24] with weights shared by role.
 
     Args:
         channels: Learned channels of a unit on a probe.
         rounds: Rounds of messages.
-        probes: Most probes that messages are passed on; the plain channels use all.
+        probes: Maximum number of probes that messages are passed on; the plain channels use all.
     """
 
     encoder: ClassVar[str] = "learned"
@@ -53,66 +54,67 @@ class ProbeEncoder(Aligner):
         self.read_out = nn.Linear(SIGNALS + channels, channels)
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"channels": self.channels, "rounds": self.rounds, "probes": self.probes}
 
     def forward(self, pair: AlignerInput) -> dict[str, Tensor]:
-        """Scores of every group whose units are seen; see `Aligner`."""
+        """Score every group whose units are seen; see `Aligner.forward`."""
         probing = pair.probing
         if probing is None:
             raise SolverError("the learned encoder runs both networks: give a task, or bind modules with known inputs.")
-        flat = list(dict.fromkeys(r for places in probing.readings.values() for r in places))
-        sides = [respond(probing.model, flat, side, probing.batch, pair.seed) for side in (pair.a, pair.b)]
+        flat = list(dict.fromkeys(reading for readings in probing.readings.values() for reading in readings))
+        responses = [respond(probing.model, flat, side, probing.batch, pair.seed) for side in (pair.a, pair.b)]
         wiring = find_wiring(pair.graph, probing.model)
         names = pair.graph.first_names
         weights = [{names.get(n, n): t for n, t in side.items()} for side in (pair.a, pair.b)]
-        a, b = (self._encoded(probing, wiring, *both) for both in zip(sides, weights, strict=True))
+        a, b = (self._encode(probing, wiring, *side) for side in zip(responses, weights, strict=True))
         scores = {}
-        for group, places in probing.readings.items():
-            plain = self._mixed(places, *sides)
+        for group, readings in probing.readings.items():
+            total = self._mix(readings, *responses)
             if group in a and group in b:
-                added = self.learned * standardised(_cosines(a[group], b[group]))
-                plain = added if plain is None else plain + added.to(plain.dtype)
-            if plain is not None:
-                scores[group] = plain
+                flat_a, flat_b = (features[group].flatten(1) for features in (a, b))
+                learned = self.learned * standardise(cosines(flat_a, flat_b))
+                total = learned if total is None else total + learned.to(total.dtype)
+            if total is not None:
+                scores[group] = total
         return scores
 
-    def _mixed(
-        self, places: list[Reading], a: Mapping[Reading, list[Response]], b: Mapping[Reading, list[Response]]
+    def _mix(
+        self, readings: list[Reading], a: Mapping[Reading, list[Response]], b: Mapping[Reading, list[Response]]
     ) -> Tensor | None:
-        """Mean of the plain channels over all readings, weighted by their kind."""
+        """Average the plain channels over all readings, weighted by their kind; None without any."""
         total, count = None, 0
-        for reading in places:
-            row = self.mix[ROLES.index(reading.place.when)]
-            for one, other in zip(a[reading], b[reading], strict=True):
-                for weight, channel in zip(row, channels(one, other), strict=False):
-                    part = weight * standardised(channel)
+        for reading in readings:
+            weights = self.mix[ROLES.index(reading.site.when)]
+            for response_a, response_b in zip(a[reading], b[reading], strict=True):
+                for weight, channel in zip(weights, channels(response_a, response_b), strict=False):
+                    part = weight * standardise(channel)
                     total = part if total is None else total + part
                     count += 1
         return None if total is None else total / count
 
-    def _encoded(
+    def _encode(
         self,
         probing: Probing,
         wiring: Wiring,
         responses: Mapping[Reading, list[Response]],
         weights: Mapping[str, Tensor],
     ) -> dict[str, UnitFeatures]:
-        """Features of the units of one network, centred over probes."""
-        kept = min(self.probes, probing.batch.size)
-        seen = {group: signals(places, responses, probing.batch.size) for group, places in probing.readings.items()}
+        """Compute the features of the units of one network, centred over probes."""
+        count = probing.batch.size
+        seen = {group: signals(readings, responses, count) for group, readings in probing.readings.items()}
         dtype = self.read_out.weight.dtype
-        base = {group: found[:, :kept].to(dtype) for group, found in seen.items() if found is not None}
+        base = {group: values[:, : self.probes].to(dtype) for group, values in seen.items() if values is not None}
         weights = {name: tensor.to(dtype) for name, tensor in weights.items() if tensor.is_floating_point()}
         matrices = {c: c.matrix(weights) for c in wiring.connections if {c.source, c.target} <= base.keys()}
-        numbers = {group: unit_statistics(wiring, group, weights, len(found)) for group, found in base.items()}
-        state = {group: found.new_zeros(*found.shape[:2], self.channels) for group, found in base.items()}
+        numbers = {group: unit_statistics(wiring, group, weights, len(values)) for group, values in base.items()}
+        state = {group: values.new_zeros(*values.shape[:2], self.channels) for group, values in base.items()}
         for layer in cast(Iterable[Messages], self.layers):
-            full = {group: torch.cat([found, state[group]], -1) for group, found in base.items()}
-            forward, backward = layer.gathered(full, matrices)
+            full = {group: torch.cat([values, state[group]], -1) for group, values in base.items()}
+            forward, backward = layer.gather(full, matrices)
             state = {g: layer(full[g], state[g], forward[g], backward[g], numbers[g]) for g in base}
-        read = {group: self.read_out(torch.cat([found, state[group]], -1)) for group, found in base.items()}
-        return {group: found - found.mean(1, keepdim=True) for group, found in read.items()}
+        features = {group: self.read_out(torch.cat([values, state[group]], -1)) for group, values in base.items()}
+        return {group: values - values.mean(1, keepdim=True) for group, values in features.items()}
 
 
 class Messages(nn.Module):
@@ -131,27 +133,33 @@ class Messages(nn.Module):
         self.hidden = nn.Linear(3 * channels + width + STATISTICS, 4 * channels)
         self.change = nn.Linear(4 * channels, channels)
 
-    def gathered(
+    def gather(
         self, full: Mapping[str, UnitFeatures], matrices: Mapping[Any, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Means of the messages that reach each group, along the weights and against them."""
-        found: list[dict[str, list[Tensor]]] = [{group: [] for group in full} for _ in range(2)]
+        """Average the messages that reach each group, along the weights and against them."""
+
+        def send(matrix: Tensor, features: UnitFeatures) -> UnitFeatures:
+            return (matrix @ features.flatten(1)).reshape(-1, *features.shape[1:])
+
         before = {group: self.before(features) for group, features in full.items()}
         behind = {group: self.behind(features) for group, features in full.items()}
+        forward: dict[str, list[Tensor]] = {group: [] for group in full}
+        backward: dict[str, list[Tensor]] = {group: [] for group in full}
         for connection, matrix in matrices.items():
+            # Rows of a matrix have norm 1 on average; those of its transpose are brought there.
             turned = matrix.T * (matrix.shape[1] / matrix.shape[0]) ** 0.5
-            found[0][connection.target].append(_sent(matrix, before[connection.source]))
-            found[1][connection.source].append(_sent(turned, behind[connection.target]))
-        forward, backward = (
+            forward[connection.target].append(send(matrix, before[connection.source]))
+            backward[connection.source].append(send(turned, behind[connection.target]))
+        means = [
             {g: torch.stack(parts).mean(0) if parts else torch.zeros_like(before[g]) for g, parts in side.items()}
-            for side in found
-        )
-        return forward, backward
+            for side in (forward, backward)
+        ]
+        return means[0], means[1]
 
     def forward(
         self, full: UnitFeatures, state: UnitFeatures, forward: Tensor, backward: Tensor, numbers: Tensor
     ) -> UnitFeatures:
-        """The next state, of root mean square about 1 over the group."""
+        """Return the next state, of root mean square about 1 over the group."""
         probes = full.shape[1]
         pooled = self.pool(torch.cat([full.mean(1), full.square().mean(1)], -1))[:, None].expand(-1, probes, -1)
         inputs = torch.cat([forward, backward, pooled, full, numbers[:, None].expand(-1, probes, -1)], -1)
@@ -159,50 +167,49 @@ class Messages(nn.Module):
         return state / (state.square().mean().sqrt() + 0.1)
 
 
-def _sent(matrix: Tensor, features: UnitFeatures) -> UnitFeatures:
-    return (matrix @ features.flatten(1)).reshape(-1, *features.shape[1:])
-
-
 def signals(
-    places: list[Reading], responses: Mapping[Reading, list[Response]], probes: int
+    readings: list[Reading], responses: Mapping[Reading, list[Response]], probes: int
 ) -> Float[Tensor, "units probes signals"] | None:
-    """What the units of a group do on each probe, averaged over positions and readings; None if they are not seen.
+    """Collect what the units of a group do on each probe, averaged over positions and readings; None if never seen.
 
     Args:
-        places: Readings of the group.
+        readings: Readings of the group.
         responses: Responses of one network.
         probes: Number of probes.
     """
     kinds: dict[str, list[Tensor]] = {kind: [] for kind in ("post", "pre", "gradient", "product", "gate")}
-    for reading in places:
-        for response in responses[reading]:
-            values = _by_probe(response.values, probes)
-            if values is None:
+    for reading in readings:
+        roles = ("pre", "post") if reading.site.when == "both" else (reading.site.when,)
+        for values, gradients in ((r.values, r.gradients) for r in responses[reading]):
+            if len(values) % probes:  # not a whole number of positions a probe
                 continue
-            roles = ("pre", "post") if reading.place.when == "both" else (reading.place.when,)
+            means = _by_probe(values, probes)
+            centred = means - means.mean(1, keepdim=True)
+            # Zeros where deviations are no more than rounding of the values.
+            centred = centred * (centred.square().mean() > (ALIKE * values).square().mean())
             for role in roles:
-                kinds[role].append(_centred(values, response.values))
+                kinds[role].append(centred)
             if "pre" in roles:
-                kinds["gate"].append(_by_probe((response.values > 0).to(values.dtype) - 0.5, probes))  # type: ignore[arg-type]
-            if response.gradients is not None:
-                kinds["gradient"].append(_by_probe(response.gradients, probes))  # type: ignore[arg-type]
-                kinds["product"].append(_by_probe(response.values * response.gradients, probes))  # type: ignore[arg-type]
-    shown = next((found[0] for found in kinds.values() if found), None)
-    if shown is None:
+                kinds["gate"].append(_by_probe((values > 0).to(values.dtype) - 0.5, probes))
+            if gradients is not None:
+                kinds["gradient"].append(_by_probe(gradients, probes))
+                kinds["product"].append(_by_probe(values * gradients, probes))
+    first = next((parts[0] for parts in kinds.values() if parts), None)
+    if first is None:
         return None
     kinds["post"] = kinds["post"] or kinds["pre"]
     kinds["pre"] = kinds["pre"] or kinds["post"]
-    parts = [
-        torch.stack([_scaled(one) for one in found]).mean(0) if found else torch.zeros_like(shown)
-        for found in kinds.values()
-    ]
-    return torch.stack(parts, -1)
+    columns = []
+    for parts in kinds.values():
+        scaled = [part / part.square().mean().sqrt().clamp(min=FLOOR) for part in parts]
+        columns.append(torch.stack(scaled).mean(0) if scaled else torch.zeros_like(first))
+    return torch.stack(columns, -1)
 
 
 def unit_statistics(
     wiring: Wiring, group: str, weights: Mapping[str, Tensor], units: int
 ) -> Float[Tensor, "units statistics"]:
-    """Bias, scale, and norms of the weights before and behind, each a mean over the tensors that have it."""
+    """Collect bias, scale, and norms of the weights before and behind, each a mean over the tensors that have it."""
     kinds: list[list[Tensor]] = [[] for _ in range(STATISTICS)]
     for vector in wiring.vectors:
         if vector.group == group:
@@ -213,30 +220,13 @@ def unit_statistics(
         if connection.source == group:
             kinds[3].append(connection.unit_norms(weights, connection.inputs))
     nothing = next(iter(weights.values())).new_zeros(units)
-    return torch.stack([torch.stack(found).mean(0) if found else nothing for found in kinds], -1)
+    return torch.stack([torch.stack(parts).mean(0) if parts else nothing for parts in kinds], -1)
 
 
-def _by_probe(values: Float[Tensor, "samples units"], probes: int) -> Float[Tensor, "units probes"] | None:
-    """Means over the positions of each probe; None where samples are no whole number of positions.
+def _by_probe(values: Float[Tensor, "samples units"], probes: int) -> Float[Tensor, "units probes"]:
+    """Average over the positions of each probe.
 
     Means that cancel, as gradients of keys do over tokens, are zeros: their rounding must not be blown up.
     """
-    if values.shape[0] % probes:
-        return None
     means = values.reshape(probes, -1, values.shape[-1]).mean(1).T
     return means * (means.square().mean() > (ALIKE * values).square().mean())
-
-
-def _centred(values: Float[Tensor, "units probes"], every: Tensor) -> Tensor:
-    """Deviations from the mean over probes; zeros where they are no more than rounding of the values."""
-    centred = values - values.mean(1, keepdim=True)
-    return centred * (centred.square().mean() > (ALIKE * every).square().mean())
-
-
-def _scaled(values: Tensor) -> Tensor:
-    return values / values.square().mean().sqrt().clamp(min=FLOOR)
-
-
-def _cosines(a: UnitFeatures, b: UnitFeatures) -> Float[Tensor, "units units"]:
-    left, right = (functional.normalize(side.flatten(1), dim=1) for side in (a, b))
-    return left @ right.T

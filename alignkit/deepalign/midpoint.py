@@ -7,7 +7,6 @@ a start and for hundreds of steps; here a few steps on the outputs alone follow 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -15,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.deepalign.consensus import SHARPNESS, Scores, assign
-from alignkit.deepalign.probes import standardised
+from alignkit.deepalign.consensus import SHARPNESS
+from alignkit.deepalign.relaxation import relax
+from alignkit.deepalign.scores import Scores, assign, standardise
 from alignkit.errors import SolverError
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import SymmetryGraph
-from alignkit.matching.soft_alignment import ProjectedAlignment
 from alignkit.tasks.batches import Batch, tensors_in
-from alignkit.tasks.task import Task, call_with, cross_entropy
-from alignkit.training.losses import relax
+from alignkit.tasks.line import Line
+from alignkit.tasks.task import Task, cross_entropy
 
 STEPS, RATE, SAMPLES = 8, 0.06, 512
-"""Steps, their length in standard deviations of the scores, and inputs that are looked at; fixed on networks of the
-training sets of the universal encoder (`tests/benchmarks/paper/data.py`)."""
+"""Steps, their length in standard deviations of the scores, and inputs that they see; fixed on networks of the training
+sets of the universal encoder (`tests/benchmarks/paper/data.py`)."""
 ALIKE = 1e-6
-"""Deviation of the middle below which nothing is left to mend."""
+"""Deviation of the middle below which nothing is left to mend: rounding of float32 outputs."""
 
 Weights = Mapping[str, Tensor]
 
@@ -46,7 +45,7 @@ def meet_in_the_middle(
     rate: float = RATE,
     sharpness: float = SHARPNESS,
 ) -> dict[str, Tensor]:
-    """Scores after some steps against the gradient of the deviation in the middle.
+    """Move scores against the gradient of the deviation in the middle, and return the new ones.
 
     Steps count only if they pay after assignment: else, and where the networks already agree in the middle, scores stay
     as they are. Units may come in any order. Swapping A and B transposes the result only as far as soft alignments are
@@ -72,13 +71,12 @@ def meet_in_the_middle(
     before = middle.deviation_of(scores)
     if before < ALIKE:
         return dict(scores)
-    current, lengths = dict(scores), dict[str, Tensor]()
+    current, first_lengths = dict(scores), dict[str, Tensor]()
     for _ in range(steps):
-        slopes = middle.slopes(current)
-        for group, slope in slopes.items():
-            length = lengths.setdefault(group, slope.square().mean().sqrt())
+        for group, slope in middle.slopes(current).items():
+            length = first_lengths.setdefault(group, slope.square().mean().sqrt())
             if length > 0:
-                current[group] = standardised(current[group] - rate * slope / length)
+                current[group] = standardise(current[group] - rate * slope / length)
     return current if middle.deviation_of(current) < before else dict(scores)
 
 
@@ -88,99 +86,87 @@ class _Middle:
     def __init__(
         self, graph: SymmetryGraph, task: Task, batches: Sequence[Batch], a: Weights, b: Weights, sharpness: float
     ) -> None:
-        self.graph, self.task, self.sides = graph, task, (a, b)
-        self.log_sharpness = torch.tensor(math.log(sharpness)).to(task.device)
-        self.first = graph.first_names
-        self.parameters = {name for name, _ in task.model.named_parameters(remove_duplicate=False)}
+        self.graph, self.task, self.a, self.b, self.sharpness = graph, task, a, b, sharpness
+        self.samples = sum(batch.size for batch in batches)
         self.deviations: list[tuple[Batch, Callable[[Any], Tensor]]] = []
         with torch.no_grad():
             for batch in batches:
-                ends = [call_with(task.model, side, batch.inputs) for side in self.sides]
+                ends = [task.outputs(side, batch.inputs) for side in (a, b)]
                 self.deviations.append((batch, _deviation_from(*ends, is_logits=task.loss is cross_entropy)))
 
     def deviation_of(self, scores: Scores) -> float:
-        """Deviation of the outputs in the middle once units are assigned."""
+        """Measure the deviation of the outputs in the middle once units are assigned."""
         alignment = Alignment(self.graph, assign(self.graph, scores))
         with torch.no_grad():
             weights = self._weights(alignment.apply_tensor)
             return sum(float(self._part(at, weights)) for at in range(len(self.deviations)))
 
     def slopes(self, scores: Scores) -> dict[str, Tensor]:
-        """Gradient of the deviation between A and softly aligned B with respect to the scores.
+        """Compute the gradient of the deviation between A and softly aligned B with respect to the scores.
 
         Batches are run one after the other, down to the weights in the middle: memory is that of one of them.
         """
         with torch.enable_grad():
             live = {group: matrix.detach().to(self.task.device).requires_grad_() for group, matrix in scores.items()}
-            weights = self._weights(self._softly(live))
+            soft = relax(self.graph, {group: matrix[None] for group, matrix in live.items()}, self.sharpness)
+            in_dtype = cache(lambda dtype: soft.alignment(0, dtype))
+            weights = self._weights(lambda name, tensor: in_dtype(tensor.dtype).apply_tensor(name, tensor))
+            # Tied tensors are one tensor under several names, and one leaf of every batch's gradient.
             moving = list({id(tensor): tensor for tensor in weights.values() if tensor.requires_grad}.values())
+            if not moving:
+                return {}
             ends = {id(tensor): tensor.detach().requires_grad_() for tensor in moving}
             leaves = {name: ends.get(id(tensor), tensor) for name, tensor in weights.items()}
             pulled = [torch.zeros_like(tensor) for tensor in moving]
             for at in range(len(self.deviations)):
-                found = torch.autograd.grad(self._part(at, leaves), list(ends.values()), allow_unused=True)
-                pulled = [total if one is None else total + one for total, one in zip(pulled, found, strict=True)]
-            slopes = torch.autograd.grad(moving, list(live.values()), pulled, allow_unused=True) if moving else ()
-        pairs = zip(live, slopes, strict=bool(moving))
-        return {group: slope.to(scores[group].device) for group, slope in pairs if slope is not None}
+                gradients = torch.autograd.grad(self._part(at, leaves), list(ends.values()), allow_unused=True)
+                for total, gradient in zip(pulled, gradients, strict=True):
+                    if gradient is not None:
+                        total += gradient
+            slopes = torch.autograd.grad(moving, list(live.values()), pulled, allow_unused=True)
+        return {g: slope.to(scores[g].device) for g, slope in zip(live, slopes, strict=True) if slope is not None}
 
-    def _softly(self, scores: Scores) -> Callable[[str, Tensor], Tensor]:
-        """Moves tensors by soft alignments."""
-        relaxed = relax(self.graph, [scores], self.log_sharpness, dtype=torch.float64).soft
-        soft = {group: matrix[0] for group, matrix in relaxed.items()}
-        in_dtype = cache(lambda dtype: ProjectedAlignment(self.graph, soft, dtype))
-        return lambda name, tensor: in_dtype(tensor.dtype).apply_tensor(name, tensor)
-
-    def _weights(self, moved: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
-        """The mean of A and of B whose tensors are moved, by their first names."""
-        a, b = self.sides
-        middle: dict[str, Tensor] = {}
-        weights = {}
-        for name, tensor in a.items():
-            if tensor.is_floating_point() and name in self.first:
-                first = self.first[name]
-                if first not in middle:
-                    middle[first] = torch.lerp(moved(first, b[name]), tensor, 0.5)
-                tensor = middle[first]
-            # Gradients go through parameters only: batch_norm has none for its running statistics.
-            weights[name] = tensor if name in self.parameters else tensor.detach()
-        return weights
+    def _weights(self, move: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+        """Compute the mean of A and of B whose tensors are moved, under every name."""
+        a = {name: self.a[name] for name in self.graph.tensors}
+        moved = {name: move(name, self.b[name]) if t.is_floating_point() else t for name, t in a.items()}
+        middle = Line(a, moved).at(0.5)
+        return {**self.a, **{name: middle[first] for name, first in self.graph.first_names.items()}}
 
     def _part(self, at: int, weights: Weights) -> Tensor:
-        """One batch's share of the mean deviation over all samples."""
+        """Compute one batch's share of the mean deviation over all samples."""
         batch, deviation = self.deviations[at]
-        samples = sum(batch.size for batch, _ in self.deviations)
-        return batch.size / samples * deviation(call_with(self.task.model, weights, batch.inputs))
+        return batch.size / self.samples * deviation(self.task.outputs(weights, batch.inputs))
 
 
 def _deviation_from(left: Any, right: Any, *, is_logits: bool) -> Callable[[Any], Tensor]:
-    """How far outputs are from the mean of those of two networks, in float64.
+    """Return a function that says how far outputs are from the mean of those of two networks, in float64.
 
     For logits the Kullback-Leibler divergence of probabilities, in nats a sample or token; for other outputs the mean
     squared deviation as a share of the variance of what is wanted.
     """
-    (one, axis), (other, _) = _main_output(left, is_logits), _main_output(right, is_logits)
+    (a, axis), (b, _) = _main_output(left, is_logits), _main_output(right, is_logits)
     if axis is not None:
-        wanted = torch.lerp(one.double().softmax(axis), other.double().softmax(axis), 0.5)
+        wanted = torch.lerp(a.double().softmax(axis), b.double().softmax(axis), 0.5)
         entropy = torch.special.entr(wanted).sum(axis).mean()
         return lambda outputs: (
             -(wanted * _main_output(outputs, is_logits)[0].double().log_softmax(axis)).sum(axis).mean() - entropy
         )
-    mean = torch.lerp(one.double(), other.double(), 0.5)
+    mean = torch.lerp(a.double(), b.double(), 0.5)
     spread = (mean - mean.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
     return lambda outputs: (_main_output(outputs, is_logits)[0].double() - mean).square().mean() / spread
 
 
 def _main_output(outputs: Any, is_logits: bool) -> tuple[Tensor, int | None]:
-    """What a network is for among all that it returns, and the axis of classes if it is logits.
+    """Pick what a network is for among all that it returns, and the axis of classes if it is logits.
 
     Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
     """
     if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
         return outputs["logits"], -1
-    found = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
-    if found is None:
+    first = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
+    if first is None:
         raise SolverError(
             f"midpoint steps compare outputs, and the model returns {type(outputs).__name__} without any."
         )
-    return found, 1 if is_logits and found.ndim > 1 else None
+    return first, 1 if is_logits and first.ndim > 1 else None

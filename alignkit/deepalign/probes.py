@@ -16,12 +16,9 @@ from torch import Tensor, nn
 
 from alignkit.activations.readings import Reading, hooked
 from alignkit.activations.sites import ModuleCall
+from alignkit.deepalign.scores import cosines, standardise
 from alignkit.tasks.batches import Batch, map_tensors, tensors_in
 from alignkit.tasks.task import call_with
-
-EPSILON = 1e-30
-ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
-"""Deviations below this share of the largest entry are rounding."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def respond(
 
     Args:
         model: Runs the network, in eval mode.
-        readings: The places to read.
+        readings: What to read.
         weights: Weights of the network.
         batch: The probes.
         seed: Seed of the cotangents.
@@ -63,16 +60,16 @@ def respond(
         live = {n: t.detach().requires_grad_(n in parameters and t.is_floating_point()) for n, t in weights.items()}
         outputs = call_with(model, live, batch.inputs)
     gradients = _pull_back(outputs, calls, seed)
-    found: dict[Reading, list[Response]] = defaultdict(list)
+    responses: dict[Reading, list[Response]] = defaultdict(list)
     for (path, call), pulled in zip(calls, gradients, strict=True):
         for reading in by_module[path]:
-            values = reading.features(_detached(call))
-            found[reading].append(Response(values, None if reading.place.computed else reading.features(pulled)))
-    return found
+            values = reading.features(_map_call(call, lambda tensor: tensor.detach()))
+            responses[reading].append(Response(values, None if reading.site.computed else reading.features(pulled)))
+    return responses
 
 
 def _pull_back(outputs: object, calls: list[tuple[str, ModuleCall]], seed: int) -> list[ModuleCall]:
-    """Calls of the same form that hold gradients in place of activations; zeros where nothing depends on them."""
+    """Return calls of the same form with gradients in place of activations; zeros where nothing depends on them."""
     ends = [t for t in tensors_in(outputs) if t.is_floating_point() and t.requires_grad]
     generator = torch.Generator().manual_seed(seed)
     cotangents = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in ends]
@@ -82,47 +79,27 @@ def _pull_back(outputs: object, calls: list[tuple[str, ModuleCall]], seed: int) 
     table = {id(t): g for t, g in zip(unique, pulled, strict=True) if g is not None}
 
     def gradient(tensor: Tensor) -> Tensor:
-        found = table.get(id(tensor))
-        return torch.zeros_like(tensor) if found is None else found
+        return table[id(tensor)] if id(tensor) in table else torch.zeros_like(tensor)
 
-    return [_mapped(call, gradient) for _, call in calls]
-
-
-def _detached(call: ModuleCall) -> ModuleCall:
-    return _mapped(call, lambda tensor: tensor.detach())
+    return [_map_call(call, gradient) for _, call in calls]
 
 
-def _mapped(call: ModuleCall, change: Callable[[Tensor], Tensor]) -> ModuleCall:
+def _map_call(call: ModuleCall, change: Callable[[Tensor], Tensor]) -> ModuleCall:
     args, kwargs, output = map_tensors(change, (call.args, dict(call.kwargs), call.output))
     return ModuleCall(call.module, args, kwargs, output)
 
 
 def channels(a: Response, b: Response) -> list[Float[Tensor, "units units"]]:
-    """Similarities of A's units (rows) and B's (columns): by value, by gradient, and by their product."""
-    found = [_cosines(a.values, b.values, centred=True)]
+    """Compute similarities of A's units (rows) and B's (columns): by value, by gradient, and by their product."""
+
+    def centre(values: Tensor) -> Tensor:
+        return values - values.mean(0)
+
+    similarities = [cosines(centre(a.values).T, centre(b.values).T)]
     if a.gradients is not None and b.gradients is not None:
-        found.append(_cosines(a.gradients, b.gradients, centred=False))
-        found.append(_cosines(a.values * a.gradients, b.values * b.gradients, centred=True))
-    return found
-
-
-def _cosines(a: Tensor, b: Tensor, *, centred: bool) -> Tensor:
-    sides = []
-    for side in (a, b):
-        moved = side - side.mean(0) if centred else side
-        # A unit that never responds has a zero column and is equally similar to every other.
-        sides.append(moved / moved.norm(dim=0).clamp(min=EPSILON))
-    left, right = sides
-    product: Tensor = left.T @ right
-    return product
-
-
-def standardised(matrix: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """Mean 0 and standard deviation 1 over all entries; a constant matrix becomes 0."""
-    centred = matrix - matrix.mean()
-    deviation = centred.square().mean().sqrt()
-    least = ROUNDING[matrix.dtype] * matrix.detach().abs().max() + EPSILON
-    return centred / deviation if bool(deviation.detach() > least) else centred * 0
+        similarities.append(cosines(a.gradients.T, b.gradients.T))
+        similarities.append(cosines(centre(a.values * a.gradients).T, centre(b.values * b.gradients).T))
+    return similarities
 
 
 def probe_similarities(
@@ -133,17 +110,17 @@ def probe_similarities(
     batch: Batch,
     seed: int,
 ) -> dict[str, Float[Tensor, "units units"]]:
-    """Mean of the standardised channels over all readings of each group; groups that are not read are left out."""
-    flat = list(dict.fromkeys(r for group in readings.values() for r in group))
+    """Average the standardised channels over all readings of each group; groups that are not read are left out."""
+    flat = list(dict.fromkeys(reading for group in readings.values() for reading in group))
     left, right = (respond(model, flat, side, batch, seed) for side in (a, b))
-    found: dict[str, Tensor] = {}
-    for group, places in readings.items():
+    scores: dict[str, Tensor] = {}
+    for group, members in readings.items():
         matrices = [
-            standardised(channel)
-            for reading in places
-            for one, other in zip(left[reading], right[reading], strict=True)
-            for channel in channels(one, other)
+            standardise(channel)
+            for reading in members
+            for response_a, response_b in zip(left[reading], right[reading], strict=True)
+            for channel in channels(response_a, response_b)
         ]
         if matrices:
-            found[group] = torch.stack(matrices).mean(0).cpu()
-    return found
+            scores[group] = torch.stack(matrices).mean(0).cpu()
+    return scores

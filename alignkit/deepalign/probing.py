@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from alignkit.activations.readings import find_readings
+from alignkit.activations import find_readings, random_batch
+from alignkit.activations.random_inputs import traced_batch
 from alignkit.deepalign.aligner import Probing
 from alignkit.errors import AlignkitError
-from alignkit.graph.provenance import TracedInput
 from alignkit.solver import Problem
-from alignkit.solvers.activation_matching import random_batch
-from alignkit.tasks.batches import Batch, tensors_in
+from alignkit.tasks.batches import Batch
 from alignkit.tasks.task import Task
 
 Inputs = Literal["auto", "data", "random"]
@@ -39,7 +37,7 @@ class Probed:
 
 
 def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tuple[int, ...] | None) -> Probed:
-    """Decide what to run a pair on, and find the places where units are seen.
+    """Decide what to run a pair on, and find where units are seen.
 
     The order is: ``input_shape`` with a bound module, the task, the inputs that the graph was traced on with a bound
     module, nothing.
@@ -53,20 +51,21 @@ def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tupl
     model = problem.bound.module_a
     generator = problem.generator()
     if model is not None and input_shape is not None:
-        batch = _noise(torch.randn(count, *input_shape, generator=generator).to(problem.dtype))
+        normal = torch.randn(count, *input_shape, generator=generator).to(problem.dtype)
+        batch = Batch(normal, torch.zeros(count), "probes")
         return _run_on(problem, model, batch, f"{count} random inputs of the shape that was given")
     if problem.task is not None:
         first = next(iter(problem.task.batches))
         if inputs == "random":
             batch, what = random_batch(first, count, generator), f"{count} random inputs in the task's shape"
         else:
-            batch = first.rows(0, min(first.size, count)) if first.splittable else first
+            batch = first.head(count)
             what = f"{batch.size} inputs of the task"
-        return _prepared(problem, problem.task, batch, what, is_data=inputs != "random")
+        return _prepare(problem, problem.task, batch, what, is_data=inputs != "random")
     traced = problem.graph.provenance.inputs
     if model is not None and traced:
         try:
-            return _run_on(problem, model, _like_traced(traced, count, generator), f"{count} random inputs as traced")
+            return _run_on(problem, model, traced_batch(traced, count, generator), f"{count} random inputs as traced")
         except (AlignkitError, RuntimeError, ValueError, IndexError, TypeError) as error:
             # A model that takes one fixed shape only: what it was traced on had another number of samples.
             return Probed(None, None, f"none, the model does not run on {count} random inputs ({type(error).__name__})")
@@ -76,35 +75,9 @@ def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tupl
 
 def _run_on(problem: Problem, model: nn.Module, batch: Batch, what: str) -> Probed:
     task = Task(model, [(batch.inputs, batch.targets)], "mse", device=problem.device)
-    return _prepared(problem, task, batch, what)
+    return _prepare(problem, task, batch, what)
 
 
-def _prepared(problem: Problem, task: Task, batch: Batch, what: str, *, is_data: bool = False) -> Probed:
+def _prepare(problem: Problem, task: Task, batch: Batch, what: str, *, is_data: bool = False) -> Probed:
     readings, _ = find_readings(problem.graph, task, task.checked(problem.a))
     return Probed(Probing(task.model, readings, batch.to(task.device)), task, what, is_data)
-
-
-def _like_traced(traced: Sequence[TracedInput], count: int, generator: torch.Generator) -> Batch:
-    """Random inputs of the traced shapes, with ``count`` samples where all tensors agree about axis 0."""
-    first = {one.shape[0] if one.shape else None for one in traced}
-    resized = len(first) == 1 and None not in first and all(len(one.shape) > 1 for one in traced)
-    drawn = [(one.name, _drawn(one, count if resized else None, generator)) for one in traced]
-    keywords = {name: tensor for name, tensor in drawn if name is not None}
-    positional = [tensor for name, tensor in drawn if name is None]
-    if keywords and positional:
-        raise ValueError("positional and keyword inputs together cannot be one batch")
-    inputs: Any = keywords or (positional[0] if len(positional) == 1 else tuple(positional))
-    return _noise(inputs)
-
-
-def _drawn(one: TracedInput, count: int | None, generator: torch.Generator) -> Tensor:
-    shape = one.shape if count is None else (count, *one.shape[1:])
-    dtype: torch.dtype = getattr(torch, one.dtype)
-    if one.low is None or one.high is None:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(one.low, one.high + 1, shape, generator=generator).to(dtype)
-
-
-def _noise(inputs: Any) -> Batch:
-    size = next((tensor.shape[0] for tensor in tensors_in(inputs) if tensor.ndim), 1)
-    return Batch(inputs, torch.zeros(size), "probes")

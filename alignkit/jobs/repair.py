@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from alignkit.activations import Moments
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
 from alignkit.jobs.merge import check_alike, shares_of
@@ -29,37 +30,6 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 SILENT = 1e-6
 """A channel whose deviation is below this share of the largest in its layer is shifted, but not rescaled."""
-
-
-@dataclass
-class ChannelMoments:
-    """Mean and variance of every channel over all samples and positions, merged batch by batch in float64."""
-
-    count: int = 0
-    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
-    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def update(self, values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """Add samples whose channels are on one axis; returns their own mean and deviation, in float64.
-
-        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm", 1979.
-        """
-        count = values.numel() // values.shape[axis]
-        if values.dtype in (torch.float16, torch.bfloat16):
-            values = values.float()
-        others = [at for at in range(values.ndim) if at != axis % values.ndim]
-        variance, mean = (found.double() for found in torch.var_mean(values, others, correction=0))
-        total = self.count + count
-        delta = mean - self.mean.to(mean)
-        self.squares = self.squares.to(mean) + count * (variance + delta.square() * (self.count / total))
-        self.mean = self.mean.to(mean) + delta * (count / total)
-        self.count = total
-        return mean, variance.sqrt()
-
-    @property
-    def deviation(self) -> Tensor:
-        """Standard deviation over all samples."""
-        return (self.squares / max(self.count, 1)).sqrt()
 
 
 # ---------------------------------------------------------------------- what users call
@@ -130,7 +100,8 @@ def repair(
         path: Target(
             sum((share * side[path].mean.cpu() for share, side in zip(shares, seen, strict=True)), torch.zeros(())),
             sum(
-                (share * side[path].deviation.cpu() for share, side in zip(shares, seen, strict=True)), torch.zeros(())
+                (share * side[path].variance.sqrt().cpu() for share, side in zip(shares, seen, strict=True)),
+                torch.zeros(()),
             ),
         )
         for path in seen[0]
@@ -142,7 +113,7 @@ def repair(
         for path, target in targets.items():
             if path in measured.layers:
                 found = measured.layers[path]
-                layers[path].change(*target.change(found.mean, found.deviation, layers[path].has_bias))
+                layers[path].change(*target.change(found.mean, found.variance.sqrt(), layers[path].has_bias))
     _store_statistics(fixed, measured)
     return fixed
 
@@ -264,8 +235,8 @@ class Measured:
         feeding: Paths of the layers whose output is the input of a BatchNorm.
     """
 
-    layers: dict[str, ChannelMoments] = field(default_factory=dict)
-    norms: dict[str, ChannelMoments] = field(default_factory=dict)
+    layers: dict[str, Moments] = field(default_factory=dict)
+    norms: dict[str, Moments] = field(default_factory=dict)
     feeding: set[str] = field(default_factory=set)
 
 
@@ -292,7 +263,7 @@ def _measure(
 
     def after_layer(path: str, output: Any) -> Any:
         first = output if isinstance(output, Tensor) else tensors_in(output)[0]
-        moments = measured.layers.setdefault(path, ChannelMoments())
+        moments = measured.layers.setdefault(path, Moments())
         mean, deviation = moments.update(first, layers[path].axis)
         if first_only:
             made.append((first, path))
@@ -304,7 +275,7 @@ def _measure(
     def after_norm(path: str, norm: nn.Module, given: Tensor) -> Tensor | None:
         assert isinstance(norm, _BatchNorm)
         measured.feeding.update(maker for tensor, maker in made if tensor is given)
-        moments = measured.norms.setdefault(path, ChannelMoments())
+        moments = measured.norms.setdefault(path, Moments())
         moments.update(given, 1)
         if not normalise:
             return None
@@ -322,7 +293,7 @@ def _measure(
             if first_only:
                 break
     for path, moments in (*measured.layers.items(), *measured.norms.items()):
-        if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.squares).all()):
+        if not moments.is_finite:
             raise MergeError(f"the statistics of {path!r} are NaN or infinite. Are the weights and the inputs finite?")
     return measured
 

@@ -1,4 +1,4 @@
-"""Heat maps of an alignment; `alignkit.plotting.pictures` is the front door."""
+"""Heat maps of an alignment; `alignkit.plotting.plot_alignment` is the front door."""
 
 from __future__ import annotations
 
@@ -18,35 +18,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from alignkit.graph.symmetry_graph import Pair
+    from alignkit.graph import Pair
 
 COLOURS = "viridis"
 """A colour map that reads alike with and without colour vision, light for alike."""
 COLUMNS = 100
-"""Places across a strip: percentiles of the units."""
+"""Percentiles of the units across a strip."""
 FINEST = 192
-"""Most rows and columns of a drawn matrix; of larger ones the largest element of each tile is shown."""
+"""Maximum number of rows and columns of a drawn matrix; of larger ones the largest element of each tile is shown."""
 TALLEST = 30.0
 """Inches; groups share the height when there are too many for one legible line each."""
 
 FloatArray = npt.NDArray[np.float64]
 
 
-def draw_strips(figure: Figure, found: Mapping[str, UnitSimilarity], moved: Mapping[str, int]) -> None:
-    """One strip a group, from top to bottom: cosines of its units, least alike on the left, before and after.
+def draw_strips(figure: Figure, similarities: Mapping[str, UnitSimilarity], moved: Mapping[str, int]) -> None:
+    """Draw one strip a group, from top to bottom: cosines of its units, least alike on the left, before and after.
 
     Args:
         figure: An empty figure; its height is set.
-        found: What `unit_similarity` measured.
+        similarities: What `unit_similarity` measured.
         moved: Units of each group that change place.
     """
-    names = list(found)
+    names = list(similarities)
     rows = len(names)
     height = min(TALLEST, 1.5 + 0.19 * rows)
     label = max((len(name) for name in names), default=0)
     figure.set_size_inches(6.6 + 0.066 * min(label, 48), max(2.4, height))
     left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 1.3), sharey=True)
-    images = {"before alignment": [v.before for v in found.values()], "after": [v.after for v in found.values()]}
+    images = {
+        "before alignment": [v.before for v in similarities.values()],
+        "after": [v.after for v in similarities.values()],
+    }
     for axes, (title, values) in zip((left, middle), images.items(), strict=True):
         strips = np.stack([_percentiles(value) for value in values])
         image = axes.imshow(
@@ -58,7 +61,7 @@ def draw_strips(figure: Figure, found: Mapping[str, UnitSimilarity], moved: Mapp
         axes.set_xticks([0, 50, 100])
     step = max(1, round(rows * 0.13 / max(height - 1.5, 0.1)))
     left.set_yticks([at + 0.5 for at in range(0, rows, step)], [_shortened(name) for name in names[::step]], fontsize=7)
-    shares = [moved[name] / max(1, found[name].after.numel()) for name in names]
+    shares = [moved[name] / max(1, similarities[name].after.numel()) for name in names]
     right.barh([at + 0.5 for at in range(rows)], [100 * share for share in shares], height=0.75, color="#0072b2")
     right.set_xlim(0, 100)
     right.set_title("units moved", fontsize=9)
@@ -71,7 +74,7 @@ def draw_strips(figure: Figure, found: Mapping[str, UnitSimilarity], moved: Mapp
 
 
 def draw_matrices(figure: Figure, pair: Pair, alignment: Alignment, groups: Sequence[str]) -> None:
-    """Units of A against units of B, in B's own order above and in the order of the alignment below.
+    """Draw units of A against units of B, in B's own order above and in the order of the alignment below.
 
     Args:
         figure: An empty figure; its size is set.
@@ -116,7 +119,7 @@ def _percentiles(values: Tensor) -> FloatArray:
 
 
 def _tiles(matrix: Tensor) -> FloatArray:
-    """The matrix, or the largest element of each tile of a large one, so that single units stay visible."""
+    """Shrink a large matrix to the largest element of each tile, so that single units stay visible."""
     size = matrix.shape[-1]
     if size > FINEST:
         matrix = torch.nn.functional.adaptive_max_pool2d(matrix[None], FINEST)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import AlignmentError, MissingExtraError, TaskError
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from alignkit.graph import Pair
     from alignkit.graph.elements.alignment import Alignment
-    from alignkit.graph.symmetry_graph import Pair
-    from alignkit.tasks.interpolation import Interpolation
 
 PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 """Colours that stay apart for colour-blind readers ([Okabe02]), in the order of the lines."""
@@ -26,8 +25,32 @@ STYLES = ("-", "--", "-.", ":")
 """Line styles, so that lines of one shape stay apart where they cover each other."""
 
 
+class Curve(Protocol):
+    """What is drawn of a line between two networks; `alignkit.Interpolation` has it."""
+
+    @property
+    def label(self) -> str | None:
+        """Name in the legend."""
+
+    @property
+    def lambdas(self) -> Sequence[float]:
+        """Shares of B, from 0 to 1."""
+
+    @property
+    def losses(self) -> Sequence[float]:
+        """Loss at each lambda."""
+
+    @property
+    def metrics(self) -> Sequence[float] | None:
+        """Metric at each lambda, None without one."""
+
+    @property
+    def metric_name(self) -> str | None:
+        """What the metric is called."""
+
+
 def plot_interpolations(
-    lines: Iterable[Interpolation],
+    lines: Iterable[Curve],
     target: str | PathLike[str] | Axes | None = None,
     *,
     title: str | None = None,
@@ -35,7 +58,7 @@ def plot_interpolations(
     """Draw several interpolations in one picture: losses, and beside them the metric if every line has one.
 
     Args:
-        lines: What to draw; ``label`` names each in the legend.
+        lines: Interpolations, or other curves; ``label`` names each in the legend.
         target: A file to write (its suffix gives the format; written whole or not at all), matplotlib axes on which
             only the losses are drawn, or None for a new figure.
         title: Text above the picture.
@@ -47,26 +70,21 @@ def plot_interpolations(
         MissingExtraError: matplotlib is not installed.
         TaskError: There is nothing to draw, or the suffix is not that of a picture.
     """
-    drawn = list(lines)
-    if not drawn:
+    curves = list(lines)
+    if not curves:
         raise TaskError("there is no interpolation to draw.")
-    figure_class = _figure_class()
     if target is not None and not isinstance(target, (str, PathLike)):
-        _draw(target, drawn, "loss", [line.losses for line in drawn])
+        _draw(target, curves, "loss", [curve.losses for curve in curves])
         target.legend(frameon=False)
         return cast("Figure", target.figure)
-    metrics = [line.metrics for line in drawn if line.metrics is not None]
-    figure = _new_figure(figure_class, target, panels=2 if len(metrics) == len(drawn) else 1)
-    _draw(figure.axes[0], drawn, "loss", [line.losses for line in drawn])
+    metrics = [curve.metrics for curve in curves if curve.metrics is not None]
+    figure = _new_figure(target, panels=2 if len(metrics) == len(curves) else 1)
+    _draw(figure.axes[0], curves, "loss", [curve.losses for curve in curves])
     if len(figure.axes) > 1:
-        _draw(figure.axes[1], drawn, drawn[0].metric_name or "metric", metrics)
+        _draw(figure.axes[1], curves, curves[0].metric_name or "metric", metrics)
     handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=min(4, len(drawn)), frameon=False)
-    if title:
-        figure.suptitle(title)
-    if target is not None:
-        save_figure(figure, target)
-    return figure
+    figure.legend(*handles, loc="outside lower center", ncols=min(4, len(curves)), frameon=False)
+    return _finish(figure, title, target)
 
 
 def bar_chart(
@@ -84,18 +102,14 @@ def bar_chart(
         MissingExtraError: matplotlib is not installed.
         TaskError: The suffix is not that of a picture.
     """
-    figure = _new_figure(_figure_class(), target, panels=1)
+    figure = _new_figure(target, panels=1)
     axes = figure.axes[0]
     axes.barh(range(len(values)), list(values.values()), color=PALETTE[1])
     axes.set_yticks(range(len(values)), list(values))
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        figure.suptitle(title)
-    if target is not None:
-        save_figure(figure, target)
-    return figure
+    return _finish(figure, title, target)
 
 
 def plot_alignment(
@@ -129,16 +143,12 @@ def plot_alignment(
         raise AlignmentError("the alignment belongs to another graph than the pair.")
     if not pair.graph.groups:
         raise TaskError("the graph has no group, so there is nothing to draw.")
-    figure = _blank_figure(_figure_class(), target)
+    figure = _new_figure(target, panels=0)
     if groups is None:
         draw_strips(figure, unit_similarity(pair.graph, pair.a, pair.b, alignment), alignment.moved())
     else:
         draw_matrices(figure, pair, alignment, groups)
-    if title:
-        figure.suptitle(title)
-    if target is not None:
-        save_figure(figure, target)
-    return figure
+    return _finish(figure, title, target)
 
 
 def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
@@ -157,33 +167,37 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
         figure.savefig(temporary, format=kind, dpi=80)
 
 
-def _figure_class() -> type[Figure]:
+def _new_figure(target: object, panels: int) -> Figure:
+    """Make a figure with some axes side by side, or an empty one of the default size for 0 panels."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError('pictures need matplotlib: pip install "alignkit[plot]"') from error
-    return Figure
-
-
-def _new_figure(figure_class: type[Figure], target: object, panels: int) -> Figure:
-    figure = _blank_figure(figure_class, target, (4.4 * panels, 3.6))
-    figure.subplots(1, panels)
-    return figure
-
-
-def _blank_figure(figure_class: type[Figure], target: object, size: tuple[float, float] | None = None) -> Figure:
+    size = (4.4 * panels, 3.6) if panels else None  # inches
     if target is None:  # known to pyplot, so that notebooks and plt.show() find it
         from matplotlib import pyplot
 
-        return pyplot.figure(figsize=size, layout="constrained")
-    return figure_class(figsize=size, layout="constrained")
+        figure = pyplot.figure(figsize=size, layout="constrained")
+    else:
+        figure = Figure(figsize=size, layout="constrained")
+    if panels:
+        figure.subplots(1, panels)
+    return figure
 
 
-def _draw(axes: Axes, lines: Sequence[Interpolation], name: str, values: Sequence[Sequence[float]]) -> None:
-    for index, (line, heights) in enumerate(zip(lines, values, strict=True)):
+def _finish(figure: Figure, title: str | None, target: str | PathLike[str] | None) -> Figure:
+    if title:
+        figure.suptitle(title)
+    if target is not None:
+        save_figure(figure, target)
+    return figure
+
+
+def _draw(axes: Axes, curves: Sequence[Curve], name: str, values: Sequence[Sequence[float]]) -> None:
+    for index, (curve, heights) in enumerate(zip(curves, values, strict=True)):
         colour, style = PALETTE[index % len(PALETTE)], STYLES[index % len(STYLES)]
-        label = line.label or f"line {index + 1}"
-        axes.plot(line.lambdas, heights, style, color=colour, label=label, linewidth=1.8)
+        label = curve.label or f"line {index + 1}"
+        axes.plot(curve.lambdas, heights, style, color=colour, label=label, linewidth=1.8)
     axes.set_xlabel("lambda: from A (0) to B (1)")
     axes.set_ylabel(name)
     axes.set_xlim(0, 1)

@@ -1,7 +1,6 @@
 """Plugins: hooks, the registry that loads them so that none can break another, and observers."""
 
-from alignkit.plugins.loading import PluginWarning
 from alignkit.plugins.observers import watched
-from alignkit.plugins.plugin_registry import Registry, registry
+from alignkit.plugins.plugin_registry import PluginWarning, Registry, registry
 
 __all__ = ["PluginWarning", "Registry", "registry", "watched"]

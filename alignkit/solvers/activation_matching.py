@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -11,22 +11,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.activations.readings import BATCH_BYTES, CrossMoments, Reading, cross_moments, find_readings
-from alignkit.errors import SolverError
+from alignkit.activations import CrossMoments, Reading, cross_moments, find_readings, probe_batches
+from alignkit.activations.random_inputs import PROBE_ROWS
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.families import nested_assignment
 from alignkit.matching.tree_objective import TreeObjective
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
-from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
-from alignkit.tasks.batches import Batch, map_tensors
+from alignkit.solvers.weight_matching import Ascent, colours
+from alignkit.tasks.batches import Batch
 from alignkit.tasks.task import Task
 
 TIE_BREAK = 1e-10
 """Weight of the similarity of weights relative to that of activations: it settles ties and nothing else."""
-PROBE_ROWS = 256
-"""Random samples in one forward call."""
 
 
 class ActivationMatchingOptions(SolverOptions):
@@ -94,8 +92,7 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
         a, b = task.checked(problem.a), task.checked(problem.b)
         every, sample_bytes = find_readings(problem.graph, task, a)
         readings = {group: chosen(places, options.activation) for group, places in every.items()}
-        rows = max(1, BATCH_BYTES // max(1, sample_bytes))
-        moments = cross_moments(readings, task, a, b, islice(batches, options.max_batches), rows)
+        moments = cross_moments(readings, task, a, b, islice(batches, options.max_batches), sample_bytes)
         return Observed.of(problem.graph, moments, options.statistic)
 
     def _data(self, problem: Problem) -> tuple[Task, Iterable[Batch]]:
@@ -117,35 +114,7 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
 
 def chosen(readings: list[Reading], activation: str) -> list[Reading]:
     """The readings on the wanted side, or all where there is none."""
-    return [r for r in readings if r.place.when in (activation, "both")] or readings
-
-
-def probe_batches(like: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Random inputs in the shapes and types of a batch, ``count`` samples in all."""
-    for start in range(0, count, PROBE_ROWS):
-        rows = min(PROBE_ROWS, count - start)
-        yield random_batch(like, rows, generator, f"probes {start} to {start + rows - 1}")
-
-
-def random_batch(like: Batch, rows: int, generator: torch.Generator, name: str = "probes") -> Batch:
-    """One batch of random inputs in the shapes and types of another.
-
-    Raises:
-        SolverError: The samples of the batch are not on axis 0.
-    """
-    if not like.splittable:
-        raise SolverError(
-            f"probes= needs a batch whose tensors all have the samples on axis 0, which {like.name} has not. Use data."
-        )
-
-    def drawn(tensor: Tensor) -> Tensor:
-        shape = (rows, *tensor.shape[1:])
-        if tensor.is_floating_point():
-            return torch.randn(shape, generator=generator).to(tensor.device, tensor.dtype)
-        low, high = int(tensor.min()), int(tensor.max())
-        return torch.randint(low, high + 1, shape, generator=generator).to(tensor.device, tensor.dtype)
-
-    return Batch(map_tensors(drawn, like.inputs), torch.zeros(rows), name)
+    return [r for r in readings if r.site.when in (activation, "both")] or readings
 
 
 @dataclass(frozen=True)
@@ -228,10 +197,10 @@ def _match_by_weights(problem: Problem, elements: dict[str, Tensor], groups: fro
     roots = {root for root in graph.roots if groups.issuperset(graph.tree(root))}
     status = Status.OK
     if roots:
-        ascent = Ascent(objective)
+        ascent = Ascent(objective, 1e-9, 1000)
         free = {name for root in roots for name in graph.tree(root)}
         start = {name: None if name in free and problem.init is None else element for name, element in elements.items()}
-        classes = [[root for root in members if root in roots] for members in colour_roots(graph)]
+        classes = [[root for root in members if root in roots] for members in colours(graph, None)]
         run = ascent.run(start, [members for members in classes if members])
         elements.update(run.elements)
         status = Status.OK if run.converged else Status.MAX_STEPS

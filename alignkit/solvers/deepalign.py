@@ -10,16 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.deepalign import shipped_checkpoint
-from alignkit.deepalign.aligner import Aligner, AlignerInput, load_aligner
-from alignkit.deepalign.consensus import CARRY_OVER, ROUNDS, SHARPNESS, assign, consensus
+from alignkit.deepalign import SHIPPED_CHECKPOINT, Aligner, AlignerInput, load_aligner
+from alignkit.deepalign.consensus import CARRY_OVER, ROUNDS, SHARPNESS, consensus
 from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, Probed, find_probing
+from alignkit.deepalign.scores import assign
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
-from alignkit.tasks.path_loss import first_batches
+from alignkit.tasks.minibatches import first_batches
 
 Encoder = Literal["learned", "probes", "dws"]
 
@@ -115,7 +115,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
             if options.checkpoint is not None:
                 raise SolverError('encoder="probes" has no trained weights: leave checkpoint= out.')
             return None
-        path = options.checkpoint or (shipped_checkpoint() if options.encoder == "learned" else None)
+        path = options.checkpoint or (SHIPPED_CHECKPOINT if options.encoder == "learned" else None)
         if path is None:
             raise SolverError(
                 'encoder="dws" is trained for one graph: give checkpoint=, a file that alignkit train-deepalign wrote.'

@@ -21,12 +21,12 @@ from alignkit.tasks.path_loss import PathLoss
 
 Kind = Literal["distance", "interpolation", "midpoint", "mixed"]
 
-PLACES: Mapping[str, tuple[float, ...]] = {
+LAMBDAS: Mapping[str, tuple[float, ...]] = {
     "midpoint": (0.5,),
     "interpolation": (0.25, 0.5, 0.75),
     "mixed": (0.25, 0.5, 0.75),
 }
-"""Where on the line between A and aligned B alignments are scored; lambda counts A's share."""
+"""Lambdas at which alignments are scored."""
 
 
 GRADIENT_STEPS = 4
@@ -140,7 +140,15 @@ class Sinkhorn(Solver[SinkhornOptions]):
                 f"objective={kind!r} works with data: pass task=alignkit.Task(model, batches, loss), or take "
                 "objective='distance'."
             )
-        path = PathLoss(problem, PLACES[kind], options.samples, options.batch_size, options.score_samples)
+        path = PathLoss(
+            problem.task,
+            problem.bound,
+            LAMBDAS[kind],
+            problem.generator(),
+            options.samples,
+            options.batch_size,
+            options.score_samples,
+        )
         return Goal(problem, kind, path, options.distance_weight)
 
 
@@ -225,14 +233,14 @@ class Goal:
             return self.distance(soft)
         moved = {**self.path.b, **{name: soft.apply_tensor(name, b) for name, b in self.b.items()}}
         batch = self.path.minibatches.draw()
-        loss = self.path.loss(self.path.between(moved, self.place()), batch)
+        loss = self.path.loss(self.path.between(moved, self.draw_lambda()), batch)
         return loss + self.distance_weight * self.distance(soft).to(loss.device) if self.distance_weight else loss
 
-    def place(self) -> float:
-        """Where on the line the next step looks."""
+    def draw_lambda(self) -> float:
+        """Draw where on the line the next step looks."""
         drawn, coin = torch.rand(2, generator=self.generator).tolist()
         middle = self.kind == "midpoint" or (self.kind == "mixed" and coin < 0.5)
-        return 0.5 if middle else drawn
+        return 0.5 if middle else 1 - drawn
 
     def distance(self, soft: SoftAlignment) -> Tensor:
         """``|A|^2 + |B|^2 - 2 <A, S # B>`` relative to the squared norms: the squared distance wherever ``S`` is hard.

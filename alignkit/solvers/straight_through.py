@@ -13,8 +13,8 @@ from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.objective import Objective
 from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
-from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
-from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.solvers.weight_matching import Ascent, WeightMatching, colours
+from alignkit.tasks.line import Line
 from alignkit.tasks.path_loss import PathLoss
 
 MIDDLE = (0.5,)
@@ -94,7 +94,9 @@ class StraightThrough(Solver[StraightThroughOptions]):
 
     def _path(self, problem: Problem) -> PathLoss:
         options = self.options
-        return PathLoss(problem, MIDDLE, options.samples, options.batch_size, options.score_samples)
+        assert problem.task is not None, "needs.check asked for a task"
+        sizes = (options.samples, options.batch_size, options.score_samples)
+        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), *sizes)
 
 
 class FreeWeights:
@@ -123,19 +125,16 @@ class FreeWeights:
         self.weights = self.middle(start)
         self.moving = {n: t for n, t in self.weights.items() if t.is_floating_point()}
         self.optimizer = torch.optim.Adam(list(self.moving.values()), lr=learning_rate)
-        self.classes = colour_roots(self.graph)
+        self.classes = colours(self.graph, None)
 
     def middle(self, alignment: Alignment) -> dict[str, Tensor]:
         """New tensors ``(A + P # B) / 2`` by first name; what is not floating-point is A's."""
-        return {
-            n: 0.5 * (a + alignment.apply_tensor(n, self.b[n])) if a.is_floating_point() else a
-            for n, a in self.a.items()
-        }
+        return Line(self.a, {name: alignment.apply_tensor(name, tensor) for name, tensor in self.b.items()}).at(0.5)
 
     def project(self) -> Alignment:
         """The reordering of B nearest to the free weights, by coordinate ascent from the last one."""
         objective = Objective(Pair(self.graph, self.weights, self.b), self.device)
-        run = Ascent(objective, 0.0, self.sweeps).run(self.current.elements, self.classes)
+        run = Ascent(objective, 0.0, self.sweeps).run(dict(self.current.elements), self.classes)
         self.current = Alignment(self.graph, run.elements)
         return self.current
 

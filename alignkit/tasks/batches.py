@@ -31,6 +31,11 @@ class Batch:
     name: str
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the inputs, then of the targets."""
+        return [*tensors_in(self.inputs), *tensors_in(self.targets)]
+
+    @property
     def size(self) -> int:
         """Number of samples: the first axis of the targets, or of the inputs where the targets have none."""
         for tensor in (*tensors_in(self.targets), *tensors_in(self.inputs)):
@@ -43,21 +48,27 @@ class Batch:
     @property
     def splittable(self) -> bool:
         """Whether axis 0 of every tensor counts the samples, so that the batch can be cut into smaller ones."""
-        every = [*tensors_in(self.inputs), *tensors_in(self.targets)]
-        return all(tensor.ndim > 0 and tensor.shape[0] == self.size for tensor in every)
+        return all(tensor.ndim > 0 and tensor.shape[0] == self.size for tensor in self.tensors)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Change every tensor of the inputs and the targets."""
+        return Batch(map_tensors(change, self.inputs), map_tensors(change, self.targets), self.name)
 
     def rows(self, start: int, stop: int) -> Batch:
-        """The samples ``start`` to ``stop`` (views, no copies)."""
-        if start == 0 and stop == self.size:
-            return self
-        return self._mapped(lambda tensor: tensor[start:stop])
+        """Cut out the samples ``start`` to ``stop`` (views, no copies)."""
+        return self if start == 0 and stop == self.size else self.map(lambda tensor: tensor[start:stop])
+
+    def head(self, count: int) -> Batch:
+        """Cut out the first ``count`` samples; a batch that is smaller or cannot be cut stays whole."""
+        return self.rows(0, min(self.size, count)) if self.splittable else self
+
+    def pick(self, rows: Tensor) -> Batch:
+        """Copy the samples with these numbers."""
+        return self.map(lambda tensor: tensor[rows.to(tensor.device)])
 
     def to(self, device: torch.device) -> Batch:
-        """The same samples on a device."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(map_tensors(change, self.inputs), map_tensors(change, self.targets), self.name)
+        """Move all tensors to a device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class Batches:
@@ -70,8 +81,8 @@ class Batches:
 
     Args:
         source: Two tensors ``(inputs [n, ...], targets [n, ...])``, or an iterable of such pairs.
-        chunk: Most samples in one batch; larger ones are cut. None keeps the pairs of an iterable as they are and
-            cuts two whole tensors into pieces of ``DEFAULT_ROWS``.
+        chunk: Maximum number of samples in one batch; larger ones are cut. None keeps the pairs of an iterable as they
+            are and cuts two whole tensors into pieces of ``DEFAULT_ROWS``.
     """
 
     def __init__(self, source: Any, chunk: int | None = None) -> None:
@@ -88,7 +99,7 @@ class Batches:
         self._source = source
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches, none larger than the chunk.
+        """Yield the batches, none larger than the chunk.
 
         Raises:
             TaskError: There is no batch, a batch is empty, or one is not a pair of inputs and targets.
@@ -121,19 +132,18 @@ class Batches:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Every tensor of nested tuples, lists and dicts, in order."""
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, tree)
-    return found
+    """List every tensor of nested tuples, lists and mappings, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, Mapping):
+        tree = tree.values()
+    elif not isinstance(tree, (tuple, list)):
+        return []
+    return [tensor for part in tree for tensor in tensors_in(part)]
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same nest of tuples, lists and dicts with every tensor changed; other leaves stay."""
+    """Change every tensor of nested tuples, lists and mappings; other leaves stay, mappings become dicts."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, Mapping):

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import TaskError
+from alignkit.plotting.pictures import plot_interpolations
+from alignkit.tasks.line import Line
 from alignkit.tasks.task import CannotBatchError, OutOfMemoryError, Task, TaskResult
 from alignkit.text import describe_error
 
@@ -24,18 +27,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BYTES_AT_ONCE = 2**28
-"""Memory that points evaluated together may take (estimate). More is not faster on a CPU."""
+"""Memory that points evaluated together may take on a CPU (estimate). More is not faster there."""
 FORMAT = {"format": "alignkit.interpolation", "version": 1}
 
 
 @dataclass(frozen=True)
+class Midpoint:
+    """Loss and metric of the average of two models."""
+
+    loss: float
+    metric: float | None
+
+
+@dataclass(frozen=True, repr=False)
 class Interpolation:
     """Loss and metric on the line ``(1 - lambda) A + lambda B``.
 
-    [Navon24] writes the line as ``lambda A + (1 - lambda) B``; barrier and AUC are the same in both directions.
-
     Attributes:
-        lambdas: Places on the line, from 0 (A) to 1 (B), evenly spaced; their number is odd.
+        lambdas: Shares of B, from 0 to 1, evenly spaced; their number is odd.
         losses: Mean loss at each of them.
         metrics: Mean metric at each of them, None if the task has no metric.
         metric_name: How the task calls its metric.
@@ -82,8 +91,23 @@ class Interpolation:
         middle = len(self.lambdas) // 2
         return Midpoint(self.losses[middle], None if self.metrics is None else self.metrics[middle])
 
+    def __repr__(self) -> str:
+        label = "" if self.label is None else f"{self.label!r}, "
+        return f"Interpolation({label}{len(self.lambdas)} points, barrier {self.barrier:.4g}, AUC {self.auc:.4g})"
+
+    def _repr_html_(self) -> str:
+        """Show loss and metric of A, of the average and of B as a table, for notebooks."""
+        columns = ["", "loss"] if self.metrics is None else ["", "loss", self.metric_name or "metric"]
+        rows = [columns]
+        for name, at in (("A", 0), ("average", len(self.lambdas) // 2), ("B", -1)):
+            metric = [] if self.metrics is None else [f"{self.metrics[at]:.4g}"]
+            rows.append([name, f"{self.losses[at]:.4g}", *metric])
+        cells = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in rows)
+        table = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table><caption>{escape(repr(self))}</caption>{table}</table>"
+
     def plot(self, target: str | PathLike[str] | Axes | None = None) -> Figure:
-        """Draw the line. See `alignkit.plotting.pictures.plot_interpolations`, which draws several in one picture.
+        """Draw the line. `alignkit.plotting.plot_interpolations` draws several in one picture.
 
         Args:
             target: A file to write, matplotlib axes to draw the losses on, or None for a new figure.
@@ -91,12 +115,10 @@ class Interpolation:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from alignkit.plotting.pictures import plot_interpolations
-
         return plot_interpolations([self], target)
 
     def to_json(self) -> str:
-        """All numbers as JSON text; barrier and AUC are there to be read, and are computed again when it is loaded."""
+        """Write all numbers as JSON text; barrier and AUC are for readers, and are computed again when it is loaded."""
         values = {
             "label": self.label,
             "lambdas": self.lambdas,
@@ -131,15 +153,7 @@ class Interpolation:
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, TaskError):
                 raise
-            raise TaskError(f"the text is no interpolation in JSON: {describe_error(error)}.") from error
-
-
-@dataclass(frozen=True)
-class Midpoint:
-    """Loss and metric of the average of two models."""
-
-    loss: float
-    metric: float | None
+            raise TaskError(f"the text is not an interpolation in JSON: {describe_error(error)}.") from error
 
 
 def interpolate(
@@ -172,71 +186,37 @@ def interpolate(
         raise TaskError(f"points is {points}: give an odd number, at least 3, so that the midpoint is one of them.")
     lambdas = torch.linspace(0, 1, points, dtype=torch.float64)
     line = Line(task.checked(a), task.checked(b))
-    results = list(_evaluated(task, line, lambdas, _points_at_once(task, a, points)))
+    budget = BYTES_AT_ONCE
+    if task.device.type == "cuda":
+        budget = torch.cuda.mem_get_info(task.device)[0] // 2
+    at_once = max(1, min(points, budget // max(1, task.bytes_for(a))))
+    with torch.no_grad():
+        results = list(_evaluate(task, line, lambdas, at_once))
     metrics = tuple(result.metric for result in results if result.metric is not None)
     return Interpolation(
         tuple(lambdas.tolist()), tuple(result.loss for result in results), metrics or None, task.metric_name, label
     )
 
 
-class Line:
-    """The straight line between two sets of weights of one architecture, on one device."""
-
-    def __init__(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-        self._ends = {name: (a[name].detach(), b[name].detach()) for name in a if _is_real(a[name])}
-        self.shared = {name: a[name] for name in a if name not in self._ends}
-        """Tensors that are the same everywhere: those of A that hold integers or booleans."""
-
-    @property
-    def varies(self) -> bool:
-        """Whether there is any tensor that can be interpolated."""
-        return bool(self._ends)
-
-    def stack(self, lambdas: Tensor) -> dict[str, Tensor]:
-        """Weights ``[k, ...]`` at ``k`` places. Exactly those of A at 0 and those of B at 1."""
-        return {name: _between(a, b, lambdas) for name, (a, b) in self._ends.items()}
-
-    def at(self, place: float) -> dict[str, Tensor]:
-        """All weights at one place."""
-        stacked = self.stack(torch.tensor([place], dtype=torch.float64))
-        return {**self.shared, **{name: tensor[0] for name, tensor in stacked.items()}}
-
-
-def _between(a: Tensor, b: Tensor, lambdas: Tensor) -> Tensor:
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    weight = lambdas.to(a.device, dtype).reshape(-1, *[1] * a.ndim)
-    return ((1 - weight) * a.to(dtype) + weight * b.to(dtype)).to(a.dtype)
-
-
-def _is_real(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _points_at_once(task: Task, a: nn.Module | Mapping[str, Tensor], points: int) -> int:
-    budget = BYTES_AT_ONCE
-    if task.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(task.device)[0] // 2
-    return max(1, min(points, budget // max(1, task.bytes_for(a))))
-
-
-def _evaluated(task: Task, line: Line, lambdas: Tensor, at_once: int) -> Iterator[TaskResult]:
-    """Results in the order of ``lambdas``, ``at_once`` together; fewer when memory or the model ask for it."""
+def _evaluate(task: Task, line: Line, lambdas: Tensor, at_once: int) -> Iterator[TaskResult]:
+    """Yield results in the order of ``lambdas``, ``at_once`` together; fewer when memory or the model ask for it."""
     start = 0
     while start < len(lambdas):
-        places = lambdas[start : start + at_once]
-        where = f"between lambda = {places[0]:.3g} and {places[-1]:.3g}" if len(places) > 1 else ""
+        some = lambdas[start : start + at_once]
+        where = f"between lambda = {some[0]:.3g} and {some[-1]:.3g}" if len(some) > 1 else ""
         try:
-            if len(places) > 1 and line.varies:
-                results = task.evaluate_stack(line.stack(places), line.shared)
+            stacked = line.stack(some) if len(some) > 1 else {}
+            if stacked:
+                results = task.evaluate_stack(stacked, line.shared)
             else:
-                where = f"at lambda = {places[0]:.3g}"
-                results = [task.evaluate(line.at(float(places[0])))]
+                where = f"at lambda = {some[0]:.3g}"
+                results = [task.evaluate(line.at(float(some[0])))]
         except CannotBatchError as reason:
             log.debug("one point at a time: %s", reason)
             at_once = 1
             continue
         except OutOfMemoryError:
-            at_once = (len(places) + 1) // 2
+            at_once = (len(some) + 1) // 2
             continue
         except TaskError as error:
             raise TaskError(f"{where}: {error}") from error

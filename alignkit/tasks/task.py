@@ -62,8 +62,8 @@ class Task:
         loss: ``"cross_entropy"``, ``"mse"`` or a callable ``(outputs, targets) -> mean over the samples``.
         metric: ``"accuracy"``, a callable like ``loss``, or None.
         device: Where to compute. None is the device of the model's first parameter.
-        chunk: Most samples in one forward call. None takes the batches as they are, and 1024 samples at a time of two
-            whole tensors. A chunk that runs out of memory is halved and tried again, down to one sample.
+        chunk: Maximum number of samples in one forward call. None takes the batches as they are, and 1024 samples at
+            a time of two whole tensors. A chunk that runs out of memory is halved and tried again, down to one sample.
 
     Raises:
         TaskError: The batches, the loss, the metric or the chunk are not what is described above, or the model cannot
@@ -90,10 +90,11 @@ class Task:
         self._model = _architecture(model, self.device)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in _persistent(self._model).items()}
         self._aliases = _aliases(self._model)
+        self._buffers = frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))
         self._rows: int | None = None  # shrinks when memory runs out
 
     def evaluate(self, weights: nn.Module | Mapping[str, Tensor]) -> TaskResult:
-        """Mean loss and metric over all samples, with these weights.
+        """Compute the mean loss and metric over all samples, with these weights.
 
         Args:
             weights: A module of the same architecture, or its state dict. Left as they are.
@@ -151,10 +152,29 @@ class Task:
             weights: As `checked` returns them.
             inputs: A tensor, a tuple or list (positional arguments) or a dict (keyword arguments), on the device.
         """
-        return call_with(self._model, weights, inputs)
+        # Running statistics take no gradient: batch_norm has none for them.
+        live = {name: tensor.detach() if name in self._buffers else tensor for name, tensor in weights.items()}
+        return call_with(self._model, live, inputs)
+
+    def loss_on(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Compute the mean loss on one batch; differentiable with respect to the parameters.
+
+        Args:
+            weights: As for `outputs`.
+            batch: Samples on the device.
+
+        Raises:
+            TaskError: The model or the loss fails on the batch.
+        """
+        try:
+            return torch.as_tensor(self.loss(self.outputs(weights, batch.inputs), batch.targets))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if isinstance(error, TaskError | torch.OutOfMemoryError):
+                raise
+            raise TaskError(f"the model fails on {batch.name}: {describe_error(error)}") from error
 
     def checked(self, weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights as a dictionary on the task's device, complete and of the model's shapes.
+        """Bring weights to the task's device, as a dictionary that is complete and has the model's shapes.
 
         Names of tied tensors that were left out are filled in from their twins.
 
@@ -184,13 +204,8 @@ class Task:
         """The architecture, in eval mode; its own weights mean nothing. Not to be changed."""
         return self._model
 
-    @property
-    def buffers(self) -> frozenset[str]:
-        """Names of the model's buffers, such as running statistics: models take no gradient for them."""
-        return frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))
-
     def bytes_for(self, weights: nn.Module | Mapping[str, Tensor]) -> int:
-        """Estimate of the memory of one forward call: the weights and the two largest outputs of modules.
+        """Estimate the memory of one forward call: the weights and the two largest outputs of modules.
 
         Args:
             weights: A module of the same architecture, or its state dict.
@@ -206,7 +221,7 @@ class Task:
         try:
             batch = next(iter(self.batches))
             with torch.no_grad():
-                self.outputs(state, batch.rows(0, self._rows or batch.size).to(self.device).inputs)
+                self.outputs(state, batch.head(self._rows or batch.size).to(self.device).inputs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -244,12 +259,12 @@ class Task:
             raise
         except Exception as error:  # the model, the loss and the metric are the user's: anything can happen here
             if not is_out_of_memory(error):
-                raise TaskError(f"the model fails on {_described(part)}: {describe_error(error)}") from error
+                raise TaskError(f"the model fails on {_describe(part)}: {describe_error(error)}") from error
             if count > 1:
                 raise OutOfMemoryError(str(error)) from error
             if part.size == 1 or not part.splittable:
                 why = "is one sample" if part.size == 1 else "cannot be split (axis 0 does not count its samples)"
-                raise TaskError(f"out of memory on {_described(part)}, which {why}: {error}") from error
+                raise TaskError(f"out of memory on {_describe(part)}, which {why}: {error}") from error
         self._rows = (part.size + 1) // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -280,12 +295,12 @@ def call_with(model: nn.Module, weights: Mapping[str, Tensor], inputs: Any) -> A
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits ``[n, classes, ...]`` against classes ``[n, ...]`` or probabilities."""
+    """Compute the mean cross-entropy of logits ``[n, classes, ...]`` against classes ``[n, ...]`` or probabilities."""
     return functional.cross_entropy(outputs, targets)
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of outputs and targets of one shape ``[n, ...]``; nothing is broadcast."""
+    """Compute the mean squared error of outputs and targets of one shape ``[n, ...]``; nothing is broadcast."""
     if outputs.shape != targets.shape:
         raise TaskError(
             f"mse: outputs have shape {list(outputs.shape)}, targets {list(targets.shape)}. Reshape one of them."
@@ -294,14 +309,14 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of samples whose largest logit ``[n, classes, ...]`` is that of the class ``[n, ...]``."""
-    found = outputs.argmax(1)
-    if found.shape != targets.shape:
+    """Compute the share of samples whose largest logit ``[n, classes, ...]`` is that of the class ``[n, ...]``."""
+    predicted = outputs.argmax(1)
+    if predicted.shape != targets.shape:
         raise TaskError(
             f"accuracy: outputs have shape {list(outputs.shape)}, targets {list(targets.shape)}. "
             "Give logits [n, classes, ...] and classes [n, ...]."
         )
-    return (found == targets).double().mean()
+    return (predicted == targets).double().mean()
 
 
 LOSSES: dict[str, Measure] = {"cross_entropy": cross_entropy, "mse": mse}
@@ -309,7 +324,7 @@ METRICS: dict[str, Measure] = {"accuracy": accuracy}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an accelerator or the host has no memory left."""
+    """Return whether an error says that an accelerator or the host has no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -342,9 +357,8 @@ def _scalar(kind: str, value: Any, part: Batch) -> float:
     return number
 
 
-def _described(part: Batch) -> str:
-    tensors = [*tensors_in(part.inputs), *tensors_in(part.targets)]
-    shapes = ", ".join(f"{dtype_name(tensor.dtype)}{list(tensor.shape)}" for tensor in tensors)
+def _describe(part: Batch) -> str:
+    shapes = ", ".join(f"{dtype_name(tensor.dtype)}{list(tensor.shape)}" for tensor in part.tensors)
     return f"{part.name} ({shapes})"
 
 

@@ -16,9 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph import Block, SymmetryGraph
 from alignkit.tasks.batches import Batch, tensors_in
+from alignkit.tasks.task import call_with
 
 Kind = Literal["positive", "sign"]
 
@@ -32,13 +32,13 @@ class Augmentations(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     noise: float = Field(default=1.0, ge=0)
-    """Most Gaussian noise, in standard deviations of each tensor. The level of a network is drawn from 0 to this."""
+    """Largest Gaussian noise, in standard deviations of each tensor. The level of a network is drawn from 0 to this."""
     zeroing: float = Field(default=0.4, ge=0, lt=1)
     """Largest share of weights that are set to zero. The share of a network is drawn from 0 to this."""
     scaling: float = Field(default=0.2, ge=0, lt=1)
     """Each tensor is multiplied by a number between 1 minus this and 1 plus this."""
     rescaling: float = Field(default=2.0, ge=1)
-    """Most that units are scaled where the function allows it: by a factor between 1 / this and this."""
+    """Where the function allows it, units are scaled by a factor between 1 / this and this."""
     flips: bool = True
     """Change signs of units where the function allows it."""
 
@@ -67,8 +67,8 @@ class Freedom:
         group: The group.
         kind: Whether units may be multiplied by any positive number, or by -1.
         units: How many units there are, over all parents.
-        writes: Places that are multiplied.
-        reads: Places that are divided.
+        writes: What is multiplied.
+        reads: What is divided.
     """
 
     group: str
@@ -84,13 +84,13 @@ class Freedom:
             weights: By the first name of each tensor.
             factors: One number for each unit.
         """
-        for place in self.writes:
-            place.multiply(weights, factors)
-        for place in self.reads:
-            place.multiply(weights, 1 / factors)
+        for units in self.writes:
+            units.multiply(weights, factors)
+        for units in self.reads:
+            units.multiply(weights, 1 / factors)
 
     def draw(self, largest: float, generator: torch.Generator) -> Tensor:
-        """Factors of all units: signs, or positive numbers up to ``largest`` that are as often its inverses."""
+        """Draw factors of all units: signs, or positive numbers from 1 / ``largest`` to ``largest``, evenly in logs."""
         drawn = torch.rand(self.units, generator=generator)
         if self.kind == "sign":
             return torch.where(drawn < 0.5, -1.0, 1.0)
@@ -100,7 +100,7 @@ class Freedom:
 def find_freedoms(
     graph: SymmetryGraph, model: nn.Module, weights: Mapping[str, Tensor], batch: Batch
 ) -> tuple[Freedom, ...]:
-    """Groups whose units can be rescaled, or flipped, without a change of the function: each proved by running.
+    """Find groups whose units can be rescaled, or flipped, without a change of the function: each proved by running.
 
     Args:
         graph: The graph.
@@ -109,24 +109,32 @@ def find_freedoms(
         batch: Inputs to run the model on.
     """
     generator = torch.Generator().manual_seed(0)
-    before = _run(model, weights, batch)
-    found = []
+
+    def run(state: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [tensor.float() for tensor in tensors_in(call_with(model, state, batch.inputs))]
+
+    before = run(weights)
+    freedoms = []
     for group in graph.groups:
-        writes, reads = _places(graph, model, group)
+        writes, reads = _find_slices(graph, model, group)
         if not writes or not reads:
             continue
-        units = graph.unit_count(group)
+        units = graph.instances(group) * graph.groups[group].size
         for kind in ("positive", "sign"):
             freedom = Freedom(group, kind, units, writes, reads)
-            changed = _copied(weights)
+            changed = _copy(weights)
             freedom.apply(changed, freedom.draw(2.0, generator))
-            if _same(before, _run(model, changed, batch)):
-                found.append(freedom)
-    return tuple(found)
+            outputs = zip(before, run(changed), strict=True)
+            if all(bool((x - y).abs().max() <= CHECK_TOLERANCE * x.abs().max()) for x, y in outputs):
+                freedoms.append(freedom)
+    return tuple(freedoms)
 
 
-def _places(graph: SymmetryGraph, model: nn.Module, group: str) -> tuple[tuple[UnitSlice, ...], tuple[UnitSlice, ...]]:
-    """Where a group's units are made and where they are used, judged by axes; running the model is the proof."""
+def _find_slices(
+    graph: SymmetryGraph, model: nn.Module, group: str
+) -> tuple[tuple[UnitSlice, ...], tuple[UnitSlice, ...]]:
+    """Find where a group's units are made and where they are used, judged by axes; running the model is the proof."""
     writes: list[UnitSlice] = []
     reads: list[UnitSlice] = []
     norms: list[UnitSlice] = []
@@ -138,39 +146,27 @@ def _places(graph: SymmetryGraph, model: nn.Module, group: str) -> tuple[tuple[U
             for at, dim in enumerate(block.dims):
                 if dim.group != group:
                     continue
-                place = UnitSlice(name, block, at)
+                units = UnitSlice(name, block, at)
                 if len(node.shape) > 1:
-                    (writes if dim.axis == made_on else reads).append(place)
+                    (writes if dim.axis == made_on else reads).append(units)
                 elif node.role != "buffer":
-                    (norms if "Norm" in type(owner).__name__ else writes).append(place)
+                    (norms if "Norm" in type(owner).__name__ else writes).append(units)
     # A norm undoes whatever the layer before it does, so that its own parameters are what makes the units.
     return tuple(norms or writes), tuple(reads)
 
 
-def _run(model: nn.Module, weights: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
-    inputs = batch.inputs
-    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
-    with torch.no_grad():
-        outputs = torch.func.functional_call(model, dict(weights), args, kwargs, tie_weights=False, strict=False)
-    return [tensor.float() for tensor in tensors_in(outputs)]
-
-
-def _same(before: list[Tensor], after: list[Tensor]) -> bool:
-    return all(bool((x - y).abs().max() <= CHECK_TOLERANCE * x.abs().max()) for x, y in zip(before, after, strict=True))
-
-
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
-def augmented(
+def augment(
     graph: SymmetryGraph,
     weights: Mapping[str, Tensor],
     freedoms: tuple[Freedom, ...],
     settings: Augmentations,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """A changed copy of a network.
+    """Make a changed copy of a network.
 
     Noise, zeros and scales go to parameters only: running statistics that were negative would be of no use.
 
@@ -181,7 +177,7 @@ def augmented(
         settings: How much of what.
         generator: A CPU generator.
     """
-    changed = _copied(weights)
+    changed = _copy(weights)
     level, share = torch.rand(2, generator=generator).tolist()
     level, share = level * settings.noise, share * settings.zeroing
     for name, node in graph.tensors.items():

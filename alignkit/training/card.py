@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-import alignkit
+from alignkit import __version__
 from alignkit.training.loop import TrainingResult
 from alignkit.training.pairs import Networks
 from alignkit.training.records import METRICS, read_metrics
@@ -19,7 +19,7 @@ from alignkit.training.settings import TrainingSettings
 def training_card(
     sets: Sequence[Networks], settings: TrainingSettings, result: TrainingResult, folder: Path, command: str
 ) -> dict[str, str]:
-    """Facts about a training run, as `alignkit.deepalign.aligner.save_aligner` takes them.
+    """Collect the facts about a training run, as `alignkit.deepalign.save_aligner` takes them.
 
     Args:
         sets: What was learnt from.
@@ -30,32 +30,32 @@ def training_card(
     """
     looks = [row for row in read_metrics(folder / METRICS) if row["held_out"]]
     barriers = [
-        {"set": described(networks), "barrier": _rounded(barrier), "weight matching": _rounded(reference)}
+        {"set": describe_networks(networks), "barrier": _round(barrier), "weight matching": _round(reference)}
         for networks, barrier, reference in zip(sets, result.barriers, result.references, strict=False)
     ]
     return {
         "encoder": result.aligner.encoder,
         "parameters": str(sum(parameter.numel() for parameter in result.aligner.parameters())),
-        "data": json.dumps([described(networks) for networks in sets]),
+        "data": json.dumps([describe_networks(networks) for networks in sets]),
         "command": command,
         "seed": str(settings.seed),
         "steps": f"{result.steps} of {settings.steps}, the best was {result.best_step}",
         "settings": settings.model_dump_json(),
         "held out": json.dumps(
             {
-                "mean barrier relative to weight matching before training": _rounded(result.start),
-                "after": _rounded(result.score),
+                "mean barrier relative to weight matching before training": _round(result.start),
+                "after": _round(result.score),
                 "pairs a set": settings.validation_pairs,
                 "sets": barriers,
             }
         ),
-        "log": json.dumps({row["step"]: _rounded(float(row["held_out"])) for row in looks}),
-        "versions": f"alignkit {alignkit.__version__}, torch {torch.__version__}",
+        "log": json.dumps({row["step"]: _round(float(row["held_out"])) for row in looks}),
+        "versions": f"alignkit {__version__}, torch {torch.__version__}",
     }
 
 
-def described(networks: Networks) -> str:
-    """One line about a set: how many networks, which shape, what they learnt."""
+def describe_networks(networks: Networks) -> str:
+    """Say in one line how many networks a set has, of which shape, and what they learnt."""
     plan = getattr(getattr(networks, "manifest", None), "plan", None)
     if plan is None:
         sizes = Counter(group.size for group in networks.graph.groups.values())
@@ -64,6 +64,6 @@ def described(networks: Networks) -> str:
     return f"{len(networks)} x {plan.architecture.describe()}, {plan.source.describe()}, seed {plan.seed}"
 
 
-def _rounded(value: float | None) -> float | None:
-    """Four digits; None for what was not measured, which JSON can hold."""
+def _round(value: float | None) -> float | None:
+    """Keep four digits; None for what was not measured, which JSON can hold."""
     return None if value is None or value != value else float(f"{value:.4g}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from alignkit.deepalign.aligner import Aligner, AlignerInput
-from alignkit.deepalign.consensus import assign, consensus
+from alignkit.deepalign.consensus import consensus
+from alignkit.deepalign.scores import assign
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
@@ -19,7 +19,8 @@ from alignkit.training.pairs import Pool
 from alignkit.training.settings import TrainingSettings
 
 FLOOR = 1e-4
-"""Added to barriers before their ratio is taken, for sets that weight matching aligns without any barrier."""
+"""Added to barriers before their ratio is taken, for sets that weight matching aligns without any barrier. Far below
+the barriers that matter."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class HeldOut:
         self.pools, self.settings = pools, settings
         self.pairs = [list(pool.held_out_pairs(settings.validation_pairs, probed=probed)) for pool in pools]
         self.references = [
-            _mean([self._barrier(pool, pair, left, solve(_bound(pair)).alignment) for pair, left in pairs])
+            _mean([self._barrier(pool, pair, left, solve(_bind(pair)).alignment) for pair, left in pairs])
             for pool, pairs in zip(pools, self.pairs, strict=True)
         ]
 
@@ -61,25 +62,26 @@ class HeldOut:
         aligner.eval()
         rounds = self.settings.validation_rounds
         barriers = [
-            _mean([self._barrier(pool, pair, left, aligned(aligner, pair, rounds)) for pair, left in pairs])
+            _mean([self._barrier(pool, pair, left, align(aligner, pair, rounds)) for pair, left in pairs])
             for pool, pairs in zip(self.pools, self.pairs, strict=True)
         ]
         aligner.train(was_training)
         ratios = [
-            (found + FLOOR) / (reference + FLOOR)
-            for found, reference in zip(barriers, self.references, strict=True)
-            if found == found  # not NaN
+            (barrier + FLOOR) / (reference + FLOOR)
+            for barrier, reference in zip(barriers, self.references, strict=True)
+            if barrier == barrier  # not NaN
         ]
         return HeldOutResult(tuple(barriers), _mean(ratios))
 
     def _barrier(self, pool: Pool, pair: AlignerInput, left: int, alignment: Alignment) -> float:
         moved = {name: alignment.apply_tensor(name, tensor) for name, tensor in pair.b.items()}
-        sides = (_named(pair, pair.a), _named(pair, moved))
-        return interpolate(pool.task("test", left), *sides, points=self.settings.validation_points).barrier
+        first_names = pair.graph.first_names
+        a, b = ({name: side[first] for name, first in first_names.items()} for side in (pair.a, moved))
+        return interpolate(pool.task("test", left), a, b, points=self.settings.validation_points).barrier
 
 
-def aligned(aligner: Aligner, pair: AlignerInput, rounds: int) -> Alignment:
-    """The alignment of B to A by an aligner: scores, rounds of consensus, assignment."""
+def align(aligner: Aligner, pair: AlignerInput, rounds: int) -> Alignment:
+    """Align B to A by an aligner: scores, rounds of consensus, assignment."""
     with torch.no_grad():
         scores = {name: matrix.detach().cpu().double() for name, matrix in aligner(pair).items()}
     if rounds:
@@ -88,18 +90,13 @@ def aligned(aligner: Aligner, pair: AlignerInput, rounds: int) -> Alignment:
 
 
 def pair_objective(pair: AlignerInput) -> Objective:
-    """The weight-matching objective of a pair, in float64 on the CPU."""
-    return Objective(_bound(pair))
+    """Make the weight-matching objective of a pair, in float64 on the CPU."""
+    return Objective(_bind(pair))
 
 
-def _bound(pair: AlignerInput) -> Pair:
+def _bind(pair: AlignerInput) -> Pair:
     a, b = ({name: tensor.cpu() for name, tensor in side.items()} for side in (pair.a, pair.b))
     return Pair(pair.graph, a, b)
-
-
-def _named(pair: AlignerInput, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under every name of each tensor."""
-    return {name: weights[first] for name, first in pair.graph.first_names.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

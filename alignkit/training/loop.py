@@ -1,6 +1,6 @@
-"""Training of aligners on sets of networks, after [Navon24], with Lightning Fabric.
+"""The training loop of aligners, after [Navon24], with Lightning Fabric.
 
-Everything random in a step depends on the seed and on the number of the step alone, so that a run which goes on from a
+Everything random in a step depends on the seed and on the number of the step alone, so that a run which resumes from a
 checkpoint gives the same result as one that was never interrupted: bit for bit on a CPU, up to rounding on a GPU.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.deepalign.aligner import Aligner, save_aligner
+from alignkit.deepalign import Aligner, save_aligner
 from alignkit.errors import MissingExtraError, TrainingError
 from alignkit.training.held_out import HeldOut
 from alignkit.training.pairs import Networks, Pool, seeded
@@ -26,9 +26,10 @@ from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.training.step_losses import Portion, StepLosses
 
 MOST_SKIPPED = 20
-"""Steps in a row without a finite gradient after which a run gives up."""
+"""Steps in a row without a finite gradient after which a run gives up: by then the parameters themselves are lost."""
 
 Report = Callable[[MetricsRow], None]
+"""Called with every line of metrics."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def train(
         aligner: What to train; its parameters are changed.
         sets: Sets of networks, such as `alignkit.zoo.NetworkSet`.
         settings: Default: those that are recommended for the aligner's encoder.
-        folder: Where checkpoints, metrics and the best aligner go. Made if it does not exist.
+        folder: Where checkpoints, metrics and the best aligner are written. Created if it does not exist.
         data: Folder of the data that the networks were trained on, where the sets need one.
-        resume: Go on from the checkpoint in the folder if there is one.
+        resume: Resume from the checkpoint in the folder if there is one.
         tensorboard: Write metrics for TensorBoard, too.
         report: Called with every line of metrics.
 
@@ -86,33 +87,27 @@ def train(
     Source: [Navon24], sections 4.2 and 4.3.
     """
     settings = settings or RECOMMENDED.get(aligner.encoder, TrainingSettings())
-    fabric = _fabric(settings)
-    _check_sets(aligner, sets, settings)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = _facts(aligner, sets, settings)
-    if not resume and (folder / CHECKPOINT).exists():
-        raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
-    state = TrainingCheckpoint.load(folder, run)
-    pools = [Pool(one, settings.limits, None if data is None else Path(data), fabric.device) for one in sets]
-    trainer = _Trainer(aligner, pools, settings, fabric, folder, state or TrainingCheckpoint(run))
-    if state is not None:
-        trainer.restore()
-    metrics = Metrics(folder, len(sets), trainer.state.step if state else 0, tensorboard=tensorboard)
-    try:
-        return trainer.run(metrics, report or (lambda row: None), fresh=state is None)
-    finally:
-        metrics.close()
-
-
-def _fabric(settings: TrainingSettings) -> Any:
     try:
         from lightning_fabric import Fabric
     except ImportError as error:
         raise MissingExtraError('training needs Lightning Fabric: pip install "alignkit[train]"') from error
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device is cuda, but torch sees no GPU. Train with device cpu.")
-    return Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
+    fabric = Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
+    _check_sets(aligner, sets, settings)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _identify(aligner, sets, settings)
+    if not resume and (folder / CHECKPOINT).exists():
+        raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
+    state = TrainingCheckpoint.load(folder, run)
+    pools = [Pool(one, settings.limits, None if data is None else Path(data), fabric.device) for one in sets]
+    trainer = _Trainer(aligner, pools, settings, fabric, folder, state or TrainingCheckpoint(run))
+    metrics = Metrics(folder, len(sets), trainer.state.step if state else 0, tensorboard=tensorboard)
+    try:
+        return trainer.run(metrics, report or (lambda row: None))
+    finally:
+        metrics.close()
 
 
 def _check_sets(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSettings) -> None:
@@ -132,8 +127,8 @@ def _check_sets(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSe
         raise TrainingError("all three losses have weight 0, so there is nothing to learn from.")
 
 
-def _facts(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSettings) -> dict[str, Any]:
-    """What decides the result of a run, as JSON values."""
+def _identify(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSettings) -> dict[str, Any]:
+    """Collect what decides the result of a run, as JSON values."""
     facts = {
         "settings": settings.model_dump(mode="json", exclude={"checkpoint_every"}),
         "sets": [{"graph": one.graph.fingerprint, "networks": len(one)} for one in sets],
@@ -167,69 +162,76 @@ class _Trainer:
         self.losses, self.optimizer = fabric.setup(StepLosses(aligner, settings), optimizer)
         self.held_out = HeldOut(pools, settings, probed=aligner.needs_probes)
         self.skipped = 0
+        if state.step:
+            aligner.load_state_dict(state.aligner)
+            self.optimizer.load_state_dict(state.optimizer)
 
-    def restore(self) -> None:
-        """Take parameters and the optimizer's state from the checkpoint."""
-        self.aligner.load_state_dict(self.state.aligner)
-        self.optimizer.load_state_dict(self.state.optimizer)
-
-    def run(self, metrics: Metrics, report: Report, *, fresh: bool) -> TrainingResult:
+    def run(self, metrics: Metrics, report: Report) -> TrainingResult:
+        """Do all steps that are left."""
         settings, state = self.settings, self.state
 
         def note(row: MetricsRow) -> None:
             metrics.add(row)
             report(row)
 
-        if fresh:
-            self._look(note)
+        if not state.step:
+            self._measure(note)
         while state.step < settings.steps and not state.stopped:
             note(self._step(state.step))
             state.step += 1
-            look = state.step % settings.validate_every == 0 or state.step == settings.steps
-            if look:
-                self._look(note)
-            if look or state.step % settings.checkpoint_every == 0:
-                self._save()
-        return self._result()
+            is_measured = state.step % settings.validate_every == 0 or state.step == settings.steps
+            if is_measured:
+                self._measure(note)
+            if is_measured or state.step % settings.checkpoint_every == 0:
+                state.aligner, state.optimizer = self._parameters(), self.optimizer.state_dict()
+                state.save(self.folder)
+        self.aligner.load_state_dict(state.best or self._parameters())
+        return TrainingResult(
+            self.aligner.eval(),
+            state.step,
+            state.best_step,
+            state.start,
+            state.best_score if self.held_out else None,
+            tuple(state.best_barriers),
+            tuple(self.held_out.references),
+            state.stopped,
+        )
 
     def _step(self, step: int) -> MetricsRow:
         settings, started = self.settings, time.perf_counter()
-        at, labelled = self._plan(step)
-        rate = self._rate(step)
+        at, labelled = self._choose_set(step)
+        done = step / max(1, settings.steps - 1)
+        share = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = settings.learning_rate * share
         self.aligner.train()
         self.optimizer.zero_grad()
         sums: dict[str, float] = {}
         size = settings.pairs_at_once or settings.pairs
         for first in range(0, settings.pairs, size):
             numbers = range(first, min(first + size, settings.pairs))
-            portion = Portion(self.pools[at], step, numbers, labelled)
-            share = len(numbers) / settings.pairs
-            found = self.losses(portion)
-            if found:
-                weighted = [share * getattr(settings, name) * value for name, value in found.items()]
+            losses = self.losses(Portion(self.pools[at], step, numbers, labelled))
+            part = len(numbers) / settings.pairs
+            if losses:
+                weighted = [part * getattr(settings, name) * value for name, value in losses.items()]
                 self.fabric.backward(torch.stack(weighted).sum())
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + share * float(value.detach())
-        norm = self._update() if sums else 0.0
-        total = sum(getattr(settings, name) * value for name, value in sums.items())
-        seconds = time.perf_counter() - started
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + part * float(value.detach())
         return MetricsRow(
             step + 1,
             at + 1,
-            total,
-            sums.get("supervised"),
-            sums.get("alignment"),
-            sums.get("interpolation"),
-            norm,
-            rate,
-            self.aligner.sharpness,
-            seconds,
+            loss=sum(getattr(settings, name) * value for name, value in sums.items()),
+            supervised=sums.get("supervised"),
+            alignment=sums.get("alignment"),
+            interpolation=sums.get("interpolation"),
+            gradient_norm=self._update() if sums else 0.0,
+            learning_rate=settings.learning_rate * share,
+            sharpness=self.aligner.sharpness,
+            seconds=time.perf_counter() - started,
         )
 
-    def _plan(self, step: int) -> tuple[int, bool]:
-        """Which set a step draws from, and whether it has labelled pairs."""
+    def _choose_set(self, step: int) -> tuple[int, bool]:
+        """Choose the set that a step draws from, and whether it has labelled pairs."""
         settings, count = self.settings, len(self.pools)
         turn = step
         if settings.set_weights is None:
@@ -238,12 +240,6 @@ class _Trainer:
             weights = torch.tensor(settings.set_weights, dtype=torch.float64)
             at = int(torch.multinomial(weights, 1, generator=seeded(settings.seed, step, "set")))
         return at, settings.supervised > 0 and turn % settings.supervised_every == 0
-
-    def _rate(self, step: int) -> float:
-        settings = self.settings
-        done = step / max(1, settings.steps - 1)
-        share = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
-        return settings.learning_rate * share
 
     def _update(self) -> float:
         """Clip the gradient and step; a gradient that is not finite is left out."""
@@ -264,45 +260,26 @@ class _Trainer:
             )
         return norm
 
-    def _look(self, note: Report) -> None:
+    def _measure(self, note: Report) -> None:
         """Measure held-out pairs; keep the parameters if they are the best so far."""
         state = self.state
         if not self.held_out:
             state.best, state.best_step = self._parameters(), state.step
             return
         started = time.perf_counter()
-        found = self.held_out.measure(self.aligner)
+        result = self.held_out.measure(self.aligner)
         seconds = time.perf_counter() - started
-        note(MetricsRow(state.step, seconds=seconds, held_out=found.score, barriers=found.barriers))
+        note(MetricsRow(state.step, seconds=seconds, held_out=result.score, barriers=result.barriers))
         if state.step == 0:
-            state.start = found.score
-        if found.score < state.best_score:
-            state.best, state.best_step, state.best_score = self._parameters(), state.step, found.score
-            state.best_barriers, state.idle = list(found.barriers), 0
+            state.start = result.score
+        if result.score < state.best_score:
+            state.best, state.best_step, state.best_score = self._parameters(), state.step, result.score
+            state.best_barriers, state.idle = list(result.barriers), 0
             save_aligner(self.folder / BEST, self.aligner, {"step": str(state.step)})
         else:
             state.idle += 1
         patience = self.settings.patience
         state.stopped = patience is not None and state.idle >= patience
 
-    def _save(self) -> None:
-        self.state.aligner = self._parameters()
-        self.state.optimizer = self.optimizer.state_dict()
-        self.state.save(self.folder)
-
     def _parameters(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.aligner.state_dict().items()}
-
-    def _result(self) -> TrainingResult:
-        state = self.state
-        self.aligner.load_state_dict(state.best or self._parameters())
-        return TrainingResult(
-            self.aligner.eval(),
-            state.step,
-            state.best_step,
-            state.start,
-            state.best_score if self.held_out else None,
-            tuple(state.best_barriers),
-            tuple(self.held_out.references),
-            state.stopped,
-        )

@@ -13,23 +13,22 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from alignkit.activations.readings import Reading, find_readings
+from alignkit.activations import Reading, find_readings, random_batch
 from alignkit.deepalign.aligner import AlignerInput, Probing
 from alignkit.errors import TrainingError
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import SymmetryGraph
-from alignkit.solvers.activation_matching import random_batch
-from alignkit.tasks.batches import Batch, map_tensors
-from alignkit.tasks.path_loss import Minibatches
+from alignkit.tasks.batches import Batch
+from alignkit.tasks.minibatches import Minibatches
 from alignkit.tasks.task import Task
-from alignkit.training.augment import Augmentations, Freedom, augmented, find_freedoms
+from alignkit.training.augment import Augmentations, Freedom, augment, find_freedoms
 
 ProbeInputs = Literal["data", "random", "mixed"]
 
 PROOF_ROWS = 16
-"""Samples on which changes are proved to leave the function."""
+"""Samples on which changes are proved to leave the function: an output that moves on none of them does not move."""
 KEPT_BYTES = 1 << 30
-"""Sets that take no more than this are kept in memory."""
+"""Sets of networks that take no more than this are kept in memory."""
 
 
 class Networks(Protocol):
@@ -59,12 +58,12 @@ class Networks(Protocol):
 
 
 def seeded(*parts: object) -> torch.Generator:
-    """A CPU generator that depends on all parts and on nothing else."""
+    """Make a CPU generator that depends on all parts and on nothing else."""
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
 def seed_of(*parts: object) -> int:
-    """A seed that depends on all parts, the same in every process."""
+    """Make a seed that depends on all parts, the same in every process."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:6], "big")
 
@@ -120,14 +119,14 @@ class Pool:
         self._keep = size * len(networks) <= KEPT_BYTES
 
     def _comparable(self, split: str) -> list[list[int]]:
-        """Networks of a split by what they learnt, where there are two or more."""
+        """Group the networks of a split by what they learnt, where there are two or more."""
         by_target: dict[int, list[int]] = {}
         for index in self.networks.indices(split):
             by_target.setdefault(self.networks.target(index), []).append(index)
         return [together for together in by_target.values() if len(together) > 1]
 
     def task(self, split: str, index: int) -> Task:
-        """What a network learnt, on samples to learn from ("train") or held out ("test")."""
+        """Return what a network learnt, on samples to learn from ("train") or held out ("test")."""
         key = (split, self.networks.target(index))
         if key not in self._tasks:
             count = self.limits.samples if split == "train" else self.limits.held_out
@@ -135,7 +134,7 @@ class Pool:
         return self._tasks[key]
 
     def samples(self, index: int) -> list[Batch]:
-        """All samples to learn from, for one network, in as few batches as can be."""
+        """Return all samples to learn from, for one network, in as few batches as can be."""
         target = self.networks.target(index)
         if target not in self._samples:
             task, limits = self.task("train", index), self.limits
@@ -144,7 +143,7 @@ class Pool:
 
     @cached_property
     def readings(self) -> dict[str, list[Reading]]:
-        """Where the units of each group are seen."""
+        """Where the units of each group are seen, proved on one network."""
         index = self.train[0][0]
         task = self.task("train", index)
         return find_readings(self.graph, task, task.checked(dict(self.networks[index])))[0]
@@ -153,49 +152,48 @@ class Pool:
     def freedoms(self) -> tuple[Freedom, ...]:
         """What leaves the function of these networks as it is."""
         index = self.train[0][0]
-        batch = self.samples(index)[0]
-        batch = batch.rows(0, min(batch.size, PROOF_ROWS)) if batch.splittable else batch
+        batch = self.samples(index)[0].head(PROOF_ROWS)
         return find_freedoms(self.graph, self.model, self.weights(index), batch)
 
     def weights(self, index: int) -> dict[str, Tensor]:
-        """Weights of one network by the first name of each tensor, on the device."""
+        """Read the weights of one network by the first name of each tensor, to the device."""
         if index in self._kept:
             return self._kept[index]
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for name, tensor in self.networks[index].items():
-            found.setdefault(self.graph.first_names[name], tensor.detach().to(self.device))
+            weights.setdefault(self.graph.first_names[name], tensor.detach().to(self.device))
         if self._keep:
-            self._kept[index] = found
-        return found
+            self._kept[index] = weights
+        return weights
 
     # ---------------------------------------------------------------- pairs
 
     def unlabelled(self, *seed: object, probed: bool) -> tuple[AlignerInput, int]:
-        """Two different networks that learnt the same, and the number of the first."""
+        """Draw two different networks that learnt the same; returns the number of the first, too."""
         generator = seeded(*seed, "networks")
         together = self.train[self._draw([len(group) for group in self.train], generator)]
         left, right = (together[i] for i in torch.randperm(len(together), generator=generator)[:2].tolist())
         return self._pair(left, self.weights(right), *seed, probed=probed), left
 
     def labelled(self, settings: Augmentations, *seed: object, probed: bool) -> tuple[AlignerInput, Alignment]:
-        """A network, a changed and permuted copy of it, and the alignment that brings the copy back."""
+        """Draw a network, a changed and permuted copy of it, and the alignment that brings the copy back."""
         generator = seeded(*seed, "network")
         together = self.train[self._draw([len(group) for group in self.train], generator)]
         left = together[int(torch.randint(len(together), (), generator=generator))]
-        changed = augmented(self.graph, self.weights(left), self.freedoms, settings, generator)
+        changed = augment(self.graph, self.weights(left), self.freedoms, settings, generator)
         moved = Alignment.random(self.graph, seed_of(*seed, "order"))
         b = {name: moved.apply_tensor(name, tensor) for name, tensor in changed.items()}
         return self._pair(left, b, *seed, probed=probed), moved.inverse()
 
     def held_out_pairs(self, count: int, *, probed: bool) -> Iterator[tuple[AlignerInput, int]]:
-        """Pairs of held-out networks with the number of the first, the same at every call.
+        """Yield pairs of held-out networks with the number of the first, the same at every call.
 
         Neighbours in the split first, then the next but one, so that few pairs are of many networks.
         """
-        for made, (left, right) in enumerate(islice(self._spread(), count)):
-            yield self._pair(left, self.weights(right), "held out", made, probed=probed), left
+        for number, (left, right) in enumerate(islice(self._neighbours(), count)):
+            yield self._pair(left, self.weights(right), "held out", number, probed=probed), left
 
-    def _spread(self) -> Iterator[tuple[int, int]]:
+    def _neighbours(self) -> Iterator[tuple[int, int]]:
         largest = max((len(together) for together in self.held_out), default=0)
         for distance in range(1, largest):
             for at in range(largest):
@@ -216,21 +214,16 @@ class Pool:
         return Probing(self.model, self.readings, batch)
 
     def minibatch(self, index: int, generator: torch.Generator, rows: int | None = None) -> Batch:
-        """Random samples of what a network learnt."""
+        """Draw random samples of what a network learnt."""
         batches = self.samples(index)
         batch = batches[self._draw([one.size for one in batches], generator)]
         if not batch.splittable:
             return batch
-        chosen = torch.randperm(batch.size, generator=generator)[: rows or self.limits.batch_size].to(self.device)
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor[chosen]
-
-        return Batch(map_tensors(pick, batch.inputs), map_tensors(pick, batch.targets), batch.name)
+        return batch.pick(torch.randperm(batch.size, generator=generator)[: rows or self.limits.batch_size])
 
     @staticmethod
     def _draw(sizes: Sequence[int], generator: torch.Generator) -> int:
-        """A position, as often as its size says."""
+        """Draw a position, as often as its size says."""
         if len(sizes) == 1:
             return 0
         return int(torch.multinomial(torch.tensor(sizes, dtype=torch.float64), 1, generator=generator))

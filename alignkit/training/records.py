@@ -1,4 +1,4 @@
-"""What a training run leaves on disk while it runs: metrics as CSV, and checkpoints that it can go on from."""
+"""What a training run leaves on disk: metrics as CSV, and checkpoints from which it resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainingCheckpoint:
     """The state of a run after some steps.
 
     Attributes:
-        run: What the run is: settings, sets and aligner, as JSON values. A run goes on only from its own.
+        run: What the run is: settings, sets and aligner, as JSON values. A run resumes only from its own.
         step: Steps that are done.
         aligner: Parameters.
         optimizer: State of the optimizer.
@@ -121,7 +121,7 @@ class Metrics:
     Args:
         folder: Folder of the run.
         sets: How many sets of networks there are; each has a column for its barrier on held-out pairs.
-        after: Lines of later steps are taken out: the run goes on from here.
+        after: Lines of later steps are taken out: the run resumes from here.
         tensorboard: Also write scalars for TensorBoard.
 
     Raises:

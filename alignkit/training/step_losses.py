@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.consensus import consensus
+from alignkit.deepalign.relaxation import Relaxed, relax
 from alignkit.training.held_out import pair_objective
-from alignkit.training.losses import alignment_loss, interpolation_loss, moved_softly, relax, supervised_loss
+from alignkit.training.losses import alignment_loss, interpolation_loss, move_softly, supervised_loss
 from alignkit.training.pairs import Pool, seeded
 from alignkit.training.settings import TrainingSettings
 
@@ -37,54 +38,53 @@ class StepLosses(nn.Module):
         self.aligner, self.settings = aligner, settings
 
     def forward(self, portion: Portion) -> dict[str, Tensor]:
-        """Mean of each loss over the pairs of one portion."""
-        found: dict[str, Tensor] = {}
-        settings = self.settings
-        if settings.alignment or settings.interpolation:
-            found |= self._unlabelled(portion)
+        """Compute the mean of each loss over the pairs of one portion."""
+        losses: dict[str, Tensor] = {}
+        if self.settings.alignment or self.settings.interpolation:
+            losses |= self._unlabelled(portion)
         if portion.labelled:
-            found["supervised"] = self._labelled(portion)
-        return found
+            losses["supervised"] = self._labelled(portion)
+        return losses
 
-    def _agreed(self, pair: AlignerInput, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scores after the rounds of consensus that follow in a solve, gradients included."""
+    def _relax(self, pool: Pool, scores: list[dict[str, Tensor]]) -> Relaxed:
+        """Make the soft alignments of all pairs together, in float32."""
+        stacked = {name: torch.stack([one[name].float() for one in scores]) for name in scores[0]}
+        return relax(pool.graph, stacked, self.aligner.log_sharpness.exp())
+
+    def _agree(self, pair: AlignerInput) -> dict[str, Tensor]:
+        """Score a pair and run the rounds of consensus that follow in a solve, gradients included."""
+        scores = self.aligner(pair)
         if not self.settings.rounds:
-            return scores
+            return dict(scores)
         device = next(iter(scores.values())).device
         with torch.autocast(device.type, enabled=False):
-            wide = {group: found.double().cpu() for group, found in scores.items()}
+            wide = {group: matrix.double().cpu() for group, matrix in scores.items()}
             agreed = consensus(pair_objective(pair), wide, self.settings.rounds)
-        return {group: found.to(device, torch.float32) for group, found in agreed.items()}
+        return {group: matrix.to(device, torch.float32) for group, matrix in agreed.items()}
 
     def _labelled(self, portion: Portion) -> Tensor:
-        pool, settings = portion.pool, self.settings
-        made = [
-            pool.labelled(
-                settings.augmentations, settings.seed, portion.step, i, "labelled", probed=self.aligner.needs_probes
-            )
-            for i in portion.numbers
-        ]
-        scores = [self.aligner(pair) for pair, _ in made]
+        pool, settings, probed = portion.pool, self.settings, self.aligner.needs_probes
+        seeds = [(settings.seed, portion.step, i, "labelled") for i in portion.numbers]
+        drawn = [pool.labelled(settings.augmentations, *seed, probed=probed) for seed in seeds]
+        scores = [self.aligner(pair) for pair, _ in drawn]
         with torch.autocast(pool.device.type, enabled=False):
-            relaxed = relax(pool.graph, scores, self.aligner.log_sharpness, project=False)
-            return supervised_loss(relaxed, [answer for _, answer in made])
+            return supervised_loss(self._relax(pool, scores), [answer for _, answer in drawn])
 
     def _unlabelled(self, portion: Portion) -> dict[str, Tensor]:
         pool, settings = portion.pool, self.settings
         seeds = [(settings.seed, portion.step, i, "unlabelled") for i in portion.numbers]
         drawn = [pool.unlabelled(*seed, probed=self.aligner.needs_probes) for seed in seeds]
         pairs, lefts = [pair for pair, _ in drawn], [left for _, left in drawn]
-        scores = [self._agreed(pair, self.aligner(pair)) for pair in pairs]
-        found = {}
+        scores = [self._agree(pair) for pair in pairs]
+        losses = {}
         with torch.autocast(pool.device.type, enabled=False):
-            relaxed = relax(pool.graph, scores, self.aligner.log_sharpness)
-            a, moved = [pair.a for pair in pairs], moved_softly(relaxed, [pair.b for pair in pairs])
+            a, moved = [pair.a for pair in pairs], move_softly(self._relax(pool, scores), [pair.b for pair in pairs])
             if settings.alignment:
-                found["alignment"] = alignment_loss(pool.graph, a, moved)
+                losses["alignment"] = alignment_loss(pool.graph, a, moved)
             if settings.interpolation:
                 generators = [seeded(*seed, "task") for seed in seeds]
-                places = [float(torch.rand((), generator=generator)) for generator in generators]
+                lambdas = [1 - float(torch.rand((), generator=generator)) for generator in generators]
                 batches = [pool.minibatch(left, one) for left, one in zip(lefts, generators, strict=True)]
                 tasks = [pool.task("train", left) for left in lefts]
-                found["interpolation"] = interpolation_loss(tasks, pool.graph, a, moved, places, batches)
-        return found
+                losses["interpolation"] = interpolation_loss(tasks, pool.graph, a, moved, lambdas, batches)
+        return losses

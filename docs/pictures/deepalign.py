@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 import alignkit
-from alignkit.deepalign import shipped_checkpoint
-from alignkit.deepalign.aligner import AlignerInput, load_aligner
-from alignkit.deepalign.consensus import SHARPNESS, assign, consensus, soft_elements
+from alignkit.deepalign import SHIPPED_CHECKPOINT, AlignerInput, load_aligner
+from alignkit.deepalign.consensus import SHARPNESS, consensus, soft_elements
 from alignkit.deepalign.probes import channels, respond
 from alignkit.deepalign.probing import find_probing
+from alignkit.deepalign.scores import assign
 from alignkit.solver import Problem
 
 
@@ -32,11 +32,11 @@ def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int
     a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
     probing = probed.probing
     group = list(graph.groups)[group_at]
-    reading = next(r for r in probing.readings[group] if r.place.when == "post")
+    reading = next(r for r in probing.readings[group] if r.site.when == "post")
     responses = [respond(probing.model, [reading], side, probing.batch, 0)[reading][0] for side in (a, b)]
     value, gradient, product = channels(*responses)
     with torch.no_grad():
-        found = load_aligner(shipped_checkpoint())(AlignerInput(graph, a, b, probing))
+        found = load_aligner(SHIPPED_CHECKPOINT)(AlignerInput(graph, a, b, probing))
     scores = {name: matrix.double() for name, matrix in found.items()}
     agreed = consensus(problem.objective, scores)
     elements = assign(graph, agreed)

@@ -7,14 +7,13 @@ import torch
 from torch import nn
 
 from alignkit import Alignment, Task, builders, interpolate, merge, solve, trace
-from alignkit.deepalign.aligner import save_aligner
-from alignkit.deepalign.consensus import assign, consensus
-from alignkit.deepalign.encoder import ProbeEncoder
+from alignkit.deepalign import ProbeEncoder, save_aligner
+from alignkit.deepalign.consensus import consensus
 from alignkit.deepalign.midpoint import meet_in_the_middle
-from alignkit.deepalign.probes import standardised
+from alignkit.deepalign.scores import assign, standardise
 from alignkit.errors import SolverError
 from alignkit.matching.objective import Objective
-from alignkit.tasks.path_loss import first_batches
+from alignkit.tasks.minibatches import first_batches
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
 
 
@@ -107,7 +106,7 @@ def test_rounds_of_consensus_correct_wrong_scores():
 
 
 def test_a_constant_matrix_standardises_to_zero():
-    assert not standardised(torch.full((4, 4), 3.7, dtype=torch.float64)).any()
+    assert not standardise(torch.full((4, 4), 3.7, dtype=torch.float64)).any()
 
 
 class Tied(nn.Module):
@@ -188,7 +187,7 @@ def test_midpoint_steps_do_not_depend_on_how_the_data_is_cut():
     data = (mlp_of_four().inputs(96), torch.zeros(96).long())
     generator = torch.Generator().manual_seed(0)
     start = {
-        name: standardised(torch.randn(group.size, group.size, generator=generator, dtype=torch.float64))
+        name: standardise(torch.randn(group.size, group.size, generator=generator, dtype=torch.float64))
         for name, group in pair.graph.groups.items()
     }
     found = []

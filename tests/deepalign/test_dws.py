@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from alignkit import Alignment, SymmetryGraph, trace
-from alignkit.deepalign.aligner import AlignerInput, load_aligner, save_aligner
-from alignkit.deepalign.consensus import assign
-from alignkit.deepalign.dws.aligner import DwsAligner
+from alignkit.deepalign import AlignerInput, DwsAligner, load_aligner, save_aligner
+from alignkit.deepalign.scores import assign
 from alignkit.errors import AlignmentError
 from alignkit.matching.objective import Objective
 from alignkit.testing import ProblemArchitecture, attention, convnet, mlp, planted_pair, residual

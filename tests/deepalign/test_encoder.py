@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from alignkit import Alignment, Solution, Task, solve, trace
-from alignkit.deepalign.aligner import AlignerInput, load_aligner, read_card, save_aligner
-from alignkit.deepalign.consensus import assign
-from alignkit.deepalign.encoder import ProbeEncoder
+from alignkit.deepalign import AlignerInput, ProbeEncoder, load_aligner, read_card, save_aligner
 from alignkit.deepalign.probing import find_probing
+from alignkit.deepalign.scores import assign
 from alignkit.deepalign.wiring import find_wiring
 from alignkit.errors import SolverError, WeightsError
 from alignkit.matching.sinkhorn import balanced_sinkhorn

@@ -7,23 +7,16 @@ does not run them.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-
 import torch
 
 _library: torch.library.Library | None = None
 
 
 def install() -> None:
-    """Import torchvision if it is there, with declared operators where it cannot load its own."""
+    """Declare the operators that `import torchvision` expects, once, where they are missing."""
     global _library
-    if _library is not None:
+    if _library is not None or hasattr(torch.ops.torchvision, "nms"):
         return
-    with contextlib.suppress(ImportError):
-        try:
-            importlib.import_module("torchvision")
-        except RuntimeError:  # operator torchvision::nms does not exist
-            _library = torch.library.Library("torchvision", "DEF")
-            for name in ("nms", "qnms"):
-                _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

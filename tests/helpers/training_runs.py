@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from alignkit import Task, builders
-from alignkit.deepalign.dws.aligner import DwsAligner
-from alignkit.deepalign.encoder import ProbeEncoder
+from alignkit.deepalign import DwsAligner, ProbeEncoder
 
 QUICK = {"pairs": 2, "validate_every": 4, "validation_pairs": 2, "checkpoint_every": 2, "batch_size": 32, "probes": 16}
 

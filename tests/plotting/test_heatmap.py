@@ -12,7 +12,7 @@ import alignkit
 from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import AlignmentError, TaskError
 from alignkit.matching.unit_similarity import similarity_matrix, unit_similarity
-from alignkit.plotting.pictures import plot_alignment
+from alignkit.plotting import plot_alignment
 
 SPEC = {
     "0.weight": "h .",

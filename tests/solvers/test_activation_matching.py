@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit.activations.readings import CrossMoments, find_readings
+from alignkit.activations import CrossMoments, find_readings
 from alignkit.errors import SolverError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
@@ -101,7 +101,7 @@ def test_wrong_places_are_not_used():
     graph = SymmetryGraph.from_spec({"one.weight": "h .", "one.bias": "h", "two.weight": ". h", "two.bias": "."}, model)
     task = Task(model, (torch.randn(16, 4), torch.zeros(16)), "mse")
     readings, _ = find_readings(graph, task, task.checked(model))
-    assert {reading.place.label for reading in readings["h"]} == {"output"}
+    assert {reading.site.label for reading in readings["h"]} == {"output"}
 
 
 # ---------------------------------------------------------------------- statistics

@@ -17,7 +17,7 @@ from alignkit.errors import SolverError, TaskError
 from alignkit.matching.sinkhorn import doubly_stochastic, implicit_gradient, plan, potentials, sinkhorn
 from alignkit.solver import Problem, Status
 from alignkit.solvers.sinkhorn import Sinkhorn
-from alignkit.tasks.path_loss import Minibatches
+from alignkit.tasks.minibatches import Minibatches
 from alignkit.tasks.task import Task
 from alignkit.testing import SolverContract, attention, convnet, independent_pair, mlp, planted_pair
 

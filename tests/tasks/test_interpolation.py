@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from alignkit.errors import MissingExtraError, TaskError, WeightsError
-from alignkit.plotting.pictures import plot_interpolations
+from alignkit.plotting import plot_interpolations
 from alignkit.tasks import interpolation as evaluate
 from alignkit.tasks.interpolation import Interpolation, interpolate
 from alignkit.tasks.task import Task
@@ -179,8 +179,8 @@ def change(**values: object) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no interpolation in JSON"),
-        ("[1]", "no interpolation in JSON"),
+        ("{", "not an interpolation in JSON"),
+        ("[1]", "not an interpolation in JSON"),
         ("{}", "KeyError: 'format'"),
         (change(version=9), "written by another version"),
         (change(losses=[1, 2]), "odd number of points"),

@@ -14,14 +14,10 @@ from typer.testing import CliRunner
 
 from alignkit import Alignment, builders
 from alignkit.cli import app
-from alignkit.deepalign.aligner import Aligner, load_aligner, read_card
-from alignkit.deepalign.dws.aligner import DwsAligner
+from alignkit.deepalign import Aligner, DwsAligner, load_aligner, read_card
 from alignkit.errors import MissingExtraError, TrainingError
-from alignkit.training.augment import Augmentations
-from alignkit.training.loop import train
+from alignkit.training import CHECKPOINT, METRICS, RECOMMENDED, Augmentations, TrainingSettings, read_metrics, train
 from alignkit.training.pairs import Limits, Pool
-from alignkit.training.records import CHECKPOINT, METRICS, read_metrics
-from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.training.step_losses import Portion, StepLosses
 from helpers.training_runs import QUICK, Small, fresh, perceptron
 
@@ -102,7 +98,6 @@ def test_probes_are_data_or_random_as_asked(small):
 # ---------------------------------------------------------------------- training
 
 
-@pytest.mark.slow
 def test_training_for_one_architecture_lowers_the_barrier_of_held_out_networks(small, tmp_path):
     settings = RECOMMENDED["dws"].model_copy(
         update={"steps": 60, "pairs": 4, "learning_rate": 5e-3, "validate_every": 20, "validation_pairs": 3, **LIGHT}
@@ -113,7 +108,6 @@ def test_training_for_one_architecture_lowers_the_barrier_of_held_out_networks(s
     assert result.best_step > 0
 
 
-@pytest.mark.slow
 def test_training_of_the_probe_encoder_lowers_its_losses(small, tmp_path):
     settings = TrainingSettings(
         steps=30, pairs=4, validation_pairs=0, supervised_every=2, probes=16, learning_rate=1e-2
@@ -137,7 +131,6 @@ class Stop(Exception):  # noqa: N818
     """Stands for a kill in the middle of a run."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dws", "learned"])
 @pytest.mark.parametrize("stop_after", [3, 8])
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(kind, stop_after, small, tmp_path):
@@ -167,14 +160,12 @@ KILLED = """
 import sys, torch
 from helpers.training_runs import QUICK, Small, fresh
 from alignkit.training.step_losses import Portion, StepLosses
-from alignkit.training.loop import train
-from alignkit.training.settings import TrainingSettings
+from alignkit.training import TrainingSettings, train
 small = Small(width=6, count=6)
 train(fresh("dws", small.graph), [small], TrainingSettings(steps=500, **QUICK), sys.argv[1], resume=True)
 """
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_after_a_kill_at_any_moment(tmp_path):
     folder = Path(__file__).parents[1]
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=folder, stderr=subprocess.PIPE)
@@ -221,7 +212,6 @@ def test_gradients_of_portions_add_up_to_those_of_the_whole_step(small, tmp_path
         assert float(one["gradient_norm"]) == pytest.approx(float(other["gradient_norm"]), rel=1e-2)
 
 
-@pytest.mark.slow
 def test_sets_take_turns_or_come_as_often_as_their_weight(tmp_path):
     sets = [Small(width=width, count=5, validation=2) for width in (4, 6)]
     drawn = {}

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.deepalign.aligner import Aligner, AlignerInput, aligner_kind
-from alignkit.deepalign.dws.domains import incidences
+from alignkit.deepalign.aligner import Aligner, AlignerInput
+from alignkit.deepalign.dws.domains import find_incidences
 from alignkit.deepalign.dws.layers import Affine, DwsLayer, Features, Lift, spread_out
+from alignkit.deepalign.scores import cosines
 from alignkit.errors import AlignmentError
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph import SymmetryGraph
 
 
-@aligner_kind
 class DwsAligner(Aligner):
     """Aligns networks of one graph from their weights alone; the same encoder sees both.
 
@@ -33,8 +33,8 @@ class DwsAligner(Aligner):
         edges: Channels of each weight between groups.
         output: Channels of each unit that are compared.
         layers: Number of hidden layers.
-        lifted: Most fixed positions (inputs, outputs, kernel) of a place that get weights of their own. More are hashed
-            into that many.
+        lifted: Maximum number of fixed positions (inputs, outputs, kernel) of a block that get weights of their own.
+            More are hashed into that many.
         seed: Seed of the parameters.
 
     Raises:
@@ -61,7 +61,7 @@ class DwsAligner(Aligner):
         self._settings = {
             "hidden": hidden, "edges": edges, "output": output, "layers": layers, "lifted": lifted, "seed": seed
         }  # fmt: skip
-        self.facts = incidences(graph)
+        self.facts = find_incidences(graph)
         widths = [hidden if domain.is_group else edges for domain in self.facts.domains]
         generator = torch.Generator().manual_seed(seed)
         self.lift = Lift(self.facts, widths, lifted, generator)
@@ -72,17 +72,17 @@ class DwsAligner(Aligner):
         )
 
     def settings(self) -> dict[str, Any]:
-        """The settings and the graph, as JSON can hold them."""
+        """Return the settings and the graph, as JSON can hold them."""
         return {"graph": json.dumps(json.loads(self.graph.to_json()), separators=(",", ":")), **self._settings}
 
     @classmethod
-    def rebuilt(cls, settings: Mapping[str, Any]) -> Self:
-        """An aligner from its settings, with fresh parameters."""
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Make an aligner from its settings, with fresh parameters."""
         rest = {name: value for name, value in settings.items() if name != "graph"}
         return cls(SymmetryGraph.from_json(settings["graph"]), **rest)
 
     def fits(self, graph: SymmetryGraph) -> str | None:
-        """None for the graph that the aligner was made for, else the reason why it does not serve this one."""
+        """Return None for the graph that the aligner was made for, else why it does not serve this one."""
         if graph == self.graph:
             return None
         return (
@@ -92,18 +92,18 @@ class DwsAligner(Aligner):
         )
 
     def forward(self, pair: AlignerInput) -> dict[str, Float[Tensor, "units units"]]:
-        """Scores of one pair, float64; see `Aligner.forward`.
+        """Score one pair, in float64; see `Aligner.forward`.
 
         Raises:
             AlignmentError: The pair belongs to another graph.
         """
         if (reason := self.fits(pair.graph)) is not None:
             raise AlignmentError(f"{reason}.")
-        one, other = ({name: tensor[None] for name, tensor in side.items()} for side in (pair.a, pair.b))
-        return {group: matrix[0] for group, matrix in self.scores(one, other).items()}
+        a, b = ({name: tensor[None] for name, tensor in side.items()} for side in (pair.a, pair.b))
+        return {group: matrix[0] for group, matrix in self.scores(a, b).items()}
 
     def scores(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "pairs units units"]]:
-        """Scores of several pairs at once.
+        """Score several pairs at once.
 
         Args:
             a: Weights of the networks A, each tensor stacked along a new first axis.
@@ -111,12 +111,14 @@ class DwsAligner(Aligner):
         """
         count = len(next(iter(a.values())))
         features = self.encode({name: torch.cat((a[name], b[name])) for name in a})
-        return {group: _cosines(x[:count], x[count:]) for group, x in features.items()}
+        # In float64: close units differ by less than float32 shows.
+        spread = {group: spread_out(x.double()).mT for group, x in features.items()}
+        return {group: cosines(x[:count], x[count:]) for group, x in spread.items()}
 
     def encode(self, weights: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "networks output units"]]:
-        """Features of the units of each group, over all parents, of networks stacked along a first axis."""
+        """Compute features of the units of each group, over all parents, of networks stacked along a first axis."""
         nodes = self.graph.tensors.values()
-        used = {place.tensor for place in self.facts.places}
+        used = {placed.tensor for placed in self.facts.placements}
         tensors = {
             node.name: next(weights[name] for name in node.names if name in weights)
             for node in nodes
@@ -126,11 +128,3 @@ class DwsAligner(Aligner):
         for layer in self.layers:
             features = layer(features)
         return {group: read(features).flatten(2) for group, read in zip(self.facts.units, self.read, strict=True)}
-
-
-def _cosines(
-    a: Float[Tensor, "pairs output units"], b: Float[Tensor, "pairs output units"]
-) -> Float[Tensor, "pairs units units"]:
-    """Cosines of features that are spread out over units, in float64: close units differ by less than float32 shows."""
-    left, right = (nn.functional.normalize(spread_out(side.double()), dim=1, eps=1e-30) for side in (a, b))
-    return left.mT @ right

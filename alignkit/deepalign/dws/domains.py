@@ -12,8 +12,7 @@ from math import prod
 
 from torch import Tensor
 
-from alignkit.graph.layout import Block, Dim
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph import Block, Dim, SymmetryGraph
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Domain:
     sizes: tuple[int, ...]
 
     def chain(self, at: int) -> tuple[int, ...]:
-        """Positions of the parents of a dimension, and of the dimension itself."""
+        """Return the positions of the parents of a dimension, and of the dimension itself."""
         return (*self.ancestors[at], at)
 
     @property
@@ -65,7 +64,7 @@ class FeaturePlacement:
         return prod(self.block.dims[i].size for i in self.fixed)
 
     def features(self, tensor: Tensor) -> Tensor:
-        """The features, ``[batch, channels, *sizes]``, of tensors stacked along a first axis."""
+        """Read the features, ``[batch, channels, *sizes]``, of tensors stacked along a first axis."""
         dims = (Dim(0, len(tensor), 1), *(Dim(d.axis + 1, d.size, d.stride) for d in self.block.dims))
         part = Block((0, *self.block.offsets), dims).view(tensor)
         moved = [i + 1 for i in range(len(self.block.dims)) if i not in self.fixed]
@@ -97,20 +96,24 @@ class Incidences:
     Attributes:
         domains: The domains; that of each group is among them.
         units: For each group the number of its domain.
-        places: What is read from tensors.
+        placements: What is read from tensors.
         faces: Where groups meet larger domains, diagonals included.
         swaps: For each domain the exchanges of dimensions, as orders of all dimensions, that commute with the group.
     """
 
     domains: tuple[Domain, ...]
     units: dict[str, int]
-    places: tuple[FeaturePlacement, ...]
+    placements: tuple[FeaturePlacement, ...]
     faces: tuple[Incidence, ...]
     swaps: tuple[tuple[tuple[int, ...], ...], ...]
 
 
-def incidences(graph: SymmetryGraph) -> Incidences:
-    """Domains, places and faces of a graph.
+def find_incidences(graph: SymmetryGraph) -> Incidences:
+    """Find the domains of a graph and how they meet.
+
+    Example: ``fc2.weight`` with layout ``"h2 h1"`` gives one domain of pairs ``(h2, h1)`` beside the domains of the two
+    groups. Its faces are ``h2`` with ``chain = (0,)`` and ``h1`` with ``chain = (1,)``: features of pairs are averaged
+    over ``h1`` to become features of ``h2``, and the other way round.
 
     With own features, faces and swaps they span, for two different groups on a block, all affine equivariant maps up
     to invariant terms ([Navon23], the layers of DWSNets); for a group that meets itself the transpose and the
@@ -118,15 +121,15 @@ def incidences(graph: SymmetryGraph) -> Incidences:
     """
     numbers: dict[Domain, int] = {}
     units = {name: numbers.setdefault(_group_domain(graph, name), len(numbers)) for name in graph.groups}
-    places = []
+    placements = []
     for name, node in graph.tensors.items():
         for block in node.blocks:
             if block.groups:
                 number = numbers.setdefault(_block_domain(block), len(numbers))
-                places.append(FeaturePlacement(name, block, number))
+                placements.append(FeaturePlacement(name, block, number))
     domains = tuple(numbers)
     faces = [face for number, domain in enumerate(domains) for face in _faces(number, domain, units)]
-    return Incidences(domains, units, tuple(places), tuple(faces), tuple(_swaps(domain) for domain in domains))
+    return Incidences(domains, units, tuple(placements), tuple(faces), tuple(_swaps(domain) for domain in domains))
 
 
 def _group_domain(graph: SymmetryGraph, name: str) -> Domain:
@@ -147,26 +150,26 @@ def _faces(number: int, domain: Domain, units: dict[str, int]) -> list[Incidence
         for at, group in enumerate(domain.groups)
         if len(domain.chain(at)) < len(domain.groups)
     ]
-    for one, other in _repeats(domain):
-        chain = domain.chain(one)
-        tied = tuple((u, v) for u, v in zip(chain, domain.chain(other), strict=True) if u != v)
-        faces.append(Incidence(number, units[domain.groups[one]], chain, tied))
+    for left, right in _repeats(domain):
+        chain = domain.chain(left)
+        tied = tuple((u, v) for u, v in zip(chain, domain.chain(right), strict=True) if u != v)
+        faces.append(Incidence(number, units[domain.groups[left]], chain, tied))
     return faces
 
 
 def _repeats(domain: Domain) -> list[tuple[int, int]]:
-    """Pairs of dimensions of the same group."""
+    """List pairs of dimensions of the same group."""
     count = len(domain.groups)
     return [(i, j) for i in range(count) for j in range(i + 1, count) if domain.groups[i] == domain.groups[j]]
 
 
 def _swaps(domain: Domain) -> tuple[tuple[int, ...], ...]:
-    found = []
-    for one, other in _repeats(domain):
+    swaps = []
+    for left, right in _repeats(domain):
         order = list(range(len(domain.groups)))
-        for u, v in zip(domain.chain(one), domain.chain(other), strict=True):
+        for u, v in zip(domain.chain(left), domain.chain(right), strict=True):
             order[u], order[v] = v, u
         # Children have to go with their parents, or the exchange would tear units out of them.
         if all(domain.ancestors[o] == tuple(order[a] for a in domain.ancestors[i]) for i, o in enumerate(order)):
-            found.append(tuple(order))
-    return tuple(dict.fromkeys(found))
+            swaps.append(tuple(order))
+    return tuple(dict.fromkeys(swaps))

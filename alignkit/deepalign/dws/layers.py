@@ -18,16 +18,16 @@ FLAT = 1e3
 
 
 def spread_out(features: Float[Tensor, "batch channels *sizes"]) -> Tensor:
-    """Mean 0 and deviation 1 over the units, for each network and channel; what is constant but for rounding becomes 0.
+    """Bring each network and channel to mean 0 and deviation 1 over the units; what is constant but for rounding to 0.
 
     Features of an untrained network are nearly the same for all units; without this float32 cannot tell them apart.
     """
-    normal, share = standardised(features)
+    normal, share = layer_norm(features)
     return normal * share
 
 
-def standardised(features: Float[Tensor, "batch channels *sizes"]) -> tuple[Tensor, Tensor]:
-    """The two factors of `spread_out`: standardised features, and below 1 a share for channels that hardly vary."""
+def layer_norm(features: Float[Tensor, "batch channels *sizes"]) -> tuple[Tensor, Tensor]:
+    """Return the factors of `spread_out`: normalised features, and a share below 1 for channels that hardly vary."""
     # Half precision is for products of matrices; here a mean is subtracted.
     flat = features.flatten(2) if features.dtype == torch.float64 else features.flatten(2).float()
     info = torch.finfo(flat.dtype)
@@ -39,7 +39,7 @@ def standardised(features: Float[Tensor, "batch channels *sizes"]) -> tuple[Tens
 
 
 def spread_out_together(features: Float[Tensor, "batch channels *sizes"]) -> Tensor:
-    """As `spread_out`, but all channels of a network are divided by the same number, so that their ratio is kept."""
+    """Spread out as `spread_out`, but divide all channels of a network by one number, so that their ratio is kept."""
     centred = features - features.mean(tuple(range(2, features.ndim)), keepdim=True)
     every = tuple(range(1, features.ndim))
     variance, size = (x.square().mean(every, keepdim=True) for x in (centred, features))
@@ -48,17 +48,11 @@ def spread_out_together(features: Float[Tensor, "batch channels *sizes"]) -> Ten
     return centred * scale
 
 
-def mixed(weight: Float[Tensor, "out in"], features: Float[Tensor, "batch in *sizes"]) -> Tensor:
-    """A linear map of the channels, the same at every combination of units."""
+def mix(weight: Float[Tensor, "out in"], features: Float[Tensor, "batch in *sizes"]) -> Tensor:
+    """Map the channels linearly, in the same way at every combination of units."""
     flat = features.flatten(2)
     # bmm leaves the features where they are; matmul would fold them into one matrix, by a copy.
     return torch.bmm(weight.expand(len(flat), -1, -1), flat).reshape(len(flat), -1, *features.shape[2:])
-
-
-def _scaled(features: Tensor) -> Tensor:
-    """Divided by the largest entry of each network, so that squares neither overflow nor vanish."""
-    floats = features if features.is_floating_point() else features.float()
-    return floats / floats.flatten(1).abs().amax(1).clamp(min=1e-30).reshape(-1, *([1] * (floats.ndim - 1)))
 
 
 def _add(sums: dict[int, Tensor], number: int, x: Tensor) -> None:
@@ -76,14 +70,14 @@ class Features:
         self.facts, self.values = facts, values
         self._pooled: dict[Incidence, Tensor] = {}
 
-    def replaced(self, changed: dict[int, Tensor]) -> Features:
-        """Features with those of some domains exchanged."""
+    def replace(self, changed: dict[int, Tensor]) -> Features:
+        """Return features with those of some domains exchanged."""
         result = Features(self.facts, {**self.values, **changed})
         result._pooled = {face: x for face, x in self._pooled.items() if face.domain not in changed}
         return result
 
-    def pooled(self, face: Incidence) -> Tensor:
-        """Means onto the units of a group, spread out; over the diagonal only where dimensions are tied."""
+    def pool(self, face: Incidence) -> Tensor:
+        """Average onto the units of a group and spread out; over the diagonal only where dimensions are tied."""
         if face not in self._pooled:
             x = self.values[face.domain]
             rest = tuple(i + 2 for i in range(x.ndim - 2) if i not in face.chain)
@@ -93,19 +87,19 @@ class Features:
         return self._pooled[face]
 
     def broadcast(self, face: Incidence, x: Tensor) -> Tensor:
-        """Features of a group's units, shaped to be added to those of the larger domain."""
+        """Shape features of a group's units to be added to those of the larger domain."""
         sizes = self.facts.domains[face.domain].sizes
         x = x.reshape(*x.shape[:2], *(size if i in face.chain else 1 for i, size in enumerate(sizes)))
         return x * diagonal(face, x) if face.tied else x
 
 
 def diagonal(face: Incidence, like: Tensor) -> Tensor:
-    """1 where the tied dimensions of a domain agree and 0 elsewhere."""
+    """Make a mask that is 1 where the tied dimensions of a domain agree and 0 elsewhere."""
     mask = like.new_ones(())
-    for one, other in face.tied:
-        size = like.shape[2 + one]
+    for left, right in face.tied:
+        size = like.shape[2 + left]
         shape = [1] * (like.ndim - 2)
-        shape[one] = shape[other] = size
+        shape[left] = shape[right] = size
         mask = mask * torch.eye(size, dtype=like.dtype, device=like.device).reshape(shape)
     return mask
 
@@ -114,9 +108,9 @@ class Lift(nn.Module):
     """From tensors to features on every domain.
 
     Args:
-        facts: Domains and places.
-        widths: Most channels of each domain.
-        lifted: Most fixed positions of a place with a weight of their own; more are hashed into that many first.
+        facts: Domains, and what is read from tensors.
+        widths: Maximum number of channels of each domain.
+        lifted: Maximum number of fixed positions of a block with weights of their own; more are hashed into that many.
         generator: Source of the weights.
 
     Attributes:
@@ -126,14 +120,14 @@ class Lift(nn.Module):
     def __init__(self, facts: Incidences, widths: list[int], lifted: int, generator: torch.Generator) -> None:
         super().__init__()
         self.facts, self.lifted = facts, lifted
-        channels = [sum(p.channels for p in facts.places if p.domain == i) for i in range(len(widths))]
+        channels = [sum(p.channels for p in facts.placements if p.domain == i) for i in range(len(widths))]
         self.kept = {i for i, d in enumerate(facts.domains) if not d.is_group and channels[i] <= widths[i]}
         self.widths = [channels[i] if i in self.kept else width for i, width in enumerate(widths)]
-        self.mapped = [place for place in facts.places if place.domain not in self.kept]
+        self.mapped = [placed for placed in facts.placements if placed.domain not in self.kept]
         self.weights = nn.ParameterList(
-            _weight(widths[place.domain], min(place.channels, lifted), generator) for place in self.mapped
+            _weight(widths[placed.domain], min(placed.channels, lifted), generator) for placed in self.mapped
         )
-        direct = {place.domain for place in facts.places}
+        direct = {placed.domain for placed in facts.placements}
         # A group of heads may have no tensor of its own: it starts from means over what stands in larger domains.
         self.faces = [face for face in facts.faces if face.group not in direct and face.domain in direct]
         self.means = nn.ParameterList(
@@ -141,29 +135,33 @@ class Lift(nn.Module):
         )
 
     def forward(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Features:
-        """Features of each domain, from tensors stacked along a first axis."""
-        found: dict[int, Tensor] = {}
-        for place, weight in zip(self.mapped, self.weights, strict=True):
-            _add(found, place.domain, mixed(weight, self._read(place, tensors, dtype)))
-        direct = {i: spread_out(x) for i, x in found.items()}
+        """Make the features of each domain from tensors stacked along a first axis."""
+        direct: dict[int, Tensor] = {}
+        for placed, weight in zip(self.mapped, self.weights, strict=True):
+            _add(direct, placed.domain, mix(weight, self._read(placed, tensors, dtype)))
+        direct = {i: spread_out(x) for i, x in direct.items()}
         for number in self.kept:
-            parts = [self._read(place, tensors, dtype) for place in self.facts.places if place.domain == number]
+            parts = [self._read(placed, tensors, dtype) for placed in self.facts.placements if placed.domain == number]
             direct[number] = torch.cat(parts, 1)
         features = Features(self.facts, direct)
         more: dict[int, Tensor] = {}
         for face, weight in zip(self.faces, self.means, strict=True):
-            _add(more, face.group, mixed(weight, features.pooled(face)))
-        return features.replaced({i: spread_out(x) for i, x in more.items()})
+            _add(more, face.group, mix(weight, features.pool(face)))
+        return features.replace({i: spread_out(x) for i, x in more.items()})
 
-    def _read(self, place: FeaturePlacement, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """What stands at one place, whatever its size and its offset."""
-        return spread_out_together(self._hashed(place, _scaled(place.features(tensors[place.tensor])).to(dtype)))
+    def _read(self, placed: FeaturePlacement, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Read the features of one part of a tensor, whatever its size and its offset."""
+        part = placed.features(tensors[placed.tensor])
+        part = part if part.is_floating_point() else part.float()
+        # Divided by the largest entry of each network, so that squares neither overflow nor vanish.
+        largest = part.flatten(1).abs().amax(1).clamp(min=1e-30)
+        part = (part / largest.reshape(-1, *([1] * (part.ndim - 1)))).to(dtype)
+        return spread_out_together(part if placed.channels <= self.lifted else self._sketch(part, placed.channels))
 
-    def _hashed(self, place: FeaturePlacement, part: Tensor) -> Tensor:
-        """A count sketch of the channels where there are too many of them; random signs, no parameters."""
-        if place.channels <= self.lifted:
-            return part
-        code = torch.arange(place.channels, device=part.device) * 2654435761 % 2**32
+    def _sketch(self, part: Tensor, channels: int) -> Tensor:
+        """Make a count sketch of the channels: each is added to one of ``lifted`` with a sign, both from a hash."""
+        # Multiplicative hashing by Knuth: 2654435761 is the prime next to 2^32 over the golden ratio.
+        code = torch.arange(channels, device=part.device) * 2654435761 % 2**32
         sign = 1 - 2 * (code >> 31).to(part.dtype)
         bucket = (code * 40503 >> 7) % self.lifted
         shape = [-1, *([1] * (part.ndim - 2))]
@@ -201,16 +199,16 @@ class Affine(nn.Module):
         self.pooled = nn.ParameterList(_weight(width, before[f.domain], generator) for f in self.inward)
 
     def forward(self, features: Features) -> Tensor:
-        """The new features of the domain, before any pointwise function."""
+        """Compute the new features of the domain, before any pointwise function."""
         values = features.values
-        total = mixed(self.own, values[self.domain])
+        total = mix(self.own, values[self.domain])
         for order, weight in zip(self.swaps, self.swapped, strict=True):
-            total += mixed(weight, values[self.domain].permute(0, 1, *(i + 2 for i in order)))
+            total += mix(weight, values[self.domain].permute(0, 1, *(i + 2 for i in order)))
         for face, weight in zip(self.outward, self.broadcast, strict=True):
-            units = mixed(weight, torch.cat((values[face.group], features.pooled(face)), 1))
+            units = mix(weight, torch.cat((values[face.group], features.pool(face)), 1))
             total += features.broadcast(face, units)
         for face, weight in zip(self.inward, self.pooled, strict=True):
-            total += mixed(weight, features.pooled(face))
+            total += mix(weight, features.pool(face))
         return total
 
 
@@ -236,13 +234,13 @@ class DwsLayer(nn.Module):
         self.biases = nn.ParameterList(0.5 * torch.randn(width, generator=generator) for width in after)
 
     def forward(self, features: Features) -> Features:
-        """Features after the layer."""
+        """Apply the layer."""
         for step in self.steps:
-            features = features.replaced({i: self._activated(i, self.maps[i](features)) for i in step})
+            features = features.replace({i: self._activate(i, self.maps[i](features)) for i in step})
         return features
 
-    def _activated(self, domain: int, x: Tensor) -> Tensor:
+    def _activate(self, domain: int, x: Tensor) -> Tensor:
         shape = (-1, *([1] * (x.ndim - 2)))
-        normal, share = standardised(x)
+        normal, share = layer_norm(x)
         gain, bias = self.gains[domain].reshape(shape), self.biases[domain].reshape(shape)
         return nn.functional.silu(torch.addcmul(bias, normal, gain * share))

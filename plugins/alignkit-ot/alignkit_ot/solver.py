@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit import Alignment, IterativeOptions, Needs, Outcome, Problem, Returns, SoftAlignment, Solver, Status, Step
-from alignkit.activations.readings import BATCH_BYTES, cross_moments, find_readings
+from alignkit.activations import cross_moments, find_readings
 from alignkit.errors import SolverError
 from alignkit.matching.families import split_pairs
 from alignkit.matching.sinkhorn import doubly_stochastic
@@ -162,7 +162,7 @@ def _observed(problem: Problem) -> Observed:
     a, b = task.checked(problem.a), task.checked(problem.b)
     every, sample_bytes = find_readings(problem.graph, task, a)
     readings = {group: chosen(places, "post") for group, places in every.items()}
-    moments = cross_moments(readings, task, a, b, task.batches, max(1, BATCH_BYTES // max(1, sample_bytes)))
+    moments = cross_moments(readings, task, a, b, task.batches, sample_bytes)
     return Observed.of(problem.graph, moments, "correlation")
 
 

@@ -19,11 +19,8 @@ import measure
 import torch
 
 import alignkit.zoo as zoo
-from alignkit.deepalign.aligner import Aligner, save_aligner
-from alignkit.deepalign.dws.aligner import DwsAligner
-from alignkit.deepalign.encoder import ProbeEncoder
-from alignkit.training.loop import train
-from alignkit.training.settings import RECOMMENDED
+from alignkit.deepalign import Aligner, DwsAligner, ProbeEncoder, save_aligner
+from alignkit.training import RECOMMENDED, train
 
 SEEDS = (0, 1, 2)
 FACTS, ALIGNER = "facts.json", "aligner.safetensors"

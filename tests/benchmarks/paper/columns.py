@@ -11,8 +11,7 @@ import measure
 from measure import Method
 
 import alignkit.zoo as zoo
-from alignkit.deepalign import shipped_checkpoint
-from alignkit.deepalign.aligner import load_aligner
+from alignkit.deepalign import SHIPPED_CHECKPOINT, load_aligner
 from alignkit.deepalign.consensus import ROUNDS
 from alignkit.deepalign.midpoint import STEPS
 
@@ -74,7 +73,7 @@ def of_aligners(name: str, folder: Path, trained_on: str, encoder: str, **option
 
 def universal() -> Column:
     """The shipped aligner; without methods where the package has none."""
-    path = shipped_checkpoint()
+    path = SHIPPED_CHECKPOINT
     if not path.exists():
         return Column(UNIVERSAL, {})
     facts = {"fingerprint": load_aligner(path).fingerprint}

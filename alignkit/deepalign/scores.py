@@ -1,0 +1,49 @@
+"""Scores: similarities of the units of A (rows) and of B (columns), and the elements that they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from alignkit.graph import SymmetryGraph
+from alignkit.matching.families import nested_assignment
+
+Scores = Mapping[str, Float[Tensor, "units units"]]
+"""Similarities of the units of each group over all parents, row-major; larger is more alike."""
+
+ROUNDING = 1e-12
+"""Deviations below this share of the largest entry are rounding in float64; in narrower types 8 units of theirs are."""
+TINY = 1e-30
+"""Norms below this count as this, in float32 as in float64: a unit that never responds is like no other."""
+
+
+def standardise(scores: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
+    """Bring each matrix to mean 0 and standard deviation 1 over its entries; a constant matrix becomes 0."""
+    centred = scores - scores.mean((-1, -2), keepdim=True)
+    deviation = centred.square().mean((-1, -2), keepdim=True)
+    largest = scores.detach().abs().amax((-1, -2), keepdim=True)
+    least = max(ROUNDING, 8 * torch.finfo(scores.dtype).eps) * largest
+    constant = deviation.detach() <= least.square()
+    # The root of a deviation of 0 has no gradient, so that constants are replaced before it is taken.
+    return torch.where(constant, 0.0, centred / torch.where(constant, 1.0, deviation).sqrt())
+
+
+def cosines(
+    a: Float[Tensor, "*batch units features"], b: Float[Tensor, "*batch units features"]
+) -> Float[Tensor, "*batch units units"]:
+    """Compute the cosines of the features of A's units (rows) and B's (columns); 0 for a unit without any."""
+    left, right = (functional.normalize(side, dim=-1, eps=TINY) for side in (a, b))
+    return left @ right.mT
+
+
+def assign(graph: SymmetryGraph, scores: Scores) -> dict[str, Tensor]:
+    """Find the best element of the symmetry group for the scores, families from the inside out."""
+    elements: dict[str, Tensor] = {}
+    for root in graph.roots:
+        similarity = {name: scores[name] for name in graph.tree(root) if name in scores}
+        elements.update(nested_assignment(graph, root, similarity))
+    return elements
