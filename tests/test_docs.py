@@ -71,6 +71,7 @@ def test_every_hook_is_documented_with_an_example_that_runs(hook: str) -> None:
     assert f"def {hook}(" in (TEMPLATE / "alignkit_mine.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_plugin_guide_runs() -> None:
     blocks = re.findall(r"^```python exec=.*?\n(.*?)^```", TEXTS["plugins.md"], re.DOTALL | re.MULTILINE)
     assert len(blocks) == len(HOOKS) + 1

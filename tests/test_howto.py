@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ("merge", "check", "compare", "align-many", "transport", "distance", "canonicalize", "plug-in-a-solver")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")

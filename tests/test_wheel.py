@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "alignkit"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed"),
     pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="there is no pyproject.toml beside the tests"),
 ]

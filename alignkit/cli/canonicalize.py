@@ -49,10 +49,9 @@ def canonicalize(
     weights = [facts.known(one.weights) for one in inputs]
     found = bring(facts.graph, weights, facts.known(target.weights), device=device)
     output.mkdir(exist_ok=True)
-    names = {name: node.name for node in facts.graph.tensors.values() for name in node.names}
     for index, (given, path) in enumerate(zip(weights, targets, strict=True)):
         network = found.network(index)
-        inputs[index].write_like(path, {name: network[names[name]] for name in given}, shown.force)
+        inputs[index].write_like(path, {name: network[facts.graph.first_names[name]] for name in given}, shown.force)
     written = [f"Written to {output}"]
     if shown.report is not None:
         title = f"{len(found)} networks in the order of {reference}"

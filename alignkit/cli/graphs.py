@@ -174,8 +174,7 @@ def described(architecture: ArchitectureSwitches, like: Input, *, read: bool = T
     graph = trace(module, *args, **kwargs)
     unknown: tuple[str, ...] = ()
     if model is None:  # real folders hold tensors that their model never reads, such as position ids
-        names = {name for node in graph.tensors.values() for name in node.names}
-        unknown = tuple(name for name in like.checkpoint if name not in names)
+        unknown = tuple(name for name in like.checkpoint if name not in graph.first_names)
     return Described(graph, text, unknown)
 
 
@@ -186,10 +185,10 @@ def check_fit(facts: Described, inputs: Sequence[Input]) -> None:
         BindError: They do not fit; every mismatch is listed.
     """
     problems: list[str] = []
-    known = {name for node in facts.graph.tensors.values() for name in node.names}
+    known = {*facts.graph.first_names, *facts.unknown}
     for given in inputs:
         shapes = given.checkpoint.shapes
-        problems += [f"{n!r} of {given.path} is not in the graph" for n in shapes if n not in {*known, *facts.unknown}]
+        problems += [f"{n!r} of {given.path} is not in the graph" for n in shapes if n not in known]
         for node in facts.graph.tensors.values():
             present = [name for name in node.names if name in shapes]
             if not present:

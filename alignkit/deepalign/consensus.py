@@ -90,7 +90,7 @@ def _weight_similarities(tree: TreeObjective, soft: Mapping[str, Tensor | None])
     similarities = {}
     for name in tree.graph.tree(tree.root):
         uses = (*tree.plain[name], *tree.coupled[name])
-        units = tree.graph.instances(name) * tree.graph.groups[name].size
+        units = tree.graph.unit_count(name)
         total = torch.zeros(units, units, dtype=torch.float64)
         for use in uses:
             total += tree.pair_similarity(use, soft).cpu().double()

@@ -19,10 +19,11 @@ from alignkit.graph.bind import WeightsSource, fit_weights
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
+from alignkit.graph.uses import Use
 from alignkit.matching.assignment import assignment_value, linear_assignment
-from alignkit.matching.objective import Use
 from alignkit.solver import Problem
-from alignkit.solvers.weight_matching import WeightMatching, colours
+from alignkit.solvers.coordinate_ascent import colour_roots
+from alignkit.solvers.weight_matching import WeightMatching
 
 BATCH_ELEMENTS = 1 << 24
 """Most weights of a batch of networks, 128 MB in float64."""
@@ -192,7 +193,7 @@ class _Batch:
         """Indices ``[networks, n]`` of every group."""
         elements: dict[str, Tensor | None] = dict.fromkeys(self.graph.groups)
         dirty = {name: torch.ones(self.count, dtype=torch.bool) for name in self.graph.groups}
-        classes = colours(self.graph, None)
+        classes = colour_roots(self.graph)
         distance = torch.full((self.count,), torch.inf, dtype=torch.float64)
         for _ in range(self.max_steps):
             before = distance.clone()

@@ -80,7 +80,7 @@ class Estimate:
     def groups(self) -> tuple[GroupEstimate, ...]:
         """Groups, parents before children."""
         graph, found = self.graph, []
-        for name in (name for root in graph.roots for name in graph.tree(root)):
+        for name in graph.parents_first:
             instances, tensors = graph.instances(name), graph.tensors_of(name)
             elements = sum(prod(graph.tensors[tensor].shape) for tensor in tensors)
             group = graph.groups[name]

@@ -16,7 +16,8 @@ from torch import Tensor
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
-from alignkit.matching.relaxation import SAMPLES, Masses, Point, Relaxation, best_step, round_masses
+from alignkit.matching.families import best_element
+from alignkit.matching.relaxation import SAMPLES, Masses, Point, Relaxation, best_step
 from alignkit.matching.soft_alignment import SoftAlignment
 
 Tensors = dict[str, Tensor]
@@ -54,7 +55,7 @@ def ascend_together(
         if moved is None:
             break
         points = moved
-    return [Alignment(graph, round_masses(graph, point.masses)) for point in points]
+    return [Alignment(graph, best_element(graph, point.masses)) for point in points]
 
 
 class _Together:
@@ -88,7 +89,7 @@ class _Together:
         slope = value = 0.0
         for model, point, own in zip(self.models, points, moved, strict=True):
             gradient = model.facing({name: total[name] - own[name] for name in total}).gradient(point)
-            elements.append(round_masses(self.graph, gradient.groups))
+            elements.append(best_element(self.graph, gradient.groups))
             corners.append(model.corner(elements[-1]))
             ways = (
                 (g * (corners[-1][n] - point.masses[n])).sum(dtype=torch.float64) for n, g in gradient.groups.items()

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
+from alignkit.graph.structure import GraphStructure
+from alignkit.graph.symmetry_graph import Pair
+from alignkit.graph.uses import uses_of_block
+from alignkit.matching.families import read_off
 
 
 @dataclass(frozen=True)
@@ -54,37 +56,27 @@ class Frame:
         return found.inverse() if self.exchanged else found
 
 
-def canonical_order(graph: SymmetryGraph, weights: Mapping[str, Tensor]) -> Alignment:
-    """The alignment that stores units by a number which no reordering of the network changes.
+def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Alignment:
+    """Return the alignment that stores units by a number which no reordering of the network changes.
 
     The number sums first and second powers of the weights that belong to a unit. Units with equal numbers keep the
     order in which they are stored.
     """
-    keys = {name: torch.zeros(graph.instances(name), group.size).double() for name, group in graph.groups.items()}
+    numbers = {name: torch.zeros(graph.instances(name), group.size).double() for name, group in graph.groups.items()}
     for tensor, node in graph.tensors.items():
         for block in node.blocks if node.groups else ():
             part = block.view(weights[tensor].detach().cpu()).double()
-            for at, dim in enumerate(block.dims):
-                if dim.group is not None:
-                    # Places are told apart: the same weights in another tensor make another unit.
-                    keys[dim.group] = 1.1 * keys[dim.group] + _unit_numbers(block, part, at).reshape(-1, dim.size)
+            part = part + torch.pi * part.square()
+            for use in uses_of_block(tensor, block):
+                # Uses are told apart: the same weights in another tensor make another unit.
+                numbers[use.group] = 1.1 * numbers[use.group] + use.unfold(part).sum(-1)
+    orders = {name: number.argsort(dim=-1, stable=True) for name, number in numbers.items()}
+    # The order of the units of a parent does not depend on its place: it is the same for every pair of parents.
+    pairs = {name: order.expand(len(order), *order.shape) for name, order in orders.items()}
     elements: dict[str, Tensor] = {}
-    flats: dict[str, Tensor] = {}
-    for name in (member for root in graph.roots for member in graph.tree(root)):
-        size, parent = graph.groups[name].size, graph.groups[name].parent
-        source = torch.zeros(1, dtype=torch.int64) if parent is None else flats[parent]
-        chosen = keys[name][source].argsort(dim=-1, stable=True)
-        elements[name] = chosen.reshape(graph.element_shape(name))
-        flats[name] = (source[:, None] * size + chosen).reshape(-1)
+    for root in graph.roots:
+        elements.update(read_off(graph, root, pairs))
     return Alignment(graph, elements)
-
-
-def _unit_numbers(block: Block, part: Tensor, at: int) -> Tensor:
-    chain = (*block.dims[at].ancestors, at)
-    rest = tuple(i for i in range(len(block.dims)) if i not in chain)
-    number = part + torch.pi * part.square()
-    # What is left stands in the order of the block, where parents are always further left.
-    return number.sum(rest) if rest else number
 
 
 def _rank(weights: Mapping[str, Tensor]) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from alignkit.matching.assignment import assignment_value, linear_assignment
 
 
 def split_pairs(similarity: Float[Tensor, "units units"], size: int) -> Float[Tensor, "p p n n"]:
-    """Similarities of all units over all parents, as one matrix for each pair of parents."""
+    """Cut similarities of all units over all parents into one matrix for each pair of parents."""
     parents = similarity.shape[0] // size
     return similarity.reshape(parents, size, parents, size).transpose(1, 2)
 
@@ -25,7 +25,7 @@ def split_pairs(similarity: Float[Tensor, "units units"], size: int) -> Float[Te
 def nested_assignment(
     graph: GraphStructure, root: str, similarity: Mapping[str, Float[Tensor, "units units"]]
 ) -> dict[str, Tensor]:
-    """The best element of a tree of groups for given similarities of units.
+    """Find the best element of a tree of groups for given similarities of units.
 
     Args:
         graph: The graph.
@@ -44,7 +44,7 @@ def nested_assignment(
     def solve(group: str) -> Tensor:
         """Assign the group for each pair of parents; the values are the parents' similarities."""
         own = similarity.get(group)
-        units = graph.instances(group) * graph.groups[group].size
+        units = graph.unit_count(group)
         total = torch.zeros(units, units, dtype=torch.float64) if own is None else own.detach().cpu().double()
         for child in graph.children(group):
             total = total + solve(child)
@@ -56,8 +56,36 @@ def nested_assignment(
     return read_off(graph, root, pairs)
 
 
+def best_element(graph: GraphStructure, similarity: Mapping[str, Float[Tensor, "units units"]]) -> dict[str, Tensor]:
+    """Assign every tree of groups; see `nested_assignment`. The indices are those of the best `Alignment`."""
+    elements: dict[str, Tensor] = {}
+    for root in graph.roots:
+        elements.update(nested_assignment(graph, root, similarity))
+    return elements
+
+
+def unit_masses(graph: GraphStructure, matrices: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "units units"]]:
+    """Multiply soft matrices down the trees: shares of all units (columns) at all places (rows), over all parents.
+
+    With 2 heads of 3 units, the mass of unit ``j`` of head ``q`` at place ``i`` of head ``p`` is the share of head
+    ``q`` at place ``p`` times ``matrices["d"][p, q, i, j]``.
+
+    Args:
+        graph: The graph.
+        matrices: As in `SoftAlignment`.
+    """
+    masses: dict[str, Tensor] = {}
+    for group in graph.parents_first:
+        parent, matrix = graph.groups[group].parent, matrices[group]
+        if parent is not None:
+            units = graph.unit_count(group)
+            matrix = (masses[parent][:, :, None, None] * matrix).transpose(1, 2).reshape(units, units)
+        masses[group] = matrix
+    return masses
+
+
 def read_off(graph: GraphStructure, root: str, pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Indices of each group of a tree, from its assignments ``[p, p, n]`` for every pair of parents."""
+    """Read off indices of each group of a tree, from its assignments ``[p, p, n]`` for every pair of parents."""
     flats: dict[str, Tensor] = {}
     elements: dict[str, Tensor] = {}
     for group in graph.tree(root):

@@ -7,9 +7,7 @@ values and for the similarity matrix of a group; [Ainsworth23], "matching weight
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import TypeAlias
 
 import torch
@@ -20,6 +18,7 @@ from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair
+from alignkit.graph.uses import Use
 from alignkit.matching.soft_alignment import SoftAlignment
 
 Elements: TypeAlias = Mapping[str, Tensor | None]
@@ -27,31 +26,6 @@ Elements: TypeAlias = Mapping[str, Tensor | None]
 
 CACHE_ELEMENTS = 1 << 25
 """Most elements of similarity matrices kept for reuse, 256 MB in float64."""
-
-
-@dataclass(frozen=True, eq=False)
-class Use:
-    """One place where a group acts: position ``at`` among the dims of one block of one tensor."""
-
-    tensor: str
-    block: Block
-    at: int
-
-    @cached_property
-    def chain(self) -> tuple[int, ...]:
-        """Positions of the group's ancestors, outermost first, and of the group itself."""
-        return (*self.block.dims[self.at].ancestors, self.at)
-
-    @cached_property
-    def rest(self) -> tuple[int, ...]:
-        """Positions of all other dims."""
-        return tuple(i for i in range(len(self.block.dims)) if i not in self.chain)
-
-    @cached_property
-    def others(self) -> tuple[str, ...]:
-        """Names of the groups that act on the other dims, and of the group's ancestors."""
-        names = (d.group for i, d in enumerate(self.block.dims) if i != self.at)
-        return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 class Objective:
@@ -138,17 +112,6 @@ class Objective:
 
     # ---------------------------------------------------------------- similarities
 
-    @cached_property
-    def uses(self) -> dict[str, tuple[Use, ...]]:
-        """Every place where each group acts."""
-        table: dict[str, list[Use]] = {name: [] for name in self.graph.groups}
-        for name, node in self.graph.tensors.items():
-            for block in node.blocks:
-                for at, dim in enumerate(block.dims):
-                    if dim.group is not None:
-                        table[dim.group].append(Use(name, block, at))
-        return {name: tuple(uses) for name, uses in table.items()}
-
     def similarity(self, group: str, elements: Elements) -> Float[Tensor, "instances n n"]:
         """How alike each unit of A is to each unit of B, all other groups being applied to B.
 
@@ -167,7 +130,7 @@ class Objective:
         """
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
-        for use in self.uses[group]:
+        for use in self.graph.uses[group]:
             total += self._similarity_at(use, elements)
         return total
 
@@ -177,7 +140,8 @@ class Objective:
         if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
             return kept[1]
         a, b = self.unfold(use, elements)
-        shape = (prod(a.shape[: len(use.chain) - 1]), use.block.dims[use.at].size, -1)
+        size = use.block.dims[use.at].size
+        shape = (use.unit_count // size, size, -1)
         found = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
         if not found.requires_grad and (kept is not None or self._cached + found.numel() <= CACHE_ELEMENTS):
             self._cached += found.numel() if kept is None else 0

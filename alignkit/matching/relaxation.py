@@ -8,10 +8,10 @@ of masses is maximised over it by nested assignment. Along a line of masses the 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -22,9 +22,9 @@ from torch import Tensor
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
-from alignkit.matching.families import nested_assignment, split_pairs
-from alignkit.matching.objective import Use
+from alignkit.graph.symmetry_graph import Pair
+from alignkit.graph.uses import Use, uses_of_block
+from alignkit.matching.families import split_pairs, unit_masses
 from alignkit.matching.soft_alignment import SoftAlignment
 
 Masses: TypeAlias = Mapping[str, Float[Tensor, "units units"]]
@@ -43,17 +43,25 @@ class Term:
     Attributes:
         tensor: Name of the tensor.
         block: The block.
-        uses: Places where groups act, each with the sign of its derivative: 1 where nothing is nested in the place, and
-            ``1 - k`` where ``k`` branches of a family start, because each of them counts the mass of the parent.
     """
 
     tensor: str
     block: Block
-    uses: tuple[tuple[Use, int], ...]
+
+    @cached_property
+    def uses(self) -> tuple[tuple[Use, int], ...]:
+        """Where groups act, each with the sign of its derivative; uses of sign 0 are left out.
+
+        The sign is 1 where nothing is nested in the use, and ``1 - k`` where ``k`` branches of a family start, because
+        each of them counts the mass of the parent.
+        """
+        branches = Counter(dim.ancestors[-1] for dim in self.block.dims if dim.ancestors)
+        uses = uses_of_block(self.tensor, self.block)
+        return tuple((use, 1 - branches[use.at]) for use in uses if branches[use.at] != 1)
 
     @cached_property
     def leaves(self) -> tuple[Use, ...]:
-        """Places in which nothing is nested."""
+        """Uses in which nothing is nested."""
         return tuple(use for use, sign in self.uses if sign > 0)
 
     @cached_property
@@ -105,10 +113,7 @@ class Relaxation:
         self.a = {name: bound.a[name].detach().to(self.device, dtype).contiguous() for name in moved}
         self.b = {name: bound.b[name].detach().to(self.device, dtype).contiguous() for name in moved}
         self.terms = tuple(
-            Term(name, block, _uses(name, block))
-            for name in moved
-            for block in self.graph.tensors[name].blocks
-            if block.groups
+            Term(name, block) for name in moved for block in self.graph.tensors[name].blocks if block.groups
         )
         self._constant: dict[Use, Tensor] = {}
 
@@ -126,7 +131,7 @@ class Relaxation:
             for use in term.leaves:
                 sides = [use.block.view(side[use.tensor]).square() for side in (self.a, self.b)]
                 summed = [side.sum(use.rest) if use.rest else side for side in sides]
-                squares[str(use.block.dims[use.at].group)].append(torch.stack(summed).flatten(1))
+                squares[use.group].append(torch.stack(summed).flatten(1))
         norms = {name: sum(found).sqrt().double().mean(1) for name, found in squares.items() if found}  # type: ignore[union-attr]
         return {name: float(norms[name].prod()) if name in norms else 0.0 for name in squares}
 
@@ -135,7 +140,7 @@ class Relaxation:
     def point(self, soft: SoftAlignment) -> Point:
         """The point of a soft alignment."""
         matrices = {n: m.detach().to(self.device, self.dtype) for n, m in soft.matrices.items()}
-        return Point(matrices, _masses(self.graph, matrices))
+        return Point(matrices, unit_masses(self.graph, matrices))
 
     def corner(self, elements: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "units units"]]:
         """The masses of an alignment, given by its indices."""
@@ -166,7 +171,7 @@ class Relaxation:
         groups = {name: torch.zeros_like(mass) for name, mass in point.masses.items()}
         for term in self.terms:
             for use, sign in term.uses:
-                name = str(use.block.dims[use.at].group)
+                name = use.group
                 places[use] = sign * self._derivative(use, point)
                 groups[name] += places[use]
                 if use is term.leaves[0]:
@@ -178,17 +183,16 @@ class Relaxation:
         if use in self._constant:
             return self._constant[use]
         block = use.block
-        sizes = [block.dims[i].size for i in use.chain]
         a, b = (block.view(side[use.tensor]) for side in (self.a, self.b))
         found = torch.einsum(*_derivative_operands(use, a, b, point))
-        found = found.reshape(prod(sizes), prod(sizes))
+        found = found.reshape(use.unit_count, use.unit_count)
         if all(dim.group is None or at in use.chain for at, dim in enumerate(block.dims)):
             self._constant[use] = found
         return found
 
     def _term_value(self, term: Term, point: Point) -> float:
         use = term.leaves[0]
-        return _dot(self._derivative(use, point), point.masses[str(use.block.dims[use.at].group)])
+        return _dot(self._derivative(use, point), point.masses[use.group])
 
     def _corner_value(self, term: Term, elements: Mapping[str, Tensor]) -> float:
         moved = act_on_block(term.block, term.block.view(self.b[term.tensor]), elements)
@@ -227,7 +231,7 @@ class Relaxation:
         return polynomial
 
     def _slope(self, use: Use, start: Point, end: Masses, at_start: Gradient) -> float:
-        name = str(use.block.dims[use.at].group)
+        name = use.group
         place = at_start.places[use]
         return _dot(place, end[name]) - _dot(place, start.masses[name])
 
@@ -245,36 +249,6 @@ def best_step(polynomial: np.polynomial.Polynomial) -> float:
     roots = [complex(root) for root in np.atleast_1d(polynomial.deriv().roots())]
     inner = [root.real for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1]
     return max((0.0, *inner, 1.0), key=lambda step: float(polynomial(step)))
-
-
-def round_masses(graph: SymmetryGraph, masses: Masses) -> dict[str, Tensor]:
-    """The element that overlaps most with the masses, or that gains most where they are derivatives."""
-    elements: dict[str, Tensor] = {}
-    for root in graph.roots:
-        elements.update(nested_assignment(graph, root, {name: masses[name] for name in graph.tree(root)}))
-    return elements
-
-
-def _uses(tensor: str, block: Block) -> tuple[tuple[Use, int], ...]:
-    found = []
-    for at, dim in enumerate(block.dims):
-        sign = 1 - sum(other.ancestors[-1:] == (at,) for other in block.dims)
-        if dim.group is not None and sign:
-            found.append((Use(tensor, block, at), sign))
-    return tuple(found)
-
-
-def _masses(graph: SymmetryGraph, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    masses: dict[str, Tensor] = {}
-    for name, matrix in matrices.items():
-        parent = graph.groups[name].parent
-        if parent is None:
-            masses[name] = matrix
-            continue
-        shares = masses[parent][:, :, None, None] * matrix
-        units = shares.shape[0] * shares.shape[2]
-        masses[name] = shares.transpose(1, 2).reshape(units, units)
-    return masses
 
 
 def _derivative_operands(use: Use, a: Tensor, b: Tensor, point: Point) -> list[Tensor | list[int]]:

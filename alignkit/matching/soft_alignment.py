@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignkit.errors import AlignmentError
+from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
-from alignkit.matching.families import nested_assignment
+from alignkit.matching.families import best_element, unit_masses
+from alignkit.text import html_table
 
 
 class SoftAlignment:
@@ -38,12 +41,12 @@ class SoftAlignment:
 
     @classmethod
     def centre(cls, graph: GraphStructure) -> SoftAlignment:
-        """The mean of the whole symmetry group: every unit is everywhere in equal parts."""
+        """Return the mean of the whole symmetry group: every unit is everywhere in equal parts."""
         return cls(graph, {n: torch.full(matrix_shape(graph, n), 1.0 / graph.groups[n].size) for n in graph.groups})
 
     @classmethod
     def from_alignment(cls, alignment: Alignment) -> SoftAlignment:
-        """The same element, as matrices; where a pair of parents is not matched, the centre."""
+        """Return an alignment as matrices; where a pair of parents is not matched, the centre."""
         matrices = {}
         for name, element in alignment.elements.items():
             size = element.shape[-1]
@@ -76,28 +79,36 @@ class SoftAlignment:
 
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move every floating-point tensor that a group acts on; others are passed on as they are."""
-        first = {name: node.name for node in self.graph.tensors.values() for name in node.names}
+        first = self.graph.first_names
         return {
             n: self.apply_tensor(first[n], t) if t.is_floating_point() and n in first else t for n, t in weights.items()
         }
 
     def round(self) -> Alignment:
-        """The alignment that overlaps most, by linear assignment, families from the inside out."""
-        flats = {name: self.mass(name) for name in self.graph.groups}
-        elements: dict[str, Tensor] = {}
-        for root in self.graph.roots:
-            elements.update(nested_assignment(self.graph, root, flats))
-        return Alignment(self.graph, elements)
+        """Find the alignment that overlaps most, by linear assignment, families from the inside out."""
+        matrices = {name: matrix.detach() for name, matrix in self.matrices.items()}
+        return Alignment(self.graph, best_element(self.graph, unit_masses(self.graph, matrices)))
 
-    def mass(self, group: str) -> Tensor:
-        """Shares of all units at all places, over all parents: ``[units, units]``, detached."""
-        matrix = self.matrices[group].detach()
-        parent = self.graph.groups[group].parent
-        if parent is None:
-            return matrix
-        shares = self.mass(parent)[:, :, None, None] * matrix
-        units = shares.shape[0] * shares.shape[2]
-        return shares.transpose(1, 2).reshape(units, units)
+    def __getstate__(self) -> dict[str, Any]:
+        # Mapping proxies cannot be pickled or copied, nor can tensors inside a computation of gradients.
+        return {"graph": self.graph, "matrices": {name: matrix.detach() for name, matrix in self.matrices.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.graph, self.matrices = state["graph"], MappingProxyType(state["matrices"])
+
+    def _certainty(self) -> dict[str, float]:
+        """Mean of the largest share of every row, for each group: 1 where a matrix is hard."""
+        return {name: float(matrix.detach().amax(-1).mean()) for name, matrix in self.matrices.items()}
+
+    def __repr__(self) -> str:
+        certainty = self._certainty().values()
+        mean = sum(certainty) / max(len(certainty), 1)
+        return f"SoftAlignment({len(certainty)} groups, mean largest share {mean:.2f})"
+
+    def _repr_html_(self) -> str:
+        certainty = self._certainty()
+        rows = [(name, units, f"{certainty[name.strip()]:.2f}") for name, units, _ in group_table(self.graph)]
+        return html_table(("group", "units", "mean largest share"), rows, repr(self))
 
 
 class ProjectedAlignment(SoftAlignment):
@@ -123,7 +134,7 @@ class ProjectedAlignment(SoftAlignment):
 
 
 def matrix_shape(graph: GraphStructure, group: str) -> tuple[int, ...]:
-    """Shape of a group's matrix in a `SoftAlignment`."""
+    """Return the shape of a group's matrix in a `SoftAlignment`."""
     size, parents = graph.groups[group].size, graph.instances(group)
     return (size, size) if graph.groups[group].parent is None else (parents, parents, size, size)
 

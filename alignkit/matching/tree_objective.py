@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.graph.elements.action import act_on_block
+from alignkit.graph.uses import Use
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.families import read_off, split_pairs
-from alignkit.matching.objective import Elements, Objective, Use, unknown_dims
+from alignkit.matching.objective import Elements, Objective, unknown_dims
 
 
 class TreeObjective:
@@ -35,9 +36,9 @@ class TreeObjective:
         self.plain: dict[str, list[Use]] = {name: [] for name in self.members}
         self.coupled: dict[str, list[Use]] = {name: [] for name in self.members}
         for name in self.members:
-            for use in objective.uses[name]:
-                if any(use.at in dim.ancestors for dim in use.block.dims):
-                    continue  # A deeper group of the tree speaks for this place.
+            for use in self.graph.uses[name]:
+                if not use.is_innermost:
+                    continue  # A deeper group of the tree speaks for this use.
                 (self.coupled if self.branches(use) else self.plain)[name].append(use)
 
     def branches(self, use: Use) -> tuple[int, ...]:
@@ -57,8 +58,7 @@ class TreeObjective:
     def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
         """Similarities over all pairs of units at one place; what branches off the chain is averaged."""
         a, b = self._sides(use, elements, average=self.branches(use))
-        units = prod(use.block.dims[i].size for i in use.chain)
-        return a.reshape(units, -1) @ b.reshape(units, -1).mT
+        return a.reshape(use.unit_count, -1) @ b.reshape(use.unit_count, -1).mT
 
     def coupled_similarity(self, use: Use, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
         """Similarities for each pair of parents, siblings at the same place being ordered as ``pairs`` says."""
@@ -114,7 +114,7 @@ class _Solving:
     def matrices(self, name: str) -> Float[Tensor, "p p n n"]:
         """Similarities of a group's units, by their own weights and by the best order of what they contain."""
         graph = self.tree.graph
-        units = graph.instances(name) * graph.groups[name].size
+        units = graph.unit_count(name)
         total = self.values_of_children(name) + torch.zeros(units, units, dtype=torch.float64)
         for use in self.tree.plain[name]:
             total += self.tree.pair_similarity(use, self.elements).cpu().double()

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.uses import uses_of_block
 
 if TYPE_CHECKING:
-    from alignkit.graph import SymmetryGraph
+    from alignkit.graph.structure import GraphStructure
 
 TINY = 1e-300
 
@@ -35,7 +36,7 @@ class UnitSimilarity:
 
 
 def unit_similarity(
-    graph: SymmetryGraph, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment
+    graph: GraphStructure, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment
 ) -> dict[str, UnitSimilarity]:
     """Cosine of every unit of A and the unit of B at its place, before and after alignment.
 
@@ -59,14 +60,9 @@ def unit_similarity(
             mine = block.view(left).double()
             plain, moved = (act_on_block(block, block.view(right), p).double() for p in (identity, alignment.elements))
             squares = (mine * plain, mine * moved, mine.square(), plain.square(), moved.square())
-            for at, dim in enumerate(block.dims):
-                if dim.group is None:
-                    continue
-                rest = [i for i in range(len(block.dims)) if i != at and i not in dim.ancestors]
+            for use in uses_of_block(name, block):
                 for row, values in enumerate(squares):
-                    # Dims of ancestors stand in their order before the group's own.
-                    kept = values.sum(rest) if rest else values
-                    sums[dim.group][row] += kept.reshape(shapes[dim.group])
+                    sums[use.group][row] += use.unfold(values).sum(-1)
     return {name: _cosines(total) for name, total in sums.items()}
 
 
@@ -76,7 +72,7 @@ def _cosines(total: Tensor) -> UnitSimilarity:
 
 
 def similarity_matrix(
-    graph: SymmetryGraph, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment, group: str
+    graph: GraphStructure, a: Mapping[str, Tensor], b: Mapping[str, Tensor], alignment: Alignment, group: str
 ) -> Float[Tensor, "instances size size"]:
     """Cosine of each unit of A (row) and each place of aligned B (column).
 
@@ -92,16 +88,11 @@ def similarity_matrix(
     shape = (graph.instances(group), graph.groups[group].size)
     total = torch.zeros(*shape, shape[1], dtype=torch.float64)
     squares = torch.zeros(2, *shape, dtype=torch.float64)
-    for name in graph.tensors_of(group):
-        left, right = (side[name].detach().cpu() for side in (a, b))
-        for block in graph.tensors[name].blocks:
-            views = (block.view(left), act_on_block(block, block.view(right), alignment.elements))
-            for at, dim in enumerate(block.dims):
-                if dim.group != group:
-                    continue
-                order = [*dim.ancestors, at, *(i for i in range(len(block.dims)) if i != at and i not in dim.ancestors)]
-                mine, other = (view.permute(order).reshape(*shape, -1).double() for view in views)
-                total += mine @ other.mT
-                squares += torch.stack([mine.square().sum(-1), other.square().sum(-1)])
+    for use in graph.uses[group]:
+        left, right = (use.block.view(side[use.tensor].detach().cpu()) for side in (a, b))
+        right = act_on_block(use.block, right, alignment.elements)
+        mine, other = (use.unfold(part).double() for part in (left, right))
+        total += mine @ other.mT
+        squares += torch.stack([mine.square().sum(-1), other.square().sum(-1)])
     scale = squares[0][..., :, None].sqrt() * squares[1][..., None, :].sqrt()
     return total / scale.clamp_min(TINY)

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pluggy
 from torch import nn
 
-if TYPE_CHECKING:
-    from alignkit.solver import Problem, Solver, Step
-    from alignkit.solver.solution import Solution
-    from alignkit.tracing import Rule
+from alignkit.solver import Problem, Solution, Solver, Step
+
+if TYPE_CHECKING:  # the one place that names a type of a room above
+    from alignkit.tracing import Rule as Rule
 
 hookspec = pluggy.HookspecMarker("alignkit")
 hookimpl = pluggy.HookimplMarker("alignkit")
@@ -80,7 +80,7 @@ def alignkit_register_model_sources() -> Mapping[str, ModelSource]:
 def alignkit_solve_started(problem: Problem, solver: Solver[Any]) -> None:
     """Watch a solver start. Called once for each stage of a chain, in the thread that solves.
 
-    An observer that raises is warned about once; the solve goes on. That holds for all three observer hooks::
+    An observer that raises is warned about once; the solve continues. That holds for all three observer hooks::
 
         @alignkit.hookimpl
         def alignkit_solve_started(solver):

@@ -18,17 +18,15 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from alignkit.plugins.hookspecs import hookimpl
-
-if TYPE_CHECKING:
-    from alignkit.plugins.plugin_registry import Registry
-    from alignkit.solver import Problem, Solver, Step
-    from alignkit.solver.solution import Solution
+from alignkit.plugins.plugin_registry import Registry
+from alignkit.plugins.plugin_registry import registry as process_registry
+from alignkit.solver import Problem, Solution, Solver, Step
 
 AFTER = 2.0
 """Seconds that a solve may take before a bar appears."""
@@ -47,8 +45,6 @@ def watched(observer: object, registry: Registry | None = None) -> Iterator[None
     Raises:
         PluginError: It implements no hook, or one wrongly.
     """
-    from alignkit.plugins.plugin_registry import registry as process_registry
-
     registry = registry if registry is not None else process_registry()
     name = registry.register(observer)
     try:
@@ -65,8 +61,8 @@ def progress(
 
     Args:
         after: Seconds before the bar appears; 0 shows it at once.
-        console: Where it is drawn. None: the standard error stream. On what is no terminal and no notebook, such as a
-            file, nothing is drawn, unless the console is made with ``force_terminal=True``.
+        console: Where it is drawn. None: the standard error stream. On what is neither a terminal nor a notebook, such
+            as a file, nothing is drawn, unless the console is made with ``force_terminal=True``.
         registry: Whose solves. None: those of the process.
     """
     console = console if console is not None else Console(stderr=True)

@@ -1,6 +1,6 @@
 """Reading what plugins answer to hooks: every answer is checked before anything is done with it.
 
-An answer that is no good is a `PluginError` that says what was found. `alignkit.plugins` calls these functions.
+An answer that cannot be used is a `PluginError` that says what was found.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from alignkit.text import describe_error, show_value
 
 
 def read_solvers(answer: object) -> Iterator[tuple[str, type[Solver[Any]]]]:
-    """Solver classes by name."""
+    """Yield solver classes by name."""
     if isinstance(answer, str | Mapping) or not isinstance(answer, Iterable):
         raise PluginError(f"it returned {show_value(answer)} instead of a list of solver classes")
     checked: set[type] = set()
     for offered in answer:
         if not (isinstance(offered, type) and issubclass(offered, Solver)):
-            raise PluginError(f"{show_value(offered)} is no Solver class")
+            raise PluginError(f"{show_value(offered)} is not a Solver class")
         if inspect.isabstract(offered):
             raise PluginError(f"solver class {offered.__name__} does not define solve()")
         if not isinstance(offered.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", offered.name):
@@ -37,7 +37,7 @@ def read_solvers(answer: object) -> Iterator[tuple[str, type[Solver[Any]]]]:
 
 
 def _check_facts(solver: type[Solver[Any]]) -> None:
-    """What is listed about a solver has to be of the right type, or the list of all solvers would break."""
+    """Refuse a solver whose facts are of the wrong type: the list of all solvers would break."""
     for attribute, kind in (("needs", Needs), ("returns", Returns)):
         if not isinstance(getattr(solver, attribute), kind):
             found = show_value(getattr(solver, attribute))
@@ -54,7 +54,7 @@ def _check_facts(solver: type[Solver[Any]]) -> None:
 
 
 def read_callables(answer: object) -> Iterator[tuple[str, Any]]:
-    """Functions by name."""
+    """Yield functions by name."""
     if not isinstance(answer, Mapping):
         raise PluginError(f"it returned {show_value(answer)} instead of a mapping from names to functions")
     for name, offered in answer.items():
@@ -64,7 +64,7 @@ def read_callables(answer: object) -> Iterator[tuple[str, Any]]:
 
 
 def read_sources(answer: object) -> Iterator[tuple[str, Any]]:
-    """Model sources by name."""
+    """Yield model sources by name."""
     for name, offer in read_callables(answer):
         if not re.fullmatch(r"[\w.-]+", name):
             raise PluginError(f"a model source is named by letters, digits, '_', '.' and '-', not {show_value(name)}")
@@ -72,7 +72,7 @@ def read_sources(answer: object) -> Iterator[tuple[str, Any]]:
 
 
 def read_rules(answer: object) -> Iterator[tuple[str, Any]]:
-    """Trace rules by operator."""
+    """Yield trace rules by operator."""
     for name, offer in read_callables(answer):
         if "::" not in name:
             raise PluginError(f"operator {name!r} has no namespace, write it as 'aten::{name}' or 'mylib::{name}'")

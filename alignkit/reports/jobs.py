@@ -36,7 +36,7 @@ def check_report(
     header = ("weights", "largest change", "tolerance", "run in", "symmetries tried")
     passed = Text("Passed: random symmetries leave the outputs of the network as they are.")
     found = {
-        name: (str(group.size * graph.instances(name)), group.parent or "-", str(len(graph.tensors_of(name))))
+        name: (str(graph.unit_count(name)), group.parent or "-", str(len(graph.tensors_of(name))))
         for name, group in graph.groups.items()
     }
     groups = Table(("group", "units", "nested in", "tensors"), tuple((name, *row) for name, row in found.items()))

@@ -129,7 +129,7 @@ def _gains(solution: Solution) -> Section:
     rows = tuple(
         (
             name,
-            f"{groups[name].size * solution.graph.instances(name)}",
+            str(solution.graph.unit_count(name)),
             f"{solution.moved[name]}",
             number(solution.gain[name]),
             f"{100 * solution.gain[name] / total:.1f}%" if total > 0 else "-",

@@ -178,7 +178,7 @@ def _group_lines(solution: Solution) -> list[str]:
     groups = solution.graph.groups
     if not groups:
         return []
-    units = {name: group.size * solution.graph.instances(name) for name, group in groups.items()}
+    units = {name: solution.graph.unit_count(name) for name in groups}
     width = max(len(name) for name in groups)
     rows = [
         f"  {name:<{width}}  {moved:>6} of {units[name]:<6} units moved, gain {solution.gain[name]:.6g}"

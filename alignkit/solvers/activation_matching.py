@@ -19,7 +19,7 @@ from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.families import nested_assignment
 from alignkit.matching.tree_objective import TreeObjective
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
-from alignkit.solvers.weight_matching import Ascent, colours
+from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.task import Task
 
@@ -197,10 +197,10 @@ def _match_by_weights(problem: Problem, elements: dict[str, Tensor], groups: fro
     roots = {root for root in graph.roots if groups.issuperset(graph.tree(root))}
     status = Status.OK
     if roots:
-        ascent = Ascent(objective, 1e-9, 1000)
+        ascent = Ascent(objective)
         free = {name for root in roots for name in graph.tree(root)}
         start = {name: None if name in free and problem.init is None else element for name, element in elements.items()}
-        classes = [[root for root in members if root in roots] for members in colours(graph, None)]
+        classes = [[root for root in members if root in roots] for members in colour_roots(graph)]
         run = ascent.run(start, [members for members in classes if members])
         elements.update(run.elements)
         status = Status.OK if run.converged else Status.MAX_STEPS

@@ -13,12 +13,13 @@ from torch import Tensor
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.canonical_order import Frame
+from alignkit.matching.families import best_element
 from alignkit.matching.objective import Objective
-from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step, round_masses
+from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step
 from alignkit.matching.sinkhorn import sinkhorn
 from alignkit.matching.soft_alignment import SoftAlignment, matrix_shape
 from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
-from alignkit.solvers.weight_matching import Ascent, colours, shuffled
+from alignkit.solvers.coordinate_ascent import Ascent, colour_roots, shuffle_elements
 
 
 class FrankWolfeOptions(IterativeOptions):
@@ -82,14 +83,14 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
             if not graph.groups or best.is_exact:
                 break
             if run:
-                moved = shuffled(best.elements, options.shuffle, generator)
+                moved = shuffle_elements(best.elements, options.shuffle, generator)
                 best.offer(moved, f"shuffle {run}")
                 start = self._restart(relaxation, moved, generator)
             else:
                 start = self._start(relaxation, problem, frame)
             end = ascend(relaxation, start, options, 0.0 if run else options.concavity)
             steps, converged = steps + end.steps, converged and end.converged
-            best.offer(round_masses(graph, end.point.masses), f"run {run + 1}")
+            best.offer(best_element(graph, end.point.masses), f"run {run + 1}")
         status = Status.OK if converged else Status.MAX_STEPS
         return Outcome(frame.leave(Alignment(graph, best.elements)), status, {"steps": float(steps)})
 
@@ -151,7 +152,7 @@ def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> P
     gradient = relaxation.gradient(point)
     weights = {name: weight * scale for name, scale in relaxation.scales.items()}
     slopes = {n: g - 2 * weights[n] * point.masses[n] for n, g in gradient.groups.items()}
-    elements = round_masses(relaxation.graph, slopes)
+    elements = best_element(relaxation.graph, slopes)
     corner = relaxation.corner(elements)
     line = relaxation.along(point, corner, elements, gradient) - _square(point.masses, corner, weights)
     if float(line.deriv()(0.0)) <= rtol * abs(gradient.value):
@@ -183,8 +184,8 @@ class _Best:
     offers: int = 0
 
     def __post_init__(self) -> None:
-        self.ascent = Ascent(self.objective, 1e-9, 1000)
-        self.classes = colours(self.objective.graph, None)
+        self.ascent = Ascent(self.objective)
+        self.classes = colour_roots(self.objective.graph)
 
     @property
     def is_exact(self) -> bool:
@@ -194,7 +195,7 @@ class _Best:
     def offer(self, elements: dict[str, Tensor] | dict[str, Tensor | None], note: str) -> None:
         """Polish an alignment and keep it if it is the best; report how far the best is."""
         if self.options.polish:
-            run = self.ascent.run(dict(elements), self.classes)
+            run = self.ascent.run(elements, self.classes)
             found, distance = run.elements, run.distance
         else:
             found = {name: element for name, element in elements.items() if element is not None}

@@ -13,7 +13,8 @@ from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.objective import Objective
 from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
-from alignkit.solvers.weight_matching import Ascent, WeightMatching, colours
+from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
+from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.tasks.line import Line
 from alignkit.tasks.path_loss import PathLoss
 
@@ -125,7 +126,7 @@ class FreeWeights:
         self.weights = self.middle(start)
         self.moving = {n: t for n, t in self.weights.items() if t.is_floating_point()}
         self.optimizer = torch.optim.Adam(list(self.moving.values()), lr=learning_rate)
-        self.classes = colours(self.graph, None)
+        self.classes = colour_roots(self.graph)
 
     def middle(self, alignment: Alignment) -> dict[str, Tensor]:
         """New tensors ``(A + P # B) / 2`` by first name; what is not floating-point is A's."""
@@ -134,7 +135,7 @@ class FreeWeights:
     def project(self) -> Alignment:
         """The reordering of B nearest to the free weights, by coordinate ascent from the last one."""
         objective = Objective(Pair(self.graph, self.weights, self.b), self.device)
-        run = Ascent(objective, 0.0, self.sweeps).run(dict(self.current.elements), self.classes)
+        run = Ascent(objective, 0.0, self.sweeps).run(self.current.elements, self.classes)
         self.current = Alignment(self.graph, run.elements)
         return self.current
 

@@ -120,7 +120,7 @@ def find_freedoms(
         writes, reads = _find_slices(graph, model, group)
         if not writes or not reads:
             continue
-        units = graph.instances(group) * graph.groups[group].size
+        units = graph.unit_count(group)
         for kind in ("positive", "sign"):
             freedom = Freedom(group, kind, units, writes, reads)
             changed = _copy(weights)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("lightning_fabric")
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent / "paper"
 NAMES = ("mnist-mlp", "split-a", "split-b", "sine-inr")
@@ -88,11 +89,14 @@ def test_class_splits_tell_how_well_averages_do_beside_their_parents(made):
 
 
 def test_runtime_counts_pairs_of_cheap_and_of_dear_methods(made):
-    found = results(made, "runtime", "--pairs", 3, "--sinkhorn-pairs", 1, "--sinkhorn-steps", 2, "--images", 64)
+    size = ("--pairs", 3, "--sinkhorn-pairs", 1, "--sinkhorn-steps", 2, "--images", 64)
+    found = results(made, "runtime", *size, "--pool-pairs", 0)
     counts = {name: entry["pairs"] for name, entry in found["methods"].items()}
     assert {counts[name] for name in WITH_SINKHORN} == {1}
     assert {counts[name] for name in TRAINED | UNTRAINED - {"naive"}} == {3}
     assert found["methods"]["Deep-Align"]["batched_cpu_seconds"] > 0
+    with_pool = results(made, "runtime", *size, "--pool-pairs", 2, "--only", "probes only")
+    assert with_pool["methods"]["probes only"]["pool"]["pairs"] == 2
 
 
 def test_curves_from_every_start_never_rise(made):

@@ -24,6 +24,7 @@ def test_damaged_checkpoints_are_refused_or_read_in_full(kind: str, tmp_path: Pa
         assert counts == {"refused": 6}
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_merges_leave_whole_outputs(tmp_path: Path) -> None:

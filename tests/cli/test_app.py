@@ -239,6 +239,7 @@ def test_every_help_starts_with_an_example(command: list[str]) -> None:
     assert printed.index("Example:") < printed.index("Options")
 
 
+@pytest.mark.slow
 def test_the_installed_program_ends_with_an_exit_code_and_no_traceback() -> None:
     call = [sys.executable, "-c", "from alignkit.cli import main; main()", "solve", "a.pt", "b.pt", "--spec", "s"]
     done = subprocess.run([*call, "-o", "out.txt"], capture_output=True, text=True, timeout=120, check=False)
@@ -287,6 +288,7 @@ def test_a_demo_does_not_replace_files_of_others(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_demo_is_repeatable_and_replaces_itself(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     first = json.loads((folder / "demo.json").read_text())

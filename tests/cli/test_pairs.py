@@ -176,6 +176,7 @@ def test_compare_shows_a_table_and_draws_it(folder):
     assert "--force" in run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--picture", "t.png", code=2)
 
 
+@pytest.mark.slow
 def test_compare_with_a_task_in_processes_resumes(folder, module):
     arguments = ["compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"{module}:task", "--json"]
     arguments += ["--solver", "identity > weight_matching", "--resume", "rows.jsonl", "--points", 5]

@@ -17,7 +17,6 @@ from alignkit import Alignment, SymmetryGraph, read_weights, write_weights
 from alignkit.cli import app
 from alignkit.cli.switches import ArchitectureSwitches, command
 from alignkit.errors import UsageError
-from helpers import torchvision_shim
 from helpers.weight_files import MODULE, SPEC, equal, shifted, weights
 
 GIVEN = ("--spec", "spec.json")
@@ -187,8 +186,6 @@ GPT2 = {
 @pytest.fixture
 def transformers_folders(folder: Path) -> Path:
     """Two folders of a small GPT-2: ``b`` is ``a`` with heads and units reordered; both sharded, ``b`` with noise."""
-    torchvision_shim.install()
-    pytest.importorskip("transformers")
     from alignkit.models.sources import load_model
 
     (folder / "config.json").write_text(json.dumps(GPT2))
@@ -212,6 +209,7 @@ def transformers_folders(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.models("transformers")
 def test_folders_of_transformers_need_no_model(transformers_folders: Path) -> None:
     said = run("merge", "a", "b", "-o", "m")
     assert "Function check: 3 random reorderings" in said
@@ -223,6 +221,7 @@ def test_folders_of_transformers_need_no_model(transformers_folders: Path) -> No
     run("merge", "a", "b", "-o", "m", "--force")
 
 
+@pytest.mark.models("transformers")
 def test_every_job_takes_folders(transformers_folders: Path) -> None:
     run("solve", "a", "b", "-o", "s")
     assert equal(read_weights("s"), read_weights("a"))
@@ -240,6 +239,7 @@ def test_every_job_takes_folders(transformers_folders: Path) -> None:
     assert "Estimate of merge" in run("merge", "a", "b", "-o", "m", "--dry-run")
 
 
+@pytest.mark.models("transformers")
 def test_tensors_that_the_model_does_not_have_are_kept(transformers_folders: Path) -> None:
     for name in "ab":
         write_weights(f"{name}.st.safetensors", {**read_weights(name), "transformer.h.0.attn.mask": torch.ones(4)})
@@ -249,6 +249,7 @@ def test_tensors_that_the_model_does_not_have_are_kept(transformers_folders: Pat
     assert torch.equal(read_weights("m.safetensors")["transformer.h.0.attn.mask"], torch.ones(4))
 
 
+@pytest.mark.models("transformers")
 def test_a_folder_that_names_no_known_model_is_refused(transformers_folders: Path) -> None:
     (transformers_folders / "a" / "config.json").write_text('{"mine": 1}')
     said = run("merge", "a", "b", "-o", "m", code=2)
@@ -256,6 +257,7 @@ def test_a_folder_that_names_no_known_model_is_refused(transformers_folders: Pat
     assert "names no model of transformers" in said
 
 
+@pytest.mark.models("transformers")
 def test_memory_keeps_checkpoints_on_disk_and_finds_the_same(transformers_folders: Path) -> None:
     said = run("merge", "a", "b", "-o", "m", "--memory", "50MB", "--report", "m.html")
     assert "Function check: not done" in said

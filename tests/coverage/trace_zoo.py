@@ -1,6 +1,6 @@
 """Trace and verify the models of torchvision, timm and transformers; a table of what came out.
 
-    OMP_NUM_THREADS=1 python tests/coverage/trace_zoo.py results.jsonl --jobs 2 --table docs/coverage-table.md
+    OMP_NUM_THREADS=1 python tests/coverage/trace_zoo.py results.jsonl --jobs 2 --table table.md
 
 Every model runs in a process of its own with a limit of processor time and of memory. Results are lines of JSON; a
 run that was stopped goes on where it was, and `--again status` runs models with that status once more. Needs

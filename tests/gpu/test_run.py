@@ -23,6 +23,7 @@ no_pretending = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_the_script_runs_on_the_cpu_and_says_so(capsys, tmp_path):
     path = tmp_path / "lines.json"
     assert run.main(["--device", "cpu", "--steps", "3", "--json", str(path)]) == 0
@@ -34,6 +35,7 @@ def test_the_script_runs_on_the_cpu_and_says_so(capsys, tmp_path):
     assert all(line["same_order"] and line["to_device"] == line["to_host"] == 0 for line in lines)
 
 
+@pytest.mark.slow
 @no_pretending
 @pytest.mark.parametrize("solver", sorted(list_solvers()))
 def test_solvers_work_where_the_problem_is(solver):

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 import alignkit
 from alignkit.errors import GraphError
 from alignkit.graph import SymmetryGraph, builders
-from helpers import torchvision_shim
 
 
 class Sine(nn.Module):
@@ -187,9 +186,10 @@ def test_a_resnet_without_a_head_keeps_its_outputs_fixed() -> None:
     assert graph.spec()["layer2.1.conv1.weight"] == "layer2.1.conv1 . . ."
 
 
+@pytest.mark.models("torchvision")
 def test_torchvision_resnet18() -> None:
-    torchvision_shim.install()
-    models = pytest.importorskip("torchvision.models")
+    from torchvision import models
+
     model = alive(models.resnet18())
     graph = builders.resnet(model)
     # Eight inner groups, the stem's stream, and a stream for each of the three projections.

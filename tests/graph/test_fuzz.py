@@ -47,6 +47,7 @@ def built(spec: object, like: object, sizes: object = None) -> SymmetryGraph | N
     return graph
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=DEADLINE)
 @given(NOTATION | st.text(max_size=60))
 def test_random_notation(text: str) -> None:
@@ -86,6 +87,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=DEADLINE)
 @given(st.sampled_from(sorted(GRAPHS)), st.data())
 def test_a_graph_with_any_part_replaced_is_refused_or_the_same(name: str, data: st.DataObject) -> None:

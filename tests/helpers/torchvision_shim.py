@@ -7,16 +7,23 @@ does not run them.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+
 import torch
 
 _library: torch.library.Library | None = None
 
 
 def install() -> None:
-    """Declare the operators that `import torchvision` expects, once, where they are missing."""
+    """Import torchvision if it is there, with declared operators where it cannot load its own."""
     global _library
-    if _library is not None or hasattr(torch.ops.torchvision, "nms"):
+    if _library is not None:
         return
-    _library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    with contextlib.suppress(ImportError):
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:  # operator torchvision::nms does not exist
+            _library = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

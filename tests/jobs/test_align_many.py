@@ -77,6 +77,7 @@ def test_cycle_error_counts_the_units_that_do_not_come_back() -> None:
     assert cycle_error({(0, 1): identity, (1, 2): swap, (0, 2): swap}) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["merge_many", "universe"])
 def test_it_comes_close_to_the_best_of_all_elements(method) -> None:
     graph, models = unrelated(mlp(2, 3, 3, 1), 3)

@@ -214,6 +214,7 @@ def test_numbers_fit_a_terminal_of_80_columns(pair, task):
     assert f"{row.middle_metric:.4f}" in text.getvalue()
 
 
+@pytest.mark.slow
 def test_peak_memory_sees_a_large_allocation():
     from alignkit.jobs.peak_memory import CLEAR, peak_memory
 
@@ -301,6 +302,7 @@ compare(pair.bind(), {{"x": Shuffle(log={log!r}, hang_at={hang})}}, seeds=range(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(pair, tmp_path):
     path, log = tmp_path / "rows.jsonl", tmp_path / "log"
     here = str(Path(__file__).parents[1])
@@ -335,6 +337,7 @@ def pool(workers=1):
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
+@pytest.mark.slow
 def test_a_process_pool_gives_the_same_rows(pair, task, tmp_path):
     wanted = {"shuffle": Shuffle(log=str(tmp_path / "log")), "matched": "weight_matching", "raises": Raises()}
     here = compare(pair.bind(), wanted, task, seeds=(0, 1))
@@ -352,6 +355,7 @@ def test_threads_give_the_same_rows(pair, task):
     assert numbers(there) == numbers(compare(pair.bind(), ["weight_matching", Shuffle()], task, seeds=(0, 1)))
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_rows_with_the_reason(pair):
     with pool() as executor:
         found = compare(pair.bind(), {"x": Shuffle(die_at=1)}, seeds=(1,), executor=executor)
@@ -364,6 +368,7 @@ def test_what_cannot_be_sent_is_named(pair, task):
         compare(pair.bind(), ["weight_matching"], loss, executor=executor)
 
 
+@pytest.mark.slow
 def test_dask_workers_give_the_same_rows(pair, task):
     distributed = pytest.importorskip("distributed", reason='needs the extra: pip install "alignkit[dask]"')
     here = compare(pair.bind(), {"shuffle": Shuffle(), "matched": "weight_matching"}, task, seeds=(0, 1))

@@ -150,6 +150,7 @@ def plain_vgg(width=12):
     return nn.Sequential(*layers)
 
 
+@pytest.mark.slow
 def test_most_of_the_gap_to_the_parents_is_closed():
     """The paper's case: a plain VGG, two trainings, aligned, averaged, repaired ([Jordan23], figure 1)."""
     digits = load_digits()

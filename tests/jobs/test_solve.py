@@ -17,8 +17,8 @@ from alignkit.graph import PinnedAxis, Provenance, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
 from alignkit.matching.soft_alignment import SoftAlignment
+from alignkit.plugins import PluginWarning, Registry
 from alignkit.plugins.hookspecs import hookimpl
-from alignkit.plugins.plugin_registry import PluginWarning, Registry
 from alignkit.solver import Needs, Outcome, Solver, SolverOptions, Status, Step
 from alignkit.solver.solution import Solution
 from alignkit.solvers.identity import Identity
@@ -532,7 +532,7 @@ def _rewritten(path: Path, change) -> Path:
         (lambda header, tensors: header["solution"].pop("history"), "is damaged: KeyError: 'history'"),
         (lambda header, tensors: header["solution"].update(status="GREAT"), "is damaged"),
         (lambda header, tensors: tensors.pop("elements/h1"), "group 'h1' has no indices"),
-        (lambda header, tensors: tensors["elements/h1"].zero_(), "no permutation"),
+        (lambda header, tensors: tensors["elements/h1"].zero_(), "not a permutation"),
     ],
     ids=["format", "version", "graph", "missing fact", "unknown status", "missing group", "no permutation"],
 )

@@ -19,7 +19,6 @@ from alignkit.models.folders import source_of
 from alignkit.models.sources import load_model
 from alignkit.plugins.plugin_registry import registry
 from alignkit.tracing import trace
-from helpers import torchvision_shim
 
 FACTORIES = """
 import torch
@@ -102,12 +101,11 @@ def test_same_weights_each_time() -> None:
         ("my_models:broken", ModelSourceError, "KeyError: 'no such layer'"),
         ("my_models:model", ModelSourceError, "not a function"),
         ("my_broken:mlp", ModelSourceError, "No module named 'no_such_library'"),
-        ("transformers:nowhere", UsageError, "cannot be read"),
+        pytest.param("transformers:nowhere", UsageError, "cannot be read", marks=pytest.mark.models("transformers")),
     ],
 )
 @pytest.mark.usefixtures("folder")
 def test_wrong_names_are_explained(text: str, kind: type[Exception], said: str) -> None:
-    pytest.importorskip("transformers")
     with pytest.raises(kind, match=said):
         load_model(text)
 
@@ -121,11 +119,12 @@ def test_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_library_that_does_not_fit_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
+    import importlib.util
 
     def refuse(name: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # as if it were installed
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(MissingExtraError, match="built for another torch"):
         load_model("torchvision:resnet18")
@@ -144,15 +143,17 @@ def test_library_whose_import_hides_that_torchvision_does_not_fit(folder: Path) 
         load_model("my_late:model")
 
 
-def test_torchvision_and_timm_names() -> None:
-    torchvision_shim.install()
-    pytest.importorskip("torchvision")
+@pytest.mark.models("torchvision")
+def test_torchvision_names() -> None:
     model, args, _ = load_model("torchvision:squeezenet1_1")
     assert isinstance(model, nn.Module)
     assert args[0].shape == (1, 3, 224, 224)
     with pytest.raises(UsageError, match="Did you mean 'resnet18'"):
         load_model("torchvision:resnet_18")
-    pytest.importorskip("timm")
+
+
+@pytest.mark.models("timm")
+def test_timm_names() -> None:
     with pytest.raises(UsageError, match="Did you mean 'vit_tiny_patch16_224'"):
         load_model("timm:vit_tiny_patch16_244")
 
@@ -161,10 +162,9 @@ def gpt2(**more: object) -> dict[str, object]:
     return {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "vocab_size": 40, "n_positions": 16, **more}
 
 
+@pytest.mark.models("transformers")
 @pytest.mark.parametrize("as_folder", [True, False])
 def test_transformers_configuration(tmp_path: Path, as_folder: bool) -> None:
-    torchvision_shim.install()
-    pytest.importorskip("transformers")
     file = tmp_path / "config.json"
     file.write_text(json.dumps(gpt2(architectures=["GPT2LMHeadModel"])))
     model, args, kwargs = load_model(f"transformers:{tmp_path if as_folder else file}")
@@ -172,6 +172,7 @@ def test_transformers_configuration(tmp_path: Path, as_folder: bool) -> None:
     assert model(*args, **kwargs).logits.shape[-1] == 40
 
 
+@pytest.mark.models("transformers")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -183,8 +184,6 @@ def test_transformers_configuration(tmp_path: Path, as_folder: bool) -> None:
     ],
 )
 def test_broken_configurations(tmp_path: Path, content: str, said: str) -> None:
-    torchvision_shim.install()
-    pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelSourceError, match=said):
         load_model(f"transformers:{tmp_path}")
@@ -217,10 +216,8 @@ FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("library", FOLDERS)
+@pytest.mark.parametrize("library", [pytest.param(name, marks=pytest.mark.models(name)) for name in FOLDERS])
 def test_a_folder_says_which_library_builds_it(library: str, tmp_path: Path) -> None:
-    torchvision_shim.install()
-    pytest.importorskip(library)
     (tmp_path / "config.json").write_text(json.dumps(FOLDERS[library]))
     text = source_of(tmp_path / "config.json")
     assert text == f"{library}:{tmp_path / 'config.json'}"
@@ -234,10 +231,15 @@ def test_a_folder_of_no_known_library(content: str, tmp_path: Path) -> None:
     assert source_of(tmp_path / "config.json") is None
 
 
-@pytest.mark.parametrize("content", [FOLDERS["transformers"], UNET, CONDITIONED], ids=["gpt2", "unet", "conditioned"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(FOLDERS["transformers"], id="gpt2", marks=pytest.mark.models("transformers")),
+        pytest.param(UNET, id="unet", marks=pytest.mark.models("diffusers")),
+        pytest.param(CONDITIONED, id="conditioned", marks=pytest.mark.models("diffusers")),
+    ],
+)
 def test_a_bare_model_has_no_weights_and_the_same_graph(content: dict[str, object], tmp_path: Path) -> None:
-    torchvision_shim.install()
-    pytest.importorskip("diffusers" if "_class_name" in content else "transformers")
     (tmp_path / "config.json").write_text(json.dumps(content))
     graphs = []
     for bare in (True, False):
@@ -249,6 +251,7 @@ def test_a_bare_model_has_no_weights_and_the_same_graph(content: dict[str, objec
     graphs[1].verify(perturbed(model), *args, **kwargs)
 
 
+@pytest.mark.models("diffusers")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -258,8 +261,6 @@ def test_a_bare_model_has_no_weights_and_the_same_graph(content: dict[str, objec
     ],
 )
 def test_broken_folders_of_diffusers(content: dict[str, object], said: str, tmp_path: Path) -> None:
-    torchvision_shim.install()
-    pytest.importorskip("diffusers")
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ModelSourceError, match=said):
         load_model(f"diffusers:{tmp_path}")

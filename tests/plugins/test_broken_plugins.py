@@ -6,6 +6,7 @@ Every plugin here is a file that is really imported through an entry point.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import warnings
 from importlib.metadata import Distribution, EntryPoint
@@ -15,8 +16,9 @@ import pytest
 from alignkit.errors import ModelSourceError, SolverError, UsageError
 from alignkit.jobs.solve import solve
 from alignkit.models import sources
-from alignkit.plugins import plugin_registry as plugins
-from alignkit.plugins.plugin_registry import PluginWarning, Registry
+from alignkit.plugins import PluginWarning, Registry
+from alignkit.plugins import loading as plugins
+from alignkit.plugins.hookspecs import hookimpl
 from alignkit.testing import mlp, planted_pair
 
 BUILT_IN = set(Registry([]).solvers())
@@ -121,11 +123,11 @@ def test_a_plugin_that_hangs_while_it_is_imported_is_named(entry, monkeypatch):
         told.append(str(message))
         seen.set()
 
-    monkeypatch.setattr(plugins, "hung_until", seen, raising=False)
+    monkeypatch.setitem(sys.modules, "hung_until", seen)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
-        code = f"import alignkit.plugins\nassert alignkit.plugins.plugin_registry.hung_until.wait(60)\n{GOOD}"
+        code = f"import hung_until\nassert hung_until.wait(60)\n{GOOD}"
         registry = Registry([entry(code)])
     monkeypatch.setattr(plugins, "SLOW", 60.0)
     assert len(told) == 1
@@ -136,7 +138,7 @@ def test_a_plugin_that_hangs_while_it_is_imported_is_named(entry, monkeypatch):
 
 
 def test_a_hook_that_hangs_is_named_and_warnings_may_be_errors(entry, monkeypatch):
-    body = "import alignkit.plugins; assert alignkit.plugins.plugin_registry.hung_until.wait(60); return [Good]"
+    body = "import hung_until; assert hung_until.wait(60); return [Good]"
     registry = Registry([entry(hook("solvers", body))])
     seen = threading.Event()
 
@@ -145,8 +147,8 @@ def test_a_hook_that_hangs_is_named_and_warnings_may_be_errors(entry, monkeypatc
         raise PluginWarning(message)
 
     monkeypatch.setattr(plugins, "SLOW", 0.05)
-    monkeypatch.setattr(plugins, "hung_until", seen, raising=False)
-    monkeypatch.setattr(plugins, "_warn", warn)
+    monkeypatch.setitem(sys.modules, "hung_until", seen)
+    monkeypatch.setattr(plugins, "warn_of_plugin", warn)
     with pytest.raises(PluginWarning, match=r"still working on alignkit_register_solvers after 0\.05 s"):
         registry.solvers()
 
@@ -194,9 +196,9 @@ ANSWERS = {
         "text": ("return 'sinkhorn'", "returned 'sinkhorn' instead of"),
         "mapping": ("return {'good': Good}", "instead of a list"),
         "the class": ("return Good", "instead of a list"),
-        "instances": ("return [Good()]", "is no Solver class"),
-        "list of none": ("return [None]", "None is no Solver class"),
-        "other classes": ("return [dict]", "is no Solver class"),
+        "instances": ("return [Good()]", "is not a Solver class"),
+        "list of none": ("return [None]", "None is not a Solver class"),
+        "other classes": ("return [dict]", "is not a Solver class"),
         "raises": ("1 / 0", "ZeroDivisionError: division by zero"),
         "exits": ("sys.exit(2)", "SystemExit: 2"),
         "raises midway": ("yield Good; 1 / 0", "ZeroDivisionError"),
@@ -219,7 +221,7 @@ ANSWERS = {
         ),
         "its repr raises": (
             "class R:\n        def __repr__(self): 1 / 0\n    return [R()]",
-            "an object of type R is no Solver class",
+            "an object of type R is not a Solver class",
         ),
         "abstract": (
             "class A(alignkit.Solver[alignkit.SolverOptions]):\n        name = 'a'\n    return [A]",
@@ -307,13 +309,13 @@ def test_a_source_that_returns_no_model_is_one_error(case, monkeypatch):
     make, said = SOURCES[case]
 
     class Offering:
-        @plugins.hookspecs.hookimpl
+        @hookimpl
         def alignkit_register_model_sources(self):
             return {"hub": make}
 
     registry = Registry([])
     registry.register(Offering())
-    monkeypatch.setattr(plugins, "registry", lambda: registry)
+    monkeypatch.setattr("alignkit.plugins.plugin_registry.registry", lambda: registry)
     for bare in (False, True):
         with pytest.raises(ModelSourceError) as caught:
             sources.load_model("hub:small", bare=bare)

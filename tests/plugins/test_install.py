@@ -26,6 +26,7 @@ SOLVERS = {"alignkit-example": "greedy_matching", "alignkit-mine": "my_solver", 
 LIBRARIES = {"alignkit-ot": "ot", "alignkit-tensorboard": "tensorboard"}
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed"),
     pytest.mark.skipif(not PACKAGES, reason="there is no folder plugins/ beside the tests"),
 ]

@@ -116,10 +116,10 @@ def test_the_screen_is_given_back_when_a_solve_ends_badly(pair, screen, solver):
         solve(pair, solver=solver)
     hide, show = "\x1b[?25l", "\x1b[?25h"
     assert shown(screen).rfind(show) > shown(screen).rfind(hide) >= 0  # the cursor is back
-    before = len(registry().manager.get_plugins())
+    before = len(registry().plugins.manager.get_plugins())
     with progress(after=0, console=screen):
-        assert len(registry().manager.get_plugins()) == before + 1
-    assert len(registry().manager.get_plugins()) == before
+        assert len(registry().plugins.manager.get_plugins()) == before + 1
+    assert len(registry().plugins.manager.get_plugins()) == before
 
 
 def test_solves_in_threads_have_a_line_each(pair, screen):

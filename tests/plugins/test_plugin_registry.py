@@ -10,8 +10,8 @@ from importlib.metadata import Distribution, EntryPoint
 import pytest
 
 from alignkit.errors import PluginError, SolverError, UsageError
+from alignkit.plugins import PluginWarning, Registry
 from alignkit.plugins.hookspecs import hookimpl
-from alignkit.plugins.plugin_registry import PluginWarning, Registry
 from alignkit.solver import Outcome, Solver, SolverOptions
 
 
@@ -183,8 +183,8 @@ class NoBody(Solver[SolverOptions]):
         (plugin_offering(NoName), "NoName needs a name"),
         (plugin_offering(solver_class("Weight Matching")), "not 'Weight Matching'"),
         (plugin_offering(NoBody), "NoBody does not define solve()"),
-        (plugin_offering(NoName()), "is no Solver class"),
-        (plugin_offering("sinkhorn"), "'sinkhorn' is no Solver class"),
+        (plugin_offering(NoName()), "is not a Solver class"),
+        (plugin_offering("sinkhorn"), "'sinkhorn' is not a Solver class"),
     ],
     ids=["no name", "bad name", "abstract", "instance", "text"],
 )

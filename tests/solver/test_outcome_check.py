@@ -10,7 +10,7 @@ import torch
 from alignkit import Alignment, Outcome, SoftAlignment, Solver, Status, Step, hookimpl
 from alignkit.errors import PluginError, SolverError
 from alignkit.jobs.solve import solve
-from alignkit.plugins.plugin_registry import PluginWarning, Registry
+from alignkit.plugins import PluginWarning, Registry
 from alignkit.testing import mlp, planted_pair
 
 OTHER = mlp(3, 6, 2).graph()
@@ -141,7 +141,7 @@ def test_an_observer_that_removes_itself():
 
     registry.register(Once(), name="once")
     assert solve(planted_pair(mlp(3, 5, 2)).bind(), registry=registry).objective_after == 0
-    assert not registry.manager.has_plugin("once")
+    assert not registry.plugins.manager.has_plugin("once")
 
 
 def test_registering_what_is_there_already_changes_nothing():

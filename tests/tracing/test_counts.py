@@ -17,10 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from alignkit.graph import SymmetryGraph
 from alignkit.tracing import trace
-from helpers import torchvision_shim
 from helpers.trace_checks import counts
-
-torchvision_shim.install()
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -107,13 +104,15 @@ VISION = [
 ]
 
 
+@pytest.mark.models("torchvision")
 @pytest.mark.parametrize(("name", "options", "expected"), VISION, ids=[case[0] for case in VISION])
 def test_vision_models(name: str, options: dict[str, Any], expected: tuple[int, int]) -> None:
     # ResNet50: 16 blocks with two groups inside, four stages and the stem, which pooling and a convolution
     # separate from them.
     # ViT-B/16: the residual stream, heads of 12 layers, 12 hidden layers; inside heads one family for q and
     # k, one for v.
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    from torchvision import models
+
     assert counts(graph_of(lambda: getattr(models, name)(weights=None, **options), IMAGE)) == expected
 
 
@@ -129,9 +128,11 @@ LANGUAGE = [
 ]
 
 
+@pytest.mark.models("transformers")
 @pytest.mark.parametrize(("model", "config", "options", "expected"), LANGUAGE, ids=[case[0] for case in LANGUAGE])
 def test_language_models(model: str, config: str, options: dict[str, Any], expected: tuple[int, int]) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed", exc_type=ImportError)
+    import transformers
+
     settings = getattr(transformers, config)(**options)
     graph = graph_of(lambda: getattr(transformers, model)(settings), input_ids=IDS)
     assert counts(graph) == expected

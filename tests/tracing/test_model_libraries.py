@@ -16,10 +16,7 @@ from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.tracing import trace
-from helpers import torchvision_shim
 from helpers.trace_checks import counts, proved
-
-torchvision_shim.install()
 
 IMAGE = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64).sin()
 SMALL = IMAGE[:, :, :32, :32]
@@ -37,11 +34,13 @@ TRAPS = [
 
 
 def vision(name: str, **options: Any) -> nn.Module:
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    from torchvision import models
+
     torch.manual_seed(0)
     return getattr(models, name)(weights=None, **options)
 
 
+@pytest.mark.models("torchvision")
 @pytest.mark.parametrize(("name", "expected"), TRAPS, ids=[name for name, _ in TRAPS])
 def test_convolutional_traps(name: str, expected: tuple[int, int]) -> None:
     graph = proved(vision(name), SMALL, draws=1)
@@ -49,8 +48,10 @@ def test_convolutional_traps(name: str, expected: tuple[int, int]) -> None:
     assert graph.provenance.unknown_ops == ()
 
 
+@pytest.mark.models("torchvision")
 def test_densenet_concatenates_its_groups() -> None:
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    from torchvision import models
+
     torch.manual_seed(0)
     graph = proved(models.DenseNet(growth_rate=4, block_config=(3, 3), num_init_features=8, bn_size=2), SMALL)
     assert graph.spec()["features.denseblock1.denselayer3.conv1.weight"].split(" ")[1] == (
@@ -58,12 +59,14 @@ def test_densenet_concatenates_its_groups() -> None:
     )
 
 
+@pytest.mark.models("torchvision")
 def test_shuffled_channels_are_never_written_wrongly() -> None:
     graph = proved(vision("shufflenet_v2_x0_5"), SMALL, draws=1)
     assert any(pin.op == "no faithful notation" for pin in graph.provenance.pinned)
     assert len(graph.groups) >= 18
 
 
+@pytest.mark.models("torchvision")
 def test_resnet50_has_the_groups_of_the_hand_written_graph() -> None:
     assert counts(trace(vision("resnet50"), SMALL)) == (37, 0)
 
@@ -75,17 +78,20 @@ def vit() -> tuple[nn.Module, SymmetryGraph]:
 
 
 def vision_transformer() -> nn.Module:
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    from torchvision import models
+
     torch.manual_seed(0)
     return models.VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48)
 
 
+@pytest.mark.models("torchvision")
 def test_a_vit_has_heads_and_units_inside_them(vit: tuple[nn.Module, SymmetryGraph]) -> None:
     model, graph = vit
     graph.verify(model, SMALL)
     assert counts(graph) == (5, 4)
 
 
+@pytest.mark.models("torchvision")
 def test_units_of_q_and_k_may_not_cross_heads(vit: tuple[nn.Module, SymmetryGraph]) -> None:
     model, graph = vit
     layer = "encoder.layers.encoder_layer_0.self_attention"
@@ -98,8 +104,10 @@ def test_units_of_q_and_k_may_not_cross_heads(vit: tuple[nn.Module, SymmetryGrap
         SymmetryGraph.from_spec(merged, model).verify(model, SMALL)
 
 
+@pytest.mark.models("torchvision")
 def test_swin_frees_heads_through_shifted_windows() -> None:
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed", exc_type=ImportError)
+    from torchvision import models
+
     torch.manual_seed(0)
     model = models.SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=5)
     graph = proved(model, SMALL)
@@ -116,9 +124,11 @@ TIMM = [
 ]
 
 
+@pytest.mark.models("timm")
 @pytest.mark.parametrize(("name", "x", "options"), TIMM, ids=[case[0] for case in TIMM])
 def test_timm_models_keep_their_function(name: str, x: torch.Tensor, options: dict[str, Any]) -> None:
-    timm = pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    import timm
+
     torch.manual_seed(0)
     graph = proved(timm.create_model(name, num_classes=5, **options), x, draws=1)
     assert graph.groups
@@ -162,9 +172,11 @@ LANGUAGE: list[tuple[str, str, dict[str, Any], tuple[int, int]]] = [
 ]
 
 
+@pytest.mark.models("transformers")
 @pytest.mark.parametrize(("config", "model", "options", "expected"), LANGUAGE, ids=[case[1] for case in LANGUAGE])
 def test_language_models(config: str, model: str, options: dict[str, Any], expected: tuple[int, int]) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed", exc_type=ImportError)
+    import transformers
+
     torch.manual_seed(0)
     built = getattr(transformers, model)(getattr(transformers, config)(**options))
     inputs = {"input_ids": IDS, "decoder_input_ids": IDS} if "T5" in model else {"input_ids": IDS}
@@ -173,8 +185,10 @@ def test_language_models(config: str, model: str, options: dict[str, Any], expec
     assert graph.provenance.tensors == "fake"
 
 
+@pytest.mark.models("transformers")
 def test_fused_queries_and_keys_of_gpt_neox_are_nested_sums() -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed", exc_type=ImportError)
+    import transformers
+
     torch.manual_seed(0)
     graph = proved(transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**BASE)), input_ids=IDS)
     text = graph.spec()["gpt_neox.layers.0.attention.query_key_value.weight"]

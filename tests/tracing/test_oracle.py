@@ -93,12 +93,14 @@ def check(recipe: Recipe, images: bool = False) -> str:
     return f"{len(graph.groups)} groups"
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(recipes(images=False))
 def test_traces_of_networks_on_tokens_are_exact(recipe: Recipe) -> None:
     event(check(recipe))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(recipes(images=True))
 def test_traces_of_networks_on_images_are_exact(recipe: Recipe) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import alignkit
+from alignkit import plugins
 from alignkit.errors import TraceError
 from alignkit.graph import SymmetryGraph
-from alignkit.plugins import plugin_registry as plugins
 from alignkit.tracing import Call, Labels, Rule, RuleTable
 from alignkit.tracing.recording.run import record
 from alignkit.tracing.tracer import graph_of
@@ -111,7 +111,7 @@ def test_in_place_ops_share_the_rule_of_their_out_of_place_form() -> None:
 def registry(monkeypatch: pytest.MonkeyPatch) -> plugins.Registry:
     """A registry without installed plugins, in place of that of the process."""
     empty = plugins.Registry([])
-    monkeypatch.setattr(plugins, "registry", lambda: empty)
+    monkeypatch.setattr("alignkit.plugins.plugin_registry.registry", lambda: empty)
     return empty
 
 

@@ -98,6 +98,7 @@ def test_probes_are_data_or_random_as_asked(small):
 # ---------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_training_for_one_architecture_lowers_the_barrier_of_held_out_networks(small, tmp_path):
     settings = RECOMMENDED["dws"].model_copy(
         update={"steps": 60, "pairs": 4, "learning_rate": 5e-3, "validate_every": 20, "validation_pairs": 3, **LIGHT}
@@ -108,6 +109,7 @@ def test_training_for_one_architecture_lowers_the_barrier_of_held_out_networks(s
     assert result.best_step > 0
 
 
+@pytest.mark.slow
 def test_training_of_the_probe_encoder_lowers_its_losses(small, tmp_path):
     settings = TrainingSettings(
         steps=30, pairs=4, validation_pairs=0, supervised_every=2, probes=16, learning_rate=1e-2
@@ -131,6 +133,7 @@ class Stop(Exception):  # noqa: N818
     """Stands for a kill in the middle of a run."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dws", "learned"])
 @pytest.mark.parametrize("stop_after", [3, 8])
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(kind, stop_after, small, tmp_path):
@@ -166,6 +169,7 @@ train(fresh("dws", small.graph), [small], TrainingSettings(steps=500, **QUICK), 
 """
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_kill_at_any_moment(tmp_path):
     folder = Path(__file__).parents[1]
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=folder, stderr=subprocess.PIPE)
@@ -212,6 +216,7 @@ def test_gradients_of_portions_add_up_to_those_of_the_whole_step(small, tmp_path
         assert float(one["gradient_norm"]) == pytest.approx(float(other["gradient_norm"]), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_sets_take_turns_or_come_as_often_as_their_weight(tmp_path):
     sets = [Small(width=width, count=5, validation=2) for width in (4, 6)]
     drawn = {}

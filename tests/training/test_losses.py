@@ -91,6 +91,7 @@ def test_a_step_against_the_gradient_lowers_the_loss(planted, loss):
     pytest.fail("no step against the gradient lowers the loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["supervised", "alignment"])
 def test_descent_on_scores_finds_the_permutation(planted, loss):
     scores = {n: (0.1 * m).requires_grad_() for n, m in noise_scores(planted.graph, 6).items()}

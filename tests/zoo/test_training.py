@@ -94,11 +94,13 @@ def test_networks_differ_from_one_another_and_between_seeds() -> None:
     assert not torch.allclose(found, other, atol=0.01)
 
 
+@pytest.mark.slow
 def test_digits_are_learnt() -> None:
     found = zoo.train(zoo.Mlp(widths=(64,)), DIGITS, 4, epochs=20)
     assert min(record.accuracy or 0 for record in found.records) > 0.95
 
 
+@pytest.mark.slow
 def test_waves_are_learnt() -> None:
     found = zoo.train(zoo.Siren(widths=(24, 24)), zoo.source("sine", points=256), 4, steps=400)
     assert max(record.loss for record in found.records) < 0.01

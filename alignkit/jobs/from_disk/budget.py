@@ -68,7 +68,7 @@ def budget_for(graph: SymmetryGraph, memory: int) -> Budget:
     """
     needed, largest = 0, ""
     for root in graph.roots:
-        units = max(graph.instances(name) * graph.groups[name].size for name in graph.tree(root))
+        units = max(graph.unit_count(name) for name in graph.tree(root))
         if (bytes_ := _ASSIGNMENT * 8 * units * units) > needed:
             needed, largest = bytes_, root
     if memory < (least := needed + _ALIVE * _SMALLEST):

@@ -15,9 +15,10 @@ from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair
+from alignkit.graph.uses import Use
 from alignkit.jobs.from_disk.budget import Budget, release_freed
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, plain
-from alignkit.matching.objective import Elements, Objective, Use, unknown_dims
+from alignkit.matching.objective import Elements, Objective, unknown_dims
 from alignkit.matching.tree_objective import TreeObjective
 
 
@@ -121,7 +122,7 @@ class ObjectiveOnDisk(Objective):
         """How alike each unit of A is to each unit of B; see `Objective.similarity`."""
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=torch.float64)
-        for use in self.uses[group]:
+        for use in self.graph.uses[group]:
             self.add_similarity(use, elements, total)
         release_freed()
         return total
@@ -162,8 +163,7 @@ class TreeOnDisk(TreeObjective):
 
     def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
         """Similarities over all pairs of units at one place; what branches off the chain is averaged."""
-        units = prod(use.block.dims[i].size for i in use.chain)
-        total = torch.zeros(1, units, units, dtype=torch.float64)
+        total = torch.zeros(1, use.unit_count, use.unit_count, dtype=torch.float64)
         self.objective.add_similarity(use, elements, total, ordered=False, branches=frozenset(self.branches(use)))
         return total[0]
 

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from time import perf_counter
+from typing import ClassVar
 
 from torch import Tensor
 
 from alignkit.checkpoints import ByteProgress, OnProgress
-from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk
 from alignkit.matching.assignment import Backend
 from alignkit.matching.objective import Elements, unknown_dims
-from alignkit.solvers.weight_matching import Ascent, AscentRun, Proposal
+from alignkit.solvers.coordinate_ascent import Ascent, AscentRun, Proposal
 
 _READ = 50
-"""Work of reading and widening one number, in multiplications."""
+"""Work of reading and widening one number, in multiplications; measured, as is the next."""
 _ASSIGN = 0.5
 """Work of an assignment of n units, in ``n**3`` multiplications."""
-
-
-class Expected:
-    """What updating one tree takes.
-
-    Args:
-        objective: The objective of the pair.
-        root: The root of the tree.
-        elements: What is known when the tree is updated.
-    """
-
-    def __init__(self, objective: ObjectiveOnDisk, root: str, elements: Elements) -> None:
-        graph = objective.graph
-        self.bytes, self.work = 0, 0.0
-        for group in graph.tree(root):
-            units = _units(graph, group)
-            self.work += _ASSIGN * units**3
-            for use in objective.uses[group]:
-                size = prod(dim.size for dim in use.block.dims)
-                self.bytes += objective.reads(use)
-                reduced = prod(use.block.dims[at].size for at in unknown_dims(use, elements))
-                self.work += size * (_READ + units / reduced)
-
-
-def _units(graph: SymmetryGraph, group: str) -> int:
-    return graph.instances(group) * graph.groups[group].size
+_KNOWN = Tensor()
+"""Stands for indices that will be known later in the sweep; only that there are some is looked at."""
 
 
 class AscentOnDisk(Ascent):
@@ -52,87 +29,82 @@ class AscentOnDisk(Ascent):
     Args:
         objective: Objective of the pair.
         rtol: As for `Ascent`.
-        max_steps: As for `Ascent`.
-        on_progress: Is told of the bytes read in each sweep.
+        max_sweeps: As for `Ascent`.
+        on_progress: Called with the bytes read in each sweep.
     """
 
     objective: ObjectiveOnDisk
-    backend: Backend = "scipy"
+    backend: ClassVar[Backend] = "scipy"
     """It needs one copy of a similarity matrix; lapx needs two."""
 
-    def __init__(self, objective: ObjectiveOnDisk, rtol: float, max_steps: int, on_progress: OnProgress | None) -> None:
-        super().__init__(objective, rtol, max_steps)
+    def __init__(
+        self, objective: ObjectiveOnDisk, rtol: float, max_sweeps: int, on_progress: OnProgress | None
+    ) -> None:
+        super().__init__(objective, rtol, max_sweeps)
         self.trees = {root: TreeOnDisk(objective, root) for root in self.graph.roots}
         self._on_progress = on_progress
-        self._classes: list[list[str]] = []
-        self._pending: set[str] = set()
-        self._turns = self._done = self._total = 0
-        self._work_done = self._work_total = self._started = 0.0
-        self._current: tuple[Expected, int] | None = None
+        self._sweep = self._read = self._to_read = 0
+        self._work = self._to_work = self._started = 0.0
+        self._current: tuple[int, int, float] | None = None
+        """The tree that is updated: bytes read before it, bytes that it takes, work that it takes."""
 
-    def run(self, start: dict[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
-        """Update until nothing improves."""
-        self._classes, self._pending, self._turns = classes, set(self.graph.roots), 0
-        sides = self.objective.on_disk
-        for side in sides:
-            side.on_read = self._read
+    def run(self, start: Mapping[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
+        """Update until nothing improves; bytes are counted meanwhile."""
+        self._sweep = 0
+        for side in self.objective.on_disk:
+            side.on_read = self._count
         try:
             return super().run(start, classes)
         finally:
-            for side in sides:
+            for side in self.objective.on_disk:
                 side.on_read = None
 
-    def _update(self, roots: list[str], elements: dict[str, Tensor | None]) -> dict[str, float]:
-        """Update trees that do not meet, as `Ascent` does, and keep account."""
-        turn = self._turns % max(1, len(self._classes))
-        if turn == 0:
-            self._done, self._work_done, self._started = 0, 0.0, perf_counter()
-        self._plan(turn, elements)
-        self._turns += 1
-        gains = super()._update(roots, elements)
-        self._pending.difference_update(roots)
-        for root in gains:
-            self._pending |= self.around[root]
-        return gains
-
-    def _plan(self, turn: int, elements: dict[str, Tensor | None]) -> None:
-        """What is left of this sweep, as known now: trees that wait, and those of later turns that may be added."""
+    def prepare(self, sweep: int, waiting: list[list[str]], elements: Mapping[str, Tensor | None]) -> None:
+        """Sum up what is left of this sweep, as known now: updates may still make later trees wait again."""
+        if sweep != self._sweep:
+            self._sweep, self._read, self._work, self._started = sweep, 0, 0.0, perf_counter()
+        self._to_read, self._to_work = self._read, self._work
         known = dict(elements)
-        self._total, self._work_total = self._done, self._work_done
-        for roots in self._classes[turn:]:
-            waiting = [root for root in roots if root in self._pending]
-            for root in waiting:
-                expected = Expected(self.objective, root, known)
-                self._total += expected.bytes
-                self._work_total += expected.work
-            known.update({name: _SOME for root in waiting for name in self.graph.tree(root)})
+        for roots in waiting:
+            for root in roots:
+                size, work = self._expected(root, known)
+                self._to_read += size
+                self._to_work += work
+            known.update({name: _KNOWN for root in roots for name in self.graph.tree(root)})
 
-    def _propose(self, root: str, elements: dict[str, Tensor | None]) -> Proposal | None:
-        expected = Expected(self.objective, root, elements)
-        self._current = (expected, self._done)
-        found = super()._propose(root, elements)
+    def propose(self, root: str, elements: dict[str, Tensor | None]) -> Proposal | None:
+        """Find a better element for one tree, and count its work as done."""
+        size, work = self._expected(root, elements)
+        self._current = (self._read, size, work)
+        proposal = super().propose(root, elements)
         self._current = None
-        self._work_done += expected.work
-        self._report(self._work_done)
-        return found
+        self._work += work
+        self._report(self._work)
+        return proposal
 
-    def _read(self, count: int) -> None:
-        self._done += count
-        self._total = max(self._total, self._done)
-        work = self._work_done
+    def _expected(self, root: str, elements: Elements) -> tuple[int, float]:
+        """Return the bytes that updating one tree reads, and its work in multiplications."""
+        size, work = 0, 0.0
+        for group in self.graph.tree(root):
+            units = self.graph.instances(group) * self.graph.groups[group].size
+            work += _ASSIGN * units**3
+            for use in self.objective.graph.uses[group]:
+                size += self.objective.reads(use)
+                averaged = prod(use.block.dims[at].size for at in unknown_dims(use, elements))
+                work += prod(dim.size for dim in use.block.dims) * (_READ + units / averaged)
+        return size, work
+
+    def _count(self, size: int) -> None:
+        self._read += size
+        self._to_read = max(self._to_read, self._read)
+        work = self._work
         if self._current is not None:
-            expected, began = self._current
-            work += expected.work * min(1.0, (self._done - began) / max(1, expected.bytes))
+            began, expected, in_all = self._current
+            work += in_all * min(1.0, (self._read - began) / max(1, expected))
         self._report(work)
 
     def _report(self, work: float) -> None:
-        if self._on_progress is None:
-            return
-        sweep = 1 + (self._turns - 1) // max(1, len(self._classes))
-        share = work / self._work_total if self._work_total else 1.0
-        seconds = perf_counter() - self._started
-        self._on_progress(ByteProgress(self._done, self._total, seconds, f"sweep {sweep}", share))
-
-
-_SOME = Tensor()
-"""Stands for indices that will be known; only that there are some is looked at."""
+        if self._on_progress is not None:
+            share = work / self._to_work if self._to_work else 1.0
+            seconds = perf_counter() - self._started
+            self._on_progress(ByteProgress(self._read, self._to_read, seconds, f"sweep {self._sweep}", share))

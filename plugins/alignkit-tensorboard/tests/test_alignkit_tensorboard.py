@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_solve(pair, bare, tmp
     with warnings.catch_warnings(record=True) as caught, log_to(tmp_path / "file", bare):
         warnings.simplefilter("always")
         assert solve(pair, solver=Halves(), registry=bare).status.name == "OK"
-    assert any("The solve goes on" in str(warning.message) for warning in caught)
+    assert any("The solve continues" in str(warning.message) for warning in caught)
 
 
 def is_installed() -> bool:
@@ -130,4 +130,4 @@ def is_installed() -> bool:
     not is_installed(), reason="alignkit-tensorboard is not installed: pip install plugins/alignkit-tensorboard"
 )
 def test_the_installed_package_is_loaded():
-    assert alignkit_tensorboard in registry().manager.get_plugins()
+    assert alignkit_tensorboard in registry().plugins.manager.get_plugins()

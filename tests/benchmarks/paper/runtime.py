@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of columns; all if left out")
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--sinkhorn-pairs", type=int, default=10)
-    parser.add_argument("--pool-pairs", type=int, default=200, help="pairs that a pool of processes aligns")
+    parser.add_argument("--pool-pairs", type=int, default=200, help="pairs that a pool of processes aligns; 0: no pool")
     parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
     parser.add_argument("--images", type=int, default=2000, help="training samples of methods that take data")
     arguments = parser.parse_args()
@@ -141,7 +141,7 @@ def main() -> None:
             in_batches(networks, checkpoint, pairs[:BATCH])
             entry["batched_cpu_seconds"] = round(in_batches(networks, checkpoint, pairs), 4)
             measure.write_json(arguments.output, results)
-        if "pool" not in entry and not slow:
+        if "pool" not in entry and not slow and arguments.pool_pairs:
             chosen = pairs[: arguments.pool_pairs]
             entry["pool"] = {"pairs": len(chosen)} | in_a_pool(folder, arguments.data, arguments.images, method, chosen)
             measure.write_json(arguments.output, results)

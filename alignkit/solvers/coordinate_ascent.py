@@ -1,0 +1,212 @@
+"""Coordinate ascent: one tree of groups is matched at a time, all others fixed ([Ainsworth23], Algorithm 1).
+
+Weight matching is this; Frank-Wolfe, straight-through and activation matching polish or project with it, and matching
+from disk runs it on weights that are read in pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from alignkit.graph.structure import GraphStructure
+from alignkit.matching.assignment import Backend, assignment_value, linear_assignment
+from alignkit.matching.objective import Objective
+from alignkit.matching.tree_objective import TreeObjective
+from alignkit.solver.outcome import Step
+
+RTOL, MAX_SWEEPS = 1e-9, 1000
+"""Where a caller has no opinion: to the end. A run seldom takes more than 20 sweeps."""
+ROUNDING = 1e-12
+"""Differences below this part of ``|A|^2 + |B|^2`` are rounding of inner products in float64."""
+TINY = 1e-300
+"""In place of the squared norms of networks whose weights are all 0."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """New indices for one tree, and what they add to ``<A, P # B>``; infinite where nothing was known before."""
+
+    elements: dict[str, Tensor]
+    gain: float
+
+
+@dataclass(frozen=True)
+class AscentRun:
+    """The end of one run of coordinate ascent."""
+
+    elements: dict[str, Tensor]
+    distance: float
+    steps: tuple[Step, ...]
+    converged: bool
+
+
+class Ascent:
+    """Coordinate ascent over the trees of a graph.
+
+    Groups that do not meet in a tensor are updated together; a tree is looked at again only when a neighbour has
+    changed. An update is taken only when the true objective improves, so a run is monotone and ends.
+
+    Args:
+        objective: Objective of the pair.
+        rtol: A sweep that improves the distance by less than this fraction is the last.
+        max_sweeps: Maximum number of sweeps.
+    """
+
+    backend: ClassVar[Backend] = "auto"
+    """What assigns groups that stand alone; see `linear_assignment`."""
+
+    def __init__(self, objective: Objective, rtol: float = RTOL, max_sweeps: int = MAX_SWEEPS) -> None:
+        self.objective, self.graph = objective, objective.graph
+        self.rtol, self.max_sweeps = rtol, max_sweeps
+        self.negligible = ROUNDING * max(objective.squares, TINY)
+        self.trees = {root: TreeObjective(objective, root) for root in self.graph.roots}
+        self.acts_once = {
+            name: all(sum(d.group == name for d in use.block.dims) == 1 for use in uses)
+            for name, uses in objective.graph.uses.items()
+        }
+        self.around = neighbours_of_trees(self.graph)
+
+    def run(self, start: Mapping[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
+        """Update until nothing improves.
+
+        Args:
+            start: Indices for each group, or None for a group that is taken at the centre of all its orders.
+            classes: Roots whose trees do not meet, as `colour_roots` returns them; a sweep goes over all classes.
+        """
+        elements = dict(start)
+        dirty = set(self.graph.roots)
+        steps: list[Step] = []
+        distance = self._distance(elements) if all(p is not None for p in elements.values()) else math.inf
+        while dirty and len(steps) < self.max_sweeps:
+            before = distance
+            for i in range(len(classes)):
+                waiting = [[root for root in later if root in dirty] for later in classes[i:]]
+                self.prepare(len(steps) + 1, waiting, elements)
+                turn = waiting[0]
+                dirty.difference_update(turn)
+                for root, gain in self._update(turn, elements).items():
+                    dirty |= self.around[root]
+                    distance -= 2 * gain
+            if not math.isfinite(distance):
+                distance = self._distance(elements)
+            steps.append(Step(len(steps) + 1, max(distance, 0.0)))
+            if before - distance <= self.rtol * distance:
+                dirty.clear()
+        known = {name: element for name, element in elements.items() if element is not None}
+        return AscentRun(known, max(distance, 0.0), tuple(steps), not dirty)
+
+    def prepare(self, sweep: int, waiting: list[list[str]], elements: Mapping[str, Tensor | None]) -> None:
+        """Take note of the roots that a sweep has still to update, class by class; does nothing here."""
+
+    def _update(self, roots: list[str], elements: dict[str, Tensor | None]) -> dict[str, float]:
+        """Update trees that do not meet; return those that changed, and what each gained."""
+        gains: dict[str, float] = {}
+        self._refine_leaves(roots, elements, gains)
+        proposals = {root: self.propose(root, elements) for root in roots}
+        for root, proposal in proposals.items():
+            if proposal is not None:
+                elements.update(proposal.elements)
+                gains[root] = gains.get(root, 0.0) + proposal.gain
+        self._refine_leaves([root for root in roots if proposals[root] is not None], elements, gains)
+        return gains
+
+    def propose(self, root: str, elements: dict[str, Tensor | None]) -> Proposal | None:
+        """Find a better element for one tree; None if there is none."""
+        if self.graph.children(root):
+            return self._if_better(self.trees[root].propose(elements), elements)
+        return self._propose_group(root, elements)
+
+    def _propose_group(self, group: str, elements: dict[str, Tensor | None]) -> Proposal | None:
+        similarity = self.objective.similarity(group, elements).cpu().double()
+        current = elements[group]
+        assigned = linear_assignment(similarity, self.backend).reshape(self.graph.element_shape(group))
+        if current is None:
+            return Proposal({group: assigned}, math.inf)
+        if torch.equal(assigned, current):
+            return None
+        if not self.acts_once[group] or self.objective.products != self.objective.dtype:
+            return self._if_better({group: assigned}, elements)
+        values = [assignment_value(similarity, p.reshape(similarity.shape[:-1])) for p in (assigned, current)]
+        gain = float((values[0] - values[1]).sum())
+        return Proposal({group: assigned}, gain) if gain > self.negligible else None
+
+    def _refine_leaves(self, roots: list[str], elements: dict[str, Tensor | None], gains: dict[str, float]) -> None:
+        """Update the innermost groups of trees of families with their parents held in place."""
+        for root in roots:
+            members = self.graph.tree(root)
+            if len(members) == 1 or any(elements[name] is None for name in members):
+                continue
+            for leaf in members:
+                proposal = None if self.graph.children(leaf) else self._propose_group(leaf, elements)
+                if proposal is not None:
+                    elements.update(proposal.elements)
+                    gains[root] = gains.get(root, 0.0) + proposal.gain
+
+    def _if_better(self, proposal: dict[str, Tensor], elements: dict[str, Tensor | None]) -> Proposal | None:
+        """Return the proposal if the true objective improves; it always does where there was nothing before."""
+        if any(elements[name] is None for name in proposal):
+            return Proposal(proposal, math.inf)
+        if all(torch.equal(proposal[name], elements[name]) for name in proposal):  # type: ignore[arg-type]
+            return None
+        touched = [t for t, node in self.graph.tensors.items() if not node.groups.isdisjoint(proposal)]
+        if any(elements[name] is None for t in touched for name in self.graph.tensors[t].groups):
+            # Neighbours are still at the centre of their orders: there is no true objective to compare yet.
+            return None
+        changed = {**elements, **proposal}
+        gain = sum(self.objective.tensor_value(t, changed) - self.objective.tensor_value(t, elements) for t in touched)
+        return Proposal(proposal, gain) if gain > self.negligible else None
+
+    def _distance(self, elements: Mapping[str, Tensor | None]) -> float:
+        """Return ``|A|^2 + |B|^2 - 2 <A, P # B>``."""
+        value = self.objective.fixed_value + sum(self.objective.tensor_value(t, elements) for t in self.objective.a)
+        return self.objective.squares - 2 * value
+
+
+def neighbours_of_trees(graph: GraphStructure) -> dict[str, frozenset[str]]:
+    """Return for each root the roots of the other trees that meet its tree in a tensor."""
+    owner = {name: root for root in graph.roots for name in graph.tree(root)}
+    return {
+        root: frozenset(owner[other] for name in graph.tree(root) for other in graph.neighbours(name)) - {root}
+        for root in graph.roots
+    }
+
+
+def colour_roots(graph: GraphStructure, generator: torch.Generator | None = None) -> list[list[str]]:
+    """Put roots into classes whose trees do not meet, so that a class can be updated at once.
+
+    Args:
+        graph: The graph.
+        generator: Draws the order in which roots are coloured; None takes that of the graph.
+    """
+    roots = list(graph.roots)
+    if generator is not None:
+        roots = [roots[i] for i in torch.randperm(len(roots), generator=generator)]
+    around = neighbours_of_trees(graph)
+    meeting = nx.Graph()
+    meeting.add_nodes_from(roots)
+    meeting.add_edges_from((root, other) for root in roots for other in around[root])
+    colour = nx.greedy_color(meeting, strategy=lambda g, _: iter(g))
+    classes: dict[int, list[str]] = {}
+    for root in roots:
+        classes.setdefault(colour[root], []).append(root)
+    return list(classes.values())
+
+
+def shuffle_elements(
+    elements: Mapping[str, Tensor], fraction: float, generator: torch.Generator
+) -> dict[str, Tensor | None]:
+    """Put a fraction of the places of each group, at least two, in random order."""
+    moved: dict[str, Tensor | None] = {}
+    for name, element in elements.items():
+        count = max(2, round(fraction * element.shape[-1]))
+        places = torch.rand(element.shape, generator=generator, dtype=torch.float64).argsort(-1)[..., :count]
+        order = torch.rand(places.shape, generator=generator, dtype=torch.float64).argsort(-1)
+        moved[name] = element.scatter(-1, places, element.gather(-1, places.gather(-1, order)))
+    return moved
