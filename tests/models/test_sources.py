@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
-from alignkit import SymmetryGraph, hookimpl, write_weights
-from alignkit.cli import app
+from alignkit import hookimpl
 from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.models.folders import source_of
@@ -20,70 +17,18 @@ from alignkit.models.sources import load_model
 from alignkit.plugins.plugin_registry import registry
 from alignkit.tracing import trace
 
-FACTORIES = """
-import torch
-from torch import nn
-
-def mlp():
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.ones(1, 4)
-
-class Keywords(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3)
-
-    def forward(self, x, scale=1.0):
-        return scale * self.two(self.one(x))
-
-def keywords():
-    return Keywords(), {"x": torch.ones(2, 4), "scale": 2.0}
-
-class Lightning(Keywords):
-    example_input_array = torch.ones(1, 4)
-
-def bare():
-    return Keywords()
-
-def nothing():
-    return 3
-
-def broken():
-    raise KeyError("no such layer")
-
-model = mlp()[0]
-"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with a module of factories."""
-    (tmp_path / "my_models.py").write_text(FACTORIES)
-    (tmp_path / "my_broken.py").write_text("import no_such_library")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("my_models", None)
-
-
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.output
-
-
 # ---------------------------------------------------------------------- what a text becomes
 
 
 @pytest.mark.parametrize("text", ["my_models:mlp", "python:my_models:mlp", "my_models:keywords", "my_models:Lightning"])
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("model_modules")
 def test_factory_gives_a_model_that_runs_on_its_inputs(text: str) -> None:
     model, args, kwargs = load_model(text)
     assert model(*args, **kwargs).shape[-1] == 3
     assert not model.training
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("model_modules")
 def test_same_weights_each_time() -> None:
     one, two = (load_model("my_models:mlp")[0] for _ in range(2))
     assert torch.equal(one[0].weight, two[0].weight)
@@ -104,7 +49,7 @@ def test_same_weights_each_time() -> None:
         pytest.param("transformers:nowhere", UsageError, "cannot be read", marks=pytest.mark.models("transformers")),
     ],
 )
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("model_modules")
 def test_wrong_names_are_explained(text: str, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         load_model(text)
@@ -130,9 +75,9 @@ def test_library_that_does_not_fit_torch(monkeypatch: pytest.MonkeyPatch) -> Non
         load_model("torchvision:resnet18")
 
 
-def test_library_whose_import_hides_that_torchvision_does_not_fit(folder: Path) -> None:
+def test_library_whose_import_hides_that_torchvision_does_not_fit(model_modules: Path) -> None:
     # transformers imports torchvision late, and tells of its failure only in the cause of its own error.
-    (folder / "my_late.py").write_text(
+    (model_modules / "my_late.py").write_text(
         "def model():\n"
         "    try:\n"
         "        raise RuntimeError('operator torchvision::nms does not exist')\n"
@@ -277,57 +222,3 @@ def test_source_of_a_plugin() -> None:
         assert load_model("mylib:5")[0].in_features == 5
     finally:
         registry().unregister(key)
-
-
-# ---------------------------------------------------------------------- alignkit trace
-
-
-def test_trace_prints_groups_and_writes_files(folder: Path) -> None:
-    text = run("trace", "my_models:mlp", "--spec", "s.json", "--json", "g.json", "--picture", "p.png")
-    assert "1 group" in text
-    spec = json.loads((folder / "s.json").read_text())
-    graph = SymmetryGraph.from_json((folder / "g.json").read_text())
-    assert graph.spec() == spec
-    assert (folder / "p.png").stat().st_size > 1000
-
-
-def test_trace_replaces_nothing_unasked(folder: Path) -> None:
-    (folder / "s.json").write_text("mine")
-    assert "--force" in run("trace", "my_models:mlp", "--spec", "s.json", code=2)
-    assert (folder / "s.json").read_text() == "mine"
-    run("trace", "my_models:mlp", "--spec", "s.json", "--force")
-    assert "same file" in run("trace", "my_models:mlp", "--spec", "t.json", "--json", "t.json", code=2)
-
-
-def test_trace_explains_a_bad_model(folder: Path) -> None:
-    assert "Did you mean 'mlp'" in run("trace", "my_models:mpl", code=2)
-    assert "KeyError" in run("trace", "my_models:broken", code=1)
-
-
-# ---------------------------------------------------------------------- alignkit check
-
-
-def test_check_passes(folder: Path) -> None:
-    text = run("check", "my_models:mlp")
-    assert "Passed with perturbed weights" in text
-    assert "float64" in text
-
-
-def test_check_runs_the_checkpoint(folder: Path) -> None:
-    model, _, _ = load_model("my_models:mlp")
-    write_weights(folder / "w.safetensors", model.state_dict())
-    assert "Passed with the checkpoint's weights" in run("check", "my_models:mlp", "w.safetensors")
-
-
-def test_check_fails_and_names_the_group(folder: Path) -> None:
-    (folder / "spec.json").write_text(json.dumps({"0.weight": "h .", "0.bias": "h", "2.weight": ". .", "2.bias": "."}))
-    text = run("check", "my_models:mlp", "--spec", "spec.json", code=1)
-    assert "'h', which acts on 0.weight, 0.bias" in text
-    assert "largest relative change" in text
-
-
-def test_check_refuses_a_checkpoint_of_another_model(folder: Path) -> None:
-    write_weights(folder / "w.safetensors", {"0.weight": torch.ones(6, 5), "0.bia": torch.ones(6)})
-    text = run("check", "my_models:mlp", "w.safetensors", code=1)
-    assert "'0.bia' is not part of the model. Did you mean '0.bias'?" in text
-    assert "'0.weight' has shape [6, 5], the model's has [6, 4]" in text

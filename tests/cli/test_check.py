@@ -1,0 +1,40 @@
+"""`alignkit check`: what is proved, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from alignkit import write_weights
+from alignkit.models.sources import load_model
+from helpers.command_line import run
+
+
+def test_check_passes(model_modules: Path) -> None:
+    text = run("check", "my_models:mlp")
+    assert "Passed with perturbed weights" in text
+    assert "float64" in text
+
+
+def test_check_runs_the_checkpoint(model_modules: Path) -> None:
+    model, _, _ = load_model("my_models:mlp")
+    write_weights(model_modules / "w.safetensors", model.state_dict())
+    assert "Passed with the checkpoint's weights" in run("check", "my_models:mlp", "w.safetensors")
+
+
+def test_check_fails_and_names_the_group(model_modules: Path) -> None:
+    (model_modules / "spec.json").write_text(
+        json.dumps({"0.weight": "h .", "0.bias": "h", "2.weight": ". .", "2.bias": "."})
+    )
+    text = run("check", "my_models:mlp", "--spec", "spec.json", code=1)
+    assert "'h', which acts on 0.weight, 0.bias" in text
+    assert "largest relative change" in text
+
+
+def test_check_refuses_a_checkpoint_of_another_model(model_modules: Path) -> None:
+    write_weights(model_modules / "w.safetensors", {"0.weight": torch.ones(6, 5), "0.bia": torch.ones(6)})
+    text = run("check", "my_models:mlp", "w.safetensors", code=1)
+    assert "'0.bia' is not part of the model. Did you mean '0.bias'?" in text
+    assert "'0.weight' has shape [6, 5], the model's has [6, 4]" in text

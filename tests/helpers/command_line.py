@@ -1,0 +1,15 @@
+"""Running commands of alignkit inside the test's own process."""
+
+from __future__ import annotations
+
+from typer.testing import CliRunner
+
+from alignkit.cli import app
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """Run a command that has to end with this code; its standard output, or with an error all that was printed."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.stdout if code == 0 else result.output
