@@ -93,7 +93,7 @@ def _weight_similarities(tree: TreeObjective, soft: Mapping[str, Tensor | None])
         units = tree.graph.unit_count(name)
         total = torch.zeros(units, units, dtype=torch.float64)
         for use in uses:
-            total += tree.pair_similarity(use, soft).cpu().double()
+            total += tree.objective.pair_similarity(use, soft).cpu().double()
         if uses:
             similarities[name] = total
     return similarities

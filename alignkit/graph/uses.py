@@ -50,6 +50,11 @@ class Use:
         return tuple(i for i in range(len(self.block.dims)) if i not in self.chain)
 
     @cached_property
+    def branches(self) -> tuple[int, ...]:
+        """Dims off the chain that are nested in a unit on the chain."""
+        return tuple(i for i in self.rest if set(self.block.dims[i].ancestors) & set(self.chain))
+
+    @cached_property
     def others(self) -> tuple[str, ...]:
         """Names of the groups that act on the other dims, and of the group's ancestors."""
         names = (dim.group for i, dim in enumerate(self.block.dims) if i != self.at)

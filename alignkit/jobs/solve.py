@@ -70,13 +70,13 @@ def solve(
     registry = registry if registry is not None else process_registry()
     bound = _bound(pair, a, b)
     stages = build_solvers(solver, options, seed, registry)
-    problem = Problem(bound, _start(bound.graph, init), task, _device(bound, device), _dtype(bound), 0)
+    problem = Problem(bound, find_start(bound.graph, init), task, _device(bound, device), _dtype(bound), 0)
     for stage in stages:
         stage.needs.check(problem, stage.name)
     done: list[Solution] = []
     for stage in stages:
         own = replace(problem, seed=stage.options.seed if seed is None else seed)
-        solution = _run(own, stage, registry, throw)
+        solution = run_solver(own, stage, registry, throw=throw)
         done.append(solution)
         if solution.status.failed:
             break
@@ -167,7 +167,8 @@ def _bound(pair: object, a: WeightsSource | None, b: WeightsSource | None) -> Pa
     )
 
 
-def _start(graph: SymmetryGraph, init: object) -> Alignment | None:
+def find_start(graph: SymmetryGraph, init: object) -> Alignment | None:
+    """Return where to start as an alignment of the graph; None where nothing is given."""
     if init is None:
         return None
     start = init.alignment if isinstance(init, Solution) else init
@@ -195,7 +196,8 @@ def _dtype(bound: Pair) -> torch.dtype:
 # ---------------------------------------------------------------------- running one stage
 
 
-def _run(problem: Problem, solver: Solver[Any], registry: Registry, throw: bool) -> Solution:
+def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, throw: bool = True) -> Solution:
+    """Run one solver on a problem, watched by the registry's observers, and account for the result. See `solve`."""
     history: list[Step] = []
 
     def report(step: Step) -> None:

@@ -6,7 +6,7 @@ values and for the similarity matrix of a group; [Ainsworth23], "matching weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TypeAlias
 
@@ -50,8 +50,8 @@ class Objective:
         self.bound, self.graph = bound, bound.graph
         self.device, self.dtype, self.products = torch.device(device), dtype, products or dtype
         moved = [name for name, node in self.graph.tensors.items() if node.groups]
-        self.a = {name: self._load(bound.a[name]) for name in moved}
-        self.b = {name: self._load(bound.b[name]) for name in moved}
+        self.a: Mapping[str, Tensor] = {name: self._load(bound.a[name]) for name in moved}
+        self.b: Mapping[str, Tensor] = {name: self._load(bound.b[name]) for name in moved}
         self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
         self._cached = 0
         self._sides: dict[Use, tuple[Tensor, Tensor]] = {}
@@ -163,6 +163,31 @@ class Objective:
                 places = [order.index(i) for i in unknown]
                 return a.sum(places), b.permute(order).mean(places)
         return a, b.permute(*use.chain, *use.rest)
+
+    def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
+        """Return similarities of all units of all parents at one use; what is nested in a unit is averaged.
+
+        With 2 heads of 2 units, ``[4, 4]``: row ``2 p + i`` is unit ``i`` of A's head ``p``, column ``2 q + j`` is unit
+        ``j`` of B's head ``q``.
+        """
+        a, b = self.sides(use, elements, use.branches)
+        return a.reshape(use.unit_count, -1) @ b.reshape(use.unit_count, -1).mT
+
+    def sides(self, use: Use, elements: Elements, average: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Return A's and B's part at one use, the group's chain of dims first and left as it is in both.
+
+        The groups of other dims are applied to B, but for those nested in the chain. Over dims of ``average`` and of
+        unknown groups A is summed and B averaged; they are kept, of size 1.
+        """
+        averaged = frozenset(average) | (unknown_dims(use, elements) - set(use.branches))
+        still = averaged | set(use.branches) | set(use.chain)
+        a, b = (use.block.view(side[use.tensor]) for side in (self.a, self.b))
+        known = {d.group: elements[d.group] for i, d in enumerate(use.block.dims) if d.group and i not in still}
+        b = act_on_block(use.block, b, known, skip=still)  # type: ignore[arg-type]
+        if averaged:
+            a, b = a.sum(tuple(averaged), keepdim=True), b.mean(tuple(averaged), keepdim=True)
+        order = (*use.chain, *use.rest)
+        return a.permute(order), b.permute(order)
 
     def _views(self, use: Use) -> tuple[Tensor, Tensor]:
         """A's block with the group's chain first, and B's block as it is; views, made once."""

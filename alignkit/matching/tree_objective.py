@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.uses import Use
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.families import read_off, split_pairs
-from alignkit.matching.objective import Elements, Objective, unknown_dims
+from alignkit.matching.objective import Elements, Objective
 
 
 class TreeObjective:
@@ -39,12 +38,7 @@ class TreeObjective:
             for use in self.graph.uses[name]:
                 if not use.is_innermost:
                     continue  # A deeper group of the tree speaks for this use.
-                (self.coupled if self.branches(use) else self.plain)[name].append(use)
-
-    def branches(self, use: Use) -> tuple[int, ...]:
-        """Positions off the chain of dims that are nested in a unit on the chain."""
-        dims = use.block.dims
-        return tuple(i for i in use.rest if set(dims[i].ancestors) & set(use.chain))
+                (self.coupled if use.branches else self.plain)[name].append(use)
 
     def propose(self, elements: Elements) -> dict[str, Tensor]:
         """The best element of the tree, given indices for the groups outside it; None counts as unknown.
@@ -55,17 +49,12 @@ class TreeObjective:
         solving.solve_root()
         return read_off(self.graph, self.root, solving.pairs)
 
-    def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
-        """Similarities over all pairs of units at one place; what branches off the chain is averaged."""
-        a, b = self._sides(use, elements, average=self.branches(use))
-        return a.reshape(use.unit_count, -1) @ b.reshape(use.unit_count, -1).mT
-
     def coupled_similarity(self, use: Use, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
         """Similarities for each pair of parents, siblings at the same place being ordered as ``pairs`` says."""
         dims = use.block.dims
-        siblings = [i for i in self.branches(use) if dims[i].ancestors == dims[use.at].ancestors]
-        average = tuple(i for i in self.branches(use) if i not in siblings)
-        a, b = self._sides(use, elements, average)
+        siblings = [i for i in use.branches if dims[i].ancestors == dims[use.at].ancestors]
+        average = tuple(i for i in use.branches if i not in siblings)
+        a, b = self.objective.sides(use, elements, average)
         parents = prod(d.size for d in (dims[i] for i in dims[use.at].ancestors))
         a, b = (side.reshape(parents, *side.shape[len(use.chain) - 1 :]) for side in (a, b))
         rows = []
@@ -79,24 +68,6 @@ class TreeObjective:
                 ordered = torch.take_along_dim(ordered, index, at)
             rows.append(torch.einsum("nr,pmr->pnm", a[parent].flatten(1), ordered.flatten(2)))
         return torch.stack(rows)
-
-    def _sides(self, use: Use, elements: Elements, average: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """A and B at one place, the chain first and unordered; ``average`` and unknown dims are averaged, kept as 1."""
-        dims = use.block.dims
-        branches = frozenset(self.branches(use))
-        averaged = frozenset(average) | (unknown_dims(use, elements) - branches)
-        known = {
-            d.group: elements[d.group]
-            for i, d in enumerate(dims)
-            if d.group and i in use.rest and i not in averaged | branches
-        }
-        a = use.block.view(self.objective.a[use.tensor])
-        b = use.block.view(self.objective.b[use.tensor])
-        b = act_on_block(use.block, b, known, skip=averaged | branches | set(use.chain))  # type: ignore[arg-type]
-        if averaged:
-            a, b = a.sum(tuple(averaged), keepdim=True), b.mean(tuple(averaged), keepdim=True)
-        order = (*use.chain, *use.rest)
-        return a.permute(order), b.permute(order)
 
 
 @dataclass
@@ -117,7 +88,7 @@ class _Solving:
         units = graph.unit_count(name)
         total = self.values_of_children(name) + torch.zeros(units, units, dtype=torch.float64)
         for use in self.tree.plain[name]:
-            total += self.tree.pair_similarity(use, self.elements).cpu().double()
+            total += self.tree.objective.pair_similarity(use, self.elements).cpu().double()
         return split_pairs(total, graph.groups[name].size)
 
     def values_of_children(self, parent: str) -> Float[Tensor, "units units"]:
@@ -125,7 +96,7 @@ class _Solving:
         children = self.tree.graph.children(parent)
         plain = {name: self.matrices(name) for name in children}
         for name in children:
-            averaged = [self.tree.pair_similarity(use, self.elements) for use in self.tree.coupled[name]]
+            averaged = [self.tree.objective.pair_similarity(use, self.elements) for use in self.tree.coupled[name]]
             size = self.tree.graph.groups[name].size
             extra = sum((split_pairs(m.cpu().double(), size) for m in averaged), start=torch.zeros(()))
             self.pairs[name] = linear_assignment(plain[name] + extra)
@@ -136,7 +107,7 @@ class _Solving:
                 extra = self.tree.coupled_similarity(use, self.elements, self.pairs).cpu().double()
                 matrices = matrices + extra
                 # A place where siblings meet counts once: for the last of them, when all others are settled.
-                met = {use.block.dims[i].group for i in self.tree.branches(use)}
+                met = {use.block.dims[i].group for i in use.branches}
                 owned = owned if met & set(children[at + 1 :]) else owned + extra
             if self.tree.coupled[name]:
                 self.pairs[name] = linear_assignment(matrices)

@@ -59,21 +59,24 @@ def check_step(step: object) -> None:
 class WriteGuard:
     """Notices in-place writes to the tensors of a problem, by the counters that torch keeps for autograd.
 
-    Writes that torch does not count, such as those through ``tensor.data`` or numpy, are not noticed.
+    Writes that torch does not count, such as those through ``tensor.data`` or numpy, are not noticed. A side
+    that is not a dict, such as a checkpoint on disk, gives a new tensor at every look: there is nothing to write to.
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._tensors = {f"{name!r} of {side}": t for side, w in _sides(problem) for name, t in w.items()}
+        sides = {"A": problem.a, "B": problem.b}
+        self._tensors = {
+            f"{name!r} of {label}": tensor
+            for label, side in sides.items()
+            if isinstance(side, dict)
+            for name, tensor in side.items()
+        }
         self._before = {label: _version(tensor) for label, tensor in self._tensors.items()}
 
     def fault(self) -> str:
         """A sentence that names what was written to; "" if nothing was."""
         written = [label for label, tensor in self._tensors.items() if _version(tensor) != self._before[label]]
         return f"It wrote to tensors that are the caller's own: {list_some(written, 3)}." if written else ""
-
-
-def _sides(problem: Problem) -> tuple[tuple[str, Mapping[str, Tensor]], ...]:
-    return ("A", problem.a), ("B", problem.b)
 
 
 def _version(tensor: Tensor) -> int:

@@ -185,7 +185,7 @@ def _tie_breaks(problem: Problem, root: str, similarity: Mapping[str, Tensor]) -
     breaks = {}
     for group in graph.tree(root):
         uses = (*tree.plain[group], *tree.coupled[group])
-        total = sum(tree.pair_similarity(use, unknown).cpu().double() for use in uses)
+        total = sum(tree.objective.pair_similarity(use, unknown).cpu().double() for use in uses)
         if isinstance(total, Tensor):
             breaks[group] = total * (scale / max(float(total.abs().max()), 1e-300))
     return breaks

@@ -19,7 +19,7 @@ from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, 
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
 from alignkit.jobs.from_disk.budget import Budget
-from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk
+from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.jobs.from_disk.weights import WeightsOnDisk
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
@@ -138,10 +138,10 @@ def test_similarities_from_disk_are_those_in_memory(tmp_path: Path, name: str, p
             torch.testing.assert_close(disk.similarity(group, elements), memory.similarity(group, elements))
     for root in graph.roots:
         own = {**elements, **dict.fromkeys(graph.tree(root))}
-        trees = TreeObjective(memory, root), TreeOnDisk(disk, root)
+        trees = TreeObjective(memory, root), TreeObjective(disk, root)
         for uses in trees[0].plain.values():
             for use in uses:
-                torch.testing.assert_close(*(tree.pair_similarity(use, own) for tree in trees))
+                torch.testing.assert_close(*(tree.objective.pair_similarity(use, own) for tree in trees))
 
 
 @settings(deadline=None, max_examples=60)
@@ -173,10 +173,10 @@ def test_any_graph_is_worked_in_pieces(graph: SymmetryGraph, data: st.DataObject
             torch.testing.assert_close(disk.similarity(group, elements), memory.similarity(group, elements))
         for root in graph.roots:
             own = {**elements, **dict.fromkeys(graph.tree(root))}
-            trees = TreeObjective(memory, root), TreeOnDisk(disk, root)
+            trees = TreeObjective(memory, root), TreeObjective(disk, root)
             for uses in (*trees[0].plain.values(), *trees[0].coupled.values()):
                 for use in uses:
-                    torch.testing.assert_close(*(tree.pair_similarity(use, own) for tree in trees))
+                    torch.testing.assert_close(*(tree.objective.pair_similarity(use, own) for tree in trees))
 
 
 @pytest.mark.parametrize("products", ["float64", "float32"])

@@ -13,7 +13,7 @@ from alignkit.errors import MergeError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.from_disk.budget import Budget, parse_memory
 from alignkit.jobs.from_disk.matching import fit_on_disk
-from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk
+from alignkit.jobs.from_disk.weights import Reordered
 from alignkit.jobs.merge import merge, shares_of
 from alignkit.solver.solution import Solution
 
@@ -37,7 +37,7 @@ def align_checkpoint(
         b: The checkpoint.
         alignment: Brings B to A.
         memory: What may be used; large tensors pass through it in pieces.
-        on_progress: Is told the bytes written so far.
+        on_progress: Called with the bytes written so far.
         overwrite: Replace an output that exists.
 
     Raises:
@@ -66,7 +66,7 @@ def merge_checkpoints(
         alignments: What brings each of them to the basis of the average; None for one that is there already.
         weights: Share of each, divided by their sum. None: equal shares.
         memory: What may be used; large tensors pass through it in pieces.
-        on_progress: Is told the bytes written so far.
+        on_progress: Called with the bytes written so far.
         overwrite: Replace an output that exists.
 
     Raises:
@@ -79,14 +79,15 @@ def merge_checkpoints(
 
 
 def aligned_values(b: Checkpoint, alignment: Alignment, memory: int | str = DEFAULT_MEMORY) -> ValuesOf:
-    """What `alignkit.write_checkpoint` takes to write B under an alignment."""
-    budget = Budget(_bytes(memory))
+    """Return what `alignkit.write_checkpoint` takes to write B under an alignment."""
+    budget = Budget(parse_memory(memory))
     source, _ = fit_on_disk(alignment.graph, b, b, budget)
     nodes = alignment.graph.first_names
 
     def values(name: str) -> Values:
         moved = Reordered(alignment.graph.tensors[nodes[name]], alignment.elements)
-        return moved.whole(source) if not moved.splits else _pieces(moved, source, budget)
+        pieces = (moved.at(source, span) for span in moved.pieces(budget.piece))
+        return pieces if moved.splits else next(pieces)
 
     return values
 
@@ -97,7 +98,7 @@ def merged_values(
     weights: Sequence[float] | None = None,
     memory: int | str = DEFAULT_MEMORY,
 ) -> ValuesOf:
-    """What `alignkit.write_checkpoint` takes to write the average of aligned checkpoints."""
+    """Return what `alignkit.write_checkpoint` takes to write the average of aligned checkpoints."""
     shares = shares_of(weights, len(checkpoints))
     orders = [order.alignment if isinstance(order, Solution) else order for order in alignments]
     graphs = {id(order.graph): order.graph for order in orders if order is not None}
@@ -106,7 +107,7 @@ def merged_values(
     graph = next(iter(graphs.values()))
     if any(other != graph for other in graphs.values()):
         raise MergeError("the alignments belong to different graphs.")
-    budget = Budget(_bytes(memory))
+    budget = Budget(parse_memory(memory))
     sources = [fit_on_disk(graph, checkpoints[0], checkpoint, budget)[1] for checkpoint in checkpoints]
     elements = [(Alignment.identity(graph) if order is None else order).elements for order in orders]
     nodes = graph.first_names
@@ -121,12 +122,3 @@ def merged_values(
         return averaged(name) if Reordered(graph.tensors[nodes[name]], {}).splits else next(averaged(name))
 
     return values
-
-
-def _bytes(memory: int | str) -> int:
-    return parse_memory(memory) if isinstance(memory, str) else memory
-
-
-def _pieces(moved: Reordered, source: WeightsOnDisk, budget: Budget) -> Iterator[Tensor]:
-    for span in moved.pieces(budget.piece):
-        yield moved.at(source, span)

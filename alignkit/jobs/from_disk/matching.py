@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
-from alignkit.errors import AlignmentError, BindError
+from alignkit.errors import BindError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.jobs.from_disk.sweeps import AscentOnDisk
-from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, bits, plain
-from alignkit.jobs.solve import account
-from alignkit.matching.objective import Objective
+from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, bits
+from alignkit.jobs.solve import find_start, run_solver
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
-from alignkit.solver import Problem, Step
-from alignkit.solver.solution import Solution
+from alignkit.solver import Outcome, Problem, Report, Solution
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.text import dtype_name
 
@@ -56,7 +53,7 @@ def match_checkpoints(
             two square float64 matrices of the largest group, and some pieces of tensors.
         init: Where to start.
         seed: Seed of every random choice.
-        on_progress: Is told of the bytes read in each sweep, with an estimate of the time left of the sweep.
+        on_progress: Called with the bytes read in each sweep, with an estimate of the time left of the sweep.
         registry: Where observers live. Default: that of the process.
         options: Options of weight matching. ``products="float32"`` is exact enough for weights in 16 bits and twice as
             fast: every step is accepted by the objective in float64.
@@ -70,53 +67,33 @@ def match_checkpoints(
         AlignmentError: ``init`` belongs to another graph.
         WeightsError: A checkpoint cannot be read.
     """
-    budget = budget_for(graph, parse_memory(memory) if isinstance(memory, str) else memory)
-    matching = WeightMatchingOnDisk(budget, on_progress, **options, seed=seed)
-    pair = bind_on_disk(graph, _opened(a), _opened(b), budget)
-    objective = ObjectiveOnDisk(pair, budget)
-    _check_finite(objective)
-    start = init.alignment if isinstance(init, Solution) else init
-    if start is not None and start.graph != graph:
-        raise AlignmentError("init= belongs to another graph than the one that is solved. Solve its own graph first.")
-    problem = ProblemOnDisk(pair, start, seed=seed, on_disk=objective)
-    return _solved(problem, matching, registry if registry is not None else process_registry())
-
-
-def _solved(problem: ProblemOnDisk, matching: WeightMatchingOnDisk, registry: Registry) -> Solution:
-    """Solve and account for the result as `alignkit.solve` does, but without looking at any tensor as a whole."""
-    history: list[Step] = []
-
-    def report(step: Step) -> None:
-        history.append(step)
-        registry.notify("alignkit_solve_step", problem=problem, solver=matching, step=step)
-
-    solution: Solution | None = None
-    registry.notify("alignkit_solve_started", problem=problem, solver=matching)
-    try:
-        started = perf_counter()
-        outcome = matching.solve(problem, report)
-        seconds = perf_counter() - started
-        solution = account(problem, matching, outcome, tuple(history), seconds, "")
-        return replace(solution, stats={**solution.stats, "memory": float(matching.budget.memory)})
-    finally:
-        registry.notify("alignkit_solve_finished", problem=problem, solver=matching, solution=solution)
-
-
-def _opened(source: Checkpoint | str | Path) -> Checkpoint:
-    return open_checkpoint(source) if isinstance(source, str | Path) else source
+    budget = budget_for(graph, parse_memory(memory))
+    solver = WeightMatchingOnDisk(budget, on_progress, **options, seed=seed)
+    left, right = (open_checkpoint(side) if isinstance(side, str | Path) else side for side in (a, b))
+    pair = Pair(graph, *fit_on_disk(graph, left, right, budget))
+    problem = ProblemOnDisk(pair, find_start(graph, init), seed=seed, budget=budget)
+    # The squares tell whether all numbers are finite; the sums of the same pass are used again by the solver.
+    _raise_if_any(
+        [
+            f"{name!r} of {label} holds NaN or infinity"
+            for name, sums in problem.objective.sums.items()
+            for label, squares in (("A", sums.squares_a), ("B", sums.squares_b))
+            if not math.isfinite(squares)
+        ]
+    )
+    return run_solver(problem, solver, registry if registry is not None else process_registry())
 
 
 @dataclass(frozen=True, eq=False)
 class ProblemOnDisk(Problem):
-    """A problem whose objective reads from disk."""
+    """A problem whose weights are on disk; its objective reads them in pieces."""
 
-    on_disk: ObjectiveOnDisk | None = None
+    budget: Budget = field(kw_only=True)
 
     @cached_property
-    def objective(self) -> Objective:
+    def objective(self) -> ObjectiveOnDisk:
         """Squared distance and similarities of the pair, summed from disk."""
-        assert self.on_disk is not None
-        return self.on_disk
+        return ObjectiveOnDisk(self.bound, self.budget)
 
 
 class WeightMatchingOnDisk(WeightMatching):
@@ -124,7 +101,7 @@ class WeightMatchingOnDisk(WeightMatching):
 
     Args:
         budget: Memory that may be used.
-        on_progress: Is told of the bytes read in each sweep.
+        on_progress: Called with the bytes read in each sweep.
         options: Options of weight matching.
     """
 
@@ -132,8 +109,13 @@ class WeightMatchingOnDisk(WeightMatching):
         super().__init__(**options)
         self.budget, self._on_progress = budget, on_progress
 
+    def solve(self, problem: Problem, report: Report) -> Outcome:
+        """Match as `WeightMatching` does, and keep how much memory was allowed."""
+        outcome = super().solve(problem, report)
+        return replace(outcome, stats={**outcome.stats, "memory": float(self.budget.memory)})
+
     def ascent(self, problem: Problem) -> AscentOnDisk:
-        """The coordinate ascent that every run of a solve uses."""
+        """Return the coordinate ascent that every run of a solve uses."""
         objective = problem.objective
         assert isinstance(objective, ObjectiveOnDisk)
         if self.options.products == "float32":
@@ -141,11 +123,6 @@ class WeightMatchingOnDisk(WeightMatching):
             narrow.sums = objective.sums  # One pass over the files is enough.
             objective = narrow
         return AscentOnDisk(objective, self.options.rtol, self.options.max_steps, self._on_progress)
-
-
-def bind_on_disk(graph: SymmetryGraph, a: Checkpoint, b: Checkpoint, budget: Budget) -> Pair:
-    """Bind two checkpoints to a graph; see `fit_on_disk`."""
-    return Pair(graph, *fit_on_disk(graph, a, b, budget))
 
 
 def fit_on_disk(
@@ -193,23 +170,11 @@ def _broken_ties(side: WeightsOnDisk, graph: GraphStructure, label: str, budget:
         for other in present[1:]:
             for span in Reordered(node, {}).pieces(budget.piece):
                 piece = side.checkpoint[other] if span is None else side.checkpoint.rows(other, *span)
-                first = plain(side, node.name, span)
+                first = side.piece(node.name, span)
                 if first.dtype != piece.dtype or not torch.equal(bits(first), bits(piece)):
                     problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
                     break
     return problems
-
-
-def _check_finite(objective: ObjectiveOnDisk) -> None:
-    """Look at every number of both checkpoints; the sums of the same pass are kept."""
-    _raise_if_any(
-        [
-            f"{name!r} of {label} holds NaN or infinity"
-            for name, sums in objective.sums.items()
-            for label, squares in (("A", sums.squares_a), ("B", sums.squares_b))
-            if not math.isfinite(squares)
-        ]
-    )
 
 
 def _raise_if_any(problems: list[str]) -> None:

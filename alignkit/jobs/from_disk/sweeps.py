@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from alignkit.checkpoints import ByteProgress, OnProgress
-from alignkit.jobs.from_disk.objective import ObjectiveOnDisk, TreeOnDisk
+from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.matching.assignment import Backend
 from alignkit.matching.objective import Elements, unknown_dims
 from alignkit.solvers.coordinate_ascent import Ascent, AscentRun, Proposal
@@ -41,7 +41,6 @@ class AscentOnDisk(Ascent):
         self, objective: ObjectiveOnDisk, rtol: float, max_sweeps: int, on_progress: OnProgress | None
     ) -> None:
         super().__init__(objective, rtol, max_sweeps)
-        self.trees = {root: TreeOnDisk(objective, root) for root in self.graph.roots}
         self._on_progress = on_progress
         self._sweep = self._read = self._to_read = 0
         self._work = self._to_work = self._started = 0.0
@@ -86,7 +85,7 @@ class AscentOnDisk(Ascent):
         """Return the bytes that updating one tree reads, and its work in multiplications."""
         size, work = 0, 0.0
         for group in self.graph.tree(root):
-            units = self.graph.instances(group) * self.graph.groups[group].size
+            units = self.graph.unit_count(group)
             work += _ASSIGN * units**3
             for use in self.objective.graph.uses[group]:
                 size += self.objective.reads(use)

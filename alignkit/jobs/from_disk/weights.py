@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from math import prod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,48 +21,64 @@ _NARROW = 4096
 """Rows of fewer bytes than this are not worth a read each."""
 
 
+Span: TypeAlias = tuple[int, int] | None
+"""Rows of a tensor, from the first to the one before the second; None is the whole tensor."""
+
+
 class WeightsOnDisk(Mapping[str, Tensor]):
     """Tensors of a checkpoint by the first names of a graph, read when they are asked for.
 
     Args:
         graph: The graph.
         checkpoint: Has every tensor of the graph under one of its names at least.
-        on_read: Is told the bytes of each read.
+        dtype: Type that whole tensors are turned into; None leaves them.
+
+    Attributes:
+        on_read: Called with the bytes of each read, if there is anyone to call.
     """
 
-    def __init__(
-        self, graph: GraphStructure, checkpoint: Checkpoint, on_read: Callable[[int], None] | None = None
-    ) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, graph: GraphStructure, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+        self.graph, self.checkpoint, self.dtype = graph, checkpoint, dtype
         self.names = {
             node.name: next(name for name in node.names if name in checkpoint) for node in graph.tensors.values()
         }
-        self.on_read = on_read
+        self.on_read: Callable[[int], None] | None = None
 
     def entry(self, name: str) -> TensorEntry:
-        """Dtype, shape and size of a tensor."""
+        """Return dtype, shape and size of a tensor."""
         return self.checkpoint.entry(self.names[name])
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of a tensor."""
-        return self._told(self.checkpoint.rows(self.names[name], start, stop))
+        """Read rows ``start`` to ``stop`` of a tensor."""
+        return self._count(self.checkpoint.rows(self.names[name], start, stop))
 
     def take(self, name: str, index: Tensor) -> Tensor:
-        """The rows that ``index`` names, in its order."""
+        """Read the rows that ``index`` names, in its order."""
         entry = self.entry(name)
         if entry.nbytes < _NARROW * entry.shape[0]:
             low, high = int(index.min()), int(index.max()) + 1
             near = self.checkpoint.rows(self.names[name], low, high)
-            return self._told(bits(near).index_select(0, index - low).view(entry.dtype))
-        return self._told(self.checkpoint.take(self.names[name], index))
+            return self._count(bits(near).index_select(0, index - low).view(entry.dtype))
+        return self._count(self.checkpoint.take(self.names[name], index))
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._told(self.checkpoint[self.names[name]])
+    def piece(self, name: str, span: Span) -> Tensor:
+        """Read some rows of a tensor, or all of it."""
+        return self._count(self.checkpoint[self.names[name]]) if span is None else self.rows(name, *span)
 
-    def _told(self, tensor: Tensor) -> Tensor:
+    def widened(self) -> WeightsOnDisk:
+        """Return the same tensors in float64, those alone on which a group acts; each is read as a whole."""
+        other = WeightsOnDisk(self.graph, self.checkpoint, torch.float64)
+        other.names = {name: stored for name, stored in self.names.items() if self.graph.tensors[name].groups}
+        other.on_read = lambda count: self.on_read(count) if self.on_read is not None else None
+        return other
+
+    def _count(self, tensor: Tensor) -> Tensor:
         if self.on_read is not None:
             self.on_read(tensor.nbytes)
         return tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.piece(name, None).to(self.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -71,7 +88,7 @@ class WeightsOnDisk(Mapping[str, Tensor]):
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """A tensor of one byte an element as whole numbers: torch cannot index all of the small floats."""
+    """View a tensor of one byte an element as whole numbers: torch cannot index all of the small floats."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool else tensor
 
 
@@ -109,29 +126,26 @@ class Reordered:
     def _blocks(self, rows: int) -> tuple[Block, ...]:
         return layout_blocks((Axis((Segment((Fixed(rows),)),)), *self.node.layout[1:]), self.node.name)
 
-    def read(self, weights: WeightsOnDisk, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of the reordered tensor."""
+    def at(self, weights: WeightsOnDisk, span: Span) -> Tensor:
+        """Read the piece of the reordered tensor that `pieces` named."""
         name = self.node.name
-        sources = self.sources
-        found = weights.rows(name, start, stop) if sources is None else weights.take(name, sources[start:stop])
-        if all(axis.is_fixed for axis in self.node.layout[1:]):
-            return found
-        return self._acted(found, self._blocks(stop - start))
-
-    def whole(self, weights: WeightsOnDisk) -> Tensor:
-        """The whole reordered tensor."""
-        found = weights[self.node.name]
-        return self._acted(found, self.node.blocks) if self.node.groups else found
-
-    def _acted(self, tensor: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-        source = bits(tensor)
+        if span is None:
+            stored, blocks = weights.piece(name, None), self.node.blocks if self.node.groups else ()
+        else:
+            start, stop = span
+            sources = self.sources
+            stored = weights.piece(name, span) if sources is None else weights.take(name, sources[start:stop])
+            blocks = () if all(axis.is_fixed for axis in self.node.layout[1:]) else self._blocks(stop - start)
+        if not blocks:
+            return stored
+        source = bits(stored)
         result = torch.empty_like(source)
         for block in blocks:
             block.view(result).copy_(act_on_block(block, block.view(source), self.elements))
-        return result.view(tensor.dtype)
+        return result.view(stored.dtype)
 
-    def pieces(self, size: int) -> Iterator[tuple[int, int] | None]:
-        """Spans of rows of about ``size`` bytes in float64; None for the whole tensor, where it cannot be split."""
+    def pieces(self, size: int) -> Iterator[Span]:
+        """Yield spans of rows of about ``size`` bytes in float64; None for a tensor that cannot be split."""
         if not self.splits:
             yield None
             return
@@ -139,12 +153,3 @@ class Reordered:
         step = max(1, size // max(1, 8 * prod(self.node.shape[1:])))
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
-
-    def at(self, weights: WeightsOnDisk, span: tuple[int, int] | None) -> Tensor:
-        """The piece of the reordered tensor that `pieces` named."""
-        return self.whole(weights) if span is None else self.read(weights, *span)
-
-
-def plain(weights: WeightsOnDisk, name: str, span: tuple[int, int] | None) -> Tensor:
-    """The same piece of a tensor that is not reordered."""
-    return weights[name] if span is None else weights.rows(name, *span)

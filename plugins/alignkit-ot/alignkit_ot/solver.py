@@ -145,7 +145,7 @@ class Ground:
             units = graph.instances(name) * graph.groups[name].size
             found[name] = torch.zeros(units, units, dtype=torch.float64)
             for use in (*tree.plain[name], *tree.coupled[name]):
-                found[name] += tree.pair_similarity(use, elements).cpu().double()
+                found[name] += tree.objective.pair_similarity(use, elements).cpu().double()
         seen = [self.activations[name] for name in members if name in self.activations]
         if not seen:
             return found
