@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alignkit.errors import AlignkitError, TaskError
+from alignkit.graph.proof.example_call import call_arguments
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.text import describe_error, dtype_name, list_some
 
@@ -287,10 +288,7 @@ def call_with(model: nn.Module, weights: Mapping[str, Tensor], inputs: Any) -> A
         weights: Tensors by name.
         inputs: A tensor, a tuple or list (positional arguments) or a dict (keyword arguments).
     """
-    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    keywords: dict[str, Any] = {}
-    if isinstance(inputs, Mapping):
-        arguments, keywords = (), dict(inputs)
+    arguments, keywords = call_arguments(inputs)
     return torch.func.functional_call(model, dict(weights), arguments, keywords, tie_weights=False, strict=False)
 
 

@@ -1,9 +1,11 @@
-"""Tracing: the permutation structure of any module, found from one run.
+"""Tracing: the permutation symmetries of any module, inferred from one run.
 
-`trace` is the front door. `RuleTable`, `Call` and `Labels` are for authors of rules for further ops.
+`trace` is the front door. `Call`, `Labels`, `LabelBlock` and `RuleTable` are for authors of rules for further ops. The
+rooms inside, each of which imports only those before it: `recording` (one run), `labels` (of tensors, and constraints),
+`rules` (what each op does to labels), `solving` (constraints to symmetries), `reading` (symmetries to layouts).
 """
 
-from alignkit.tracing.labels.labels import LabelBlock, Labels
+from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.rules.table import Call, Rule, RuleTable
 from alignkit.tracing.tracer import trace
 

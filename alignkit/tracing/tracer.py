@@ -9,22 +9,25 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from alignkit.graph import Provenance, SymmetryGraph, TracedInput
-from alignkit.text import dtype_name
-from alignkit.tracing.interpret import Interpreter, live_steps, unread
-from alignkit.tracing.labels.constants import constant_buffers
+from alignkit.graph.proof.example_call import example_call
+from alignkit.plugins import plugin_registry
+from alignkit.tracing.interpreter import Interpreter, live_steps, unread_tensors
+from alignkit.tracing.labels.constant_buffers import constant_buffers
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.feedback import close_states, state_weights
-from alignkit.tracing.labels.labels import Labels
-from alignkit.tracing.labels.parameters import ParameterUse, first_labels, uses
-from alignkit.tracing.reading.blame import pinned_axes
-from alignkit.tracing.reading.layouts import write_axis
+from alignkit.tracing.labels.parameters import ParameterUse, first_labels, parameter_uses
+from alignkit.tracing.labels.recurrent_state import close_states, state_weights
+from alignkit.tracing.labels.tensor_labels import Labels
+from alignkit.tracing.reading.axes import write_axis
+from alignkit.tracing.reading.causes import pinned_axes
 from alignkit.tracing.reading.naming import group_names
-from alignkit.tracing.reading.readoff import TracedLayouts, read
+from alignkit.tracing.reading.traced_layouts import TracedLayouts, read_layouts
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.recording.run import RecordedRun, record
+from alignkit.tracing.rules.built_in import BUILT_IN
 from alignkit.tracing.rules.table import RuleTable
 
 _RUNNING_STATISTICS = ("running_mean", "running_var")
+"""Buffers that belong to units, as weights do. All other buffers are constants."""
 
 
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
@@ -37,9 +40,10 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
 
     Args:
         model: The model.
-        *args: Example inputs, as for calling the model. Small ones are enough; a batch size of 1 is best. A model
-            that feeds a state back by code of its own needs two time steps at least: what the example does not run
-            is not seen. (torch's recurrent layers and cells are safe with one.)
+        *args: Example inputs, as for calling the model. Small ones are enough; a batch size of 1 is best. A single
+            dict holds inputs by name, as in a `Task`. A model that feeds a state back by code of its own needs two
+            time steps at least: what the example does not run is not seen. (torch's recurrent layers and cells are
+            safe with one.)
         **kwargs: Example inputs by name.
 
     Returns:
@@ -48,54 +52,50 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
     Raises:
         TraceError: The model does not run on these inputs, or is compiled, scripted or lazy.
 
-    Source: congruence closure and colour refinement over labelled tensor elements; see `docs/trace.md`.
+    Source: congruence closure (Downey, Sethi and Tarjan 1980) and colour refinement (Weisfeiler and Leman 1968) over
+    labelled tensor elements; the page "Tracing" of the documentation explains them.
     """
-    return graph_of(model, record(model, args, kwargs), rule_table(), traced_inputs(args, kwargs))
+    args, kwargs = example_call(args, kwargs)
+    table = RuleTable({**BUILT_IN, **plugin_registry.registry().trace_rules()})
+    return build_graph(model, record(model, args, kwargs), table, _traced_inputs(args, kwargs))
 
 
-def rule_table() -> RuleTable:
-    """Return the built-in rules with those of plugins."""
-    from alignkit.plugins.plugin_registry import registry
-
-    return RuleTable.build(registry().trace_rules())
-
-
-def traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[TracedInput, ...]:
-    """Describe the arguments of an example call; nothing where some are no tensors."""
-    given = [*((None, value) for value in args), *kwargs.items()]
-    if not all(isinstance(value, Tensor) for _, value in given):
-        return ()
-    return tuple(_described(name, value) for name, value in given)
-
-
-def _described(name: str | None, tensor: Tensor) -> TracedInput:
-    low = high = None
-    has_values = tensor.numel() > 0 and not tensor.is_meta and not isinstance(tensor, FakeTensor)
-    if has_values and not tensor.is_floating_point() and not tensor.is_complex():
-        low, high = int(tensor.min()), int(tensor.max())
-    return TracedInput(name, tuple(tensor.shape), dtype_name(tensor.dtype), low, high)
+def _traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[TracedInput, ...]:
+    """Describe the arguments of an example call; nothing where some are not tensors."""
+    named = [*((None, value) for value in args), *kwargs.items()]
+    inputs = []
+    for name, value in named:
+        if not isinstance(value, Tensor):
+            return ()
+        low = high = None
+        has_values = value.numel() > 0 and not value.is_meta and not isinstance(value, FakeTensor)
+        if has_values and not value.is_floating_point() and not value.is_complex():
+            low, high = int(value.min()), int(value.max())
+        inputs.append(TracedInput(name, tuple(value.shape), str(value.dtype).removeprefix("torch."), low, high))
+    return tuple(inputs)
 
 
-def graph_of(
+def build_graph(
     model: nn.Module, run: RecordedRun, table: RuleTable, inputs: tuple[TracedInput, ...] = ()
 ) -> SymmetryGraph:
     """Return the graph of a recorded run. See `trace`."""
     steps = live_steps(run.steps, run.results)
-    movable = _movable(model, run)
-    unused = unread(steps, movable)
+    movable = _movable_tensors(model, run)
+    unused = unread_tensors(steps, movable)
     tensors = {name: ref for name, ref in movable.items() if name not in unused}
+    # Each axis of these tensors moves by itself: weights of recurrent layers, and those that have no notation otherwise.
     plain = {name for pair in state_weights(model, tensors) for name in pair}
     while True:
         constraints, interpreter, labels = _interpret(model, run, steps, tensors, table, plain)
-        reading = read(constraints, labels)
-        if not reading.varying:
+        traced = read_layouts(constraints, labels)
+        if not traced.varying:
             break
-        plain |= set(reading.varying)
-    spec, sizes = _spec(run, reading, tensors)
+        plain |= set(traced.varying)
+    spec, sizes = _write_spec(run, traced, tensors)
     provenance = Provenance(
         source="traced",
         tensors=run.tensors,
-        pinned=pinned_axes(constraints, reading, labels),
+        pinned=pinned_axes(constraints, traced, labels),
         unknown_ops=tuple(interpreter.unknown),
         unused=tuple(unused),
         inputs=inputs,
@@ -106,17 +106,17 @@ def graph_of(
     )
 
 
-def _movable(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:
-    """Return the tensors that permutations may touch.
+def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:
+    """Return the tensors that permutations may touch: parameters and running statistics.
 
-    Parameters and running statistics, tied ones under their first name.
+    They are in the order of the state dict, tied ones under their first name.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     names += [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in _RUNNING_STATISTICS]
-    order = {name: place for place, name in enumerate(model.state_dict(keep_vars=True))}
+    position = {name: i for i, name in enumerate(model.state_dict(keep_vars=True))}
     movable: dict[str, TensorRef] = {}
     seen: set[int] = set()
-    for name in sorted(names, key=lambda n: order.get(n, len(order))):
+    for name in sorted(names, key=lambda n: position.get(n, len(position))):
         ref = run.state[name]
         if ref.shape and ref.key not in seen:
             seen.add(ref.key)
@@ -132,33 +132,32 @@ def _interpret(
     table: RuleTable,
     plain: set[str],
 ) -> tuple[Constraints, Interpreter, dict[str, Labels]]:
+    """Give first labels to the tensors and run the rules; return what the rules demand, and the first labels."""
     constraints = Constraints()
     interpreter = Interpreter(table, constraints)
-    found = uses(steps, tensors)
+    uses = parameter_uses(steps, tensors)
     labels: dict[str, Labels] = {}
     for name, ref in tensors.items():
-        use = found.get(ref.storage, ParameterUse())
+        use = uses.get(ref.storage, ParameterUse())
         labels[name] = first_labels(constraints, ref.shape, use, contextual=name not in plain)
-        interpreter.label(ref, labels[name])
+        interpreter.set_labels(ref, labels[name])
     for ref in constant_buffers(model, run):
-        interpreter.label(ref, Labels.constant(ref.shape))
+        interpreter.set_labels(ref, Labels.constant(ref.shape))
     close_states(constraints, model, labels)
     interpreter.run(steps, run.results)
     return constraints, interpreter, labels
 
 
-def _spec(
-    run: RecordedRun, reading: TracedLayouts, tensors: Mapping[str, TensorRef]
+def _write_spec(
+    run: RecordedRun, traced: TracedLayouts, tensors: Mapping[str, TensorRef]
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Write the layouts of all tensors of the model."""
-    symmetry = reading.symmetry
-    names = group_names(reading.axes, {name: ref.shape for name, ref in tensors.items()}, symmetry)
+    """Return the layouts of all tensors of the model in the notation, and the sizes of groups by name."""
+    orbits = traced.symmetry.orbits
+    names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
     texts = {}
     for group, name in names.items():
-        parent = symmetry.orbits[group].parent
+        parent = orbits[group].parent
         texts[group] = name if parent is None else f"{name}[{names[parent]}]"
-    written = {
-        ref.key: " ".join(write_axis(axis, texts) for axis in reading.axes[name]) for name, ref in tensors.items()
-    }
-    spec = {name: written.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items()}
-    return spec, {name: symmetry.orbits[group].size for group, name in names.items()}
+    layouts = {ref.key: " ".join(write_axis(axis, texts) for axis in traced.axes[name]) for name, ref in tensors.items()}
+    spec = {name: layouts.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items()}
+    return spec, {name: orbits[group].size for group, name in names.items()}

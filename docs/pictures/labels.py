@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from alignkit.tracing import RuleTable
-from alignkit.tracing.interpret import Interpreter, live_steps
+from alignkit.tracing.interpreter import Interpreter, live_steps
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.parameters import ParameterUse, first_labels, uses
-from alignkit.tracing.reading.readoff import read
+from alignkit.tracing.labels.parameters import ParameterUse, first_labels, parameter_uses
+from alignkit.tracing.reading.traced_layouts import read_layouts
 from alignkit.tracing.recording.run import record
+from alignkit.tracing.rules.built_in import BUILT_IN
 from alignkit.tracing.solving.orbits import Symmetry
 
 SHOWN = (("0.weight", 0), ("0.bias", 0), ("3.weight", 1), ("3.weight", 0), ("3.bias", 0))
@@ -31,29 +32,29 @@ def draw() -> plt.Figure:
     run = record(model, (torch.zeros(1, 1, 2, 2),), {})
     steps = live_steps(run.steps, run.results)
     constraints = Constraints()
-    interpreter = Interpreter(RuleTable.build(), constraints)
-    found = uses(steps, run.state)
+    interpreter = Interpreter(RuleTable(BUILT_IN), constraints)
+    uses = parameter_uses(steps, run.state)
     labels = {
-        n: first_labels(constraints, r.shape, found.get(r.storage, ParameterUse()), contextual=True)
+        n: first_labels(constraints, r.shape, uses.get(r.storage, ParameterUse()), contextual=True)
         for n, r in run.state.items()
     }
     for name, ref in run.state.items():
-        interpreter.label(ref, labels[name])
+        interpreter.set_labels(ref, labels[name])
     interpreter.run(steps, run.results)
-    reading = read(constraints, labels)
+    traced = read_layouts(constraints, labels)
     figure, rows = plt.subplots(len(SHOWN), 1, figsize=(7.5, 4.2), layout="constrained")
     for row, (name, dim), title in zip(rows, SHOWN, TITLES, strict=True):
         block = labels[name].owner[dim]
-        _strip(row, reading.closed.classes[block.atoms].ravel(), reading.symmetry, title)
+        _strip(row, traced.closed.classes[block.atoms].ravel(), traced.symmetry, title)
     return figure
 
 
 def _strip(row: Axes, classes: np.ndarray, symmetry: Symmetry, title: str) -> None:
-    for place, name in enumerate(classes.tolist()):
+    for position, name in enumerate(classes.tolist()):
         unit = _unit(symmetry, name)
         colour = "0.85" if unit is None else plt.colormaps["Set2"](unit % 8)
-        row.add_patch(plt.Rectangle((place, 0), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
-        row.text(place + 0.5, 0.5, str(name), ha="center", va="center", fontsize=8)
+        row.add_patch(plt.Rectangle((position, 0), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
+        row.text(position + 0.5, 0.5, str(name), ha="center", va="center", fontsize=8)
     row.set(xlim=(0, 12), ylim=(0, 1))
     row.set_title(title, loc="left", fontsize=9)
     row.axis("off")

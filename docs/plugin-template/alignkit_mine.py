@@ -57,7 +57,7 @@ def alignkit_register_solvers() -> list[type[MySolver]]:
 
 def scaled(call: Call) -> Labels:
     """``mine::scaled(x, factor)`` multiplies all elements by one number, so they stay where they are."""
-    return call.layout("x")
+    return call.labels("x")
 
 
 @alignkit.hookimpl

@@ -41,7 +41,7 @@ def bias_gelu_rule(call: Call) -> Labels:
 
 def unit_length_rule(call: Call) -> Labels:
     """The length sums over the last axis in any order; the result moves as x does."""
-    x = call.layout("x")
+    x = call.labels("x")
     drop(call.constraints, x, {len(x.shape) - 1})
     return x
 

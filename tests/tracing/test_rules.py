@@ -14,7 +14,8 @@ from alignkit.errors import TraceError
 from alignkit.graph import SymmetryGraph
 from alignkit.tracing import Call, Labels, Rule, RuleTable
 from alignkit.tracing.recording.run import record
-from alignkit.tracing.tracer import graph_of
+from alignkit.tracing.rules.built_in import BUILT_IN
+from alignkit.tracing.tracer import build_graph
 
 X = torch.linspace(-1, 1, 10).reshape(2, 5)
 
@@ -45,12 +46,12 @@ class UsesOwnOp(nn.Module):
 def traced(table: RuleTable) -> SymmetryGraph:
     torch.manual_seed(0)
     model = UsesOwnOp()
-    return graph_of(model, record(model, (X,), {}), table)
+    return build_graph(model, record(model, (X,), {}), table)
 
 
 def double_rule(call: Call) -> Labels:
-    """Elementwise: the result has the layout of the operand."""
-    return call.unify(call.shape, [call.layout("x")])
+    """Elementwise: the result has the labels of the operand."""
+    return call.unify(call.shape, [call.labels("x")])
 
 
 class Offers:
@@ -74,7 +75,7 @@ def wrong_shape_rule(call: Call) -> Labels:
 
 @pytest.mark.usefixtures("library")
 def test_an_op_without_a_rule_pins_what_it_touches_and_is_named() -> None:
-    graph = traced(RuleTable.build())
+    graph = traced(RuleTable(BUILT_IN))
     assert not graph.groups
     assert graph.provenance.unknown_ops == ("alignkit_tests::double",)
     assert ("a.weight", 0, "alignkit_tests.double") in [(p.tensor, p.axis, p.op) for p in graph.provenance.pinned]
@@ -83,7 +84,7 @@ def test_an_op_without_a_rule_pins_what_it_touches_and_is_named() -> None:
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("name", ["alignkit_tests::double", "alignkit_tests::double.default"])
 def test_a_rule_for_it_frees_the_units(name: str) -> None:
-    graph = traced(RuleTable.build({name: double_rule}))
+    graph = traced(RuleTable({**BUILT_IN, name: double_rule}))
     assert list(graph.groups) == ["a"]
     graph.verify(UsesOwnOp(), X)
 
@@ -91,18 +92,18 @@ def test_a_rule_for_it_frees_the_units(name: str) -> None:
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(("rule", "reason"), [(failing_rule, "no such thing"), (wrong_shape_rule, "other shapes")])
 def test_a_rule_that_fails_is_named_and_pins(rule: object, reason: str) -> None:
-    graph = traced(RuleTable.build({"alignkit_tests::double": rule}))  # type: ignore[dict-item]
+    graph = traced(RuleTable({**BUILT_IN, "alignkit_tests::double": rule}))  # type: ignore[dict-item]
     assert not graph.groups
     assert reason in graph.provenance.unknown_ops[0]
 
 
 def test_a_rule_needs_a_namespace() -> None:
     with pytest.raises(TraceError, match="'double' is not usable"):
-        RuleTable.build({"double": double_rule})
+        RuleTable({"double": double_rule})
 
 
 def test_in_place_ops_share_the_rule_of_their_out_of_place_form() -> None:
-    table = RuleTable.build()
+    table = RuleTable(BUILT_IN)
     assert table.find(torch.ops.aten.relu_.default) is table.find(torch.ops.aten.relu.default)
     assert table.find(torch.ops.aten.fft_fft.default) is None
 

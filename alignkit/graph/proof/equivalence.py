@@ -10,6 +10,7 @@ from torch import nn
 
 from alignkit.errors import VerificationError
 from alignkit.graph.proof.difference import TOLERANCE, relative_difference
+from alignkit.graph.proof.example_call import example_call
 from alignkit.graph.proof.precision import ModelRun, run_in_widest
 from alignkit.text import dtype_name
 
@@ -43,12 +44,13 @@ def same_function(a: nn.Module, b: nn.Module, *args: Any, **kwargs: Any) -> Equi
     Args:
         a: The first model.
         b: The second, of the same architecture.
-        *args: Example inputs.
+        *args: Example inputs; a single dict holds inputs by name.
         **kwargs: Example inputs by name.
 
     Raises:
         VerificationError: The outputs differ in number or shape, are not floating-point tensors, or hold NaN.
     """
+    args, kwargs = example_call(args, kwargs)
     runs = run_in_widest(lambda dtype: [ModelRun(model, args, kwargs, dtype) for model in (a, b)])
     left, right = (run.outputs for run in runs)
     if not left or [t.shape for t in left] != [t.shape for t in right]:

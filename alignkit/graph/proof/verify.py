@@ -13,6 +13,7 @@ from torch import nn
 from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.difference import TOLERANCE, relative_difference
+from alignkit.graph.proof.example_call import example_call
 from alignkit.graph.proof.precision import ModelRun, run_in_widest
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import dtype_name
@@ -47,7 +48,7 @@ def verify(
         graph: The graph to be proved.
         model: A model with real weights; it is left as it is. Weights that are all alike (norms just initialised, zero
             gates) can hide a wrong graph: perturb them first.
-        *args: Example inputs of the model.
+        *args: Example inputs of the model; a single dict holds inputs by name.
         draws: Number of random symmetries.
         seed: Seed of the draws.
         **kwargs: Example inputs by name.
@@ -56,6 +57,7 @@ def verify(
         VerificationError: An output changes; the message names the guilty groups and the largest error. Also when the
             model itself gives other outputs on a second run, or NaN.
     """
+    args, kwargs = example_call(args, kwargs)
     run = run_in_widest(partial(ModelRun, model, args, kwargs))
     tolerance, dtype = TOLERANCE[run.dtype], dtype_name(run.dtype)
     if not run.outputs:

@@ -1,6 +1,15 @@
-"""What ops do to layouts, whatever the op.
+"""What ops do to labels, whatever the op: align tensors elementwise, drop dimensions, contract, concatenate.
 
-Align several tensors elementwise, drop dimensions, contract, concatenate.
+The example of this file is `fc2.weight @ (fc1.weight @ x + fc1.bias)` with three hidden units and an input x [5, 1].
+Atoms of the first labels:
+
+    fc1.weight [3, 5]    rows 0 1 2      columns 3 4 5 6 7
+    fc1.bias   [3, 1]    rows 8 9 10
+    fc2.weight [2, 3]    rows 11 12      columns 13 14 15
+
+`matmul(fc1.weight, x)` meets the columns with the fixed positions of x, so 3 to 7 are fixed, and sums over them; rows
+0 1 2 are left. `unify` with the bias merges 8 9 10 with 0 1 2. `matmul(fc2.weight, h)` merges 13 14 15 with 0 1 2 and
+sums over them; rows 11 12 are left.
 """
 
 from __future__ import annotations
@@ -10,47 +19,50 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels
+from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
 
 
 def factor(c: Constraints, block: LabelBlock, first: Collection[int]) -> tuple[LabelBlock, LabelBlock]:
-    """Split a block that owns several dimensions: `first` get atoms of their own, the rest stays, inside of them."""
-    keep = tuple(d for d in block.dims if d in first)
-    rest = tuple(d for d in block.dims if d not in first)
-    outer = LabelBlock(keep, block.context, c.rows(block.atoms, block.axes(keep + block.context)))
-    return outer, LabelBlock(rest, tuple(sorted(block.context + keep)), block.atoms)
+    """Split a block that owns several dimensions: `first` get atoms of their own, the rest stays, inside of them.
+
+    Example: a view has split four positions into two heads of two, so one block owns both dimensions, with atoms
+    `[[0 1] [2 3]]`. With `first` = the heads, they get new atoms `[4 5]`, with 0 and 1 related to 4, 2 and 3 to 5; the
+    units keep `[[0 1] [2 3]]`, in the context of the heads.
+    """
+    outer_dims = tuple(d for d in block.dims if d in first)
+    inner_dims = tuple(d for d in block.dims if d not in first)
+    outer = LabelBlock(outer_dims, block.context, c.rows(block.atoms, block.axes(outer_dims + block.context)))
+    return outer, LabelBlock(inner_dims, tuple(sorted(block.context + outer_dims)), block.atoms)
 
 
-def unify(c: Constraints, shape: Sequence[int], layouts: Sequence[Labels]) -> Labels:
+def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> Labels:
     """Align tensors that an elementwise op combines. All have the rank of `shape`; size-1 dimensions broadcast.
 
     A dimension that is fixed in one tensor gets fixed in all. Labels of the same dimensions move together; where the
     labels of one tensor tell more than those of another (units inside heads, and a weight for each unit), the finer
-    ones stay and relate to the coarser ones. The first layout's atoms win, so that an in-place op keeps those of its
+    ones stay and relate to the coarser ones. The first operand's atoms win, so that an in-place op keeps those of its
     target.
 
     Args:
         c: Receives the constraints.
         shape: Shape of the result.
-        layouts: Layouts of the operands.
+        operands: Labels of the operands.
 
     Returns:
-        The layout of the result.
+        The labels of the result.
     """
-    rank = len(shape)
     grown = [d for d, n in enumerate(shape) if n != 1]
-    spread = [layout.squeezed(grown) for layout in layouts]
-    fixed = {d for x in spread for d in range(rank) if x.shape[d] != 1 and x.is_fixed(d)}
-    uniform = [all(x.uniform[d] for x in spread) for d in range(rank)]
-    blocks = [block for x in spread for block in x.blocks]
+    operands = [x.squeeze(grown) for x in operands]
+    fixed = {d for x in operands for d in range(len(shape)) if x.shape[d] != 1 and x.is_fixed(d)}
+    blocks = [block for x in operands for block in x.blocks]
     for block in blocks:
         for axis, dim in enumerate(block.span):
             if dim in fixed and dim in block.dims:
                 c.fix_axis(block.atoms, axis)
-    kept = settle(c, shape, blocks, fixed)
-    for block in kept:
+    settled = settle(c, shape, blocks, fixed)
+    for block in settled:
         c.colour(block.atoms)
-    return Labels.of(shape, uniform, kept)
+    return Labels.of(shape, [all(x.uniform[d] for x in operands) for d in range(len(shape))], settled)
 
 
 def settle(
@@ -58,29 +70,44 @@ def settle(
 ) -> list[LabelBlock]:
     """Reconcile blocks of several tensors until each dimension has one owner.
 
-    Positions along `fixed` dimensions do not move.
+    Each block meets the settled ones in turn. Two that own the same dimensions become one. If one owns more
+    dimensions and sees all that the other sees, it stays and the other's atoms follow. If both own some dimensions
+    that the other does not, both are factored and their parts meet again.
+
+    Args:
+        c: Receives the constraints.
+        shape: Shape of the result.
+        blocks: Blocks of all tensors, in the dimensions of the result.
+        fixed: Dimensions whose positions do not move.
     """
-    kept: list[LabelBlock] = []
+    settled: list[LabelBlock] = []
     queue = list(blocks)
     while queue:
         block = queue.pop(0)
-        for index, other in enumerate(kept):
-            if not set(block.dims) & set(other.dims):
+        for index, other in enumerate(settled):
+            shared = set(block.dims) & set(other.dims)
+            if not shared:
                 continue
             if set(block.dims) == set(other.dims):
-                kept[index] = _same_dims(c, shape, other, block, fixed)
+                settled[index] = _merge_owners(c, shape, other, block, fixed)
             elif _tells_more(other, block):
-                _follow(c, other, block)
+                if other.span == block.span and _is_single(block):
+                    c.merge(other.atoms, block.atoms)  # both name every position once: the same things
+                else:
+                    c.relate(other.atoms, block.align_to(other.span), other.axes(block.context))
             elif _tells_more(block, other):
-                del kept[index]
+                del settled[index]
                 queue = [block, other, *queue]
             else:
-                del kept[index]
-                queue = _refined(c, other, block) + queue
+                del settled[index]
+                parts: list[LabelBlock] = []
+                for owner in (other, block):
+                    parts += factor(c, owner, shared) if set(owner.dims) != shared else (owner,)
+                queue = parts + queue
             break
         else:
-            kept.append(block)
-    return kept
+            settled.append(block)
+    return settled
 
 
 def _tells_more(fine: LabelBlock, coarse: LabelBlock) -> bool:
@@ -88,18 +115,21 @@ def _tells_more(fine: LabelBlock, coarse: LabelBlock) -> bool:
     return set(coarse.dims) < set(fine.dims) and set(coarse.span) <= set(fine.span)
 
 
-def _follow(c: Constraints, fine: LabelBlock, coarse: LabelBlock) -> None:
-    """Make a block agree with one that tells more. Where both name every position once, they name the same things."""
-    if fine.span == coarse.span and _is_single(coarse):
-        c.merge(fine.atoms, coarse.atoms)
-    else:
-        c.relate(fine.atoms, coarse.over(fine.span), fine.axes(coarse.context))
+def _is_single(block: LabelBlock) -> bool:
+    """Return whether every atom of a block names one position."""
+    return len(np.unique(block.atoms)) == block.atoms.size
 
 
-def _same_dims(
+def _merge_owners(
     c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelBlock, fixed: Collection[int]
 ) -> LabelBlock:
-    """Reconcile two blocks that own the same dimensions."""
+    """Reconcile two blocks that own the same dimensions; return the one that stays.
+
+    Example: units of two heads have atoms `[[0 1] [2 3]]`, in the context of the heads. With `[[4 5] [6 7]]` of the
+    same context they merge position by position. With `[[4 5] [4 5]]`, the units of one key head repeated for two
+    query heads, they stay apart, and 0 and 2 relate to 4. With `[4 5]` of no context (a weight for each unit, shared
+    by the heads) 0 and 2 relate to 4 as well.
+    """
     if a.context == b.context:
         for fine, coarse in ((a, b), (b, a)) if a.context else ():
             if _is_single(fine) and not _is_single(coarse):
@@ -111,72 +141,57 @@ def _same_dims(
     for coarse, fine in ((a, b), (b, a)):
         # Rows that stay where they are, as positions of a sequence do, need no units of their own.
         if set(coarse.context) < set(fine.context) and set(fine.context) - set(coarse.context) <= set(fixed):
-            c.merge(fine.atoms, coarse.over(fine.span))
+            c.merge(fine.atoms, coarse.align_to(fine.span))
             return coarse
-    if set(b.context) < set(a.context):
-        c.relate(a.atoms, b.over(a.span), a.axes(b.context))
-        return a
-    if set(a.context) < set(b.context):
-        c.relate(b.atoms, a.over(b.span), b.axes(a.context))
-        return b
+    for fine, coarse in ((a, b), (b, a)):
+        if set(coarse.context) < set(fine.context):
+            c.relate(fine.atoms, coarse.align_to(fine.span), fine.axes(coarse.context))
+            return fine
+    # Neither sees all that the other sees: new atoms, one for each position of both, relate to both.
     span = tuple(sorted(set(a.span) | set(b.span)))
-    atoms = c.fresh([shape[d] for d in span])
+    atoms = c.new_atoms([shape[d] for d in span])
     for part in (a, b):
-        c.relate(atoms, part.over(span), tuple(span.index(d) for d in part.context))
+        c.relate(atoms, part.align_to(span), tuple(span.index(d) for d in part.context))
     return LabelBlock(a.dims, tuple(d for d in span if d not in a.dims), atoms)
 
 
-def _is_single(block: LabelBlock) -> bool:
-    """Return whether every atom of a block names one position."""
-    return len(np.unique(block.atoms)) == block.atoms.size
-
-
-def _refined(c: Constraints, a: LabelBlock, b: LabelBlock) -> list[LabelBlock]:
-    """Factor two blocks that share some of their dimensions, so that their parts own the same or different ones."""
-    shared = set(a.dims) & set(b.dims)
-    parts: list[LabelBlock] = []
-    for block in (a, b):
-        parts += factor(c, block, shared) if set(block.dims) != shared else (block,)
-    return parts
-
-
-def drop(c: Constraints, layout: Labels, gone: Collection[int]) -> list[LabelBlock]:
+def drop(c: Constraints, labels: Labels, gone: Collection[int]) -> list[LabelBlock]:
     """Return the blocks that are left when an op reduces over dimensions in an order-independent way.
 
     Blocks keep the numbering of the dimensions. What a lost dimension owned stays a set that symmetries keep; labels
-    of other dimensions that depended on a lost one are replaced by labels of their rows.
+    of other dimensions that depended on a lost one are replaced by labels of their rows: a sum over the heads of units
+    `[[0 1] [2 3]]` has new atoms `[4 5]`, with 0 and 2 related to 4, 1 and 3 to 5.
     """
-    left = []
-    for block in layout.blocks:
+    remaining = []
+    for block in labels.blocks:
         if not set(block.span) & set(gone):
-            left.append(block)
+            remaining.append(block)
             continue
         c.colour(block.atoms)
         dims = tuple(d for d in block.dims if d not in gone)
         if dims:
             context = tuple(d for d in block.context if d not in gone)
-            left.append(LabelBlock(dims, context, c.rows(block.atoms, block.axes(dims + context))))
-    return left
+            remaining.append(LabelBlock(dims, context, c.rows(block.atoms, block.axes(dims + context))))
+    return remaining
 
 
-def reduce(c: Constraints, layout: Labels, gone: Collection[int], keep_dims: bool) -> Labels:
-    """Return the layout after an order-independent reduction (sum, mean, max, norm) over dimensions."""
-    blocks = drop(c, layout, gone)
+def reduce(c: Constraints, labels: Labels, gone: Collection[int], keep_dims: bool) -> Labels:
+    """Return the labels after an order-independent reduction (sum, mean, max, norm) over dimensions."""
+    blocks = drop(c, labels, gone)
+    uniform = [d in gone or flag for d, flag in enumerate(labels.uniform)]
     if keep_dims:
-        shape = [1 if d in gone else n for d, n in enumerate(layout.shape)]
-        return Labels.of(shape, [d in gone or flag for d, flag in enumerate(layout.uniform)], blocks)
-    flags = [d in gone or flag for d, flag in enumerate(layout.uniform)]
-    left = [d for d in range(len(layout.shape)) if d not in gone]
-    reduced = Labels.of(layout.shape, flags, blocks)
-    return reduced.moved([layout.shape[d] for d in left], {d: i for i, d in enumerate(left)})
+        return Labels.of([1 if d in gone else n for d, n in enumerate(labels.shape)], uniform, blocks)
+    remaining = [d for d in range(len(labels.shape)) if d not in gone]
+    new_dim = {d: i for i, d in enumerate(remaining)}
+    return Labels.of(labels.shape, uniform, blocks).move_dims([labels.shape[d] for d in remaining], new_dim)
 
 
 def contract(c: Constraints, operands: Sequence[Labels], gone: Collection[int], shape: Sequence[int]) -> Labels:
-    """Return the layout of a product of tensors in common coordinates, summed over `gone`.
+    """Return the labels of a product of tensors in common coordinates, summed over `gone`.
 
     Args:
         c: Receives the constraints.
-        operands: Layouts of one rank; size-1 dimensions broadcast.
+        operands: Labels of one rank; size-1 dimensions broadcast.
         gone: Dimensions that are summed over.
         shape: Sizes of all common coordinates, the summed ones too.
     """
@@ -184,85 +199,80 @@ def contract(c: Constraints, operands: Sequence[Labels], gone: Collection[int], 
 
 
 def matmul(c: Constraints, a: Labels, b: Labels) -> Labels:
-    """Return the layout of `a @ b` for [..., m, k] and [..., k, n] of equal rank."""
+    """Return the labels of `a @ b` for [..., m, k] and [..., k, n] of equal rank.
+
+    In the common coordinates [..., m, k, n], a has size 1 along n, and b along m.
+    """
     rank = len(a.shape)
     rows, inner, columns = rank - 2, rank - 1, rank
     batch = {d: d for d in range(rank - 2)}
-    left = a.moved((*a.shape, 1), {**batch, rank - 2: rows, rank - 1: inner})
-    right = b.moved((*b.shape[:-2], 1, *b.shape[-2:]), {**batch, rank - 2: inner, rank - 1: columns})
+    left = a.move_dims((*a.shape, 1), {**batch, rank - 2: rows, rank - 1: inner})
+    right = b.move_dims((*b.shape[:-2], 1, *b.shape[-2:]), {**batch, rank - 2: inner, rank - 1: columns})
     shape = [max(m, n) if min(m, n) else 0 for m, n in zip(left.shape, right.shape, strict=True)]
     return contract(c, [left, right], {inner}, shape)
 
 
-def concatenate(c: Constraints, layouts: Sequence[Labels], dim: int) -> Labels:
-    """Return the layout of tensors of one rank laid end to end along `dim`."""
-    parts = [_apart(c, layout, dim) for layout in layouts]
-    length = sum(x.shape[dim] for x in layouts)
-    shape = tuple(length if d == dim else n for d, n in enumerate(layouts[0].shape))
+def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
+    """Return the labels of tensors of one rank laid end to end along `dim`.
+
+    Along the other dimensions the tensors are aligned elementwise. Along `dim` the atoms are laid end to end too:
+    `0 1 2` and `3 4` give `0 1 2 3 4`. An operand without labels there gets atoms that are alike if it is uniform,
+    else fixed.
+    """
+    parts = [_isolate(c, x, dim) for x in operands]
+    shape = tuple(sum(x.shape[dim] for x in operands) if d == dim else n for d, n in enumerate(operands[0].shape))
     thin = tuple(1 if d == dim else n for d, n in enumerate(shape))
     others = [
         Labels.of(thin, [d == dim or f for d, f in enumerate(x.uniform)], [b for b in x.blocks if dim not in b.span])
         for x in parts
     ]
-    rest = unify(c, thin, others)
+    aligned = unify(c, thin, others)
+    uniform = [d != dim and f for d, f in enumerate(aligned.uniform)]
     owners = [x.owner.get(dim) for x in parts]
     if all(owner is None for owner in owners):
-        return Labels.of(shape, [d != dim and f for d, f in enumerate(rest.uniform)], rest.blocks)
+        return Labels.of(shape, uniform, aligned.blocks)
     span = tuple(sorted({dim} | {d for owner in owners if owner is not None for d in owner.context}))
-    pieces = [_piece(c, x, owner, span, dim) for x, owner in zip(parts, owners, strict=True)]
+    pieces: list[IntArray] = []
+    for x, owner in zip(parts, owners, strict=True):
+        if owner is not None:
+            pieces.append(owner.spread(span, x.shape))
+            continue
+        atoms = c.new_atoms([x.shape[dim]])
+        if x.uniform[dim] and x.shape[dim] > 1:
+            c.colour(atoms)
+        else:
+            c.fix(atoms)
+        pieces.append(LabelBlock((dim,), (), atoms).spread(span, x.shape))
     block = LabelBlock((dim,), tuple(d for d in span if d != dim), np.concatenate(pieces, span.index(dim)))
-    _adopt(c, rest, block)
+    for parent in aligned.blocks:
+        # Where each atom stands in one row only, the rows are those of the context.
+        if parent.dims == block.context and not parent.context:
+            rows = np.moveaxis(block.atoms, span.index(dim), -1).reshape(-1, shape[dim])
+            row_of = np.repeat(np.arange(len(rows)), rows.shape[1])
+            pairs = np.unique(np.stack([rows.ravel(), row_of]), axis=1)
+            if len(np.unique(pairs[0])) == pairs.shape[1]:
+                c.adopt_rows(block.atoms, block.axes(block.context), parent.atoms)
     c.colour(block.atoms)
-    return Labels.of(shape, [d != dim and f for d, f in enumerate(rest.uniform)], [*rest.blocks, block])
+    return Labels.of(shape, uniform, [*aligned.blocks, block])
 
 
-def _apart(c: Constraints, layout: Labels, dim: int) -> Labels:
+def _isolate(c: Constraints, labels: Labels, dim: int) -> Labels:
     """Factor the block that owns `dim` together with others, so that it is owned alone and nothing depends on it."""
     blocks: list[LabelBlock] = []
-    for block in layout.blocks:
+    for block in labels.blocks:
         if dim in block.dims and len(block.dims) > 1:
             blocks += factor(c, block, set(block.dims) - {dim})
         elif dim in block.context:
-            keep = tuple(d for d in block.span if d != dim)
-            blocks.append(
-                LabelBlock(
-                    block.dims, tuple(d for d in block.context if d != dim), c.rows(block.atoms, block.axes(keep))
-                )
-            )
+            context = tuple(d for d in block.context if d != dim)
+            blocks.append(LabelBlock(block.dims, context, c.rows(block.atoms, block.axes(block.dims + context))))
         else:
             blocks.append(block)
-    return Labels.of(layout.shape, layout.uniform, blocks)
+    return Labels.of(labels.shape, labels.uniform, blocks)
 
 
-def _piece(c: Constraints, layout: Labels, owner: LabelBlock | None, span: tuple[int, ...], dim: int) -> IntArray:
-    """Return the atoms of one operand of a concatenation; an unlabelled one gets atoms that are alike or fixed."""
-    if owner is not None:
-        return owner.spread(span, layout.shape)
-    atoms = c.fresh([layout.shape[dim]])
-    if layout.uniform[dim] and layout.shape[dim] > 1:
-        c.colour(atoms)
-    else:
-        c.fix(atoms)
-    return np.broadcast_to(atoms.reshape([-1 if d == dim else 1 for d in span]), [layout.shape[d] for d in span])
-
-
-def _adopt(c: Constraints, rest: Labels, block: LabelBlock) -> None:
-    """Tell that the atoms of `block` belong to those of its context, where each atom occurs in one row only."""
-    for parent in rest.blocks:
-        if parent.dims != block.context or parent.context:
-            continue
-        flat = np.moveaxis(block.atoms, block.axes(block.dims)[0], -1).reshape(
-            -1, block.atoms.shape[block.axes(block.dims)[0]]
-        )
-        owners = np.repeat(np.arange(len(flat)), flat.shape[1])
-        pairs = np.unique(np.stack([flat.ravel(), owners]), axis=1)
-        if len(np.unique(pairs[0])) == pairs.shape[1]:
-            c.adopt_rows(block.atoms, block.axes(block.context), parent.atoms)
-
-
-def restrict(c: Constraints, layout: Labels, dim: int, index: IntArray) -> Labels:
-    """Return the layout of positions `index` along `dim`; which units are among them becomes a kept property."""
-    result = layout.taken(dim, index)
+def restrict(c: Constraints, labels: Labels, dim: int, index: IntArray) -> Labels:
+    """Return the labels of positions `index` along `dim`; which units are among them becomes a kept property."""
+    result = labels.index_select(dim, index)
     for block in result.blocks:
         if dim in block.span:
             c.colour(block.atoms)

@@ -1,7 +1,8 @@
 """Constraints on the symmetry, collected while rules run.
 
-Three kinds are enough. Everything is recorded for whole arrays of atoms at once, with the op and the module that
-caused it.
+Three kinds are enough: atoms that move together (`merge`), a map from atoms to atoms that symmetries respect (`relate`)
+and a property that they keep (`colour`). Everything is recorded for whole arrays of atoms at once, with the op and the
+module that caused it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels, digest
+from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels, digest
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,21 @@ class Cause:
 
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """A map from atoms to atoms that every symmetry respects: the image of a child's target is the target of its image.
+    """A map from atoms to atoms that every symmetry respects.
 
-    `children` and `targets` broadcast against each other. A target met at several positions is met in an order that
-    symmetries keep; positions that differ along the axes `apart` of `targets` do not count as several. The targets of
-    a `context` relation name the rows in which the children stand: a child may stand in several of them.
+    If a symmetry moves atom `children[i]` to `children[j]`, it moves `targets[i]` to `targets[j]`: a head follows its
+    units. Example: children `u0 u1 u2 u3`, targets `h0 h0 h1 h1`, recorded as `[[u0 u1] [u2 u3]]` and `[[h0] [h1]]`.
+
+    The arrays broadcast against each other, and along an axis of size 1 a target counts once: `u0` and `u1` may be
+    exchanged. A target at several positions of `targets` itself is met in an order that symmetries keep: with
+    `h0 h0 h1 h1` written out, `u0` cannot take the position of `u1`. Positions that differ along the axes `apart` do
+    not count as several. The targets of a `context` relation name the rows in which the children stand; a child may
+    stand in several rows, in any order.
     """
 
     children: IntArray
     targets: IntArray
-    source: int
+    cause: int
     apart: tuple[int, ...] = ()
     context: bool = False
 
@@ -44,7 +50,7 @@ class Colour:
 
     atoms: IntArray
     keys: IntArray | None
-    source: int
+    cause: int
 
 
 @dataclass
@@ -56,27 +62,28 @@ class Constraints:
         merges: Pairs of arrays of atoms that move together.
         relations: Maps between atoms, see `Relation`.
         colours: Kept properties, see `Colour`.
-        sources: What caused them; `Relation.source` and `Colour.source` index it.
-        products: For the atoms of a joined axis (by digest), the parts that it was joined from.
+        causes: Ops and modules; `Relation.cause` and `Colour.cause` index this list. The first stands for no op.
+        products: For the atoms of a joined dimension (by digest), the labels that it was joined from.
+        joined: Atoms of a joined dimension, by what it was joined from.
     """
 
     count: int = 0
     merges: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     relations: list[Relation] = field(default_factory=list)
     colours: list[Colour] = field(default_factory=list)
-    sources: list[Cause] = field(default_factory=lambda: [Cause("")])
-    products: dict[bytes, tuple[tuple[int, ...], Labels]] = field(default_factory=dict)
+    causes: list[Cause] = field(default_factory=lambda: [Cause("")])
+    products: dict[bytes, Labels] = field(default_factory=dict)
     joined: dict[object, IntArray] = field(default_factory=dict)
     _rows: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], IntArray] = field(default_factory=dict)
-    _seen: set[tuple[bytes, ...]] = field(default_factory=set)
+    _recorded: set[tuple[bytes, ...]] = field(default_factory=set)
 
     def blame(self, op: str, where: str) -> None:
         """Record what follows as caused by this op in this module."""
-        if self.sources[-1] != Cause(op, where):
-            self.sources.append(Cause(op, where))
+        if self.causes[-1] != Cause(op, where):
+            self.causes.append(Cause(op, where))
 
-    def fresh(self, shape: tuple[int, ...] | list[int]) -> IntArray:
-        """Return new atoms."""
+    def new_atoms(self, shape: tuple[int, ...] | list[int]) -> IntArray:
+        """Return atoms that were never used before."""
         n = int(np.prod(shape, dtype=np.int64))
         atoms = np.arange(self.count, self.count + n, dtype=np.int64).reshape(shape)
         self.count += n
@@ -98,19 +105,14 @@ class Constraints:
                 in any order.
         """
         if self._is_new(b"r", children, targets):
-            self.relations.append(Relation(children, targets, len(self.sources) - 1, apart))
-
-    def nest(self, children: IntArray, targets: IntArray) -> None:
-        """Make `targets` name the rows in which `children` stand. The arrays broadcast against each other."""
-        if self._is_new(b"n", children, targets):
-            self.relations.append(Relation(children, targets, len(self.sources) - 1, context=True))
+            self.relations.append(Relation(children, targets, len(self.causes) - 1, apart))
 
     def colour(self, atoms: IntArray, keys: npt.ArrayLike | None = None) -> None:
         """Keep the set `atoms` (with multiplicity) and, where given, the integer `keys` (broadcast against atoms)."""
         if keys is None and not self._is_new(b"c", atoms):
             return
         values = None if keys is None else np.broadcast_to(np.asarray(keys, dtype=np.int64), atoms.shape).ravel()
-        self.colours.append(Colour(atoms.ravel(), values, len(self.sources) - 1))
+        self.colours.append(Colour(atoms.ravel(), values, len(self.causes) - 1))
 
     def fix_axis(self, atoms: IntArray, axis: int) -> None:
         """Keep each atom's position along one axis of the array."""
@@ -123,30 +125,32 @@ class Constraints:
         if atoms.size:
             self.colour(atoms, np.arange(atoms.size).reshape(atoms.shape))
 
-    def fix_layout(self, layout: Labels) -> None:
+    def fix_labels(self, labels: Labels) -> None:
         """Keep every labelled position of a tensor where it is."""
-        for block in layout.blocks:
+        for block in labels.blocks:
             self.fix(block.atoms)
 
     def rows(self, atoms: IntArray, keep: tuple[int, ...]) -> IntArray:
-        """Return atoms for the rows of an array.
+        """Return atoms for the rows of an array: one for each position along the axes `keep`.
 
-        One for each position along the axes `keep`, to which its elements belong.
+        Elements relate to their row. Example: the rows of `[[0 1] [2 3]]` along axis 0 are new atoms `[4 5]`, with 0
+        and 1 related to 4, 2 and 3 to 5. The same array has the same rows whenever it is asked again.
         """
         key = (digest(atoms), atoms.shape, keep)
         if key not in self._rows:
-            parents = self.fresh([atoms.shape[axis] for axis in keep])
+            parents = self.new_atoms([atoms.shape[axis] for axis in keep])
             self.relate(atoms, parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)]))
             self._rows[key] = parents
         return self._rows[key]
 
     def adopt_rows(self, atoms: IntArray, keep: tuple[int, ...], parents: IntArray) -> None:
-        """Make `parents` the rows of `atoms` along the axes `keep`."""
-        key = (digest(atoms), atoms.shape, keep)
-        known = self._rows.setdefault(key, parents)
+        """Make `parents` the rows of `atoms` along the axes `keep`; an atom may stand in several of them."""
+        known = self._rows.setdefault((digest(atoms), atoms.shape, keep), parents)
         if known is not parents:
             self.merge(known, parents)
-        self.nest(atoms, parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)]))
+        targets = parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)])
+        if self._is_new(b"n", atoms, targets):
+            self.relations.append(Relation(atoms, targets, len(self.causes) - 1, context=True))
 
     def has_rows(self, block: LabelBlock, parent: LabelBlock) -> bool:
         """Return whether `parent` is known to hold the rows of `block`."""
@@ -154,8 +158,9 @@ class Constraints:
         return known is not None and np.array_equal(known, parent.atoms)
 
     def _is_new(self, kind: bytes, *arrays: IntArray) -> bool:
+        """Record a constraint's kind and arrays; return whether they were not recorded before."""
         key = (kind, *(part for a in arrays for part in (digest(a), str(a.shape).encode())))
-        if key in self._seen:
+        if key in self._recorded:
             return False
-        self._seen.add(key)
+        self._recorded.add(key)
         return True

@@ -1,8 +1,18 @@
-"""Reshaping: the one op that joins and splits axes.
+"""Reshaping: the one op that joins and splits dimensions.
 
-Splitting an axis needs no decision: its block owns all the parts. Joining axes with different owners makes *product
-atoms*, one for each combination, related to their parts; what they were joined from is remembered, so that splitting
-them again gives the parts back.
+Splitting a dimension needs no decision: its block owns all the parts. Joining dimensions with different owners makes
+*product atoms*, one for each combination, related to their parts; what they were joined from is remembered, so that
+splitting them again gives the parts back.
+
+The example of this file is a flatten of [3, 2], three channels `0 1 2` of two fixed pixels, into six columns, and the
+way back. Joining gives the product atoms
+
+    [[3 4]       3 and 4 relate to channel 0
+     [5 6]       5 and 6 to channel 1
+     [7 8]]      7 and 8 to channel 2
+
+with the colours 0 and 1 for the two pixels. In row-major order, the columns 3 4 5 6 7 8 are one dimension. A view of
+them as [3, 2] finds these six atoms among the known products and gives back `0 1 2` and the fixed pixels.
 """
 
 from __future__ import annotations
@@ -13,31 +23,35 @@ import numpy as np
 
 from alignkit.tracing.labels.combine import factor
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels, digest
+from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels, digest
 
-Group = tuple[tuple[int, ...], tuple[int, ...]]
+Run = tuple[tuple[int, ...], tuple[int, ...]]
+"""Old dimensions and the new ones that hold the same elements, both ascending."""
 
 
-def reshape(c: Constraints, layout: Labels, shape: Sequence[int]) -> Labels:
-    """Return the layout of `tensor.reshape(shape)`."""
+def reshape(c: Constraints, labels: Labels, shape: Sequence[int]) -> Labels:
+    """Return the labels of `tensor.reshape(shape)`."""
     target = tuple(int(n) for n in shape)
-    if target == layout.shape:
-        return layout
+    if target == labels.shape:
+        return labels
     if 0 in target:
         return Labels.of(target)
-    layout = layout.squeezed()
-    groups = match(layout.shape, target)
-    for old, _ in groups:
+    labels = labels.squeeze()
+    runs = match_dims(labels.shape, target)
+    for old, _ in runs:
         if len(old) > 1:
-            layout = _joined(c, layout, old)
-    return _renumbered(c, layout, target, groups)
+            labels = _join(c, labels, old)
+    return _renumber(c, labels, target, runs)
 
 
-def match(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
-    """Pair the smallest runs of dimensions with equal products, leaving out dimensions of size 1."""
+def match_dims(old: tuple[int, ...], new: tuple[int, ...]) -> list[Run]:
+    """Pair the smallest runs of dimensions with equal products, leaving out dimensions of size 1.
+
+    Example: [3, 2, 5] and [6, 1, 5] give the runs (0, 1) -> (0,) and (2,) -> (2,).
+    """
     left = [d for d, n in enumerate(old) if n != 1]
     right = [d for d, n in enumerate(new) if n != 1]
-    groups = []
+    runs = []
     while left or right:
         a, b = [left.pop(0)], [right.pop(0)]
         m, n = old[a[0]], new[b[0]]
@@ -48,135 +62,115 @@ def match(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
             else:
                 b.append(right.pop(0))
                 n *= new[b[-1]]
-        groups.append((tuple(a), tuple(b)))
-    return groups
+        runs.append((tuple(a), tuple(b)))
+    return runs
 
 
-def _joined(c: Constraints, layout: Labels, dims: tuple[int, ...]) -> Labels:
-    """Give `dims`, which are about to become one axis, one owner.
-
-    Labels that depend on one of them then depend on all.
-    """
-    inside = set(dims)
+def _join(c: Constraints, labels: Labels, dims: tuple[int, ...]) -> Labels:
+    """Give `dims`, which are about to become one dimension, one owner. Labels that depend on one then depend on all."""
+    joining = set(dims)
     blocks: list[LabelBlock] = []
-    for block in layout.blocks:
-        shared = set(block.dims) & inside
+    for block in labels.blocks:
+        shared = set(block.dims) & joining
         blocks += factor(c, block, shared) if shared and shared != set(block.dims) else (block,)
-    parts = [block for block in blocks if set(block.dims) <= inside]
+    parts = [block for block in blocks if set(block.dims) <= joining]
     if parts:
-        blocks = [block for block in blocks if not set(block.dims) <= inside]
-        blocks.append(parts[0] if parts[0].dims == dims else _product(c, layout, dims, parts))
-    blocks = [_depending_on(block, inside, layout.shape) for block in blocks]
-    return Labels.of(layout.shape, layout.uniform, blocks)
+        blocks = [block for block in blocks if not set(block.dims) <= joining]
+        blocks.append(parts[0] if parts[0].dims == dims else _join_parts(c, labels, dims, parts))
+    for index, block in enumerate(blocks):
+        if set(block.context) & joining and not joining <= set(block.span):
+            span = tuple(sorted(set(block.span) | joining))
+            context = tuple(d for d in span if d not in block.dims)
+            atoms = np.ascontiguousarray(block.spread(span, labels.shape))
+            blocks[index] = LabelBlock(block.dims, context, atoms)
+    return Labels.of(labels.shape, labels.uniform, blocks)
 
 
-def _depending_on(block: LabelBlock, dims: set[int], shape: tuple[int, ...]) -> LabelBlock:
-    """Make a block whose context has some of `dims` depend on all of them."""
-    if not set(block.context) & dims or dims <= set(block.span):
-        return block
-    span = tuple(sorted(set(block.span) | dims))
-    context = tuple(d for d in span if d not in block.dims)
-    return LabelBlock(block.dims, context, np.ascontiguousarray(block.spread(span, shape)))
+def _join_parts(c: Constraints, labels: Labels, dims: tuple[int, ...], parts: list[LabelBlock]) -> LabelBlock:
+    """Return a block that owns `dims`, whose atoms are products of those of the `parts`.
 
-
-def _product(c: Constraints, layout: Labels, dims: tuple[int, ...], parts: list[LabelBlock]) -> LabelBlock:
-    """Return a block that owns `dims`.
-
-    Product atoms, or the inner part's own where they already belong to the outer part.
+    Units whose heads are known already are such products themselves: joining heads `0 1` with their units
+    `[[2 3] [4 5]]` needs no new atoms.
     """
     outside = tuple(sorted({d for part in parts for d in part.context} - set(dims)))
     if len(parts) == 2 and not outside and sorted(parts[0].dims + parts[1].dims) == list(dims):
         for outer, inner in (parts, parts[::-1]):
             if inner.context == outer.dims and not outer.context and c.has_rows(inner, outer):
-                c.relate(inner.atoms, outer.over(inner.span))
+                c.relate(inner.atoms, outer.align_to(inner.span))
                 return LabelBlock(dims, (), inner.atoms)
     span = tuple(sorted(set(dims) | set(outside)))
-    fixed = tuple(layout.is_fixed(d) for d in dims)
-    sizes = tuple(layout.shape[d] for d in span)
+    fixed = tuple(labels.is_fixed(d) for d in dims)
+    sizes = tuple(labels.shape[d] for d in span)
+    # The same parts joined twice, as by two layers that read one flattened map, share their products.
     key = (tuple((p.dims, p.context, digest(p.atoms)) for p in parts), dims, sizes, fixed)
     if key not in c.joined:
-        atoms = c.joined[key] = c.fresh(list(sizes))
+        atoms = c.joined[key] = c.new_atoms(list(sizes))
         c.colour(atoms)
         for part in parts:
-            c.relate(atoms, part.over(span), tuple(span.index(d) for d in part.context))
+            c.relate(atoms, part.align_to(span), tuple(span.index(d) for d in part.context))
         for d, is_fixed in zip(dims, fixed, strict=True):
             if is_fixed:
                 c.fix_axis(atoms, span.index(d))
-        c.products[digest(atoms)] = (sizes, _record(layout, span, parts))
+        axis_of = {d: axis for axis, d in enumerate(span)}
+        over_axes = [
+            LabelBlock(tuple(axis_of[d] for d in p.dims), tuple(axis_of[d] for d in p.context), p.atoms) for p in parts
+        ]
+        c.products[digest(atoms)] = Labels.of(sizes, [labels.uniform[d] for d in span], over_axes)
     return LabelBlock(dims, outside, c.joined[key])
 
 
-def _record(layout: Labels, span: tuple[int, ...], parts: list[LabelBlock]) -> Labels:
-    """Return the parts as a layout over the axes of the product's atoms."""
-    place = {d: axis for axis, d in enumerate(span)}
-    blocks = [LabelBlock(tuple(place[d] for d in p.dims), tuple(place[d] for d in p.context), p.atoms) for p in parts]
-    return Labels.of([layout.shape[d] for d in span], [layout.uniform[d] for d in span], blocks)
-
-
-def _renumbered(c: Constraints, layout: Labels, shape: tuple[int, ...], groups: list[Group]) -> Labels:
-    """Write the blocks in the new dimensions, and split joined axes where they were joined."""
-    to_new = {d: new for old, new in groups for d in old}
+def _renumber(c: Constraints, labels: Labels, shape: tuple[int, ...], runs: list[Run]) -> Labels:
+    """Write the blocks in the new dimensions, and split joined dimensions where they were joined."""
+    new_dims = {d: new for old, new in runs for d in old}
     uniform = [False] * len(shape)
-    for old, new in groups:
+    for old, new in runs:
         for d in new:
-            uniform[d] = all(layout.uniform[o] for o in old)
+            uniform[d] = all(labels.uniform[o] for o in old)
     blocks: list[LabelBlock] = []
-    for block in layout.blocks:
-        dims = tuple(sorted({d for o in block.dims for d in to_new[o]}))
-        context = tuple(sorted({d for o in block.context for d in to_new[o]}))
+    for block in labels.blocks:
+        dims = tuple(sorted({d for o in block.dims for d in new_dims[o]}))
+        context = tuple(sorted({d for o in block.context for d in new_dims[o]}))
         moved = LabelBlock(dims, context, block.atoms.reshape([shape[d] for d in sorted(dims + context)]))
-        split = _split_again(c, moved, shape) if len(dims) > 1 else None
-        if split is None:
-            blocks.append(_without_constant_context(moved))
-            continue
-        for part, flags in split:
-            blocks += part
-            for d, flag in flags.items():
-                uniform[d] = flag
-    return Labels.of(shape, [flag or n == 1 for flag, n in zip(uniform, shape, strict=True)], blocks)
+        split = _split_product(c, moved, shape) if len(dims) > 1 else None
+        parts, flags = split or ([moved], {})
+        for part in parts:
+            # Context dimensions along which the atoms do not vary say nothing.
+            alike = [d for d in part.context if (part.atoms == part.atoms.take([0], part.span.index(d))).all()]
+            blocks.append(part.without_axes(alike) if alike else part)
+        for d, flag in flags.items():
+            uniform[d] = flag
+    return Labels.of(shape, uniform, blocks)
 
 
-def _split_again(
+def _split_product(
     c: Constraints, block: LabelBlock, shape: tuple[int, ...]
-) -> list[tuple[list[LabelBlock], dict[int, bool]]] | None:
-    """Return the parts that product atoms were joined from, if the new dimensions separate them again."""
-    record = c.products.get(digest(block.atoms))
-    if record is None:
+) -> tuple[list[LabelBlock], dict[int, bool]] | None:
+    """Return the parts that product atoms were joined from, if the new dimensions separate them again.
+
+    Also return, for each new dimension that no part owns, whether it is uniform.
+    """
+    product = c.products.get(digest(block.atoms))
+    if product is None:
         return None
-    sizes, parts = record
+    # Give each axis of the product the run of new dimensions whose sizes multiply to its own.
     span = list(block.span)
     runs: list[list[int]] = []
-    for size in sizes:
-        run, product = [], 1
-        while product < size and span:
+    for size in product.shape:
+        run: list[int] = []
+        covered = 1
+        while covered < size and span:
             run.append(span.pop(0))
-            product *= shape[run[-1]]
-        if product != size:
+            covered *= shape[run[-1]]
+        if covered != size:
             return None
         runs.append(run)
     context_axes = [axis for axis, run in enumerate(runs) if set(run) <= set(block.context)]
     if any(set(run) & set(block.context) and axis not in context_axes for axis, run in enumerate(runs)):
         return None
-    result = []
-    for part in parts.blocks:
+    parts = []
+    for part in product.blocks:
         dims = tuple(d for axis in part.dims for d in runs[axis])
         context = tuple(d for axis in part.context for d in runs[axis])
-        atoms = part.atoms.reshape([shape[d] for d in sorted(dims + context)])
-        result.append(_without_constant_context(LabelBlock(dims, context, atoms)))
-    flags = {
-        d: parts.uniform[axis]
-        for axis, run in enumerate(runs)
-        if axis not in parts.owner and axis not in context_axes
-        for d in run
-    }
-    return [(result, flags)]
-
-
-def _without_constant_context(block: LabelBlock) -> LabelBlock:
-    """Drop context dimensions along which the atoms do not vary."""
-    constant = [d for d in block.context if _is_constant(block.atoms, block.span.index(d))]
-    return block.without_axes(constant) if constant else block
-
-
-def _is_constant(atoms: IntArray, axis: int) -> bool:
-    return bool((atoms == atoms.take([0], axis)).all())
+        parts.append(LabelBlock(dims, context, part.atoms.reshape([shape[d] for d in sorted(dims + context)])))
+    unowned = [axis for axis in range(len(runs)) if axis not in product.owner and axis not in context_axes]
+    return parts, {d: product.uniform[axis] for axis in unowned for d in runs[axis]}

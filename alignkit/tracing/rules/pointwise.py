@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignkit.tracing.labels.labels import Labels
-from alignkit.tracing.rules.table import Call, rule
+import numpy as np
+
+from alignkit.tracing.labels.combine import restrict
+from alignkit.tracing.labels.tensor_labels import Labels
+from alignkit.tracing.rules.table import Call, RuleSet
+
+RULES = RuleSet()
 
 _ELEMENTWISE = """
     add sub mul div rsub pow maximum minimum where fmin fmax relu sigmoid tanh exp log sqrt rsqrt neg abs silu gelu
@@ -22,67 +27,61 @@ _ELEMENTWISE = """
 """
 
 
-@rule(*_ELEMENTWISE.split())
+@RULES.rule(*_ELEMENTWISE.split())
 def elementwise(call: Call) -> Sequence[Labels]:
     """Broadcast and align all operands."""
-    layout = call.unify(call.shape, call.operands())
-    return [layout] * len(call.outputs)
+    return [call.unify(call.shape, call.operands())] * len(call.outputs)
 
 
-@rule("copy")
+@RULES.rule("copy")
 def copy(call: Call) -> Labels:
-    """The target takes the source's values; what it held before does not matter."""
-    return call.unify(call.shape, [Labels.constant(call.shape), call.layout("src")])
+    """Copy the source's values; what the target held before does not matter."""
+    return call.unify(call.shape, [Labels.constant(call.shape), call.labels("src")])
 
 
-@rule("prelu", "_prelu_kernel")
+@RULES.rule("prelu", "_prelu_kernel")
 def prelu(call: Call) -> Labels:
-    """A weight with several elements belongs to dimension 1."""
-    x, weight = call.layout("self"), call.layout("weight")
+    """Scale negative values; a weight with several elements belongs to dimension 1."""
+    x, weight = call.labels("self"), call.labels("weight")
     rank = len(x.shape)
     if len(weight.shape) == 1 and weight.shape[0] > 1 and rank > 1:
-        weight = weight.moved((1, weight.shape[0], *[1] * (rank - 2)), {0: 1})
+        weight = weight.move_dims((1, weight.shape[0], *[1] * (rank - 2)), {0: 1})
     return call.unify(x.shape, [x, weight])
 
 
-@rule(
+@RULES.rule(
     "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
     "new_full", "new_empty", "scalar_tensor", "empty_strided", "new_empty_strided", "zero", "fill",
     "empty_permuted",
 )  # fmt: skip
 def uniform(call: Call) -> Sequence[Labels]:
-    """One value everywhere; uninitialised memory is always written before it is read."""
+    """Fill with one value; uninitialised memory is always written before it is read."""
     return [Labels.constant(ref.shape) for ref in call.outputs]
 
 
-@rule(
+@RULES.rule(
     "arange", "linspace", "logspace", "randn", "rand", "randint", "eye", "tril_indices", "triu_indices", "randperm",
     "normal", "uniform", "bernoulli", "rand_like", "randn_like", "randint_like", "hann_window", "hamming_window",
     "multinomial", "exponential", "_efficientzerotensor",
 )  # fmt: skip
 def distinct(call: Call) -> Sequence[Labels]:
-    """Values that differ from position to position, whatever the operands."""
+    """Fill with values that differ from position to position, whatever the operands."""
     call.fix(*call.operands())
     return call.fixed_outputs()
 
 
-@rule("tril", "triu")
+@RULES.rule("tril", "triu")
 def triangle(call: Call) -> Labels:
-    """Positions along the last two dimensions matter."""
-    x = call.layout("self")
-    rank = len(x.shape)
-    left = call.fix_dims(x, [rank - 2, rank - 1])
-    return Labels.of(x.shape, [flag and d < rank - 2 for d, flag in enumerate(left.uniform)], left.blocks)
+    """Set a triangle to zero: positions along the last two dimensions matter."""
+    x = call.labels("self")
+    dims = [len(x.shape) - 2, len(x.shape) - 1]
+    return call.fix_dims(x, dims).with_fixed(dims, x.shape)
 
 
-@rule("glu")
+@RULES.rule("glu")
 def glu(call: Call) -> Labels:
-    """The two halves of a dimension meet elementwise."""
-    import numpy as np
-
-    from alignkit.tracing.labels.combine import restrict
-
-    x = call.layout("self")
+    """Gate one half of a dimension by the other, elementwise."""
+    x = call.labels("self")
     dim = x.dim(call.arg("dim", -1))
     half = x.shape[dim] // 2
     halves = [restrict(call.constraints, x, dim, np.arange(k * half, (k + 1) * half)) for k in (0, 1)]

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignkit.tracing.labels.combine import restrict
-from alignkit.tracing.labels.labels import LabelBlock, Labels
+from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.labels.reshape import reshape
-from alignkit.tracing.rules.table import Call, rule
+from alignkit.tracing.rules.table import Call, RuleSet
+
+RULES = RuleSet()
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")
+@RULES.rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")
 def view(call: Call) -> Labels:
     """Join and split dimensions. `view.dtype` of equal element size leaves the shape alone."""
-    return reshape(call.constraints, call.layout("self"), call.shape)
+    return reshape(call.constraints, call.labels("self"), call.shape)
 
 
-@rule("t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy", "permute_copy")
+@RULES.rule("t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy", "permute_copy")
 def permute(call: Call) -> Labels:
     """Reorder dimensions."""
-    x = call.layout("self")
+    x = call.labels("self")
     order = list(range(len(x.shape)))
     if call.name == "permute":
         order = [x.dim(d) for d in call.arg("dims")]
@@ -30,175 +32,162 @@ def permute(call: Call) -> Labels:
         order[i], order[j] = order[j], order[i]
     else:
         order = order[::-1]
-    return x.moved([x.shape[d] for d in order], {d: i for i, d in enumerate(order)})
+    return x.move_dims([x.shape[d] for d in order], {d: i for i, d in enumerate(order)})
 
 
-@rule("unsqueeze")
+@RULES.rule("unsqueeze")
 def unsqueeze(call: Call) -> Labels:
     """Insert a dimension of size 1."""
-    x = call.layout("self")
+    x = call.labels("self")
     at = call.arg("dim") % (len(x.shape) + 1)
-    return x.moved(call.shape, {d: d if d < at else d + 1 for d in range(len(x.shape))})
+    return x.move_dims(call.shape, {d: d if d < at else d + 1 for d in range(len(x.shape))})
 
 
-@rule("squeeze")
+@RULES.rule("squeeze")
 def squeeze(call: Call) -> Labels:
     """Remove dimensions of size 1."""
-    x = call.layout("self")
+    x = call.labels("self")
     gone = {d for d in call.dims(call.arg("dim"), len(x.shape)) if x.shape[d] == 1}
-    blocks = [block.without_axes(gone) if set(block.span) & gone else block for block in x.blocks]
-    rest = x.with_blocks([block for block in blocks if block.dims])
     kept = [d for d in range(len(x.shape)) if d not in gone]
-    return rest.moved(call.shape, {d: i for i, d in enumerate(kept)})
+    return x.squeeze(gone).move_dims(call.shape, {d: i for i, d in enumerate(kept)})
 
 
-@rule("expand", "expand_as", "broadcast_to", "expand_copy")
+@RULES.rule("expand", "expand_as", "broadcast_to", "expand_copy")
 def expand(call: Call) -> Labels:
     """Repeat dimensions of size 1: the result is uniform along them."""
     shape = call.shape
-    x = call.layout("self").left_padded(len(shape))
+    x = call.labels("self").pad_rank(len(shape))
     grown = [d for d, n in enumerate(shape) if n != x.shape[d]]
-    blocks = [block.without_axes(grown) if set(block.span) & set(grown) else block for block in x.blocks]
-    return Labels.of(shape, [d in grown or flag for d, flag in enumerate(x.uniform)], [b for b in blocks if b.dims])
+    uniform = [d in grown or flag for d, flag in enumerate(x.uniform)]
+    return Labels.of(shape, uniform, x.squeeze(grown).blocks)
 
 
-@rule("repeat", "tile")
+@RULES.rule("repeat", "tile")
 def repeat(call: Call) -> Labels:
     """Lay copies end to end."""
     shape = call.shape
-    x = call.layout("self").left_padded(len(shape))
+    x = call.labels("self").pad_rank(len(shape))
     times = [n // max(m, 1) for n, m in zip(shape, x.shape, strict=True)]
     blocks = [LabelBlock(b.dims, b.context, np.tile(b.atoms, [times[d] for d in b.span])) for b in x.blocks]
     return Labels.of(shape, x.uniform, blocks)
 
 
-@rule("repeat_interleave")
+@RULES.rule("repeat_interleave")
 def repeat_interleave(call: Call) -> Labels:
     """Repeat each position: every unit owns a run of equal values."""
-    x, times, dim = call.layout("self"), call.arg("repeats"), call.arg("dim")
+    x, times, dim = call.labels("self"), call.arg("repeats"), call.arg("dim")
     if not isinstance(times, int) or dim is None:
         call.fix(x)
         return Labels.of(call.shape)
     dim = x.dim(dim)
     shape = (*x.shape[: dim + 1], times, *x.shape[dim + 1 :])
-    apart = x.moved(shape, {d: d if d <= dim else d + 1 for d in range(len(x.shape))})
+    apart = x.move_dims(shape, {d: d if d <= dim else d + 1 for d in range(len(x.shape))})
     return reshape(call.constraints, apart, call.shape)
 
 
-@rule("select")
+@RULES.rule("select")
 def select(call: Call) -> Labels:
     """Pick one position: it must stay, even if no dimension of its block is left."""
-    x = call.layout("self")
+    x = call.labels("self")
     dim = x.dim(call.arg("dim"))
-    return _without_dim(_one(call, x, dim, call.arg("index") % x.shape[dim]), dim)
+    return _pick(call, x, dim, call.arg("index") % x.shape[dim])
 
 
-@rule("unbind")
+@RULES.rule("unbind")
 def unbind(call: Call) -> Sequence[Labels]:
     """Pick every position in turn."""
-    x = call.layout("self")
+    x = call.labels("self")
     dim = x.dim(call.arg("dim", 0))
-    return [_without_dim(_one(call, x, dim, i), dim) for i in range(len(call.outputs))]
+    return [_pick(call, x, dim, i) for i in range(len(call.outputs))]
 
 
-def _one(call: Call, x: Labels, dim: int, index: int) -> Labels:
-    return restrict(call.constraints, x, dim, np.array([index]))
+def _pick(call: Call, x: Labels, dim: int, index: int) -> Labels:
+    """Return the labels of one position along a dimension, without that dimension."""
+    picked = restrict(call.constraints, x, dim, np.array([index])).squeeze([dim])
+    new_dim = {d: d if d < dim else d - 1 for d in range(len(x.shape)) if d != dim}
+    return picked.move_dims([n for d, n in enumerate(x.shape) if d != dim], new_dim)
 
 
-def _without_dim(x: Labels, dim: int) -> Labels:
-    """Return the layout without a dimension of size 1."""
-    blocks = [block.without_axes([dim]) if dim in block.span else block for block in x.blocks]
-    rest = x.with_blocks([block for block in blocks if block.dims])
-    shape = [n for d, n in enumerate(x.shape) if d != dim]
-    return rest.moved(shape, {d: d if d < dim else d - 1 for d in range(len(x.shape)) if d != dim})
-
-
-@rule("slice", "slice_copy")
+@RULES.rule("slice", "slice_copy")
 def slice_(call: Call) -> Labels:
     """Pick a range of positions."""
-    x = call.layout("self")
+    x = call.labels("self")
     dim = x.dim(call.arg("dim", 0))
     size = x.shape[dim]
     index = np.arange(size)[slice(call.arg("start"), call.arg("end"), call.arg("step", 1))]
     return x if len(index) == size else restrict(call.constraints, x, dim, index)
 
 
-@rule("narrow")
+@RULES.rule("narrow")
 def narrow(call: Call) -> Labels:
     """Pick a range of positions, given by its length."""
-    x = call.layout("self")
+    x = call.labels("self")
     dim = x.dim(call.arg("dim"))
     start = call.arg("start") % max(x.shape[dim], 1)
     index = np.arange(start, start + call.arg("length"))
     return x if len(index) == x.shape[dim] else restrict(call.constraints, x, dim, index)
 
 
-@rule(
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "unsafe_split",
-    "unsafe_chunk",
-    "tensor_split",
-    "unsafe_split_with_sizes",
+@RULES.rule(
+    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes",
     "split_copy",
-)
+)  # fmt: skip
 def split(call: Call) -> Sequence[Labels]:
     """Cut into pieces; the sizes are those of the outputs."""
-    x = call.layout("self")
+    x = call.labels("self")
     dim = x.dim(call.arg("dim", 0))
     ends = np.cumsum([ref.shape[dim] for ref in call.outputs])
     pieces = [np.arange(end - ref.shape[dim], end) for end, ref in zip(ends, call.outputs, strict=True)]
     return [restrict(call.constraints, x, dim, piece) for piece in pieces]
 
 
-@rule("flip")
+@RULES.rule("flip")
 def flip(call: Call) -> Labels:
     """Reverse dimensions."""
-    x = call.layout("self")
+    x = call.labels("self")
     for dim in call.arg("dims"):
-        x = x.taken(x.dim(dim), np.arange(x.shape[dim])[::-1])
+        x = x.index_select(x.dim(dim), np.arange(x.shape[dim])[::-1])
     return x
 
 
-@rule("roll")
+@RULES.rule("roll")
 def roll(call: Call) -> Labels:
     """Move positions around a circle."""
-    x, dims = call.layout("self"), call.arg("dims")
+    x, dims = call.labels("self"), call.arg("dims")
     if not dims:
         call.fix(x)
         return Labels.of(x.shape)
     for shift, dim in zip(call.arg("shifts"), dims, strict=True):
         size = x.shape[dim]
-        x = x.taken(x.dim(dim), (np.arange(size) - shift) % size)
+        x = x.index_select(x.dim(dim), (np.arange(size) - shift) % size)
     return x
 
 
-@rule("as_strided")
+@RULES.rule("as_strided")
 def as_strided(call: Call) -> Labels:
     """Reinterpret the storage: known only where the shape stays (kernels rewrite the strides of size-1 dimensions)."""
-    x = call.layout("self")
+    x = call.labels("self")
     if tuple(call.arg("size")) == x.shape and call.step.op.endswith("_"):
         return x
     call.fix(x)
     return Labels.of(call.shape)
 
 
-@rule("diagonal")
+@RULES.rule("diagonal")
 def diagonal(call: Call) -> Labels:
-    """Rows and columns of a whole diagonal move together; it becomes the last dimension."""
-    x = call.layout("self")
+    """Take a whole diagonal, whose rows and columns move together; it becomes the last dimension."""
+    x = call.labels("self")
     first, second = x.dim(call.arg("dim1", 0)), x.dim(call.arg("dim2", 1))
     if call.arg("offset", 0) or x.shape[first] != x.shape[second]:
         call.fix(x)
         return Labels.of(call.shape)
-    place = {d: d for d in range(len(x.shape))}
-    swapped = x.moved(x.shape, {**place, first: second, second: first})
+    new_dim = {**{d: d for d in range(len(x.shape))}, first: second, second: first}
+    swapped = x.move_dims(x.shape, new_dim)
     both = call.unify(x.shape, [x, swapped])
     blocks = [b for b in both.blocks if second not in b.dims]
     if any({first, second} & set(b.span) and len(b.span) > 1 for b in both.blocks):
         call.fix(both)
         return Labels.of(call.shape)
-    left = [d for d in range(len(x.shape)) if d not in (first, second)]
+    others = [d for d in range(len(x.shape)) if d not in (first, second)]
     thin = Labels.of([1 if d == second else n for d, n in enumerate(x.shape)], both.uniform, blocks)
-    return thin.moved(call.shape, {**{d: i for i, d in enumerate(left)}, first: len(left)})
+    return thin.move_dims(call.shape, {**{d: i for i, d in enumerate(others)}, first: len(others)})

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignkit.tracing.labels.labels import IntArray, LabelBlock, Labels
+from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.labels.reshape import reshape
-from alignkit.tracing.rules.table import Call, rule
+from alignkit.tracing.rules.table import Call, RuleSet
+
+RULES = RuleSet()
 
 
-@rule(
+@RULES.rule(
     "max_pool1d", "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
     "max_pool3d_with_indices", "mkldnn_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
@@ -22,23 +24,22 @@ from alignkit.tracing.rules.table import Call, rule
     "upsample_trilinear3d", "upsample_nearest3d", "_upsample_nearest_exact3d",
 )  # fmt: skip
 def space(call: Call) -> Sequence[Labels]:
-    """Positions in space are fixed; batch and channels pass through."""
-    x = call.layout(call.step.inputs[0])
+    """Pool, pad or resample: positions in space are fixed, batch and channels pass through."""
+    x = call.labels(call.step.inputs[0])
     digits = [ch for ch in call.name if ch in "123"]
     count = int(digits[0]) if digits else 2
-    rank = len(x.shape)
-    left = call.fix_dims(x, range(rank - count, rank))
-    uniform = [flag and d < rank - count for d, flag in enumerate(left.uniform)]
-    return [Labels.of(ref.shape, uniform, left.blocks) for ref in call.outputs]
+    dims = range(len(x.shape) - count, len(x.shape))
+    free = call.fix_dims(x, dims)
+    return [free.with_fixed(dims, ref.shape) for ref in call.outputs]
 
 
-@rule("constant_pad_nd")
+@RULES.rule("constant_pad_nd")
 def constant_pad(call: Call) -> Labels:
     """Pad with one value.
 
-    What is new along a labelled dimension is fixed, and alike for uniform ones only if nothing is there.
+    Along a single labelled dimension, new positions are alike on each side. Along several, they are fixed.
     """
-    x, pad = call.layout("self"), call.arg("pad")
+    c, x, pad = call.constraints, call.labels("self"), call.arg("pad")
     rank = len(x.shape)
     widths = {rank - 1 - i: (pad[2 * i], pad[2 * i + 1]) for i in range(len(pad) // 2) if pad[2 * i] or pad[2 * i + 1]}
     blocks = []
@@ -46,34 +47,28 @@ def constant_pad(call: Call) -> Labels:
         if not set(block.span) & set(widths):
             blocks.append(block)
         elif set(block.context) & set(widths) or min(min(w) for w in widths.values()) < 0:
-            call.constraints.fix(block.atoms)
+            c.fix(block.atoms)
         else:
-            blocks.append(LabelBlock(block.dims, block.context, _padded(call, block, widths)))
+            pads = [widths.get(d, (0, 0)) for d in block.span]
+            if len(pads) == 1:
+                front, back = (c.new_atoms([width]) for width in pads[0])
+                for side in (front, back):
+                    c.colour(side)
+                atoms = np.concatenate([front, block.atoms, back])
+            else:
+                atoms = np.pad(block.atoms, pads, constant_values=-1)
+                new = atoms < 0
+                atoms[new] = c.new_atoms([int(new.sum())])
+                c.fix(atoms[new])
+            c.colour(atoms)
+            blocks.append(LabelBlock(block.dims, block.context, atoms))
     return Labels.of(call.shape, [flag and d not in widths for d, flag in enumerate(x.uniform)], blocks)
 
 
-def _padded(call: Call, block: LabelBlock, widths: dict[int, tuple[int, int]]) -> IntArray:
-    """Return the atoms with new ones around them: along a single axis alike on each side, otherwise fixed."""
-    c = call.constraints
-    pads = [widths.get(d, (0, 0)) for d in block.span]
-    if len(pads) == 1:
-        front, back = (c.fresh([width]) for width in pads[0])
-        for side in (front, back):
-            c.colour(side)
-        atoms = np.concatenate([front, block.atoms, back])
-    else:
-        atoms = np.pad(block.atoms, pads, constant_values=-1)
-        new = atoms < 0
-        atoms[new] = c.fresh([int(new.sum())])
-        c.fix(atoms[new])
-    c.colour(atoms)
-    return atoms
-
-
-@rule("pixel_shuffle", "pixel_unshuffle")
+@RULES.rule("pixel_shuffle", "pixel_unshuffle")
 def pixel_shuffle(call: Call) -> Labels:
     """Move factors of the channels to space, or back. A channel owns its r x r positions."""
-    x = call.layout("self")
+    x = call.labels("self")
     *batch, channels, height, width = x.shape
     n = len(batch)
     if call.name == "pixel_shuffle":
@@ -85,54 +80,51 @@ def pixel_shuffle(call: Call) -> Labels:
         r = call.arg("downscale_factor")
         apart = reshape(call.constraints, x, (*batch, channels, height // r, r, width // r, r))
         order = [*range(n), n, n + 2, n + 4, n + 1, n + 3]
-    moved = apart.moved([apart.shape[d] for d in order], {d: i for i, d in enumerate(order)})
+    moved = apart.move_dims([apart.shape[d] for d in order], {d: i for i, d in enumerate(order)})
     return reshape(call.constraints, moved, call.shape)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@RULES.rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(call: Call) -> Labels:
     """Transpose channels seen as groups x channels of a group."""
-    x, groups = call.layout("self"), call.arg("groups")
+    x, groups = call.labels("self"), call.arg("groups")
     index = np.arange(x.shape[1]).reshape(groups, -1).T.ravel()
-    return x.taken(1, index)
+    return x.index_select(1, index)
 
 
-@rule("im2col")
+@RULES.rule("im2col")
 def im2col(call: Call) -> Labels:
-    """Cut out patches: [batch, channels, h, w] to [batch, channels * patch, places]. A channel owns its patch."""
-    x = call.layout("self")
-    left = call.fix_dims(x, [2, 3])
+    """Cut out patches: [batch, channels, h, w] to [batch, channels * patch, positions]. A channel owns its patch."""
+    x = call.labels("self")
+    free = call.fix_dims(x, [2, 3])
     batch, channels = x.shape[:2]
-    patch = call.shape[1] // channels
-    blocks = [b for b in left.blocks if not set(b.span) & {2, 3}]
-    apart = Labels.of((batch, channels, patch, call.shape[2]), (*left.uniform[:2], False, False), blocks)
+    shape = (batch, channels, call.shape[1] // channels, call.shape[2])
+    apart = Labels.of(shape, (*free.uniform[:2], False, False), free.blocks)
     return reshape(call.constraints, apart, call.shape)
 
 
-@rule("col2im")
+@RULES.rule("col2im")
 def col2im(call: Call) -> Labels:
     """Sum patches back into an image: the inverse of im2col."""
-    x = call.layout("self")
+    x = call.labels("self")
     channels = call.shape[1]
     apart = reshape(call.constraints, x, (x.shape[0], channels, x.shape[1] // channels, x.shape[2]))
-    left = call.fix_dims(apart, [2, 3])
-    return Labels.of(call.shape, (*left.uniform[:2], False, False), left.blocks)
+    return call.fix_dims(apart, [2, 3]).with_fixed([2, 3], call.shape)
 
 
-@rule("unfold")
+@RULES.rule("unfold")
 def unfold(call: Call) -> Labels:
-    """Sliding windows over one dimension, whose positions are fixed; the window is a new last dimension."""
-    x = call.layout("self")
+    """Slide a window over one dimension, whose positions are fixed; the window is a new last dimension."""
+    x = call.labels("self")
     dim = x.dim(call.arg("dimension"))
-    left = call.fix_dims(x, [dim])
-    return Labels.of(call.shape, [*[flag and d != dim for d, flag in enumerate(left.uniform)], False], left.blocks)
+    free = call.fix_dims(x, [dim])
+    return Labels.of(call.shape, [*[flag and d != dim for d, flag in enumerate(free.uniform)], False], free.blocks)
 
 
-@rule("grid_sampler_2d", "grid_sampler_3d")
+@RULES.rule("grid_sampler_2d", "grid_sampler_3d")
 def grid_sampler(call: Call) -> Labels:
-    """Sample an image at places: batch and channels pass through, places are fixed."""
-    x, grid = call.layout("input"), call.layout("grid")
+    """Sample an image at given positions, which are fixed: channels pass through."""
+    x, grid = call.labels("input"), call.labels("grid")
     call.fix(grid)
-    rank = len(x.shape)
-    left = call.fix_dims(x, range(2, rank))
-    return Labels.of(call.shape, [False] * rank, [b for b in left.blocks if 0 not in b.span])
+    others = [d for d in range(len(x.shape)) if d != 1]
+    return call.fix_dims(x, others).with_fixed(others, call.shape)

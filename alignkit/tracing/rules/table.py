@@ -1,6 +1,6 @@
 """The table of rules: what each op does to labels.
 
-A rule is a function of one `Call`. It returns the layout of each tensor that the op returns (a list, or one `Labels`
+A rule is a function of one `Call`. It returns the labels of each tensor that the op returns (a list, or one `Labels`
 for one tensor) and adds constraints through the call. Three promises make it sound:
 
 - what it returns moves exactly as the op's result moves when its operands move;
@@ -20,8 +20,8 @@ from typing import Any
 from alignkit.errors import TraceError
 from alignkit.tracing.labels import combine
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import LabelBlock, Labels
-from alignkit.tracing.recording.recorder import OpRecord, TensorRef, refs
+from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
+from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 
 Rule = Callable[["Call"], "Labels | Sequence[Labels]"]
 
@@ -33,12 +33,12 @@ class Call:
     Attributes:
         step: The recorded op. Tensors in its arguments are `TensorRef` (shape, dtype).
         constraints: Receives the constraints.
-        layouts: Gives the layout of a tensor.
+        labels_of: Gives the labels of a tensor.
     """
 
     step: OpRecord
     constraints: Constraints
-    layouts: Callable[[TensorRef], Labels]
+    labels_of: Callable[[TensorRef], Labels]
 
     @property
     def name(self) -> str:
@@ -66,14 +66,14 @@ class Call:
                 return argument.default_value if argument.has_default_value() else default
         return default
 
-    def layout(self, argument: str | TensorRef) -> Labels:
-        """Return the layout of a tensor argument, given by its name in the schema or as a `TensorRef`."""
+    def labels(self, argument: str | TensorRef) -> Labels:
+        """Return the labels of a tensor argument, given by its name in the schema or as a `TensorRef`."""
         ref = self.arg(argument) if isinstance(argument, str) else argument
-        return self.layouts(ref)
+        return self.labels_of(ref)
 
     def operands(self) -> list[Labels]:
-        """Return the layouts of all tensor arguments, in order."""
-        return [self.layouts(ref) for ref in self.step.inputs]
+        """Return the labels of all tensor arguments, in order."""
+        return [self.labels_of(ref) for ref in self.step.inputs]
 
     def dims(self, value: int | Sequence[int] | None, rank: int) -> set[int]:
         """Return dimensions counted from the front; None and the empty list mean all."""
@@ -81,23 +81,20 @@ class Call:
             return set(range(rank))
         return {d % rank for d in ([value] if isinstance(value, int) else value)} if rank else set()
 
-    def unify(self, shape: Sequence[int], layouts: Sequence[Labels]) -> Labels:
-        """Align tensors elementwise with broadcasting; return the result's layout."""
-        return combine.unify(self.constraints, shape, [x.left_padded(len(shape)) for x in layouts])
+    def unify(self, shape: Sequence[int], operands: Sequence[Labels]) -> Labels:
+        """Align tensors elementwise, with broadcasting; return the labels of the result."""
+        return combine.unify(self.constraints, shape, [x.pad_rank(len(shape)) for x in operands])
 
-    def fix(self, *layouts: Labels) -> None:
+    def fix(self, *operands: Labels) -> None:
         """Fix every labelled position of some tensors."""
-        for layout in layouts:
-            self.constraints.fix_layout(layout)
+        for labels in operands:
+            self.constraints.fix_labels(labels)
 
-    def fix_dims(self, layout: Labels, dims: Iterable[int]) -> Labels:
-        """Fix the positions along some dimensions; labels of others stay, freed from them.
-
-        Return the layout that is left.
-        """
+    def fix_dims(self, labels: Labels, dims: Iterable[int]) -> Labels:
+        """Fix the positions along some dimensions; return labels without blocks there. Other dimensions keep theirs."""
         gone = set(dims)
         blocks = []
-        for block in layout.blocks:
+        for block in labels.blocks:
             if not set(block.span) & gone:
                 blocks.append(block)
                 continue
@@ -109,10 +106,10 @@ class Call:
                 keep = tuple(d for d in block.context if d not in gone)
                 atoms = self.constraints.rows(block.atoms, block.axes(owned + keep))
                 blocks.append(LabelBlock(owned, keep, atoms))
-        return layout.with_blocks(blocks)
+        return labels.with_blocks(blocks)
 
     def fixed_outputs(self) -> list[Labels]:
-        """Return layouts that fix every output."""
+        """Return labels that fix every output."""
         return [Labels.of(ref.shape) for ref in self.outputs]
 
 
@@ -135,13 +132,6 @@ class RuleTable:
                 )
         self._rules = dict(rules)
 
-    @classmethod
-    def build(cls, extra: Mapping[str, Rule] | None = None) -> RuleTable:
-        """Return the built-in rules with `extra` ones added; extra ones win."""
-        from alignkit.tracing.rules import BUILT_IN
-
-        return cls({**BUILT_IN, **(extra or {})})
-
     def find(self, func: Any) -> Rule | None:
         """Return the rule of an overload, or None.
 
@@ -162,7 +152,7 @@ class RuleTable:
 
 
 class RuleSet(dict[str, Rule]):
-    """Collects rules while modules are imported."""
+    """The rules of one file, by op name. Its functions add themselves while the file is imported."""
 
     def rule(self, *names: str) -> Callable[[Rule], Rule]:
         """Decorate a function as the rule of ops, given as "aten::add" or, in this namespace, "add"."""
@@ -176,9 +166,3 @@ class RuleSet(dict[str, Rule]):
             return function
 
         return keep
-
-
-BUILT_IN = RuleSet()
-rule = BUILT_IN.rule
-
-__all__ = ["BUILT_IN", "Call", "Rule", "RuleSet", "RuleTable", "refs", "rule"]

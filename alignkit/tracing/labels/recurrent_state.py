@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import nn
 
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import Labels
+from alignkit.tracing.labels.tensor_labels import Labels
 
 _STATE_WEIGHT = re.compile(
     r"(?:parametrizations\.)?(?P<gates>weight_hh)(?:_l\d+)?(?:_reverse)?(?:\.original\d*|_v|_orig)?"
@@ -33,10 +33,10 @@ def state_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str,
             continue
         dot = f"{path}." if path else ""
         for name in names:
-            found = _STATE_WEIGHT.fullmatch(name.removeprefix(dot)) if name.startswith(dot) else None
-            if found is not None:
+            match = _STATE_WEIGHT.fullmatch(name.removeprefix(dot)) if name.startswith(dot) else None
+            if match is not None:
                 local = name.removeprefix(dot)
-                projected = local[: found.start("gates")] + "weight_hr" + local[found.end("gates") :]
+                projected = local[: match.start("gates")] + "weight_hr" + local[match.end("gates") :]
                 yield name, dot + (projected if getattr(module, "proj_size", 0) else local)
 
 
@@ -50,10 +50,10 @@ def close_states(c: Constraints, model: nn.Module, labels: Mapping[str, Labels])
         model: The model.
         labels: First labels of its parameters, each axis by itself.
     """
-    for taker, writer in state_weights(model, labels):
-        columns = labels[taker].owner.get(1)
+    for reader, writer in state_weights(model, labels):
+        columns = labels[reader].owner.get(1)
         rows = labels[writer].owner.get(0) if writer in labels else None
         if columns is None or rows is None or columns.context or rows.context:
             continue
-        c.blame("recurrence", taker.rpartition(".")[0])
+        c.blame("recurrence", reader.rpartition(".")[0])
         c.merge(rows.atoms.reshape(-1, columns.atoms.size), columns.atoms)

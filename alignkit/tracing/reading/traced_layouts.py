@@ -12,18 +12,22 @@ import numpy as np
 
 from alignkit.errors import TraceError
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.labels import IntArray, Labels
-from alignkit.tracing.reading.layouts import InexpressibleError, LabelledAxis, VaryingRowsError, read_axes
-from alignkit.tracing.solving.check import broken_groups
-from alignkit.tracing.solving.closure import Closed, close, seeded
+from alignkit.tracing.labels.tensor_labels import IntArray, Labels
+from alignkit.tracing.reading.axes import InexpressibleError, LabelledAxis, VaryingRowsError, read_axes
+from alignkit.tracing.solving.closure import Closed, close, seeded_hash
 from alignkit.tracing.solving.orbits import Symmetry, solve
+from alignkit.tracing.solving.symmetry_check import broken_groups
 
-_ROUNDS = 200
+_MAX_ROUNDS = 200
+"""Maximum number of solutions that are read and rejected. Each tells classes apart, so that rounds end by themselves;
+traced models took a few. More are a defect, which should be an error instead of a long wait."""
+_ROUND_SEED = 100
+"""Seed of the hashes that tell classes apart in the first round."""
 
 
 @dataclass(eq=False)
 class TracedLayouts:
-    """What was read off.
+    """The layouts of a traced model, as segments that groups act on.
 
     Attributes:
         axes: Segments of each axis of each tensor.
@@ -41,7 +45,7 @@ class TracedLayouts:
     varying: tuple[str, ...] = ()
 
 
-def read(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts:
+def read_layouts(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts:
     """Solve the constraints and return the layouts of labelled tensors.
 
     Args:
@@ -54,36 +58,30 @@ def read(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts:
     closed = close(c)
     extra = np.zeros(closed.count, np.uint64)
     given_up: list[IntArray] = []
-    for number in range(_ROUNDS):
+    for number in range(_MAX_ROUNDS):
         symmetry = solve(closed, extra)
-        reading = TracedLayouts({}, symmetry, closed, given_up)
+        traced = TracedLayouts({}, symmetry, closed, given_up)
         rejected = list(symmetry.undecided)
         if not rejected:
-            groups = _read_tensors(reading, tensors)
-            if reading.varying:
-                return reading
+            groups: set[int] = set()
+            varying = []
+            for name, labels in tensors.items():
+                try:
+                    traced.axes[name] = read_axes(labels, closed.classes, symmetry)
+                except InexpressibleError as error:
+                    groups |= error.groups
+                except VaryingRowsError:
+                    varying.append(name)
+            if varying:
+                traced.varying = tuple(varying)
+                return traced
             groups = groups or broken_groups(closed, symmetry)
             rejected = [(symmetry.orbits[g].members, symmetry.orbits[g].place) for g in sorted(groups)]
         if not rejected:
-            return reading
+            return traced
         for members, keys in rejected:
-            extra[members] += seeded(100 + number, keys)
+            extra[members] += seeded_hash(_ROUND_SEED + number, keys)
             given_up.append(members)
     raise TraceError(
         "the labels of this model do not settle into groups. Please report the model; a written spec still works."
     )
-
-
-def _read_tensors(reading: TracedLayouts, tensors: Mapping[str, Labels]) -> set[int]:
-    """Fill in the axes; return groups that have no faithful notation."""
-    rejected: set[int] = set()
-    varying = []
-    for name, layout in tensors.items():
-        try:
-            reading.axes[name] = read_axes(layout, reading.closed.classes, reading.symmetry)
-        except InexpressibleError as error:
-            rejected |= error.groups
-        except VaryingRowsError:
-            varying.append(name)
-    reading.varying = tuple(varying)
-    return rejected

@@ -1,11 +1,22 @@
-"""Labels of tensor elements: what the tracer knows about the axes of one tensor.
+"""Labels: what the tracer knows about the dimensions of one tensor.
 
-An *atom* is an integer that stands for one thing that a symmetry may move: a unit, a head, a (head, unit) pair. A
-symmetry is a permutation of all atoms. A `Labels` says how it moves one tensor: each dimension is
+An *atom* is an integer that stands for one thing that a symmetry may move: a unit, a head, a unit of one head. A
+symmetry is a permutation of all atoms. `Labels` say how it moves one tensor. Each dimension is
 
 - *labelled*: owned by one `LabelBlock`, whose atoms name the positions;
 - *uniform*: the values are equal along it (an expanded or constant tensor), so that any permutation leaves it alone;
 - *fixed*: neither, so positions may not move.
+
+Example: the weight [3, 5] of a linear layer has the blocks
+
+    LabelBlock(dims=(0,), context=(), atoms=[0 1 2])          three hidden units
+    LabelBlock(dims=(1,), context=(), atoms=[3 4 5 6 7])      five inputs
+
+and a tensor [2, 2] of two heads with two units each, where every head has units of its own,
+
+    LabelBlock(dims=(0,), context=(), atoms=[8 9])            heads
+    LabelBlock(dims=(1,), context=(0,), atoms=[[10 11],       units of head 8
+                                               [12 13]])      units of head 9
 """
 
 from __future__ import annotations
@@ -56,12 +67,15 @@ class LabelBlock:
         own = [shape[d] if d in self.span else 1 for d in dims]
         return np.broadcast_to(self.atoms.reshape(own), [shape[d] for d in dims])
 
-    def over(self, dims: Sequence[int]) -> IntArray:
-        """Return the atoms with a size-1 axis for each of `dims` (ascending, containing `span`) not spanned."""
+    def align_to(self, dims: Sequence[int]) -> IntArray:
+        """Return the atoms with an axis for each of `dims` (ascending, containing `span`), of size 1 if not in `span`.
+
+        Example: atoms `[8 9]` of dimension 0 are `[[8] [9]]` over the dimensions 0 and 1.
+        """
         sizes = dict(zip(self.span, self.atoms.shape, strict=True))
         return self.atoms.reshape([sizes.get(d, 1) for d in dims])
 
-    def shifted(self, by: int) -> LabelBlock:
+    def shift(self, by: int) -> LabelBlock:
         """Return the block with every dimension renumbered by a shift."""
         return LabelBlock(tuple(d + by for d in self.dims), tuple(d + by for d in self.context), self.atoms)
 
@@ -88,7 +102,7 @@ class Labels:
 
     @classmethod
     def of(cls, shape: Sequence[int], uniform: Sequence[bool] = (), blocks: Sequence[LabelBlock] = ()) -> Labels:
-        """Build a layout; dimensions of size 1 that no block owns are uniform, a missing `uniform` means none is."""
+        """Build labels. Dimensions of size 1 that no block owns are uniform; without `uniform`, no other is."""
         sizes = tuple(int(n) for n in shape)
         owned = {d for block in blocks for d in block.dims}
         flags = tuple(uniform) or (False,) * len(sizes)
@@ -97,7 +111,7 @@ class Labels:
 
     @classmethod
     def constant(cls, shape: Sequence[int]) -> Labels:
-        """Return the layout of a tensor that holds one value everywhere."""
+        """Return the labels of a tensor that holds one value everywhere."""
         return cls.of(shape, [True] * len(shape))
 
     @cached_property
@@ -113,35 +127,38 @@ class Labels:
         """Return `index` counted from the front."""
         return index % len(self.shape) if self.shape else 0
 
+    def with_fixed(self, dims: Collection[int], shape: Sequence[int]) -> Labels:
+        """Return the labels of a tensor of another shape, in which `dims` that no block owns are fixed."""
+        return Labels.of(shape, [flag and d not in dims for d, flag in enumerate(self.uniform)], self.blocks)
+
     def with_blocks(self, blocks: Sequence[LabelBlock]) -> Labels:
-        """Return the layout with other blocks; dimensions that lose their label become fixed."""
+        """Return the labels with other blocks; dimensions that lose their label become fixed."""
         return Labels.of(self.shape, self.uniform, blocks)
 
-    def moved(self, shape: Sequence[int], place: Mapping[int, int]) -> Labels:
-        """Return the layout with dimension d at `place[d]`.
+    def move_dims(self, shape: Sequence[int], new_dim: Mapping[int, int]) -> Labels:
+        """Return the labels with dimension d at `new_dim[d]`: transpose, drop and add dimensions.
 
-        Dimensions not in `place` are dropped, new ones are uniform.
+        Dimensions not in `new_dim` are dropped (no block may span them), new ones are uniform.
         """
         uniform = [True] * len(shape)
-        for old, new in place.items():
+        for old, new in new_dim.items():
             uniform[new] = self.uniform[old]
         blocks = []
         for block in self.blocks:
-            targets = [place[d] for d in block.span]
-            atoms = np.ascontiguousarray(block.atoms.transpose(np.argsort(targets)))
-            dims = tuple(sorted(place[d] for d in block.dims))
-            blocks.append(LabelBlock(dims, tuple(sorted(place[d] for d in block.context)), atoms))
+            order = np.argsort([new_dim[d] for d in block.span])
+            dims, context = (tuple(sorted(new_dim[d] for d in old)) for old in (block.dims, block.context))
+            blocks.append(LabelBlock(dims, context, np.ascontiguousarray(block.atoms.transpose(order))))
         return Labels.of(shape, uniform, blocks)
 
-    def left_padded(self, rank: int) -> Labels:
-        """Return the layout with size-1 dimensions in front, as broadcasting adds them."""
+    def pad_rank(self, rank: int) -> Labels:
+        """Return the labels with size-1 dimensions in front, as broadcasting adds them."""
         extra = rank - len(self.shape)
         if extra <= 0:
             return self
-        return self.moved((1,) * extra + self.shape, {d: d + extra for d in range(len(self.shape))})
+        return self.move_dims((1,) * extra + self.shape, {d: d + extra for d in range(len(self.shape))})
 
-    def taken(self, dim: int, index: IntArray) -> Labels:
-        """Return the layout of `tensor.index_select(dim, index)` for a constant index."""
+    def index_select(self, dim: int, index: IntArray) -> Labels:
+        """Return the labels of `tensor.index_select(dim, index)` for a constant index."""
         shape = (*self.shape[:dim], len(index), *self.shape[dim + 1 :])
         blocks = [
             LabelBlock(b.dims, b.context, np.ascontiguousarray(b.atoms.take(index, b.span.index(dim))))
@@ -151,8 +168,8 @@ class Labels:
         ]
         return Labels.of(shape, self.uniform, blocks)
 
-    def squeezed(self, dims: Sequence[int] | None = None) -> Labels:
-        """Return the layout with blocks that no longer mention dimensions of size 1: `dims`, or all of them."""
+    def squeeze(self, dims: Collection[int] | None = None) -> Labels:
+        """Return the labels with blocks that no longer mention dimensions of size 1: all, or those of `dims`."""
         ones = [d for d, n in enumerate(self.shape) if n == 1 and (dims is None or d in dims)]
         if not ones or not self.blocks:
             return self
@@ -160,7 +177,7 @@ class Labels:
         return self.with_blocks([block for block in blocks if block.dims])
 
     def same_as(self, other: Labels) -> bool:
-        """Return whether both layouts move a tensor in the same way, atom for atom."""
+        """Return whether both labels move a tensor in the same way, atom for atom."""
         if self.shape != other.shape or self.uniform != other.uniform or len(self.blocks) != len(other.blocks):
             return False
         mine, theirs = (sorted(x.blocks, key=lambda b: b.dims) for x in (self, other))

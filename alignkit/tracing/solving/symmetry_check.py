@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from alignkit.tracing.labels.labels import IntArray
+from alignkit.tracing.labels.tensor_labels import IntArray
 from alignkit.tracing.solving.closure import Closed
 from alignkit.tracing.solving.orbits import Orbit, Symmetry
 
@@ -15,8 +15,9 @@ BoolArray = npt.NDArray[np.bool_]
 def broken_groups(closed: Closed, symmetry: Symmetry, seed: int = 0) -> set[int]:
     """Return groups whose permutations do not respect the constraints; none, unless refinement was not exact.
 
-    Of any two groups, or two instances of a family, some element moves one and not the other: groups that are tied to
-    each other are always found, however small they are. One more element moves all.
+    An *instance* is a group, or the units of a family inside of one parent unit. One element moves all instances. Then,
+    for each bit, one moves those whose number has this bit: of any two instances some element moves one and not the
+    other, so that groups which are tied to each other are always found, however small they are.
 
     Args:
         closed: Classes and relations.
@@ -28,26 +29,27 @@ def broken_groups(closed: Closed, symmetry: Symmetry, seed: int = 0) -> set[int]
     numbers = np.arange(count)
     masks = [(numbers >> bit) % 2 == 1 for bit in range(max(count - 1, 0).bit_length())]
     for mask in (np.ones(count, bool), *masks):
-        broken = _broken_by(closed, symmetry, mask, rng)
+        broken = _groups_broken_by(closed, symmetry, mask, rng)
         if broken:
             return broken
     return set()
 
 
-def _broken_by(closed: Closed, symmetry: Symmetry, mask: BoolArray, rng: np.random.Generator) -> set[int]:
+def _groups_broken_by(closed: Closed, symmetry: Symmetry, mask: BoolArray, rng: np.random.Generator) -> set[int]:
     """Return groups of classes whose relations are lost by an element that moves the instances in `mask`."""
     image = np.arange(closed.count)
     broken: set[int] = set()
-    at = 0
+    start = 0
     for orbit in symmetry.orbits.values():
         if orbit.group:
             instances = len(orbit.members) // orbit.size
-            _move_group(symmetry, orbit, image, mask[at : at + instances], rng)
-            at += instances
+            _move_group(orbit, image, mask[start : start + instances], rng)
+            start += instances
         elif not _move_determined(orbit, image):
             broken |= set(orbit.coordinates)
     for child, target in (*closed.maps, *closed.multiple, *closed.nested):
-        codes = child * closed.count + target  # ascending, as relations are
+        # The image of every pair (child, target) has to be a pair of the relation; its codes are ascending.
+        codes = child * closed.count + target
         moved = image[child] * closed.count + image[target]
         wrong = codes[np.searchsorted(codes, moved).clip(max=len(codes) - 1)] != moved
         for key in np.unique(symmetry.orbit_of[np.concatenate([child[wrong], target[wrong]])]).tolist():
@@ -55,37 +57,28 @@ def _broken_by(closed: Closed, symmetry: Symmetry, mask: BoolArray, rng: np.rand
     return broken
 
 
-def _move_group(symmetry: Symmetry, orbit: Orbit, image: IntArray, mask: BoolArray, rng: np.random.Generator) -> None:
+def _move_group(orbit: Orbit, image: IntArray, mask: BoolArray, rng: np.random.Generator) -> None:
     """Move every unit of the instances in `mask`, and carry all to the instance where their parent goes."""
-    count = len(orbit.members) // orbit.size
     instance = np.zeros(len(orbit.members), np.int64)
     target = instance
     if orbit.parent is not None:
-        parents = orbit.coordinates[orbit.parent]
-        owners, instance = np.unique(parents, return_inverse=True)
+        owners, instance = np.unique(orbit.coordinates[orbit.parent], return_inverse=True)
         target = np.searchsorted(owners, image[owners])[instance]
-    table = np.empty((count, orbit.size), np.int64)
+    table = np.empty((len(mask), orbit.size), np.int64)
     table[instance, orbit.place] = orbit.members
-    order = np.arange(orbit.size)
-    shuffled = np.stack([_cycle(rng, orbit.size) if moves else order for moves in mask])
-    image[orbit.members] = table[target, shuffled[instance, orbit.place]]
-
-
-def _cycle(rng: np.random.Generator, size: int) -> IntArray:
-    """Return a random permutation that leaves nothing in its place."""
-    order = rng.permutation(size)
-    result = np.empty(size, np.int64)
-    result[order] = np.roll(order, 1)
-    return result
+    new_place = np.tile(np.arange(orbit.size), (len(mask), 1))
+    for number in np.flatnonzero(mask):
+        order = rng.permutation(orbit.size)
+        new_place[number, order] = np.roll(order, 1)  # a cycle: nothing stays in its place
+    image[orbit.members] = table[target, new_place[instance, orbit.place]]
 
 
 def _move_determined(orbit: Orbit, image: IntArray) -> bool:
     """Carry over classes that their coordinates determine; return whether each has an image."""
-    columns = np.stack(list(orbit.coordinates.values()), axis=1)
-    order = np.lexsort(columns.T[::-1])
-    wanted = image[columns]
-    back = np.lexsort(wanted.T[::-1])
-    if not np.array_equal(columns[order], wanted[back]):
+    coordinates = np.stack(list(orbit.coordinates.values()), axis=1)
+    moved = image[coordinates]
+    order, moved_order = np.lexsort(coordinates.T[::-1]), np.lexsort(moved.T[::-1])
+    if not np.array_equal(coordinates[order], moved[moved_order]):
         return False
-    image[orbit.members[back]] = orbit.members[order]
+    image[orbit.members[moved_order]] = orbit.members[order]
     return True

@@ -24,11 +24,11 @@ def constant_buffers(model: nn.Module, run: RecordedRun) -> list[TensorRef]:
     return [
         run.state[name]
         for name, buffer in model.named_buffers(remove_duplicate=False)
-        if name in run.state and run.state[name].storage not in changeable and _is_alike(buffer)
+        if name in run.state and run.state[name].storage not in changeable and _has_one_value(buffer)
     ]
 
 
-def _is_alike(tensor: torch.Tensor) -> bool:
+def _has_one_value(tensor: torch.Tensor) -> bool:
     """Return whether the elements of a tensor are known and equal."""
     if tensor.device.type == "meta" or tensor.layout != torch.strided or tensor.numel() < 2:
         return False

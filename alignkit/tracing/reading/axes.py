@@ -1,0 +1,230 @@
+"""Reading the layout of an axis off its labels, in the notation of `SymmetryGraph.from_spec`.
+
+The notation is stricter than what labels can say: units stand in one order everywhere, and axes are sums of row-major
+products. An axis that does not fit raises `InexpressibleError` with the groups to give up; nothing is ever written
+that is not so.
+
+The example of this file is an axis of 8 positions: a head for each half, with two units and two fixed positions. For
+each group that acts, a row of places tells which unit stands where, -1 where none does:
+
+    heads    0  0  0  0  1  1  1  1
+    units    0  1 -1 -1  0  1 -1 -1
+
+The heads change most slowly: they are the outer factor, and each owns the positions `0 1 -1 -1` of the units, which are
+a segment of units and one of two fixed positions. In the notation: `(heads (units[heads]+2))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
+from alignkit.tracing.solving.orbits import Symmetry
+
+_WRITE_OUT = 4
+"""Maximum number of equal segments that are written out, as the four gates of an LSTM are ("h+h+h+h"). More are written
+as a product ("(49 c)")."""
+
+
+class InexpressibleError(Exception):
+    """An axis has no faithful notation unless `groups` stay where they are."""
+
+    def __init__(self, groups: set[int]) -> None:
+        super().__init__(groups)
+        self.groups = groups
+
+
+class VaryingRowsError(Exception):
+    """The labels of an axis differ from row to row in a way that the notation cannot tell."""
+
+
+@dataclass(frozen=True)
+class LabelledSegment:
+    """Part of an axis.
+
+    Attributes:
+        group: The group that acts, None for fixed positions.
+        size: Number of positions.
+        inner: If a group acts, the positions that each of its units owns.
+    """
+
+    group: int | None
+    size: int
+    inner: tuple[LabelledSegment, ...] = ()
+
+
+LabelledAxis = tuple[LabelledSegment, ...]
+
+
+def read_axes(labels: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[LabelledAxis, ...]:
+    """Return each dimension's segments.
+
+    Args:
+        labels: Labels of a parameter: each dimension is owned alone, if at all.
+        classes: Class of each atom.
+        symmetry: The solved symmetry.
+
+    Raises:
+        InexpressibleError: Some groups have no faithful notation on one of the axes.
+        VaryingRowsError: An axis depends on another one in a way that has no notation.
+    """
+    axes: list[LabelledAxis] = []
+    for dim, size in enumerate(labels.shape):
+        block = labels.owner.get(dim)
+        if block is None:
+            axes.append((LabelledSegment(None, size),))
+            continue
+        rows = np.moveaxis(classes[block.atoms], block.span.index(dim), -1).reshape(-1, size)
+        context = _context_units(labels, block, classes, symmetry)
+        # For each group that the context does not settle, the place of the unit at each position of each row.
+        places: dict[int, IntArray] = {}
+        for group, units in _units_at(rows, symmetry).items():
+            if group in context:
+                of_row = context[group][:, None]
+                if (np.where(units >= 0, units, of_row) == of_row).all():
+                    continue
+            place = symmetry.orbits[group].place[symmetry.index_of[units.clip(min=0)]]
+            places[group] = np.where(units >= 0, place, -1)
+        orbits = symmetry.orbit_of[rows]
+        if any((table != table[0]).any() for table in (*places.values(), orbits)):
+            raise VaryingRowsError
+        settled = frozenset(context) - frozenset(places)
+        axes.append(_read_sum({g: table[0] for g, table in places.items()}, orbits[0], settled, symmetry))
+    return tuple(axes)
+
+
+def _context_units(labels: Labels, block: LabelBlock, classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:
+    """Return, for each group that acts on the context of a block, the unit at each row."""
+    shape = [labels.shape[d] for d in block.context]
+    unit_of_row: dict[int, IntArray] = {}
+    for axis, dim in enumerate(block.context):
+        owner = labels.owner.get(dim)
+        if owner is None or owner.context:
+            continue
+        along = [-1 if k == axis else 1 for k in range(len(shape))]
+        for group, units in _units_at(classes[owner.atoms], symmetry).items():
+            unit_of_row[group] = np.broadcast_to(units.reshape(along), shape).ravel()
+    return unit_of_row
+
+
+def _units_at(classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:
+    """Return, for each group, the unit (a class) at each position, -1 where the group does not act."""
+    orbits = symmetry.orbit_of[classes]
+    units: dict[int, IntArray] = {}
+    for key in np.unique(orbits[orbits >= 0]).tolist():
+        here = orbits == key
+        index = symmetry.index_of[classes[here]]
+        for group, column in symmetry.orbits[key].coordinates.items():
+            units.setdefault(group, np.full(classes.shape, -1, np.int64))[here] = column[index]
+    return units
+
+
+def _read_sum(
+    places: Mapping[int, IntArray], orbits: IntArray, outer: frozenset[int], symmetry: Symmetry
+) -> LabelledAxis:
+    """Read positions as segments laid end to end.
+
+    Args:
+        places: For each group, the place of the unit at each position, -1 where the group does not act.
+        orbits: Orbit of each position.
+        outer: Groups whose unit is settled by an outer factor, or by the context.
+        symmetry: The groups.
+    """
+    segments: list[LabelledSegment] = []
+    start, end = 0, len(orbits)
+    while start < end:
+        acting = {g for g, place in places.items() if place[start] >= 0 and g not in outer}
+        if acting:
+            segment = _read_product(places, orbits, start, acting, outer, symmetry)
+        else:
+            fixed = np.ones(end - start, bool)
+            for g, place in places.items():
+                if g not in outer:
+                    fixed &= place[start:] < 0
+            segment = LabelledSegment(None, end - start if fixed.all() else int(np.argmin(fixed)))
+        segments.append(segment)
+        start += segment.size
+    return tuple(segments)
+
+
+def _read_product(
+    places: Mapping[int, IntArray],
+    orbits: IntArray,
+    start: int,
+    acting: set[int],
+    outer: frozenset[int],
+    symmetry: Symmetry,
+) -> LabelledSegment:
+    """Read the longest product that starts at a position. Its outermost group is the one that changes most slowly.
+
+    A group of n units that stays at its first unit for m positions has to go on, in order, to n * m positions, and
+    what stands inside of each unit has to be the same.
+    """
+
+    def count_equal(group: int) -> int:
+        """Return for how many positions from `start` the group stays at one unit."""
+        changed = places[group][start:] != places[group][start]
+        return int(np.argmax(changed)) if changed.any() else len(changed)
+
+    roots = [g for g in acting if symmetry.orbits[g].parent is None or symmetry.orbits[g].parent in outer]
+    for group in sorted(roots, key=count_equal, reverse=True):
+        size, each = symmetry.orbits[group].size, count_equal(group)
+        stop = start + size * each
+        if stop > len(orbits):
+            continue
+        tables = {g: place[start:stop].reshape(size, each) for g, place in places.items()}
+        kinds = orbits[start:stop].reshape(size, each)
+        if not (tables.pop(group) == np.arange(size)[:, None]).all() or not (kinds == kinds[0]).all():
+            continue
+        if any((table != table[0]).any() for table in tables.values()):
+            continue
+        inner = _read_sum({g: table[0] for g, table in tables.items()}, kinds[0], outer | {group}, symmetry)
+        return LabelledSegment(group, size * each, inner)
+    raise InexpressibleError(set(roots) or acting)
+
+
+def write_axis(axis: LabelledAxis, names: Mapping[int, str]) -> str:
+    """Write segments in the notation. `names` gives the text of each group, such as "qk[heads]"."""
+    if len(axis) == 1 and axis[0].group is None:
+        return "."
+    return _write_sum(axis, names)
+
+
+def _write_sum(axis: LabelledAxis, names: Mapping[int, str]) -> str:
+    parts: list[str] = []
+    start = 0
+    while start < len(axis):
+        segment = axis[start]
+        count = next((k for k, other in enumerate(axis[start:]) if other != segment), len(axis) - start)
+        text = _write_segment(segment, names)
+        parts += [text] * count if count <= _WRITE_OUT else [f"({count} {_without_brackets(text)})"]
+        start += count
+    return "+".join(parts)
+
+
+def _write_segment(segment: LabelledSegment, names: Mapping[int, str]) -> str:
+    if segment.group is None:
+        return str(segment.size)
+    text = names[segment.group]
+    if len(segment.inner) != 1:
+        return f"({text} ({_write_sum(segment.inner, names)}))"
+    only = segment.inner[0]
+    if only.group is None and only.size == 1:
+        return text
+    return f"({text} {_without_brackets(_write_segment(only, names))})"
+
+
+def _without_brackets(text: str) -> str:
+    return text[1:-1] if text.startswith("(") else text
+
+
+def groups_on(axis: LabelledAxis) -> list[int]:
+    """Return the groups that act on an axis, outer ones first."""
+    groups: list[int] = []
+    for segment in axis:
+        if segment.group is not None:
+            groups += [segment.group, *groups_on(segment.inner)]
+    return list(dict.fromkeys(groups))
