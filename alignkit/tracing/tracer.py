@@ -83,7 +83,7 @@ def build_graph(
     movable = _movable_tensors(model, run)
     unused = unread_tensors(steps, movable)
     tensors = {name: ref for name, ref in movable.items() if name not in unused}
-    # Each axis of these tensors moves by itself: weights of recurrent layers, and those that have no notation otherwise.
+    # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
     plain = {name for pair in state_weights(model, tensors) for name in pair}
     while True:
         constraints, interpreter, labels = _interpret(model, run, steps, tensors, table, plain)
@@ -158,6 +158,8 @@ def _write_spec(
     for group, name in names.items():
         parent = orbits[group].parent
         texts[group] = name if parent is None else f"{name}[{names[parent]}]"
-    layouts = {ref.key: " ".join(write_axis(axis, texts) for axis in traced.axes[name]) for name, ref in tensors.items()}
+    layouts = {
+        ref.key: " ".join(write_axis(axis, texts) for axis in traced.axes[name]) for name, ref in tensors.items()
+    }
     spec = {name: layouts.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items()}
     return spec, {name: orbits[group].size for group, name in names.items()}

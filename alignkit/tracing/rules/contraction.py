@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from alignkit.tracing.labels.combine import contract, matmul
-from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.labels.reshape import reshape
+from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.rules.table import Call, RuleSet
 
 RULES = RuleSet()

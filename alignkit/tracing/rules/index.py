@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from alignkit.tracing.labels.combine import restrict
-from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.labels.reshape import reshape
+from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, RuleSet
 

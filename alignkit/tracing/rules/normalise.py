@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignkit.tracing.labels import combine
-from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.labels.reshape import reshape
+from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, RuleSet
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignkit.tracing.labels.combine import restrict
-from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.labels.reshape import reshape
+from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.rules.table import Call, RuleSet
 
 RULES = RuleSet()
@@ -20,7 +20,9 @@ def view(call: Call) -> Labels:
     return reshape(call.constraints, call.labels("self"), call.shape)
 
 
-@RULES.rule("t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy", "permute_copy")
+@RULES.rule(
+    "t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy", "permute_copy"
+)
 def permute(call: Call) -> Labels:
     """Reorder dimensions."""
     x = call.labels("self")

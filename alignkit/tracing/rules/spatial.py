@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.labels.reshape import reshape
+from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.rules.table import Call, RuleSet
 
 RULES = RuleSet()
