@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from alignkit.activations import Moments
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
+from alignkit.graph.proof.example_call import call_arguments
 from alignkit.jobs.merge import check_alike, shares_of
 from alignkit.tasks.batches import Batches, tensors_in
 from alignkit.tasks.task import Task
@@ -289,7 +290,8 @@ def _measure(
         for batch in data:
             made.clear()
             part = batch.rows(0, min(batch.size, 2)) if first_only and batch.splittable else batch
-            _call(model, part.to(device).inputs)
+            args, kwargs = call_arguments(part.to(device).inputs)
+            model(*args, **kwargs)
             if first_only:
                 break
     for path, moments in (*measured.layers.items(), *measured.norms.items()):
@@ -354,9 +356,3 @@ def _data(batches: Any) -> Batches:
     if isinstance(batches, Tensor):
         return Batches((batches, torch.zeros(len(batches))))
     return batches if isinstance(batches, Batches) else Batches(batches)
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from alignkit.errors import AlignkitError, ModelSourceError, UsageError
+from alignkit.graph.proof.example_call import call_arguments
 from alignkit.models.building import Example, built, check_name, library, noise
 from alignkit.models.folders import diffusers_model, timm_folder, transformers_model
 from alignkit.plugins.hookspecs import ModelSource, hookimpl
@@ -146,21 +147,14 @@ def python_model(text: str) -> Example:
         raise ModelSourceError(f"{text} is {show_type(factory)}, not a function that returns a model.")
     made = built(text, factory)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        return made[0], *_call(made[1])
+        return made[0], *call_arguments(made[1])
     if not isinstance(made, nn.Module):
         raise ModelSourceError(f"{text} returned {show_type(made)}. Return a model, or (model, example_inputs).")
     for attribute in ("example_input_array", "dummy_inputs"):
         inputs = getattr(made, attribute, None)
         if inputs is not None:
-            return made, *_call(inputs)
+            return made, *call_arguments(inputs)
     raise ModelSourceError(f"{text} returned a model without example inputs. Return (model, example_inputs).")
-
-
-def _call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Split example inputs into arguments and keywords."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 
 def _import(name: str) -> ModuleType:

@@ -1,8 +1,8 @@
 """Tracing: the permutation symmetries of any module, inferred from one run.
 
 `trace` is the front door. `Call`, `Labels`, `LabelBlock` and `RuleTable` are for authors of rules for further ops. The
-rooms inside, each of which imports only those before it: `recording` (one run), `labels` (of tensors, and constraints),
-`rules` (what each op does to labels), `solving` (constraints to symmetries), `reading` (symmetries to layouts).
+rooms inside: `recording` (one run), `labels` (of tensors, and constraints on them), `rules` (what each op does to
+labels), `solving` (from constraints to symmetries), `reading` (from symmetries to layouts).
 """
 
 from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_SMALL = 1 << 14
-"""Integer tensors up to this many elements have their values recorded."""
+_MAX_VALUES = 1 << 14
+"""Maximum size of an integer tensor whose values are recorded: 128 KiB a tensor. Constant indices are far smaller."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TensorRef:
         shape: Sizes.
         dtype: Type of its elements.
         whole: Whether the tensor covers its storage.
-        values: The elements of a small integer tensor, where the run knew them. Usable only once its layout is fixed.
+        values: The elements of a small integer tensor, where the run knew them. Usable only once its labels are fixed.
     """
 
     key: int
@@ -58,7 +58,7 @@ class TensorRef:
 
 def _known_values(tensor: torch.Tensor) -> npt.NDArray[np.int64] | None:
     """Return the elements of a small integer tensor; of fake ones, only those of constants are known."""
-    if tensor.dtype not in (torch.int64, torch.int32) or tensor.numel() > _SMALL:
+    if tensor.dtype not in (torch.int64, torch.int32) or tensor.numel() > _MAX_VALUES:
         return None
     real = tensor.constant if isinstance(tensor, FakeTensor) else tensor
     if real is None or real.device.type == "meta":
@@ -96,11 +96,11 @@ class OpRecord:
     def written(self) -> list[TensorRef]:
         """Tensors among the arguments that the op writes, or whose shape it changes."""
         schema = self.func._schema.arguments
-        given = [
-            *zip(schema, self.args, strict=False),
-            *((a, self.kwargs[a.name]) for a in schema if a.name in self.kwargs),
-        ]
-        return refs([value for a, value in given if a.alias_info is not None and a.alias_info.is_write])
+        by_position = zip(schema, self.args, strict=False)
+        by_name = ((a, self.kwargs[a.name]) for a in schema if a.name in self.kwargs)
+        return refs(
+            [value for a, value in (*by_position, *by_name) if a.alias_info is not None and a.alias_info.is_write]
+        )
 
 
 def refs(tree: object) -> list[TensorRef]:
@@ -111,7 +111,7 @@ def refs(tree: object) -> list[TensorRef]:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every op that runs inside of it, and keeps all tensors alive so that identities stay unique."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: ModulePath) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[OpRecord] = []
         self.alive: list[torch.Tensor] = []
@@ -119,18 +119,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def describe(self, tree: Any) -> Any:
         """Replace tensors in a tree by `TensorRef`."""
-        return pytree.tree_map(self._ref, tree)
 
-    def _ref(self, leaf: object) -> object:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        self.alive.append(leaf)
-        return TensorRef.of(leaf)
+        def refer(leaf: object) -> object:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            self.alive.append(leaf)
+            return TensorRef.of(leaf)
+
+        return pytree.tree_map(refer, tree)
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run and record one op. Described before the call, because the call may change shapes."""
+        """Run and record one op. Its arguments are described before the call, which may change their shapes."""
         kwargs = kwargs or {}
         if func.namespace == "prim":  # asks for a device or a layout
             return func(*args, **kwargs)
@@ -141,7 +142,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @dataclass
-class Path:
+class ModulePath:
     """Path of the module that is running."""
 
     names: Mapping[nn.Module, str]
@@ -154,9 +155,9 @@ class Path:
 
 
 @contextmanager
-def module_path(model: nn.Module) -> Iterator[Path]:
+def follow_modules(model: nn.Module) -> Iterator[ModulePath]:
     """Follow which module of the model is running, while the context lasts."""
-    path = Path({module: name for name, module in model.named_modules()})
+    path = ModulePath({module: name for name, module in model.named_modules()})
     thread = threading.get_ident()
 
     def enter(module: nn.Module, args: object) -> None:

@@ -18,19 +18,19 @@ from torch.utils import _pytree as pytree
 
 from alignkit.errors import TraceError
 from alignkit.text import dtype_name, first_line, list_some
-from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, module_path
+from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, follow_modules
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A recorded run.
+    """One run of a model, op by op.
 
     Attributes:
         steps: All ops in order.
         results: Tensors that the model returned.
         state: Parameters and buffers as the ops saw them, by name; tied ones have one `TensorRef`.
         tensors: Whether the run was on "fake" or "real" tensors.
-        replaced: Buffers in whose place the run put another tensor.
+        replaced: Buffers that the run replaced by another tensor.
         alive: All tensors of the run, kept so that identities stay unique.
     """
 
@@ -46,17 +46,23 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """RecordedRun the model in eval mode without gradients and record every op. The model is left as it was.
 
     Raises:
-        TraceError: The model cannot run on these inputs, or is no plain module; the message says what to do.
+        TraceError: The model cannot run on these inputs, or is not a plain module; the message says what to do.
     """
     _check(model)
     try:
-        with _borrowed(model), _quiet():
+        with _borrow(model), _silence_fake_tensors():
             return _run_fake(model, args, kwargs)
     except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
         fake_error = error
-    _check_can_run_real(model, fake_error)
+    meta = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if p.device.type == "meta"]
+    if meta:
+        raise TraceError(
+            f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on fake "
+            f"tensors, which failed: {first_line(fake_error)}. Check the inputs. If the model's code depends on values "
+            "of tensors (.item(), `if tensor:`), load the weights or pass inputs that avoid that code, such as a mask."
+        ) from fake_error
     try:
-        with _borrowed(model):
+        with _borrow(model):
             return _run_real(model, args, kwargs)
     except Exception as error:
         raise TraceError(_explain(model, error)) from error
@@ -83,41 +89,33 @@ def _check(model: nn.Module) -> None:
         )
 
 
-def _check_can_run_real(model: nn.Module, fake_error: Exception) -> None:
-    meta = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if p.device.type == "meta"]
-    if not meta:
-        return
-    raise TraceError(
-        f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on "
-        f"fake tensors, which failed: {first_line(fake_error)}. Check the inputs; if its code depends on values "
-        "of tensors (.item(), `if tensor:`), load the weights, or pass inputs that avoid that code (such as a mask)."
-    ) from fake_error
-
-
 def _explain(model: nn.Module, error: Exception) -> str:
     """Say why a model did not run, and what usually helps."""
     text = f"{type(model).__name__} does not run on the inputs given: {type(error).__name__}: {first_line(error)}."
-    low = {dtype_name(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
-    lowered = str(error).lower()
-    if isinstance(error, TypeError) and "argument" in lowered:
-        return text + " Pass all arguments of its forward: trace(model, *args, **kwargs)."
-    if low and ("half" in lowered or "bfloat16" in lowered or "dtype" in lowered or "implemented for" in lowered):
+    narrow = {dtype_name(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+    message = str(error).lower()
+    if isinstance(error, TypeError) and "argument" in message:
         return (
-            text + f" Its weights are {', '.join(sorted(low))}. Trace model.float(): the graph is the same; "
+            text + " Pass all arguments of its forward: trace(model, *args, **kwargs). A dict alone holds inputs by "
+            "name; a model that takes a dict gets it by the name of that argument."
+        )
+    if narrow and ("half" in message or "bfloat16" in message or "dtype" in message or "implemented for" in message):
+        return (
+            text + f" Its weights are {', '.join(sorted(narrow))}. Trace model.float(): the graph is the same; "
             "or pass inputs of that dtype."
         )
-    if "dtype" in lowered or "scalar type" in lowered or "long" in lowered:
+    if "dtype" in message or "scalar type" in message or "long" in message:
         return (
             text + " Check the dtypes of the inputs: token ids are integers, images and features have the dtype "
             "of the weights."
         )
-    if "shape" in lowered or "size" in lowered or "dimension" in lowered or "channels" in lowered:
+    if "shape" in message or "size" in message or "dimension" in message or "channels" in message:
         return text + " Check the shapes of the inputs."
     return text + " Run model(*args, **kwargs) first; what fails there fails here."
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_fake_tensors() -> Iterator[None]:
     """Keep fake tensors from logging what they refuse: real ones are tried next."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
@@ -129,7 +127,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _borrowed(model: nn.Module) -> Iterator[None]:
+def _borrow(model: nn.Module) -> Iterator[None]:
     """Switch to eval mode, off gradients and fused fast paths, and leave every attribute of every module as it was.
 
     Models may store what they compute (masks, rotary tables): a fake tensor must not stay behind.
@@ -153,63 +151,55 @@ def _borrowed(model: nn.Module) -> Iterator[None]:
             module.__dict__.clear()
             module.__dict__.update(before)
             for name, content in held.items():
-                _refill(before[name], content)
-
-
-def _refill(container: Any, content: Any) -> None:
-    """Give a container its former content; other objects may hold the container itself."""
-    container.clear()
-    if isinstance(container, list):
-        container.extend(content)
-    else:
-        container.update(content)
+                container = before[name]  # other objects may hold the container itself: only its content is given back
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
 
 
 def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
+    """Run the model on tensors without data. Those on the meta device act as if they were on the CPU."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    table: dict[int, Tensor] = {}
+    fakes: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in table:
-            table[id(tensor)] = _fake_copy(mode, tensor)
-        return table[id(tensor)]
+        if id(tensor) in fakes:
+            return fakes[id(tensor)]
+        if tensor.device.type == "meta":
+            bare = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            copied: Tensor = FakeTensor(mode, bare, torch.device("cpu"))
+            if isinstance(tensor, nn.Parameter):
+                copied = nn.Parameter(copied, tensor.requires_grad)
+        else:
+            copied = mode.from_tensor(tensor, static_shapes=True)
+        fakes[id(tensor)] = copied
+        return copied
 
     inputs = pytree.tree_map(lambda x: fake(x) if isinstance(x, Tensor) else x, (args, dict(kwargs)))
-    state = _stand_in(model, fake)
-    return _run(model, inputs, state, "fake", mode)
-
-
-def _fake_copy(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
-    """Return a tensor without data that acts like this one; those on the meta device act as if on the CPU."""
-    if tensor.device.type != "meta":
-        return mode.from_tensor(tensor, static_shapes=True)
-    bare = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    stand_in = FakeTensor(mode, bare, torch.device("cpu"))
-    return nn.Parameter(stand_in, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else stand_in
+    return _run(model, inputs, _replace_tensors(model, fake), "fake", mode)
 
 
 def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
-    table: dict[int, Tensor] = {}
+    """Run the model on its own parameters, and on copies of its buffers and the inputs: ops may write into them."""
+    clones: dict[int, Tensor] = {}
 
-    def own(tensor: Tensor) -> Tensor:
-        # Ops may write into buffers: those of the model stay out of reach.
-        return tensor if isinstance(tensor, nn.Parameter) else table.setdefault(id(tensor), tensor.clone())
+    def clone_buffer(tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, nn.Parameter) else clones.setdefault(id(tensor), tensor.clone())
 
     inputs = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, dict(kwargs)))
-    return _run(model, inputs, _stand_in(model, own), "real", None)
+    return _run(model, inputs, _replace_tensors(model, clone_buffer), "real", None)
 
 
-def _stand_in(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def _replace_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Put other tensors in place of the model's own; return them by name."""
     state: dict[str, Tensor] = {}
-    done: set[nn.Module] = set()
+    seen: set[nn.Module] = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
         dot = f"{prefix}." if prefix else ""
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
                 if tensor is not None:
-                    store[name] = state[dot + name] = tensor if module in done else replace(tensor)
-        done.add(module)
+                    store[name] = state[dot + name] = tensor if module in seen else replace(tensor)
+        seen.add(module)
         if isinstance(module, nn.RNNBase):  # keeps a list of its own
             module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
     return state
@@ -224,16 +214,16 @@ def _run(
 ) -> RecordedRun:
     args, kwargs = inputs
     with ExitStack() as stack:
-        path = stack.enter_context(module_path(model))
+        path = stack.enter_context(follow_modules(model))
         if mode is not None:
             stack.enter_context(mode)
         recorder = stack.enter_context(Recorder(path))
         result = model(*args, **kwargs)
     results = [recorder.describe(t) for t in tensors_in(result)]
-    described = {name: recorder.describe(tensor) for name, tensor in state.items()}
-    now = dict(model.named_buffers(remove_duplicate=False))
-    replaced = frozenset(name for name, tensor in state.items() if now.get(name, tensor) is not tensor)
-    return RecordedRun(recorder.steps, results, described, tensors, replaced, recorder.alive)
+    refs = {name: recorder.describe(tensor) for name, tensor in state.items()}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    replaced = frozenset(name for name, tensor in state.items() if buffers.get(name, tensor) is not tensor)
+    return RecordedRun(recorder.steps, results, refs, tensors, replaced, recorder.alive)
 
 
 def tensors_in(result: object) -> list[Tensor]:
@@ -242,12 +232,12 @@ def tensors_in(result: object) -> list[Tensor]:
     Key-value caches (objects of a class called "Cache") are not outputs: they are state, in the order of the model's
     own heads and units.
     """
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     seen: set[int] = set()
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
             return
         if value is None or isinstance(value, str | bytes | int | float | nn.Module) or id(value) in seen:
             return
@@ -266,4 +256,4 @@ def tensors_in(result: object) -> list[Tensor]:
             visit(part)
 
     visit(result)
-    return found
+    return tensors
