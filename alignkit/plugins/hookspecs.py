@@ -51,7 +51,7 @@ def alignkit_register_trace_rules() -> Mapping[str, Rule]:
     """Offer rules for operators that the tracer does not know. Called once, before the first trace.
 
     Keys are operator names with their namespace: ``"mylib::fold"``, or ``"mylib::fold.default"`` for one
-    overload. A rule takes an `alignkit.tracing.Call` and returns the layout of the result; it replaces a built-in
+    overload. A rule takes an `alignkit.tracing.Call` and returns the labels of the result; it replaces a built-in
     rule of the same name. The results of all plugins are joined. If two packages claim one operator, neither
     rule is used and a warning names both; what the operator touches then stays fixed, which is always safe::
 
