@@ -12,7 +12,7 @@ STEPS = (
     ("one run", "list of ATen ops"),
     ("labels", "one for each position\nof each axis"),
     ("rules", "one for each op"),
-    ("closure and\nrefinement", "labels that move together"),
+    ("closure and\nrefinement", "atoms that move together"),
     ("groups and\nfamilies", "units that may change places"),
     ("notation", "a word an axis"),
 )
