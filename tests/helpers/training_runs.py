@@ -7,6 +7,7 @@ from torch import nn
 
 from alignkit import Task, builders
 from alignkit.deepalign import DwsAligner, ProbeEncoder
+from alignkit.training.pairs import Limits, Pool
 
 QUICK = {"pairs": 2, "validate_every": 4, "validation_pairs": 2, "checkpoint_every": 2, "batch_size": 32, "probes": 16}
 
@@ -60,3 +61,15 @@ class Small:
 def fresh(kind, graph):
     torch.manual_seed(0)
     return DwsAligner(graph, hidden=8, output=8, layers=2) if kind == "dws" else ProbeEncoder(channels=4, rounds=1)
+
+
+def parameters(aligner):
+    return {name: tensor.clone() for name, tensor in aligner.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def pool_of(networks, **limits):
+    return Pool(networks, Limits(**limits))

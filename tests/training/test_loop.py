@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -10,89 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from alignkit import Alignment, builders
-from alignkit.cli import app
-from alignkit.deepalign import Aligner, DwsAligner, load_aligner, read_card
+from alignkit import builders
+from alignkit.deepalign import Aligner, DwsAligner, load_aligner
 from alignkit.errors import MissingExtraError, TrainingError
 from alignkit.training import CHECKPOINT, METRICS, RECOMMENDED, Augmentations, TrainingSettings, read_metrics, train
-from alignkit.training.pairs import Limits, Pool
 from alignkit.training.step_losses import Portion, StepLosses
-from helpers.training_runs import QUICK, Small, fresh, perceptron
-
-
-@pytest.fixture(scope="module")
-def small():
-    return Small()
-
+from helpers.training_runs import QUICK, Small, fresh, parameters, perceptron, pool_of, same
 
 LIGHT = {"augmentations": Augmentations(noise=0.5, zeroing=0.1)}
-
-
-def parameters(aligner):
-    return {name: tensor.clone() for name, tensor in aligner.state_dict().items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-# ---------------------------------------------------------------------- pairs
-
-
-def pool_of(networks, **limits):
-    return Pool(networks, Limits(**limits))
-
-
-def test_the_answer_of_a_labelled_pair_brings_the_copy_back(small):
-    pool = pool_of(small)
-    quiet = Augmentations(noise=0, zeroing=0, scaling=0, rescaling=1, flips=False)
-    pair, answer = pool.labelled(quiet, 3, probed=False)
-    assert any(not torch.equal(pair.a[name], pair.b[name]) for name in pair.a)
-    assert all(torch.equal(answer.apply(pair.b)[name], pair.a[name]) for name in pair.a)
-
-
-def test_unlabelled_pairs_are_two_training_networks_that_learnt_the_same():
-    networks = Small(width=4, count=10, kinds=2, validation=2)
-    pool = pool_of(networks)
-    seen = set()
-    for seed in range(60):
-        pair, left = pool.unlabelled(seed, probed=False)
-        right = next(i for i in range(10) if torch.equal(networks[i]["0.weight"], pair.b["0.weight"]))
-        assert left != right and left < 8 and right < 8 and left % 2 == right % 2
-        seen.add((left, right))
-    assert len(seen) > 15
-
-
-def test_a_seed_decides_a_pair_and_its_probes(small):
-    pool = pool_of(small)
-    (one, _), (again, _), (other, _) = (pool.unlabelled(seed, probed=True) for seed in (1, 1, 2))
-    assert torch.equal(one.probing.batch.inputs, again.probing.batch.inputs)
-    assert same(one.a, again.a) and same(one.b, again.b)
-    assert not torch.equal(one.probing.batch.inputs, other.probing.batch.inputs)
-
-
-def test_held_out_pairs_are_the_same_at_every_call_and_apart_from_training(small):
-    pool = pool_of(small)
-    first, second = (list(pool.held_out_pairs(10, probed=True)) for _ in range(2))
-    assert len(first) == 3  # of three networks
-    for (one, _), (other, _) in zip(first, second, strict=True):
-        assert same(one.a, other.a) and torch.equal(one.probing.batch.inputs, other.probing.batch.inputs)
-    training = [small[i]["0.weight"] for i in small.indices("train")]
-    assert not any(torch.equal(pair.a["0.weight"], weight) for pair, _ in first for weight in training)
-
-
-def test_probes_are_data_or_random_as_asked(small):
-    rows = {tuple(row.tolist()) for row in small.inputs}
-
-    def from_data(kind):
-        pool = pool_of(small, probe_inputs=kind, probes=8)
-        pairs = [pool.unlabelled(seed, probed=True)[0] for seed in range(12)]
-        return [tuple(pair.probing.batch.inputs[0].tolist()) in rows for pair in pairs]
-
-    assert all(from_data("data")) and not any(from_data("random"))
-    assert len(set(from_data("mixed"))) == 2
 
 
 # ---------------------------------------------------------------------- training
@@ -332,87 +257,3 @@ def test_without_lightning_fabric_the_message_says_how_to_get_it(small, tmp_path
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     with pytest.raises(MissingExtraError, match=r"pip install \"alignkit\[train\]\""):
         train(fresh("dws", small.graph), [small], TrainingSettings(steps=1), tmp_path)
-
-
-# ---------------------------------------------------------------------- command line
-
-
-@pytest.fixture(scope="module")
-def zoo_folder(tmp_path_factory):
-    pytest.importorskip("sklearn", reason="needs scikit-learn's digits")
-    from alignkit import zoo
-
-    folder = tmp_path_factory.mktemp("zoo") / "networks"
-    zoo.write_set(folder, zoo.Mlp(widths=(8, 8)), zoo.source("digits"), 10, seed=0, epochs=2, splits=(0.6, 0.4, 0.0))
-    return folder
-
-
-SWITCHES = ["--steps", "4", "--setting", "pairs=2", "--setting", "validation_pairs=2", "--encoder-option", "hidden=8"]
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, ["train-deepalign", *map(str, arguments)])
-
-
-def test_the_command_writes_an_aligner_with_its_card(zoo_folder, tmp_path):
-    output = tmp_path / "aligner.safetensors"
-    shown = run(zoo_folder, "-o", output, "--encoder", "dws", "--seed", 3, *SWITCHES, "--json")
-    assert shown.exit_code == 0, shown.output
-    facts = json.loads(shown.stdout)
-    aligner = load_aligner(output)
-    assert facts["fingerprint"] == aligner.fingerprint
-    card = read_card(output)
-    assert "mlp 8-8 relu" in card["data"] and "digits" in card["data"]
-    assert card["seed"] == "3" and "--encoder dws --steps 4 --seed 3 --setting pairs=2" in card["command"]
-    assert str(tmp_path) not in json.dumps(card)
-    assert list(json.loads(card["log"])) == ["0", "4"]
-
-
-def test_the_command_goes_on_where_it_was(zoo_folder, tmp_path):
-    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
-    assert run(zoo_folder, "-o", one, "--encoder", "dws", *SWITCHES).exit_code == 0
-    refused = run(zoo_folder, "-o", other, "--encoder", "dws", *SWITCHES, "--log", tmp_path / "one-training")
-    assert refused.exit_code == 2 and "--resume" in refused.output
-    log = tmp_path / "one-training"
-    resumed = run(zoo_folder, "-o", other, "--encoder", "dws", *SWITCHES, "--log", log, "--resume")
-    assert resumed.exit_code == 0 and "weight matching" in resumed.output
-    assert load_aligner(one).fingerprint == load_aligner(other).fingerprint
-    assert read_card(one) == read_card(other)
-
-
-@pytest.mark.parametrize(
-    ("switches", "message"),
-    [
-        (["--encoder", "dwz"], "Did you mean 'dws'"),
-        (["--setting", "pears=3"], "pears"),
-        (["--setting", "pairs=0"], "greater than or equal to 1"),
-        (["--setting", "steps=3"], "use --steps instead"),
-        (["--setting", "noise"], "KEY=VALUE"),
-        (["--setting", "pairs.noise=1"], "'pairs' has no settings of its own"),
-        (["--encoder-option", "colour=3"], "colour"),
-    ],
-)
-def test_wrong_switches_are_named(switches, message, zoo_folder, tmp_path):
-    shown = run(zoo_folder, "-o", tmp_path / "aligner.safetensors", *switches)
-    assert shown.exit_code == 2
-    assert message in " ".join(shown.output.split())
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_aligner_can_be_the_start_of_the_next(zoo_folder, tmp_path):
-    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    assert run(zoo_folder, "-o", first, "--encoder", "dws", *SWITCHES).exit_code == 0
-    shown = run(zoo_folder, "-o", second, "--start", first, "--steps", 2, "--setting", "pairs=2")
-    assert shown.exit_code == 0, shown.output
-    wrong = run(zoo_folder, "-o", tmp_path / "third.safetensors", "--start", first, "--encoder", "learned")
-    assert wrong.exit_code == 2 and "holds a 'dws' encoder" in " ".join(wrong.output.split())
-
-
-def test_help_starts_with_an_example():
-    shown = run("--help").output
-    assert "Example: alignkit train-deepalign" in " ".join(shown.split())
-
-
-def test_labels_are_elements_of_the_group(small):
-    _, answer = pool_of(small).labelled(Augmentations(), 1, probed=False)
-    assert isinstance(answer, Alignment) and not answer.is_identity
