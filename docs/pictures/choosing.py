@@ -11,13 +11,13 @@ from paper_results import RESULTS, per_pair, read
 
 def measured() -> dict[str, dict[str, Any]]:
     """The columns of every set of networks, by the name of the set."""
-    found = {}
+    sets = {}
     for path in sorted(RESULTS.glob("paper-*.json")):
         content = read(path.stem.removeprefix("paper-"))
         timed = {k: c for k, c in content.get("columns", {}).items() if all("seconds" in r for r in c["runs"].values())}
         if timed and content.get("set") == content.get("trained_on") and "set" in content:
-            found[content["set"]] = {**content, "columns": timed}
-    return found
+            sets[content["set"]] = {**content, "columns": timed}
+    return sets
 
 
 def table() -> str:

@@ -36,8 +36,8 @@ def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int
     responses = [respond(probing.model, [reading], side, probing.batch, 0)[reading][0] for side in (a, b)]
     value, gradient, product = channels(*responses)
     with torch.no_grad():
-        found = load_aligner(SHIPPED_CHECKPOINT)(AlignerInput(graph, a, b, probing))
-    scores = {name: matrix.double() for name, matrix in found.items()}
+        first_scores = load_aligner(SHIPPED_CHECKPOINT)(AlignerInput(graph, a, b, probing))
+    scores = {name: matrix.double() for name, matrix in first_scores.items()}
     agreed = consensus(problem.objective, scores)
     elements = assign(graph, agreed)
     soft = soft_elements(graph, agreed, SHARPNESS)[group]

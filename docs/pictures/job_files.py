@@ -43,21 +43,21 @@ def digits():
 @cache
 def folder() -> Path:
     """A folder with a, b and c (three seeds), tuned (a, trained on), shuffled (a in another order), spec and module."""
-    made = Path(tempfile.mkdtemp())
-    (made / "networks.py").write_text(MODULE)
+    path = Path(tempfile.mkdtemp())
+    (path / "networks.py").write_text(MODULE)
     model = network(0)
     train(model, 0, 300)
-    save(model, made / "a.safetensors")
+    save(model, path / "a.safetensors")
     graph = alignkit.trace(model, torch.rand(2, 64))
-    (made / "spec.json").write_text(json.dumps(graph.spec()))
-    save(alignkit.Alignment.random(graph, 7).apply(model), made / "shuffled.safetensors")
+    (path / "spec.json").write_text(json.dumps(graph.spec()))
+    save(alignkit.Alignment.random(graph, 7).apply(model), path / "shuffled.safetensors")
     train(model, 9, 100)
-    save(model, made / "tuned.safetensors")
+    save(model, path / "tuned.safetensors")
     for seed, name in enumerate("bc", 1):
         other = network(seed)
         train(other, seed, 300)
-        save(other, made / f"{name}.safetensors")
-    return made
+        save(other, path / f"{name}.safetensors")
+    return path
 
 
 def network(seed: int) -> nn.Sequential:
@@ -96,10 +96,10 @@ def shell(line: str, code: int = 0) -> str:
     """
     words = shlex.split(line)
     with contextlib.chdir(folder()):
-        done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"})
-    if done.exit_code != code:
-        raise RuntimeError(f"{line} ended with {done.exit_code}: {done.output}")
-    return f"```console\n$ {line}\n{done.output.rstrip()}\n```\n"
+        finished = CliRunner().invoke(app, words[1:], env={"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"})
+    if finished.exit_code != code:
+        raise RuntimeError(f"{line} ended with {finished.exit_code}: {finished.output}")
+    return f"```console\n$ {line}\n{finished.output.rstrip()}\n```\n"
 
 
 def picture(path: str, description: str) -> str:

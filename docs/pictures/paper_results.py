@@ -40,15 +40,15 @@ Results = dict[str, Any]
 
 def read(name: str) -> Results:
     """One file of results."""
-    found = dict(measure.read_json(RESULTS / f"paper-{name}.json"))
-    return ordered(found) if "columns" in found else found
+    results = dict(measure.read_json(RESULTS / f"paper-{name}.json"))
+    return ordered(results) if "columns" in results else results
 
 
-def ordered(found: Results) -> Results:
+def ordered(results: Results) -> Results:
     """The same with columns in the order in which they are shown."""
-    columns = found["columns"]
+    columns = results["columns"]
     names = sorted(columns, key=lambda name: (*ORDER, name).index(name))
-    return {**found, "columns": {name: columns[name] for name in names}}
+    return {**results, "columns": {name: columns[name] for name in names}}
 
 
 def per_pair(column: Results, kind: str) -> np.ndarray:
@@ -58,8 +58,8 @@ def per_pair(column: Results, kind: str) -> np.ndarray:
 
 def interval(pairs: list[Any], values: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean, networks drawn anew."""
-    one = measure.Measured("", [tuple(pair) for pair in pairs], {"": list(values)}, {}, {}, {})
-    return measure.bootstrap(one, lambda means: means[""])[1:]
+    sample = measure.Measured("", [tuple(pair) for pair in pairs], {"": list(values)}, {}, {}, {})
+    return measure.bootstrap(sample, lambda means: means[""])[1:]
 
 
 def seeds_of(column: Results, kind: str) -> str:
@@ -70,46 +70,46 @@ def seeds_of(column: Results, kind: str) -> str:
 
 def facts(name: str) -> str:
     """What was measured, in words."""
-    found = read(name)
-    about = found["about"]
+    results = read(name)
+    about = results["about"]
     accuracy = about["mean_test_accuracy"]
     quality = f"accuracy {accuracy:.4f}" if accuracy is not None else f"loss {about['mean_test_loss']:.2e}"
-    networks = len({network for pair in found["pairs"] for network in pair})
+    networks = len({network for pair in results["pairs"] for network in pair})
     return (
-        f"`{found['command']}`\n\n"
-        f"{about['architecture']}, {about['source']}; mean test {quality}. {len(found['pairs'])} pairs of {networks} "
-        f"test networks; barriers on {found['samples']} test samples at {found['points']} points; methods with data "
-        f"have {found['images']} training samples, Sinkhorn {found['sinkhorn_images']} and at most "
-        f"{found['sinkhorn_steps']} steps."
+        f"`{results['command']}`\n\n"
+        f"{about['architecture']}, {about['source']}; mean test {quality}. {len(results['pairs'])} pairs of {networks} "
+        f"test networks; barriers on {results['samples']} test samples at {results['points']} points; methods with "
+        f"data have {results['images']} training samples, Sinkhorn {results['sinkhorn_images']} and at most "
+        f"{results['sinkhorn_steps']} steps."
     )
 
 
 def table(name: str) -> str:
     """All methods on one set."""
-    found = read(name)
+    results = read(name)
     lines = [
         "| method | barrier | 95 % interval | deviation (seeds) | AUC | squared distance | CPU s a pair | pairs |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for label, column in found["columns"].items():
+    for label, column in results["columns"].items():
         barriers = per_pair(column, "barriers")
-        low, high = interval(found["pairs"][: barriers.shape[1]], barriers.mean(0))
+        low, high = interval(results["pairs"][: barriers.shape[1]], barriers.mean(0))
         lines.append(
             f"| {label} | {barriers.mean():.4f} | {low:.4f} to {high:.4f} | {seeds_of(column, 'barriers')} "
             f"| {per_pair(column, 'areas').mean():.4f} | {per_pair(column, 'distances').mean():.1f} "
             f"| {per_pair(column, 'seconds').mean():.3f} | {barriers.shape[1]} |"
         )
-    return "\n".join([*lines, "", same_pairs(found)])
+    return "\n".join([*lines, "", same_pairs(results)])
 
 
-def same_pairs(found: Results) -> str:
+def same_pairs(results: Results) -> str:
     """Barriers of the cheap methods on the pairs that the dear ones have, in words; empty if they have all."""
-    few = min(per_pair(column, "barriers").shape[1] for column in found["columns"].values())
-    if few == len(found["pairs"]):
+    few = min(per_pair(column, "barriers").shape[1] for column in results["columns"].values())
+    if few == len(results["pairs"]):
         return ""
     shown = [
         f"{label} {per_pair(column, 'barriers')[:, :few].mean():.4f}"
-        for label, column in found["columns"].items()
+        for label, column in results["columns"].items()
         if "inkhorn" not in label
     ]
     return f"Methods with Sinkhorn have the first {few} pairs. The others on those alone: {', '.join(shown)}."
@@ -162,14 +162,14 @@ def yes(fact: bool) -> str:
 
 def splits() -> str:
     """Averages of networks of disjoint classes."""
-    found = read("class-splits")
-    parents = found["parents"]
+    results = read("class-splits")
+    parents = results["parents"]
     lines = [
         "| method | accuracy of the average | loss of the average | barrier | deviation of accuracy (seeds) |",
         "|---|---:|---:|---:|---:|",
         f"| the networks themselves | {np.mean(parents['accuracies']):.4f} | {np.mean(parents['losses']):.4f} | | |",
     ]
-    for label, column in found["columns"].items():
+    for label, column in results["columns"].items():
         accuracy, loss, barrier = (per_pair(column, kind).mean() for kind in ("accuracies", "losses", "barriers"))
         lines.append(f"| {label} | {accuracy:.4f} | {loss:.4f} | {barrier:.4f} | {seeds_of(column, 'accuracies')} |")
     return "\n".join(lines)
@@ -177,14 +177,14 @@ def splits() -> str:
 
 def runtime() -> str:
     """Seconds for 1,000 pairs."""
-    found = read("runtime")
+    results = read("runtime")
     lines = [
         "| method | pairs measured | CPU s for 1,000 pairs | relative to weight matching | pairs a second, one thread "
         "| in a pool, pairs a CPU second | in batches, pairs a CPU second |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    unit = found["methods"]["weight matching"]
-    for label, entry in found["methods"].items():
+    unit = results["methods"]["weight matching"]
+    for label, entry in results["methods"].items():
         each = entry["cpu_seconds"] / entry["pairs"]
         mark = "" if entry["pairs"] >= 1000 else f", computed from {entry['pairs']}"
         pool = f"{entry['pool']['pairs'] / entry['pool']['cpu_seconds']:.1f}" if "pool" in entry else ""
@@ -198,14 +198,14 @@ def runtime() -> str:
 
 def starts_table() -> str:
     """Where each solver ends from each start."""
-    found = read("starts")
+    results = read("starts")
     lines = ["| start | of itself: distance, barrier | " + " | ".join(LABELS.values()) + " |", "|---|" + "---:|" * 5]
-    names = list(dict.fromkeys(name for curves in found["curves"].values() for name in curves))
+    names = list(dict.fromkeys(name for curves in results["curves"].values() for name in curves))
     for name in names:
-        begun = found["starts"].get(name)
+        begun = results["starts"].get(name)
         cells = [f"{np.mean(begun['distances']):.1f}, {np.mean(begun['barriers']):.4f}" if begun else ""]
         for solver in LABELS:
-            entry = found["curves"][solver].get(name)
+            entry = results["curves"][solver].get(name)
             cells.append(f"{np.mean(entry['distances']):.1f}, {np.mean(entry['barriers']):.4f}" if entry else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -213,15 +213,17 @@ def starts_table() -> str:
 
 def starts_figure() -> str:
     """Objective against steps, as a share above the best end of all."""
-    found = read("starts")
+    results = read("starts")
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 7), layout="constrained")
-    names = list(dict.fromkeys(name for curves in found["curves"].values() for name in curves))
-    ends = {solver: min(curve["mean"][-1] for curve in found["curves"][solver].values()) for solver in found["curves"]}
+    names = list(dict.fromkeys(name for curves in results["curves"].values() for name in curves))
+    ends = {
+        solver: min(curve["mean"][-1] for curve in results["curves"][solver].values()) for solver in results["curves"]
+    }
     lowest = min(end for solver, end in ends.items() if "loss" not in solver)
     for ax, (solver, title) in zip(axes.flat, LABELS.items(), strict=True):
         best = ends[solver] if "loss" in solver else lowest
         for at, name in enumerate(names):
-            curve = found["curves"][solver].get(name)
+            curve = results["curves"][solver].get(name)
             if curve:
                 above = [max(100 * (value / best - 1), FLOOR) for value in curve["mean"]]
                 ax.plot(curve["steps"], above, color=f"C{at}", marker=".", markersize=4, label=name)
@@ -239,14 +241,14 @@ def steps_figure(*names: str) -> str:
     """Barrier of INRs against the number of Sinkhorn steps."""
     figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 4.2), layout="constrained", squeeze=False)
     every = {name: read(f"{name}-steps") for name in names}
-    labels = list(dict.fromkeys(label for found in every.values() for label in found["steps"]["0"]["columns"]))
-    for ax, found in zip(axes[0], every.values(), strict=True):
+    labels = list(dict.fromkeys(label for results in every.values() for label in results["steps"]["0"]["columns"]))
+    for ax, results in zip(axes[0], every.values(), strict=True):
         for at, label in enumerate(labels):
-            parts = [(int(steps), part["columns"].get(label)) for steps, part in found["steps"].items()]
+            parts = [(int(steps), part["columns"].get(label)) for steps, part in results["steps"].items()]
             drawn = [(steps, per_pair(column, "barriers").mean()) for steps, column in parts if column]
             if drawn:
                 ax.plot(*zip(*drawn, strict=True), color=f"C{at}", marker="o", markersize=4, label=label)
-        ax.set(title=f"{found['about']['architecture']},\n{found['about']['source']}", xlabel="Sinkhorn steps")
+        ax.set(title=f"{results['about']['architecture']},\n{results['about']['source']}", xlabel="Sinkhorn steps")
         ax.set_ylim(bottom=0)
     axes[0, 0].set_ylabel("barrier")
     shown = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -258,16 +260,16 @@ def steps_table(*names: str) -> str:
     """The numbers of that figure."""
     lines = []
     for name in names:
-        found = read(f"{name}-steps")
-        pairs = len(found["steps"]["0"]["pairs"])
+        results = read(f"{name}-steps")
+        pairs = len(results["steps"]["0"]["pairs"])
         lines += [
-            f"{found['about']['architecture']}, {found['about']['source']}, {pairs} pairs: `{found['command']}`",
+            f"{results['about']['architecture']}, {results['about']['source']}, {pairs} pairs: `{results['command']}`",
             "",
-            "| start | " + " | ".join(f"{steps} steps" for steps in found["steps"]) + " |",
-            "|---|" + "---:|" * len(found["steps"]),
+            "| start | " + " | ".join(f"{steps} steps" for steps in results["steps"]) + " |",
+            "|---|" + "---:|" * len(results["steps"]),
         ]
-        for label in found["steps"]["0"]["columns"]:
-            columns = [part["columns"].get(label) for part in found["steps"].values()]
+        for label in results["steps"]["0"]["columns"]:
+            columns = [part["columns"].get(label) for part in results["steps"].values()]
             cells = [f"{per_pair(column, 'barriers').mean():.4f}" if column else "" for column in columns]
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
         lines.append("")

@@ -39,9 +39,9 @@ class MySolver(Solver[MySolverOptions]):
         best, distance = problem.start, problem.objective.distance2(problem.start)
         for step in range(1, self.options.tries + 1):
             order = Alignment.random(problem.graph, seed=problem.seed + step)
-            found = problem.objective.distance2(order)
-            if found < distance:
-                best, distance = order, found
+            candidate = problem.objective.distance2(order)
+            if candidate < distance:
+                best, distance = order, candidate
             report(Step(step, distance))
         return Outcome(best)
 
