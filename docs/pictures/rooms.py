@@ -15,26 +15,28 @@ WIDTH, HEIGHT = 10.0, 0.8
 """Width of the house and height of a floor, in units of the axes."""
 
 
-def floors() -> list[list[str]]:
+def floors(package: str = "alignkit") -> list[list[str]]:
     """Return the rooms of each floor, from the top to the bottom, as import-linter holds them."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (contract,) = [c for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    contract = next(c for c in contracts if c.get("containers") == [package])
     return [[room.strip() for room in layer.replace("|", ":").split(":")] for layer in contract["layers"]]
 
 
-def about(room: str) -> str:
+def about(room: str, package: str = "alignkit") -> str:
     """Return the first paragraph of the docstring of a room, or of a single file."""
-    path = ROOT / "alignkit" / room
+    path = ROOT.joinpath(*package.split("."), room)
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
     return " ".join(text.partition("\n\n")[0].split())
 
 
-def table() -> str:
+def table(package: str = "alignkit") -> str:
     """Return what stands in each room as Markdown, floor by floor."""
+    rows = floors(package)
     lines = ["| Floor | Room | What is in it |", "|--:|---|---|"]
-    for number, rooms in zip(range(len(floors()) - 1, -1, -1), floors(), strict=True):
-        lines += [f"| {number} | `{room}` | {about(room).replace('``', '`')} |" for room in rooms]
+    for number, rooms in zip(range(len(rows) - 1, -1, -1), rows, strict=True):
+        lines += [f"| {number} | `{room}` | {about(room, package).replace('``', '`')} |" for room in rooms]
     return "\n".join(lines)
 
 
