@@ -7,13 +7,13 @@ Axes are separated by blanks, segments by ``+``, and a product of factors stands
     factor  = '.' | number | group | '(' axis ')'
     group   = name ['[' parent ']'] [':' size]
 
-A name holds letters, digits and ``_ . - /``, and is no number. ``.`` is fixed and takes the size that is left.
+A name holds letters, digits and ``_ . - /``, and is not a number. ``.`` is fixed and takes the size that is left.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 from alignkit.errors import SpecError
 from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units
@@ -21,11 +21,12 @@ from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*"
 _TOKEN = re.compile(rf"\s*(?:(?P<group>{_NAME}(?:\[{_NAME}\])?(?::\d+)?)|(?P<dot>\.)|(?P<mark>[()+]))", re.ASCII)
 _DEEPEST = 32
+"""Maximum number of parentheses inside each other: no layout needs more than three, and recursion stays shallow."""
 _GROUP = re.compile(rf"(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?", re.ASCII)
 
 
 def is_group_name(name: str) -> bool:
-    """Whether ``name`` can stand for a group in the notation."""
+    """Return whether ``name`` can stand for a group in the notation."""
     # Alignments are saved by group, and safetensors keeps this one name for itself.
     return bool(re.fullmatch(_NAME, name, re.ASCII)) and not name.isdigit() and name != "__metadata__"
 
@@ -130,7 +131,7 @@ class _Reader:
             return Fixed(int(token))
         match = _GROUP.fullmatch(token)
         if match is None or match["name"].isdigit() or (match["parent"] or "").isdigit():
-            raise self.error(f"{token!r} is no group: a group's name may not be a number", position)
+            raise self.error(f"{token!r} is not a group: a group's name may not be a number", position)
         if match["size"] is not None and int(match["size"]) == 0:
             raise self.error(f"group {match['name']!r} has size 0; leave an empty group out", position)
         return Units(match["name"], match["parent"], int(match["size"]) if match["size"] else None)
@@ -138,25 +139,34 @@ class _Reader:
 
 def format_layout(layout: Layout, sized: Container[str] = ()) -> str:
     """Write a layout in the notation; groups in ``sized`` are written with their size."""
-    return " ".join(_format_axis(axis, sized) for axis in layout)
+
+    def write(piece: str | Units) -> str:
+        if isinstance(piece, str):
+            return piece
+        parent = f"[{piece.parent}]" if piece.parent else ""
+        return f"{piece.group}{parent}" + (f":{piece.size}" if piece.group in sized else "")
+
+    return " ".join("".join(map(write, pieces_of(axis))) for axis in layout)
 
 
-def _format_axis(axis: Axis, sized: Container[str]) -> str:
-    if len(axis.segments) == 1 and axis.is_fixed and len(axis.segments[0].factors) == 1:
-        return "."
-    return "+".join(_format_segment(segment, sized) for segment in axis.segments)
+def pieces_of(axis: Axis) -> Iterator[str | Units]:
+    """Cut the notation of an axis into mentions of groups and the text between them.
 
-
-def _format_segment(segment: Segment, sized: Container[str]) -> str:
-    parts = [_format_factor(factor, sized) for factor in segment.factors]
-    return parts[0] if len(parts) == 1 else f"({' '.join(parts)})"
-
-
-def _format_factor(factor: Factor, sized: Container[str]) -> str:
-    if isinstance(factor, Axis):
-        return f"({'+'.join(_format_segment(segment, sized) for segment in factor.segments)})"
-    if isinstance(factor, Fixed):
-        return "." if factor.size is None else str(factor.size)
-    parent = f"[{factor.parent}]" if factor.parent else ""
-    size = f":{factor.size}" if factor.group in sized else ""
-    return f"{factor.group}{parent}{size}"
+    ``"(heads d[heads])+."`` gives ``"("``, heads, ``" "``, d, ``")"``, ``"+"``, ``"."``.
+    """
+    whole = len(axis.segments) == 1 and len(axis.segments[0].factors) == 1
+    if whole and axis.is_fixed:
+        yield "."
+        return
+    for number, segment in enumerate(axis.segments):
+        is_product = len(segment.factors) > 1
+        yield from ["+"] * (number > 0) + ["("] * is_product
+        for index, factor in enumerate(segment.factors):
+            yield from [" "] * (index > 0)
+            if isinstance(factor, Axis):
+                yield from ("(", *pieces_of(factor), ")")
+            elif isinstance(factor, Units):
+                yield factor
+            else:
+                yield "." if factor.size is None else str(factor.size)
+        yield from [")"] * is_product

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from alignkit.checkpoints.weights import atomic_path
 from alignkit.errors import AlignkitError, GraphError
+from alignkit.graph.description import units_text
 from alignkit.graph.structure import GraphStructure
 
 if TYPE_CHECKING:
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
 
 def mermaid(graph: GraphStructure) -> str:
-    """Mermaid text: groups as rounded nodes, tensors as boxes, an edge for each axis on which a group acts."""
+    """Write Mermaid text: groups as rounded nodes, tensors as boxes, an edge for each axis on which a group acts."""
     ids = _ids(graph)
     lines = ["flowchart LR"]
-    lines += [f'    {ids[name]}(["{_mermaid_text(name)}<br/>{_size(graph, name)}"])' for name in graph.groups]
+    for name in graph.groups:
+        label = f"{_mermaid_text(name)}<br/>{units_text(graph, name)} units"
+        lines.append(f'    {ids[name]}(["{label}"])')
     for tensor in graph.tensors.values():
         label = f"{_mermaid_text(tensor.name)}<br/>{_mermaid_text(tensor.notation() or 'scalar')}"
         lines.append(f'    {ids[tensor.name]}["{label}"]')
@@ -28,10 +31,12 @@ def mermaid(graph: GraphStructure) -> str:
 
 
 def graphviz(graph: GraphStructure) -> str:
-    """Graphviz text (DOT): the same nodes and edges as `mermaid`."""
+    """Write Graphviz text (DOT): the same nodes and edges as `mermaid`."""
     ids = _ids(graph)
     lines = ["digraph alignkit {", "    rankdir=LR;", '    node [fontname="monospace"];']
-    lines += [f"    {ids[n]} [shape=ellipse, label={_dot_text(n, _size(graph, n))}];" for n in graph.groups]
+    for name in graph.groups:
+        label = _dot_text(name, f"{units_text(graph, name)} units")
+        lines.append(f"    {ids[name]} [shape=ellipse, label={label}];")
     for tensor in graph.tensors.values():
         label = _dot_text(tensor.name, tensor.notation() or "scalar")
         lines.append(f"    {ids[tensor.name]} [shape=box, label={label}];")
@@ -53,7 +58,7 @@ def draw(graph: GraphStructure, path: str | Path | None = None) -> Figure:
 
     Raises:
         AlignkitError: matplotlib is not installed.
-        GraphError: The suffix is no format of pictures.
+        GraphError: The suffix is not a format of pictures.
         WeightsError: The file cannot be written.
     """
     try:
@@ -75,17 +80,12 @@ def draw(graph: GraphStructure, path: str | Path | None = None) -> Figure:
 
 
 def _ids(graph: GraphStructure) -> dict[str, str]:
-    """Plain identifiers for the nodes, because names may hold any character."""
+    """Give plain identifiers to the nodes, because names may hold any character."""
     return {name: f"g{i}" for i, name in enumerate(graph.groups)} | {n: f"t{i}" for i, n in enumerate(graph.tensors)}
 
 
-def _size(graph: GraphStructure, name: str) -> str:
-    group = graph.groups[name]
-    return f"{group.size} units" if group.parent is None else f"{graph.instances(name)} x {group.size} units"
-
-
 def _edges(graph: GraphStructure) -> list[tuple[str, str, str]]:
-    """Source, target and text of each edge: one for each tensor, axis and group; nesting has no text."""
+    """List source, target and text of each edge: one for each tensor, axis and group; nesting has no text."""
     nested = [(group.name, group.parent, "") for group in graph.groups.values() if group.parent is not None]
     acts = [
         (tensor.name, unit.group, f"axis {index}")

@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from alignkit.graph.description import units_text
 from alignkit.graph.drawing.rows import Box, PictureRow, picture_rows
-from alignkit.graph.layout import Axis, Factor, Segment, Units
+from alignkit.graph.layout import Axis
+from alignkit.graph.notation import pieces_of
 from alignkit.graph.structure import GraphStructure
 
 _FONT = 8.0
@@ -21,8 +23,6 @@ _ROW = 0.235  # inches
 _LANE = 2.0  # characters
 _LONGEST = 30  # characters of a group's name in a box
 _INK, _FAINT, _EDGE, _BAND = "#222222", "#767676", "#9a9a9a", "#f4f4f6"
-
-Piece = tuple[str, str | None]
 
 
 def paint(graph: GraphStructure) -> Figure:
@@ -72,7 +72,7 @@ class _Sheet:
         columns = 1 + max([lane.column for lane in self.lanes.values()] or [0])
         self.names_at = self.lanes_at + columns * _LANE + 1.0
         names = max([sum(len(text) + 3 for _, text in self._legend(new)) for new in self._new().values()] or [0])
-        self.width = max(self.names_at + names, len(self._heading()) + 2.0, 60.0) + 1.0
+        self.width = max(self.names_at + names, len(self.graph.summary) + 2.0, 60.0) + 1.0
 
     def _new(self) -> dict[int, list[str]]:
         """Groups by the row in which they begin."""
@@ -84,16 +84,12 @@ class _Sheet:
     def _legend(self, names: list[str]) -> Iterator[tuple[str, str]]:
         """Name and size of the groups that begin in one row."""
         for name in names:
-            group = self.graph.groups[name]
-            size = f"{group.size}" if group.parent is None else f"{self.graph.instances(name)}x{group.size}"
+            size = units_text(self.graph, name).replace(" ", "")
             yield name, f"{name if name == names[0] else _short(name, names[0])} ({size})"
-
-    def _heading(self) -> str:
-        return repr(self.graph).removeprefix("SymmetryGraph(").removesuffix(")")
 
     def draw(self, axes: Axes) -> None:
         """Draw everything on axes whose unit is a character across and a row down."""
-        _write(axes, 1.0, -2.5, self._heading(), weight="bold")
+        _write(axes, 1.0, -2.5, self.graph.summary, weight="bold")
         headings = ((1.0, "layer"), (self.boxes_at, "tensors, axis by axis"), (self.lanes_at, "groups"))
         for x, text in headings:
             _write(axes, x, -1.2, text, colour=_FAINT)
@@ -135,7 +131,7 @@ class _Sheet:
         _write(axes, x, y, label, colour=_FAINT)
         x += len(label) + 1
         for axis in box.tensor.layout:
-            pieces = list(_pieces(axis, row.path))
+            pieces = _pieces(axis, row.path)
             width = sum(len(text) for text, _ in pieces) + 1
             at = x + 0.5
             for text, group in pieces:
@@ -179,38 +175,9 @@ def _box_width(row: PictureRow, box: Box) -> float:
     return len(_label(box)) + 1 + cells + 2.0
 
 
-def _pieces(axis: Axis, path: str) -> Iterator[Piece]:
-    """The notation of an axis cut into names of groups and what stands between them."""
-    if axis.is_fixed:
-        yield ".", None
-        return
-    for index, segment in enumerate(axis.segments):
-        if index:
-            yield "+", None
-        yield from _segment_pieces(segment, path)
-
-
-def _segment_pieces(segment: Segment, path: str) -> Iterator[Piece]:
-    many = len(segment.factors) > 1
-    if many:
-        yield "(", None
-    for index, factor in enumerate(segment.factors):
-        if index:
-            yield " ", None
-        yield from _factor_pieces(factor, path)
-    if many:
-        yield ")", None
-
-
-def _factor_pieces(factor: Factor, path: str) -> Iterator[Piece]:
-    if isinstance(factor, Axis):
-        yield "(", None
-        yield from _pieces(factor, path)
-        yield ")", None
-    elif isinstance(factor, Units):
-        yield _short(factor.group, path), factor.group
-    else:
-        yield str(factor.size), None
+def _pieces(axis: Axis, path: str) -> list[tuple[str, str | None]]:
+    """Cut the notation of an axis into texts, each with the group that it names, if any."""
+    return [(p, None) if isinstance(p, str) else (_short(p.group, path), p.group) for p in pieces_of(axis)]
 
 
 def _short(name: str, path: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 
-from alignkit.graph.layout import Axis, Factor, Segment, Units
 from alignkit.graph.nodes import TensorNode
-from alignkit.graph.notation import format_layout
+from alignkit.graph.notation import pieces_of
 from alignkit.graph.structure import GraphStructure
 
 _FOLD_FROM = 3
@@ -88,25 +87,14 @@ def _signature(graph: GraphStructure, block: list[PictureRow], depth: int) -> ob
     for name in dict.fromkeys(name for row in block for name in row.groups):
         if all(tensor.startswith(inside) for tensor in graph.tensors_of(name)):
             own[name] = f"own{len(own)}"
+
+    def text(tensor: TensorNode) -> str:
+        pieces = (piece for axis in tensor.layout for piece in (*pieces_of(axis), " "))
+        return "".join(p if isinstance(p, str) else own.get(p.group, p.group) for p in pieces)
+
     facts = [
-        (row.path.split(".")[depth + 1 :], box.names, box.tensor.shape, _text(box.tensor, own))
+        (row.path.split(".")[depth + 1 :], box.names, box.tensor.shape, text(box.tensor))
         for row in block
         for box in row.boxes
     ]
     return start[:depth], facts, [graph.groups[name].size for name in own]
-
-
-def _text(tensor: TensorNode, names: Mapping[str, str]) -> str:
-    return format_layout(tuple(_renamed(axis, names) for axis in tensor.layout))
-
-
-def _renamed(axis: Axis, names: Mapping[str, str]) -> Axis:
-    def one(factor: Factor) -> Factor:
-        if isinstance(factor, Axis):
-            return _renamed(factor, names)
-        if isinstance(factor, Units):
-            parent = names.get(factor.parent, factor.parent) if factor.parent else None
-            return replace(factor, group=names.get(factor.group, factor.group), parent=parent)
-        return factor
-
-    return Axis(tuple(Segment(tuple(one(f) for f in segment.factors)) for segment in axis.segments))
