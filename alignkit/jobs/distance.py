@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.proof.difference import relative_difference
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.solve import SolverLike, solve
 from alignkit.solver.solution import Solution
@@ -115,7 +115,5 @@ def _compared(a: Tensor, b: Tensor, aligned: Tensor) -> TensorDistance:
     whole = not (a.is_floating_point() or a.is_complex())
     left, right, moved = (t.detach().double() for t in (a, b, aligned))
     before, after = (float((left - other).square().sum()) for other in (right, moved))
-    if not left.numel() or torch.equal(left, moved):
-        return TensorDistance(before, after, 0.0)
-    largest = float((left - moved).abs().max() / torch.maximum(left.abs().max(), moved.abs().max()))
-    return TensorDistance(before, after, float("inf") if whole else largest)
+    largest = relative_difference([left], [moved])
+    return TensorDistance(before, after, float("inf") if whole and largest else largest)

@@ -16,7 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from alignkit.graph import Block, SymmetryGraph
+from alignkit.graph import SymmetryGraph, Use
+from alignkit.graph.proof.difference import relative_difference
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.task import call_with
 
@@ -44,22 +45,6 @@ class Augmentations(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class UnitSlice:
-    """Where the units of a group are in a tensor: dim ``at`` of a block."""
-
-    tensor: str
-    block: Block
-    at: int
-
-    def multiply(self, weights: dict[str, Tensor], factors: Tensor) -> None:
-        """Multiply what belongs to each unit in place; ``factors`` has one number for each unit over all parents."""
-        chain = (*self.block.dims[self.at].ancestors, self.at)
-        shape = [self.block.dims[i].size if i in chain else 1 for i in range(len(self.block.dims))]
-        view = self.block.view(weights[self.tensor])
-        view.mul_(factors.reshape(shape).to(view.device, view.dtype))
-
-
-@dataclass(frozen=True, eq=False)
 class Freedom:
     """A change of a group's units that leaves the function of a model as it is.
 
@@ -67,15 +52,15 @@ class Freedom:
         group: The group.
         kind: Whether units may be multiplied by any positive number, or by -1.
         units: How many units there are, over all parents.
-        writes: What is multiplied.
-        reads: What is divided.
+        writes: Uses that make the units: their weights are multiplied.
+        reads: Uses that read the units: their weights are divided.
     """
 
     group: str
     kind: Kind
     units: int
-    writes: tuple[UnitSlice, ...]
-    reads: tuple[UnitSlice, ...]
+    writes: tuple[Use, ...]
+    reads: tuple[Use, ...]
 
     def apply(self, weights: dict[str, Tensor], factors: Tensor) -> None:
         """Change weights in place.
@@ -84,10 +69,10 @@ class Freedom:
             weights: By the first name of each tensor.
             factors: One number for each unit.
         """
-        for units in self.writes:
-            units.multiply(weights, factors)
-        for units in self.reads:
-            units.multiply(weights, 1 / factors)
+        for uses, numbers in ((self.writes, factors), (self.reads, 1 / factors)):
+            for use in uses:
+                view = use.block.view(weights[use.tensor])
+                view.mul_(use.broadcast(numbers).to(view.device, view.dtype))
 
     def draw(self, largest: float, generator: torch.Generator) -> Tensor:
         """Draw factors of all units: signs, or positive numbers from 1 / ``largest`` to ``largest``, evenly in logs."""
@@ -117,7 +102,7 @@ def find_freedoms(
     before = run(weights)
     freedoms = []
     for group in graph.groups:
-        writes, reads = _find_slices(graph, model, group)
+        writes, reads = _find_uses(graph, model, group)
         if not writes or not reads:
             continue
         units = graph.unit_count(group)
@@ -126,31 +111,24 @@ def find_freedoms(
             changed = _copy(weights)
             freedom.apply(changed, freedom.draw(2.0, generator))
             outputs = zip(before, run(changed), strict=True)
-            if all(bool((x - y).abs().max() <= CHECK_TOLERANCE * x.abs().max()) for x, y in outputs):
+            if all(relative_difference([x], [y]) <= CHECK_TOLERANCE for x, y in outputs):
                 freedoms.append(freedom)
     return tuple(freedoms)
 
 
-def _find_slices(
-    graph: SymmetryGraph, model: nn.Module, group: str
-) -> tuple[tuple[UnitSlice, ...], tuple[UnitSlice, ...]]:
+def _find_uses(graph: SymmetryGraph, model: nn.Module, group: str) -> tuple[tuple[Use, ...], tuple[Use, ...]]:
     """Find where a group's units are made and where they are used, judged by axes; running the model is the proof."""
-    writes: list[UnitSlice] = []
-    reads: list[UnitSlice] = []
-    norms: list[UnitSlice] = []
-    for name in graph.tensors_of(group):
-        node = graph.tensors[name]
-        owner = model.get_submodule(name.rpartition(".")[0])
+    writes: list[Use] = []
+    reads: list[Use] = []
+    norms: list[Use] = []
+    for use in graph.uses[group]:
+        node = graph.tensors[use.tensor]
+        owner = model.get_submodule(use.tensor.rpartition(".")[0])
         made_on = 1 if isinstance(owner, nn.Embedding | nn.modules.conv._ConvTransposeNd) else 0
-        for block in node.blocks:
-            for at, dim in enumerate(block.dims):
-                if dim.group != group:
-                    continue
-                units = UnitSlice(name, block, at)
-                if len(node.shape) > 1:
-                    (writes if dim.axis == made_on else reads).append(units)
-                elif node.role != "buffer":
-                    (norms if "Norm" in type(owner).__name__ else writes).append(units)
+        if len(node.shape) > 1:
+            (writes if use.block.dims[use.at].axis == made_on else reads).append(use)
+        elif node.role != "buffer":
+            (norms if "Norm" in type(owner).__name__ else writes).append(use)
     # A norm undoes whatever the layer before it does, so that its own parameters are what makes the units.
     return tuple(norms or writes), tuple(reads)
 
