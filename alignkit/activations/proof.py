@@ -59,7 +59,7 @@ def find_readings(
         rests = (element == torch.arange(element.shape[-1])).all(-1, keepdim=True)
         elements[name] = torch.where(rests, element.flip(-1), element)
     shuffle = Alignment(graph, elements)
-    first_names = {name: node.name for node in graph.tensors.values() for name in node.names}
+    first_names = graph.first_names
     shuffled = {n: shuffle.apply_tensor(first_names[n], t) if n in first_names else t for n, t in weights.items()}
     search = _Search(graph, task)
     before, after = (search.run(state, batch) for state in (weights, shuffled))

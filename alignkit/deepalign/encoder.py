@@ -19,7 +19,7 @@ from alignkit.activations import Reading
 from alignkit.deepalign.aligner import Aligner, AlignerInput, Probing
 from alignkit.deepalign.probes import Response, channels, respond
 from alignkit.deepalign.scores import cosines, standardise
-from alignkit.deepalign.wiring import ALIKE, Wiring, find_wiring
+from alignkit.deepalign.wiring import ALIKE, Wiring, find_wiring, unit_norms
 from alignkit.errors import SolverError
 
 SIGNALS = 5
@@ -106,7 +106,7 @@ class ProbeEncoder(Aligner):
         dtype = self.read_out.weight.dtype
         base = {group: values[:, : self.probes].to(dtype) for group, values in seen.items() if values is not None}
         weights = {name: tensor.to(dtype) for name, tensor in weights.items() if tensor.is_floating_point()}
-        matrices = {c: c.matrix(weights) for c in wiring.connections if {c.source, c.target} <= base.keys()}
+        matrices = {c: c.matrix(weights) for c in wiring.connections if {c.source.group, c.target.group} <= base.keys()}
         numbers = {group: unit_statistics(wiring, group, weights, len(values)) for group, values in base.items()}
         state = {group: values.new_zeros(*values.shape[:2], self.channels) for group, values in base.items()}
         for layer in cast(Iterable[Messages], self.layers):
@@ -148,8 +148,9 @@ class Messages(nn.Module):
         for connection, matrix in matrices.items():
             # Rows of a matrix have norm 1 on average; those of its transpose are brought there.
             turned = matrix.T * (matrix.shape[1] / matrix.shape[0]) ** 0.5
-            forward[connection.target].append(send(matrix, before[connection.source]))
-            backward[connection.source].append(send(turned, behind[connection.target]))
+            source, target = connection.source.group, connection.target.group
+            forward[target].append(send(matrix, before[source]))
+            backward[source].append(send(turned, behind[target]))
         means = [
             {g: torch.stack(parts).mean(0) if parts else torch.zeros_like(before[g]) for g, parts in side.items()}
             for side in (forward, backward)
@@ -212,13 +213,12 @@ def unit_statistics(
     """Collect bias, scale, and norms of the weights before and behind, each a mean over the tensors that have it."""
     kinds: list[list[Tensor]] = [[] for _ in range(STATISTICS)]
     for vector in wiring.vectors:
-        if vector.group == group:
+        if vector.use.group == group:
             kinds[int(vector.is_scale)].append(vector.values(weights))
     for connection in wiring.connections:
-        if connection.target == group:
-            kinds[2].append(connection.unit_norms(weights, connection.outputs))
-        if connection.source == group:
-            kinds[3].append(connection.unit_norms(weights, connection.inputs))
+        for kind, use in ((2, connection.target), (3, connection.source)):
+            if use.group == group:
+                kinds[kind].append(unit_norms(use, weights))
     nothing = next(iter(weights.values())).new_zeros(units)
     return torch.stack([torch.stack(parts).mean(0) if parts else nothing for parts in kinds], -1)
 

@@ -10,8 +10,8 @@ The example of this file is a convolution from 2 to 3 channels with a flatten an
     fc.weight    [5, 12]       "h (c2 4)"      one block; dims: h, c2, positions (sizes 5, 3, 4)
 
 ``conv.weight`` reads ``c1`` (axis 1 of a convolution indexes its input) and writes ``c2``; ``fc.weight`` reads ``c2``
-and writes ``h``. So there are two connections, ``c1 -> c2`` with ``inputs = (1,)`` and ``outputs = (0,)``, and
-``c2 -> h`` with ``inputs = (1,)`` and ``outputs = (0,)``; and one unit vector, the bias of ``c2``.
+and writes ``h``. So there are two connections, ``c1 -> c2`` and ``c2 -> h``, each from dim 1 to dim 0 of its block;
+and one unit vector, the bias of ``c2``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignkit.activations.sites import find_sites, owner_of
-from alignkit.graph import Block, SymmetryGraph, TensorNode
+from alignkit.graph import SymmetryGraph, Use
+from alignkit.graph.uses import uses_of_block
 
 RMS_FLOOR = 1e-12
 """Root mean squares below this count as this: tensors of zeros, and their gradients, stay finite."""
@@ -38,20 +39,12 @@ class Connection:
     """A block of a tensor that leads from the units of one group to those of another.
 
     Attributes:
-        tensor: Name of the tensor.
-        block: The block.
-        source: Group that is read.
-        target: Group that is written.
-        inputs: Positions of the source's dim in the block, behind those of its parents.
-        outputs: Positions of the target's dim in the same way.
+        source: Use of the group that is read.
+        target: Use of the group that is written, on the same block.
     """
 
-    tensor: str
-    block: Block
-    source: str
-    target: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    source: Use
+    target: Use
 
     def matrix(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "outputs inputs"]:
         """Sum the weights over everything else (a kernel) and scale them to root mean square ``1 / sqrt(inputs)``.
@@ -59,43 +52,25 @@ class Connection:
         Rows then have norm 1 on average, so that sums over all inputs keep the size of what is summed. Example:
         ``[3, 2, 1, 2]`` is summed over the kernel to ``[3, 2, 1, 1]`` and reshaped to ``[3, 2]``.
         """
-        dims = self.block.dims
-        view = self.block.view(weights[self.tensor])
-        rest = tuple(i for i in range(len(dims)) if i not in self.inputs + self.outputs)
+        block, dims = self.source.block, (*self.target.chain, *self.source.chain)
+        rest = tuple(i for i in range(len(block.dims)) if i not in dims)
+        view = block.view(weights[self.source.tensor])
         summed = view.sum(rest, keepdim=True) if rest else view
-        rows, columns = (prod(dims[i].size for i in side) for side in (self.outputs, self.inputs))
-        matrix = summed.permute((*self.outputs, *self.inputs, *rest)).reshape(rows, columns)
-        scaled: Tensor = matrix / (_rms(matrix) * columns**0.5)
+        matrix = summed.permute(*dims, *rest).reshape(self.target.unit_count, self.source.unit_count)
+        scaled: Tensor = matrix / (_rms(matrix) * self.source.unit_count**0.5)
         return scaled
-
-    def unit_norms(self, weights: Mapping[str, Tensor], dims: tuple[int, ...]) -> Float[Tensor, " units"]:
-        """Compute the norm of the weights of each unit relative to their root mean square, minus 1.
-
-        Args:
-            weights: By the first name of each tensor.
-            dims: ``outputs`` for the norms of what writes each unit of the target, ``inputs`` for the source's readers.
-        """
-        squares = self.block.view(weights[self.tensor]).square()
-        rest = tuple(i for i in range(len(self.block.dims)) if i not in dims)
-        summed = squares.sum(rest) if rest else squares
-        # A sum leaves the axes in the order of the block; parents may stand behind their children there.
-        remaining = sorted(dims)
-        each = summed.permute([remaining.index(at) for at in dims]).reshape(-1)
-        return each.sqrt() / each.mean().sqrt().clamp(min=RMS_FLOOR) - 1
 
 
 @dataclass(frozen=True, eq=False)
 class UnitVector:
-    """A block with one number for each unit: a bias, or the scale of a norm."""
+    """A use of a block with one number for each unit: a bias, or the scale of a norm."""
 
-    tensor: str
-    block: Block
-    group: str
+    use: Use
     is_scale: bool
 
     def values(self, weights: Mapping[str, Tensor]) -> Float[Tensor, " units"]:
         """Scale the numbers to root mean square 1; scales of a norm, which are near 1, relative to their mean."""
-        numbers = self.block.view(weights[self.tensor]).reshape(-1)
+        numbers = self.use.block.view(weights[self.use.tensor]).reshape(-1)
         size = _rms(numbers)
         numbers = numbers - numbers.mean() if self.is_scale else numbers
         # Scales that are all alike say nothing, and their rounding must not be blown up.
@@ -129,34 +104,25 @@ def find_wiring(graph: SymmetryGraph, model: nn.Module) -> Wiring:
             for axis in range(len(node.shape))
         ]
         for block in node.blocks:
-            parents = {up for dim in block.dims for up in dim.ancestors}
-            leaves = [at for at, dim in enumerate(block.dims) if dim.group is not None and at not in parents]
-            connections += _connect(node, block, leaves, is_read)
-            chain = (*block.dims[leaves[0]].ancestors, leaves[0]) if len(leaves) == 1 else ()
-            others = prod(dim.size for at, dim in enumerate(block.dims) if at not in chain)
-            if chain and others == 1 and node.role == "parameter":
-                is_scale = "bias" not in attribute
-                vectors.append(UnitVector(node.name, block, str(block.dims[leaves[0]].group), is_scale))
+            # A unit inside a head speaks for its head.
+            leaves = [use for use in uses_of_block(node.name, block) if use.is_innermost]
+            read, written = ([u for u in leaves if is_read[block.dims[u.at].axis] == side] for side in (True, False))
+            connections += [
+                Connection(source, target)
+                for source in read
+                for target in written
+                if not set(source.chain) & set(target.chain)  # else both are in one unit: a grouped convolution
+            ]
+            size = prod(dim.size for dim in block.dims)
+            if node.role == "parameter" and [use.unit_count for use in leaves] == [size]:
+                vectors.append(UnitVector(leaves[0], "bias" not in attribute))
     return Wiring(tuple(connections), tuple(vectors))
 
 
-def _connect(node: TensorNode, block: Block, leaves: list[int], is_read: list[bool]) -> list[Connection]:
-    """Connect every group that a block reads with every group that it writes.
-
-    Args:
-        node: The tensor.
-        block: A block of it.
-        leaves: Positions of the dims of innermost groups: a unit inside a head speaks for its head.
-        is_read: For each axis of the tensor whether its module reads what it indexes.
-    """
-    connections = []
-    for source in (at for at in leaves if is_read[block.dims[at].axis]):
-        for target in (at for at in leaves if not is_read[block.dims[at].axis]):
-            inputs, outputs = ((*block.dims[at].ancestors, at) for at in (source, target))
-            if not set(inputs) & set(outputs):  # else both are inside the same unit: a grouped convolution
-                names = (str(block.dims[source].group), str(block.dims[target].group))
-                connections.append(Connection(node.name, block, *names, inputs, outputs))
-    return connections
+def unit_norms(use: Use, weights: Mapping[str, Tensor]) -> Float[Tensor, " units"]:
+    """Compute the norm of the weights of each unit relative to their root mean square, minus 1."""
+    each = use.unfold(use.block.view(weights[use.tensor]).square()).sum(-1).reshape(-1)
+    return each.sqrt() / each.mean().sqrt().clamp(min=RMS_FLOOR) - 1
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class PathLoss:
     def named(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Put weights by first name under every name, in A's dtypes and on the task's device."""
         cast = {name: tensor.to(self.task.device, self.a[name].dtype) for name, tensor in weights.items()}
-        return {name: cast[node.name] for node in self.graph.tensors.values() for name in node.names}
+        return {name: cast[first] for name, first in self.graph.first_names.items()}
 
     def loss(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Compute the mean loss on one batch; see `Task.loss_on`."""

@@ -103,7 +103,11 @@ def test_connections_lead_from_what_is_read_to_what_is_written():
     )
     graph = trace(model, torch.randn(1, 1, 8, 8))
     (connection,) = find_wiring(graph, model).connections
-    assert (connection.tensor, connection.source, connection.target) == ("2.weight", "layer.0", "layer.2")
+    assert (connection.source.tensor, connection.source.group, connection.target.group) == (
+        "2.weight",
+        "layer.0",
+        "layer.2",
+    )
     weights = dict(model.state_dict())
     matrix = connection.matrix(weights)
     summed = weights["2.weight"].sum((2, 3))
