@@ -234,3 +234,18 @@ def test_tied_tensors_are_one() -> None:
     torch.manual_seed(0)
     graph = proved(Tied(), IDS)
     assert graph.tensors["table.weight"].names == ("table.weight", "head.weight")
+
+
+def test_sampling_frees_channels_and_keeps_the_images_of_a_batch() -> None:
+    class Samples(nn.Module):
+        """Samples a table of images, one for each grid."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.out = nn.Parameter(torch.randn(4, 3, 5, 5)), nn.Conv2d(3, 2, 1)
+
+        def forward(self, grid: Tensor) -> Tensor:
+            return self.out(nn.functional.grid_sample(self.table, grid, align_corners=False))
+
+    torch.manual_seed(0)
+    assert proved(Samples(), torch.rand(4, 6, 6, 2)).spec()["table"] == ". out . ."

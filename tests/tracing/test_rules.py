@@ -14,6 +14,7 @@ from alignkit.errors import TraceError
 from alignkit.graph import SymmetryGraph
 from alignkit.tracing import Call, Labels, Rule, RuleTable
 from alignkit.tracing.recording.run import record
+from alignkit.tracing.rules import built_in
 from alignkit.tracing.rules.built_in import BUILT_IN
 from alignkit.tracing.tracer import build_graph
 
@@ -100,6 +101,10 @@ def test_a_rule_that_fails_is_named_and_pins(rule: object, reason: str) -> None:
 def test_a_rule_needs_a_namespace() -> None:
     with pytest.raises(TraceError, match="'double' is not usable"):
         RuleTable({"double": double_rule})
+
+
+def test_no_op_has_two_built_in_rules() -> None:
+    assert len(BUILT_IN) == sum(len(file.RULES) for file in built_in._FILES)
 
 
 def test_in_place_ops_share_the_rule_of_their_out_of_place_form() -> None:

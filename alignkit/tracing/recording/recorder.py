@@ -48,23 +48,18 @@ class TensorRef:
             return cls(id(tensor), -id(tensor), shape, tensor.dtype, True)
         storage = tensor.untyped_storage()
         whole = storage.nbytes() == int(np.prod(shape, dtype=np.int64)) * tensor.element_size()
-        return cls(id(tensor), storage._cdata, shape, tensor.dtype, whole, _known_values(tensor))
+        values = None
+        if tensor.dtype in (torch.int64, torch.int32) and tensor.numel() <= _MAX_VALUES:
+            known = tensor.constant if isinstance(tensor, FakeTensor) else tensor  # fake ones know only constants
+            if known is not None and known.device.type != "meta":
+                with torch.utils._python_dispatch._disable_current_modes():
+                    values = np.asarray(known.detach().cpu().numpy(), dtype=np.int64).copy()
+        return cls(id(tensor), storage._cdata, shape, tensor.dtype, whole, values)
 
     @property
     def rank(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
-
-
-def _known_values(tensor: torch.Tensor) -> npt.NDArray[np.int64] | None:
-    """Return the elements of a small integer tensor; of fake ones, only those of constants are known."""
-    if tensor.dtype not in (torch.int64, torch.int32) or tensor.numel() > _MAX_VALUES:
-        return None
-    real = tensor.constant if isinstance(tensor, FakeTensor) else tensor
-    if real is None or real.device.type == "meta":
-        return None
-    with torch.utils._python_dispatch._disable_current_modes():
-        return np.asarray(real.detach().cpu().numpy(), dtype=np.int64).copy()
 
 
 @dataclass(frozen=True)

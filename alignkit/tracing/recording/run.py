@@ -50,7 +50,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """
     _check(model)
     try:
-        with _borrow(model), _silence_fake_tensors():
+        with _borrow(model):
             return _run_fake(model, args, kwargs)
     except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
         fake_error = error
@@ -115,23 +115,14 @@ def _explain(model: nn.Module, error: Exception) -> str:
 
 
 @contextmanager
-def _silence_fake_tensors() -> Iterator[None]:
-    """Keep fake tensors from logging what they refuse: real ones are tried next."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
 def _borrow(model: nn.Module) -> Iterator[None]:
     """Switch to eval mode, off gradients and fused fast paths, and leave every attribute of every module as it was.
 
-    Models may store what they compute (masks, rotary tables): a fake tensor must not stay behind.
+    Models may store what they compute (masks, rotary tables): a fake tensor must not stay behind. Fake tensors do not
+    log what they refuse, because real ones are tried next.
     """
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
     modules = list(model.modules())
     attributes = [dict(m.__dict__) for m in modules]
     containers = [
@@ -140,6 +131,7 @@ def _borrow(model: nn.Module) -> Iterator[None]:
     fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         model.eval()
         with torch.no_grad():
@@ -147,6 +139,7 @@ def _borrow(model: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(fused)
+        logger.setLevel(level)
         for module, before, held in zip(modules, attributes, containers, strict=True):
             module.__dict__.clear()
             module.__dict__.update(before)

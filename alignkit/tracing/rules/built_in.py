@@ -18,20 +18,12 @@ from alignkit.tracing.rules import (
     shape,
     spatial,
 )
-from alignkit.tracing.rules.table import Rule, RuleSet
+from alignkit.tracing.rules.table import Rule
 
 _FILES = (
     attention, concatenate, contraction, convolution, index, normalise, pointwise, recurrent, reduce, shape, spatial,
 )  # fmt: skip
 
 
-def _collect() -> RuleSet:
-    rules = RuleSet()
-    for file in _FILES:
-        for name, function in file.RULES.items():
-            rules.rule(name)(function)  # refuses a second rule for one op
-    return rules
-
-
-BUILT_IN: Mapping[str, Rule] = MappingProxyType(_collect())
-"""Built-in rules by op name, such as "aten::add"."""
+BUILT_IN: Mapping[str, Rule] = MappingProxyType({name: rule for file in _FILES for name, rule in file.RULES.items()})
+"""Built-in rules by op name, such as "aten::add". No op has a rule in two files."""
