@@ -302,16 +302,16 @@ ALIGNMENTS = {
     "the alignment of another graph": row(AlignmentError, "other.safetensors belongs to another graph")(
         lambda f: Alignment.load(f / "other.safetensors", GRAPH)
     ),
-    "an alignment of another version": row(AlignmentError, "version.safetensors has version '99'", "reads '1'")(
+    "an alignment of another version": row(AlignmentError, "version.safetensors has version 99", "reads version 1")(
         lambda f: Alignment.load(f / "version.safetensors", GRAPH)
     ),
-    "a file of another kind": row(AlignmentError, "kind.safetensors is not an alignment file")(
+    "a file of another kind": row(AlignmentError, "kind.safetensors is not an alignment")(
         lambda f: Alignment.load(f / "kind.safetensors", GRAPH)
     ),
-    "weights in place of an alignment": row(AlignmentError, "a.safetensors is not an alignment file")(
+    "weights in place of an alignment": row(AlignmentError, "a.safetensors is not an alignment")(
         lambda f: Alignment.load(f / "a.safetensors", GRAPH)
     ),
-    "a header that is a list": row(AlignmentError, "listed.safetensors is not an alignment file")(
+    "a header that is a list": row(AlignmentError, "listed.safetensors is not an alignment")(
         lambda f: Alignment.load(f / "listed.safetensors", GRAPH)
     ),
     "a saved index twice": row(AlignmentError, "'h' are not a permutation")(
@@ -361,7 +361,7 @@ SOLVING = {
     "a solution into a folder that is not there": row(WeightsError, "absent", "does not exist")(
         lambda f: solve(solver="identity").save(f / "absent" / "out.safetensors")
     ),
-    "an alignment in place of a solution": row(WeightsError, "right.safetensors is no solution file")(
+    "an alignment in place of a solution": row(WeightsError, "right.safetensors is not a solution")(
         lambda f: Solution.load(f / "right.safetensors", GRAPH)
     ),
     "a solution with nothing in it": row(WeightsError, "hollow.safetensors is damaged")(

@@ -1,8 +1,19 @@
-"""Checkpoints on disk: one lazy mapping over any number of files, and writing that leaves all or nothing."""
+"""Bytes on disk: checkpoints of any size, weights in memory, and documents; each is written whole or not at all."""
 
 from alignkit.checkpoints.byte_progress import ByteProgress, OnProgress
 from alignkit.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from alignkit.checkpoints.shard import Shard, TensorEntry
+from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.checkpoints.writer import write_checkpoint
 
-__all__ = ["ByteProgress", "Checkpoint", "OnProgress", "Shard", "TensorEntry", "open_checkpoint", "write_checkpoint"]
+__all__ = [
+    "ByteProgress",
+    "Checkpoint",
+    "OnProgress",
+    "Shard",
+    "TensorEntry",
+    "open_checkpoint",
+    "read_weights",
+    "write_checkpoint",
+    "write_weights",
+]

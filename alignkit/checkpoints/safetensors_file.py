@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -147,6 +147,13 @@ class SafetensorsShard(Shard):
                         f"cannot write {target}: {entry.name!r} has {entry.nbytes} bytes, "
                         f"the new values have {written}."
                     )
+
+
+def save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors to a new file; those that share memory are written once for each name."""
+    plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    # No metadata has to be None: for no tensors safetensors 0.8 writes an empty dict as broken JSON.
+    safetensors.torch.save_file(plain, target, dict(metadata) if metadata else None)
 
 
 def _checked(entry: TensorEntry, given: Tensor | Iterable[Tensor], target: Path) -> Iterator[Tensor]:

@@ -72,6 +72,16 @@ def staged(output: Path, *, folder: bool = False, overwrite: bool = True) -> Ite
             os.close(lock)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; either the whole file appears or nothing changes.
+
+    Raises:
+        WeightsError: The folder does not exist or cannot be written to.
+    """
+    with staged(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def exists_already(output: Path) -> WeightsError:
     """The error for an output that is there and is not to be replaced."""
     return WeightsError(f"cannot write {output}: it exists. Choose another name, or ask for it to be replaced.")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from alignkit.checkpoints.checkpoint import open_checkpoint
 from alignkit.checkpoints.pickle_file import save_pickle
+from alignkit.checkpoints.safetensors_file import save_safetensors
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import WeightsError
-
-__all__ = ["PICKLE_SUFFIXES", "SAFETENSORS_SUFFIXES", "atomic_path", "read_weights", "write_weights"]
 
 RESERVED_NAME = "__metadata__"
 """The one name that a safetensors file cannot hold a tensor by."""
@@ -60,11 +57,9 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
             raise WeightsError(f"cannot write {path}: {name!r} is no dense tensor with values, but {found}.")
         if name == RESERVED_NAME:
             raise WeightsError(f"cannot write {path}: the name {name!r} is reserved by safetensors. Rename the tensor.")
-    with atomic_path(path) as temporary:
+    with staged(path) as temporary:
         if path.suffix in SAFETENSORS_SUFFIXES:
-            plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in weights.items()}
-            # No metadata has to be None: for no tensors safetensors 0.8 writes an empty dict as broken JSON.
-            safetensors.torch.save_file(plain, temporary, dict(metadata) if metadata else None)
+            save_safetensors(weights, temporary, metadata)
         else:
             save_pickle({n: t.detach().cpu() for n, t in weights.items()}, temporary)
 
@@ -73,14 +68,3 @@ def all_finite(tensor: Tensor) -> bool:
     """Whether a floating-point tensor holds neither NaN nor infinity; of any width, 8 bits included."""
     wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
     return bool(torch.isfinite(wide).all())
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and disappears otherwise.
-
-    Raises:
-        WeightsError: The folder does not exist or cannot be written to.
-    """
-    with staged(path) as temporary:
-        yield temporary

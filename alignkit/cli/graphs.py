@@ -15,7 +15,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
-from alignkit.checkpoints.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, read_weights, write_weights
+from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.cli.inputs import look_in_this_folder, read_spec
 from alignkit.cli.switches import ArchitectureSwitches, Shown
 from alignkit.errors import BindError, ShapeMismatchError, UsageError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.checkpoints.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 from alignkit.errors import AlignkitError, MissingExtraError, SpecError, TaskError, UsageError
 from alignkit.reports import is_report_path, pictures_folder
 from alignkit.tasks.task import Task

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.checkpoints.weights import atomic_path
+from alignkit.checkpoints.staging import write_text
 from alignkit.cli.inputs import check_free, look_in_this_folder
 from alignkit.models.sources import load_model
 from alignkit.tracing import trace as trace_model
@@ -45,8 +45,7 @@ def trace(
     typer.echo(graph.report())
     for path, text in ((spec, json.dumps(graph.spec(), indent=2)), (as_json, graph.to_json())):
         if path is not None:
-            with atomic_path(path) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
+            write_text(path, text + "\n")
     if picture is not None:
         graph.draw(picture)
     for path in (spec, as_json, picture):

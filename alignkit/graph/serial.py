@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
 
-from alignkit.errors import AlignkitError, SpecError
+from alignkit.checkpoints.documents import Format
+from alignkit.errors import SpecError
 from alignkit.graph.layout import Layout
 from alignkit.graph.network import build_network
 from alignkit.graph.nodes import Group, GroupKind, Role, TensorNode
@@ -17,10 +18,8 @@ from alignkit.graph.notation import parse_layout
 from alignkit.graph.provenance import Provenance
 from alignkit.graph.sizes import resolve_sizes
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import describe_error
 
-_FORMAT = "alignkit.graph"
-_VERSION = 1
+FORMAT = Format("alignkit.graph", "symmetry graph", "SymmetryGraph.to_json", SpecError)
 GraphT = TypeVar("GraphT", bound=GraphStructure)
 
 
@@ -52,7 +51,7 @@ _PROVENANCE = TypeAdapter(Provenance)
 
 def graph_to_json(graph: GraphStructure) -> str:
     """Write a graph as JSON; `graph_from_json` reads it back, and so does `networkx.node_link_graph`."""
-    return json.dumps(_facts(graph), indent=1)
+    return FORMAT.to_json(_facts(graph))
 
 
 def _facts(graph: GraphStructure) -> dict[str, Any]:
@@ -60,12 +59,7 @@ def _facts(graph: GraphStructure) -> dict[str, Any]:
     return {
         "directed": True,
         "multigraph": True,
-        "graph": {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "fingerprint": graph.fingerprint,
-            "provenance": asdict(graph.provenance),
-        },
+        "graph": {"fingerprint": graph.fingerprint, "provenance": asdict(graph.provenance)},
         "nodes": [{**facts, "id": name} for name, facts in network.nodes(data=True)],
         "edges": [
             {**facts, "source": source, "target": target, "key": key}
@@ -82,30 +76,18 @@ def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
         kind: Class of the graph that is made.
 
     Raises:
-        SpecError: The text is not JSON, is not a graph of this version, or was changed so that its parts disagree.
+        SpecError: The text is not JSON, not a graph of this version, or was changed so that its parts disagree.
     """
-    try:
-        loaded = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SpecError(f"this is not JSON text: {error}.") from error
-    header = loaded.get("graph") if isinstance(loaded, dict) else None
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise SpecError("this JSON is not a symmetry graph; one is written by SymmetryGraph.to_json.")
-    if header.get("version") != _VERSION:
-        raise SpecError(
-            f"the graph has version {header.get('version')!r} of the JSON form; this release reads {_VERSION}."
-        )
-    try:
-        graph = _build(loaded["nodes"], header["provenance"], kind)
-    except AlignkitError as error:
-        raise SpecError(f"the graph in this JSON is broken: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise SpecError(f"the graph in this JSON is broken: {place or 'nodes'}: {first['msg']}.") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise SpecError(f"the graph in this JSON is broken: {describe_error(error)}.") from error
-    _compare(loaded, json.loads(graph_to_json(graph)))
+    values = FORMAT.from_json(text)
+    with FORMAT.rebuilding("this symmetry graph"):
+        graph = _build(values["nodes"], values["graph"]["provenance"], kind)
+    rebuilt = json.loads(graph_to_json(graph))
+    for key in ("graph", "nodes", "edges"):  # What follows from the rest has to agree with it, fingerprint too.
+        if values.get(key) != rebuilt[key]:
+            raise SpecError(
+                f"this symmetry graph was changed after it was written: its {key} do not agree with the layouts. "
+                "Build it again with SymmetryGraph.from_spec."
+            )
     return graph
 
 
@@ -135,13 +117,3 @@ def _build(node_facts: Any, provenance: Any, kind: type[GraphT]) -> GraphT:
         groups,
         _PROVENANCE.validate_python(provenance),
     )
-
-
-def _compare(found: dict[str, Any], rebuilt: dict[str, Any]) -> None:
-    """Everything in the text that follows from the rest has to agree with it, edges and fingerprint too."""
-    for key in ("graph", "nodes", "edges"):
-        if found.get(key) != rebuilt[key]:
-            raise SpecError(
-                f"the graph in this JSON was changed after it was written: its {key} do not agree with the layouts. "
-                "Build it again with SymmetryGraph.from_spec."
-            )

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from alignkit.checkpoints.weights import atomic_path, write_weights
+from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.staging import write_text
+from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import AlignkitError, MissingExtraError, UsageError
 from alignkit.graph import Pair
 from alignkit.jobs.solve import solve
@@ -27,7 +29,7 @@ WIDTHS = (64, 128, 128, 10)
 EPOCHS, BATCH, LEARNING_RATE = 40, 64, 1e-3
 TEST_SAMPLES = 450
 POINTS = 25
-FORMAT = {"format": "alignkit.demo", "version": 1}
+FORMAT = Format("alignkit.demo", "demo", "alignkit demo", UsageError)
 FILES = ("demo.png", "demo.json", "model_a.safetensors", "model_b.safetensors", "spec.json")
 """What the demo writes; models and spec are those that ``alignkit solve`` takes."""
 
@@ -86,9 +88,9 @@ class DemoResult:
             "accuracy_b": self.accuracies[1],
             "seconds": self.seconds,
             "solvers": [asdict(row) for row in self.rows],
-            "lines": [json.loads(line.to_json()) for line in self.lines],
+            "lines": [line.to_dict() for line in self.lines],
         }
-        return json.dumps({**FORMAT, **values}, indent=2, allow_nan=False) + "\n"
+        return FORMAT.to_json(values)
 
 
 class Digits(NamedTuple):
@@ -209,10 +211,10 @@ def _check_folder(folder: Path, force: bool) -> None:
 
 def _is_demo(folder: Path) -> bool:
     try:
-        found = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
-        return isinstance(found, dict) and found.get("format") == FORMAT["format"]
-    except (OSError, ValueError):
+        FORMAT.read(folder / "demo.json")
+    except UsageError:
         return False
+    return True
 
 
 def _write(folder: Path, result: DemoResult, pair: Pair, model_a: nn.Module, model_b: nn.Module) -> None:
@@ -223,10 +225,5 @@ def _write(folder: Path, result: DemoResult, pair: Pair, model_a: nn.Module, mod
     write_weights(folder / "model_a.safetensors", model_a.state_dict())
     write_weights(folder / "model_b.safetensors", model_b.state_dict())
     plot_interpolations(result.lines, folder / "demo.png", title="Between two MLPs on digits (test split)")
-    _write_text(folder / "spec.json", json.dumps(pair.graph.spec(), indent=2) + "\n")
-    _write_text(folder / "demo.json", result.to_json())
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "spec.json", json.dumps(pair.graph.spec(), indent=2) + "\n")
+    write_text(folder / "demo.json", result.to_json())

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from alignkit.checkpoints.weights import atomic_path
+from alignkit.checkpoints.staging import staged
 from alignkit.errors import AlignmentError, MissingExtraError, TaskError
 from alignkit.matching.unit_similarity import unit_similarity
 from alignkit.plotting.heatmap import draw_matrices, draw_strips
@@ -163,7 +163,7 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
     known = sorted(figure.canvas.get_supported_filetypes())
     if kind not in known:
         raise TaskError(f"{path}: a picture cannot be written as {path.suffix!r}. Known: {', '.join(known)}.")
-    with atomic_path(path) as temporary:
+    with staged(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=80)
 
 

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from alignkit.checkpoints.weights import atomic_path
+from alignkit.checkpoints.staging import staged, write_text
 from alignkit.errors import ReportError
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ class Report:
         if not is_report_path(path):
             raise ReportError(f"{path}: end the name of a report in {' or '.join(HTML_SUFFIXES + MARKDOWN_SUFFIXES)}.")
         if path.suffix in HTML_SUFFIXES:
-            with atomic_path(path) as temporary:
-                temporary.write_text(self.html(), encoding="utf-8")
+            write_text(path, self.html())
             return
         folder = pictures_folder(path)
         pictures: Sequence[Picture] = list(self.pictures)
@@ -122,10 +121,9 @@ class Report:
             except OSError as error:
                 raise ReportError(f"the folder {folder} cannot be made: {error.strerror}.") from error
         for picture in pictures:
-            with atomic_path(folder / f"{picture.name}.png") as temporary:
+            with staged(folder / f"{picture.name}.png") as temporary:
                 temporary.write_bytes(picture.png)
-        with atomic_path(path) as temporary:
-            temporary.write_text(self.markdown(folder.name), encoding="utf-8")
+        write_text(path, self.markdown(folder.name))
 
 
 def is_report_path(path: Path) -> bool:

@@ -1,69 +1,38 @@
-"""Solutions as files: one safetensors file, with everything that is no tensor as JSON in its header."""
+"""Solutions as files: one safetensors file, with everything that is not a tensor as JSON in its header."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
-from alignkit.checkpoints.weights import atomic_path
-from alignkit.errors import AlignmentError, WeightsError
-from alignkit.graph.elements.alignment import Alignment
+from alignkit.checkpoints.documents import Format
+from alignkit.errors import WeightsError
+from alignkit.graph.elements.alignment import Alignment, check_same_graph
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver.outcome import Status, Step
 from alignkit.solver.solution import Solution
-from alignkit.text import describe_error
 
-_FORMAT = "alignkit.solution"
-_VERSION = "1"
+FORMAT = Format("alignkit.solution", "solution", "Solution.save", WeightsError)
 _PLAIN = ("solver", "options", "objective_before", "objective_init", "objective_after", "gain", "moved")
 _PLAIN_WITH_DEFAULT = ("stats", "seconds", "detail", "notes")
 
 
 def write_solution(solution: Solution, path: Path) -> None:
     """Write a solution; see `Solution.save`."""
-    header = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "graph": solution.graph.fingerprint,
-        "solution": _facts(solution),
-    }
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(solution, "").items()}
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
+    values = {"graph": solution.graph.fingerprint, "solution": _facts(solution)}
+    FORMAT.write_tensors(path, _tensors(solution, ""), values)
 
 
 def read_solution(path: Path, graph: GraphStructure) -> Solution:
     """Read a solution; see `Solution.load`."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("alignkit", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as a solution: {error}.") from error
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        found = f", it is {header['format']!r}" if "format" in header else ""
-        raise WeightsError(f"{path} is no solution file{found}; one is written by Solution.save.")
-    if header.get("version") != _VERSION:
-        raise WeightsError(
-            f"{path} has version {header.get('version')!r}; this release reads {_VERSION!r}. "
-            "Use the release that wrote it."
-        )
-    if header.get("graph") != graph.fingerprint:
-        raise AlignmentError(
-            f"{path} belongs to another graph (fingerprint {header.get('graph')}, not {graph.fingerprint}). "
-            "Load it with the graph that it was made for."
-        )
-    try:
-        return _solution(header["solution"], tensors, "", graph)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {describe_error(error)}.") from error
+    values, tensors = FORMAT.read_tensors(path)
+    check_same_graph(path, values.get("graph"), graph)
+    with FORMAT.rebuilding(path):
+        return _solution(values["solution"], tensors, "", graph)
 
 
 def _facts(solution: Solution) -> dict[str, Any]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from alignkit.checkpoints.documents import Format
 from alignkit.errors import TaskError
 from alignkit.plotting.pictures import plot_interpolations
 from alignkit.tasks.line import Line
 from alignkit.tasks.task import CannotBatchError, OutOfMemoryError, Task, TaskResult
-from alignkit.text import describe_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 BYTES_AT_ONCE = 2**28
 """Memory that points evaluated together may take on a CPU (estimate). More is not faster there."""
-FORMAT = {"format": "alignkit.interpolation", "version": 1}
+FORMAT = Format("alignkit.interpolation", "interpolation", "Interpolation.to_json", TaskError)
 
 
 @dataclass(frozen=True)
@@ -117,43 +116,44 @@ class Interpolation:
         """
         return plot_interpolations([self], target)
 
-    def to_json(self) -> str:
-        """Write all numbers as JSON text; barrier and AUC are for readers, and are computed again when it is loaded."""
-        values = {
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as plain values; barrier and AUC are there to be read, and are never read back."""
+        return {
             "label": self.label,
-            "lambdas": self.lambdas,
-            "losses": self.losses,
-            "metrics": self.metrics,
+            "lambdas": list(self.lambdas),
+            "losses": list(self.losses),
+            "metrics": None if self.metrics is None else list(self.metrics),
             "metric_name": self.metric_name,
             "barrier": self.barrier,
             "auc": self.auc,
         }
-        return json.dumps({**FORMAT, **values}, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Interpolation:
+        """Read what `to_dict` returned."""
+        metrics = values["metrics"]
+        return cls(
+            tuple(map(float, values["lambdas"])),
+            tuple(map(float, values["losses"])),
+            None if metrics is None else tuple(map(float, metrics)),
+            values["metric_name"],
+            values["label"],
+        )
+
+    def to_json(self) -> str:
+        """Return everything as JSON text."""
+        return FORMAT.to_json(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Interpolation:
         """Read what `to_json` wrote.
 
         Raises:
-            TaskError: The text is not JSON, or not an interpolation of a version that is known.
+            TaskError: The text is not JSON, or not an interpolation of the version that this release reads.
         """
-        try:
-            values = json.loads(text)
-            found = {key: values[key] for key in FORMAT}
-            if found != FORMAT:
-                raise TaskError(f"this is {found}, not {FORMAT}: written by another version of alignkit?")
-            metrics = values["metrics"]
-            return cls(
-                tuple(map(float, values["lambdas"])),
-                tuple(map(float, values["losses"])),
-                None if metrics is None else tuple(map(float, metrics)),
-                values["metric_name"],
-                values["label"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, TaskError):
-                raise
-            raise TaskError(f"the text is not an interpolation in JSON: {describe_error(error)}.") from error
+        values = FORMAT.from_json(text)
+        with FORMAT.rebuilding("this interpolation"):
+            return cls.from_dict(values)
 
 
 def interpolate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 
 import torch
 
-from alignkit.checkpoints.weights import atomic_path
-from alignkit.errors import MissingExtraError, TrainingError
-from alignkit.text import describe_error, shorten
+from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.pickle_file import load_pickle
+from alignkit.checkpoints.staging import staged
+from alignkit.errors import MissingExtraError, TrainingError, WeightsError
+from alignkit.text import shorten
 
 CHECKPOINT, METRICS, BEST = "checkpoint.pt", "metrics.csv", "best.safetensors"
-FORMAT = "alignkit.training"
-VERSION = 1
+FORMAT = Format("alignkit.training", "checkpoint of a training run", "alignkit train-deepalign", TrainingError)
 
 
 @dataclass
@@ -54,8 +54,8 @@ class TrainingCheckpoint:
     def save(self, folder: Path) -> None:
         """Write the checkpoint; the one before is there until this one is whole."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        with atomic_path(folder / CHECKPOINT) as temporary:
-            torch.save({"format": FORMAT, "version": VERSION, **fields, "run": json.dumps(self.run)}, temporary)
+        with staged(folder / CHECKPOINT) as temporary:
+            torch.save({**FORMAT.header, **fields, "run": json.dumps(self.run)}, temporary)
 
     @classmethod
     def load(cls, folder: Path, run: Mapping[str, Any]) -> TrainingCheckpoint | None:
@@ -68,12 +68,11 @@ class TrainingCheckpoint:
         if not path.exists():
             return None
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if (state.pop("format"), state.pop("version")) != (FORMAT, VERSION):
-                raise TrainingError(f"{path} was written by another version of alignkit. Start anew in another folder.")
+            state = FORMAT.check(load_pickle(path), path)
+        except WeightsError as error:
+            raise TrainingError(str(error)) from error
+        with FORMAT.rebuilding(path):
             found = cls(**{**state, "run": json.loads(state["run"])})
-        except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, AttributeError) as error:
-            raise TrainingError(f"{path} cannot be read as a checkpoint: {describe_error(error)}") from error
         if differences := _differences(found.run, run):
             raise TrainingError(
                 f"{path} belongs to another run: {'; '.join(differences)}. Use the same settings and sets, or start in "
@@ -133,7 +132,7 @@ class Metrics:
         self.columns = [*plain, *(f"barrier_{i + 1}" for i in range(sets))]
         path = folder / METRICS
         kept = [line for line in read_metrics(path) if int(line["step"]) <= after] if path.exists() and after else []
-        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        with staged(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)

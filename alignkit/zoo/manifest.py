@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from alignkit.checkpoints.weights import atomic_path
+from alignkit.checkpoints.documents import Format
 from alignkit.errors import ZooError
-from alignkit.text import describe_validation
 from alignkit.zoo.architectures import AnyArchitecture
 from alignkit.zoo.recipe import Recipe
 from alignkit.zoo.sources import AnySource
 
 MANIFEST = "manifest.json"
+FORMAT = Format("alignkit.zoo", "manifest of a network data set", "alignkit zoo", ZooError)
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
@@ -65,8 +65,6 @@ class Manifest(BaseModel):
     """What stands in ``manifest.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    format: Literal["alignkit.zoo"] = "alignkit.zoo"
-    version: Literal[1] = 1
     plan: SetPlan
     splits: dict[SplitName, tuple[int, ...]]
     """Numbers of the networks of each split. All views of one signal are in the same."""
@@ -93,12 +91,9 @@ def read_manifest(folder: Path) -> Manifest:
         ZooError: There is none, or it is damaged or of another version.
     """
     path = folder / MANIFEST
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ZooError(f"{folder} holds no network data set: {path} cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise ZooError(f"{path} is no manifest of a network data set: {describe_validation(error)}") from error
+    values = FORMAT.read(path)
+    with FORMAT.rebuilding(path):
+        return Manifest.model_validate(values)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -107,5 +102,4 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         WeightsError: The folder cannot be written to.
     """
-    with atomic_path(folder / MANIFEST) as temporary:
-        temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    FORMAT.write(folder / MANIFEST, manifest.model_dump(mode="json"))

@@ -12,7 +12,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from alignkit.checkpoints.weights import atomic_path, read_weights, write_weights
+from alignkit.checkpoints.staging import staged
+from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import WeightsError
 
 SUFFIXES = [".safetensors", ".pt", ".pth", ".bin"]
@@ -93,7 +94,7 @@ def test_writing_that_fails_keeps_the_old_file(tmp_path: Path, suffix: str, monk
 
 def test_an_interrupt_leaves_no_file(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with atomic_path(tmp_path / "w.pt") as temporary:
+        with staged(tmp_path / "w.pt") as temporary:
             temporary.write_bytes(b"half")
             raise KeyboardInterrupt
 

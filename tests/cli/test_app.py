@@ -164,7 +164,7 @@ BAD_CALLS: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
     "solver needs data": (lambda f: None, ["--solver", "activation_matching"], 1, "activation_matching"),
     "unknown device": (lambda f: None, ["--device", "abacus"], 1, "abacus"),
     "init is missing": (lambda f: None, ["--init", "nowhere.safetensors"], 1, "nowhere.safetensors"),
-    "init is no alignment": (lambda f: None, ["--init", "A"], 1, "is not an alignment file"),
+    "init is no alignment": (lambda f: None, ["--init", "A"], 1, "is not an alignment"),
     "option without value": (lambda f: None, ["--option", "restarts"], 2, "write KEY=VALUE"),
     "option twice": (lambda f: None, ["--option", "restarts=1", "--option", "restarts=2"], 2, "given twice"),
     "option that is a switch": (lambda f: None, ["--option", "seed=1"], 2, "use --seed instead"),

@@ -206,7 +206,7 @@ class TestFiles:
         Alignment.identity(HEADS).save(tmp_path / "g.safetensors")
         with safetensors.safe_open(tmp_path / "g.safetensors", "pt") as file:
             header = json.loads(file.metadata()["alignkit"])
-        assert header == {"format": "alignkit.alignment", "version": "1", "graph": HEADS.fingerprint}
+        assert header == {"format": "alignkit.alignment", "version": 1, "graph": HEADS.fingerprint}
 
     def test_saving_over_a_file_replaces_it_and_leaves_nothing_else(self, tmp_path: Path) -> None:
         path = tmp_path / "g.safetensors"

@@ -65,10 +65,10 @@ def damaged_files(folder: Path) -> None:
 def alignment_files(folder: Path) -> None:
     Alignment.random(GRAPH, 0).save(folder / "right.safetensors")
     Alignment.random(OTHER, 0).save(folder / "other.safetensors")
-    header = {"format": "alignkit.alignment", "version": "1", "graph": GRAPH.fingerprint}
+    header = {"format": "alignkit.alignment", "version": 1, "graph": GRAPH.fingerprint}
     elements = {"h": torch.tensor([1, 0, 3, 2])}
     changed: dict[str, tuple[Any, Mapping[str, Tensor]]] = {
-        "version": ({**header, "version": "99"}, elements),
+        "version": ({**header, "version": 99}, elements),
         "kind": ({**header, "format": "alignkit.solution"}, elements),
         "hollow": ({**header, "format": "alignkit.solution", "solution": [1, 2]}, elements),
         "listed": ([1, 2], elements),

@@ -179,10 +179,10 @@ def change(**values: object) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not an interpolation in JSON"),
-        ("[1]", "not an interpolation in JSON"),
-        ("{}", "KeyError: 'format'"),
-        (change(version=9), "written by another version"),
+        ("{", "cannot be read as an interpolation: it is not JSON"),
+        ("[1]", "not an interpolation"),
+        ("{}", "not an interpolation"),
+        (change(version=9), "version 9 .* Upgrade alignkit"),
         (change(losses=[1, 2]), "odd number of points"),
         (change(losses=["x", 1, 2]), "could not convert"),
     ],

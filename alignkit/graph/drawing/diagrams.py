@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignkit.checkpoints.weights import atomic_path
+from alignkit.checkpoints.staging import staged
 from alignkit.errors import AlignkitError, GraphError
 from alignkit.graph.description import units_text
 from alignkit.graph.structure import GraphStructure
@@ -74,7 +74,7 @@ def draw(graph: GraphStructure, path: str | Path | None = None) -> Figure:
         known = figure.canvas.get_supported_filetypes()
         if form not in known:
             raise GraphError(f"{path}: cannot tell the format of the picture. End its name in .png, .svg or .pdf.")
-        with atomic_path(path) as temporary:
+        with staged(path) as temporary:
             figure.savefig(temporary, format=form)
     return figure
 

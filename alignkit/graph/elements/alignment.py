@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from alignkit.checkpoints.weights import atomic_path
+from alignkit.checkpoints.documents import Format
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_weights
 from alignkit.graph.description import group_table
@@ -22,8 +19,7 @@ from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import html_table
 
-_FORMAT = "alignkit.alignment"
-_VERSION = "1"
+FORMAT = Format("alignkit.alignment", "alignment", "Alignment.save", AlignmentError)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -192,10 +188,7 @@ class Alignment:
         Raises:
             WeightsError: The file cannot be written.
         """
-        header = {"format": _FORMAT, "version": _VERSION, "graph": self.graph.fingerprint}
-        tensors = {name: element.contiguous().clone() for name, element in self.elements.items()}
-        with atomic_path(Path(path)) as temporary:
-            safetensors.torch.save_file(tensors, temporary, {"alignkit": json.dumps(header)})
+        FORMAT.write_tensors(Path(path), self.elements, {"graph": self.graph.fingerprint})
 
     @classmethod
     def load(cls, path: str | Path, graph: GraphStructure) -> Alignment:
@@ -204,22 +197,23 @@ class Alignment:
         Raises:
             AlignmentError: The file is damaged, is not an alignment, or belongs to another graph.
         """
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {}).get("alignkit", "{}"))
-                elements = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise AlignmentError(f"{path} cannot be read as an alignment: {error}.") from error
-        if not isinstance(header, dict) or header.get("format") != _FORMAT:
-            raise AlignmentError(f"{path} is not an alignment file; one is written by Alignment.save.")
-        if header.get("version") != _VERSION:
-            raise AlignmentError(f"{path} has version {header.get('version')!r}; this release reads {_VERSION!r}.")
-        if header.get("graph") != graph.fingerprint:
-            raise AlignmentError(
-                f"{path} belongs to another graph (fingerprint {header.get('graph')}, not {graph.fingerprint}). Load "
-                "it with the graph that it was made for."
-            )
-        return cls(graph, elements)
+        values, elements = FORMAT.read_tensors(Path(path))
+        check_same_graph(path, values.get("graph"), graph)
+        with FORMAT.rebuilding(path):
+            return cls(graph, elements)
+
+
+def check_same_graph(path: str | Path, fingerprint: object, graph: GraphStructure) -> None:
+    """Hold the fingerprint in a file against the graph that it is loaded with.
+
+    Raises:
+        AlignmentError: They differ.
+    """
+    if fingerprint != graph.fingerprint:
+        raise AlignmentError(
+            f"{path} belongs to another graph (fingerprint {fingerprint}, not {graph.fingerprint}). Load it with the "
+            "graph that it was made for."
+        )
 
 
 def _check_elements(graph: GraphStructure, elements: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from alignkit.checkpoints.documents import Format
 from alignkit.errors import ComparisonError
 from alignkit.tasks.interpolation import Interpolation
-from alignkit.text import describe_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-FORMAT = {"format": "alignkit.comparison", "version": 1}
+FORMAT = Format("alignkit.comparison", "comparison", "Comparison.to_json", ComparisonError)
 ERROR = "ERROR"
 """Status of a row that could not be run or evaluated; every other status is the name of a `Status`."""
 FINISHED = ("OK", "MAX_STEPS")
@@ -103,20 +102,18 @@ class ComparisonRow:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**values, "line": None if self.line is None else json.loads(self.line.to_json())}
+        return {**values, "line": None if self.line is None else self.line.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ComparisonRow:
         """Read what `to_dict` wrote.
 
         Raises:
-            ComparisonError: It is no row.
+            ComparisonError: It is not a row.
         """
-        try:
+        with FORMAT.rebuilding("this row of a comparison"):
             line = values["line"]
-            return cls(**{**values, "line": None if line is None else Interpolation.from_json(json.dumps(line))})
-        except (TypeError, KeyError, ValueError) as error:
-            raise ComparisonError(f"this is no row of a comparison: {describe_error(error)}") from error
+            return cls(**{**values, "line": None if line is None else Interpolation.from_dict(line)})
 
 
 @dataclass(frozen=True)
@@ -257,24 +254,19 @@ class Comparison:
     def to_json(self) -> str:
         """Everything as JSON text."""
         values = {"device": self.device, "measured": self.measured, "rows": [row.to_dict() for row in self.rows]}
-        return json.dumps({**FORMAT, **values}, indent=2, allow_nan=False) + "\n"
+        return FORMAT.to_json(values)
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
         """Read what `to_json` wrote.
 
         Raises:
-            ComparisonError: The text is not JSON, or no comparison of a version that is known.
+            ComparisonError: The text is not JSON, or not a comparison of the version that this release reads.
         """
-        try:
-            values = json.loads(text)
-            found = {key: values[key] for key in FORMAT}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ComparisonError(f"the text is no comparison in JSON: {describe_error(error)}.") from error
-        if found != FORMAT:
-            raise ComparisonError(f"this is {found}, not {FORMAT}: written by another version of alignkit?")
-        rows = tuple(map(ComparisonRow.from_dict, values["rows"]))
-        return cls(rows, values["device"], values["measured"])
+        values = FORMAT.from_json(text)
+        with FORMAT.rebuilding("this comparison"):
+            rows = tuple(map(ComparisonRow.from_dict, values["rows"]))
+            return cls(rows, values["device"], values["measured"])
 
 
 # ---------------------------------------------------------------------- the table

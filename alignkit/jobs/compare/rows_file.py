@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.documents import Format
 from alignkit.errors import ComparisonError
 from alignkit.jobs.compare.comparison import ComparisonRow
 from alignkit.jobs.compare.job import ComparisonSetup
@@ -21,7 +22,7 @@ from alignkit.tasks.batches import tensors_in
 if TYPE_CHECKING:
     from alignkit.tasks.task import Task
 
-FORMAT = {"format": "alignkit.comparison-rows", "version": 1}
+FORMAT = Format("alignkit.comparison-rows", "file of rows", "compare(..., path=...)", ComparisonError)
 
 
 def identity_of(plan: ComparisonSetup) -> dict[str, Any]:
@@ -56,16 +57,15 @@ class RowFile:
     def __init__(self, path: str | PathLike[str], identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.rows: list[ComparisonRow] = []
-        header = {**FORMAT, "of": dict(identity)}
         try:
             lines, whole = self._read()
             if lines:
-                self._check_header(lines[0], header)
+                self._check_header(lines[0], identity)
                 self.rows = [self._row(number, line) for number, line in enumerate(lines[1:], 2)]
                 if whole < self.path.stat().st_size:
                     os.truncate(self.path, whole)
             else:
-                self.path.write_text(_line(header), encoding="utf-8")
+                self.path.write_text(FORMAT.to_json({"of": dict(identity)}, indent=None), encoding="utf-8")
         except OSError as error:
             raise ComparisonError(f"{self.path} cannot be used for the rows: {error.strerror}.") from error
 
@@ -73,7 +73,7 @@ class RowFile:
         """Write a row; it is on the disk when this returns."""
         try:
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(_line(row.to_dict()))
+                stream.write(json.dumps(row.to_dict(), allow_nan=False) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
@@ -85,19 +85,17 @@ class RowFile:
             return [], 0
         raw = self.path.read_bytes()
         whole = raw.rfind(b"\n") + 1
-        if raw and not whole and not json.dumps(FORMAT)[:20].encode().startswith(raw[:20]):
+        if raw and not whole and not json.dumps(FORMAT.header)[:20].encode().startswith(raw[:20]):
             raise self._foreign("it does not begin with the header of a comparison")
         return raw[:whole].decode(errors="replace").splitlines(), whole
 
-    def _check_header(self, line: str, expected: Mapping[str, Any]) -> None:
+    def _check_header(self, line: str, identity: Mapping[str, Any]) -> None:
         try:
-            found = json.loads(line)
-            same_format = all(found[key] == value for key, value in FORMAT.items())
-            changed = [key for key, value in expected["of"].items() if found["of"].get(key) != value]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._foreign("it does not begin with the header of a comparison") from error
-        if not same_format:
-            raise self._foreign(f"it was written in another format, {found.get('format')} {found.get('version')}")
+            written = FORMAT.from_json(line, "its first line")
+            with FORMAT.rebuilding("its first line"):
+                changed = [key for key, value in identity.items() if written["of"].get(key) != value]
+        except ComparisonError as error:
+            raise self._foreign(str(error).rstrip(".")) from error
         if changed:
             raise self._foreign(f"it is the comparison of something else: {', '.join(changed)} differ")
 
@@ -109,10 +107,6 @@ class RowFile:
 
     def _foreign(self, why: str) -> ComparisonError:
         return ComparisonError(f"{self.path} cannot be resumed: {why}. Give another path, or move the file away.")
-
-
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, allow_nan=False) + "\n"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
