@@ -12,8 +12,10 @@ from torch import nn
 from alignkit import hookimpl
 from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
 from alignkit.graph.proof.perturb import perturbed
+from alignkit.models import sources
 from alignkit.models.folders import source_of
 from alignkit.models.sources import load_model
+from alignkit.plugins import Registry
 from alignkit.plugins.plugin_registry import registry
 from alignkit.tracing import trace
 
@@ -222,3 +224,35 @@ def test_source_of_a_plugin() -> None:
         assert load_model("mylib:5")[0].in_features == 5
     finally:
         registry().unregister(key)
+
+
+SOURCES = {
+    "none": (lambda name: None, "returned None, not (model, args, kwargs)"),
+    "model only": (lambda name: __import__("torch").nn.Linear(2, 2), "not (model, args, kwargs)"),
+    "two": (lambda name: (1, 2), "returned (1, 2)"),
+    "no module": (lambda name: ("model", (), {}), "returned (str, tuple, dict), not (Module, tuple, dict)"),
+    "no tuple": (lambda name: (__import__("torch").nn.Linear(2, 2), 3, {}), "(Linear, int, dict)"),
+    "raises": (lambda name: 1 / 0, "the source 'hub' failed: ZeroDivisionError"),
+    "too many arguments": (lambda name, other: None, "the source 'hub' failed: TypeError"),
+}
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_a_source_that_returns_no_model_is_one_error(case, monkeypatch):
+    make, said = SOURCES[case]
+
+    class Offering:
+        @hookimpl
+        def alignkit_register_model_sources(self):
+            return {"hub": make}
+
+    registry = Registry([])
+    registry.register(Offering())
+    monkeypatch.setattr("alignkit.plugins.plugin_registry.registry", lambda: registry)
+    for bare in (False, True):
+        with pytest.raises(ModelSourceError) as caught:
+            sources.load_model("hub:small", bare=bare)
+        assert said in str(caught.value)
+        assert str(caught.value).startswith("hub:small: ")
+    with pytest.raises(UsageError):
+        sources.load_model("hub:")
