@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from alignkit.cli.inputs import parse_options
 from alignkit.errors import UsageError
-from alignkit.zoo import NetworkSet, architecture, source, write_set
+from alignkit.zoo import NetworkSet, Recipe, architecture, plan_set, source, write_set
 from alignkit.zoo.architectures import FAMILIES
 
 WIDTHS_OF = {"mlp": "widths", "siren": "widths", "cnn": "channels"}
@@ -83,23 +83,17 @@ def zoo(
         def report(done: float, total: int) -> None:
             bar.update(job, completed=done, total=total)
 
-        found = write_set(
-            output,
+        given = {"epochs": epochs, "steps": steps, "batch_size": batch, "learning_rate": lr}
+        plan = plan_set(
             architecture(family, **fields),
             source(learnt, **about),
             count,
+            recipe=Recipe.model_validate({name: value for name, value in given.items() if value is not None}),
             seed=seed,
-            data=data,
-            epochs=epochs,
-            steps=steps,
-            batch=batch,
-            lr=lr,
-            splits=(shares[0], shares[1], shares[2]),
             shard=shard,
-            device=device,
-            chunk=chunk,
-            progress=report,
+            shares=shares,
         )
+        found = write_set(output, plan, data=data, device=device, chunk=chunk, progress=report)
     for line in summary(found):
         typer.echo(line)
 

@@ -1,10 +1,11 @@
 """Data sets of trained networks: many small ones trained at once, kept in sharded safetensors with a manifest.
 
-`write_set` makes a data set, `NetworkSet.open` reads it, `train` trains networks in memory.
+`plan_set` says what a data set holds and `write_set` makes it, `NetworkSet.open` reads it, `train` trains networks in
+memory.
 """
 
 from alignkit.zoo.architectures import Architecture, Cnn, Lstm, Mlp, ResNet, Siren, Vit, architecture
-from alignkit.zoo.manifest import Manifest, NetworkRecord
+from alignkit.zoo.manifest import Manifest, NetworkRecord, SetPlan, plan_set
 from alignkit.zoo.network_set import NetworkSet
 from alignkit.zoo.recipe import Recipe
 from alignkit.zoo.sources import ImageSource, SignalSource, SineSource, Source, source
@@ -22,6 +23,7 @@ __all__ = [
     "NetworkSet",
     "Recipe",
     "ResNet",
+    "SetPlan",
     "SignalSource",
     "SineSource",
     "Siren",
@@ -29,6 +31,7 @@ __all__ = [
     "Trained",
     "Vit",
     "architecture",
+    "plan_set",
     "source",
     "train",
     "write_set",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import ZooError
-from alignkit.zoo.architectures import AnyArchitecture
-from alignkit.zoo.recipe import Recipe
-from alignkit.zoo.sources import AnySource
+from alignkit.text import describe_validation
+from alignkit.zoo.architectures import AnyArchitecture, Architecture
+from alignkit.zoo.recipe import Recipe, complete_recipe
+from alignkit.zoo.sources import AnySource, Source
 
 MANIFEST = "manifest.json"
 FORMAT = Format("alignkit.zoo", "manifest of a network data set", "alignkit zoo", ZooError)
@@ -46,19 +50,79 @@ class SetShard(BaseModel):
 
 
 class SetPlan(BaseModel):
-    """Everything that decides the weights of a data set: equal plans give equal networks."""
+    """Everything that decides the weights of a data set: equal plans give equal networks. `plan_set` makes one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     architecture: AnyArchitecture
     source: AnySource
     recipe: Recipe
-    count: int
+    count: Annotated[int, Field(ge=1)]
     """Networks in all."""
-    seed: int
-    shard: int
+    seed: Annotated[int, Field(ge=0)]
+    shard: Annotated[int, Field(ge=1)]
     """Networks in one file."""
     shares: tuple[float, float, float]
     """Of train, validation and test in the count of networks."""
+
+    @field_validator("shares")
+    @classmethod
+    def _add_up(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise ValueError("give the shares of train, validation and test, which add up to 1")
+        return shares
+
+    def split(self) -> dict[SplitName, tuple[int, ...]]:
+        """Draw the numbers of the networks of each split; all views of one signal fall into the same."""
+        views: dict[int, list[int]] = {}
+        for index in range(self.count):
+            views.setdefault(self.source.target(index) if self.source.own_targets else index, []).append(index)
+        units = list(views.values())
+        order = np.random.default_rng([self.seed, 1]).permutation(len(units))
+        ends = np.rint(np.cumsum(self.shares) * len(units)).astype(int)
+        parts = np.split(order, ends[:2])
+        return {
+            name: tuple(sorted(index for unit in part for index in units[unit]))
+            for name, part in zip(SPLITS, parts, strict=True)
+        }
+
+
+def plan_set(
+    architecture: Architecture,
+    source: Source,
+    count: int,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    shard: int = 64,
+    shares: Sequence[float] = (0.8, 0.1, 0.1),
+) -> SetPlan:
+    """Plan a data set of networks.
+
+    Args:
+        architecture: What is trained; its shape and outputs are taken from the source.
+        source: What is learnt.
+        count: Networks in all.
+        recipe: How they are trained; fields that are not given, and None, take what suits the family and the source.
+        seed: Seed of everything that is random, the splits included.
+        shard: Networks in one file.
+        shares: Shares of train, validation and test in the networks; their sum is 1.
+
+    Raises:
+        ZooError: A value is out of range, or the architecture does not fit the source.
+    """
+    fields = {
+        "architecture": architecture.for_source(source.shape, source.outputs),
+        "source": source,
+        "recipe": complete_recipe(recipe, architecture, source),
+        "count": count,
+        "seed": seed,
+        "shard": shard,
+        "shares": tuple(shares),
+    }
+    try:
+        return SetPlan.model_validate(fields)
+    except ValidationError as error:
+        raise ZooError(f"this set of networks cannot be planned: {describe_validation(error)}") from error
 
 
 class Manifest(BaseModel):

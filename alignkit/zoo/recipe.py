@@ -16,16 +16,20 @@ FINAL_SHARE = 0.01
 
 
 class Recipe(BaseModel):
-    """Settings of one training run: Adam with decoupled weight decay; its rate rises, then falls by a cosine."""
+    """Settings of one training run: Adam with decoupled weight decay; its rate rises, then falls by a cosine.
+
+    What trains networks by a recipe takes what suits the family and the source in place of fields that were not given
+    (`complete_recipe`): ``Recipe(epochs=10)`` changes the epochs only.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     epochs: Count | None = None
     """Passes over the training split, each in an order of the network's own. None where ``steps`` is given."""
     steps: Count | None = None
     """Steps in all; the samples of a step are drawn with new orders as long as needed."""
-    batch: Count = 128
+    batch_size: Count = 128
     """Samples of a step; all of them where there are fewer."""
-    lr: Annotated[float, Field(gt=0)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decay of all weights in a step, in units of the learning rate."""
@@ -38,43 +42,36 @@ class Recipe(BaseModel):
 
     def total_steps(self, samples: int) -> int:
         """Steps of the whole run on this many samples."""
-        return self.steps or (self.epochs or 1) * max(samples // self.batch, 1)
+        return self.steps or (self.epochs or 1) * max(samples // self.batch_size, 1)
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of a step, counted from 0."""
         rising = max(round(self.warmup * total), 1)
         if step < rising:
-            return self.lr * (step + 1) / rising
+            return self.learning_rate * (step + 1) / rising
         progress = (step - rising + 1) / max(total - rising, 1)
-        return self.lr * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * progress)) / 2)
+        return self.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def default_recipe(
-    architecture: Architecture,
-    source: Source,
-    *,
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
-) -> Recipe:
-    """What trains this family on this kind of source well, with the settings that were given in its place."""
-    found = dict(_DEFAULTS[architecture.family])
-    if source.own_targets:
-        found |= {"epochs": None, "steps": 2000, "batch": 512}
-    elif source.name == "digits":
-        found |= {"epochs": 60, "batch": 64}
-    if epochs is not None or steps is not None:
-        found |= {"epochs": epochs, "steps": steps}
-    given = {"batch": batch, "lr": lr}
-    return Recipe.model_validate(found | {key: value for key, value in given.items() if value is not None})
-
-
-_DEFAULTS: dict[str, dict[str, object]] = {
+DEFAULTS: dict[str, dict[str, object]] = {
     "mlp": {"epochs": 4},
-    "cnn": {"epochs": 3, "lr": 5e-3},
-    "resnet": {"epochs": 3, "lr": 1e-2},
-    "vit": {"epochs": 8, "lr": 3e-3, "clip": 1.0},
-    "siren": {"epochs": 4, "lr": 1e-3},
-    "lstm": {"epochs": 5, "lr": 1e-2, "clip": 1.0},
+    "cnn": {"epochs": 3, "learning_rate": 5e-3},
+    "resnet": {"epochs": 3, "learning_rate": 1e-2},
+    "vit": {"epochs": 8, "learning_rate": 3e-3, "clip": 1.0},
+    "siren": {"epochs": 4, "learning_rate": 1e-3},
+    "lstm": {"epochs": 5, "learning_rate": 1e-2, "clip": 1.0},
 }
+"""What trains each family well on MNIST."""
+
+
+def complete_recipe(recipe: Recipe | None, architecture: Architecture, source: Source) -> Recipe:
+    """Fill the fields of a recipe that were not given with what trains this family on this kind of source well."""
+    fields = dict(DEFAULTS[architecture.family])
+    if source.own_targets:
+        fields |= {"epochs": None, "steps": 2000, "batch_size": 512}
+    elif source.name == "digits":  # few and small images
+        fields |= {"epochs": 60, "batch_size": 64}
+    given = {} if recipe is None else recipe.model_dump(exclude_unset=True)
+    if "epochs" in given or "steps" in given:
+        fields |= {"epochs": None, "steps": None}
+    return Recipe.model_validate(fields | given)

@@ -43,6 +43,17 @@ class Data:
     targets: Tensor
     own_targets: bool = False
 
+    def to(self, device: torch.device) -> Data:
+        """Move the samples to a device."""
+        return Data(self.inputs.to(device), self.targets.to(device), self.own_targets)
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Pick samples for every network: rows ``[k, batch]`` give inputs and targets ``[k, batch, ...]``."""
+        inputs = self.inputs.index_select(0, rows.flatten()).view(*rows.shape, *self.inputs.shape[1:])
+        if not self.own_targets:
+            return inputs, self.targets[rows]
+        return inputs, self.targets[torch.arange(len(rows), device=rows.device)[:, None], rows]
+
 
 class Source(BaseModel, ABC):
     """What the networks of a data set learn. `source` makes one by name."""

@@ -13,21 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state
-from torch.nn import functional
 
 from alignkit.errors import ZooError
-from alignkit.tasks.task import is_out_of_memory
+from alignkit.tasks.task import LOSSES, is_out_of_memory
+from alignkit.text import first_line
 from alignkit.zoo.architectures import Architecture
 from alignkit.zoo.manifest import NetworkRecord
-from alignkit.zoo.recipe import Recipe, default_recipe
-from alignkit.zoo.sources import Data, Source
+from alignkit.zoo.recipe import Recipe, complete_recipe
+from alignkit.zoo.sources import Data, Source, Split
 
 State = dict[str, Tensor]
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": functional.cross_entropy,
-    "mse": functional.mse_loss,
-}
+SPLITS: tuple[Split, Split] = ("train", "test")
+"""What networks learn from and what they are judged by."""
 EVALUATION_ROWS = 1000
+"""Samples of one forward call: outputs of a thousand images fit any memory."""
 GPU_CHUNK = 256
 """Networks that are trained together on a GPU."""
 Progress = Callable[[float], None]
@@ -49,7 +48,7 @@ class Trained:
     recipe: Recipe
 
     def __getitem__(self, index: int) -> State:
-        """State dict of one network."""
+        """Return the state dict of one network."""
         return {name: value[index] for name, value in self.weights.items()}
 
 
@@ -58,13 +57,9 @@ def train(
     source: Source,
     count: int,
     *,
-    seed: int = 0,
-    folder: str | Path | None = None,
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
     recipe: Recipe | None = None,
+    seed: int = 0,
+    data: str | Path | None = None,
     device: torch.device | str | None = None,
     chunk: int | None = None,
     first: int = 0,
@@ -79,49 +74,47 @@ def train(
         architecture: What is trained; its shape and outputs are taken from the source.
         source: What is learnt.
         count: How many networks.
+        recipe: How they are trained; fields that are not given, and None, take what suits the family and the source.
         seed: Seed of initial weights, orders of samples, and which signals there are.
-        folder: Where idx files are.
-        epochs: Passes over the data, or ``steps``: gradient steps. None is what suits the family.
-        steps: See ``epochs``.
-        batch: Samples of a step.
-        lr: Highest learning rate.
-        recipe: All settings of the training in place of the four above.
+        data: Where idx files are.
         device: Where to train. None is the CPU.
         chunk: Networks trained together: memory grows with it. None is 32 on a CPU (8 for convolutional families)
             and 256 on a GPU.
         first: Number of the first network: with 64, networks 64, 65, ... of the data set are trained.
-        progress: Told after every step how many networks are done.
+        progress: Called after every step with the networks that are done.
 
     Returns:
         Stacked weights, and what each network reached on the test split.
 
     Raises:
-        ZooError: The count or chunk is no positive number, the architecture does not fit the source or the
+        ZooError: The count or chunk is not positive, the architecture does not fit the source or the
             precision, files are missing, the device cannot be used or is too small, or a network did not stay finite.
         MissingExtraError: scikit-learn is needed and not installed.
     """
     if count < 1 or (chunk is not None and chunk < 1):
         raise ZooError(f"count is {count} and chunk is {chunk}: both have to be at least 1.")
     architecture = architecture.for_source(source.shape, source.outputs)
-    recipe = recipe or default_recipe(architecture, source, epochs=epochs, steps=steps, batch=batch, lr=lr)
-    where = _usable(device or "cpu")
-    size = chunk or default_chunk(architecture, where)
+    recipe = complete_recipe(recipe, architecture, source)
+    try:
+        where = torch.empty(0, device=device or "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        raise ZooError(f"device={str(device)!r} cannot be used: {first_line(error)}") from error
+    size = chunk or (architecture.cpu_chunk if where.type == "cpu" else GPU_CHUNK)
     parts = []
     for start in range(first, first + count, size):
         numbers = range(start, min(start + size, first + count))
-        on_step = _counted(progress, start - first, len(numbers))
-        parts.append(_train_chunk(architecture, source, numbers, seed, folder, recipe, where, on_step))
+
+        def on_step(step: int, total: int, start: int = start, numbers: range = numbers) -> None:
+            if progress is not None:
+                progress(start - first + len(numbers) * step / total)
+
+        parts.append(_train_chunk(architecture, source, numbers, seed, data, recipe, where, on_step))
     weights = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
     return Trained(weights, tuple(record for part in parts for record in part[1]), recipe)
 
 
-def default_chunk(architecture: Architecture, device: torch.device) -> int:
-    """How many networks of this architecture are best trained together on a device."""
-    return architecture.cpu_chunk if device.type == "cpu" else GPU_CHUNK
-
-
 def network_seed(seed: int, index: int) -> int:
-    """Seed of the initial weights of one network of a data set."""
+    """Return the seed of the initial weights of one network of a data set."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -140,8 +133,7 @@ def _train_chunk(
     models = [architecture.build(network) for network in seeds]
     orders = [torch.Generator().manual_seed(network + 1) for network in seeds]
     try:
-        learnt = _on(device, source.data(folder, "train", targets, seed))
-        judged = _on(device, source.data(folder, "test", targets, seed))
+        learnt, judged = (source.data(folder, split, targets, seed).to(device) for split in SPLITS)
         stack = Stack(models, source.loss, device, recipe.precision)
         fit(stack, learnt, recipe, orders, on_step)
         losses, accuracies = stack.evaluate(judged, source.metric)
@@ -175,11 +167,13 @@ def fit(
         orders: One generator a network, for its order of samples.
         on_step: Called after every step with the steps done and the steps in all.
     """
-    optimizer = torch.optim.AdamW(stack.parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        stack.parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
     total = recipe.total_steps(len(data.inputs))
-    rows = _batches(len(data.inputs), recipe.batch, orders, data.inputs.device)
+    rows = _batches(len(data.inputs), recipe.batch_size, orders, data.inputs.device)
     for step in range(total):
-        inputs, targets = _gather(data, next(rows))
+        inputs, targets = data.gather(next(rows))
         stack.backward(inputs, targets, recipe.clip)
         optimizer.param_groups[0]["lr"] = recipe.rate(step, total)
         optimizer.step()
@@ -213,7 +207,12 @@ class Stack:
         gradient = grad_and_value(self._objective)
         with self._precision():
             if self.count == 1:
-                grads, _ = _alone(gradient, detached, self.buffers, inputs, targets)
+                # Buffers are views, so that running statistics move on.
+                parameters, buffers = (
+                    {n: value[0] for n, value in state.items()} for state in (detached, self.buffers)
+                )
+                grads, _ = gradient(parameters, buffers, inputs[0], targets[0])
+                grads = {name: value[None] for name, value in grads.items()}
             else:
                 grads, _ = torch.vmap(gradient)(detached, self.buffers, inputs, targets)
         if clip is not None:
@@ -223,7 +222,7 @@ class Stack:
 
     @torch.no_grad()
     def evaluate(self, data: Data, metric: str | None) -> tuple[list[float], list[float | None]]:
-        """Mean loss, and accuracy if that is the metric, of each network in turn."""
+        """Compute the mean loss, and the accuracy if that is the metric, of each network in turn."""
         self._model.eval()
         losses: list[float] = []
         accuracies: list[float | None] = []
@@ -238,26 +237,19 @@ class Stack:
         return losses, accuracies
 
     def cpu(self) -> State:
-        """Parameters and buffers by name, detached, on the CPU."""
+        """Copy parameters and buffers by name to the CPU, detached."""
         return {name: value.detach().cpu() for name, value in {**self.parameters, **self.buffers}.items()}
 
     def _objective(self, parameters: State, buffers: State, inputs: Tensor, targets: Tensor) -> Tensor:
         outputs: Tensor = functional_call(self._model, (parameters, buffers), (inputs,))
-        return self._loss(outputs.float(), targets)
+        return torch.as_tensor(self._loss(outputs.float(), targets))
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        with _quiet(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+        with warnings.catch_warnings(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            # A slower batching rule of vmap is nothing that the caller could change.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
             yield
-
-
-def _alone(
-    gradient: Callable[..., tuple[State, Tensor]], parameters: State, buffers: State, inputs: Tensor, targets: Tensor
-) -> tuple[State, Tensor]:
-    """What vmap would return for a stack of one. Buffers are views, so that running statistics move on."""
-    one = [{name: value[0] for name, value in state.items()} for state in (parameters, buffers)]
-    grads, loss = gradient(*one, inputs[0], targets[0])
-    return {name: value[None] for name, value in grads.items()}, loss
 
 
 def _clip(grads: State, limit: float) -> None:
@@ -269,46 +261,9 @@ def _clip(grads: State, limit: float) -> None:
 
 
 def _batches(samples: int, batch: int, orders: list[torch.Generator], device: torch.device) -> Iterator[Tensor]:
-    """Rows ``[k, batch]`` of endless epochs, each network in its own order; what is left over at the end is dropped."""
+    """Yield rows ``[k, batch]`` of endless epochs, each network in its own order; the rest at the end is dropped."""
     size = min(batch, samples)
     while True:
         shuffled = torch.stack([torch.randperm(samples, generator=order) for order in orders]).to(device)
         for start in range(0, samples - size + 1, size):
             yield shuffled[:, start : start + size]
-
-
-def _gather(data: Data, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The samples of every network: ``[k, batch, ...]`` of inputs and targets."""
-    inputs = data.inputs.index_select(0, rows.flatten()).view(*rows.shape, *data.inputs.shape[1:])
-    if not data.own_targets:
-        return inputs, data.targets[rows]
-    return inputs, data.targets[torch.arange(len(rows), device=rows.device)[:, None], rows]
-
-
-def _usable(device: torch.device | str) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ZooError(f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _counted(progress: Progress | None, before: int, count: int) -> Callable[[int, int], None]:
-    """Turns steps of a chunk of networks into networks done."""
-
-    def on_step(done: int, total: int) -> None:
-        if progress is not None:
-            progress(before + count * done / total)
-
-    return on_step
-
-
-def _on(device: torch.device, data: Data) -> Data:
-    return Data(data.inputs.to(device), data.targets.to(device), data.own_targets)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # A slower batching rule of vmap is nothing that the caller could change.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        yield

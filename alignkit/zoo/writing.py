@@ -2,168 +2,101 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
 
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import ZooError
-from alignkit.zoo.architectures import Architecture
-from alignkit.zoo.manifest import (
-    MANIFEST,
-    SPLITS,
-    Manifest,
-    SetPlan,
-    SetShard,
-    SplitName,
-    read_manifest,
-    write_manifest,
-)
+from alignkit.zoo.manifest import MANIFEST, Manifest, SetPlan, SetShard, read_manifest, write_manifest
 from alignkit.zoo.network_set import NetworkSet
-from alignkit.zoo.recipe import Recipe, default_recipe
-from alignkit.zoo.sources import Source
-from alignkit.zoo.training import Trained, train
+from alignkit.zoo.training import train
 
-SHARD = 64
 Progress = Callable[[float, int], None]
 """Called with the networks done and the networks in all; those at work count by their share of the steps."""
 
 
 def write_set(
     folder: str | Path,
-    architecture: Architecture,
-    source: Source,
-    count: int,
+    plan: SetPlan,
     *,
-    seed: int = 0,
     data: str | Path | None = None,
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
-    recipe: Recipe | None = None,
-    splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    shard: int = SHARD,
     device: torch.device | str | None = None,
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> NetworkSet:
-    """Train a data set of networks into a folder, or go on with one that was cut off.
+    """Train a data set of networks into a folder, or resume one that was cut off.
 
-    Shards that are complete are kept: a killed run goes on with the first that is missing, and ends with the same
-    files as one that was never killed. A folder that is complete is opened as it is. Two processes on one folder do
-    the same work twice and no harm.
+    Shards that are complete are kept: a killed run resumes with the first that is missing, and ends with the same files
+    as one that was never killed. A folder that is complete is opened as it is. Two processes on one folder do the same
+    work twice and no harm.
 
     Args:
         folder: Where the manifest and the shards are written; created if it does not exist.
-        architecture: What is trained.
-        source: What is learnt.
-        count: Networks in all.
-        seed: Seed of everything that is random, the splits included.
+        plan: What is trained on what, how, and how many of them.
         data: Where idx files are.
-        epochs: As `train` takes it.
-        steps: As `train` takes it.
-        batch: As `train` takes it.
-        lr: As `train` takes it.
-        recipe: As `train` takes it.
-        splits: Shares of train, validation and test in the networks; their sum is 1.
-        shard: Networks in one file.
-        device: As `train` takes it.
-        chunk: As `train` takes it.
-        progress: Told after every step how many networks are done.
+        device: Where to train. None is the CPU.
+        chunk: Networks trained together, as `train` takes it.
+        progress: Called after every step with the networks that are done.
 
     Raises:
-        ZooError: As `train`; or the folder holds something else, or a data set made with other settings.
+        ZooError: As `train`; or the folder holds something else, or a data set made with another plan.
         WeightsError: The folder cannot be written to.
         MissingExtraError: scikit-learn is needed and not installed.
     """
     folder = Path(folder)
-    architecture = architecture.for_source(source.shape, source.outputs)
-    plan = _plan(architecture, source, count, seed, splits, shard, recipe, epochs, steps, batch, lr)
-    manifest = _begun(folder, plan)
+    manifest = _begin(folder, plan)
     while not manifest.complete:
-        first, begun = len(manifest.networks), perf_counter()
+        first, started = len(manifest.networks), perf_counter()
+
+        def report(done: float, first: int = first) -> None:
+            if progress is not None:
+                progress(first + done, plan.count)
+
         trained = train(
-            architecture,
-            source,
-            min(shard, count - first),
-            seed=seed,
-            folder=data,
+            plan.architecture,
+            plan.source,
+            min(plan.shard, plan.count - first),
             recipe=plan.recipe,
+            seed=plan.seed,
+            data=data,
             device=device,
             chunk=chunk,
             first=first,
-            progress=_shifted(progress, first, count),
+            progress=report,
         )
-        manifest = _with_shard(folder, trained, first, perf_counter() - begun)
+        manifest = read_manifest(folder)
+        if len(manifest.networks) != first:  # another process wrote this shard in the meantime
+            continue
+        name = f"networks-{len(manifest.shards):05d}.safetensors"
+        last = first + len(trained.records) - 1
+        write_weights(folder / name, trained.weights, {"alignkit.zoo": f"networks {first} to {last}"})
+        shards = (*manifest.shards, SetShard(file=name, first=first, networks=trained.records))
+        seconds = round(manifest.seconds + perf_counter() - started, 3)
+        manifest = manifest.model_copy(update={"shards": shards, "seconds": seconds})
+        write_manifest(folder, manifest)
     return NetworkSet(folder, manifest)
 
 
-def _with_shard(folder: Path, trained: Trained, first: int, seconds: float) -> Manifest:
-    """Write one shard, then the manifest that lists it, unless another process did so in the meantime."""
-    manifest = read_manifest(folder)
-    if len(manifest.networks) != first:
-        return manifest
-    name = f"networks-{len(manifest.shards):05d}.safetensors"
-    last = first + len(trained.records) - 1
-    write_weights(folder / name, trained.weights, {"alignkit.zoo": f"networks {first} to {last}"})
-    shards = (*manifest.shards, SetShard(file=name, first=first, networks=trained.records))
-    manifest = manifest.model_copy(update={"shards": shards, "seconds": round(manifest.seconds + seconds, 3)})
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def _shifted(progress: Progress | None, first: int, count: int) -> Callable[[float], None] | None:
-    return None if progress is None else lambda done: progress(first + done, count)
-
-
-def _plan(
-    architecture: Architecture,
-    source: Source,
-    count: int,
-    seed: int,
-    splits: tuple[float, float, float],
-    shard: int,
-    recipe: Recipe | None,
-    epochs: int | None,
-    steps: int | None,
-    batch: int | None,
-    lr: float | None,
-) -> SetPlan:
-    if count < 1 or shard < 1:
-        raise ZooError(f"count is {count} and shard is {shard}: both have to be at least 1.")
-    if len(splits) != len(SPLITS) or min(splits) < 0 or not math.isclose(sum(splits), 1, abs_tol=1e-6):
-        raise ZooError(f"splits is {splits}: give the shares of train, validation and test, which add up to 1.")
-    recipe = recipe or default_recipe(architecture, source, epochs=epochs, steps=steps, batch=batch, lr=lr)
-    return SetPlan.model_validate(
-        {
-            "architecture": architecture,
-            "source": source,
-            "recipe": recipe,
-            "count": count,
-            "seed": seed,
-            "shard": shard,
-            "shares": splits,
-        }
-    )
-
-
-def _begun(folder: Path, plan: SetPlan) -> Manifest:
-    """The manifest of a folder: that of an earlier run with this plan, or a new one.
+def _begin(folder: Path, plan: SetPlan) -> Manifest:
+    """Return the manifest of a folder: that of an earlier run with this plan, or a new one.
 
     Raises:
         ZooError: The folder holds something else, or a data set with another plan.
     """
     if folder.is_dir() and (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
-        if manifest.plan != plan:
+        differences = [
+            f"{name} is {getattr(manifest.plan, name)!r} there and {getattr(plan, name)!r} now"
+            for name in SetPlan.model_fields
+            if getattr(manifest.plan, name) != getattr(plan, name)
+        ]
+        if differences:
             raise ZooError(
-                f"{folder} holds a data set that was made with other settings: {_differences(manifest.plan, plan)}. "
-                "Choose another folder, or the same settings to go on with it."
+                f"{folder} holds a data set that was made with other settings: {'; '.join(differences)}. "
+                "Choose another folder, or the same settings to resume it."
             )
         return manifest
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -172,29 +105,6 @@ def _begun(folder: Path, plan: SetPlan) -> Manifest:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ZooError(f"the folder {folder} cannot be created: {error.strerror}.") from error
-    manifest = Manifest(plan=plan, splits=_splits(plan))
+    manifest = Manifest(plan=plan, splits=plan.split())
     write_manifest(folder, manifest)
     return manifest
-
-
-def _differences(there: SetPlan, wanted: SetPlan) -> str:
-    return "; ".join(
-        f"{name} is {getattr(there, name)!r} there and {getattr(wanted, name)!r} now"
-        for name in SetPlan.model_fields
-        if getattr(there, name) != getattr(wanted, name)
-    )
-
-
-def _splits(plan: SetPlan) -> dict[SplitName, tuple[int, ...]]:
-    """Numbers of the networks of each split, drawn at random; all views of one signal fall into the same."""
-    views: dict[int, list[int]] = {}
-    for index in range(plan.count):
-        views.setdefault(plan.source.target(index) if plan.source.own_targets else index, []).append(index)
-    units = list(views.values())
-    order = np.random.default_rng([plan.seed, 1]).permutation(len(units))
-    ends = np.rint(np.cumsum(plan.shares) * len(units)).astype(int)
-    parts = np.split(order, ends[:2])
-    return {
-        name: tuple(sorted(index for unit in part for index in units[unit]))
-        for name, part in zip(SPLITS, parts, strict=True)
-    }

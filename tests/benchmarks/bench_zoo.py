@@ -17,7 +17,7 @@ import torch
 import alignkit.zoo as zoo
 
 FULL, SMALL = zoo.source("mnist"), zoo.source("mnist", size=14)
-HALF = zoo.Recipe(epochs=4, batch=256, lr=4e-3, precision="bf16")
+HALF = zoo.Recipe(epochs=4, batch_size=256, learning_rate=4e-3, precision="bf16")
 CASES = {
     "784-128-128-128-10": (zoo.Mlp(widths=(128, 128, 128)), FULL, None),
     "784-128-128-128-10, bf16": (zoo.Mlp(widths=(128, 128, 128)), FULL, HALF),
@@ -33,7 +33,7 @@ def measured(case: str, networks: int, chunk: int | None) -> dict[str, float]:
     for split in ("train", "test"):
         source.load(folder, split)
     started = process_time()
-    found = zoo.train(architecture, source, networks, folder=folder, recipe=recipe, chunk=chunk)
+    found = zoo.train(architecture, source, networks, recipe=recipe, data=folder, chunk=chunk)
     seconds = process_time() - started
     accuracies = [record.accuracy or 0.0 for record in found.records]
     return {

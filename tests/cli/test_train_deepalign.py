@@ -17,7 +17,10 @@ def zoo_folder(tmp_path_factory):
     from alignkit import zoo
 
     folder = tmp_path_factory.mktemp("zoo") / "networks"
-    zoo.write_set(folder, zoo.Mlp(widths=(8, 8)), zoo.source("digits"), 10, seed=0, epochs=2, splits=(0.6, 0.4, 0.0))
+    plan = zoo.plan_set(
+        zoo.Mlp(widths=(8, 8)), zoo.source("digits"), 10, recipe=zoo.Recipe(epochs=2), shares=(0.6, 0.4, 0.0)
+    )
+    zoo.write_set(folder, plan)
     return folder
 
 

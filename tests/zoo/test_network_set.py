@@ -14,20 +14,24 @@ from alignkit.errors import ZooError
 
 DIGITS = zoo.source("digits")
 MLP = zoo.Mlp(widths=(16,))
-SETTINGS = {"epochs": 2, "shard": 3, "seed": 4}
+
+
+def plan_mlps(seed: int = 4) -> zoo.SetPlan:
+    """8 MLPs in three files."""
+    return zoo.plan_set(MLP, DIGITS, 8, recipe=zoo.Recipe(epochs=2), seed=seed, shard=3, shares=(0.5, 0.25, 0.25))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 8 MLPs in three files."""
     folder = tmp_path_factory.mktemp("sets") / "mlps"
-    zoo.write_set(folder, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **SETTINGS)
+    zoo.write_set(folder, plan_mlps())
     return folder
 
 
 def test_a_set_reads_back_what_was_trained(made: Path) -> None:
     found = zoo.NetworkSet.open(made)
-    trained = zoo.train(MLP, DIGITS, 8, epochs=2, seed=4, chunk=3)
+    trained = zoo.train(MLP, DIGITS, 8, seed=4, chunk=3, recipe=zoo.Recipe(epochs=2))
     assert len(found) == 8
     for index in range(8):
         assert all(torch.allclose(value, trained[index][name], atol=1e-4) for name, value in found[index].items())
@@ -48,7 +52,10 @@ def test_splits_hold_every_network_once(made: Path) -> None:
 
 def test_views_of_a_signal_stay_in_one_split(tmp_path: Path) -> None:
     waves = zoo.source("sine", points=32, views=2)
-    found = zoo.write_set(tmp_path / "waves", zoo.Siren(widths=(4,)), waves, 12, steps=2, splits=(0.5, 0.0, 0.5))
+    found = zoo.write_set(
+        tmp_path / "waves",
+        zoo.plan_set(zoo.Siren(widths=(4,)), waves, 12, recipe=zoo.Recipe(steps=2), shares=(0.5, 0.0, 0.5)),
+    )
     for name in ("train", "test"):
         indices = found.indices(name)
         assert len(indices) == 6
@@ -73,7 +80,9 @@ def test_model_graph_and_task_belong_to_the_set(made: Path) -> None:
 
 def test_the_task_of_a_wave_is_that_of_its_network(tmp_path: Path) -> None:
     waves = zoo.source("sine", points=64)
-    found = zoo.write_set(tmp_path / "waves", zoo.Siren(widths=(16,)), waves, 4, steps=100)
+    found = zoo.write_set(
+        tmp_path / "waves", zoo.plan_set(zoo.Siren(widths=(16,)), waves, 4, recipe=zoo.Recipe(steps=100))
+    )
     for index in (1, 3):
         result = found.task(index=index).evaluate(found[index])
         assert result.loss == pytest.approx(found.manifest.networks[index].loss, rel=1e-3, abs=1e-6)
@@ -91,21 +100,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(made: Path, tmp_path:
             raise Killed
 
     with pytest.raises(Killed):
-        zoo.write_set(folder, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), progress=kill, **SETTINGS)
+        zoo.write_set(folder, plan_mlps(), progress=kill)
     with pytest.raises(ZooError, match="holds 3 of 8 networks"):
         zoo.NetworkSet.open(folder)
     kept = (folder / "networks-00000.safetensors").stat().st_mtime_ns
     (folder / "networks-00001.safetensors").write_bytes(b"a file that was being written")
     done: list[float] = []
-    zoo.write_set(
-        folder,
-        MLP,
-        DIGITS,
-        8,
-        splits=(0.5, 0.25, 0.25),
-        progress=lambda now, total: done.append(now),
-        **SETTINGS,
-    )
+    zoo.write_set(folder, plan_mlps(), progress=lambda now, total: done.append(now))
     assert done == sorted(done) and 3 < done[0] < 4 and done[-1] == 8
     assert (folder / "networks-00000.safetensors").stat().st_mtime_ns == kept
     for path in made.glob("*.safetensors"):
@@ -119,9 +120,9 @@ def test_another_process_on_the_same_folder_does_no_harm(made: Path, tmp_path: P
     def other(done: float, total: int) -> None:
         if not once:
             once.append(1)
-            zoo.write_set(folder, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **SETTINGS)
+            zoo.write_set(folder, plan_mlps())
 
-    found = zoo.write_set(folder, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), progress=other, **SETTINGS)
+    found = zoo.write_set(folder, plan_mlps(), progress=other)
     assert found.manifest.complete
     for path in made.glob("*.safetensors"):
         assert path.read_bytes() == (folder / path.name).read_bytes()
@@ -129,15 +130,15 @@ def test_another_process_on_the_same_folder_does_no_harm(made: Path, tmp_path: P
 
 def test_other_settings_are_refused_and_the_same_are_not_trained_again(made: Path) -> None:
     with pytest.raises(ZooError, match="made with other settings: seed is 4 there and 5 now"):
-        zoo.write_set(made, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **{**SETTINGS, "seed": 5})
-    again = zoo.write_set(made, MLP, DIGITS, 8, splits=(0.5, 0.25, 0.25), **SETTINGS, progress=pytest.fail)
+        zoo.write_set(made, plan_mlps(seed=5))
+    again = zoo.write_set(made, plan_mlps(), progress=pytest.fail)
     assert len(again) == 8
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ZooError, match="holds no network data set"):
-        zoo.write_set(tmp_path, MLP, DIGITS, 2, epochs=1)
+        zoo.write_set(tmp_path, zoo.plan_set(MLP, DIGITS, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -170,4 +171,4 @@ def test_wrong_requests_are_errors(made: Path) -> None:
     with pytest.raises(ZooError, match="no split 'validation'"):
         found.task("validation")
     with pytest.raises(ZooError, match="add up to 1"):
-        zoo.write_set(made.parent / "other", MLP, DIGITS, 2, splits=(0.5, 0.1, 0.1))
+        zoo.plan_set(MLP, DIGITS, 2, shares=(0.5, 0.1, 0.1))

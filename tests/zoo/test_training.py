@@ -9,7 +9,7 @@ from torch import nn
 import alignkit
 import alignkit.zoo as zoo
 from alignkit.errors import ZooError
-from alignkit.zoo.recipe import default_recipe
+from alignkit.zoo.recipe import complete_recipe
 
 DIGITS = zoo.source("digits")
 SMALL = {
@@ -28,18 +28,18 @@ def source_of(family: str) -> zoo.Source:
 
 def alone(architecture: zoo.Architecture, source: zoo.Source, seed: int, recipe: zoo.Recipe) -> nn.Module:
     """The first network of a data set, trained as a tutorial would: one module, one optimiser, one batch at a time."""
-    seed_of_network = zoo.train(architecture, source, 1, seed=seed, steps=1).records[0].seed
+    seed_of_network = zoo.train(architecture, source, 1, seed=seed, recipe=zoo.Recipe(steps=1)).records[0].seed
     model = architecture.for_source(source.shape, source.outputs).build(seed_of_network).train()
     data = source.data(None, "train", [0], seed)
     targets = data.targets[0] if data.own_targets else data.targets
     generator = torch.Generator().manual_seed(seed_of_network + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     total, order = recipe.total_steps(len(data.inputs)), torch.empty(0, dtype=torch.int64)
     measure = nn.functional.mse_loss if data.own_targets else nn.functional.cross_entropy
     for step in range(total):
-        if len(order) < recipe.batch:
+        if len(order) < recipe.batch_size:
             order = torch.randperm(len(data.inputs), generator=generator)
-        rows, order = order[: recipe.batch], order[recipe.batch :]
+        rows, order = order[: recipe.batch_size], order[recipe.batch_size :]
         optimizer.param_groups[0]["lr"] = recipe.rate(step, total)
         optimizer.zero_grad()
         measure(model(data.inputs[rows]), targets[rows]).backward()
@@ -52,7 +52,7 @@ def alone(architecture: zoo.Architecture, source: zoo.Source, seed: int, recipe:
 @pytest.mark.parametrize("family", SMALL)
 @pytest.mark.parametrize("count", [1, 3])
 def test_networks_trained_together_are_those_trained_alone(family: str, count: int) -> None:
-    recipe = zoo.Recipe(steps=40, batch=32, lr=1e-3, weight_decay=0.01, clip=0.5)
+    recipe = zoo.Recipe(steps=40, batch_size=32, learning_rate=1e-3, weight_decay=0.01, clip=0.5)
     together = zoo.train(SMALL[family], source_of(family), count, seed=3, recipe=recipe)
     expected = alone(SMALL[family], source_of(family), 3, recipe).state_dict()
     assert set(together[0]) == set(expected)
@@ -70,9 +70,9 @@ def test_every_family_traces_to_a_graph_that_keeps_the_function(family: str) -> 
 
 
 def test_chunks_do_not_change_the_networks() -> None:
-    whole = zoo.train(SMALL["mlp"], DIGITS, 5, seed=1, epochs=1, chunk=5)
-    parts = zoo.train(SMALL["mlp"], DIGITS, 5, seed=1, epochs=1, chunk=2)
-    later = zoo.train(SMALL["mlp"], DIGITS, 2, seed=1, epochs=1, first=3)
+    whole = zoo.train(SMALL["mlp"], DIGITS, 5, seed=1, chunk=5, recipe=zoo.Recipe(epochs=1))
+    parts = zoo.train(SMALL["mlp"], DIGITS, 5, seed=1, chunk=2, recipe=zoo.Recipe(epochs=1))
+    later = zoo.train(SMALL["mlp"], DIGITS, 2, seed=1, first=3, recipe=zoo.Recipe(epochs=1))
     for name, value in whole.weights.items():
         assert torch.allclose(value, parts.weights[name], atol=1e-4)
         assert torch.allclose(value[3:], later.weights[name], atol=1e-4)
@@ -82,27 +82,27 @@ def test_chunks_do_not_change_the_networks() -> None:
 def test_the_same_call_gives_the_same_weights_and_leaves_global_random_numbers_alone() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    first, second = (zoo.train(SMALL["cnn"], DIGITS, 2, seed=1, steps=10) for _ in range(2))
+    first, second = (zoo.train(SMALL["cnn"], DIGITS, 2, seed=1, recipe=zoo.Recipe(steps=10)) for _ in range(2))
     assert all(torch.equal(value, second.weights[name]) for name, value in first.weights.items())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_networks_differ_from_one_another_and_between_seeds() -> None:
-    found = zoo.train(SMALL["mlp"], DIGITS, 2, seed=1, steps=5).weights["hidden1.weight"]
-    other = zoo.train(SMALL["mlp"], DIGITS, 2, seed=2, steps=5).weights["hidden1.weight"]
+    found = zoo.train(SMALL["mlp"], DIGITS, 2, seed=1, recipe=zoo.Recipe(steps=5)).weights["hidden1.weight"]
+    other = zoo.train(SMALL["mlp"], DIGITS, 2, seed=2, recipe=zoo.Recipe(steps=5)).weights["hidden1.weight"]
     assert not torch.allclose(found[0], found[1], atol=0.01)
     assert not torch.allclose(found, other, atol=0.01)
 
 
 @pytest.mark.slow
 def test_digits_are_learnt() -> None:
-    found = zoo.train(zoo.Mlp(widths=(64,)), DIGITS, 4, epochs=20)
+    found = zoo.train(zoo.Mlp(widths=(64,)), DIGITS, 4, recipe=zoo.Recipe(epochs=20))
     assert min(record.accuracy or 0 for record in found.records) > 0.95
 
 
 @pytest.mark.slow
 def test_waves_are_learnt() -> None:
-    found = zoo.train(zoo.Siren(widths=(24, 24)), zoo.source("sine", points=256), 4, steps=400)
+    found = zoo.train(zoo.Siren(widths=(24, 24)), zoo.source("sine", points=256), 4, recipe=zoo.Recipe(steps=400))
     assert max(record.loss for record in found.records) < 0.01
     assert [record.target for record in found.records] == [0, 0, 1, 1]
     assert all(record.accuracy is None for record in found.records)
@@ -111,7 +111,7 @@ def test_waves_are_learnt() -> None:
 def test_half_precision_trains_to_nearly_the_same_loss() -> None:
     losses = []
     for precision in ("float32", "bf16"):
-        recipe = zoo.Recipe(epochs=5, batch=64, precision=precision)
+        recipe = zoo.Recipe(epochs=5, batch_size=64, precision=precision)
         found = zoo.train(zoo.Mlp(widths=(32,)), DIGITS, 2, recipe=recipe)
         assert found.weights["hidden1.weight"].dtype == torch.float32
         losses.append(found.records[0].loss)
@@ -119,17 +119,17 @@ def test_half_precision_trains_to_nearly_the_same_loss() -> None:
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    recipe = zoo.Recipe(epochs=1, lr=1.0, warmup=0.1)
+    recipe = zoo.Recipe(epochs=1, learning_rate=1.0, warmup=0.1)
     rates = [recipe.rate(step, 100) for step in range(100)]
     assert rates.index(max(rates)) == 9
     assert max(rates) == 1.0
     assert rates[-1] == pytest.approx(0.01)
-    assert default_recipe(zoo.Mlp(), DIGITS, lr=0.5).lr == 0.5
+    assert complete_recipe(zoo.Recipe(learning_rate=0.5), zoo.Mlp(), DIGITS).learning_rate == 0.5
 
 
 def test_networks_that_diverge_are_an_error() -> None:
     with pytest.raises(ZooError, match="did not stay finite: lower the learning rate"):
-        zoo.train(zoo.Mlp(widths=(8, 8)), DIGITS, 2, steps=30, lr=1e30)
+        zoo.train(zoo.Mlp(widths=(8, 8)), DIGITS, 2, recipe=zoo.Recipe(steps=30, learning_rate=1e30))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_an_architecture_that_makes_no_sense_is_refused(family: str, fields: dic
 )
 def test_an_architecture_that_does_not_fit_the_source_is_refused(architecture: zoo.Architecture, message: str) -> None:
     with pytest.raises(ZooError, match=message):
-        zoo.train(architecture, DIGITS, 1, steps=1)
+        zoo.train(architecture, DIGITS, 1, recipe=zoo.Recipe(steps=1))
 
 
 def test_an_architecture_without_a_shape_cannot_be_built() -> None:
@@ -168,6 +168,6 @@ def test_an_architecture_without_a_shape_cannot_be_built() -> None:
 
 def test_a_device_that_is_not_there_and_a_precision_that_does_not_fit_are_errors() -> None:
     with pytest.raises(ZooError, match="device='xpu:7' cannot be used"):
-        zoo.train(SMALL["mlp"], DIGITS, 1, steps=1, device="xpu:7")
+        zoo.train(SMALL["mlp"], DIGITS, 1, device="xpu:7", recipe=zoo.Recipe(steps=1))
     with pytest.raises(ZooError, match="BatchNorm cannot be trained in bf16"):
         zoo.train(SMALL["resnet"], DIGITS, 1, recipe=zoo.Recipe(steps=1, precision="bf16"))

@@ -45,13 +45,13 @@ FASHION = zoo.source("fashion-mnist")
 SINE = zoo.source("sine")
 
 # Set so that all sets together take less than an hour on one idle core.
-FAST = zoo.Recipe(epochs=4, batch=256, lr=4e-3, precision="bf16")
-CNN = zoo.Recipe(epochs=3, batch=128, lr=5e-3)
-CNN_MAX = zoo.Recipe(epochs=2, batch=64, lr=5e-3)
-SIREN = zoo.Recipe(steps=1000, batch=512, lr=1e-3)
-RESNET = zoo.Recipe(epochs=1, batch=64, lr=1e-2)
-VIT = zoo.Recipe(epochs=3, batch=128, lr=5e-3, clip=1.0)
-LSTM = zoo.Recipe(epochs=3, batch=128, lr=1e-2, clip=1.0)
+FAST = zoo.Recipe(epochs=4, batch_size=256, learning_rate=4e-3, precision="bf16")
+CNN = zoo.Recipe(epochs=3, batch_size=128, learning_rate=5e-3)
+CNN_MAX = zoo.Recipe(epochs=2, batch_size=64, learning_rate=5e-3)
+SIREN = zoo.Recipe(steps=1000, batch_size=512, learning_rate=1e-3)
+RESNET = zoo.Recipe(epochs=1, batch_size=64, learning_rate=1e-2)
+VIT = zoo.Recipe(epochs=3, batch_size=128, learning_rate=5e-3, clip=1.0)
+LSTM = zoo.Recipe(epochs=3, batch_size=128, learning_rate=1e-2, clip=1.0)
 
 TRAINING = [
     Wanted("mlp-128x3", mlp(128, 128, 128), SMALL, 40, IN_TRAINING),
@@ -83,7 +83,7 @@ HELD = [
 ]
 # At omega 30 hidden units start at random high frequencies and stay there: no permutation brings two networks together.
 # At omega 3 they move, and units of two views can be matched.
-SLOW_SIREN = zoo.Recipe(steps=1000, batch=512, lr=3e-3)
+SLOW_SIREN = zoo.Recipe(steps=1000, batch_size=512, learning_rate=3e-3)
 SLOW_WAVES = [
     Wanted("siren-omega3-32x2", zoo.Siren(widths=(32, 32), omega=3), SINE, 80, IN_TRAINING, SLOW_SIREN),
     Wanted("siren-omega3-48x2", zoo.Siren(widths=(48, 48), omega=3), SINE, 36, HELD_OUT, SLOW_SIREN),
@@ -115,18 +115,16 @@ def main() -> None:
             print(f"{wanted.name}: there already", flush=True)
             continue
         started = perf_counter()
-        found = zoo.write_set(
-            folder,
+        plan = zoo.plan_set(
             wanted.architecture,
             wanted.source,
             wanted.count,
-            seed=SEEDS[wanted.name],
-            data=arguments.data,
-            splits=wanted.splits,
-            shard=20,
-            device=arguments.device,
             recipe=wanted.recipe,
+            seed=SEEDS[wanted.name],
+            shard=20,
+            shares=wanted.splits,
         )
+        found = zoo.write_set(folder, plan, data=arguments.data, device=arguments.device)
         records = found.manifest.networks
         loss = sum(record.loss for record in records) / len(records)
         right = [record.accuracy for record in records if record.accuracy is not None]

@@ -55,9 +55,9 @@ MNIST, FASHION, SMALL_FASHION = zoo.source("mnist"), zoo.source("fashion-mnist")
 SPLIT_A = zoo.source("mnist", classes=FIRST_CLASSES, share=0.95)
 SPLIT_B = zoo.source("mnist", classes=LAST_CLASSES, share=0.95)
 DIGITS_AS_SIGNALS = zoo.SignalSource(images=zoo.ImageSource(name="mnist", size=14), views=2)
-SIX_EPOCHS = zoo.Recipe(epochs=6, batch=256, lr=4e-3, precision="bf16")
-ONE_EPOCH = zoo.Recipe(epochs=1, batch=128, lr=3e-3)
-SIGNAL = zoo.Recipe(steps=1000, batch=196, lr=3e-3)
+SIX_EPOCHS = zoo.Recipe(epochs=6, batch_size=256, learning_rate=4e-3, precision="bf16")
+ONE_EPOCH = zoo.Recipe(epochs=1, batch_size=128, learning_rate=3e-3)
+SIGNAL = zoo.Recipe(steps=1000, batch_size=196, learning_rate=3e-3)
 
 SETS = {
     "mnist-mlp": Wanted(MLP, MNIST, 360, 500, MOSTLY_TRAIN, SIX_EPOCHS),
@@ -81,7 +81,7 @@ def tiny(wanted: Wanted) -> Wanted:
         source = images.model_copy(update={"rotate": source.rotate, "classes": source.classes, "share": source.share})
     smaller = {"widths": (8, 8)} if hasattr(wanted.architecture, "widths") else {"channels": (4, 4)}
     count, splits = (4, ONLY_TEST) if wanted.splits == ONLY_TEST else (12, MIXED)
-    recipe = zoo.Recipe(steps=TINY_STEPS, lr=wanted.recipe.lr)
+    recipe = zoo.Recipe(steps=TINY_STEPS, learning_rate=wanted.recipe.learning_rate)
     return Wanted(wanted.architecture.model_copy(update=smaller), source, count, wanted.seed, splits, recipe)
 
 
@@ -93,17 +93,16 @@ def make(folder: Path, data: Path | None, names: list[str], *, small: bool = Fal
             print(f"{name}: there already", flush=True)
             continue
         started = process_time()
-        found = zoo.write_set(
-            folder / name,
+        plan = zoo.plan_set(
             wanted.architecture,
             wanted.source,
             wanted.count,
-            seed=wanted.seed,
-            data=data,
             recipe=wanted.recipe,
-            splits=wanted.splits,
+            seed=wanted.seed,
             shard=24,
+            shares=wanted.splits,
         )
+        found = zoo.write_set(folder / name, plan, data=data)
         records = found.manifest.networks
         loss = sum(record.loss for record in records) / len(records)
         right = [record.accuracy for record in records if record.accuracy is not None]
