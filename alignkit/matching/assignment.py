@@ -19,17 +19,19 @@ from alignkit.errors import AssignmentError
 Backend = Literal["auto", "scipy", "lapx"]
 
 LAPX_FROM = 1024
-"""Size of a matrix from which "auto" takes lapx, where it is installed."""
+"""Size of a matrix from which "auto" takes lapx, where it is installed: scipy was faster below, on trained layers."""
 
 
 @cache
 def available_backends() -> tuple[str, ...]:
-    """Backends that can be used here, the fastest first."""
+    """List the backends that can be used here, the fastest first."""
     return (*(("lapx",) if importlib.util.find_spec("lap") else ()), "scipy")
 
 
 def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend = "auto") -> Int[Tensor, "*batch n"]:
-    """The permutation of the columns with the largest total similarity, for each matrix of a batch.
+    """Find the permutation of the columns with the largest total similarity, for each matrix of a batch.
+
+    ``permutation = argmax_p sum_i similarity[i, p[i]]``. Example: ``[[1, 3], [2, 5]]`` gives ``[0, 1]``, total 6.
 
     Args:
         similarity: Similarities of rows to columns, in any unit; solved in float64 on the CPU.
@@ -45,7 +47,6 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
     if similarity.ndim < 2 or similarity.shape[-1] != similarity.shape[-2]:
         raise AssignmentError(f"similarities must be square matrices, found shape {tuple(similarity.shape)}.")
     size = similarity.shape[-1]
-    # Measured on similarities of trained layers: scipy is the faster one for small matrices.
     name = (available_backends()[0] if size >= LAPX_FROM else "scipy") if backend == "auto" else backend
     if name not in available_backends():
         raise AssignmentError(
@@ -60,21 +61,21 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
         raise AssignmentError("similarities hold NaN or infinity, so there is no best assignment. Check the weights.")
     solve = _solve_lapx if name == "lapx" else _solve_scipy
     flat = values.reshape(prod(values.shape[:-2]), size, size)
-    found = np.empty((flat.shape[0], size), dtype=np.int64)
-    for at, matrix in enumerate(flat):
-        found[at] = solve(matrix)
-    return torch.from_numpy(found.reshape(*values.shape[:-2], size))
+    columns = np.empty((flat.shape[0], size), dtype=np.int64)
+    for i, matrix in enumerate(flat):
+        columns[i] = solve(matrix)
+    return torch.from_numpy(columns.reshape(*values.shape[:-2], size))
 
 
 def assignment_value(
     similarity: Float[Tensor, "*batch n n"], permutation: Int[Tensor, "*batch n"]
 ) -> Float[Tensor, "*batch"]:
-    """Total similarity of a permutation, for each matrix of a batch."""
+    """Sum up the similarities that a permutation picks, ``sum_i similarity[i, p[i]]``, for each matrix of a batch."""
     return similarity.gather(-1, permutation.to(similarity.device)[..., None]).squeeze(-1).sum(-1)
 
 
 def _on_host(similarity: Tensor) -> Tensor:
-    """A float64 copy on the CPU; from a GPU through page-locked memory, which copies at the full speed of the bus."""
+    """Copy to the CPU in float64; from a GPU through page-locked memory, which copies at the full speed of the bus."""
     if similarity.is_cuda:
         host = torch.empty(similarity.shape, dtype=torch.float64, pin_memory=True)
         return host.copy_(similarity.detach().double())

@@ -37,7 +37,7 @@ class Frame:
 
     @classmethod
     def of(cls, bound: Pair) -> Frame:
-        """The frame of a pair; weights are copied."""
+        """Return the frame of a pair; weights are copied."""
         sides = [(canonical_order(bound.graph, weights), weights) for weights in (bound.a, bound.b)]
         ordered = [(order, order.apply(dict(weights))) for order, weights in sides]
         exchanged = _rank(ordered[1][1]) < _rank(ordered[0][1])
@@ -47,13 +47,13 @@ class Frame:
         return cls(Pair(bound.graph, a, b), to_a, to_b, exchanged)
 
     def enter(self, alignment: Alignment) -> Alignment:
-        """An alignment of B to A, seen in the frame."""
+        """Return an alignment of B to A as it is seen in the frame."""
         return self.to_a @ (alignment.inverse() if self.exchanged else alignment) @ self.to_b.inverse()
 
     def leave(self, alignment: Alignment) -> Alignment:
-        """An alignment in the frame, as one of B to A."""
-        found = self.to_a.inverse() @ alignment @ self.to_b
-        return found.inverse() if self.exchanged else found
+        """Return an alignment in the frame as one of B to A."""
+        outside = self.to_a.inverse() @ alignment @ self.to_b
+        return outside.inverse() if self.exchanged else outside
 
 
 def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Alignment:

@@ -2,6 +2,17 @@
 
 The inner assignments of every pair of parents are solved first, and their values are the parents' similarities: exact
 for a linear objective over a wreath product (heads, and the units inside each head).
+
+Example: 2 heads of 2 units ``d``. Similarities of all 4 units of A (rows) and of B (columns), cut by `split_pairs`::
+
+           B: head 0 | head 1
+    A: head 0   0  1 |  4  0         matrices[0, 0] = [[0, 1], [1, 0]]   best: swap,  value 2
+                1  0 |  0  3         matrices[0, 1] = [[4, 0], [0, 3]]   best: stay,  value 7
+       head 1   5  0 |  0  1         matrices[1, 0] = [[5, 0], [0, 2]]   best: stay,  value 7
+                0  2 |  1  0         matrices[1, 1] = [[0, 1], [1, 0]]   best: swap,  value 2
+
+The values are the similarities of heads, ``[[2, 7], [7, 2]]``: heads change places, and ``d`` stays in both. So the
+element is ``heads = [1, 0]``, ``d = [[0, 1], [0, 1]]``, of value 14.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ Elements: TypeAlias = Mapping[str, Tensor | None]
 """For each group its indices, as in `Alignment`, its matrix, as in `SoftAlignment`, or None while nothing is known."""
 
 CACHE_ELEMENTS = 1 << 25
-"""Most elements of similarity matrices kept for reuse, 256 MB in float64."""
+"""Maximum number of elements of similarity matrices that are kept for reuse: 256 MB in float64."""
 
 
 class Objective:
@@ -76,7 +76,7 @@ class Objective:
         return sum(float((self.bound.a[n].detach().double() * self.bound.b[n].detach().double()).sum()) for n in names)
 
     def tensor_value(self, name: str, elements: Elements) -> float:
-        """``<A, P # B>`` of one tensor on which groups act."""
+        """Return ``<A, P # B>`` of one tensor on which groups act."""
         total = 0.0
         for block in self.graph.tensors[name].blocks:
             part = act_on_block(block, block.view(self.b[name]), _known(elements, block))
@@ -84,12 +84,12 @@ class Objective:
         return total
 
     def value(self, alignment: Alignment | SoftAlignment) -> float:
-        """``<A, P # B>`` over all tensors."""
+        """Return ``<A, P # B>`` over all tensors."""
         elements = alignment.elements if isinstance(alignment, Alignment) else alignment.matrices
         return self.fixed_value + sum(self.tensor_value(name, elements) for name in self.a)
 
     def distances2(self, alignment: Alignment) -> dict[str, float]:
-        """``|| A - P # B ||^2`` of each tensor, summed in float64."""
+        """Return ``|| A - P # B ||^2`` of each tensor, summed in float64."""
         distances = {}
         for name, b in self.bound.b.items():
             a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, b).detach()
@@ -102,7 +102,7 @@ class Objective:
         return distances
 
     def distance2(self, alignment: Alignment) -> float:
-        """``|| A - P # B ||^2`` over all tensors, summed in float64."""
+        """Return ``|| A - P # B ||^2`` over all tensors, summed in float64."""
         return sum(self.distances2(alignment).values())
 
     @cached_property
@@ -113,11 +113,15 @@ class Objective:
     # ---------------------------------------------------------------- similarities
 
     def similarity(self, group: str, elements: Elements) -> Float[Tensor, "instances n n"]:
-        """How alike each unit of A is to each unit of B, all other groups being applied to B.
+        """Return how alike each unit of A is to each unit of B, all other groups being applied to B.
 
-        The sum, over every place where the group acts, of ``unfold(A) @ unfold(others applied to B)^T``. Assigning it
-        best is the best update of this group alone, exactly where the group acts once on each block. What a place adds
-        is kept until the order of a group that it depends on changes.
+        The sum, over every use of the group, of ``unfold(A) @ unfold(others applied to B)^T``::
+
+            similarity[p, i, j] = sum_uses sum_r unfold(A)[p, i, r] * unfold(others # B)[p, j, r]
+
+        with ``p`` a unit of the parent at its aligned place, ``i`` and ``j`` units of the group and ``r`` everything
+        else in the block. Assigning it best is the best update of this group alone, exactly where the group acts once
+        on each block. What a use adds is kept until the order of a group that it depends on changes.
 
         Args:
             group: A group of the graph.
@@ -142,14 +146,14 @@ class Objective:
         a, b = self.unfold(use, elements)
         size = use.block.dims[use.at].size
         shape = (use.unit_count // size, size, -1)
-        found = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
-        if not found.requires_grad and (kept is not None or self._cached + found.numel() <= CACHE_ELEMENTS):
-            self._cached += found.numel() if kept is None else 0
-            self._cache[use] = (depends, found)
-        return found
+        product = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
+        if not product.requires_grad and (kept is not None or self._cached + product.numel() <= CACHE_ELEMENTS):
+            self._cached += product.numel() if kept is None else 0
+            self._cache[use] = (depends, product)
+        return product
 
     def unfold(self, use: Use, elements: Elements) -> tuple[Tensor, Tensor]:
-        """A's and B's part at one place, the group's chain of dims first, all other groups applied to B.
+        """Return A's and B's part at one use, the group's chain of dims first, all other groups applied to B.
 
         The group's ancestors are applied when they are known; the group itself is not.
         """
@@ -160,8 +164,8 @@ class Objective:
             b = act_on_block(use.block, b, elements, skip=unknown | {use.at})  # type: ignore[arg-type]
             if unknown:
                 order = (*use.chain, *use.rest)
-                places = [order.index(i) for i in unknown]
-                return a.sum(places), b.permute(order).mean(places)
+                averaged = [order.index(i) for i in unknown]
+                return a.sum(averaged), b.permute(order).mean(averaged)
         return a, b.permute(*use.chain, *use.rest)
 
     def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
@@ -190,7 +194,7 @@ class Objective:
         return a.permute(order), b.permute(order)
 
     def _views(self, use: Use) -> tuple[Tensor, Tensor]:
-        """A's block with the group's chain first, and B's block as it is; views, made once."""
+        """Return A's block with the group's chain first, and B's block as it is; views, made once."""
         if use not in self._sides:
             a = use.block.view(self.a[use.tensor]).permute(*use.chain, *use.rest)
             self._sides[use] = (a, use.block.view(self.b[use.tensor]))
@@ -198,7 +202,7 @@ class Objective:
 
 
 def unknown_dims(use: Use, elements: Elements) -> frozenset[int]:
-    """Positions, among the dims off the chain, of groups whose order (or whose parents' order) is not known."""
+    """Return the dims off the chain of groups whose order (or whose parents' order) is not known."""
     if not use.others:
         return frozenset()
     dims = use.block.dims

@@ -3,13 +3,22 @@
 The relaxed variable of a group is its *mass*: the shares of B's units (columns) at A's places (rows), over all parents,
 ``[units, units]``. Masses of the elements of a tree of families are the corners of a convex set, and a linear function
 of masses is maximised over it by nested assignment. Along a line of masses the objective is a polynomial of low degree.
+
+Example, carried through this module: a tensor of layout ``"(heads d[heads]) model"`` with 2 heads of 2 units. With
+``H`` the matrix of ``heads``, ``D`` that of ``d`` and ``M`` that of ``model``, its term of the objective is ::
+
+    <A, P # B> = sum A[p, i, m] H[p, q] D[p, q, i, j] M[m, n] B[q, j, n]    over places p, i, m and sources q, j, n
+
+The mass of ``d`` is ``H[p, q] D[p, q, i, j]``, a ``[4, 4]`` matrix with row ``2 p + i`` and column ``2 q + j``; the
+masses of ``heads`` and ``model`` are ``H`` and ``M``. The term is linear in the masses of ``d`` and of ``model``:
+its degree is 2.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -32,8 +41,8 @@ Masses: TypeAlias = Mapping[str, Float[Tensor, "units units"]]
 
 SAMPLES = 6
 """Degree of the polynomial that stands in for the objective where branches of a family meet; there it is rational."""
-
 _NO_SHARE = 1e-12
+"""Shares below this are none: what is divided by them would be rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +62,9 @@ class Term:
         """Where groups act, each with the sign of its derivative; uses of sign 0 are left out.
 
         The sign is 1 where nothing is nested in the use, and ``1 - k`` where ``k`` branches of a family start, because
-        each of them counts the mass of the parent.
+        each of them counts the mass of the parent: with two, ``x`` and ``y``, the term holds
+        ``H D_x D_y = X Y / H`` in the masses ``X = H D_x`` and ``Y = H D_y``; its derivative by ``H`` is
+        ``-X Y / H^2``. In the example ``k`` is 1 for ``heads``, and only ``d`` and ``model`` are left.
         """
         branches = Counter(dim.ancestors[-1] for dim in self.block.dims if dim.ancestors)
         uses = uses_of_block(self.tensor, self.block)
@@ -84,12 +95,12 @@ class Gradient:
 
     Attributes:
         values: ``<A, P # B>`` of each term, in squared units of the weights.
-        places: The derivative at each place where a group acts.
-        groups: The sum over the places of each group; zeros for a group that acts only through its children.
+        uses: The derivative at each use.
+        groups: The sum over the uses of each group; zeros for a group that acts only through its children.
     """
 
     values: Mapping[Term, float]
-    places: Mapping[Use, Float[Tensor, "units units"]]
+    uses: Mapping[Use, Float[Tensor, "units units"]]
     groups: Mapping[str, Float[Tensor, "units units"]]
 
     @property
@@ -118,7 +129,7 @@ class Relaxation:
         self._constant: dict[Use, Tensor] = {}
 
     def facing(self, a: Mapping[str, Tensor]) -> Relaxation:
-        """The same B against other tensors in place of A, already on this device and of this type."""
+        """Return the same B against other tensors in place of A, already on this device and of this type."""
         other = copy.copy(self)
         other.a, other._constant = dict(a), {}
         return other
@@ -132,24 +143,27 @@ class Relaxation:
                 sides = [use.block.view(side[use.tensor]).square() for side in (self.a, self.b)]
                 summed = [side.sum(use.rest) if use.rest else side for side in sides]
                 squares[use.group].append(torch.stack(summed).flatten(1))
-        norms = {name: sum(found).sqrt().double().mean(1) for name, found in squares.items() if found}  # type: ignore[union-attr]
+        norms = {name: sum(parts).sqrt().double().mean(1) for name, parts in squares.items() if parts}  # type: ignore[union-attr]
         return {name: float(norms[name].prod()) if name in norms else 0.0 for name in squares}
 
     # ---------------------------------------------------------------- points
 
     def point(self, soft: SoftAlignment) -> Point:
-        """The point of a soft alignment."""
+        """Return the point of a soft alignment."""
         matrices = {n: m.detach().to(self.device, self.dtype) for n, m in soft.matrices.items()}
         return Point(matrices, unit_masses(self.graph, matrices))
 
     def corner(self, elements: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "units units"]]:
-        """The masses of an alignment, given by its indices."""
+        """Return the masses of an alignment, given by its indices: 1 where a unit goes, 0 elsewhere."""
         alignment = Alignment(self.graph, elements)
         flats = {name: alignment.flat(name).to(self.device) for name in self.graph.groups}
         return {n: torch.nn.functional.one_hot(flat, len(flat)).to(self.dtype) for n, flat in flats.items()}
 
     def between(self, start: Point, end: Masses, step: float) -> Point:
-        """The point with masses ``(1 - step) * start + step * end``."""
+        """Return the point with masses ``(1 - step) * start + step * end``.
+
+        The matrices of a family follow by division, ``D[p, q, i, j] = mass[p i, q j] / H[p, q]``.
+        """
         masses = {n: torch.lerp(mass, end[n], step) for n, mass in start.masses.items()}
         matrices = {}
         for name, group in self.graph.groups.items():
@@ -165,47 +179,61 @@ class Relaxation:
     # ---------------------------------------------------------------- values and derivatives
 
     def gradient(self, point: Point) -> Gradient:
-        """Value and derivative at a point."""
+        """Compute value and derivative at a point; the value is that of any one innermost use with its mass."""
         values: dict[Term, float] = {}
-        places: dict[Use, Tensor] = {}
+        uses: dict[Use, Tensor] = {}
         groups = {name: torch.zeros_like(mass) for name, mass in point.masses.items()}
         for term in self.terms:
             for use, sign in term.uses:
-                name = use.group
-                places[use] = sign * self._derivative(use, point)
-                groups[name] += places[use]
+                uses[use] = sign * self._derivative(use, point)
+                groups[use.group] += uses[use]
                 if use is term.leaves[0]:
-                    values[term] = _dot(places[use], point.masses[name])
-        return Gradient(values, places, groups)
+                    values[term] = _dot(uses[use], point.masses[use.group])
+        return Gradient(values, uses, groups)
 
     def _derivative(self, use: Use, point: Point) -> Float[Tensor, "units units"]:
-        """``unfold(A) @ unfold(others applied to B)^T`` over all pairs of units, others being soft."""
+        """Compute ``unfold(A) @ unfold(others applied to B)^T`` over all pairs of units, others being soft.
+
+        In the example, of ``d`` and of ``model``::
+
+            derivative[p i, q j] = sum_mn   A[p, i, m] M[m, n] B[q, j, n]
+            derivative[m, n]     = sum_piqj A[p, i, m] H[p, q] D[p, q, i, j] B[q, j, n]
+
+        It is an einsum with letter ``k`` for the source and ``count + k`` for the place of dim ``k``, in an order in
+        which each product is small: B, one matrix after the other, A last.
+        """
         if use in self._constant:
             return self._constant[use]
-        block = use.block
-        a, b = (block.view(side[use.tensor]) for side in (self.a, self.b))
-        found = torch.einsum(*_derivative_operands(use, a, b, point))
-        found = found.reshape(use.unit_count, use.unit_count)
-        if all(dim.group is None or at in use.chain for at, dim in enumerate(block.dims)):
-            self._constant[use] = found
-        return found
-
-    def _term_value(self, term: Term, point: Point) -> float:
-        use = term.leaves[0]
-        return _dot(self._derivative(use, point), point.masses[use.group])
-
-    def _corner_value(self, term: Term, elements: Mapping[str, Tensor]) -> float:
-        moved = act_on_block(term.block, term.block.view(self.b[term.tensor]), elements)
-        return float((term.block.view(self.a[term.tensor]) * moved).sum(dtype=torch.float64))
+        dims = use.block.dims
+        count = len(dims)
+        places = [k if dim.group is None else count + k for k, dim in enumerate(dims)]
+        operands: list[Tensor | list[int]] = [use.block.view(self.b[use.tensor]), list(range(count))]
+        is_constant = True
+        for k, dim in enumerate(dims):
+            if dim.group is not None and k not in use.chain:
+                is_constant = False
+                sizes = [dims[i].size for i in dim.ancestors]
+                matrix = point.matrices[dim.group].reshape(*sizes, *sizes, dim.size, dim.size)
+                operands += [matrix, [*(places[i] for i in dim.ancestors), *dim.ancestors, places[k], k]]
+        operands += [use.block.view(self.a[use.tensor]), places]
+        derivative = torch.einsum(*operands, [*(places[i] for i in use.chain), *use.chain])
+        derivative = derivative.reshape(use.unit_count, use.unit_count)
+        if is_constant:
+            self._constant[use] = derivative
+        return derivative
 
     # ---------------------------------------------------------------- along a line
 
     def along(
         self, start: Point, end: Masses, elements: Mapping[str, Tensor], at_start: Gradient
     ) -> np.polynomial.Polynomial:
-        """The objective from a point to a corner as a polynomial of the step in ``[0, 1]``.
+        """Return the objective from a point to a corner as a polynomial of the step in ``[0, 1]``.
 
-        Exact for every degree, except where branches of a family meet: there it interpolates.
+        A term of degree 1 or 2 follows from its value and slope at the start, and its value at the corner::
+
+            f(step) = f(0) + f'(0) step + (f(1) - f(0) - f'(0)) step^2,    f'(0) = sum_uses <derivative, end - start>
+
+        Terms of higher degree are interpolated at Chebyshev points: exact, except where branches of a family meet.
 
         Args:
             start: The point.
@@ -214,62 +242,37 @@ class Relaxation:
             at_start: Value and derivative at ``start``.
         """
         coefficients = np.zeros(3)
-        sampled: list[Term] = []
+        higher: list[Term] = []
         for term in self.terms:
-            value = at_start.values[term]
-            slope = sum(self._slope(use, start, end, at_start) for use, _ in term.uses)
+            value, slope = at_start.values[term], 0.0
+            for use, _ in term.uses:
+                derivative = at_start.uses[use]
+                slope += _dot(derivative, end[use.group]) - _dot(derivative, start.masses[use.group])
             if term.degree == 1:
                 coefficients += (value, slope, 0.0)
             elif term.degree == 2:
-                coefficients += (value, slope, self._corner_value(term, elements) - value - slope)
+                moved = act_on_block(term.block, term.block.view(self.b[term.tensor]), elements)
+                coefficients += (value, slope, _dot(term.block.view(self.a[term.tensor]), moved) - value - slope)
             else:
-                sampled.append(term)
+                higher.append(term)
         polynomial = np.polynomial.Polynomial(coefficients)
-        if sampled:
-            degree = max(SAMPLES if term.degree is None else term.degree for term in sampled)
-            polynomial += self._interpolated(degree, lambda p: sum(self._term_value(t, p) for t in sampled), start, end)
+        if higher:
+            degree = max(SAMPLES if term.degree is None else term.degree for term in higher)
+            nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(degree + 1) / degree)
+            values = []
+            for node in nodes:
+                point = self.between(start, end, float(node))
+                leaves = (term.leaves[0] for term in higher)
+                values.append(sum(_dot(self._derivative(use, point), point.masses[use.group]) for use in leaves))
+            polynomial += np.polynomial.Polynomial.fit(nodes, values, degree, domain=[0, 1]).convert()
         return polynomial
-
-    def _slope(self, use: Use, start: Point, end: Masses, at_start: Gradient) -> float:
-        name = use.group
-        place = at_start.places[use]
-        return _dot(place, end[name]) - _dot(place, start.masses[name])
-
-    def _interpolated(
-        self, degree: int, value: Callable[[Point], float], start: Point, end: Masses
-    ) -> np.polynomial.Polynomial:
-        nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(degree + 1) / degree)
-        values = [value(self.between(start, end, float(node))) for node in nodes]
-        fitted = np.polynomial.Polynomial.fit(nodes, values, degree, domain=[0, 1])
-        return fitted.convert()
 
 
 def best_step(polynomial: np.polynomial.Polynomial) -> float:
-    """Where a polynomial is largest on ``[0, 1]``."""
+    """Return where a polynomial is largest on ``[0, 1]``: at an end, or where its derivative is 0."""
     roots = [complex(root) for root in np.atleast_1d(polynomial.deriv().roots())]
     inner = [root.real for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1]
     return max((0.0, *inner, 1.0), key=lambda step: float(polynomial(step)))
-
-
-def _derivative_operands(use: Use, a: Tensor, b: Tensor, point: Point) -> list[Tensor | list[int]]:
-    """Operands of the einsum, in an order in which each product is small: B, one branch after the other, A last."""
-    dims = use.block.dims
-    count = len(dims)
-
-    def place(at: int) -> int:
-        return at if dims[at].group is None else count + at
-
-    operands: list[Tensor | list[int]] = [b, list(range(count))]
-    for at, dim in enumerate(dims):
-        if dim.group is None or at in use.chain:
-            continue
-        ancestors = dim.ancestors
-        sizes = [dims[i].size for i in ancestors]
-        matrix = point.matrices[dim.group].reshape(*sizes, *sizes, dim.size, dim.size)
-        operands += [matrix, [*map(place, ancestors), *ancestors, place(at), at]]
-    operands += [a, [place(i) for i in range(count)]]
-    operands.append([*map(place, use.chain), *use.chain])
-    return operands
 
 
 def _dot(left: Tensor, right: Tensor) -> float:

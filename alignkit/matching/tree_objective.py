@@ -2,8 +2,12 @@
 
 Moving a parent unit carries its children along, so the similarity of two parents is the value of the best assignment
 of their children. This module collects the similarities of every pair of units in a tree and solves them from the
-inside out. Where two children of one parent meet in one block (a grouped convolution: outputs and inputs of a group),
-the inner problem is bilinear: each child is assigned given the others, twice.
+inside out (`alignkit.matching.families` has an example with 2 heads of 2 units).
+
+Where two children of one parent meet in one block, as inputs and outputs of a grouped convolution do, the inner
+problem is bilinear. Example: ``"(g o[g]) i[g] ."`` with 2 groups of 2 outputs and 2 inputs. For group ``p`` of A and
+``q`` of B the value ``sum A[p, o, i, r] O[o, o'] I[i, i'] B[q, o', i', r]`` holds a product of both orders. Each child
+is assigned given the others, twice: first with the others averaged, then with the others in the order just found.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ class TreeObjective:
         self.objective, self.graph, self.root = objective, objective.graph, root
         self.members = frozenset(self.graph.tree(root))
         self.plain: dict[str, list[Use]] = {name: [] for name in self.members}
+        """Uses of each group where nothing of the tree but its ancestors acts."""
         self.coupled: dict[str, list[Use]] = {name: [] for name in self.members}
+        """Uses of each group where it meets what is nested in the same parents."""
         for name in self.members:
             for use in self.graph.uses[name]:
                 if not use.is_innermost:
@@ -41,7 +47,7 @@ class TreeObjective:
                 (self.coupled if use.branches else self.plain)[name].append(use)
 
     def propose(self, elements: Elements) -> dict[str, Tensor]:
-        """The best element of the tree, given indices for the groups outside it; None counts as unknown.
+        """Find the best element of the tree, given indices for the groups outside it; None counts as unknown.
 
         Exact when no two groups of the tree meet off a chain; a heuristic, to be checked by value, otherwise.
         """
@@ -50,7 +56,12 @@ class TreeObjective:
         return read_off(self.graph, self.root, solving.pairs)
 
     def coupled_similarity(self, use: Use, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
-        """Similarities for each pair of parents, siblings at the same place being ordered as ``pairs`` says."""
+        """Return similarities for each pair of parents, siblings in the block being ordered as ``pairs`` says.
+
+        In the example, for ``o`` with ``I`` of ``pairs["i"][p, q]``::
+
+            similarity[p, q, o, o'] = sum_ir A[p, o, i, r] B[q, o', I[i], r]
+        """
         dims = use.block.dims
         siblings = [i for i in use.branches if dims[i].ancestors == dims[use.at].ancestors]
         average = tuple(i for i in use.branches if i not in siblings)
@@ -106,7 +117,7 @@ class _Solving:
             for use in self.tree.coupled[name]:
                 extra = self.tree.coupled_similarity(use, self.elements, self.pairs).cpu().double()
                 matrices = matrices + extra
-                # A place where siblings meet counts once: for the last of them, when all others are settled.
+                # A use where siblings meet counts once: for the last of them, when all others are settled.
                 met = {use.block.dims[i].group for i in use.branches}
                 owned = owned if met & set(children[at + 1 :]) else owned + extra
             if self.tree.coupled[name]:

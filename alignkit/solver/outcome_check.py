@@ -16,10 +16,10 @@ from alignkit.text import list_some, show_value
 
 
 def fault(outcome: object, problem: Problem) -> str:
-    """What is wrong with what a solver returned, as a sentence; "" if nothing is."""
+    """Say what is wrong with what a solver returned, as a sentence; "" if nothing is."""
     if not isinstance(outcome, Outcome) or not isinstance(outcome.alignment, Alignment):
-        found = outcome.alignment if isinstance(outcome, Outcome) else outcome
-        return f"Expected an Outcome that holds an Alignment, found {type(found).__name__}."
+        wrong = outcome.alignment if isinstance(outcome, Outcome) else outcome
+        return f"Expected an Outcome that holds an Alignment, found {type(wrong).__name__}."
     if outcome.alignment.graph != problem.graph:
         return "The alignment belongs to another graph."
     try:
@@ -41,10 +41,10 @@ def fault(outcome: object, problem: Problem) -> str:
 
 
 def check_step(step: object) -> None:
-    """Refuse a report that is no step.
+    """Refuse a report that is not a step.
 
     Raises:
-        SolverError: It is no `Step`, or its fields are no numbers. It ends the solver that reported it.
+        SolverError: It is not a `Step`, or its fields are not numbers. It ends the solver that reported it.
     """
     if not isinstance(step, Step):
         raise SolverError(f"the solver reported {show_value(step)}: report(Step(iteration, objective, note)).")
@@ -74,7 +74,7 @@ class WriteGuard:
         self._before = {label: _version(tensor) for label, tensor in self._tensors.items()}
 
     def fault(self) -> str:
-        """A sentence that names what was written to; "" if nothing was."""
+        """Name what was written to, in a sentence; "" if nothing was."""
         written = [label for label, tensor in self._tensors.items() if _version(tensor) != self._before[label]]
         return f"It wrote to tensors that are the caller's own: {list_some(written, 3)}." if written else ""
 

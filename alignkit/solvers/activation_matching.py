@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.activations import CrossMoments, Reading, cross_moments, find_readings, probe_batches
+from alignkit.activations import cross_moments, find_readings, probe_batches
 from alignkit.activations.random_inputs import PROBE_ROWS
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
@@ -36,7 +36,7 @@ class ActivationMatchingOptions(SolverOptions):
     statistic: Literal["correlation", "covariance"] = "correlation"
     """Correlation counts every unit alike; covariance lets units with large activations decide."""
     max_batches: int | None = Field(None, ge=1)
-    """Most batches of the task that are read. None reads all."""
+    """Maximum number of batches of the task that are read. None reads all."""
     probes: int = Field(0, ge=0)
     """Random inputs to compare on instead of the task's data, in its shape. Floating-point inputs are standard normal,
     whole numbers are drawn between the smallest and the largest of the task's first batch. 0: the data."""
@@ -65,38 +65,36 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Collect statistics once, then assign every tree of groups."""
-        found = self._observe(problem)
-        elements = _assigned(problem, found)
-        report(Step(1, found.objective(elements)))
-        unseen = [group for group in problem.graph.groups if group not in found.seen]
+        observed = self._observe(problem)
+        elements = _assign(problem, observed)
+        report(Step(1, observed.objective(elements)))
+        unseen = [group for group in problem.graph.groups if group not in observed.seen]
         by_weights = [group for group in unseen if problem.graph.groups[group].size > 1]
         status = Status.OK
         if by_weights:
             status = _match_by_weights(problem, elements, frozenset(by_weights))
             note = f"not seen in activations, matched by weights: {', '.join(by_weights)}"
-            report(Step(2, found.objective(elements), note))
+            report(Step(2, observed.objective(elements), note))
         stats = {
-            "samples": float(found.samples),
-            "places": float(found.places),
+            "samples": float(observed.samples),
+            "readings": float(observed.readings),
             "groups_by_weights": float(len(by_weights)),
         }
         return Outcome(Alignment(problem.graph, elements), status, stats)
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:
-        """Minus the mean correlation (or covariance) of matched units."""
+        """Return minus the mean correlation (or covariance) of matched units."""
         return self._observe(problem).objective(alignment.elements)
 
     def _observe(self, problem: Problem) -> Observed:
         options = self.options
         task, batches = self._data(problem)
         a, b = task.checked(problem.a), task.checked(problem.b)
-        every, sample_bytes = find_readings(problem.graph, task, a)
-        readings = {group: chosen(places, options.activation) for group, places in every.items()}
-        moments = cross_moments(readings, task, a, b, islice(batches, options.max_batches), sample_bytes)
-        return Observed.of(problem.graph, moments, options.statistic)
+        batches = islice(batches, options.max_batches)
+        return Observed.of(problem.graph, task, a, b, batches, options.activation, options.statistic)
 
     def _data(self, problem: Problem) -> tuple[Task, Iterable[Batch]]:
-        """What runs the model, and the batches."""
+        """Return what runs the model, and the batches."""
         options, task = self.options, problem.task
         if options.input_shape is not None:
             model = problem.bound.module_a
@@ -112,33 +110,51 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
         return task, task.batches
 
 
-def chosen(readings: list[Reading], activation: str) -> list[Reading]:
-    """The readings on the wanted side, or all where there is none."""
-    return [r for r in readings if r.site.when in (activation, "both")] or readings
-
-
 @dataclass(frozen=True)
 class Observed:
     """Similarities of units, from their activations.
 
     Attributes:
         graph: The graph.
-        similarity: For each group that was seen, ``[units, units]`` over all parents, summed over its places.
-        samples: Most samples seen at one place, positions counted.
-        places: Number of places.
+        similarity: For each group that was seen, ``[units, units]`` over all parents, summed over its readings.
+        samples: Maximum number of samples seen in one reading, positions counted.
+        readings: Number of readings.
     """
 
     graph: SymmetryGraph
     similarity: Mapping[str, Tensor]
     samples: int
-    places: int
+    readings: int
 
     @classmethod
-    def of(cls, graph: SymmetryGraph, moments: Mapping[Reading, CrossMoments], statistic: str) -> Observed:
-        """Sum over the places of each group."""
+    def of(
+        cls,
+        graph: SymmetryGraph,
+        task: Task,
+        a: Mapping[str, Tensor],
+        b: Mapping[str, Tensor],
+        batches: Iterable[Batch],
+        activation: str = "post",
+        statistic: str = "correlation",
+    ) -> Observed:
+        """Run A and B on batches, and sum up the statistic over the readings of each group.
+
+        Args:
+            graph: The graph.
+            task: What runs the model.
+            a: Weights of A as the task checked them.
+            b: Weights of B.
+            batches: The data.
+            activation: As in `ActivationMatchingOptions`.
+            statistic: As in `ActivationMatchingOptions`.
+        """
+        every, sample_bytes = find_readings(graph, task, a)
+        sides = (activation, "both")
+        readings = {group: [r for r in all_ if r.site.when in sides] or all_ for group, all_ in every.items()}
+        moments = cross_moments(readings, task, a, b, batches, sample_bytes)
         total: dict[str, Tensor] = {}
-        for reading, found in moments.items():
-            matrix = (found.correlation() if statistic == "correlation" else found.covariance()).cpu()
+        for reading, sums in moments.items():
+            matrix = (sums.correlation() if statistic == "correlation" else sums.covariance()).cpu()
             total[reading.group] = total[reading.group] + matrix if reading.group in total else matrix
         seen = {group: matrix for group, matrix in total.items() if bool(matrix.any())}
         return cls(graph, seen, max((m.count for m in moments.values()), default=0), len(moments))
@@ -149,7 +165,7 @@ class Observed:
         return frozenset(name for group in self.similarity for name in (*self.graph.ancestors(group), group))
 
     def objective(self, elements: Mapping[str, Tensor]) -> float:
-        """Minus the mean similarity of matched units over the groups that were seen; 0 if none was."""
+        """Return minus the mean similarity of matched units over the groups that were seen; 0 if none was."""
         if not self.similarity:
             return 0.0
         alignment = Alignment(self.graph, elements)
@@ -157,13 +173,13 @@ class Observed:
         return -float(torch.cat(matched).mean())
 
 
-def _assigned(problem: Problem, found: Observed) -> dict[str, Tensor]:
-    """The best element for the similarities; weights decide between units that activations do not tell apart."""
+def _assign(problem: Problem, observed: Observed) -> dict[str, Tensor]:
+    """Find the best element for the similarities; weights decide between units that activations do not tell apart."""
     graph = problem.graph
     elements: dict[str, Tensor] = {}
     for root in graph.roots:
         tree = graph.tree(root)
-        similarity = {group: found.similarity[group] for group in tree if group in found.similarity}
+        similarity = {group: observed.similarity[group] for group in tree if group in observed.similarity}
         if similarity:
             for group, extra in _tie_breaks(problem, root, similarity).items():
                 similarity[group] = similarity[group] + extra if group in similarity else extra
@@ -174,7 +190,7 @@ def _assigned(problem: Problem, found: Observed) -> dict[str, Tensor]:
 
 
 def _tie_breaks(problem: Problem, root: str, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Small similarities by weights, other groups averaged: they settle what activations leave open.
+    """Return small similarities by weights, other groups averaged: they settle what activations leave open.
 
     Constant units correlate with nothing, and two units that are active on one and the same sample correlate perfectly.
     """

@@ -77,13 +77,13 @@ class DeepAlign(Solver[DeepAlignOptions]):
         return Outcome(alignment, notes=notes)
 
     def _probed(self, problem: Problem, aligner: Aligner | None) -> Probed | None:
-        """What both networks are run on; None where nothing asks for it."""
+        """Find what both networks are run on; None where nothing asks for it."""
         if aligner is not None and not aligner.needs_probes and not self.options.midpoint_steps:
             return None
         return find_probing(problem, self.options.probes, self.options.inputs, self.options.input_shape)
 
     def _in_the_middle(self, problem: Problem, probed: Probed | None, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scores after the midpoint steps, if there are any."""
+        """Return the scores after the midpoint steps, if there are any."""
         steps = self.options.midpoint_steps
         if steps is None:
             steps = STEPS if probed is not None and probed.is_data else 0
@@ -109,7 +109,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         return rounds if scores else max(rounds, 3)
 
     def _aligner(self, problem: Problem) -> Aligner | None:
-        """The trained weights, None for "probes"."""
+        """Load the trained weights; None for "probes"."""
         options = self.options
         if options.encoder == "probes":
             if options.checkpoint is not None:
@@ -131,7 +131,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
     def _first_scores(
         self, problem: Problem, aligner: Aligner | None, probed: Probed | None
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Scores of every group that the encoder sees, and what is to be said about them."""
+        """Return the scores of every group that the encoder sees, and what is to be said about them."""
         notes = {} if aligner is None else {"aligner": aligner.fingerprint}
         if probed is not None:
             notes["probes"] = probed.why
@@ -148,7 +148,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
 
 
 def _plain(problem: Problem, probed: Probed) -> dict[str, Tensor]:
-    """Scores of the probes themselves."""
+    """Return the scores of the probes themselves."""
     assert probed.probing is not None and probed.task is not None
     a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
     probing = probed.probing
@@ -163,5 +163,5 @@ def _encoded(aligner: Aligner, pair: AlignerInput, problem: Problem) -> dict[str
 
 @lru_cache(maxsize=4)
 def _loaded(path: Path, changed: int) -> Aligner:
-    """An aligner, read once; ``changed`` is the time of the file's last change."""
+    """Read an aligner once; ``changed`` is the time of the file's last change."""
     return load_aligner(path)

@@ -15,7 +15,8 @@ from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.sinkhorn import Potentials, doubly_stochastic, plan, potentials
 from alignkit.matching.soft_alignment import SoftAlignment
-from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
+from alignkit.solver import Outcome, Problem, Report, Returns, Solver, Status, Step
+from alignkit.solvers.gradient_search import GradientOptions, search
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.tasks.path_loss import PathLoss
 
@@ -27,19 +28,17 @@ LAMBDAS: Mapping[str, tuple[float, ...]] = {
     "mixed": (0.25, 0.5, 0.75),
 }
 """Lambdas at which alignments are scored."""
-
-
 GRADIENT_STEPS = 4
 """Steps of the linear solver behind a gradient. More made no difference to the results on MNIST MLPs."""
 
 
-class SinkhornOptions(IterativeOptions):
+class SinkhornOptions(GradientOptions):
     """Options of Sinkhorn re-basin; a step follows one gradient."""
 
     objective: Literal["auto", "distance", "interpolation", "midpoint", "mixed"] = "auto"
     """What to minimise. "distance": squared distance of the weights. The others are losses of the task between A and
-    aligned B: "interpolation" at a random place in every step, "midpoint" in the middle, "mixed" each half of the time.
-    "auto": "midpoint" if there is a task, else "distance"."""
+    aligned B: "interpolation" at a random lambda in every step, "midpoint" at lambda = 1/2, "mixed" each half of the
+    time. "auto": "midpoint" if there is a task, else "distance"."""
     distance_weight: float = Field(0.0, ge=0)
     """Adds this much of the squared distance, relative to the squared norms of A and B, to a loss of the task."""
     start: Literal["identity", "random", "weight_matching"] = "weight_matching"
@@ -58,10 +57,6 @@ class SinkhornOptions(IterativeOptions):
     """Maximum number of times that a step scales rows and columns, from the factors of the step before."""
     batch_size: int = Field(128, ge=1)
     """Samples of the task in a gradient step."""
-    samples: int = Field(10_000, ge=1)
-    """Maximum number of samples of the task to learn from: its first."""
-    score_samples: int = Field(2048, ge=1)
-    """Samples on which rounded alignments are compared."""
     check_every: int = Field(20, ge=1)
     """Steps between two roundings."""
     patience: int = Field(4, ge=1)
@@ -84,41 +79,30 @@ class Sinkhorn(Solver[SinkhornOptions]):
         options = self.options
         start = self._start(problem)
         goal = self._goal(problem)
-        best, score = start, goal.score(start)
+        score = goal.score(start)
         report(Step(0, score, "start"))
-        logits = Logits(start, problem, options.confidence)
+        logits = Logits(start, problem, options)
         if not logits.stacks or problem.objective.distance2(start) == 0:
             hard = {n: m.to(problem.device) for n, m in SoftAlignment.from_alignment(start).matrices.items()}
             return Outcome(start, Status.OK, {"steps": 0.0}, SoftAlignment(problem.graph, hard))
         optimizer = torch.optim.Adam(list(logits.stacks.values()), lr=options.learning_rate)
-        kept, idle, improved, step, status = logits.soft(options, 0.0), 0, False, 0, Status.OK
-        while step < options.max_steps and idle < options.patience:
-            soft = logits.soft(options, step / options.max_steps)
+
+        def descend(fraction: float) -> tuple[float, SoftAlignment]:
+            soft = logits.soft(fraction)
             loss = goal.loss(soft)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                status = Status.NONFINITE
-                break
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.param_groups[0]["lr"] = options.learning_rate * _cosine(step / options.max_steps)
+            optimizer.param_groups[0]["lr"] = options.rate(fraction)
             optimizer.step()
-            step += 1
-            if step % options.check_every == 0 or step == options.max_steps:
-                rounded = soft.round()
-                found = goal.score(rounded)
-                improved = found < score
-                idle = 0 if improved else idle + 1
-                if improved:
-                    best, score, kept = rounded, found, soft
-                report(Step(step, score, f"loss {value:.6g}, rounded {found:.6g}"))
-        if improved and status is Status.OK:
-            status = Status.MAX_STEPS
-        matrices = {name: doubly_stochastic(m.detach().double()).to(m.dtype) for name, m in kept.matrices.items()}
-        return Outcome(best, status, {"steps": float(step)}, SoftAlignment(problem.graph, matrices))
+            return float(loss.detach()), soft
+
+        end = search((start, score, logits.soft(0.0)), descend, SoftAlignment.round, goal.score, options, report)
+        matrices = {n: doubly_stochastic(m.detach().double()).to(m.dtype) for n, m in end.state.matrices.items()}
+        soft = SoftAlignment(problem.graph, matrices)
+        return Outcome(end.best, end.status, {"steps": float(end.steps)}, soft)
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:
-        """Squared distance, or the loss on the samples by which alignments are compared."""
+        """Return the squared distance, or the loss on the samples by which alignments are compared."""
         return self._goal(problem).score(alignment)
 
     def _start(self, problem: Problem) -> Alignment:
@@ -152,10 +136,6 @@ class Sinkhorn(Solver[SinkhornOptions]):
         return Goal(problem, kind, path, options.distance_weight)
 
 
-def _cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
 # ---------------------------------------------------------------------- what is learned
 
 
@@ -165,11 +145,11 @@ class Logits:
     Args:
         start: Rounding the first soft alignment gives this.
         problem: Its device and dtype are used.
-        confidence: Logit of the units that the start puts together, at temperature 1.
+        options: Confidence, temperatures and scalings.
     """
 
-    def __init__(self, start: Alignment, problem: Problem, confidence: float) -> None:
-        self.graph = start.graph
+    def __init__(self, start: Alignment, problem: Problem, options: SinkhornOptions) -> None:
+        self.graph, self.options = start.graph, options
         matrices = SoftAlignment.from_alignment(start).matrices
         self.names: dict[torch.Size, list[str]] = {}
         for name, matrix in matrices.items():
@@ -179,16 +159,17 @@ class Logits:
             name: matrix.to(problem.device, problem.dtype) for name, matrix in matrices.items() if matrix.shape[-1] == 1
         }
         self.stacks: dict[torch.Size, Tensor] = {
-            shape: (confidence * torch.stack([matrices[n] for n in names]))
+            shape: (options.confidence * torch.stack([matrices[n] for n in names]))
             .to(problem.device, problem.dtype)
             .requires_grad_()
             for shape, names in self.names.items()
         }
         self._scalings: dict[torch.Size, Potentials] = {}
 
-    def soft(self, options: SinkhornOptions, done: float) -> SoftAlignment:
+    def soft(self, fraction: float) -> SoftAlignment:
         """Project to doubly stochastic matrices, at the temperature after a fraction of the steps; differentiable."""
-        temperature = options.temperature * (options.final_temperature / options.temperature) ** done
+        options = self.options
+        temperature = options.temperature * (options.final_temperature / options.temperature) ** fraction
         matrices = dict(self.single)
         for shape, stack in self.stacks.items():
             logits = stack / temperature
@@ -196,7 +177,7 @@ class Logits:
             self._scalings[shape] = scaling
             projected = plan(logits, scaling, gradient_steps=GRADIENT_STEPS)
             matrices.update(zip(self.names[shape], projected.unbind(0), strict=True))
-        # Row sums may be off while sweeps are few; what is returned to the user is completed.
+        # Row sums may be off while scalings are few; what is returned to the user is completed.
         return SoftAlignment(self.graph, matrices, tolerance=math.inf)
 
 
@@ -228,7 +209,7 @@ class Goal:
         self.generator = problem.generator()
 
     def loss(self, soft: SoftAlignment) -> Tensor:
-        """What a gradient step descends on."""
+        """Return what a gradient step descends on."""
         if self.path is None:
             return self.distance(soft)
         moved = {**self.path.b, **{name: soft.apply_tensor(name, b) for name, b in self.b.items()}}
@@ -243,10 +224,10 @@ class Goal:
         return 0.5 if middle else 1 - drawn
 
     def distance(self, soft: SoftAlignment) -> Tensor:
-        """``|A|^2 + |B|^2 - 2 <A, S # B>`` relative to the squared norms: the squared distance wherever ``S`` is hard.
+        """Return ``(|A|^2 + |B|^2 - 2 <A, S # B>) / (|A|^2 + |B|^2)``: the squared distance wherever ``S`` is hard.
 
-        Linear in each matrix, so that, unlike ``||A - S # B||^2``, it is not lowered by averaging units, and aligning A
-        to B is the same problem as aligning B to A.
+        It is linear in each matrix, so that, unlike ``||A - S # B||^2``, it is not lowered by averaging units, and
+        aligning A to B is the same problem as aligning B to A.
         """
         inner = torch.zeros((), dtype=torch.float64, device=self.problem.device)
         for name, a in self.a.items():
@@ -254,7 +235,7 @@ class Goal:
         return 1 - 2 * (inner + self.problem.objective.fixed_value) / self.squares
 
     def score(self, alignment: Alignment) -> float:
-        """What alignments are compared by; the squared distance itself where there is no task."""
+        """Return what alignments are compared by; the squared distance itself where there is no task."""
         distance = self.problem.objective.distance2
         if self.path is None:
             return float(distance(alignment))

@@ -12,8 +12,9 @@ from torch import Tensor
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.objective import Objective
-from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
+from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
+from alignkit.solvers.gradient_search import GradientOptions, search
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.tasks.line import Line
 from alignkit.tasks.path_loss import PathLoss
@@ -24,25 +25,15 @@ NEGLIGIBLE = 1e-4
 and without a limit it would do so with rounding errors where the loss does not depend on a weight (biases of keys)."""
 
 
-class StraightThroughOptions(IterativeOptions):
+class StraightThroughOptions(GradientOptions):
     """Options of straight-through matching; a step follows one gradient."""
 
     max_steps: int = Field(200, ge=1)
-    """Maximum number of gradient steps."""
+    """Maximum number of gradient steps. The learning rate is planned for this many."""
     learning_rate: float = Field(3e-3, gt=0)
     """Learning rate of Adam on the free weights; falls to 0 along half a cosine."""
     projection_sweeps: int = Field(2, ge=1)
     """Maximum number of sweeps of coordinate ascent in a projection, from the order of the step before."""
-    batch_size: int = Field(256, ge=1)
-    """Samples of the task in a gradient step."""
-    samples: int = Field(10_000, ge=1)
-    """Maximum number of samples of the task to learn from: its first."""
-    score_samples: int = Field(2048, ge=1)
-    """Samples on which alignments are compared."""
-    check_every: int = Field(10, ge=1)
-    """Steps between two looks at the loss on those samples."""
-    patience: int = Field(10, ge=1)
-    """Stop when this many looks in a row found nothing better."""
 
 
 class StraightThrough(Solver[StraightThroughOptions]):
@@ -59,38 +50,26 @@ class StraightThrough(Solver[StraightThroughOptions]):
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Learn from the start, by default that of weight matching; return the best alignment."""
-        options = self.options
         path = self._path(problem)
-        best = WeightMatching().solve(problem, lambda step: None).alignment if problem.init is None else problem.start
-        score = path.score(best)
+        start = WeightMatching().solve(problem, lambda step: None).alignment if problem.init is None else problem.start
+        score = path.score(start)
         report(Step(0, score, "start"))
-        if not problem.graph.groups or problem.objective.distance2(best) == 0:
-            return Outcome(best, Status.OK, {"steps": 0.0})
-        free = FreeWeights(problem, best, options.learning_rate, options.projection_sweeps)
-        idle, improved, step, status = 0, False, 0, Status.OK
-        while step < options.max_steps and idle < options.patience:
+        if not problem.graph.groups or problem.objective.distance2(start) == 0:
+            return Outcome(start, Status.OK, {"steps": 0.0})
+        free = FreeWeights(problem, start, self.options)
+
+        def descend(fraction: float) -> tuple[float, Alignment]:
             current = free.project()
             middle = {n: t.requires_grad_(t.is_floating_point()) for n, t in free.middle(current).items()}
             loss = path.loss(path.named(middle), path.minibatches.draw())
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                status = Status.NONFINITE
-                break
-            free.step(loss, middle, step / options.max_steps)
-            step += 1
-            if step % options.check_every == 0 or step == options.max_steps:
-                found = path.score(current)
-                improved = found < score
-                idle = 0 if improved else idle + 1
-                if improved:
-                    best, score = current, found
-                report(Step(step, score, f"loss {value:.6g}, current {found:.6g}"))
-        if improved and status is Status.OK:
-            status = Status.MAX_STEPS
-        return Outcome(best, status, {"steps": float(step)})
+            free.step(loss, middle, fraction)
+            return float(loss.detach()), current
+
+        end = search((start, score, start), descend, lambda alignment: alignment, path.score, self.options, report)
+        return Outcome(end.best, end.status, {"steps": float(end.steps)})
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:
-        """Loss in the middle between A and aligned B, on the samples by which alignments are compared."""
+        """Return the loss in the middle between A and aligned B, on the samples by which alignments are compared."""
         return self._path(problem).score(alignment)
 
     def _path(self, problem: Problem) -> PathLoss:
@@ -108,13 +87,11 @@ class FreeWeights:
     Args:
         problem: Its device and dtype are used.
         start: The first order.
-        learning_rate: Largest learning rate.
-        sweeps: Most sweeps of a projection.
+        options: Learning rate, and sweeps of a projection.
     """
 
-    def __init__(self, problem: Problem, start: Alignment, learning_rate: float, sweeps: int) -> None:
-        self.graph, self.sweeps, self.learning_rate = problem.graph, sweeps, learning_rate
-        self.device = problem.device
+    def __init__(self, problem: Problem, start: Alignment, options: StraightThroughOptions) -> None:
+        self.graph, self.device, self.options = problem.graph, problem.device, options
         self.a, self.b = (
             {
                 n: t.detach().to(problem.device, problem.dtype if t.is_floating_point() else t.dtype)
@@ -125,21 +102,21 @@ class FreeWeights:
         self.current = start
         self.weights = self.middle(start)
         self.moving = {n: t for n, t in self.weights.items() if t.is_floating_point()}
-        self.optimizer = torch.optim.Adam(list(self.moving.values()), lr=learning_rate)
+        self.optimizer = torch.optim.Adam(list(self.moving.values()), lr=options.learning_rate)
         self.classes = colour_roots(self.graph)
 
     def middle(self, alignment: Alignment) -> dict[str, Tensor]:
-        """New tensors ``(A + P # B) / 2`` by first name; what is not floating-point is A's."""
+        """Return new tensors ``(A + P # B) / 2`` by first name; what is not floating-point is A's."""
         return Line(self.a, {name: alignment.apply_tensor(name, tensor) for name, tensor in self.b.items()}).at(0.5)
 
     def project(self) -> Alignment:
-        """The reordering of B nearest to the free weights, by coordinate ascent from the last one."""
+        """Find the reordering of B nearest to the free weights, by coordinate ascent from the last one."""
         objective = Objective(Pair(self.graph, self.weights, self.b), self.device)
-        run = Ascent(objective, 0.0, self.sweeps).run(self.current.elements, self.classes)
+        run = Ascent(objective, 0.0, self.options.projection_sweeps).run(self.current.elements, self.classes)
         self.current = Alignment(self.graph, run.elements)
         return self.current
 
-    def step(self, loss: Tensor, middle: Mapping[str, Tensor], done: float) -> None:
+    def step(self, loss: Tensor, middle: Mapping[str, Tensor], fraction: float) -> None:
         """Move the free weights by the gradient at the middle, as if the projection were the identity."""
         names = list(self.moving)
         gradients = torch.autograd.grad(loss, [middle[n] for n in names], allow_unused=True)
@@ -148,7 +125,7 @@ class FreeWeights:
         group = self.optimizer.param_groups[0]
         if not self.optimizer.state:
             group["eps"] = NEGLIGIBLE * _root_mean_square([g for g in gradients if g is not None])
-        group["lr"] = 0.5 * self.learning_rate * (1 + math.cos(math.pi * done))
+        group["lr"] = self.options.rate(fraction)
         self.optimizer.step()
 
 

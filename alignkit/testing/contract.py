@@ -60,7 +60,7 @@ class SolverContract:
     # ------------------------------------------------------------------ what a subclass may replace
 
     def task(self, pair: ProblemPair) -> Task | None:
-        """The task for solvers that need one: reproduce what A computes."""
+        """Return the task for solvers that need one: reproduce what A computes."""
         if not self.solver.needs.task:
             return None
         inputs = pair.architecture.inputs(32, seed=5)
@@ -75,7 +75,7 @@ class SolverContract:
             assert found.graph == pair.graph, f"{pair}: the alignment is of another graph"
             for group, element in found.alignment.elements.items():
                 ordered = torch.arange(element.shape[-1]).expand(element.shape)
-                assert torch.equal(element.sort(-1).values, ordered), f"{pair}: group {group} is no permutation"
+                assert torch.equal(element.sort(-1).values, ordered), f"{pair}: group {group} is not a permutation"
             assert all(math.isfinite(step.objective) for step in found.history), f"{pair}: a step is not finite"
 
     def test_function_is_preserved(self) -> None:
@@ -179,7 +179,7 @@ class SolverContract:
             assert self.solved(pair).moved["h1"] == 0
 
     def test_graph_without_groups(self) -> None:
-        """Nothing to align is no error."""
+        """Nothing to align is not an error."""
         pair = independent_pair(mlp(3, 2))
         found = self.solved(pair)
         assert found.alignment == Alignment.identity(pair.graph)
@@ -212,7 +212,7 @@ class SolverContract:
     # ------------------------------------------------------------------ inside
 
     def pairs(self, *, planted: bool = True, independent: bool = True) -> Iterator[ProblemPair]:
-        """The problems: permuted copies and unrelated networks of each architecture, for each seed."""
+        """Yield the problems: permuted copies and unrelated networks of each architecture, for each seed."""
         for seed in self.seeds:
             for build in ARCHITECTURES.values():
                 if planted:
@@ -231,7 +231,7 @@ def _bare() -> Registry:
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What a model computes in float64 and eval mode."""
+    """Return what a model computes in float64 and eval mode."""
     with torch.no_grad():
         out: Tensor = copy.deepcopy(model).double().eval()(inputs)
     return out

@@ -40,11 +40,11 @@ class ProblemArchitecture:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def graph(self) -> SymmetryGraph:
-        """The graph of the model."""
+        """Write the graph of the model."""
         return SymmetryGraph.from_spec(self.spec, like=self.model, sizes=self.sizes)
 
     def inputs(self, n: int = 16, seed: int = 0) -> Float[Tensor, "n ..."]:
-        """A batch of ``n`` normal examples."""
+        """Draw a batch of ``n`` normal examples."""
         return torch.randn(n, *self.input_shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -69,7 +69,7 @@ class ProblemPair:
     answer: Alignment | None = None
 
     def bind(self) -> Pair:
-        """The pair held against its graph, with modules."""
+        """Bind both modules to the graph."""
         return self.graph.bind(self.a, self.b)
 
     def __repr__(self) -> str:
@@ -77,7 +77,7 @@ class ProblemPair:
 
 
 def planted_pair(architecture: ProblemArchitecture, *, seed: int = 0, noise: float = 0.0) -> ProblemPair:
-    """A random network A, and B: a copy of A with its units reordered at random, plus noise.
+    """Draw a random network A, and B: a copy of A with its units reordered at random, plus noise.
 
     Args:
         architecture: What to draw.
@@ -101,13 +101,13 @@ def planted_pair(architecture: ProblemArchitecture, *, seed: int = 0, noise: flo
 
 
 def independent_pair(architecture: ProblemArchitecture, *, seed: int = 0) -> ProblemPair:
-    """Two random networks that have nothing in common: there is no right answer."""
+    """Draw two random networks that have nothing in common: there is no right answer."""
     a, b = _drawn(architecture.model, 2 * seed), _drawn(architecture.model, 2 * seed + 1)
     return ProblemPair(f"{architecture.name}, independent, seed {seed}", architecture, architecture.graph(), a, b)
 
 
 def _drawn(model: nn.Module, seed: int) -> nn.Module:
-    """A copy in eval mode, all tensors normal with standard deviation ``1 / sqrt(fan in)``."""
+    """Copy a model in eval mode, all tensors drawn normal with standard deviation ``1 / sqrt(fan in)``."""
     generator = torch.Generator().manual_seed(seed)
     drawn = copy.deepcopy(model).eval()
     with torch.no_grad():
@@ -124,7 +124,7 @@ def _drawn(model: nn.Module, seed: int) -> nn.Module:
 
 
 def mlp(*sizes: int) -> ProblemArchitecture:
-    """A perceptron with ReLU; ``mlp(4, 6, 5, 3)`` has the hidden sizes 6 and 5."""
+    """Build a perceptron with ReLU; ``mlp(4, 6, 5, 3)`` has the hidden sizes 6 and 5."""
     layers: list[nn.Module] = []
     spec: dict[str, str] = {}
     last = len(sizes) - 2
@@ -136,7 +136,7 @@ def mlp(*sizes: int) -> ProblemArchitecture:
 
 
 def convnet(channels: int = 4, hidden: int = 5) -> ProblemArchitecture:
-    """Two convolutions with BatchNorm, a flatten, two linear layers."""
+    """Build two convolutions with BatchNorm, a flatten, two linear layers."""
     model = nn.Sequential(
         nn.Conv2d(2, channels, 3),
         nn.BatchNorm2d(channels),
@@ -187,7 +187,7 @@ class _Attention(nn.Module):
 
 
 def attention(width: int = 6, heads: int = 3, head_dim: int = 4, hidden: int = 7) -> ProblemArchitecture:
-    """A transformer block: heads, units inside them (a family for q and k, one for v), residual stream."""
+    """Build a transformer block: heads, units inside them (a family for q and k, one for v), residual stream."""
     fused = "(heads qk[heads])+(heads qk[heads])+(heads v[heads])"
     spec = {
         "embed.weight": "model .",
@@ -226,7 +226,7 @@ class _Residual(nn.Module):
 
 
 def residual(inputs: int = 5, width: int = 6, hidden: int = 7, blocks: int = 2) -> ProblemArchitecture:
-    """Residual blocks of two linear layers; all of them share the units of the stream."""
+    """Build residual blocks of two linear layers; all of them share the units of the stream."""
     spec = {"embed.weight": "stream .", "embed.bias": "stream", "read.weight": ". stream", "read.bias": "."}
     for i in range(blocks):
         spec |= {f"up.{i}.weight": f"h{i} stream", f"up.{i}.bias": f"h{i}"}

@@ -129,7 +129,7 @@ def log_to(folder: str | os.PathLike[str], registry: alignkit.plugins.Registry |
 
 
 def _new_run(folder: Path, solver: str, seed: int) -> Path:
-    """A folder that no other solve writes to, in order of time."""
+    """Make a folder that no other solve writes to, in order of time."""
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     run = folder / f"{time}-{next(_numbers):04d}-{solver}-seed{seed}"
     try:

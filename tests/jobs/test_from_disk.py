@@ -312,5 +312,5 @@ def test_amounts_of_memory(text: str, amount: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "two GB", "2 GX", "0", "0.1B", "nan", "1e9"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
-    with pytest.raises(UsageError, match="no amount of memory"):
+    with pytest.raises(UsageError, match="not an amount of memory"):
         parse_memory(text)

@@ -12,7 +12,7 @@ import torch
 import alignkit
 from alignkit.errors import SolverError
 from alignkit.solver import Problem, Status
-from alignkit.solvers.straight_through import FreeWeights, StraightThrough
+from alignkit.solvers.straight_through import FreeWeights, StraightThrough, StraightThroughOptions
 from alignkit.tasks.task import Task
 from alignkit.testing import attention, convnet, independent_pair, mlp, planted_pair
 
@@ -60,11 +60,11 @@ def test_the_first_projection_is_no_farther_than_the_start(build):
     """Free weights begin halfway to the start, and projecting them never moves away from them."""
     pair = planted_pair(build(), noise=0.1)
     problem = Problem(pair.bind())
-    free = FreeWeights(problem, pair.answer, 0.01, 5)
+    free = FreeWeights(problem, pair.answer, StraightThroughOptions(learning_rate=0.01, projection_sweeps=5))
     projected = free.project()
     assert projected == pair.answer
     far = alignkit.Alignment.random(pair.graph, 5)
-    free = FreeWeights(problem, far, 0.01, 5)
+    free = FreeWeights(problem, far, StraightThroughOptions(learning_rate=0.01, projection_sweeps=5))
     found = free.project()
 
     def distance(alignment):

@@ -32,14 +32,14 @@ def parse_memory(text: str | int) -> int:
     """Read an amount of memory, such as ``"2GB"`` (2 * 10**9), ``"512 MiB"`` (512 * 2**20) or a number of bytes.
 
     Raises:
-        UsageError: It is no positive amount.
+        UsageError: It is not a positive amount.
     """
     if isinstance(text, int):
         return text
     amount = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     factor = UNITS.get(amount[2].upper()) if amount else None
     if amount is None or factor is None or not int(float(amount[1]) * factor):
-        raise UsageError(f"{text!r} is no amount of memory: write a number with a unit, such as 2GB or 512MiB.")
+        raise UsageError(f"{text!r} is not an amount of memory: write a number with a unit, such as 2GB or 512MiB.")
     return int(float(amount[1]) * factor)
 
 

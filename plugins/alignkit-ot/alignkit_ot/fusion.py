@@ -66,7 +66,7 @@ def fuse(
     b: WeightsSource,
     *,
     regularization: float = 0.0,
-    max_sweeps: int = 10,
+    max_steps: int = 10,
     reads: Mapping[str, Collection[int]] | None = None,
 ) -> Fusion:
     """Carry B's weights to A's units, where the two networks differ in nothing but the sizes of groups.
@@ -83,7 +83,7 @@ def fuse(
         graph_b: B's graph: the same tensors and groups in the same layout. Only sizes of groups may differ.
         b: B's weights.
         regularization: As in the solver; 0 is exact transport.
-        max_sweeps: Most sweeps.
+        max_steps: Maximum number of sweeps.
         reads: By the first name of a tensor, the axes that read their groups, where the rule above is wrong.
 
     Raises:
@@ -100,7 +100,7 @@ def fuse(
     moved = [name for name, node in graph_a.tensors.items() if node.groups]
     own, other = ({n: side[n].detach().cpu().double().contiguous() for n in moved} for side in (left.a, right.a))
     carrier = _Carrier(graph_a, graph_b, own, other, axes)
-    plans, weights, distance2, sweeps = _descend(carrier, regularization, max_sweeps)
+    plans, weights, distance2, sweeps = _descend(carrier, regularization, max_steps)
     result: dict[str, Tensor] = {}
     every_a: dict[str, Tensor] = {}
     for name, node in graph_a.tensors.items():
@@ -112,7 +112,7 @@ def fuse(
 
 
 def _descend(
-    carrier: _Carrier, regularization: float, max_sweeps: int
+    carrier: _Carrier, regularization: float, max_steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float, int]:
     """Sweep over the groups; the plans, weights and distance of the best sweep, and the number of sweeps."""
     sizes = {name: (group.size, carrier.graph_b.groups[name].size) for name, group in carrier.graph_a.groups.items()}
@@ -121,7 +121,7 @@ def _descend(
     best: tuple[dict[str, Tensor], dict[str, Tensor], float] | None = None
     sweeps = 0
     change = float("inf")
-    while sweeps < max_sweeps and change > SETTLED:
+    while sweeps < max_steps and change > SETTLED:
         sweeps, change = sweeps + 1, 0.0
         for name in maps:
             new = transport_plans(carrier.similarity(name, maps), regularization) * sizes[name][0]
@@ -132,7 +132,7 @@ def _descend(
         if best is None or distance2 < best[2]:
             best = ({name: matrix / sizes[name][0] for name, matrix in maps.items()}, weights, distance2)
     if best is None:
-        raise SolverError(f"max_sweeps={max_sweeps}: at least one sweep is needed.")
+        raise SolverError(f"max_steps={max_steps}: at least one sweep is needed.")
     return *best, sweeps
 
 
@@ -166,7 +166,7 @@ class _Carrier:
         return total
 
     def _mixed(self, name: str, to: Block, source: Block, maps: Mapping[str, Tensor], skip: int | None) -> Tensor:
-        """A block of B with each grouped dim but ``skip`` mixed to A's units; what reads is taken as a density."""
+        """Mix each grouped dim of a block of B but ``skip`` to A's units; what reads is taken as a density."""
         part = source.view(self.b[name])
         density = prod(s.size / t.size for s, t in zip(source.dims, to.dims, strict=True) if t.axis in self.axes[name])
         for at, dim in enumerate(to.dims):
@@ -198,7 +198,7 @@ def _usual(node: TensorNode, module: nn.Module | None) -> range:
 
 
 def _owner(module: nn.Module, name: str) -> str:
-    """The type of the module that holds a tensor."""
+    """Return the type of the module that holds a tensor."""
     path = name.rpartition(".")[0]
     try:
         return type(module.get_submodule(path)).__name__
@@ -207,7 +207,7 @@ def _owner(module: nn.Module, name: str) -> str:
 
 
 def _differences(graph_a: SymmetryGraph, graph_b: SymmetryGraph) -> list[str]:
-    """What differs beside the sizes of groups, as text."""
+    """List what differs beside the sizes of groups, as text."""
     found = [
         f"units inside units do not fit: group {g.name!r} is owned by {g.parent!r}"
         for g in graph_a.groups.values()
@@ -230,12 +230,12 @@ def _differences(graph_a: SymmetryGraph, graph_b: SymmetryGraph) -> list[str]:
 
 
 def _pattern(node: TensorNode) -> list[list[tuple[int, str | int]]]:
-    """What has to be the same in A and B: for each block the axis of each dim, and its group or its fixed size."""
+    """Return what has to be equal in A and B: for each block the axis of each dim, and its group or fixed size."""
     return [[(dim.axis, dim.group or dim.size) for dim in block.dims] for block in node.blocks]
 
 
 def _out_of_reach(graph_a: SymmetryGraph, graph_b: SymmetryGraph, axes: Mapping[str, frozenset[int]]) -> list[str]:
-    """Groups of different sizes that weights do not both write and read, as text."""
+    """List groups of different sizes that weights do not both write and read, as text."""
     roles: dict[str, set[bool]] = {name: set() for name in graph_a.groups}
     for name, node in graph_a.tensors.items():
         for block in node.blocks:

@@ -11,13 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit import Alignment, IterativeOptions, Needs, Outcome, Problem, Returns, SoftAlignment, Solver, Status, Step
-from alignkit.activations import cross_moments, find_readings
 from alignkit.errors import SolverError
 from alignkit.matching.families import split_pairs
 from alignkit.matching.sinkhorn import doubly_stochastic
 from alignkit.matching.tree_objective import TreeObjective
 from alignkit.solver import Report
-from alignkit.solvers.activation_matching import Observed, chosen
+from alignkit.solvers.activation_matching import Observed
 from alignkit_ot.transport import transport_plans
 
 PATIENCE = 5
@@ -160,10 +159,7 @@ def _observed(problem: Problem) -> Observed:
     if task is None:
         raise SolverError("ground='activations' works with data: pass task=alignkit.Task(model, batches, loss).")
     a, b = task.checked(problem.a), task.checked(problem.b)
-    every, sample_bytes = find_readings(problem.graph, task, a)
-    readings = {group: chosen(places, "post") for group, places in every.items()}
-    moments = cross_moments(readings, task, a, b, task.batches, sample_bytes)
-    return Observed.of(problem.graph, moments, "correlation")
+    return Observed.of(problem.graph, task, a, b, task.batches)
 
 
 def _change(before: Mapping[str, Tensor | None], after: Mapping[str, Tensor | None]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from alignkit.errors import SolverError
 
 SWEEPS = 200
-"""Most sweeps of one entropic problem. Its sums are then completed, so that more would change digits only."""
+"""Maximum number of sweeps of one entropic problem. Its sums are completed then: more would change digits only."""
 TOLERANCE = 1e-6
 """An entropic problem is solved when the sums of its rows are this close."""
 KERNEL_RANGE = 300.0

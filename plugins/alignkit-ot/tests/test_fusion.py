@@ -156,7 +156,7 @@ def test_what_cannot_be_fused_is_listed() -> None:
     with pytest.raises(SolverError, match=r"tensor '0.weight' is 'h1 .' of shape \(6, 4\) in A"):
         fuse(small.graph(), drawn(small), inputs.graph(), drawn(inputs))
     with pytest.raises(SolverError, match="at least one sweep"):
-        fuse(small.graph(), drawn(small), small.graph(), drawn(small), max_sweeps=0)
+        fuse(small.graph(), drawn(small), small.graph(), drawn(small), max_steps=0)
 
 
 def test_inputs_stay_as_they_were() -> None:

@@ -1,0 +1,87 @@
+"""What solvers that follow gradients share: their options, and a loop that keeps the best alignment on the way.
+
+Gradients need something soft, and a user wants an alignment. So the loop moves a soft state (logits, free weights),
+turns it into an alignment now and then, and judges that by a score, such as the loss on samples that stay the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import Field
+
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.solver import IterativeOptions, Report, Status, Step
+
+StateT = TypeVar("StateT")
+
+
+class GradientOptions(IterativeOptions):
+    """Options of solvers that follow gradients; a step follows one."""
+
+    learning_rate: float = Field(0.01, gt=0)
+    """Learning rate of Adam at the first step; falls to 0 along half a cosine."""
+    batch_size: int = Field(256, ge=1)
+    """Samples of the task in a gradient step."""
+    samples: int = Field(10_000, ge=1)
+    """Maximum number of samples of the task to learn from: its first."""
+    score_samples: int = Field(2048, ge=1)
+    """Samples on which alignments are compared."""
+    check_every: int = Field(10, ge=1)
+    """Steps between two alignments that are compared."""
+    patience: int = Field(10, ge=1)
+    """Stop when this many alignments in a row were not better than the best."""
+
+    def rate(self, fraction: float) -> float:
+        """Return the learning rate after a fraction of the steps."""
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+@dataclass(frozen=True)
+class SearchEnd(Generic[StateT]):
+    """Where a search ended: the best alignment, the state that it came from, and how many steps were made."""
+
+    best: Alignment
+    state: StateT
+    steps: int
+    status: Status
+
+
+def search(
+    start: tuple[Alignment, float, StateT],
+    descend: Callable[[float], tuple[float, StateT]],
+    align: Callable[[StateT], Alignment],
+    score: Callable[[Alignment], float],
+    options: GradientOptions,
+    report: Report,
+) -> SearchEnd[StateT]:
+    """Follow gradients until ``max_steps``, or until ``patience`` alignments in a row were not better.
+
+    Args:
+        start: An alignment, its score, and the state that it belongs to.
+        descend: Makes one step, given the fraction of steps made; returns the loss before it, and the state before it.
+        align: Turns a state into an alignment.
+        score: What alignments are compared by; lower is better.
+        options: When to stop and how often to look.
+        report: Called with the best score after each look.
+    """
+    best, best_score, best_state = start
+    steps = idle = 0
+    improved = False
+    while steps < options.max_steps and idle < options.patience:
+        loss, state = descend(steps / options.max_steps)
+        if not math.isfinite(loss):
+            return SearchEnd(best, best_state, steps, Status.NONFINITE)
+        steps += 1
+        if steps % options.check_every == 0 or steps == options.max_steps:
+            alignment = align(state)
+            now = score(alignment)
+            improved = now < best_score
+            idle = 0 if improved else idle + 1
+            if improved:
+                best, best_score, best_state = alignment, now, state
+            report(Step(steps, best_score, f"loss {loss:.6g}, score {now:.6g}"))
+    return SearchEnd(best, best_state, steps, Status.MAX_STEPS if improved else Status.OK)
