@@ -26,10 +26,12 @@ FASTER = {
     "sinkhorn": {"max_steps": 20, "check_every": 10},
     "straight_through": {"max_steps": 20, "learning_rate": 0.05},
 }
+SLOW = {"frank_wolfe", "sinkhorn", "straight_through"}
 
 for _name, _info in Registry([]).solvers().items():  # installed packages test their own
     _body = {"solver": _info.solver(**FASTER.get(_name, {})), "known_gaps": KNOWN_GAPS.get(_name, {})}
-    globals()[f"Test_{_name}"] = type(f"Test_{_name}", (SolverContract,), _body)
+    _class = type(f"Test_{_name}", (SolverContract,), _body)
+    globals()[f"Test_{_name}"] = pytest.mark.slow(_class) if _name in SLOW else _class
 
 
 def mlp_of_three():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.tracing import trace
