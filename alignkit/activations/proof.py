@@ -91,7 +91,7 @@ class _Search:
         self.parts: dict[str, list[tuple[str, int, int, list[Positions]]]] = defaultdict(list)
         for node in graph.tensors.values():
             for axis in range(len(node.shape)):
-                if node.axis(axis).is_fixed:
+                if node.layout[axis].is_fixed:
                     continue
                 positions = [p for p in positions_on_axis(node, axis) if p.index.shape[-1] > 1]
                 for name in node.names if positions else ():

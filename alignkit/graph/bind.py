@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.checkpoints.weights import all_finite, read_weights
-from alignkit.errors import BindError
+from alignkit.errors import AlignkitError, BindError
 from alignkit.graph.source import tensor_identity
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import dtype_name
+from alignkit.text import dtype_name, plural
 
 WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
@@ -34,9 +34,7 @@ def bind_weights(
         dtype_a, dtype_b = side_a[name].dtype, side_b[name].dtype
         if dtype_a != dtype_b:
             problems.append(f"{name!r} is {dtype_name(dtype_a)} in A but {dtype_name(dtype_b)} in B")
-    if problems:
-        listed = "\n".join(f"  - {text}" for text in sorted(problems))
-        raise BindError(f"the weights do not fit the graph, {len(problems)} problems:\n{listed}")
+    raise_misfits(BindError, "the weights do not fit the graph", problems)
     return side_a, side_b
 
 
@@ -74,27 +72,49 @@ def fit_weights(
         values: Whether to check that every number is finite.
     """
     weights = weights_of(source)
-    problems += [f"{name!r} of {label} is not in the graph" for name in weights if name not in graph.first_names]
+    problems += find_misfits(graph, {name: tuple(tensor.shape) for name, tensor in weights.items()}, label)
     fitting: dict[str, Tensor] = {}
     for node in graph.tensors.values():
-        present = [name for name in node.names if name in weights]
+        present = {name: weights[name] for name in node.names if name in weights and weights[name].shape == node.shape}
         if not present:
-            problems.append(f"{node.name!r} is missing in {label}")
             continue
-        tensor = weights[present[0]]
-        if tuple(tensor.shape) != node.shape:
-            problems.append(f"{node.name!r} has shape {tuple(tensor.shape)} in {label}, the graph says {node.shape}")
-            continue
+        first, tensor = next(iter(present.items()))
         if tensor.layout != torch.strided:
             problems.append(f"{node.name!r} of {label} is {tensor.layout}; dense tensors are needed")
-            continue
-        if tensor.is_meta:
+        elif tensor.is_meta:
             problems.append(f"{node.name!r} of {label} is on the meta device and has no values")
-            continue
-        fitting[node.name] = tensor
-        if values and tensor.is_floating_point() and not all_finite(tensor):
-            problems.append(f"{node.name!r} of {label} holds NaN or infinity")
-        for other in present[1:]:
-            if tensor_identity(weights[other]) != tensor_identity(tensor) and not torch.equal(weights[other], tensor):
-                problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
+        else:
+            fitting[node.name] = tensor
+            if values and tensor.is_floating_point() and not all_finite(tensor):
+                problems.append(f"{node.name!r} of {label} holds NaN or infinity")
+            for name, other in present.items():
+                if tensor_identity(other) != tensor_identity(tensor) and not torch.equal(other, tensor):
+                    problems.append(f"{name!r} and {first!r} are tied in the graph but differ in {label}")
     return fitting
+
+
+def find_misfits(graph: GraphStructure, shapes: Mapping[str, tuple[int, ...]], label: str) -> list[str]:
+    """List, as text, the names and shapes of tensors that are not those of a graph.
+
+    Args:
+        graph: The graph.
+        shapes: Shapes of the tensors, by name; of tied tensors one name is enough.
+        label: What messages call the tensors.
+    """
+    problems = [f"{name!r} of {label} is not in the graph" for name in shapes if name not in graph.first_names]
+    for node in graph.tensors.values():
+        present = [name for name in node.names if name in shapes]
+        if not present:
+            problems.append(f"{node.name!r} is missing in {label}")
+        problems += [
+            f"{name!r} has shape {shapes[name]} in {label}, the graph says {node.shape}"
+            for name in present
+            if shapes[name] != node.shape
+        ]
+    return problems
+
+
+def raise_misfits(error: type[AlignkitError], problem: str, misfits: Iterable[str]) -> None:
+    """Raise one error that lists all misfits behind a sentence that names the problem; nothing where there are none."""
+    if lines := sorted(misfits):
+        raise error(f"{problem}, {plural(len(lines), 'problem')}:" + "".join(f"\n  - {line}" for line in lines))

@@ -15,10 +15,13 @@ from alignkit.graph.source import Like, tensor_facts
 from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
+"""Last parts of the names of the buffers that norms keep."""
+_KINDS = {1: "norm", 2: "linear", 3: "convolution", 4: "convolution", 5: "convolution"}
+"""Kind of a layer by the number of axes of its weight."""
 
 
 def mlp(like: Like) -> SymmetryGraph:
-    """The graph of a multilayer perceptron: one group for each hidden layer.
+    """Build the graph of a multilayer perceptron: one group for each hidden layer.
 
     Linear layers follow each other as they are listed; a one-dimensional tensor between them (BatchNorm, LayerNorm,
     PReLU) moves with the layer before it. Inputs and outputs are fixed.
@@ -32,13 +35,15 @@ def mlp(like: Like) -> SymmetryGraph:
     chain = _Chain("an MLP")
     for layer in _layers(like, "an MLP"):
         if layer.kind == "convolution":
-            raise chain.error(layer, "is no linear layer; a network with convolutions is alignkit.graph.builders.cnn")
+            raise chain.error(
+                layer, "is not a linear layer; a network with convolutions is alignkit.graph.builders.cnn"
+            )
         chain.add(layer)
     return SymmetryGraph.from_spec(chain.finish(), like)
 
 
 def siren(like: Like) -> SymmetryGraph:
-    """The graph of a SIREN: a chain of linear layers with sine activations.
+    """Build the graph of a SIREN: a chain of linear layers with sine activations.
 
     Its permutations are those of an MLP. The sine is odd, so the sign of each unit is a further symmetry
     (``sin(-x) = -sin(x)``), which a group of kind ``"permutation"`` does not hold. Source: Sitzmann et al., "Implicit
@@ -59,7 +64,7 @@ def siren(like: Like) -> SymmetryGraph:
 
 
 def cnn(like: Like) -> SymmetryGraph:
-    """The graph of a plain CNN: convolutions, each with an optional BatchNorm, then a flatten, then linear layers.
+    """Build the graph of a plain CNN: convolutions, each with a BatchNorm or without, a flatten, linear layers.
 
     One group for the channels of each convolution and for each hidden linear layer. How many columns of the first
     linear layer a channel owns is read from the shapes; after a global pooling it is one.
@@ -77,7 +82,7 @@ def cnn(like: Like) -> SymmetryGraph:
 
 
 def resnet(like: Like) -> SymmetryGraph:
-    """The graph of a ResNet as torchvision writes it, with BasicBlock or Bottleneck.
+    """Build the graph of a ResNet as torchvision writes it, with BasicBlock or Bottleneck.
 
     Blocks are named ``<stage>.<number>`` and hold their convolutions and BatchNorms, and the projection of their
     shortcut in a child of its own (``downsample.0``, ``shortcut.0``). Blocks without a projection share one group for
@@ -91,7 +96,9 @@ def resnet(like: Like) -> SymmetryGraph:
     """
     layers = _layers(like, "a ResNet")
     blocks: dict[str, list[_Layer]] = {}
-    paths = {layer.parent for layer in layers if layer.kind == "convolution" and _is_numbered(layer.parent)}
+    paths = {
+        layer.parent for layer in layers if layer.kind == "convolution" and layer.parent.rpartition(".")[2].isdigit()
+    }
     chain = _Chain("a ResNet")
     for layer in layers:
         path = next((p for p in paths if layer.path.startswith(p + ".")), None)
@@ -159,7 +166,7 @@ class _Layer:
 
 
 def _layers(like: Like, family: str) -> list[_Layer]:
-    """The layers of a network in order, each a linear layer, a convolution or a norm."""
+    """List the layers of a network in order, each a linear layer, a convolution or a norm."""
     layers: dict[str, _Layer] = {}
     for facts in tensor_facts(like).values():
         if len(facts.names) > 1:
@@ -170,28 +177,22 @@ def _layers(like: Like, family: str) -> list[_Layer]:
         path, _, tensor = facts.names[0].rpartition(".")
         layers.setdefault(path, _Layer(path)).shapes[tensor] = facts.shape
     for layer in layers.values():
-        layer.kind = _kind(layer, family)
-    if not any(layer.kind != "norm" for layer in layers.values()):
+        unknown = sorted(set(layer.shapes) - {"weight", "bias"} - _STATISTICS)
+        layer.kind = _KINDS.get(len(layer.weight), "")
+        if unknown or not layer.kind:
+            odd = unknown[0] if unknown else next(iter(layer.shapes))
+            raise GraphError(
+                f"tensor {layer.name(odd)!r} of shape {layer.shapes[odd]} is not the weight or bias of a linear layer, "
+                f"a convolution or a norm, so this is not {family}. Write its spec by hand, or trace the model."
+            )
+        for tensor, shape in layer.shapes.items():
+            if tensor != "weight" and shape not in ((), layer.weight[:1]):
+                raise GraphError(
+                    f"tensor {layer.name(tensor)!r} has shape {shape}, but its layer has {layer.weight[0]} outputs."
+                )
+    if all(layer.kind == "norm" for layer in layers.values()):
         raise GraphError(f"there is no linear layer and no convolution, so this is not {family}.")
     return list(layers.values())
-
-
-def _kind(layer: _Layer, family: str) -> str:
-    extra = sorted(set(layer.shapes) - {"weight", "bias"} - _STATISTICS)
-    kinds = {1: "norm", 2: "linear", 3: "convolution", 4: "convolution", 5: "convolution"}
-    kind = kinds.get(len(layer.weight))
-    if extra or kind is None:
-        odd = extra[0] if extra else next(iter(layer.shapes))
-        raise GraphError(
-            f"tensor {layer.name(odd)!r} of shape {layer.shapes[odd]} is not the weight or bias of a linear layer, a "
-            f"convolution or a norm, so this is not {family}. Write its spec by hand, or trace the model."
-        )
-    for tensor, shape in layer.shapes.items():
-        if tensor != "weight" and shape not in ((), layer.weight[:1]):
-            raise GraphError(
-                f"tensor {layer.name(tensor)!r} has shape {shape}, but its layer has {layer.weight[0]} outputs."
-            )
-    return kind
 
 
 class _Chain:
@@ -218,7 +219,8 @@ class _Chain:
             self._add_norm(layer)
             return
         columns = self._columns(layer)
-        units = units or _group_name(layer.path)
+        # "0" is not a name in the notation, so a layer of that path owns the group "layer.0".
+        units = units or (layer.path if is_group_name(layer.path) else f"layer.{layer.path or 'weight'}")
         kernel = " ." * (len(layer.weight) - 2)
         self.spec[layer.name("weight")] = f"{units} {columns}{kernel}"
         if "bias" in layer.shapes:
@@ -250,16 +252,7 @@ class _Chain:
         raise self.error(layer, f"takes {inputs} inputs where the layer before it has {self.width} units")
 
     def finish(self) -> dict[str, str]:
-        """The spec, with the outputs of the last layer fixed."""
+        """Return the spec, with the outputs of the last layer fixed."""
         return {
             name: " ".join("." if a == self.last else a for a in text.split(" ")) for name, text in self.spec.items()
         }
-
-
-def _is_numbered(path: str) -> bool:
-    return path.rpartition(".")[2].isdigit()
-
-
-def _group_name(path: str) -> str:
-    """The path of a layer, made a name of the notation: ``"0"`` is no name, so it becomes ``"layer.0"``."""
-    return path if is_group_name(path) else f"layer.{path or 'weight'}"

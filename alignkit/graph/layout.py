@@ -47,14 +47,18 @@ class Axis:
 
     segments: tuple[Segment, ...]
 
-    def units(self) -> Iterator[Units]:
-        """Every mention of a group, from left to right."""
+    def leaves(self) -> Iterator[Fixed | Units]:
+        """List fixed factors and mentions of groups from left to right, those of nested sums too."""
         for segment in self.segments:
             for factor in segment.factors:
-                if isinstance(factor, Units):
+                if isinstance(factor, Axis):
+                    yield from factor.leaves()
+                else:
                     yield factor
-                elif isinstance(factor, Axis):
-                    yield from factor.units()
+
+    def units(self) -> Iterator[Units]:
+        """List every mention of a group, from left to right."""
+        return (leaf for leaf in self.leaves() if isinstance(leaf, Units))
 
     @property
     def is_fixed(self) -> bool:
@@ -65,67 +69,59 @@ class Axis:
 Factor: TypeAlias = Fixed | Units | Axis
 Layout: TypeAlias = tuple[Axis, ...]
 
-FIXED_AXIS = Axis((Segment((Fixed(),)),))
-
 
 def factor_size(factor: Factor) -> int:
-    """Number of positions of a factor whose sizes are all known."""
+    """Return the number of positions of a factor, or of an axis, whose sizes are all known."""
     if isinstance(factor, Axis):
-        return axis_size(factor)
+        return sum(segment_size(segment) for segment in factor.segments)
     if factor.size is None:
         raise GraphError(f"the size of {factor} is not known")
     return factor.size
 
 
-def axis_size(axis: Axis) -> int:
-    """Number of positions of an axis whose sizes are all known."""
-    return sum(prod(factor_size(f) for f in segment.factors) for segment in axis.segments)
+def segment_size(segment: Segment) -> int:
+    """Return the number of positions of a segment whose sizes are all known."""
+    return prod(map(factor_size, segment.factors))
 
 
 def simplified(axis: Axis) -> Axis:
-    """The same action on an axis of known sizes, written in one way: fixed parts that meet are merged."""
+    """Write an axis of known sizes in one way, with the same action: fixed parts that meet are merged.
+
+    ``(h 2 3)+.+(4 1)``, the ``.`` having 5 positions, becomes ``(h 6)+9``.
+    """
     segments: list[Segment] = []
     for segment in axis.segments:
-        factors = _merged_factors(segment)
-        if len(factors) == 1 and isinstance(factors[0], Axis):
-            segments.extend(factors[0].segments)
-        else:
-            segments.append(Segment(factors))
-    merged: list[Segment] = []
-    for segment in segments:
-        if merged and _is_fixed(segment) and _is_fixed(merged[-1]):
-            both = factor_size(Axis((merged.pop(), segment)))
-            merged.append(Segment((Fixed(both),)))
-        else:
-            merged.append(segment)
-    return Axis(tuple(merged))
+        factors = _merge_factors(segment)
+        nested = factors[0] if len(factors) == 1 else None
+        for part in nested.segments if isinstance(nested, Axis) else (Segment(factors),):
+            if segments and _is_fixed(part) and _is_fixed(segments[-1]):
+                part = Segment((Fixed(segment_size(segments.pop()) + segment_size(part)),))
+            segments.append(part)
+    return Axis(tuple(segments))
 
 
 def _is_fixed(segment: Segment) -> bool:
     return len(segment.factors) == 1 and isinstance(segment.factors[0], Fixed)
 
 
-def _merged_factors(segment: Segment) -> tuple[Factor, ...]:
-    """The factors of a segment, neighbouring fixed ones multiplied and ones left out."""
+def _merge_factors(segment: Segment) -> tuple[Factor, ...]:
+    """Multiply neighbouring fixed factors, dissolve nested products, and leave ones out."""
     factors: list[Factor] = []
     for factor in segment.factors:
-        inner = simplified(factor) if isinstance(factor, Axis) else None
-        parts: tuple[Factor, ...] = (factor,)
-        if inner is not None:
-            parts = inner.segments[0].factors if len(inner.segments) == 1 else (inner,)
-        for part in parts:
+        inner = simplified(factor) if isinstance(factor, Axis) else factor
+        is_product = isinstance(inner, Axis) and len(inner.segments) == 1
+        for part in inner.segments[0].factors if isinstance(inner, Axis) and is_product else (inner,):
             if factors and isinstance(part, Fixed) and isinstance(factors[-1], Fixed):
                 part = Fixed(factor_size(factors.pop()) * factor_size(part))
             factors.append(part)
-    kept = tuple(f for f in factors if f != Fixed(1))
-    return kept or (Fixed(1),)
+    return tuple(factor for factor in factors if factor != Fixed(1)) or (Fixed(1),)
 
 
 @dataclass(frozen=True)
 class Dim:
     """One factor of a block: ``size`` positions, ``stride`` apart on ``axis``; ``group`` is None where fixed.
 
-    ``ancestors`` are the positions, within the block, of the dims of the group's parents, outermost first.
+    ``ancestors`` are the numbers, within the block, of the dims of the group's parents, outermost first.
     """
 
     axis: int
@@ -152,7 +148,7 @@ class Block:
         return frozenset(d.group for d in self.dims if d.group is not None)
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The block as a view of a tensor, one dimension for each of ``dims``; nothing is copied."""
+        """View the block in a tensor, one dimension for each of ``dims``; nothing is copied."""
         strides = tensor.stride()
         offset = tensor.storage_offset() + sum(o * s for o, s in zip(self.offsets, strides, strict=True))
         return torch.as_strided(
@@ -174,10 +170,9 @@ class _Term:
 def _axis_terms(axis: Axis, stride: int) -> Iterator[_Term]:
     start = 0
     for segment in axis.segments:
-        size = prod(factor_size(f) for f in segment.factors)
         for term in _segment_terms(segment.factors, stride):
             yield _Term(term.offset + start * stride, term.factors)
-        start += size
+        start += segment_size(segment)
 
 
 def _segment_terms(factors: tuple[Factor, ...], stride: int) -> Iterator[_Term]:
@@ -205,40 +200,34 @@ def layout_blocks(layout: Layout, tensor: str) -> tuple[Block, ...]:
     Raises:
         GraphError: A child group stands without its parent further left, or it is ambiguous which parent is meant.
     """
-    axes = [list(_axis_terms(axis, 1)) for axis in layout]
-    return tuple(_block(terms, tensor) for terms in product(*axes))
+    blocks = []
+    for terms in product(*(list(_axis_terms(axis, 1)) for axis in layout)):
+        dims: list[Dim] = []
+        for axis, term in enumerate(terms):
+            for units, size, stride in term.factors:
+                ancestors: tuple[int, ...] = ()
+                if units is not None and units.parent is not None:
+                    parent = _find_parent(dims, units, axis, tensor)
+                    ancestors = (*dims[parent].ancestors, parent)
+                dims.append(Dim(axis, size, stride, units.group if units else None, ancestors))
+        blocks.append(Block(tuple(term.offset for term in terms), tuple(dims)))
+    return tuple(blocks)
 
 
-def _block(terms: tuple[_Term, ...], tensor: str) -> Block:
-    dims: list[Dim] = []
-    for axis, term in enumerate(terms):
-        for units, size, stride in term.factors:
-            if units is None:
-                dims.append(Dim(axis, size, stride))
-                continue
-            ancestors: tuple[int, ...] = ()
-            if units.parent is not None:
-                parent = _parent_dim(dims, units, axis, tensor)
-                ancestors = (*dims[parent].ancestors, parent)
-            dims.append(Dim(axis, size, stride, units.group, ancestors))
-    return Block(tuple(term.offset for term in terms), tuple(dims))
-
-
-def _parent_dim(dims: list[Dim], units: Units, axis: int, tensor: str) -> int:
-    found = [i for i, d in enumerate(dims) if d.group == units.parent]
-    here = [i for i in found if dims[i].axis == axis]
-    if here:
+def _find_parent(dims: list[Dim], units: Units, axis: int, tensor: str) -> int:
+    """Find the dim of the parent: the last one on the same axis, or the only one further left."""
+    candidates = [i for i, dim in enumerate(dims) if dim.group == units.parent]
+    if here := [i for i in candidates if dims[i].axis == axis]:
         return here[-1]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    if len(candidates) == 1:
+        return candidates[0]
+    both = f"'({units.parent} {units.group}[{units.parent}])'"
+    if not candidates:
         raise GraphError(
             f"tensor {tensor!r}, axis {axis}: group {units.group!r} stands without its parent {units.parent!r}. "
-            f"A child needs its parent further left, in the same segment or on an earlier axis: write "
-            f"'({units.parent} {units.group}[{units.parent}])'."
+            f"A child needs its parent further left, in the same segment or on an earlier axis: write {both}."
         )
     raise GraphError(
         f"tensor {tensor!r}, axis {axis}: it is ambiguous which {units.parent!r} owns {units.group!r}, because the "
-        f"parent acts on axes {[dims[i].axis for i in found]}. Write both in one segment: "
-        f"'({units.parent} {units.group}[{units.parent}])'."
+        f"parent acts on axes {[dims[i].axis for i in candidates]}. Write both in one segment: {both}."
     )

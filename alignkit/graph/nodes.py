@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from alignkit.graph.layout import Axis, Block, Layout, layout_blocks
+from alignkit.graph.layout import Block, Layout, layout_blocks
 from alignkit.graph.notation import format_layout
 
 GroupKind = Literal["permutation", "signed", "scaled", "orthogonal"]
@@ -62,9 +62,5 @@ class TensorNode:
         return frozenset(unit.group for axis in self.layout for unit in axis.units())
 
     def notation(self) -> str:
-        """The layout in the notation, without sizes of groups."""
+        """Write the layout in the notation, without sizes of groups."""
         return format_layout(self.layout)
-
-    def axis(self, index: int) -> Axis:
-        """The layout of one axis."""
-        return self.layout[index]

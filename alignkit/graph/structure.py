@@ -13,7 +13,7 @@ from typing import Any
 from networkx import Graph, connected_components
 
 from alignkit.errors import GraphError, ShapeMismatchError
-from alignkit.graph.layout import axis_size
+from alignkit.graph.layout import factor_size
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
 from alignkit.graph.provenance import Provenance
@@ -190,7 +190,7 @@ def _check_layout(node: TensorNode, groups: Mapping[str, Group]) -> None:
                 f"tensor {node.name!r}, axis {index}: group {group.name!r} has {unit.size} units and the parent "
                 f"{unit.parent!r} here, but the graph says {group.size} and {group.parent!r}."
             )
-    if (sizes := tuple(map(axis_size, node.layout))) != node.shape:
+    if (sizes := tuple(map(factor_size, node.layout))) != node.shape:
         raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")
     node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents
 

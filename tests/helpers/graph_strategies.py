@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkit import Alignment, SymmetryGraph
 from alignkit.graph import Axis, Fixed, Units, parse_layout
-from alignkit.graph.layout import axis_size
+from alignkit.graph.layout import factor_size
 
 
 @dataclass
@@ -82,7 +82,7 @@ def graphs(draw: st.DrawFn) -> SymmetryGraph:
     """Graphs with families, segments, products, nested sums, and families that cross axes."""
     forest = draw(forests())
     spec = {f"t{i}": draw(layouts(forest)) for i in range(draw(st.integers(1, 4)))}
-    shapes = {n: tuple(2 if "." in axis_text(a) else axis_size(a) for a in parse_layout(t)) for n, t in spec.items()}
+    shapes = {n: tuple(2 if "." in axis_text(a) else factor_size(a) for a in parse_layout(t)) for n, t in spec.items()}
     small = {n: shape for n, shape in shapes.items() if torch.Size(shape).numel() <= 4096}
     return SymmetryGraph.from_spec({n: spec[n] for n in small}, small)
 
@@ -188,4 +188,4 @@ def _owners(units: Units, to: list[list[Mention]]) -> list[int]:
 
 
 def _size(factor: object) -> int:
-    return axis_size(factor) if isinstance(factor, Axis) else int(factor.size)
+    return factor_size(factor) if isinstance(factor, Axis) else int(factor.size)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import AlignmentError
-from alignkit.graph.bind import fit_weights
+from alignkit.graph.bind import fit_weights, raise_misfits
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.structure import GraphStructure
@@ -155,9 +155,7 @@ class Alignment:
         """
         problems: list[str] = []
         tensors = fit_weights(self.graph, weights, "the weights", problems, values=False)
-        if problems:
-            listed = "\n".join(f"  - {text}" for text in sorted(problems))
-            raise AlignmentError(f"the weights do not fit the alignment's graph, {len(problems)} problems:\n{listed}")
+        raise_misfits(AlignmentError, "the weights do not fit the alignment's graph", problems)
         permuted = {name: self.apply_tensor(name, tensor) for name, tensor in tensors.items()}
         first = self.graph.first_names
         if not isinstance(weights, nn.Module):
