@@ -11,7 +11,7 @@ from alignkit.graph.structure import GraphStructure
 
 
 def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
-    """Groups and tensors as nodes, where groups act and what they are nested in as edges.
+    """Make groups and tensors nodes, and where groups act and what they are nested in edges.
 
     Returns:
         A frozen graph. Nodes carry ``node="group"`` with ``size``, ``kind`` and ``parent``, or ``node="tensor"`` with
@@ -38,7 +38,7 @@ def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
             network.add_edge(group.name, group.parent, relation="nested_in")
     for tensor in graph.tensors.values():
         for index, axis in enumerate(tensor.layout):
-            for (segment, *factor), units in _places(axis):
+            for (segment, *factor), units in _mentions(axis):
                 network.add_edge(
                     tensor.name,
                     units.group,
@@ -50,8 +50,8 @@ def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
     return nx.freeze(network)
 
 
-def _places(axis: Axis) -> Iterator[tuple[tuple[int, ...], Units]]:
-    """Every mention of a group with its path: segment, factor, and again for each nested sum."""
+def _mentions(axis: Axis) -> Iterator[tuple[tuple[int, ...], Units]]:
+    """List every mention of a group with its path: segment, factor, and again for each nested sum."""
     for s, segment in enumerate(axis.segments):
         for f, factor in enumerate(segment.factors):
             if isinstance(factor, Units):

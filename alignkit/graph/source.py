@@ -26,7 +26,7 @@ class TensorFacts:
 
 
 def tensor_facts(like: Like) -> dict[str, TensorFacts]:
-    """Names, shapes, dtypes, roles and ties of tensors, by first name; only metadata is read.
+    """Read names, shapes, dtypes, roles and ties of tensors, by first name; only metadata is read.
 
     Raises:
         GraphError: A value is neither a tensor nor a shape.
@@ -66,7 +66,7 @@ def _facts(tensors: Mapping[str, object], role: Callable[[str], Role]) -> dict[s
 
 
 def tensor_identity(tensor: Tensor) -> object:
-    """A key that tied tensors share: the same place of the same storage, seen in the same way."""
+    """Return a key that tied tensors share: the same part of the same storage, seen in the same way."""
     if tensor.numel() == 0:
         return id(tensor)
     return (

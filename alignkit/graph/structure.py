@@ -64,16 +64,16 @@ class GraphStructure:
         return table
 
     def children(self, group: str) -> tuple[str, ...]:
-        """Groups whose parent is ``group``."""
+        """List the groups whose parent is ``group``."""
         return self._children.get(group, ())
 
     def ancestors(self, group: str) -> tuple[str, ...]:
-        """The parents of a group, outermost first."""
+        """List the parents of a group, outermost first."""
         parent = self.groups[group].parent
         return () if parent is None else (*self.ancestors(parent), parent)
 
     def tree(self, root: str) -> tuple[str, ...]:
-        """A group and its descendants, parents before children."""
+        """Walk a group and its descendants, parents before children; reversed, children before parents."""
         return (root, *(name for child in self.children(root) for name in self.tree(child)))
 
     @cached_property
@@ -84,15 +84,15 @@ class GraphStructure:
     # ---------------------------------------------------------------- units
 
     def element_shape(self, group: str) -> tuple[int, ...]:
-        """Shape of a group's indices in an alignment: the sizes of its ancestors, then its own."""
+        """Return the shape of a group's indices in an alignment: the sizes of its ancestors, then its own."""
         return (*(self.groups[name].size for name in self.ancestors(group)), self.groups[group].size)
 
     def instances(self, group: str) -> int:
-        """How many copies of the group there are: the number of units of its parent, 1 for a root."""
+        """Return the number of copies of the group: the number of units of its parent, 1 for a root."""
         return math.prod(self.element_shape(group)[:-1])
 
     def unit_count(self, group: str) -> int:
-        """Number of units of a group over all parents."""
+        """Return the number of units of a group over all parents."""
         return math.prod(self.element_shape(group))
 
     @cached_property
@@ -118,7 +118,7 @@ class GraphStructure:
         return MappingProxyType(dict.fromkeys(self.groups, ()) | find_uses(self.tensors.values()))
 
     def tensors_of(self, group: str) -> tuple[str, ...]:
-        """Names of the tensors on which a group acts."""
+        """List the names of the tensors on which a group acts."""
         return tuple(name for name, node in self.tensors.items() if group in node.groups)
 
     @cached_property
@@ -138,11 +138,11 @@ class GraphStructure:
         return meeting
 
     def neighbours(self, group: str) -> tuple[str, ...]:
-        """Groups that meet ``group`` in a part of a tensor; groups that do not meet can be updated at the same time."""
+        """List groups that meet ``group`` in a block; groups that do not meet can be updated at the same time."""
         return tuple(sorted(self._adjacency[group]))
 
     def components(self) -> tuple[frozenset[str], ...]:
-        """Independent subproblems: sets of groups that no tensor couples with the rest."""
+        """List independent subproblems: sets of groups that no tensor couples with the rest."""
         return tuple(frozenset(names) for names in connected_components(self._adjacency))
 
     # ---------------------------------------------------------------- identity

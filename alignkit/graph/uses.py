@@ -96,4 +96,4 @@ def find_uses(nodes: Iterable[TensorNode]) -> dict[str, tuple[Use, ...]]:
         for block in node.blocks:
             for use in uses_of_block(node.name, block):
                 uses.setdefault(use.group, []).append(use)
-    return {name: tuple(found) for name, found in uses.items()}
+    return {name: tuple(group_uses) for name, group_uses in uses.items()}

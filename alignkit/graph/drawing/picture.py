@@ -46,7 +46,8 @@ def paint(graph: GraphStructure) -> Figure:
 
 
 def group_colours(graph: GraphStructure) -> dict[str, tuple[float, float, float]]:
-    """A colour for each group; hues of neighbours in the list are far apart."""
+    """Give each group a colour; hues of neighbours in the list are far apart."""
+    # Steps of the golden angle spread any number of hues evenly.
     return {name: colorsys.hls_to_rgb((0.58 + i * 0.381966) % 1, 0.45, 0.62) for i, name in enumerate(graph.groups)}
 
 
@@ -75,14 +76,14 @@ class _Sheet:
         self.width = max(self.names_at + names, len(self.graph.summary) + 2.0, 60.0) + 1.0
 
     def _new(self) -> dict[int, list[str]]:
-        """Groups by the row in which they begin."""
-        found: dict[int, list[str]] = {}
+        """List groups by the row in which they begin."""
+        begin: dict[int, list[str]] = {}
         for lane in self.lanes.values():
-            found.setdefault(lane.rows[0], []).append(lane.group)
-        return found
+            begin.setdefault(lane.rows[0], []).append(lane.group)
+        return begin
 
     def _legend(self, names: list[str]) -> Iterator[tuple[str, str]]:
-        """Name and size of the groups that begin in one row."""
+        """List name and legend of the groups that begin in one row."""
         for name in names:
             size = units_text(self.graph, name).replace(" ", "")
             yield name, f"{name if name == names[0] else _short(name, names[0])} ({size})"
@@ -159,7 +160,7 @@ def _title(row: PictureRow) -> str:
 
 
 def _block(path: str) -> str:
-    """The path up to its first number: the block that a layer belongs to; "" outside of blocks."""
+    """Cut a path behind its first number: the block that a layer belongs to; "" outside of blocks."""
     parts = path.split(".")
     number = next((at for at, part in enumerate(parts) if part.isdigit()), -1)
     return ".".join(parts[: number + 1])
@@ -181,7 +182,7 @@ def _pieces(axis: Axis, path: str) -> list[tuple[str, str | None]]:
 
 
 def _short(name: str, path: str) -> str:
-    """A group's name without the part of the path that it shares with the layer."""
+    """Cut off the part of a group's name that it shares with the path of the layer."""
     parts, here = name.split("."), path.split(".")
     shared = 0
     while shared < min(len(parts) - 1, len(here)) and parts[shared] == here[shared]:
@@ -191,7 +192,7 @@ def _short(name: str, path: str) -> str:
 
 
 def _lanes(rows: list[PictureRow]) -> dict[str, _Lane]:
-    """A line for each group that is shown; lines share a column where they do not overlap."""
+    """Lay out a line for each group that is shown; lines share a column where they do not overlap."""
     lanes: dict[str, _Lane] = {}
     last: dict[str, int] = {name: at for at, row in enumerate(rows) for name in row.groups}
     free_from: list[int] = []

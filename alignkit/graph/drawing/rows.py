@@ -11,7 +11,7 @@ from alignkit.graph.notation import pieces_of
 from alignkit.graph.structure import GraphStructure
 
 _FOLD_FROM = 3
-"""How many equal layers in a row are shown as one."""
+"""Number of equal layers in a row that are shown as one: two are as short as the row that stands for the second."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PictureRow:
 
 
 def picture_rows(graph: GraphStructure) -> list[PictureRow]:
-    """One row for each layer, in the order of the tensors.
+    """List one row for each layer, in the order of the tensors.
 
     Runs of three or more numbered layers that differ in nothing but groups of their own are folded: the first is
     shown, and a row with ``repeats`` stands for the others. Scalars are left out.
@@ -78,7 +78,7 @@ def _folded(graph: GraphStructure, rows: list[PictureRow], depth: int) -> Iterat
 
 
 def _signature(graph: GraphStructure, block: list[PictureRow], depth: int) -> object:
-    """What two numbered layers have in common when they look alike; None for a layer without a number."""
+    """Collect what two numbered layers have in common when they look alike; None for a layer without a number."""
     start = block[0].path.split(".")[: depth + 1]
     if len(start) <= depth or not start[depth].isdigit():
         return None

@@ -41,8 +41,8 @@ def _gather(block: Block, part: Tensor, at: int, indices: Tensor) -> Tensor:
     if not dim.ancestors:
         return part.index_select(at, indices)
     shape = [1] * len(block.dims)
-    for place in (*dim.ancestors, at):
-        shape[place] = block.dims[place].size
+    for i in (*dim.ancestors, at):
+        shape[i] = block.dims[i].size
     return torch.take_along_dim(part, indices.reshape(shape), at)
 
 
