@@ -57,4 +57,4 @@ def _mentions(axis: Axis) -> Iterator[tuple[tuple[int, ...], Units]]:
             if isinstance(factor, Units):
                 yield (s, f), factor
             elif isinstance(factor, Axis):
-                yield from (((s, f, *path), units) for path, units in _places(factor))
+                yield from (((s, f, *path), units) for path, units in _mentions(factor))
