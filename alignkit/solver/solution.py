@@ -7,24 +7,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from torch import nn
+from torch import Tensor, nn
 
-from alignkit.graph.description import why_fixed
-from alignkit.graph.elements.alignment import Alignment
+from alignkit.checkpoints.documents import Format
+from alignkit.errors import WeightsError
+from alignkit.graph import Pair
+from alignkit.graph.description import group_table, why_fixed
+from alignkit.graph.elements.alignment import Alignment, check_same_graph
 from alignkit.graph.structure import GraphStructure
+from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver.outcome import Status, Step
-from alignkit.text import shorten_list
+from alignkit.text import html_table, shorten_list
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from alignkit.graph import Pair
-    from alignkit.matching.soft_alignment import SoftAlignment
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LISTED = 20
 """Longest list of uncovered tensors that an explanation prints in full."""
+FORMAT = Format("alignkit.solution", "solution", "Solution.save", WeightsError)
+_DISTANCES = ("objective_before", "objective_init", "objective_after")
+_PLAIN = ("solver", "options", *_DISTANCES, "gain", "moved", "stats", "seconds", "detail", "notes")
+"""Fields that are plain values, and stand in the header of a file as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,27 +124,33 @@ class Solution:
         Raises:
             WeightsError: The file cannot be written.
         """
-        from alignkit.solver.solution_file import write_solution
-
-        write_solution(self, Path(path))
+        values = {"graph": self.graph.fingerprint, "solution": _to_values(self)}
+        FORMAT.write_tensors(Path(path), _to_tensors(self, ""), values)
 
     @classmethod
     def load(cls, path: str | Path, graph: GraphStructure) -> Solution:
         """Read a solution that `save` wrote.
 
         Raises:
-            WeightsError: The file cannot be read, or holds no solution.
+            WeightsError: The file cannot be read, or is not a solution.
             AlignmentError: It belongs to another graph.
         """
-        from alignkit.solver.solution_file import read_solution
-
-        return read_solution(Path(path), graph)
+        path = Path(path)
+        values, tensors = FORMAT.read_tensors(path)
+        check_same_graph(path, values.get("graph"), graph)
+        with FORMAT.rebuilding(path):
+            return _from_values(values["solution"], tensors, "", graph)
 
     def __repr__(self) -> str:
         return (
             f"Solution({self.solver}: {self.status.name}, squared distance {self.objective_before:.6g} -> "
             f"{self.objective_after:.6g}, {sum(self.moved.values())} units moved)"
         )
+
+    def _repr_html_(self) -> str:
+        units = [(name, count) for name, count, _ in group_table(self.graph)]
+        rows = [(name, n, f"{self.moved[name.strip()]}", f"{self.gain[name.strip()]:.6g}") for name, n in units]
+        return html_table(("group", "units", "moved", "gain"), rows, repr(self))
 
 
 def _headline(solution: Solution) -> list[str]:
@@ -195,3 +205,49 @@ def _uncovered_lines(solution: Solution) -> list[str]:
         f"Not covered, {len(uncovered)} of {len(solution.graph.tensors)} tensors stay as they are:",
         *shorten_list([f"{name}: {reason}" for name, reason in uncovered.items()], LISTED, ", see solution.uncovered"),
     ]
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _to_values(solution: Solution) -> dict[str, Any]:
+    """Return everything that is not a tensor as values for JSON."""
+    fields = {name: getattr(solution, name) for name in _PLAIN}
+    return {
+        **{name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()},
+        "status": solution.status.name,
+        "soft": solution.soft is not None,
+        "history": [[step.iteration, step.objective, step.note] for step in solution.history],
+        "stages": [_to_values(stage) for stage in solution.stages],
+    }
+
+
+def _to_tensors(solution: Solution, prefix: str) -> dict[str, Tensor]:
+    """Return indices and soft matrices by their names in a file; those of stage 0 begin with ``"stages/0/"``."""
+    tensors = {f"{prefix}elements/{group}": element for group, element in solution.alignment.elements.items()}
+    if solution.soft is not None:
+        tensors |= {f"{prefix}soft/{group}": matrix for group, matrix in solution.soft.matrices.items()}
+    for i, stage in enumerate(solution.stages):
+        tensors |= _to_tensors(stage, f"{prefix}stages/{i}/")
+    return tensors
+
+
+def _from_values(
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str, graph: GraphStructure
+) -> Solution:
+    """Rebuild what `_to_values` and `_to_tensors` took apart."""
+
+    def under(part: str) -> dict[str, Tensor]:
+        start = f"{prefix}{part}/"
+        return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+    return Solution(
+        alignment=Alignment(graph, under("elements")),
+        status=Status[values["status"]],
+        history=tuple(Step(*step) for step in values["history"]),
+        soft=SoftAlignment(graph, under("soft")) if values["soft"] else None,
+        stages=tuple(
+            _from_values(stage, tensors, f"{prefix}stages/{i}/", graph) for i, stage in enumerate(values["stages"])
+        ),
+        **{name: values[name] for name in _PLAIN},
+    )

@@ -17,7 +17,7 @@ from alignkit.graph import serial
 from alignkit.graph.elements import alignment
 from alignkit.jobs import demo
 from alignkit.jobs.compare import comparison, rows_file
-from alignkit.solver import solution_file
+from alignkit.solver import solution
 from alignkit.tasks import interpolation
 from alignkit.training import records
 from alignkit.zoo import manifest
@@ -25,7 +25,7 @@ from alignkit.zoo import manifest
 NOTE = Format("test.note", "note", "write_note", SpecError, version=2)
 MODULES = (
     alignment,
-    solution_file,
+    solution,
     interpolation,
     comparison,
     rows_file,
