@@ -297,7 +297,7 @@ def positions_on_axis(node: TensorNode, axis: int) -> list[Positions]:
     A group whose parent acts on another axis of the tensor is left out. Example: axis 1 of ``". (c 4)"``, with 3 units
     of ``c`` that each own 4 columns, gives ``c`` with ``index`` of shape ``[4, 1, 3]``: ``index[f, 0, u] = f + 4 u``.
     """
-    found: dict[tuple[object, ...], Positions] = {}
+    by_key: dict[tuple[object, ...], Positions] = {}
     for block in node.blocks:
         here = [at for at, dim in enumerate(block.dims) if dim.axis == axis]
         parents = {up for at in here for up in block.dims[at].ancestors}
@@ -311,8 +311,8 @@ def positions_on_axis(node: TensorNode, axis: int) -> list[Positions]:
             others = _offsets(block, [other for other in rest if block.dims[other].group is not None])
             index = block.offsets[axis] + fixed[:, None, None] + others[None, :, None] + _offsets(block, chain)
             positions = Positions(dim.group, index)
-            found.setdefault(positions.key, positions)
-    return list(found.values())
+            by_key.setdefault(positions.key, positions)
+    return list(by_key.values())
 
 
 def _offsets(block: Block, dims: list[int]) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import AlignmentError, MissingExtraError, TaskError
@@ -25,28 +26,23 @@ STYLES = ("-", "--", "-.", ":")
 """Line styles, so that lines of one shape stay apart where they cover each other."""
 
 
-class Curve(Protocol):
-    """What is drawn of a line between two networks; `alignkit.Interpolation` has it."""
+@dataclass(frozen=True)
+class Curve:
+    """Loss and metric on a line between two networks; `alignkit.Interpolation` is one.
 
-    @property
-    def label(self) -> str | None:
-        """Name in the legend."""
+    Attributes:
+        lambdas: Shares of B, from 0 to 1.
+        losses: Mean loss at each lambda.
+        metrics: Mean metric at each lambda, None without a metric.
+        metric_name: What the metric is called.
+        label: Name of the line in pictures and tables.
+    """
 
-    @property
-    def lambdas(self) -> Sequence[float]:
-        """Shares of B, from 0 to 1."""
-
-    @property
-    def losses(self) -> Sequence[float]:
-        """Loss at each lambda."""
-
-    @property
-    def metrics(self) -> Sequence[float] | None:
-        """Metric at each lambda, None without one."""
-
-    @property
-    def metric_name(self) -> str | None:
-        """What the metric is called."""
+    lambdas: tuple[float, ...]
+    losses: tuple[float, ...]
+    metrics: tuple[float, ...] | None = None
+    metric_name: str | None = None
+    label: str | None = None
 
 
 def plot_interpolations(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import TaskError
-from alignkit.plotting.pictures import plot_interpolations
+from alignkit.plotting.pictures import Curve, plot_interpolations
 from alignkit.tasks.line import Line
 from alignkit.tasks.task import CannotBatchError, OutOfMemoryError, Task, TaskResult
 
@@ -39,22 +39,12 @@ class Midpoint:
 
 
 @dataclass(frozen=True, repr=False)
-class Interpolation:
+class Interpolation(Curve):
     """Loss and metric on the line ``(1 - lambda) A + lambda B``.
 
-    Attributes:
-        lambdas: Shares of B, from 0 to 1, evenly spaced; their number is odd.
-        losses: Mean loss at each of them.
-        metrics: Mean metric at each of them, None if the task has no metric.
-        metric_name: How the task calls its metric.
-        label: Name of the line in pictures and tables.
+    The attributes are those of `alignkit.plotting.Curve`: ``lambdas``, ``losses``, ``metrics``, ``metric_name`` and
+    ``label``. Lambdas are evenly spaced, and their number is odd.
     """
-
-    lambdas: tuple[float, ...]
-    losses: tuple[float, ...]
-    metrics: tuple[float, ...] | None = None
-    metric_name: str | None = None
-    label: str | None = None
 
     def __post_init__(self) -> None:
         count = len(self.lambdas)

@@ -83,14 +83,18 @@ class Task:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TaskError(f"model is a {type(model).__name__}: a task needs the nn.Module itself.")
-        self.device = torch.device(device) if device is not None else _device_of(model)
+        first_device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        self.device = torch.device(device or ("cpu" if first_device.type == "meta" else first_device))
         self.batches: Iterable[Batch] = Batches(batches, chunk)
         self.loss = _measure("loss", loss, LOSSES)
         self.metric = None if metric is None else _measure("metric", metric, METRICS)
         self.metric_name = None if metric is None else _name(metric)
         self._model = _architecture(model, self.device)
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in _persistent(self._model).items()}
-        self._aliases = _aliases(self._model)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(self._model).items()}
+        first: dict[int, str] = {}
+        parameters = self._model.named_parameters(remove_duplicate=False)
+        # For each further name of a tied parameter, its first name.
+        self._aliases = {name: first[id(p)] for name, p in parameters if first.setdefault(id(p), name) != name}
         self._buffers = frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))
         self._rows: int | None = None  # shrinks when memory runs out
 
@@ -182,23 +186,23 @@ class Task:
         Raises:
             TaskError: Tensors are missing, unexpected or of another shape; every one is listed.
         """
-        given = _tensors(weights)
+        state = _tensors(weights)
         for name, twin in self._aliases.items():
-            if name not in given and twin in given:
-                given[name] = given[twin]
-            elif twin not in given and name in given:
-                given[twin] = given[name]
-        problems = [f"{name} is missing" for name in self._shapes if name not in given]
-        problems += [f"{name} is unexpected" for name in given if name not in self._shapes]
+            if name not in state and twin in state:
+                state[name] = state[twin]
+            elif twin not in state and name in state:
+                state[twin] = state[name]
+        problems = [f"{name} is missing" for name in self._shapes if name not in state]
+        problems += [f"{name} is unexpected" for name in state if name not in self._shapes]
         problems += [
             f"{name} has shape {list(tensor.shape)} instead of {list(self._shapes[name])}"
-            for name, tensor in given.items()
+            for name, tensor in state.items()
             if name in self._shapes and tuple(tensor.shape) != self._shapes[name]
         ]
         if problems:
             listed = list_some(problems, separator="; ")
             raise TaskError(f"the weights do not fit the task's model {type(self._model).__name__}: {listed}.")
-        return {name: tensor.to(self.device) for name, tensor in given.items()}
+        return {name: tensor.to(self.device) for name, tensor in state.items()}
 
     @property
     def model(self) -> nn.Module:
@@ -229,7 +233,7 @@ class Task:
         return sum(tensor.nbytes for tensor in state.values()) + 2 * largest
 
     def _means(self, forward: Forward, count: int) -> list[TaskResult]:
-        """Means over all batches, for each of the ``count`` outputs that ``forward`` returns."""
+        """Compute means over all batches, for each of the ``count`` outputs that ``forward`` returns."""
         losses = torch.zeros(count, dtype=torch.float64)
         metrics = torch.zeros(count, dtype=torch.float64)
         samples = 0
@@ -252,10 +256,16 @@ class Task:
         ]
 
     def _attempt(self, forward: Forward, part: Batch, count: int) -> tuple[Tensor, Tensor] | None:
-        """Losses and metrics ``[count]`` of one chunk, or None after making the chunk smaller."""
+        """Compute losses and metrics ``[count]`` of one chunk, or make the chunk smaller and return None."""
         try:
             with torch.no_grad():
-                return self._measured(forward, part.to(self.device))
+                part = part.to(self.device)
+                every = forward(part.inputs)
+                losses = [_scalar("loss", self.loss(outputs, part.targets), part) for outputs in every]
+                metrics = [0.0] * len(losses)
+                if self.metric is not None:
+                    metrics = [_scalar("metric", self.metric(outputs, part.targets), part) for outputs in every]
+                return torch.tensor(losses, dtype=torch.float64), torch.tensor(metrics, dtype=torch.float64)
         except AlignkitError:
             raise
         except Exception as error:  # the model, the loss and the metric are the user's: anything can happen here
@@ -270,14 +280,6 @@ class Task:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
-
-    def _measured(self, forward: Forward, part: Batch) -> tuple[Tensor, Tensor]:
-        every = forward(part.inputs)
-        losses = [_scalar("loss", self.loss(outputs, part.targets), part) for outputs in every]
-        metrics = [0.0] * len(losses)
-        if self.metric is not None:
-            metrics = [_scalar("metric", self.metric(outputs, part.targets), part) for outputs in every]
-        return torch.tensor(losses, dtype=torch.float64), torch.tensor(metrics, dtype=torch.float64)
 
 
 def call_with(model: nn.Module, weights: Mapping[str, Tensor], inputs: Any) -> Any:
@@ -360,13 +362,8 @@ def _describe(part: Batch) -> str:
     return f"{part.name} ({shapes})"
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    return torch.device("cpu") if device.type == "meta" else device
-
-
 def _architecture(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy in eval mode whose parameters take no memory and whose other buffers are on the device."""
+    """Copy a model in eval mode; parameters of the copy take no memory, and its buffers are on the device."""
     empty = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         for parameter in model.parameters()
@@ -381,21 +378,9 @@ def _architecture(model: nn.Module, device: torch.device) -> nn.Module:
     return skeleton
 
 
-def _persistent(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that a state dict of the model holds, tied ones under all their names."""
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-
-
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """For each further name of a tied parameter, its first name."""
-    first: dict[int, str] = {}
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
-
-
 def _tensors(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if isinstance(weights, nn.Module):
-        return _persistent(weights)
-    if not isinstance(weights, Mapping):
+    """List every tensor of a state dict or a module, tied ones under all their names."""
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    if not isinstance(state, Mapping):
         raise TaskError(f"weights is a {type(weights).__name__}: give a module or its state dict.")
-    return {name: weights[name] for name in weights if isinstance(weights[name], Tensor)}
+    return {name: state[name] for name in state if isinstance(state[name], Tensor)}

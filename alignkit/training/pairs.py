@@ -43,18 +43,18 @@ class Networks(Protocol):
     def __getitem__(self, index: int) -> Mapping[str, Tensor]: ...
 
     def indices(self, split: str) -> Sequence[int]:
-        """Networks of the split "train" or "validation"."""
+        """Return the networks of the split "train" or "validation"."""
 
     def target(self, index: int) -> int:
-        """What a network learnt; networks with the same target can be compared by one task."""
+        """Return what a network learnt; networks with the same target can be compared by one task."""
 
     def model(self) -> nn.Module:
-        """The architecture."""
+        """Make a module of the architecture."""
 
     def task(
         self, split: str, samples: int | None, folder: Path | None, *, index: int, device: torch.device | None
     ) -> Task:
-        """What a network learnt, on the data of the split "train" or "test"."""
+        """Make a task of what a network learnt, on the data of the split "train" or "test"."""
 
 
 def seeded(*parts: object) -> torch.Generator:
@@ -88,7 +88,7 @@ class Limits:
 
 
 class Pool:
-    """One set of networks, with all that is found out about it only once.
+    """One set of networks, with all that is worked out about it once.
 
     Args:
         networks: The set.

@@ -72,24 +72,24 @@ class TrainingCheckpoint:
         except WeightsError as error:
             raise TrainingError(str(error)) from error
         with FORMAT.rebuilding(path):
-            found = cls(**{**state, "run": json.loads(state["run"])})
-        if differences := _differences(found.run, run):
+            checkpoint = cls(**{**state, "run": json.loads(state["run"])})
+        if differences := _differences(checkpoint.run, run):
             raise TrainingError(
                 f"{path} belongs to another run: {'; '.join(differences)}. Use the same settings and sets, or start in "
                 "another folder."
             )
-        return found
+        return checkpoint
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    found = []
+    differences = []
     for key in dict.fromkeys([*old, *new]):
         before, after, name = old.get(key), new.get(key), f"{path}{key}"
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += _differences(before, after, f"{name}.")
+            differences += _differences(before, after, f"{name}.")
         elif before != after:
-            found.append(f"{name} was {_short(before)} and is {_short(after)}")
-    return found
+            differences.append(f"{name} was {_short(before)} and is {_short(after)}")
+    return differences
 
 
 def _short(value: object) -> str:

@@ -35,15 +35,15 @@ class Architecture(BaseModel, ABC):
     """Networks that are best trained together on one core: fewer where the activations of one fill its cache."""
 
     @abstractmethod
-    def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A network with fresh weights from torch's global random numbers."""
+    def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Make a network with fresh weights from torch's global random numbers."""
 
     @abstractmethod
     def describe(self) -> str:
-        """A short name, such as ``"mlp 128-128-128 relu"``."""
+        """Return a short name, such as ``"mlp 128-128-128 relu"``."""
 
     def for_source(self, shape: tuple[int, ...], outputs: int) -> Self:
-        """The same architecture for inputs of a shape (without the axis of samples) and a size of the output.
+        """Fix the shape of one input (without the axis of samples) and the size of the output.
 
         Raises:
             ZooError: Shape or outputs were fixed before, to something else.
@@ -56,7 +56,7 @@ class Architecture(BaseModel, ABC):
         return self.model_copy(update={"shape": shape, "outputs": outputs})
 
     def build(self, seed: int = 0) -> nn.Module:
-        """A network with the initial weights of this seed. Torch's global random numbers are left as they are.
+        """Make a network with the initial weights of this seed. Torch's global random numbers are left as they are.
 
         Raises:
             ZooError: Shape or outputs are not known, or the inputs are too small for the architecture.
@@ -66,12 +66,12 @@ class Architecture(BaseModel, ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                return self.module(self.shape, self.outputs)
+                return self._module(self.shape, self.outputs)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise ZooError(f"{self.describe()} cannot be built for inputs {self.shape}: {error}") from error
 
     def example(self, samples: int = 4) -> torch.Tensor:
-        """Random inputs ``[samples, *shape]``, always the same."""
+        """Draw random inputs ``[samples, *shape]``, always the same."""
         return torch.randn(samples, *(self.shape or ()), generator=torch.Generator().manual_seed(0))
 
 
@@ -86,20 +86,18 @@ class Mlp(Architecture):
     """What normalises a hidden layer before its activation."""
 
     def describe(self) -> str:
-        """Such as ``"mlp 128-128-128 relu"``."""
+        """Return a name such as ``"mlp 128-128-128 relu"``."""
         norm = "" if self.norm == "none" else f" {self.norm}"
         return f"mlp {_dashed(self.widths)} {self.activation}{norm}"
 
-    def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A network with fresh weights."""
+    def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for index, (before, width) in enumerate(pairwise((math.prod(shape), *self.widths)), start=1):
             layers[f"hidden{index}"] = nn.Linear(before, width)
             if self.norm == "layernorm":
                 layers[f"norm{index}"] = nn.LayerNorm(width)
             layers[f"act{index}"] = ACTIVATIONS[self.activation]()
-        layers["out"] = nn.Linear(self.widths[-1], outputs)
-        return nn.Sequential(layers)
+        return nn.Sequential(OrderedDict(**layers, out=nn.Linear(self.widths[-1], outputs)))
 
 
 class Cnn(Architecture):
@@ -114,18 +112,17 @@ class Cnn(Architecture):
     pooling: Literal["max", "average", "stride"] = "max"
     """How each convolution halves the image."""
     head: Literal["flatten", "mean"] = "flatten"
-    """What is read after the last convolution: every place, or the mean over places."""
+    """What is read after the last convolution: every position, or the mean over positions."""
     dense_widths: tuple[Positive, ...] = ()
     """Units of linear layers between the convolutions and the output."""
     activation: Activation = "relu"
 
     def describe(self) -> str:
-        """Such as ``"cnn 16-32 k3 max relu"``."""
+        """Return a name such as ``"cnn 16-32 k3 max relu"``."""
         dense = f" dense {_dashed(self.dense_widths)}" if self.dense_widths else ""
         return f"cnn {_dashed(self.channels)} k{self.kernel} {self.pooling} {self.head}{dense} {self.activation}"
 
-    def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A network with fresh weights."""
+    def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         stride = 2 if self.pooling == "stride" else 1
         side = (shape[1], shape[2])
@@ -138,7 +135,7 @@ class Cnn(Architecture):
             side = (side[0], side[1]) if stride == 2 else (side[0] // 2, side[1] // 2)
         if min(side) < 1:
             raise ValueError(f"{len(self.channels)} halvings leave nothing of the image")
-        layers["read"] = nn.Flatten() if self.head == "flatten" else _MeanOverPlaces()
+        layers["read"] = nn.Flatten() if self.head == "flatten" else _MeanOverPositions()
         units = self.channels[-1] * (math.prod(side) if self.head == "flatten" else 1)
         for index, (before, width) in enumerate(pairwise((units, *self.dense_widths)), start=1):
             layers[f"hidden{index}"] = nn.Linear(before, width)
@@ -160,12 +157,11 @@ class ResNet(Architecture):
     """How much the stem shrinks the image."""
 
     def describe(self) -> str:
-        """Such as ``"resnet width 8 blocks 1-1"``."""
+        """Return a name such as ``"resnet width 8 blocks 1-1"``."""
         stem = "" if self.stem_stride == 1 else f" stem {self.stem_stride}"
         return f"resnet width {self.width} blocks {_dashed(self.blocks)}{stem}"
 
-    def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A network with fresh weights."""
+    def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             stem=nn.Conv2d(shape[0], self.width, 3, self.stem_stride, padding=1, bias=False),
             norm=nn.BatchNorm2d(self.width),
@@ -178,7 +174,7 @@ class ResNet(Architecture):
                 stride = 2 if stage > 1 and block == 1 else 1
                 layers[f"stage{stage}_block{block}"] = ResidualBlock(before, width, stride)
                 before = width
-        layers["read"] = _MeanOverPlaces()
+        layers["read"] = _MeanOverPositions()
         layers["out"] = nn.Linear(before, outputs)
         return nn.Sequential(layers)
 
@@ -198,12 +194,11 @@ class Vit(Architecture):
     """Side of a patch, in pixels."""
 
     def describe(self) -> str:
-        """Such as ``"vit dim 32 heads 4 depth 2 hidden 64 patch 7"``."""
+        """Return a name such as ``"vit dim 32 heads 4 depth 2 hidden 64 patch 7"``."""
         hidden = self.hidden or 2 * self.dim
         return f"vit dim {self.dim} heads {self.heads} depth {self.depth} hidden {hidden} patch {self.patch}"
 
-    def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A network with fresh weights."""
+    def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         channels, height, width = shape
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} cannot be divided among {self.heads} heads")
@@ -225,11 +220,10 @@ class Siren(Architecture):
     """Frequency of every sine; the initial weights shrink accordingly."""
 
     def describe(self) -> str:
-        """Such as ``"siren 32-32 omega 30"``."""
+        """Return a name such as ``"siren 32-32 omega 30"``."""
         return f"siren {_dashed(self.widths)} omega {self.omega:g}"
 
-    def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A network with fresh weights."""
+    def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for index, (before, width) in enumerate(pairwise((math.prod(shape), *self.widths)), start=1):
             bound = 1 / before if index == 1 else math.sqrt(6 / before) / self.omega
@@ -248,28 +242,20 @@ class Lstm(Architecture):
     layers: Positive = 1
 
     def describe(self) -> str:
-        """Such as ``"lstm 32x1"``."""
+        """Return a name such as ``"lstm 32x1"``."""
         return f"lstm {self.hidden}x{self.layers}"
 
-    def module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A network with fresh weights."""
+    def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         return RowReader(shape[2], self.hidden, self.layers, outputs)
 
 
 AnyArchitecture = Annotated[Mlp | Cnn | ResNet | Vit | Siren | Lstm, Field(discriminator="family")]
-FAMILIES: dict[str, type[Architecture]] = {
-    "mlp": Mlp,
-    "cnn": Cnn,
-    "resnet": ResNet,
-    "vit": Vit,
-    "siren": Siren,
-    "lstm": Lstm,
-}
+FAMILIES = ("mlp", "cnn", "resnet", "vit", "siren", "lstm")
 _ADAPTER: TypeAdapter[Architecture] = TypeAdapter(AnyArchitecture)
 
 
 def architecture(family: str, **fields: Any) -> Architecture:
-    """An architecture by the name of its family.
+    """Make an architecture by the name of its family.
 
     Args:
         family: ``"mlp"``, ``"cnn"``, ``"resnet"``, ``"vit"``, ``"siren"`` or ``"lstm"``.
@@ -284,11 +270,11 @@ def architecture(family: str, **fields: Any) -> Architecture:
         raise ZooError(f"no architecture of family {family!r} can be made: {describe_validation(error)}") from error
 
 
-class _MeanOverPlaces(nn.Module):
+class _MeanOverPositions(nn.Module):
     """``[n, channels, h, w]`` to ``[n, channels]``."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean over both axes of places."""
+        """Average over both axes of positions."""
         return images.mean((2, 3))
 
 

@@ -15,12 +15,13 @@ from alignkit.errors import MissingExtraError, ZooError
 FOLDERS = ("mnist", "fashion-mnist")
 PREFIX = {"train": "train", "test": "t10k"}
 DIGITS_TEST = 450
+"""Images of the test split, a quarter of the digits."""
 UNSIGNED_BYTE = 8
 """The code of an idx file's element type."""
 
 
 def read_images(name: str, folder: str | Path | None, split: str) -> tuple[Tensor, Tensor]:
-    """Grey images as float32 ``[n, 1, h, w]`` in 0..1 and their classes as int64 ``[n]``.
+    """Read grey images as float32 ``[n, 1, h, w]`` in 0..1 and their classes as int64 ``[n]``.
 
     Args:
         name: ``"mnist"``, ``"fashion-mnist"`` or ``"digits"`` (scikit-learn's, 8x8, which needs no folder).
@@ -47,11 +48,11 @@ def read_images(name: str, folder: str | Path | None, split: str) -> tuple[Tenso
 
 
 def _find(name: str, folder: Path, stem: str) -> Path:
-    """The file of this stem in ``folder/name`` or, unless it is named after another data set, in ``folder``."""
-    places = [folder / name]
+    """Find the file of this stem in ``folder/name`` or, unless it is named after another data set, in ``folder``."""
+    folders = [folder / name]
     if folder.name not in FOLDERS or folder.name == name:
-        places.append(folder)
-    wanted = [place / f"{stem}{suffix}" for place in places for suffix in (".gz", "")]
+        folders.append(folder)
+    wanted = [parent / f"{stem}{suffix}" for parent in folders for suffix in (".gz", "")]
     for path in wanted:
         if path.is_file():
             return path
@@ -68,7 +69,7 @@ def _read_idx(path: Path, axes: int) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise ZooError(f"{path} cannot be read: {error}.") from error
     if len(raw) < 4 + 4 * axes or tuple(raw[:4]) != (0, 0, UNSIGNED_BYTE, axes):
-        raise ZooError(f"{path} is no idx file of bytes with {axes} axes: it starts with {raw[:4].hex(' ')}.")
+        raise ZooError(f"{path} is not an idx file of bytes with {axes} axes: it starts with {raw[:4].hex(' ')}.")
     shape = tuple(np.frombuffer(raw, ">i4", axes, 4).tolist())
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * axes)
     if data.size != np.prod(shape):

@@ -20,7 +20,7 @@ class Sine(nn.Module):
         self.omega = omega
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Apply elementwise."""
+        """Apply the sine elementwise."""
         return torch.sin(self.omega * inputs)
 
 
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width)))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """One residual step."""
+        """Do one residual step."""
         hidden = self.relu(self.norm1(self.conv1(inputs)))
         added: Tensor = self.norm2(self.conv2(hidden)) + self.shortcut(inputs)
         return added.relu()
@@ -75,7 +75,7 @@ class EncoderBlock(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(up=nn.Linear(dim, hidden), act=nn.GELU(), down=nn.Linear(hidden, dim)))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """One encoder step."""
+        """Do one encoder step."""
         tokens = tokens + self.attention(self.norm1(tokens))
         moved: Tensor = self.mlp(self.norm2(tokens))
         return tokens + moved
@@ -121,7 +121,7 @@ class RowReader(nn.Module):
         return scores
 
     def _unrolled(self, rows: Tensor) -> Tensor:
-        """States ``[n, h, hidden]`` of the last layer."""
+        """Compute the states ``[n, h, hidden]`` of the last layer."""
         for layer in range(self.lstm.num_layers):
             read, keep, bias_read, bias_keep = (getattr(self.lstm, f"{name}_l{layer}") for name in LSTM_TENSORS)
             inputs = functional.linear(rows, read, bias_read + bias_keep)

@@ -42,7 +42,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         if not manifest.complete:
             raise ZooError(
                 f"{folder} holds {len(manifest.networks)} of {manifest.plan.count} networks: its training was cut off. "
-                "Run the same command again to go on."
+                "Run the same command again to resume it."
             )
         missing = [shard.file for shard in manifest.shards if not (folder / shard.file).is_file()]
         if missing:
@@ -53,7 +53,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         return len(self.manifest.networks)
 
     def __getitem__(self, index: Any) -> Any:
-        """State dict of network ``index``; of a slice, a list of them."""
+        """Read the state dict of network ``index``; of a slice, a list of them."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
@@ -69,7 +69,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         )
 
     def stack(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Stacked weights ``[k, ...]`` of some networks, in the order given.
+        """Read stacked weights ``[k, ...]`` of some networks, in the order given.
 
         Raises:
             ZooError: A number is out of range, or a file cannot be read.
@@ -100,7 +100,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
             raise ZooError(f"{path} cannot be read: {error}.") from error
 
     def indices(self, split: str) -> list[int]:
-        """Numbers of the networks of a split: ``"train"``, ``"validation"`` or ``"test"``.
+        """Return the numbers of the networks of a split: ``"train"``, ``"validation"`` or ``"test"``.
 
         Raises:
             ZooError: There is no such split.
@@ -110,11 +110,11 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         return list(self.manifest.splits[split])
 
     def target(self, index: int) -> int:
-        """What network ``index`` learnt: networks with the same target are views of one signal."""
+        """Return what network ``index`` learnt; networks with the same target are views of one signal."""
         return self.manifest.networks[index].target
 
     def pairs(self, split: str) -> list[tuple[int, int]]:
-        """All pairs ``(i, j)``, ``i < j``, of a split that learnt the same: a task can compare what lies between them.
+        """List all pairs ``(i, j)``, ``i < j``, of a split that learnt the same: one task judges the line between them.
 
         Raises:
             ZooError: There is no such split.
@@ -123,7 +123,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         return [(i, j) for i in chosen for j in chosen if i < j and self.target(i) == self.target(j)]
 
     def model(self) -> nn.Module:
-        """A module of the architecture in eval mode, with the weights of network 0."""
+        """Make a module of the architecture in eval mode, with the weights of network 0."""
         module = self.manifest.plan.architecture.build()
         module.load_state_dict(self[0])
         return module.eval()
@@ -136,7 +136,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
     def data(
         self, split: str = "test", samples: int | None = None, folder: str | Path | None = None, *, index: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Inputs ``[n, ...]`` and targets ``[n, ...]`` of what the networks learnt.
+        """Return inputs ``[n, ...]`` and targets ``[n, ...]`` of what the networks learnt.
 
         Args:
             split: Of the source's samples: ``"train"`` or ``"test"``.
@@ -150,9 +150,9 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         if split not in ("train", "test"):
             raise ZooError(f"a source has no split {split!r}: choose train or test.")
         plan = self.manifest.plan
-        found = plan.source.data(folder, split, [self.target(index)], plan.seed)  # type: ignore[arg-type]
-        targets = found.targets[0] if found.own_targets else found.targets
-        return found.inputs[:samples], targets[:samples]
+        data = plan.source.data(folder, split, [self.target(index)], plan.seed)  # type: ignore[arg-type]
+        inputs, targets = data.of_first()
+        return inputs[:samples], targets[:samples]
 
     def task(
         self,
@@ -163,7 +163,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         index: int = 0,
         device: torch.device | str | None = None,
     ) -> Task:
-        """What the networks learnt, as a task for barriers and losses.
+        """Make a task of what the networks learnt, for barriers and losses.
 
         Arguments are those of `data`, and the device on which to compute.
 

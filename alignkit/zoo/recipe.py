@@ -41,11 +41,11 @@ class Recipe(BaseModel):
     """Of matrix products and convolutions; weights and the optimiser are always float32."""
 
     def total_steps(self, samples: int) -> int:
-        """Steps of the whole run on this many samples."""
+        """Count the steps of the whole run on this many samples."""
         return self.steps or (self.epochs or 1) * max(samples // self.batch_size, 1)
 
     def rate(self, step: int, total: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         rising = max(round(self.warmup * total), 1)
         if step < rising:
             return self.learning_rate * (step + 1) / rising
@@ -71,7 +71,7 @@ def complete_recipe(recipe: Recipe | None, architecture: Architecture, source: S
         fields |= {"epochs": None, "steps": 2000, "batch_size": 512}
     elif source.name == "digits":  # few and small images
         fields |= {"epochs": 60, "batch_size": 64}
-    given = {} if recipe is None else recipe.model_dump(exclude_unset=True)
-    if "epochs" in given or "steps" in given:
+    chosen = {} if recipe is None else recipe.model_dump(exclude_unset=True)
+    if "epochs" in chosen or "steps" in chosen:
         fields |= {"epochs": None, "steps": None}
-    return Recipe.model_validate(fields | given)
+    return Recipe.model_validate(fields | chosen)

@@ -47,6 +47,10 @@ class Data:
         """Move the samples to a device."""
         return Data(self.inputs.to(device), self.targets.to(device), self.own_targets)
 
+    def of_first(self) -> tuple[Tensor, Tensor]:
+        """Return inputs ``[n, ...]`` and targets ``[n, ...]`` of the first network."""
+        return self.inputs, self.targets[0] if self.own_targets else self.targets
+
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Pick samples for every network: rows ``[k, batch]`` give inputs and targets ``[k, batch, ...]``."""
         inputs = self.inputs.index_select(0, rows.flatten()).view(*rows.shape, *self.inputs.shape[1:])
@@ -77,7 +81,7 @@ class Source(BaseModel, ABC):
 
     @abstractmethod
     def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
-        """Inputs and targets of some networks.
+        """Return inputs and targets of some networks.
 
         Args:
             folder: Where idx files are, see `alignkit.zoo.idx.read_images`.
@@ -92,21 +96,20 @@ class Source(BaseModel, ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """A short name, such as ``"mnist 14x14"``."""
+        """Return a short name, such as ``"mnist 14x14"``."""
 
     def target(self, index: int) -> int:
-        """The target that network ``index`` of a data set learns; networks of one target are views of it."""
+        """Return the target that network ``index`` of a data set learns; networks of one target are views of it."""
         return 0
 
     def load(self, folder: Folder = None, split: Split = "train") -> tuple[Tensor, Tensor]:
-        """Inputs ``[n, ...]`` and targets ``[n, ...]`` (of the first target of seed 0, if there are several).
+        """Return inputs ``[n, ...]`` and targets ``[n, ...]`` (of the first target of seed 0, if there are several).
 
         Raises:
             ZooError: Files are missing or damaged.
             MissingExtraError: scikit-learn is needed and not installed.
         """
-        data = self.data(folder, split, [0], 0)
-        return data.inputs, data.targets[0] if data.own_targets else data.targets
+        return self.data(folder, split, [0], 0).of_first()
 
 
 class ImageSource(Source):
@@ -156,7 +159,7 @@ class ImageSource(Source):
         return CLASSES
 
     def describe(self) -> str:
-        """Such as ``"mnist 14x14 rotated by up to 45, 95 % of classes 0 1 2 3 4"``."""
+        """Return a name such as ``"mnist 14x14 rotated by up to 45, 95 % of classes 0 1 2 3 4"``."""
         side = self.shape[1]
         text = f"{self.name} {side}x{side}" + (f" rotated by up to {self.rotate:g}" if self.rotate else "")
         if self.classes is None:
@@ -164,7 +167,7 @@ class ImageSource(Source):
         return f"{text}, {100 * self.share:g} % of classes {' '.join(map(str, self.classes))}"
 
     def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
-        """Images and classes, the same for all networks."""
+        """Return images and classes, the same for all networks."""
         return Data(*_images(self, None if folder is None else str(folder), split))
 
 
@@ -178,7 +181,7 @@ class SineSource(Source):
     views: Annotated[int, Field(ge=1)] = 2
     """Networks that learn the same wave from different initial weights."""
     points: Annotated[int, Field(ge=8)] = 512
-    """Places, evenly spaced; the test split lies in the middles between them."""
+    """Coordinates of the training split, evenly spaced; the test split lies in the middles between them."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -191,24 +194,24 @@ class SineSource(Source):
         return 1
 
     def describe(self) -> str:
-        """Such as ``"sine waves, 2 views"``."""
+        """Return a name such as ``"sine waves, 2 views"``."""
         return f"sine waves, {self.views} views"
 
     def target(self, index: int) -> int:
-        """Consecutive networks are views of one wave."""
+        """Return the wave of a network; consecutive networks are views of one."""
         return index // self.views
 
     def frequency(self, target: int, seed: int) -> float:
-        """``a`` of one wave."""
+        """Draw ``a`` of one wave."""
         return float(np.random.default_rng([seed, target]).uniform(0.5, 10))
 
     def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
-        """Coordinates ``[n, 1]`` and values ``[networks, n, 1]``."""
-        places = torch.linspace(-math.pi, math.pi, self.points)[:, None]
+        """Return coordinates ``[n, 1]`` and values ``[networks, n, 1]``."""
+        points = torch.linspace(-math.pi, math.pi, self.points)[:, None]
         if split == "test":
-            places = (places[1:] + places[:-1]) / 2
+            points = (points[1:] + points[:-1]) / 2
         frequencies = torch.tensor([self.frequency(target, seed) for target in targets])
-        return Data(places, torch.sin(frequencies[:, None, None] * places), own_targets=True)
+        return Data(points, torch.sin(frequencies[:, None, None] * points), own_targets=True)
 
 
 class SignalSource(Source):
@@ -234,15 +237,15 @@ class SignalSource(Source):
         return 1
 
     def describe(self) -> str:
-        """Such as ``"single images of mnist 28x28, 5 views"``."""
+        """Return a name such as ``"single images of mnist 28x28, 5 views"``."""
         return f"single images of {self.images.describe()}, {self.views} views"
 
     def target(self, index: int) -> int:
-        """Consecutive networks are views of one image."""
+        """Return the image of a network; consecutive networks are views of one."""
         return index // self.views
 
     def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
-        """Coordinates ``[pixels, 2]`` and grey values ``[networks, pixels, 1]``, normalised; one for both splits."""
+        """Return coordinates ``[pixels, 2]`` and grey values ``[networks, pixels, 1]``, normalised, for any split."""
         images, _ = self.images.load(folder, "train")
         order = np.random.default_rng(seed).permutation(len(images))
         if max(targets) >= len(images):
@@ -251,9 +254,9 @@ class SignalSource(Source):
             )
         height, width = images.shape[2:]
         rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-        places = torch.cartesian_prod(rows, columns)
+        pixels = torch.cartesian_prod(rows, columns)
         chosen = torch.stack([images[order[target]].flatten() for target in targets])
-        return Data(places, chosen[..., None], own_targets=True)
+        return Data(pixels, chosen[..., None], own_targets=True)
 
 
 AnySource = Annotated[ImageSource | SineSource | SignalSource, Field(discriminator="name")]
@@ -261,7 +264,7 @@ _ADAPTER: TypeAdapter[Source] = TypeAdapter(AnySource)
 
 
 def source(name: str, **fields: Any) -> Source:
-    """A source by its name.
+    """Make a source by its name.
 
     Args:
         name: ``"digits"``, ``"mnist"``, ``"fashion-mnist"``, ``"sine"`` or ``"image-inr"``.
@@ -291,7 +294,7 @@ def _images(source: ImageSource, folder: str | None, split: Split) -> tuple[Tens
 
 
 def _rows_of(labels: Tensor, classes: tuple[int, ...], share: float, split: Split) -> Tensor:
-    """The samples that a class split leaves; with a share, the test split keeps all classes."""
+    """Return the rows that a class split leaves; with a share, the test split keeps all classes."""
     chosen = torch.isin(labels, torch.tensor(classes))
     if share == 1 or split == "test":
         return (chosen | (share < 1)).nonzero().flatten()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from alignkit.errors import MissingExtraError, TaskError, WeightsError
 from alignkit.plotting import plot_interpolations
 from alignkit.tasks import interpolation as evaluate
 from alignkit.tasks.interpolation import Interpolation, interpolate
+from alignkit.tasks.line import Line
 from alignkit.tasks.task import Task
 
 
@@ -257,3 +260,19 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r'pip install "alignkit\[plot\]"'):
         sample_line().plot()
+
+
+def test_a_line_prints_on_one_line_and_as_a_table_and_can_be_copied() -> None:
+    line = Interpolation((0.0, 0.5, 1.0), (0.1, 0.4, 0.1), (0.9, 0.5, 0.9), "accuracy", "a & b")
+    assert repr(line) == "Interpolation('a & b', 3 points, barrier 0.3, AUC 0.15)"
+    table = line._repr_html_()
+    assert "a &amp; b" in table and "<td>average</td><td>0.4</td><td>0.5</td>" in table
+    assert pickle.loads(pickle.dumps(line)) == copy.deepcopy(line) == line
+
+
+def test_the_line_is_exact_at_its_ends_and_lambda_is_the_share_of_b() -> None:
+    a, b = {"w": torch.tensor([1.0, 3.0]), "n": torch.tensor(1)}, {"w": torch.tensor([2.0, 7.0]), "n": torch.tensor(2)}
+    line = Line(a, b)
+    assert torch.equal(line.at(0.0)["w"], a["w"]) and torch.equal(line.at(1.0)["w"], b["w"])
+    assert line.at(0.25)["w"].tolist() == [1.25, 4.0] and int(line.at(1.0)["n"]) == 1
+    assert line.stack(torch.tensor([0.25, 1.0]))["w"].tolist() == [[1.25, 4.0], [2.0, 7.0]]
