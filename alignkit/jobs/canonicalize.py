@@ -177,16 +177,6 @@ class _Batch:
         squares = sum((_flat(b).square().sum(1) + self.a[n].square().sum() for n, b in self.b.items()))
         self.squares = torch.as_tensor(squares).cpu()
         self.negligible = 1e-12 * self.squares.clamp_min(1e-300)
-        self.uses = {
-            name: [
-                Use(tensor, block, at)
-                for tensor in graph.tensors_of(name)
-                for block in graph.tensors[tensor].blocks
-                for at, dim in enumerate(block.dims)
-                if dim.group == name
-            ]
-            for name in graph.groups
-        }
         self._constant: dict[Use, Tensor] = {}
 
     def run(self) -> dict[str, Tensor]:
@@ -232,7 +222,7 @@ class _Batch:
     def _similarity(self, group: str, turn: Tensor, elements: Mapping[str, Tensor | None]) -> Tensor:
         size = self.graph.groups[group].size
         total = torch.zeros(len(turn), size, size, dtype=torch.float64, device=self.device)
-        for use in self.uses[group]:
+        for use in self.graph.uses[group]:
             if use.others:
                 total += self._similarity_at(use, turn, elements)
                 continue

@@ -12,19 +12,22 @@ import torch
 
 from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
 from alignkit.errors import BindError
+from alignkit.graph.bind import find_misfits, raise_misfits
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.jobs.from_disk.sweeps import AscentOnDisk
-from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, bits
+from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, bits, read_piece
 from alignkit.jobs.solve import find_start, run_solver
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Report, Solution
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.text import dtype_name
+
+MISFIT = "the weights do not fit the graph"
 
 
 def match_checkpoints(
@@ -73,14 +76,13 @@ def match_checkpoints(
     pair = Pair(graph, *fit_on_disk(graph, left, right, budget))
     problem = ProblemOnDisk(pair, find_start(graph, init), seed=seed, budget=budget)
     # The squares tell whether all numbers are finite; the sums of the same pass are used again by the solver.
-    _raise_if_any(
-        [
-            f"{name!r} of {label} holds NaN or infinity"
-            for name, sums in problem.objective.sums.items()
-            for label, squares in (("A", sums.squares_a), ("B", sums.squares_b))
-            if not math.isfinite(squares)
-        ]
-    )
+    not_finite = [
+        f"{name!r} of {label} holds NaN or infinity"
+        for name, sums in problem.objective.sums.items()
+        for label, squares in (("A", sums.squares_a), ("B", sums.squares_b))
+        if not math.isfinite(squares)
+    ]
+    raise_misfits(BindError, MISFIT, not_finite)
     return run_solver(problem, solver, registry if registry is not None else process_registry())
 
 
@@ -133,51 +135,23 @@ def fit_on_disk(
     Raises:
         BindError: Names, shapes, dtypes or ties do not fit; the message lists every mismatch of both.
     """
-    problems: list[str] = []
+    misfits = []
     for checkpoint, label in ((a, "A"), (b, "B")):
-        problems += _mismatches(graph, checkpoint, label)
+        misfits += find_misfits(graph, {name: checkpoint.entry(name).shape for name in checkpoint}, label)
     for node in graph.tensors.values():
-        dtypes = [next((c.entry(n).dtype for n in node.names if n in c), None) for c in (a, b)]
-        if None not in dtypes and dtypes[0] != dtypes[1]:
-            in_a, in_b = (dtype_name(dtype) for dtype in dtypes)
-            problems.append(f"{node.name!r} is {in_a} in A but {in_b} in B")
-    _raise_if_any(problems)
+        dtype_a, dtype_b = (next((c.entry(n).dtype for n in node.names if n in c), None) for c in (a, b))
+        if dtype_a != dtype_b and dtype_a is not None and dtype_b is not None:
+            misfits.append(f"{node.name!r} is {dtype_name(dtype_a)} in A but {dtype_name(dtype_b)} in B")
+    raise_misfits(BindError, MISFIT, misfits)
     sides = WeightsOnDisk(graph, a), WeightsOnDisk(graph, b)
     for side, label in zip(sides, "AB", strict=True):
-        problems += _broken_ties(side, graph, label, budget)
-    _raise_if_any(problems)
+        for node in graph.tensors.values():
+            first, *others = (name for name in node.names if name in side.checkpoint)
+            for other in others:
+                for span in Reordered(node, {}).pieces(budget.piece):
+                    one, two = (read_piece(side.checkpoint, name, span) for name in (first, other))
+                    if one.dtype != two.dtype or not torch.equal(bits(one), bits(two)):
+                        misfits.append(f"{other!r} and {first!r} are tied in the graph but differ in {label}")
+                        break
+    raise_misfits(BindError, MISFIT, misfits)
     return sides
-
-
-def _mismatches(graph: GraphStructure, checkpoint: Checkpoint, label: str) -> list[str]:
-    problems = [f"{name!r} of {label} is not in the graph" for name in checkpoint if name not in graph.first_names]
-    for node in graph.tensors.values():
-        present = [name for name in node.names if name in checkpoint]
-        if not present:
-            problems.append(f"{node.name!r} is missing in {label}")
-        for name in present:
-            shape = checkpoint.entry(name).shape
-            if shape != node.shape:
-                problems.append(f"{name!r} has shape {shape} in {label}, the graph says {node.shape}")
-    return problems
-
-
-def _broken_ties(side: WeightsOnDisk, graph: GraphStructure, label: str, budget: Budget) -> list[str]:
-    """Names of one tensor that hold different values."""
-    problems = []
-    for node in graph.tensors.values():
-        present = [name for name in node.names if name in side.checkpoint]
-        for other in present[1:]:
-            for span in Reordered(node, {}).pieces(budget.piece):
-                piece = side.checkpoint[other] if span is None else side.checkpoint.rows(other, *span)
-                first = side.piece(node.name, span)
-                if first.dtype != piece.dtype or not torch.equal(bits(first), bits(piece)):
-                    problems.append(f"{other!r} and {present[0]!r} are tied in the graph but differ in {label}")
-                    break
-    return problems
-
-
-def _raise_if_any(problems: list[str]) -> None:
-    if problems:
-        listed = "\n".join(f"  - {text}" for text in sorted(problems))
-        raise BindError(f"the weights do not fit the graph, {len(problems)} problems:\n{listed}")

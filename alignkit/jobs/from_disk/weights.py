@@ -63,7 +63,7 @@ class WeightsOnDisk(Mapping[str, Tensor]):
 
     def piece(self, name: str, span: Span) -> Tensor:
         """Read some rows of a tensor, or all of it."""
-        return self._count(self.checkpoint[self.names[name]]) if span is None else self.rows(name, *span)
+        return self._count(read_piece(self.checkpoint, self.names[name], span))
 
     def widened(self) -> WeightsOnDisk:
         """Return the same tensors in float64, those alone on which a group acts; each is read as a whole."""
@@ -85,6 +85,11 @@ class WeightsOnDisk(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def read_piece(checkpoint: Checkpoint, name: str, span: Span) -> Tensor:
+    """Read some rows of a tensor of a checkpoint, or all of it."""
+    return checkpoint[name] if span is None else checkpoint.rows(name, *span)
 
 
 def bits(tensor: Tensor) -> Tensor:
