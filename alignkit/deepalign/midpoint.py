@@ -16,10 +16,11 @@ from torch import Tensor
 
 from alignkit.deepalign.consensus import SHARPNESS
 from alignkit.deepalign.relaxation import relax
-from alignkit.deepalign.scores import Scores, assign, standardise
+from alignkit.deepalign.scores import Scores, standardise
 from alignkit.errors import SolverError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.matching.families import best_element
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.line import Line
 from alignkit.tasks.task import Task, cross_entropy
@@ -96,7 +97,7 @@ class _Middle:
 
     def deviation_of(self, scores: Scores) -> float:
         """Measure the deviation of the outputs in the middle once units are assigned."""
-        alignment = Alignment(self.graph, assign(self.graph, scores))
+        alignment = Alignment(self.graph, best_element(self.graph, scores))
         with torch.no_grad():
             weights = self._weights(alignment.apply_tensor)
             return sum(float(self._part(at, weights)) for at in range(len(self.deviations)))

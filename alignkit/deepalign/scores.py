@@ -1,4 +1,4 @@
-"""Scores: similarities of the units of A (rows) and of B (columns), and the elements that they choose."""
+"""Scores: similarities of the units of A (rows) and of B (columns), and how they are made comparable."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
-
-from alignkit.graph import SymmetryGraph
-from alignkit.matching.families import nested_assignment
 
 Scores = Mapping[str, Float[Tensor, "units units"]]
 """Similarities of the units of each group over all parents, row-major; larger is more alike."""
@@ -38,12 +35,3 @@ def cosines(
     """Compute the cosines of the features of A's units (rows) and B's (columns); 0 for a unit without any."""
     left, right = (functional.normalize(side, dim=-1, eps=TINY) for side in (a, b))
     return left @ right.mT
-
-
-def assign(graph: SymmetryGraph, scores: Scores) -> dict[str, Tensor]:
-    """Find the best element of the symmetry group for the scores, families from the inside out."""
-    elements: dict[str, Tensor] = {}
-    for root in graph.roots:
-        similarity = {name: scores[name] for name in graph.tree(root) if name in scores}
-        elements.update(nested_assignment(graph, root, similarity))
-    return elements

@@ -15,9 +15,9 @@ from alignkit.deepalign.consensus import CARRY_OVER, ROUNDS, SHARPNESS, consensu
 from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, Probed, find_probing
-from alignkit.deepalign.scores import assign
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.matching.families import best_element
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
 from alignkit.tasks.minibatches import first_batches
 
@@ -72,7 +72,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         scores, notes = self._first_scores(problem, aligner, probed)
         scores = consensus(problem.objective, scores, self._rounds(scores), options.sharpness, options.carry_over)
         scores = self._in_the_middle(problem, probed, scores)
-        alignment = Alignment(problem.graph, assign(problem.graph, scores))
+        alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1, problem.objective.distance2(alignment)))
         return Outcome(alignment, notes=notes)
 

@@ -9,10 +9,10 @@ import torch
 
 from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.consensus import consensus
-from alignkit.deepalign.scores import assign
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve import solve
+from alignkit.matching.families import best_element
 from alignkit.matching.objective import Objective
 from alignkit.tasks.interpolation import interpolate
 from alignkit.training.pairs import Pool
@@ -86,7 +86,7 @@ def align(aligner: Aligner, pair: AlignerInput, rounds: int) -> Alignment:
         scores = {name: matrix.detach().cpu().double() for name, matrix in aligner(pair).items()}
     if rounds:
         scores = consensus(pair_objective(pair), scores, rounds)
-    return Alignment(pair.graph, assign(pair.graph, scores))
+    return Alignment(pair.graph, best_element(pair.graph, scores))
 
 
 def pair_objective(pair: AlignerInput) -> Objective:

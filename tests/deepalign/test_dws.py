@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alignkit import Alignment, SymmetryGraph, trace
 from alignkit.deepalign import AlignerInput, DwsAligner, load_aligner, save_aligner
-from alignkit.deepalign.scores import assign
 from alignkit.errors import AlignmentError
+from alignkit.matching.families import best_element
 from alignkit.matching.objective import Objective
 from alignkit.testing import ProblemArchitecture, attention, convnet, mlp, planted_pair, residual
 from helpers.graph_strategies import graphs
@@ -75,7 +75,7 @@ def weights(module: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, 
 
 def alignment(aligner: DwsAligner, pair: AlignerInput) -> Alignment:
     with torch.no_grad():
-        return Alignment(pair.graph, assign(pair.graph, aligner(pair)))
+        return Alignment(pair.graph, best_element(pair.graph, aligner(pair)))
 
 
 def drawn(graph: SymmetryGraph, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -12,9 +12,9 @@ from torch import nn
 from alignkit import Alignment, Solution, Task, solve, trace
 from alignkit.deepalign import AlignerInput, ProbeEncoder, load_aligner, read_card, save_aligner
 from alignkit.deepalign.probing import find_probing
-from alignkit.deepalign.scores import assign
 from alignkit.deepalign.wiring import find_wiring
 from alignkit.errors import SolverError, WeightsError
+from alignkit.matching.families import best_element
 from alignkit.matching.sinkhorn import balanced_sinkhorn
 from alignkit.solver import Problem
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
@@ -62,7 +62,7 @@ def test_a_permuted_copy_is_found_whatever_the_parameters_are(build, dtype, seed
     with torch.no_grad():  # Weights of the mix may be anything but must not cancel out.
         aligner.mix.abs_()
         aligner.learned.abs_()
-    assert Alignment(bound.graph, assign(bound.graph, scores_of(aligner, pair))) == planted.answer
+    assert Alignment(bound.graph, best_element(bound.graph, scores_of(aligner, pair))) == planted.answer
 
 
 @pytest.mark.parametrize("build", ARCHITECTURES)

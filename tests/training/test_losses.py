@@ -11,7 +11,7 @@ from torch import nn
 from alignkit import Alignment, SymmetryGraph, Task, builders
 from alignkit.deepalign.consensus import soft_elements
 from alignkit.deepalign.relaxation import relax
-from alignkit.deepalign.scores import assign
+from alignkit.matching.families import best_element
 from alignkit.tasks.batches import Batch
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
 from alignkit.training.augment import Augmentations, augment, find_freedoms
@@ -101,7 +101,7 @@ def test_descent_on_scores_finds_the_permutation(planted, loss):
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    found = Alignment(planted.graph, assign(planted.graph, {n: m.detach().double() for n, m in scores.items()}))
+    found = Alignment(planted.graph, best_element(planted.graph, {n: m.detach().double() for n, m in scores.items()}))
     right = sum(int((found.flat(n) == planted.answer.flat(n)).sum()) for n in planted.graph.groups)
     total = sum(len(found.flat(n)) for n in planted.graph.groups)
     # Descent on labels finds everything; on the distance it may end in a local minimum.

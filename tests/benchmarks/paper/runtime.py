@@ -25,7 +25,7 @@ from measure import Method
 import alignkit
 import alignkit.zoo as zoo
 from alignkit.deepalign import DwsAligner, load_aligner
-from alignkit.deepalign.scores import assign
+from alignkit.matching.families import best_element
 
 WORKERS = 2
 BATCH = 16
@@ -69,7 +69,7 @@ def in_batches(networks: zoo.NetworkSet, checkpoint: Path, pairs: Pairs) -> floa
         with torch.no_grad():
             scores = aligner.scores(a, b)
         for at in range(len(lefts)):
-            assign(networks.graph, {group: matrix[at] for group, matrix in scores.items()})
+            best_element(networks.graph, {group: matrix[at] for group, matrix in scores.items()})
         seconds += process_time() - clock
     return seconds
 
