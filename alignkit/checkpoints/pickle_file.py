@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from alignkit.checkpoints.shard import FileStamp, Shard, TensorEntry, ValuesOf
+from alignkit.checkpoints.ties import first_names
 from alignkit.errors import WeightsError
 from alignkit.text import first_line
 
@@ -52,7 +53,7 @@ class PickleShard(Shard):
             if tensor.layout != torch.strided or tensor.is_meta:
                 raise WeightsError(f"{path}: {name!r} is {tensor.layout} on {tensor.device}; dense tensors are needed.")
         self.entries = {name: TensorEntry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-        self._ties = _ties(tensors)
+        self._first_names = first_names(tensors)
         self._mapped = None
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ class PickleShard(Shard):
         done: dict[str, Tensor] = {}
         written: dict[str, Tensor] = {}
         for name, entry in self.entries.items():
-            first = self._ties[name]
+            first = self._first_names[name]
             if first not in done:
                 given = values(name)
                 done[first] = given if isinstance(given, Tensor) else torch.cat(list(given))
@@ -154,16 +155,6 @@ def state_dict_in(loaded: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(4) == b"PK\x03\x04"
-
-
-def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each name the first name of the same memory, seen in the same way."""
-    first: dict[object, str] = {}
-    ties = {}
-    for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else name
-        ties[name] = first.setdefault(key, name)
-    return ties
 
 
 def _with_versions(tensors: dict[str, Tensor], versions: Any) -> dict[str, Tensor]:

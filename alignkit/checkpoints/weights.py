@@ -62,9 +62,3 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
             save_safetensors(weights, temporary, metadata)
         else:
             save_pickle({n: t.detach().cpu() for n, t in weights.items()}, temporary)
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether a floating-point tensor holds neither NaN nor infinity; of any width, 8 bits included."""
-    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    return bool(torch.isfinite(wide).all())

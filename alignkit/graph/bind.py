@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from alignkit.checkpoints.checkpoint import Checkpoint
-from alignkit.checkpoints.weights import all_finite, read_weights
+from alignkit.checkpoints.fit import Fit
+from alignkit.checkpoints.weights import read_weights
 from alignkit.errors import AlignkitError, BindError
-from alignkit.graph.source import tensor_identity
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import dtype_name, plural
 
 WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
@@ -27,14 +25,7 @@ def bind_weights(
     Returns:
         The weights of A and of B, by the first name of each tensor; detached, not copied.
     """
-    problems: list[str] = []
-    side_a = fit_weights(graph, a, "A", problems)
-    side_b = fit_weights(graph, b, "B", problems)
-    for name in side_a.keys() & side_b.keys():
-        dtype_a, dtype_b = side_a[name].dtype, side_b[name].dtype
-        if dtype_a != dtype_b:
-            problems.append(f"{name!r} is {dtype_name(dtype_a)} in A but {dtype_name(dtype_b)} in B")
-    raise_misfits(BindError, "the weights do not fit the graph", problems)
+    side_a, side_b = fit_models(graph, {"A": a, "B": b}, BindError, "the weights do not fit the graph")
     return side_a, side_b
 
 
@@ -59,62 +50,49 @@ def weights_of(source: WeightsSource) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in source.items()}
 
 
+def fit_models(
+    graph: GraphStructure,
+    models: Mapping[str, WeightsSource],
+    error: type[AlignkitError],
+    what: str,
+    note: str = "",
+    *,
+    same_dtypes: bool = True,
+) -> list[dict[str, Tensor]]:
+    """Hold the weights of models against a graph.
+
+    Args:
+        graph: The graph.
+        models: The weights of each model, by what messages call it.
+        error: Class of the error.
+        what: Begins the message, such as ``"the weights do not fit the graph"``.
+        note: Added to the number of problems, in brackets.
+        same_dtypes: Whether dtypes have to be those of the first model.
+
+    Returns:
+        The weights of each model, by the first name of each tensor; detached, not copied.
+
+    Raises:
+        AlignkitError: Names, shapes, dtypes, ties or values do not fit; in the given class.
+    """
+    fit = fit_of(graph)
+    sides = {label: fit.check_tensors(weights_of(source), label) for label, source in models.items()}
+    if same_dtypes:
+        fit.check_dtypes({label: {n: t.dtype for n, t in tensors.items()} for label, tensors in sides.items()})
+    fit.raise_if_any(error, what, note)
+    return list(sides.values())
+
+
+def fit_of(graph: GraphStructure) -> Fit:
+    """Make the check of names, shapes and ties that a graph expects."""
+    return Fit({node.name: node.shape for node in graph.tensors.values()}, graph.first_names)
+
+
 def fit_weights(
     graph: GraphStructure, source: WeightsSource, label: str, problems: list[str], *, values: bool = True
 ) -> dict[str, Tensor]:
-    """Return weights by first name and append what does not fit to ``problems``, as text.
-
-    Args:
-        graph: The graph.
-        source: The weights.
-        label: What messages call them.
-        problems: List that problems are appended to.
-        values: Whether to check that every number is finite.
-    """
-    weights = weights_of(source)
-    problems += find_misfits(graph, {name: tuple(tensor.shape) for name, tensor in weights.items()}, label)
-    fitting: dict[str, Tensor] = {}
-    for node in graph.tensors.values():
-        present = {name: weights[name] for name in node.names if name in weights and weights[name].shape == node.shape}
-        if not present:
-            continue
-        first, tensor = next(iter(present.items()))
-        if tensor.layout != torch.strided:
-            problems.append(f"{node.name!r} of {label} is {tensor.layout}; dense tensors are needed")
-        elif tensor.is_meta:
-            problems.append(f"{node.name!r} of {label} is on the meta device and has no values")
-        else:
-            fitting[node.name] = tensor
-            if values and tensor.is_floating_point() and not all_finite(tensor):
-                problems.append(f"{node.name!r} of {label} holds NaN or infinity")
-            for name, other in present.items():
-                if tensor_identity(other) != tensor_identity(tensor) and not torch.equal(other, tensor):
-                    problems.append(f"{name!r} and {first!r} are tied in the graph but differ in {label}")
+    """Return weights by first name and append what does not fit to ``problems``, as text."""
+    fit = fit_of(graph)
+    fitting = fit.check_tensors(weights_of(source), label, values=values)
+    problems += fit.problems
     return fitting
-
-
-def find_misfits(graph: GraphStructure, shapes: Mapping[str, tuple[int, ...]], label: str) -> list[str]:
-    """List, as text, the names and shapes of tensors that are not those of a graph.
-
-    Args:
-        graph: The graph.
-        shapes: Shapes of the tensors, by name; of tied tensors one name is enough.
-        label: What messages call the tensors.
-    """
-    problems = [f"{name!r} of {label} is not in the graph" for name in shapes if name not in graph.first_names]
-    for node in graph.tensors.values():
-        present = [name for name in node.names if name in shapes]
-        if not present:
-            problems.append(f"{node.name!r} is missing in {label}")
-        problems += [
-            f"{name!r} has shape {shapes[name]} in {label}, the graph says {node.shape}"
-            for name in present
-            if shapes[name] != node.shape
-        ]
-    return problems
-
-
-def raise_misfits(error: type[AlignkitError], problem: str, misfits: Iterable[str]) -> None:
-    """Raise one error that lists all misfits behind a sentence that names the problem; nothing where there are none."""
-    if lines := sorted(misfits):
-        raise error(f"{problem}, {plural(len(lines), 'problem')}:" + "".join(f"\n  - {line}" for line in lines))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from alignkit.checkpoints.ties import first_names
 from alignkit.errors import GraphError
 from alignkit.graph.nodes import Role
 from alignkit.text import dtype_name
@@ -51,28 +52,15 @@ def _shape(name: str, value: object) -> tuple[int, ...]:
 
 
 def _facts(tensors: Mapping[str, object], role: Callable[[str], Role]) -> dict[str, TensorFacts]:
-    by_identity: dict[object, list[str]] = {}
+    checked: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise GraphError(f"like[{name!r}] is not a tensor but {type(tensor).__name__}.")
-        by_identity.setdefault(tensor_identity(tensor), []).append(name)
-    facts = {}
-    for names in by_identity.values():
-        tensor = tensors[names[0]]
-        assert isinstance(tensor, Tensor)
-        dtype = dtype_name(tensor.dtype)
-        facts[names[0]] = TensorFacts(tuple(names), tuple(tensor.shape), dtype, role(names[0]))
-    return facts
-
-
-def tensor_identity(tensor: Tensor) -> object:
-    """Return a key that tied tensors share: the same part of the same storage, seen in the same way."""
-    if tensor.numel() == 0:
-        return id(tensor)
-    return (
-        tensor.untyped_storage()._cdata,
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-    )
+        checked[name] = tensor
+    names: dict[str, list[str]] = {}
+    for name, first in first_names(checked).items():
+        names.setdefault(first, []).append(name)
+    return {
+        first: TensorFacts(tuple(tied), tuple(checked[first].shape), dtype_name(checked[first].dtype), role(first))
+        for first, tied in names.items()
+    }

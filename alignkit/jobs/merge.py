@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.checkpoints.weights import all_finite
+from alignkit.checkpoints.fit import all_finite
+from alignkit.checkpoints.ties import tensor_identity
 from alignkit.errors import MergeError
 from alignkit.graph.bind import fit_weights, weights_of
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.source import tensor_identity
 
 if TYPE_CHECKING:
     from alignkit.graph.structure import GraphStructure

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.proof.example_call import call_arguments
 from alignkit.tasks.batches import Batch, Batches, tensors_in
-from alignkit.text import describe_error, dtype_name, list_some
+from alignkit.text import describe_error, dtype_name
 
 Measure = Callable[[Any, Any], Any]
 """Called with outputs and targets; returns the mean over the samples as a scalar tensor or a float."""
@@ -90,11 +91,10 @@ class Task:
         self.metric = None if metric is None else _measure("metric", metric, METRICS)
         self.metric_name = None if metric is None else _name(metric)
         self._model = _architecture(model, self.device)
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(self._model).items()}
         first: dict[int, str] = {}
-        parameters = self._model.named_parameters(remove_duplicate=False)
-        # For each further name of a tied parameter, its first name.
-        self._aliases = {name: first[id(p)] for name, p in parameters if first.setdefault(id(p), name) != name}
+        tensors = _tensors(self._model.state_dict(keep_vars=True))
+        self._first_names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+        self._shapes = {name: tuple(tensors[name].shape) for name in first.values()}
         self._buffers = frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))
         self._rows: int | None = None  # shrinks when memory runs out
 
@@ -187,22 +187,12 @@ class Task:
             TaskError: Tensors are missing, unexpected or of another shape; every one is listed.
         """
         state = _tensors(weights)
-        for name, twin in self._aliases.items():
-            if name not in state and twin in state:
-                state[name] = state[twin]
-            elif twin not in state and name in state:
-                state[twin] = state[name]
-        problems = [f"{name} is missing" for name in self._shapes if name not in state]
-        problems += [f"{name} is unexpected" for name in state if name not in self._shapes]
-        problems += [
-            f"{name} has shape {list(tensor.shape)} instead of {list(self._shapes[name])}"
-            for name, tensor in state.items()
-            if name in self._shapes and tuple(tensor.shape) != self._shapes[name]
-        ]
-        if problems:
-            listed = list_some(problems, separator="; ")
-            raise TaskError(f"the weights do not fit the task's model {type(self._model).__name__}: {listed}.")
-        return {name: tensor.to(self.device) for name, tensor in state.items()}
+        fit = Fit(self._shapes, self._first_names, "the model")
+        fit.check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, "the weights")
+        fit.raise_if_any(TaskError, f"the weights do not fit the task's model {type(self._model).__name__}")
+        twins = {self._first_names[name]: tensor for name, tensor in state.items()}
+        whole = {name: state.get(name, twins[first]) for name, first in self._first_names.items()}
+        return {name: tensor.to(self.device) for name, tensor in whole.items()}
 
     @property
     def model(self) -> nn.Module:

@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[int, str, str]] = {
     "weights with code": (1, "could run code", f"solve a.safetensors exploit.pt {REST}"),
     "weights with NaN": (1, "'fc1.bias' of B holds NaN", f"solve a.safetensors nan.pt {REST}"),
     "a spec that is not there": (1, "absent.json cannot be read", f"{PAIR} --spec absent.json -o out.pt"),
-    "a spec that is no JSON": (1, "broken.json is no JSON", f"{PAIR} --spec broken.json -o out.pt"),
+    "a spec that is no JSON": (1, "broken.json is not JSON", f"{PAIR} --spec broken.json -o out.pt"),
     "a spec of numbers": (1, "JSON object of strings", f"{PAIR} --spec numbers.json -o out.pt"),
     "a wrong spec": (1, "tensor 'fc1.weight': cannot read", f"{PAIR} --spec wrong.json -o out.pt"),
     "an unknown solver": (

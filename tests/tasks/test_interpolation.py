@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     task = Task(network(0), images(), "cross_entropy")
     state = network(1).state_dict()
     del state["out.bias"]
-    with pytest.raises(TaskError, match=r"out\.bias is missing"):
+    with pytest.raises(TaskError, match=r"'out\.bias' is missing"):
         interpolate(task, network(0), state)
 
 

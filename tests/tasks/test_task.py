@@ -281,7 +281,7 @@ def test_weights_of_another_model_are_refused_with_every_mismatch() -> None:
     state["0.weight"] = state["0.weight"][:, :4]
     with pytest.raises(TaskError) as caught:
         Task(mlp(), data(), "cross_entropy").evaluate(state)
-    for part in ("2.bias is missing", "9.weight is unexpected", "0.weight has shape [8, 4] instead of [8, 6]"):
+    for part in ("'2.bias' is missing", "'9.weight' of the weights is not in the model", "'0.weight' has shape (8, 4)"):
         assert part in str(caught.value)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import AlignmentError
-from alignkit.graph.bind import fit_weights, raise_misfits
+from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.structure import GraphStructure
@@ -153,9 +153,9 @@ class Alignment:
         Raises:
             AlignmentError: Names or shapes are not those of the graph; every mismatch is listed.
         """
-        problems: list[str] = []
-        tensors = fit_weights(self.graph, weights, "the weights", problems, values=False)
-        raise_misfits(AlignmentError, "the weights do not fit the alignment's graph", problems)
+        fit = fit_of(self.graph)
+        tensors = fit.check_tensors(weights_of(weights), "the weights", values=False)
+        fit.raise_if_any(AlignmentError, "the weights do not fit the alignment's graph")
         permuted = {name: self.apply_tensor(name, tensor) for name, tensor in tensors.items()}
         first = self.graph.first_names
         if not isinstance(weights, nn.Module):

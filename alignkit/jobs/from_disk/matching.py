@@ -12,7 +12,7 @@ import torch
 
 from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
 from alignkit.errors import BindError
-from alignkit.graph.bind import find_misfits, raise_misfits
+from alignkit.graph.bind import fit_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
@@ -25,7 +25,6 @@ from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Report, Solution
 from alignkit.solvers.weight_matching import WeightMatching
-from alignkit.text import dtype_name
 
 MISFIT = "the weights do not fit the graph"
 
@@ -76,13 +75,14 @@ def match_checkpoints(
     pair = Pair(graph, *fit_on_disk(graph, left, right, budget))
     problem = ProblemOnDisk(pair, find_start(graph, init), seed=seed, budget=budget)
     # The squares tell whether all numbers are finite; the sums of the same pass are used again by the solver.
-    not_finite = [
+    fit = fit_of(graph)
+    fit.problems += [
         f"{name!r} of {label} holds NaN or infinity"
         for name, sums in problem.objective.sums.items()
         for label, squares in (("A", sums.squares_a), ("B", sums.squares_b))
         if not math.isfinite(squares)
     ]
-    raise_misfits(BindError, MISFIT, not_finite)
+    fit.raise_if_any(BindError, MISFIT)
     return run_solver(problem, solver, registry if registry is not None else process_registry())
 
 
@@ -135,23 +135,20 @@ def fit_on_disk(
     Raises:
         BindError: Names, shapes, dtypes or ties do not fit; the message lists every mismatch of both.
     """
-    misfits = []
+    fit, first = fit_of(graph), graph.first_names
     for checkpoint, label in ((a, "A"), (b, "B")):
-        misfits += find_misfits(graph, {name: checkpoint.entry(name).shape for name in checkpoint}, label)
-    for node in graph.tensors.values():
-        dtype_a, dtype_b = (next((c.entry(n).dtype for n in node.names if n in c), None) for c in (a, b))
-        if dtype_a != dtype_b and dtype_a is not None and dtype_b is not None:
-            misfits.append(f"{node.name!r} is {dtype_name(dtype_a)} in A but {dtype_name(dtype_b)} in B")
-    raise_misfits(BindError, MISFIT, misfits)
+        fit.check_shapes(checkpoint.shapes, label)
+    fit.check_dtypes({label: {first.get(n, n): d for n, d in c.dtypes.items()} for label, c in (("A", a), ("B", b))})
+    fit.raise_if_any(BindError, MISFIT)
     sides = WeightsOnDisk(graph, a), WeightsOnDisk(graph, b)
     for side, label in zip(sides, "AB", strict=True):
         for node in graph.tensors.values():
-            first, *others = (name for name in node.names if name in side.checkpoint)
+            kept, *others = (name for name in node.names if name in side.checkpoint)
             for other in others:
                 for span in Reordered(node, {}).pieces(budget.piece):
-                    one, two = (read_piece(side.checkpoint, name, span) for name in (first, other))
+                    one, two = (read_piece(side.checkpoint, name, span) for name in (kept, other))
                     if one.dtype != two.dtype or not torch.equal(bits(one), bits(two)):
-                        misfits.append(f"{other!r} and {first!r} are tied in the graph but differ in {label}")
+                        fit.problems.append(f"{other!r} and {kept!r} are tied in the graph but differ in {label}")
                         break
-    raise_misfits(BindError, MISFIT, misfits)
+    fit.raise_if_any(BindError, MISFIT)
     return sides

@@ -1,0 +1,124 @@
+"""Whether tensors are what a graph, a model or another checkpoint expects: every mismatch found, then told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from alignkit.checkpoints.ties import tensor_identity
+from alignkit.errors import AlignkitError
+from alignkit.text import did_you_mean, dtype_name, plural, shorten_list
+
+MAX_LISTED = 20
+"""Maximum number of mismatches that a message lists; a model of another size has thousands."""
+MAX_HINTS = 5
+"""Maximum number of unknown names that are compared with the missing ones; a search among thousands takes seconds."""
+
+
+class Fit:
+    """Holds tensors against names, shapes and ties, and collects what does not fit.
+
+    Args:
+        shapes: Expected shape of each tensor, by its first name.
+        first_names: The first name of each tensor by every name that it has. Names that share one are tied: one tensor
+            under several names, of which a side has at least one.
+        owner: What messages call the side that expects the tensors, such as ``"the graph"``.
+
+    Attributes:
+        problems: A sentence for each mismatch, without its full stop.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], first_names: Mapping[str, str], owner: str = "the graph"
+    ) -> None:
+        self.problems: list[str] = []
+        self._shapes, self._first_names, self._owner = shapes, first_names, owner
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
+        """Compare the names and shapes of one side.
+
+        Args:
+            shapes: Shape of each tensor by name.
+            label: What messages call the side, such as ``"A"``.
+        """
+        present = {self._first_names[name] for name in shapes if name in self._first_names}
+        missing = [name for name in self._shapes if name not in present]
+        unknown = [name for name in shapes if name not in self._first_names]
+        self.problems += [f"{name!r} is missing in {label}" for name in missing]
+        for at, name in enumerate(unknown):
+            hint = did_you_mean(name, missing) if at < MAX_HINTS else ""
+            self.problems.append(f"{name!r} of {label} is not in {self._owner}" + hint.replace(" Did", "; did"))
+        for name, shape in shapes.items():
+            expected = self._shapes[self._first_names[name]] if name in self._first_names else shape
+            if tuple(shape) != tuple(expected):
+                self.problems.append(
+                    f"{name!r} has shape {tuple(shape)} in {label}, {self._owner} says {tuple(expected)}"
+                )
+
+    def check_tensors(self, tensors: Mapping[str, Tensor], label: str, *, values: bool = True) -> dict[str, Tensor]:
+        """Compare names, shapes, ties and values of one side.
+
+        Args:
+            tensors: Tensors by name.
+            label: What messages call the side.
+            values: Whether to check that all numbers are finite.
+
+        Returns:
+            Those that fit, by first name and in the order of the expectation.
+        """
+        self.check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, label)
+        fitting: dict[str, tuple[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            first = self._first_names.get(name)
+            if first is None or tuple(tensor.shape) != tuple(self._shapes[first]):
+                continue
+            if tensor.layout != torch.strided:
+                self.problems.append(f"{name!r} of {label} is {tensor.layout}; dense tensors are needed")
+            elif tensor.is_meta:
+                self.problems.append(f"{name!r} of {label} is on the meta device and has no values")
+            elif first not in fitting:
+                fitting[first] = name, tensor
+                if values and not all_finite(tensor):
+                    self.problems.append(f"{name!r} of {label} holds NaN or infinity")
+            else:
+                twin, same = fitting[first]
+                if tensor_identity(tensor) != tensor_identity(same) and not torch.equal(tensor, same):
+                    self.problems.append(f"{name!r} and {twin!r} are tied in {self._owner} but differ in {label}")
+        return {first: fitting[first][1] for first in self._shapes if first in fitting}
+
+    def check_dtypes(self, sides: Mapping[str, Mapping[str, torch.dtype]]) -> None:
+        """Compare the dtypes of several sides with those of the first.
+
+        Args:
+            sides: The dtype of each tensor, by the label of the side and the first name of the tensor.
+        """
+        (reference, expected), *others = sides.items()
+        self.problems += [
+            f"{name!r} is {dtype_name(expected[name])} in {reference} but {dtype_name(dtype)} in {label}"
+            for label, dtypes in others
+            for name, dtype in dtypes.items()
+            if name in expected and dtype != expected[name]
+        ]
+
+    def raise_if_any(self, error: type[AlignkitError], what: str, note: str = "") -> None:
+        """Raise one error for all mismatches, if there are any.
+
+        Args:
+            error: Its class.
+            what: Begins the message, such as ``"the weights do not fit the graph"``.
+            note: Added to the count, in brackets.
+        """
+        if self.problems:
+            count = plural(len(self.problems), "problem") + (f" ({note})" if note else "")
+            lines = shorten_list([f"- {problem}" for problem in sorted(self.problems)], MAX_LISTED)
+            raise error(f"{what}, {count}:\n" + "\n".join(lines))
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Say whether a tensor holds neither NaN nor infinity; whole numbers never do."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch.isfinite lacks most floats of 8 bits
+    return bool(torch.isfinite(wide).all())
