@@ -23,7 +23,7 @@ from alignkit.training.held_out import HeldOut
 from alignkit.training.pairs import Networks, Pool, seeded
 from alignkit.training.records import BEST, CHECKPOINT, Metrics, MetricsRow, TrainingCheckpoint
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
-from alignkit.training.step_losses import Portion, StepLosses
+from alignkit.training.step_losses import StepLosses
 
 MOST_SKIPPED = 20
 """Steps in a row without a finite gradient after which a run gives up: by then the parameters themselves are lost."""
@@ -101,7 +101,7 @@ def train(
     if not resume and (folder / CHECKPOINT).exists():
         raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
     state = TrainingCheckpoint.load(folder, run)
-    pools = [Pool(one, settings.limits, None if data is None else Path(data), fabric.device) for one in sets]
+    pools = [Pool(one, settings, None if data is None else Path(data), fabric.device) for one in sets]
     trainer = _Trainer(aligner, pools, settings, fabric, folder, state or TrainingCheckpoint(run))
     metrics = Metrics(folder, len(sets), trainer.state.step if state else 0, tensorboard=tensorboard)
     try:
@@ -209,8 +209,8 @@ class _Trainer:
         sums: dict[str, float] = {}
         size = settings.pairs_at_once or settings.pairs
         for first in range(0, settings.pairs, size):
-            numbers = range(first, min(first + size, settings.pairs))
-            losses = self.losses(Portion(self.pools[at], step, numbers, labelled))
+            numbers = tuple(range(first, min(first + size, settings.pairs)))
+            losses = self.losses(self.pools[at], step, numbers, labelled)
             part = len(numbers) / settings.pairs
             if losses:
                 weighted = [part * getattr(settings, name) * value for name, value in losses.items()]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,8 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.minibatches import Minibatches
 from alignkit.tasks.task import Task
-from alignkit.training.augment import Augmentations, Freedom, augment, find_freedoms
-
-ProbeInputs = Literal["data", "random", "mixed"]
+from alignkit.training.augment import Freedom, augment, find_freedoms
+from alignkit.training.settings import TrainingSettings
 
 PROOF_ROWS = 16
 """Samples on which changes are proved to leave the function: an output that moves on none of them does not move."""
@@ -68,31 +66,12 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:6], "big")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much of the data is used.
-
-    Attributes:
-        samples: Samples of the task to learn from.
-        batch_size: Samples in a minibatch.
-        held_out: Samples on which barriers of held-out networks are measured.
-        probes: Inputs that the networks of a pair are run on.
-        probe_inputs: What they are: samples, random numbers of the same shapes, or now this and now that.
-    """
-
-    samples: int = 10_000
-    batch_size: int = 128
-    held_out: int = 512
-    probes: int = 48
-    probe_inputs: ProbeInputs = "mixed"
-
-
 class Pool:
     """One set of networks, with all that is worked out about it once.
 
     Args:
         networks: The set.
-        limits: How much of its data is used.
+        settings: How much of its data is used, and how networks are changed.
         folder: Where the data is.
         device: Where weights and samples go.
 
@@ -101,11 +80,15 @@ class Pool:
     """
 
     def __init__(
-        self, networks: Networks, limits: Limits, folder: Path | None = None, device: torch.device | str = "cpu"
+        self,
+        networks: Networks,
+        settings: TrainingSettings,
+        folder: Path | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.networks, self.limits, self.graph, self.device = networks, limits, networks.graph, torch.device(device)
-        self.folder = folder
-        self.train, self.held_out = (self._comparable(split) for split in ("train", "validation"))
+        self.networks, self.settings, self.graph, self.folder = networks, settings, networks.graph, folder
+        self.device = torch.device(device)
+        self.train, self.held_out = (self._group(split) for split in ("train", "validation"))
         if not self.train:
             raise TrainingError(
                 f"pairs need two networks that learnt the same, and the training split of a set of {len(networks)} "
@@ -118,7 +101,7 @@ class Pool:
         size = sum(tensor.nbytes for tensor in networks[self.train[0][0]].values())
         self._keep = size * len(networks) <= KEPT_BYTES
 
-    def _comparable(self, split: str) -> list[list[int]]:
+    def _group(self, split: str) -> list[list[int]]:
         """Group the networks of a split by what they learnt, where there are two or more."""
         by_target: dict[int, list[int]] = {}
         for index in self.networks.indices(split):
@@ -129,7 +112,7 @@ class Pool:
         """Return what a network learnt, on samples to learn from ("train") or held out ("test")."""
         key = (split, self.networks.target(index))
         if key not in self._tasks:
-            count = self.limits.samples if split == "train" else self.limits.held_out
+            count = self.settings.samples if split == "train" else self.settings.validation_samples
             self._tasks[key] = self.networks.task(split, count, self.folder, index=index, device=self.device)
         return self._tasks[key]
 
@@ -137,8 +120,9 @@ class Pool:
         """Return all samples to learn from, for one network, in as few batches as can be."""
         target = self.networks.target(index)
         if target not in self._samples:
-            task, limits = self.task("train", index), self.limits
-            self._samples[target] = Minibatches(task, limits.samples, limits.batch_size, seeded("samples")).pools
+            settings = self.settings
+            batches = Minibatches(self.task("train", index), settings.samples, settings.batch_size, seeded("samples"))
+            self._samples[target] = batches.pools
         return self._samples[target]
 
     @cached_property
@@ -175,12 +159,12 @@ class Pool:
         left, right = (together[i] for i in torch.randperm(len(together), generator=generator)[:2].tolist())
         return self._pair(left, self.weights(right), *seed, probed=probed), left
 
-    def labelled(self, settings: Augmentations, *seed: object, probed: bool) -> tuple[AlignerInput, Alignment]:
+    def labelled(self, *seed: object, probed: bool) -> tuple[AlignerInput, Alignment]:
         """Draw a network, a changed and permuted copy of it, and the alignment that brings the copy back."""
         generator = seeded(*seed, "network")
         together = self.train[self._draw([len(group) for group in self.train], generator)]
         left = together[int(torch.randint(len(together), (), generator=generator))]
-        changed = augment(self.graph, self.weights(left), self.freedoms, settings, generator)
+        changed = augment(self.graph, self.weights(left), self.freedoms, self.settings.augmentations, generator)
         moved = Alignment.random(self.graph, seed_of(*seed, "order"))
         b = {name: moved.apply_tensor(name, tensor) for name, tensor in changed.items()}
         return self._pair(left, b, *seed, probed=probed), moved.inverse()
@@ -202,16 +186,15 @@ class Pool:
                         yield together[at], together[at + distance]
 
     def _pair(self, left: int, b: Mapping[str, Tensor], *seed: object, probed: bool) -> AlignerInput:
-        probing = self._probing(left, seeded(*seed, "probes")) if probed else None
-        return AlignerInput(self.graph, self.weights(left), b, probing, seed_of(*seed))
-
-    def _probing(self, index: int, generator: torch.Generator) -> Probing:
-        limits = self.limits
+        if not probed:
+            return AlignerInput(self.graph, self.weights(left), b, None, seed_of(*seed))
+        generator, kind, count = seeded(*seed, "probes"), self.settings.probe_inputs, self.settings.probes
         coin = float(torch.rand((), generator=generator))
-        batch = self.minibatch(index, generator, limits.probes)
-        if batch.splittable and (limits.probe_inputs == "random" or (limits.probe_inputs == "mixed" and coin < 0.5)):
-            batch = random_batch(batch, limits.probes, generator)
-        return Probing(self.model, self.readings, batch)
+        batch = self.minibatch(left, generator, count)
+        if batch.splittable and (kind == "random" or (kind == "mixed" and coin < 0.5)):
+            batch = random_batch(batch, count, generator)
+        probing = Probing(self.model, self.readings, batch)
+        return AlignerInput(self.graph, self.weights(left), b, probing, seed_of(*seed))
 
     def minibatch(self, index: int, generator: torch.Generator, rows: int | None = None) -> Batch:
         """Draw random samples of what a network learnt."""
@@ -219,7 +202,7 @@ class Pool:
         batch = batches[self._draw([one.size for one in batches], generator)]
         if not batch.splittable:
             return batch
-        return batch.pick(torch.randperm(batch.size, generator=generator)[: rows or self.limits.batch_size])
+        return batch.pick(torch.randperm(batch.size, generator=generator)[: rows or self.settings.batch_size])
 
     @staticmethod
     def _draw(sizes: Sequence[int], generator: torch.Generator) -> int:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from alignkit.deepalign.consensus import ROUNDS
 from alignkit.training.augment import Augmentations
-from alignkit.training.pairs import Limits, ProbeInputs
+
+ProbeInputs = Literal["data", "random", "mixed"]
 
 
 class TrainingSettings(BaseModel):
@@ -80,11 +81,6 @@ class TrainingSettings(BaseModel):
     """Where to train."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Numbers that the aligner computes with. Sinkhorn and losses stay in float32."""
-
-    @property
-    def limits(self) -> Limits:
-        """How much of each set's data is used."""
-        return Limits(self.samples, self.batch_size, self.validation_samples, self.probes, self.probe_inputs)
 
 
 RECOMMENDED: Mapping[str, TrainingSettings] = MappingProxyType(

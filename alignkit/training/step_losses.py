@@ -14,36 +14,27 @@ from alignkit.training.pairs import Pool, seeded
 from alignkit.training.settings import TrainingSettings
 
 
-class Portion:
-    """Some of the pairs of one step, made and judged together.
-
-    No dataclass: Fabric would look for tensors to convert in it.
-
-    Args:
-        pool: Where pairs come from.
-        step: Number of the step.
-        numbers: Numbers of the pairs in the step.
-        labelled: Whether there are labelled pairs, too.
-    """
-
-    def __init__(self, pool: Pool, step: int, numbers: range, labelled: bool) -> None:
-        self.pool, self.step, self.numbers, self.labelled = pool, step, numbers, labelled
-
-
 class StepLosses(nn.Module):
-    """Losses of a portion: what Fabric wraps, so that its precision holds for the aligner."""
+    """Losses of some of the pairs of a step: what Fabric wraps, so that its precision holds for the aligner."""
 
     def __init__(self, aligner: Aligner, settings: TrainingSettings) -> None:
         super().__init__()
         self.aligner, self.settings = aligner, settings
 
-    def forward(self, portion: Portion) -> dict[str, Tensor]:
-        """Compute the mean of each loss over the pairs of one portion."""
+    def forward(self, pool: Pool, step: int, numbers: tuple[int, ...], labelled: bool) -> dict[str, Tensor]:
+        """Compute the mean of each loss over some pairs of a step.
+
+        Args:
+            pool: Where pairs come from.
+            step: Number of the step.
+            numbers: Numbers of the pairs in the step.
+            labelled: Whether there are labelled pairs, too.
+        """
         losses: dict[str, Tensor] = {}
         if self.settings.alignment or self.settings.interpolation:
-            losses |= self._unlabelled(portion)
-        if portion.labelled:
-            losses["supervised"] = self._labelled(portion)
+            losses |= self._unlabelled(pool, step, numbers)
+        if labelled:
+            losses["supervised"] = self._labelled(pool, step, numbers)
         return losses
 
     def _relax(self, pool: Pool, scores: list[dict[str, Tensor]]) -> Relaxed:
@@ -62,17 +53,16 @@ class StepLosses(nn.Module):
             agreed = consensus(pair_objective(pair), wide, self.settings.rounds)
         return {group: matrix.to(device, torch.float32) for group, matrix in agreed.items()}
 
-    def _labelled(self, portion: Portion) -> Tensor:
-        pool, settings, probed = portion.pool, self.settings, self.aligner.needs_probes
-        seeds = [(settings.seed, portion.step, i, "labelled") for i in portion.numbers]
-        drawn = [pool.labelled(settings.augmentations, *seed, probed=probed) for seed in seeds]
+    def _labelled(self, pool: Pool, step: int, numbers: tuple[int, ...]) -> Tensor:
+        seeds = [(self.settings.seed, step, i, "labelled") for i in numbers]
+        drawn = [pool.labelled(*seed, probed=self.aligner.needs_probes) for seed in seeds]
         scores = [self.aligner(pair) for pair, _ in drawn]
         with torch.autocast(pool.device.type, enabled=False):
             return supervised_loss(self._relax(pool, scores), [answer for _, answer in drawn])
 
-    def _unlabelled(self, portion: Portion) -> dict[str, Tensor]:
-        pool, settings = portion.pool, self.settings
-        seeds = [(settings.seed, portion.step, i, "unlabelled") for i in portion.numbers]
+    def _unlabelled(self, pool: Pool, step: int, numbers: tuple[int, ...]) -> dict[str, Tensor]:
+        settings = self.settings
+        seeds = [(settings.seed, step, i, "unlabelled") for i in numbers]
         drawn = [pool.unlabelled(*seed, probed=self.aligner.needs_probes) for seed in seeds]
         pairs, lefts = [pair for pair, _ in drawn], [left for _, left in drawn]
         scores = [self._agree(pair) for pair in pairs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,6 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         return {name: value[0] for name, value in self.stack([number]).items()}
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
         plan = self.manifest.plan

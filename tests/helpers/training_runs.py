@@ -7,7 +7,8 @@ from torch import nn
 
 from alignkit import Task, builders
 from alignkit.deepalign import DwsAligner, ProbeEncoder
-from alignkit.training.pairs import Limits, Pool
+from alignkit.training import TrainingSettings
+from alignkit.training.pairs import Pool
 
 QUICK = {"pairs": 2, "validate_every": 4, "validation_pairs": 2, "checkpoint_every": 2, "batch_size": 32, "probes": 16}
 
@@ -71,5 +72,5 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def pool_of(networks, **limits):
-    return Pool(networks, Limits(**limits))
+def pool_of(networks, **settings):
+    return Pool(networks, TrainingSettings(**settings))

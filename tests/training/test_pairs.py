@@ -10,9 +10,8 @@ from helpers.training_runs import Small, pool_of, same
 
 
 def test_the_answer_of_a_labelled_pair_brings_the_copy_back(small):
-    pool = pool_of(small)
-    quiet = Augmentations(noise=0, zeroing=0, scaling=0, rescaling=1, flips=False)
-    pair, answer = pool.labelled(quiet, 3, probed=False)
+    pool = pool_of(small, augmentations=Augmentations(noise=0, zeroing=0, scaling=0, rescaling=1, flips=False))
+    pair, answer = pool.labelled(3, probed=False)
     assert any(not torch.equal(pair.a[name], pair.b[name]) for name in pair.a)
     assert all(torch.equal(answer.apply(pair.b)[name], pair.a[name]) for name in pair.a)
 
@@ -60,5 +59,5 @@ def test_probes_are_data_or_random_as_asked(small):
 
 
 def test_labels_are_elements_of_the_group(small):
-    _, answer = pool_of(small).labelled(Augmentations(), 1, probed=False)
+    _, answer = pool_of(small).labelled(1, probed=False)
     assert isinstance(answer, Alignment) and not answer.is_identity
