@@ -199,11 +199,9 @@ def colour_roots(graph: GraphStructure, generator: torch.Generator | None = None
     return list(classes.values())
 
 
-def shuffle_elements(
-    elements: Mapping[str, Tensor], fraction: float, generator: torch.Generator
-) -> dict[str, Tensor | None]:
+def shuffle_elements(elements: Mapping[str, Tensor], fraction: float, generator: torch.Generator) -> dict[str, Tensor]:
     """Put a fraction of the places of each group, at least two, in random order."""
-    moved: dict[str, Tensor | None] = {}
+    moved: dict[str, Tensor] = {}
     for name, element in elements.items():
         count = max(2, round(fraction * element.shape[-1]))
         places = torch.rand(element.shape, generator=generator, dtype=torch.float64).argsort(-1)[..., :count]

@@ -67,22 +67,25 @@ class DeepAlign(Solver[DeepAlignOptions]):
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Encode, agree, meet in the middle, assign."""
         options = self.options
-        aligner = self._aligner(problem)
-        probed = self._probed(problem, aligner)
-        scores, notes = self._first_scores(problem, aligner, probed)
-        scores = consensus(problem.objective, scores, self._rounds(scores), options.sharpness, options.carry_over)
-        scores = self._in_the_middle(problem, probed, scores)
+        aligner = self._load_aligner(problem)
+        probed = None
+        if aligner is None or aligner.needs_probes or options.midpoint_steps:
+            probed = find_probing(problem, options.probes, options.inputs, options.input_shape)
+        scores, notes = self._encode(problem, aligner, probed)
+        rounds = options.consensus_rounds
+        if rounds is None:
+            rounds = 0 if options.encoder == "dws" else ROUNDS
+        elif not scores:
+            rounds = max(rounds, ROUNDS)  # From weights alone there is nothing to agree on before the first round.
+        scores = consensus(problem.objective, scores, rounds, options.sharpness, options.carry_over)
+        scores = self._meet_in_the_middle(problem, probed, scores)
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1, problem.objective.distance2(alignment)))
         return Outcome(alignment, notes=notes)
 
-    def _probed(self, problem: Problem, aligner: Aligner | None) -> Probed | None:
-        """Find what both networks are run on; None where nothing asks for it."""
-        if aligner is not None and not aligner.needs_probes and not self.options.midpoint_steps:
-            return None
-        return find_probing(problem, self.options.probes, self.options.inputs, self.options.input_shape)
-
-    def _in_the_middle(self, problem: Problem, probed: Probed | None, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _meet_in_the_middle(
+        self, problem: Problem, probed: Probed | None, scores: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the scores after the midpoint steps, if there are any."""
         steps = self.options.midpoint_steps
         if steps is None:
@@ -101,14 +104,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         sharpness = self.options.sharpness
         return meet_in_the_middle(problem.graph, probed.task, batches, a, b, scores, steps=steps, sharpness=sharpness)
 
-    def _rounds(self, scores: object) -> int:
-        if self.options.consensus_rounds is None and self.options.encoder == "dws":
-            return 0
-        rounds = ROUNDS if self.options.consensus_rounds is None else self.options.consensus_rounds
-        # From weights alone there is nothing to agree on before the first round.
-        return rounds if scores else max(rounds, 3)
-
-    def _aligner(self, problem: Problem) -> Aligner | None:
+    def _load_aligner(self, problem: Problem) -> Aligner | None:
         """Load the trained weights; None for "probes"."""
         options = self.options
         if options.encoder == "probes":
@@ -120,7 +116,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
             raise SolverError(
                 'encoder="dws" is trained for one graph: give checkpoint=, a file that alignkit train-deepalign wrote.'
             )
-        aligner = _loaded(Path(path), Path(path).stat().st_mtime_ns if Path(path).exists() else 0)
+        aligner = _load_once(Path(path), Path(path).stat().st_mtime_ns if Path(path).exists() else 0)
         if aligner.encoder != options.encoder:
             raise SolverError(f'{path} holds an aligner with encoder="{aligner.encoder}", not "{options.encoder}".')
         reason = aligner.fits(problem.graph)
@@ -128,7 +124,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
             raise SolverError(f"the aligner of {path} does not fit this graph: {reason}")
         return aligner
 
-    def _first_scores(
+    def _encode(
         self, problem: Problem, aligner: Aligner | None, probed: Probed | None
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the scores of every group that the encoder sees, and what is to be said about them."""
@@ -136,32 +132,21 @@ class DeepAlign(Solver[DeepAlignOptions]):
         if probed is not None:
             notes["probes"] = probed.why
         if aligner is not None and not aligner.needs_probes:
-            return _encoded(
-                aligner, AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed), problem
-            ), notes
-        if probed is None or probed.probing is None or probed.task is None:
+            pair = AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed)
+        elif probed is None or probed.probing is None or probed.task is None:
             return {}, notes
-        if aligner is not None:
+        else:
+            probing = probed.probing
             a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
-            return _encoded(aligner, AlignerInput(problem.graph, a, b, probed.probing, problem.seed), problem), notes
-        return _plain(problem, probed), notes
-
-
-def _plain(problem: Problem, probed: Probed) -> dict[str, Tensor]:
-    """Return the scores of the probes themselves."""
-    assert probed.probing is not None and probed.task is not None
-    a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
-    probing = probed.probing
-    return probe_similarities(probing.model, probing.readings, a, b, probing.batch, problem.seed)
-
-
-def _encoded(aligner: Aligner, pair: AlignerInput, problem: Problem) -> dict[str, Tensor]:
-    aligner = aligner.to(problem.device)
-    with torch.no_grad():
-        return {group: found.double().cpu() for group, found in aligner(pair).items()}
+            if aligner is None:
+                return probe_similarities(probing.model, probing.readings, a, b, probing.batch, problem.seed), notes
+            pair = AlignerInput(problem.graph, a, b, probing, problem.seed)
+        with torch.no_grad():
+            scores = aligner.to(problem.device)(pair)
+        return {group: matrix.double().cpu() for group, matrix in scores.items()}, notes
 
 
 @lru_cache(maxsize=4)
-def _loaded(path: Path, changed: int) -> Aligner:
+def _load_once(path: Path, changed: int) -> Aligner:
     """Read an aligner once; ``changed`` is the time of the file's last change."""
     return load_aligner(path)

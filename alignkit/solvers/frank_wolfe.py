@@ -83,9 +83,10 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
             if not graph.groups or best.is_exact:
                 break
             if run:
-                moved = shuffle_elements(best.elements, options.shuffle, generator)
-                best.offer(moved, f"shuffle {run}")
-                start = self._restart(relaxation, moved, generator)
+                shuffled = shuffle_elements(best.elements, options.shuffle, generator)
+                best.offer(shuffled, f"shuffle {run}")
+                inner = relaxation.point(random_point(graph, generator))
+                start = relaxation.between(inner, relaxation.corner(shuffled), 0.5)
             else:
                 start = self._start(relaxation, problem, frame)
             end = ascend(relaxation, start, options, 0.0 if run else options.concavity)
@@ -95,7 +96,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
         return Outcome(frame.leave(Alignment(graph, best.elements)), status, {"steps": float(steps)})
 
     def _start(self, relaxation: Relaxation, problem: Problem, frame: Frame) -> Point:
-        """Where the first run starts."""
+        """Return where the first run starts."""
         centre = relaxation.point(SoftAlignment.centre(problem.graph))
         if problem.init is not None:
             return relaxation.between(centre, relaxation.corner(frame.enter(problem.init).elements), 0.5)
@@ -106,14 +107,9 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
             return relaxation.point(SoftAlignment.from_alignment(identity))
         return centre
 
-    def _restart(self, relaxation: Relaxation, moved: dict[str, Tensor | None], generator: torch.Generator) -> Point:
-        inner = relaxation.point(random_point(relaxation.graph, generator))
-        known = {name: element for name, element in moved.items() if element is not None}
-        return relaxation.between(inner, relaxation.corner(known), 0.5)
-
 
 def random_point(graph: SymmetryGraph, generator: torch.Generator) -> SoftAlignment:
-    """Uniform random matrices, scaled to be doubly stochastic."""
+    """Draw uniform random matrices, and scale them to be doubly stochastic."""
     matrices = {}
     for name in graph.groups:
         drawn = torch.rand(matrix_shape(graph, name), generator=generator, dtype=torch.float64)
@@ -131,7 +127,7 @@ class End:
 
 
 def ascend(relaxation: Relaxation, start: Point, options: FrankWolfeOptions, concavity: float = 0.0) -> End:
-    """Frank-Wolfe from a point, with a concave term that fades out over the stages."""
+    """Run Frank-Wolfe from a point, with a concave term that fades out over the stages."""
     point, steps = start, 0
     stages = options.stages if concavity else 0
     for stage in range(stages + 1):
@@ -148,7 +144,11 @@ def ascend(relaxation: Relaxation, start: Point, options: FrankWolfeOptions, con
 
 
 def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> Point | None:
-    """One step; None when no direction gains."""
+    """Make one step; return None when no direction gains.
+
+    The objective is ``<A, P # B> - sum_g weight_g |P_g|^2``, and the corner of the step is the element that its
+    gradient, ``derivative_g - 2 weight_g P_g``, favours most.
+    """
     gradient = relaxation.gradient(point)
     weights = {name: weight * scale for name, scale in relaxation.scales.items()}
     slopes = {n: g - 2 * weights[n] * point.masses[n] for n, g in gradient.groups.items()}
@@ -162,7 +162,7 @@ def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> P
 
 
 def _square(start: Masses, end: Masses, weights: dict[str, float]) -> Polynomial:
-    """``sum_g weight_g |P_g|^2`` along the line."""
+    """Return ``sum_g weight_g |P_g|^2`` along the line, a parabola of the step."""
     total = Polynomial([0.0, 0.0, 0.0])
     for name, weight in weights.items():
         if weight:
@@ -196,11 +196,11 @@ class _Best:
         """Polish an alignment and keep it if it is the best; report how far the best is."""
         if self.options.polish:
             run = self.ascent.run(elements, self.classes)
-            found, distance = run.elements, run.distance
+            offered, distance = run.elements, run.distance
         else:
-            found = {name: element for name, element in elements.items() if element is not None}
-            distance = self.objective.squares - 2 * self.objective.value(Alignment(self.objective.graph, found))
+            offered = {name: element for name, element in elements.items() if element is not None}
+            distance = self.objective.squares - 2 * self.objective.value(Alignment(self.objective.graph, offered))
         if not self.elements or distance < self.distance:
-            self.elements, self.distance = found, max(distance, 0.0)
+            self.elements, self.distance = offered, max(distance, 0.0)
         self.report(Step(self.offers, self.distance, note))
         self.offers += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -82,11 +83,11 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             objective = Objective(problem.bound, problem.device, products=torch.float32)
         return Ascent(objective, self.options.rtol, self.options.max_steps)
 
-    def _start(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor | None]:
+    def _start(self, problem: Problem, generator: torch.Generator) -> Mapping[str, Tensor | None]:
         """Return the indices where the first run starts; None for each group is the centre."""
         if problem.init is None and self.options.start == "centre":
             return dict.fromkeys(problem.graph.groups)
         if problem.init is None and self.options.start == "random":
             seed = int(torch.randint(2**31, (), generator=generator))
-            return dict(Alignment.random(problem.graph, seed).elements)
-        return dict(problem.start.elements)
+            return Alignment.random(problem.graph, seed).elements
+        return problem.start.elements

@@ -71,17 +71,17 @@ class SolverContract:
     def test_returns_bijections(self) -> None:
         """Every group is permuted, and every reported step is a number."""
         for pair in self.pairs():
-            found = self.solved(pair)
-            assert found.graph == pair.graph, f"{pair}: the alignment is of another graph"
-            for group, element in found.alignment.elements.items():
+            solution = self.solve_pair(pair)
+            assert solution.graph == pair.graph, f"{pair}: the alignment is of another graph"
+            for group, element in solution.alignment.elements.items():
                 ordered = torch.arange(element.shape[-1]).expand(element.shape)
                 assert torch.equal(element.sort(-1).values, ordered), f"{pair}: group {group} is not a permutation"
-            assert all(math.isfinite(step.objective) for step in found.history), f"{pair}: a step is not finite"
+            assert all(math.isfinite(step.objective) for step in solution.history), f"{pair}: a step is not finite"
 
     def test_function_is_preserved(self) -> None:
         """Aligned B computes what B computes."""
         for pair in self.pairs():
-            aligned = self.solved(pair).apply(pair.b)
+            aligned = self.solve_pair(pair).apply(pair.b)
             inputs = pair.architecture.inputs(seed=7).double()
             before, after = outputs(pair.b, inputs), outputs(aligned, inputs)
             worst = relative_difference([before], [after])
@@ -92,14 +92,14 @@ class SolverContract:
         if not self.solver.returns.exact_on_permuted_copies:
             pytest.skip("not promised: returns.exact_on_permuted_copies is False")
         for pair in self.pairs(independent=False):
-            found = self.solved(pair)
-            assert found.objective_after == 0, f"{pair}: squared distance {found.objective_after:.6g} is left"
-            assert found.alignment == pair.answer, f"{pair}: another order than the planted one"
+            solution = self.solve_pair(pair)
+            assert solution.objective_after == 0, f"{pair}: squared distance {solution.objective_after:.6g} is left"
+            assert solution.alignment == pair.answer, f"{pair}: another order than the planted one"
 
     def test_soft_result_comes_with_the_hard_one(self) -> None:
         """A soft alignment is there when promised, and doubly stochastic."""
         for pair in self.pairs(planted=False):
-            soft = self.solved(pair).soft
+            soft = self.solve_pair(pair).soft
             assert (soft is not None) == self.solver.returns.soft, f"{pair}: returns.soft is {self.solver.returns.soft}"
             for group, matrix in soft.matrices.items() if soft else ():
                 for axis in (-1, -2):
@@ -113,15 +113,17 @@ class SolverContract:
         for pair in self.pairs():
             left, right = (Alignment.random(pair.graph, seed) for seed in (11, 12))
             shuffled = ProblemPair(pair.name, pair.architecture, pair.graph, left.apply(pair.a), right.apply(pair.b))
-            expected = left @ self.solved(pair).alignment @ right.inverse()
-            assert self.solved(shuffled).alignment == expected, f"{pair}: the answer depends on the order of the units"
+            expected = left @ self.solve_pair(pair).alignment @ right.inverse()
+            assert self.solve_pair(shuffled).alignment == expected, (
+                f"{pair}: the answer depends on the order of the units"
+            )
 
     def test_swap_gives_inverse(self) -> None:
         """Aligning A to B is the inverse of aligning B to A."""
         for pair in self.pairs():
             swapped = ProblemPair(pair.name, pair.architecture, pair.graph, pair.b, pair.a)
-            expected = self.solved(pair).inverse()
-            assert self.solved(swapped).alignment == expected, f"{pair}: the two directions disagree"
+            expected = self.solve_pair(pair).inverse()
+            assert self.solve_pair(swapped).alignment == expected, f"{pair}: the two directions disagree"
 
     # ------------------------------------------------------------------ manners
 
@@ -133,7 +135,7 @@ class SolverContract:
                 runs = []
                 for global_seed in (1, 2):
                     torch.manual_seed(global_seed)
-                    runs.append(self.solved(pair, seed=3))
+                    runs.append(self.solve_pair(pair, seed=3))
             finally:
                 torch.set_rng_state(state)
             assert runs[0].alignment == runs[1].alignment, f"{pair}: two runs with one seed differ"
@@ -146,7 +148,7 @@ class SolverContract:
             init = Alignment.random(pair.graph, 1)
             kept = copy.deepcopy((pair.a, pair.b)), {name: element.clone() for name, element in init.elements.items()}
             random_state = torch.get_rng_state()
-            self.solved(pair, init=init)
+            self.solve_pair(pair, init=init)
             assert torch.equal(torch.get_rng_state(), random_state), f"{pair}: the global random state was used"
             for before, after in zip(kept[0], (pair.a, pair.b), strict=True):
                 assert_same_module(before, after, str(pair))
@@ -164,11 +166,11 @@ class SolverContract:
     def test_solution_survives_a_file(self, tmp_path: Path) -> None:
         """What was saved is what is loaded."""
         pair = independent_pair(mlp(3, 4, 2))
-        found = self.solved(pair)
-        found.save(tmp_path / "solution.safetensors")
+        solution = self.solve_pair(pair)
+        solution.save(tmp_path / "solution.safetensors")
         read = Solution.load(tmp_path / "solution.safetensors", pair.graph)
-        assert read.alignment == found.alignment
-        assert (read.options, read.history, read.status) == (found.options, found.history, found.status)
+        assert read.alignment == solution.alignment
+        assert (read.options, read.history, read.status) == (solution.options, solution.history, solution.status)
 
     # ------------------------------------------------------------------ corners
 
@@ -176,15 +178,15 @@ class SolverContract:
         """One unit can only stay where it is."""
         for sizes in ((3, 1, 2), (3, 1, 1, 2), (3, 1, 4, 2)):
             pair = planted_pair(mlp(*sizes), noise=0.1)
-            assert self.solved(pair).moved["h1"] == 0
+            assert self.solve_pair(pair).moved["h1"] == 0
 
     def test_graph_without_groups(self) -> None:
         """Nothing to align is not an error."""
         pair = independent_pair(mlp(3, 2))
-        found = self.solved(pair)
-        assert found.alignment == Alignment.identity(pair.graph)
-        assert found.objective_after == found.objective_before
-        assert "no groups" in found.explain()
+        solution = self.solve_pair(pair)
+        assert solution.alignment == Alignment.identity(pair.graph)
+        assert solution.objective_after == solution.objective_before
+        assert "no groups" in solution.explain()
 
     # ------------------------------------------------------------------ quality
 
@@ -194,9 +196,9 @@ class SolverContract:
             for init in (Alignment.identity(pair.graph), Alignment.random(pair.graph, 4), pair.answer):
                 if init is None:
                     continue
-                found = self.solved(pair, init=init)
+                solution = self.solve_pair(pair, init=init)
                 problem = Problem(pair.bind(), init, self.task(pair))
-                start, end = (self.solver.objective(problem, at) for at in (init, found.alignment))
+                start, end = (self.solver.objective(problem, at) for at in (init, solution.alignment))
                 assert end <= start + TOLERANCE * max(abs(start), 1), f"{pair}: {start:.9g} rose to {end:.9g}"
 
     def test_history_never_rises(self) -> None:
@@ -204,7 +206,7 @@ class SolverContract:
         if not self.solver.returns.monotone:
             pytest.skip("not promised: returns.monotone is False")
         for pair in self.pairs():
-            values = [step.objective for step in self.solved(pair).history]
+            values = [step.objective for step in self.solve_pair(pair).history]
             for before, after in pairwise(values):
                 slack = TOLERANCE * max(abs(before), 1)
                 assert after <= before + slack, f"{pair}: the objective rose from {before:.9g} to {after:.9g}"
@@ -220,7 +222,7 @@ class SolverContract:
                 if independent:
                     yield independent_pair(build(), seed=seed)
 
-    def solved(self, pair: ProblemPair, **arguments: Any) -> Solution:
+    def solve_pair(self, pair: ProblemPair, **arguments: Any) -> Solution:
         """Solve a pair with the solver under test, away from installed plugins."""
         return solve(pair.bind(), solver=self.solver, task=self.task(pair), registry=_bare(), **arguments)
 

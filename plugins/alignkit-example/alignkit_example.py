@@ -28,10 +28,10 @@ class CoordinateAscent(Solver[IterativeOptions]):
             for group in problem.graph.groups:
                 similarity = problem.objective.similarity(group, elements)
                 elements[group] = linear_assignment(similarity).reshape(elements[group].shape)
-            found = Alignment(problem.graph, elements)
-            if problem.objective.distance2(found) >= distance:
+            alignment = Alignment(problem.graph, elements)
+            if problem.objective.distance2(alignment) >= distance:
                 return Outcome(best)
-            best, distance = found, problem.objective.distance2(found)
+            best, distance = alignment, problem.objective.distance2(alignment)
             report(Step(step, distance))
         return Outcome(best, Status.MAX_STEPS)
 
@@ -64,13 +64,13 @@ class GreedyMatching(Solver[GreedyOptions]):
             for group in graph.groups:
                 matched = greedy_assignment(objective.similarity(group, elements))
                 elements[group] = matched.reshape(graph.element_shape(group))
-            found = Alignment(graph, {name: element for name, element in elements.items() if element is not None})
-            before, after = distance, objective.distance2(found)
+            alignment = Alignment(graph, {name: element for name, element in elements.items() if element is not None})
+            before, after = distance, objective.distance2(alignment)
             if after < before:
-                best, distance = found, after
+                best, distance = alignment, after
                 report(Step(step, after))
             if after >= before * (1 - self.options.rtol):
-                return Outcome(best or found)
+                return Outcome(best or alignment)
         return Outcome(best or problem.start, Status.MAX_STEPS)
 
 
