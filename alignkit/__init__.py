@@ -16,37 +16,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alignkit import checkpoints as checkpoints
     from alignkit import deepalign as deepalign
+    from alignkit import errors as errors
+    from alignkit import jobs as jobs
+    from alignkit import matching as matching
     from alignkit import models as models
     from alignkit import plotting as plotting
     from alignkit import plugins as plugins
     from alignkit import reports as reports
+    from alignkit import tasks as tasks
     from alignkit import testing as testing
     from alignkit import training as training
     from alignkit import zoo as zoo
-    from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
     from alignkit.checkpoints.weights import read_weights, write_weights
     from alignkit.errors import AlignkitError
-    from alignkit.graph import Pair, SymmetryGraph, builders
+    from alignkit.graph import Pair, SymmetryGraph
+    from alignkit.graph import builders as builders
     from alignkit.graph.elements.alignment import Alignment
-    from alignkit.jobs.align_many import ManyAlignment, align_many
-    from alignkit.jobs.canonicalize import Canonical, canonicalize
+    from alignkit.jobs.align_many import align_many
+    from alignkit.jobs.average import average
+    from alignkit.jobs.canonicalize import canonicalize
+    from alignkit.jobs.check import check
     from alignkit.jobs.compare.compare import compare
     from alignkit.jobs.compare.comparison import Comparison
-    from alignkit.jobs.distance import Distance, distance
-    from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints
-    from alignkit.jobs.merge import merge, transport
+    from alignkit.jobs.compare.job import Evaluation
+    from alignkit.jobs.distance import distance
+    from alignkit.jobs.estimate import estimate
+    from alignkit.jobs.merge import merge
+    from alignkit.jobs.network_files import open_networks
     from alignkit.jobs.repair import repair, reset_batchnorm
     from alignkit.jobs.solve import solve
-    from alignkit.matching.assignment import linear_assignment
-    from alignkit.matching.objective import Objective
+    from alignkit.jobs.transport import transport
     from alignkit.matching.soft_alignment import SoftAlignment
     from alignkit.plugins.hookspecs import hookimpl
-    from alignkit.plugins.observers import logged, progress
+    from alignkit.plugins.observers import progress
     from alignkit.plugins.plugin_registry import list_solvers
     from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Returns, Solver, SolverOptions, Status, Step
     from alignkit.solver.solution import Solution
-    from alignkit.tasks.interpolation import Interpolation, interpolate
+    from alignkit.tasks.interpolation import interpolate
     from alignkit.tasks.task import Task
     from alignkit.tracing import trace
 
@@ -55,18 +63,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "AlignkitError": "alignkit.errors",
     "Alignment": "alignkit.graph.elements.alignment",
-    "Pair": "alignkit.graph",
-    "Canonical": "alignkit.jobs.canonicalize",
-    "Checkpoint": "alignkit.checkpoints",
     "Comparison": "alignkit.jobs.compare.comparison",
-    "Distance": "alignkit.jobs.distance",
-    "Interpolation": "alignkit.tasks.interpolation",
-    "ManyAlignment": "alignkit.jobs.align_many",
-    "Needs": "alignkit.solver",
-    "Objective": "alignkit.matching.objective",
-    "Outcome": "alignkit.solver",
-    "SymmetryGraph": "alignkit.graph",
+    "Evaluation": "alignkit.jobs.compare.job",
     "IterativeOptions": "alignkit.solver",
+    "Needs": "alignkit.solver",
+    "Outcome": "alignkit.solver",
+    "Pair": "alignkit.graph",
     "Problem": "alignkit.solver",
     "Returns": "alignkit.solver",
     "SoftAlignment": "alignkit.matching.soft_alignment",
@@ -75,48 +77,55 @@ _HOMES = {
     "SolverOptions": "alignkit.solver",
     "Status": "alignkit.solver",
     "Step": "alignkit.solver",
+    "SymmetryGraph": "alignkit.graph",
     "Task": "alignkit.tasks.task",
-    "align_checkpoint": "alignkit.jobs.from_disk",
     "align_many": "alignkit.jobs.align_many",
-    "builders": "alignkit.graph",
+    "average": "alignkit.jobs.average",
     "canonicalize": "alignkit.jobs.canonicalize",
+    "check": "alignkit.jobs.check",
     "compare": "alignkit.jobs.compare.compare",
     "distance": "alignkit.jobs.distance",
+    "estimate": "alignkit.jobs.estimate",
     "hookimpl": "alignkit.plugins.hookspecs",
     "interpolate": "alignkit.tasks.interpolation",
-    "linear_assignment": "alignkit.matching.assignment",
     "list_solvers": "alignkit.plugins.plugin_registry",
-    "logged": "alignkit.plugins.observers",
-    "match_checkpoints": "alignkit.jobs.from_disk",
     "merge": "alignkit.jobs.merge",
-    "merge_checkpoints": "alignkit.jobs.from_disk",
-    "open_checkpoint": "alignkit.checkpoints",
+    "open_networks": "alignkit.jobs.network_files",
     "progress": "alignkit.plugins.observers",
     "read_weights": "alignkit.checkpoints.weights",
     "repair": "alignkit.jobs.repair",
     "reset_batchnorm": "alignkit.jobs.repair",
     "solve": "alignkit.jobs.solve",
     "trace": "alignkit.tracing",
-    "transport": "alignkit.jobs.merge",
-    "write_checkpoint": "alignkit.checkpoints",
+    "transport": "alignkit.jobs.transport",
     "write_weights": "alignkit.checkpoints.weights",
 }
 """Where each public name is defined."""
-_ROOMS = ("deepalign", "models", "plotting", "plugins", "reports", "testing", "training", "zoo")
-"""Public sub-packages."""
+_ROOMS = {
+    "builders": "alignkit.graph.builders",
+    "checkpoints": "alignkit.checkpoints",
+    "deepalign": "alignkit.deepalign",
+    "errors": "alignkit.errors",
+    "jobs": "alignkit.jobs",
+    "models": "alignkit.models",
+    "tasks": "alignkit.tasks",
+    "matching": "alignkit.matching",
+    "plotting": "alignkit.plotting",
+    "plugins": "alignkit.plugins",
+    "reports": "alignkit.reports",
+    "testing": "alignkit.testing",
+    "training": "alignkit.training",
+    "zoo": "alignkit.zoo",
+}
+"""The public sub-packages, and where they are."""
 
 __all__ = [
     "AlignkitError",
     "Alignment",
-    "Canonical",
-    "Checkpoint",
     "Comparison",
-    "Distance",
-    "Interpolation",
+    "Evaluation",
     "IterativeOptions",
-    "ManyAlignment",
     "Needs",
-    "Objective",
     "Outcome",
     "Pair",
     "Problem",
@@ -129,21 +138,18 @@ __all__ = [
     "Step",
     "SymmetryGraph",
     "Task",
-    "align_checkpoint",
     "align_many",
-    "builders",
+    "average",
     "canonicalize",
+    "check",
     "compare",
     "distance",
+    "estimate",
     "hookimpl",
     "interpolate",
-    "linear_assignment",
     "list_solvers",
-    "logged",
-    "match_checkpoints",
     "merge",
-    "merge_checkpoints",
-    "open_checkpoint",
+    "open_networks",
     "progress",
     "read_weights",
     "repair",
@@ -151,14 +157,13 @@ __all__ = [
     "solve",
     "trace",
     "transport",
-    "write_checkpoint",
     "write_weights",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return import_module(f"alignkit.{name}")
+        return import_module(_ROOMS[name])
     if name in _HOMES:
         value = globals()[name] = getattr(import_module(_HOMES[name]), name)
         return value

@@ -204,7 +204,7 @@ WEIGHTS = {
         lambda _: GRAPH.bind(nn.Linear(7, 4), good())
     ),
     "similarities with NaN": row(AssignmentError, "NaN or infinity")(
-        lambda _: alignkit.linear_assignment(torch.full((2, 2), float("nan")))
+        lambda _: alignkit.matching.linear_assignment(torch.full((2, 2), float("nan")))
     ),
 }
 
@@ -357,7 +357,7 @@ SOLVING = {
         lambda _: solve(init="right.safetensors")
     ),
     "a device that is not there": row(SolverError, "device='abacus'")(lambda _: solve(device="abacus")),
-    "a graph without weights": row(SolverError, "solve(graph, a, b)")(lambda _: alignkit.solve(GRAPH)),
+    "a graph without weights": row(BindError, "solve(graph, a, b)")(lambda _: alignkit.solve(GRAPH)),
     "a solution into a folder that is not there": row(WeightsError, "absent", "does not exist")(
         lambda f: solve(solver="identity").save(f / "absent" / "out.safetensors")
     ),

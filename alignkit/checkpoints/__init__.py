@@ -3,6 +3,7 @@
 from alignkit.checkpoints.byte_progress import ByteProgress, OnProgress
 from alignkit.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from alignkit.checkpoints.shard import Shard, TensorEntry
+from alignkit.checkpoints.staging import write_text
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.checkpoints.writer import write_checkpoint
 
@@ -15,5 +16,6 @@ __all__ = [
     "open_checkpoint",
     "read_weights",
     "write_checkpoint",
+    "write_text",
     "write_weights",
 ]

@@ -20,7 +20,7 @@ RESERVED_NAME = "__metadata__"
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the named tensors of a checkpoint to the CPU. `alignkit.open_checkpoint` does so without its values.
+    """Read the named tensors of a checkpoint to the CPU. `open_checkpoint` does so without its values.
 
     Args:
         path: A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that holds a state dict, which is read with

@@ -6,6 +6,6 @@ Exit codes: 0 all went well; 1 alignkit refused or failed, and the message says 
 
 from __future__ import annotations
 
-from alignkit.cli.app import app, main
+from alignkit.cli.program import app, main
 
 __all__ = ["app", "main"]

@@ -7,25 +7,12 @@ from typing import Annotated
 
 import typer
 
-from alignkit.cli.graphs import (
-    check_fit,
-    described,
-    open_input,
-    print_json,
-    print_text,
-    said_of,
-    said_of_unknown,
-    show_plan,
-    write_report,
-)
-from alignkit.cli.inputs import check_report, load_task, targets_in
-from alignkit.cli.switches import ArchitectureSwitches, Shown, Solving, TaskSwitch, command
+import alignkit
+from alignkit.cli.outputs import targets_in
+from alignkit.cli.runner import Runner, load_task
+from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SolverSwitches, TaskSwitch, command
+from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
-from alignkit.jobs.align_many import METHODS
-from alignkit.jobs.align_many import align_many as align
-from alignkit.jobs.estimate import plan
-from alignkit.plugins.observers import progress
-from alignkit.reports import many_report
 
 
 @command
@@ -37,8 +24,8 @@ def align_many(
         Path, typer.Option("--output", "-o", help="Folder for the reordered models.", show_default=False)
     ],
     architecture: ArchitectureSwitches,
-    solving: Solving,
-    shown: Shown,
+    solving: SolverSwitches,
+    switches: JobSwitches,
     method: Annotated[
         str, typer.Option("--method", help="reference, merge_many, or universe: all at once, in no order.")
     ] = "merge_many",
@@ -56,61 +43,20 @@ def align_many(
     """
     if len(models) < 2:
         raise UsageError("align at least two checkpoints.")
-    if method not in METHODS:
-        raise UsageError(f"--method {method!r}: take {', '.join(METHODS)}.")
+    how = one_of("--method", method, ("reference", "merge_many", "universe"))
     if reference >= len(models):
         raise UsageError(f"--reference {reference}: there are {len(models)} models, counted from 0.")
-    targets = targets_in(models, output, shown.force)
-    check_report(shown.report, shown.force)
-    arguments = solving.arguments
-    inputs = [open_input(path) for path in models]
-    facts = described(architecture, inputs[0], read=not shown.dry_run)
-    names = [str(path) for path in models]
-    if shown.dry_run:
-        check_fit(facts, inputs)
-        count, size = len(models), inputs[0].checkpoint.nbytes
-        files = [str(path) for path in (*targets, shown.report) if path]
-        made = plan(
-            facts.graph, "align-many", models=count, solver=solving.solver, bytes_each=size, reads=names, writes=files
+    targets = targets_in(models, output, switches.force)
+    with Runner("align-many", switches, {}) as run:
+        run.written += [str(path) for path in targets]
+        files = run.open(models, architecture, solver=solving.solver)
+        check = run.check_function(files, 0)
+        many = alignkit.align_many(
+            files.graph, *files.weights, method=how, reference=reference, task=load_task(task), **solving.arguments
         )
-        show_plan(made, shown)
-        return
-    weights = [facts.known(one.weights) for one in inputs]
-    check = facts.function_check(weights[0], models[0])
-    with progress():
-        many = align(
-            facts.graph,
-            weights,
-            method,
-            reference=reference,
-            task=None if task is None else load_task(task),
-            **arguments,
-        )
-    output.mkdir(exist_ok=True)
-    for given, path, moved in zip(inputs, targets, many.apply(weights), strict=True):
-        given.write_like(path, moved, shown.force)
-    written = [f"Written to {output}"]
-    if shown.report is not None:
-        report = many_report(many, names, f"{len(models)} models in one order of units", check=check)
-        written += write_report(report, shown)
-    if shown.as_json:
-        moved_units = {name: sum(a.moved().values()) for name, a in zip(names, many.alignments, strict=True)}
-        print_json(
-            {
-                "output": [str(path) for path in targets],
-                "method": many.method,
-                "before": many.spread_before,
-                "after": many.spread_after,
-                "units_moved": moved_units,
-                "function_error": None if check is None else check.error,
-                "seconds": many.seconds,
-            }
-        )
-        return
-    print_text(
-        f"{len(models)} models, {many.method} with {many.solver}, {len(many.history)} sweeps in {many.seconds:.3g} s.",
-        f"Mean squared distance of a pair: {many.spread_before:.6g} unaligned, {many.spread_after:.6g} aligned.",
-        said_of(check),
-        *said_of_unknown(facts),
-        *written,
-    )
+        output.mkdir(exist_ok=True)
+        for index, network in enumerate(many.apply(files.weights)):
+            files.write(targets[index], network, like=index, overwrite=switches.force)
+        names = [str(path) for path in models]
+        title = f"{len(models)} models in one order of units"
+        run.finish(many, title, files, named={"models": names, "output": run.written[:]}, names=names, check=check)

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from alignkit.cli.graphs import check_fit, described, open_input, print_json, print_text, show_plan, write_report
-from alignkit.cli.inputs import check_report, targets_in
-from alignkit.cli.switches import ArchitectureSwitches, DeviceSwitch, Shown, command
-from alignkit.jobs.canonicalize import canonicalize as bring
-from alignkit.jobs.estimate import plan
-from alignkit.reports import canonical_report
+import alignkit
+from alignkit.cli.outputs import targets_in
+from alignkit.cli.runner import Runner
+from alignkit.cli.switches import ArchitectureSwitches, DeviceSwitch, JobSwitches, command
 
 
 @command
@@ -23,7 +21,7 @@ def canonicalize(
         Path, typer.Option("--output", "-o", help="Folder for the reordered networks.", show_default=False)
     ],
     architecture: ArchitectureSwitches,
-    shown: Shown,
+    switches: JobSwitches,
     device: DeviceSwitch = None,
 ) -> None:
     """Bring many networks to the order of units of one reference.
@@ -33,45 +31,14 @@ def canonicalize(
     Each network is written to the output folder under its own name. Files appear whole or not at all, and none is
     replaced without --force.
     """
-    targets = targets_in(networks, output, shown.force)
-    check_report(shown.report, shown.force)
-    target, inputs = open_input(reference), [open_input(path) for path in networks]
-    facts = described(architecture, target, read=not shown.dry_run)
-    if shown.dry_run:
-        check_fit(facts, [target, *inputs])
-        reads = [str(path) for path in (reference, *networks)]
-        size = target.checkpoint.nbytes
-        made = plan(
-            facts.graph, "canonicalize", models=len(reads), bytes_each=size, reads=reads, writes=list(map(str, targets))
-        )
-        show_plan(made, shown)
-        return
-    weights = [facts.known(one.weights) for one in inputs]
-    found = bring(facts.graph, weights, facts.known(target.weights), device=device)
-    output.mkdir(exist_ok=True)
-    for index, (given, path) in enumerate(zip(weights, targets, strict=True)):
-        network = found.network(index)
-        inputs[index].write_like(path, {name: network[facts.graph.first_names[name]] for name in given}, shown.force)
-    written = [f"Written to {output}"]
-    if shown.report is not None:
-        title = f"{len(found)} networks in the order of {reference}"
-        report = canonical_report(found, [str(path) for path in networks], title, {"written to": str(output)})
-        written += write_report(report, shown)
-    if shown.as_json:
-        rows = zip(targets, found.before.tolist(), found.after.tolist(), strict=True)
-        print_json(
-            {
-                "networks": [{"output": str(p), "before": b, "after": a} for p, b, a in rows],
-                "seconds": found.seconds,
-                "networks_per_second": found.networks_per_second,
-                "batched": found.batched,
-            }
-        )
-        return
-    print_text(
-        f"{len(found)} networks, mean squared distance to the reference {float(found.before.mean()):.6g} -> "
-        f"{float(found.after.mean()):.6g}.",
-        f"{found.seconds:.3g} s, {found.networks_per_second:.0f} networks a second, "
-        f"{'in batches' if found.batched else 'one after the other'}.",
-        *written,
-    )
+    targets = targets_in(networks, output, switches.force)
+    with Runner("canonicalize", switches, {}) as run:
+        run.written += [str(path) for path in targets]
+        files = run.open([reference, *networks], architecture, solver="weight_matching")
+        canonical = alignkit.canonicalize(files.graph, files.weights[1:], files.weights[0], device=device)
+        output.mkdir(exist_ok=True)
+        for index, path in enumerate(targets):
+            files.write(path, canonical.network(index), like=index + 1, overwrite=switches.force)
+        names = [str(path) for path in networks]
+        title = f"{len(names)} networks in the order of {reference}"
+        run.finish(canonical, title, files, named={"reference": reference, "output": run.written[:]}, names=names)

@@ -6,49 +6,64 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from alignkit.cli.graphs import check_fit, described, open_input, show_plan, write_report
-from alignkit.cli.inputs import check_free, check_report, load_task, parse_options
-from alignkit.cli.switches import ArchitectureSwitches, DeviceSwitch, OptionSwitch, Shown, TaskSwitch, command
-from alignkit.jobs.compare.compare import compare as compare_solvers
-from alignkit.jobs.compare.comparison import ComparisonRow
-from alignkit.jobs.estimate import plan
-from alignkit.plugins.observers import progress
-from alignkit.plugins.plugin_registry import list_solvers
-from alignkit.reports import comparison_report
+import alignkit
+from alignkit.cli.outputs import check_free
+from alignkit.cli.runner import Runner, load_task
+from alignkit.cli.switches import (
+    ArchitectureSwitches,
+    DeviceSwitch,
+    JobSwitches,
+    OptionSwitch,
+    ReferenceArgument,
+    TaskSwitch,
+    command,
+)
+from alignkit.cli.values import solver_options
+
+if TYPE_CHECKING:
+    from alignkit.jobs import ComparisonRow
+
+
+@dataclass(frozen=True)
+class ComparisonSwitches:
+    """Which solvers are compared, and how they are judged."""
+
+    solver: Annotated[
+        list[str] | None, typer.Option("--solver", help="Solver or chain; repeatable. Default: all that can run.")
+    ] = None
+    task: TaskSwitch = None
+    test: Annotated[
+        str | None, typer.Option("--test", help="The same for barrier and accuracy. Default: that of --task.")
+    ] = None
+    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Seed; repeatable. Default: 0.")] = None
+    points: Annotated[int, typer.Option("--points", min=3, help="Points on the line from A to B, odd.")] = 25
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Measure the average after repair on --task, too; needs --model.")
+    ] = False
+    option: OptionSwitch = None
+    device: DeviceSwitch = None
 
 
 @command
 def compare(
-    a: Annotated[Path, typer.Argument(help="Reference: a weights file or a folder.", show_default=False)],
+    a: ReferenceArgument,
     b: Annotated[Path, typer.Argument(help="The network to be aligned to it.", show_default=False)],
     architecture: ArchitectureSwitches,
-    shown: Shown,
-    solver: Annotated[
-        list[str] | None, typer.Option("--solver", help="Solver or chain; repeatable. Default: all that need no task.")
-    ] = None,
-    task: TaskSwitch = None,
-    test: Annotated[
-        str | None, typer.Option("--test", help="The same for barrier and accuracy. Default: that of --task.")
-    ] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Seed; repeatable. Default: 0.")] = None,
-    points: Annotated[int, typer.Option("--points", min=3, help="Places on the line from A to B, odd.")] = 25,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Measure the average after repair on --task, too; needs --model.")
-    ] = False,
+    compared: ComparisonSwitches,
+    switches: JobSwitches,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that solve at the same time.")] = 1,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", help="JSON-lines file of rows: written to, and gone on from if it exists."),
+        typer.Option("--resume", help="JSON-lines file of rows: written to, and resumed from if it exists."),
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Where it is drawn: .png, .svg or .pdf.")] = None,
-    option: OptionSwitch = None,
-    device: DeviceSwitch = None,
 ) -> None:
     """Solve one pair with several solvers and show what came out in one table.
 
@@ -56,60 +71,39 @@ def compare(
 
     The identity is always there, and with a task activation matching too. A solver that fails is a row with the reason.
     """
-    check_free({"--picture": picture}, shown.force)
-    check_report(shown.report, shown.force)
-    options = parse_options(option or [])
-    left, right = open_input(a), open_input(b)
-    facts = described(architecture, left, read=not shown.dry_run)
-    wanted = solver or [name for name, info in list_solvers().items() if task is not None or not info.needs.task]
-    if shown.dry_run:
-        check_fit(facts, [left, right])
-        files = [str(path) for path in (picture, resume, shown.report) if path]
-        size, reads = left.checkpoint.nbytes, (str(a), str(b))
-        show_plan(plan(facts.graph, "compare", solver=wanted, bytes_each=size, reads=reads, writes=files), shown)
-        return
-    data, held_out = (None if text is None else load_task(text) for text in (task, test))
-    pair = facts.graph.bind(facts.known(left.weights), facts.known(right.weights))
-    if repair:
-        pair = facts.graph.bind(facts.with_weights(left.weights, a), facts.with_weights(right.weights, b))
-    console = Console(stderr=True)
-
-    def report(row: ComparisonRow) -> None:
-        if console.is_terminal:
-            console.print(f"{row.solver}, seed {row.seed}: {row.status}", markup=False, highlight=False)
-
-    with _executor(jobs) as executor, progress(console=console):
-        found = compare_solvers(
-            pair,
-            wanted,
-            data,
-            seed or [0],
-            executor,
-            resume,
-            test=held_out,
-            points=points,
-            repair=repair,
-            device=device,
-            report=report,
+    check_free({"--picture": picture}, switches.force)
+    options = solver_options(compared.option)
+    with Runner("compare", switches, {}) as run, _executor(jobs) as executor:
+        run.written += [str(path) for path in (picture, resume) if path is not None]
+        files = run.open([a, b], architecture, solver=compared.solver or sorted(alignkit.list_solvers()))
+        task, test = load_task(compared.task), load_task(compared.test)
+        comparison = alignkit.compare(
+            files.module_pair() if compared.repair else files.pair,
+            solvers=compared.solver,
+            task=task,
+            seeds=compared.seed or [0],
+            executor=executor,
+            path=resume,
+            evaluation=alignkit.Evaluation(test, compared.points, compared.repair),
+            report=_show_row,
+            device=compared.device,
             **options,
         )
-    if picture is not None:
-        found.plot(picture)
-    written = [f"Written: {picture}"] if picture is not None else []
-    if shown.report is not None:
-        named = {"A": str(a), "B": str(b), "task": task or "none", "device": found.device}
-        written += write_report(comparison_report(found, f"Solvers on {b} and {a}", named), shown)
-    if shown.as_json:
-        typer.echo(found.to_json(), nl=False)
-        return
-    Console().print(found)
-    for line in written:
-        typer.echo(line)
+        if picture is not None:
+            comparison.plot(picture)
+        named = {"A": a, "B": b, "task": compared.task or "none"}
+        run.finish(comparison, f"Solvers on {b} and {a}", files, named=named)
+
+
+def _show_row(row: ComparisonRow) -> None:
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.print(f"{row.solver}, seed {row.seed}: {row.status}", markup=False, highlight=False)
 
 
 @contextmanager
 def _executor(jobs: int) -> Iterator[Executor | None]:
-    """A pool of fresh processes, or None for one job at a time."""
+    """Open a pool of fresh processes, or none for one job at a time."""
     if jobs == 1:
         yield None
         return

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from torch import Tensor
 
-from alignkit.cli.aligned import Aligned, unaligned
-from alignkit.cli.aligned import align as align_models
-from alignkit.cli.graphs import (
-    Described,
-    check_fit,
-    described,
-    is_folder,
-    open_input,
-    print_json,
-    print_text,
-    said_of,
-    said_of_unknown,
-    show_plan,
-    write_report,
+import alignkit
+from alignkit.cli.runner import Runner, byte_bar, load_task
+from alignkit.cli.switches import (
+    ArchitectureSwitches,
+    JobSwitches,
+    MemorySwitch,
+    SolverSwitches,
+    TaskSwitch,
+    command,
 )
-from alignkit.cli.inputs import check_outputs, check_report, load_task
-from alignkit.cli.on_disk import MemorySwitch, check_memory, merge_on_disk
-from alignkit.cli.switches import ArchitectureSwitches, Shown, Solving, TaskSwitch, command
+from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
-from alignkit.graph.proof.verify import Verification
-from alignkit.jobs.estimate import plan
-from alignkit.jobs.merge import merge as merge_weights
-from alignkit.jobs.merge import shares_of
-from alignkit.jobs.peak_memory import peak_memory
-from alignkit.plugins.observers import progress
-from alignkit.tasks.task import Task
-from alignkit.text import readable_bytes
 
 
 @command
@@ -52,8 +33,8 @@ def merge(
         Path, typer.Option("--output", "-o", help="Where the merged one is written.", show_default=False)
     ],
     architecture: ArchitectureSwitches,
-    solving: Solving,
-    shown: Shown,
+    solving: SolverSwitches,
+    switches: JobSwitches,
     weight: Annotated[
         list[float] | None, typer.Option("--weight", help="Share of each model, in their order; repeatable.")
     ] = None,
@@ -73,79 +54,25 @@ def merge(
     keeps the function. With --task also the losses. The output appears whole or not at all, and none is replaced
     without --force.
     """
-    check_outputs({"--output": output}, shown.force, folder=is_folder(models[0]))
-    check_report(shown.report, shown.force)
     if len(models) < 2:
         raise UsageError("merge at least two checkpoints.")
-    if method not in ("linear", "slerp"):
-        raise UsageError(f"--method {method!r}: take linear or slerp.")
-    shares_of(weight, len(models))
-    arguments = solving.arguments
-    wanted = {"--task": task is not None, "--no-align": not align, "--method slerp": method == "slerp"}
-    limit = check_memory(memory, solving, len(models), [switch for switch, given in wanted.items() if given])
-    inputs = [open_input(path) for path in models]
-    facts = described(architecture, inputs[0], read=not shown.dry_run and limit is None)
-    if shown.dry_run:
-        check_fit(facts, inputs)
-        show_plan(
-            plan(
-                facts.graph,
-                "merge",
-                models=len(models),
-                solver=solving.solver if align else None,
-                memory=limit,
-                bytes_each=inputs[0].checkpoint.nbytes,
-                reads=[str(path) for path in models],
-                writes=[str(path) for path in (output, shown.report) if path],
-            ),
-            shown,
-        )
-        return
-    started = perf_counter()
-    check: Verification | None = None
-    with peak_memory(torch.device("cpu")) as used_memory:
+    how = one_of("--method", method, ("linear", "slerp"))
+    others = {"--task": task is not None, "--no-align": not align, "--method slerp": method == "slerp"}
+    limit = solving.memory_limit(memory, len(models), others)
+    arguments = solving.arguments if align else {"solver": "identity"}
+    with Runner("merge", switches, {"--output": output}, like=models[0]) as run:
+        files = run.open(models, architecture, solver=arguments["solver"], memory=limit)
+        check = None if limit is not None else run.check_function(files, 1)
         if limit is not None:
-            solution = merge_on_disk(facts, inputs, output, limit, solving, shown, weight)
-            aligned, merged = Aligned(facts.graph, [], solution), list(inputs[0].checkpoint)
-            checked = "Function check: not done, it holds the whole network, which --memory is there to avoid."
+            with byte_bar() as report:
+                merged = alignkit.jobs.merge_files(
+                    files, output, limit, weights=weight, on_progress=report, overwrite=switches.force,
+                    **solving.disk_arguments,
+                )  # fmt: skip
         else:
-            weights = [facts.known(one.weights) for one in inputs]
-            check = facts.function_check(weights[1], models[1])
-            checked = said_of(check)
-            aligned = _aligned(facts, weights, arguments, align, None if task is None else load_task(task))
-            mean = merge_weights(aligned.weights, weight, "slerp" if method == "slerp" else "linear")
-            inputs[0].write_like(output, mean, shown.force)
-            merged = list(mean)
-    seconds = perf_counter() - started
-    used = "" if used_memory.peak is None else f", {readable_bytes(used_memory.peak)} of memory"
-    written = [f"Written: {output}"]
-    if shown.report is not None:
-        named = {f"model {i}": str(path) for i, path in enumerate(models)} | {"merged": str(output), "method": method}
-        named |= {"task": task or "none", "in all": f"{seconds:.2f} s{used}"}
+            data = load_task(task)
+            merged = alignkit.merge(files.graph, *files.weights, weights=weight, method=how, task=data, **arguments)
+            files.write(output, merged.network, like=0, overwrite=switches.force)
         names = [str(path) for path in models]
-        written += write_report(aligned.report(f"Merge of {', '.join(names)}", names, check, named), shown)
-    if shown.as_json:
-        error = None if check is None else check.error
-        facts_of_run = {"seconds": seconds, "peak_memory": used_memory.peak, "function_error": error}
-        print_json({"output": str(output), "models": [str(path) for path in models], **aligned.facts, **facts_of_run})
-        return
-    print_text(*aligned.text, checked, *said_of_unknown(facts), *_about_statistics(merged))
-    print_text(f"{seconds:.2f} s{used}.", *written)
-
-
-def _aligned(
-    facts: Described, weights: list[dict[str, Tensor]], arguments: dict[str, Any], align: bool, task: Task | None
-) -> Aligned:
-    if not align:
-        return unaligned(facts.graph, weights, task)
-    with progress():
-        return align_models(facts.graph, weights, arguments, task)
-
-
-def _about_statistics(merged: Sequence[str]) -> list[str]:
-    if not any(name.endswith("running_mean") for name in merged):
-        return []
-    return [
-        "BatchNorm statistics were averaged and do not fit the merged network. Recompute them with data before you use "
-        "it: alignkit.reset_batchnorm(model, batches)."
-    ]
+        named = {"models": names, "output": output, "method": method, "task": task or "none"}
+        run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
-from alignkit.cli.inputs import parse_options
+import alignkit
+from alignkit.cli.values import solver_options
 from alignkit.errors import UsageError
 
 OptionSwitch: TypeAlias = Annotated[
@@ -26,6 +27,25 @@ TaskSwitch: TypeAlias = Annotated[
         "--task", help="Data and loss: package.module:function, which returns an alignkit.Task.", show_default=False
     ),
 ]
+MemorySwitch: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="AMOUNT",
+        help="Use at most this beside the program, such as 2GB: checkpoints stay on disk. For weight matching of two.",
+        show_default=False,
+    ),
+]
+SaveAlignmentSwitch: TypeAlias = Annotated[
+    Path | None, typer.Option("--save-alignment", help="Where the alignment is saved.")
+]
+ReferenceArgument: TypeAlias = Annotated[
+    Path, typer.Argument(help="Reference: a weights file or a folder.", show_default=False)
+]
+MODEL_HELP = (
+    "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that "
+    "returns a model, or a model and its example inputs)."
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,7 @@ class ArchitectureSwitches:
 
 
 @dataclass(frozen=True)
-class Solving:
+class SolverSwitches:
     """Which solver runs, and how."""
 
     solver: Annotated[str, typer.Option("--solver", help='A name, or a chain: "first > second".')] = "weight_matching"
@@ -63,20 +83,36 @@ class Solving:
         Raises:
             UsageError: One is not KEY=VALUE, or comes twice.
         """
-        return parse_options(self.option or [])
+        return solver_options(self.option)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `alignkit.solve`."""
         return {"solver": self.solver, "seed": self.seed, "device": self.device, **self.options}
 
+    @property
+    def disk_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for jobs from disk, which have one solver and no device."""
+        return {"seed": self.seed, **self.options}
+
+    def memory_limit(self, memory: str | None, count: int, others: Mapping[str, bool]) -> int | None:
+        """Return the bytes that ``--memory`` allows, None where it is not given.
+
+        Raises:
+            UsageError: It is not an amount, or one of ``others`` was asked for, which needs whole networks.
+        """
+        if memory is None:
+            return None
+        wanted = [switch for switch, asked in others.items() if asked]
+        return alignkit.jobs.memory_limit(memory, solver=self.solver, device=self.device, count=count, others=wanted)
+
 
 @dataclass(frozen=True)
-class Shown:
-    """What is printed and written beside the result."""
+class JobSwitches:
+    """What every job command can do beside its job."""
 
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan (groups, tensors, memory, time) and do nothing.")
+        bool, typer.Option("--dry-run", help="Show the estimate (groups, tensors, memory, time) and do nothing.")
     ] = False
     report: Annotated[
         Path | None,
@@ -95,11 +131,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type[Any]] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        if not is_dataclass(parameter.annotation):
+        kind = parameter.annotation
+        if not (isinstance(kind, type) and is_dataclass(kind)):
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
-        kind = parameter.annotation
-        assert isinstance(kind, type)
         groups[parameter.name] = kind
         hints = get_type_hints(kind, include_extras=True)
         parameters += [
@@ -111,12 +146,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         raise UsageError(f"the command {function.__name__!r} has two switches of one name: {', '.join(names)}.")
 
     @functools.wraps(function)
-    def spread(**given: Any) -> None:
-        made = {
-            name: kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})
+    def spread(**values: Any) -> None:
+        grouped = {
+            name: kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})
             for name, kind in groups.items()
         }
-        function(**given, **made)
+        function(**values, **grouped)
 
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -8,15 +8,10 @@ from typing import Annotated
 
 import typer
 
-from alignkit.checkpoints.staging import write_text
-from alignkit.cli.inputs import check_free, look_in_this_folder
-from alignkit.models.sources import load_model
-from alignkit.tracing import trace as trace_model
-
-MODEL_HELP = (
-    "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that "
-    "returns a model, or a model and its example inputs)."
-)
+import alignkit
+from alignkit.cli.outputs import check_free
+from alignkit.cli.runner import look_in_this_folder
+from alignkit.cli.switches import MODEL_HELP
 
 
 def trace(
@@ -40,12 +35,12 @@ def trace(
     """
     check_free({"--spec": spec, "--json": as_json, "--picture": picture}, force)
     look_in_this_folder()
-    module, args, kwargs = load_model(model)
-    graph = trace_model(module, *args, **kwargs)
+    module, args, kwargs = alignkit.models.load_model(model)
+    graph = alignkit.trace(module, *args, **kwargs)
     typer.echo(graph.report())
     for path, text in ((spec, json.dumps(graph.spec(), indent=2)), (as_json, graph.to_json())):
         if path is not None:
-            write_text(path, text + "\n")
+            alignkit.checkpoints.write_text(path, text + "\n")
     if picture is not None:
         graph.draw(picture)
     for path in (spec, as_json, picture):

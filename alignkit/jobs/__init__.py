@@ -1,1 +1,45 @@
-"""Jobs: what people use alignments for, one file each."""
+"""Jobs: what people use alignments for, one file each.
+
+Every job takes ``(pair)`` or ``(graph, a, b)`` and returns a result with ``explain()``, ``facts()`` and ``report()``.
+The functions are public names of `alignkit`; here are the types of their results.
+"""
+
+from alignkit.jobs.align_many import ManyAlignment
+from alignkit.jobs.canonicalize import Canonical
+from alignkit.jobs.check import Checked, Sameness, check_same
+from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
+from alignkit.jobs.demo import FILES as DEMO_FILES
+from alignkit.jobs.demo import DemoResult, estimate_demo, run_demo
+from alignkit.jobs.distance import Distance
+from alignkit.jobs.estimate import Estimate
+from alignkit.jobs.from_disk.files import memory_limit, merge_files, solve_files
+from alignkit.jobs.from_disk.matching import match_checkpoints
+from alignkit.jobs.memory_use import peak_memory
+from alignkit.jobs.merge import Merged
+from alignkit.jobs.network_files import NetworkFiles, read_spec
+from alignkit.jobs.transport import Transported
+
+__all__ = [
+    "DEMO_FILES",
+    "Canonical",
+    "Checked",
+    "Comparison",
+    "ComparisonRow",
+    "DemoResult",
+    "Distance",
+    "Estimate",
+    "ManyAlignment",
+    "Merged",
+    "NetworkFiles",
+    "Sameness",
+    "Transported",
+    "check_same",
+    "estimate_demo",
+    "match_checkpoints",
+    "memory_limit",
+    "merge_files",
+    "peak_memory",
+    "read_spec",
+    "run_demo",
+    "solve_files",
+]

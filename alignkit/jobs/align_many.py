@@ -11,65 +11,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from alignkit.errors import AlignmentError, BindError, SolverError
-from alignkit.graph.bind import WeightsSource, fit_weights
+from alignkit.errors import AlignmentError, SolverError
+from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.proof.verify import Verification
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
+from alignkit.jobs.pairs import graph_and_models
 from alignkit.jobs.solve import SolverLike, solve
+from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together
+from alignkit.plotting.pictures import bar_chart
+from alignkit.reports import Picture, Report, Section, Table
+from alignkit.reports.sections import facts_section, function_section, side_by_side_section, uncovered_section
 from alignkit.solver import Step
-
-if TYPE_CHECKING:
-    from alignkit.tasks.task import Task
+from alignkit.tasks.task import Task
 
 Method: TypeAlias = Literal["reference", "merge_many", "universe"]
 Weights: TypeAlias = Mapping[str, Tensor]
 WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
 METHODS: tuple[Method, ...] = ("reference", "merge_many", "universe")
-
-
-def cycle_error(alignments: Mapping[tuple[int, int], Alignment]) -> float:
-    """Share of units that three maps around a circle do not bring back to their place.
-
-    Args:
-        alignments: For each pair of models ``(i, j)`` with ``i < j`` the alignment that brings model j to model i.
-
-    Returns:
-        The mean over all circles of three models; 0 when there are only two models.
-    """
-    models = sorted({i for pair in alignments for i in pair})
-    shares = []
-    for i, j, k in combinations(models, 3):
-        circle = alignments[i, j] @ alignments[j, k] @ alignments[i, k].inverse()
-        units = sum(circle.flat(name).numel() for name in circle.graph.groups)
-        shares.append(sum(circle.moved().values()) / max(units, 1))
-    return sum(shares) / len(shares) if shares else 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class DirectPairs:
-    """Alignments of every pair of models, each solved alone: the comparison for a common place.
-
-    Attributes:
-        alignments: For ``(i, j)`` with ``i < j`` the alignment that brings model j to model i.
-        spread: Mean of ``||A_i - P_ij # A_j||^2`` over the pairs.
-        seconds: Wall-clock time.
-    """
-
-    alignments: Mapping[tuple[int, int], Alignment]
-    spread: float
-    seconds: float
-
-    @property
-    def cycle_error(self) -> float:
-        """Share of units that a circle of three maps does not bring back."""
-        return cycle_error(self.alignments)
+LISTED = 20
+"""Maximum number of uncovered tensors that an explanation names."""
+GROUPS = 200
+"""Maximum number of groups in the table of a report."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +92,71 @@ class ManyAlignment:
         count = len(self.alignments)
         return cycle_error({(i, j): self.pairwise(i, j) for i, j in combinations(range(count), 2)})
 
+    def explain(self) -> str:
+        """Say in a few lines what was done, what it was worth, and what could not move."""
+        text = (
+            f"{len(self.alignments)} models, {self.method} with {self.solver}, {len(self.history)} sweeps in "
+            f"{self.seconds:.3g} s.\nMean squared distance of a pair: {self.spread_before:.6g} unaligned, "
+            f"{self.spread_after:.6g} aligned."
+        )
+        if uncovered := self.graph.uncovered:
+            more = f" and {len(uncovered) - LISTED} more" if len(uncovered) > LISTED else ""
+            text += f"\nNot covered: {', '.join(uncovered[:LISTED])}{more}."
+        return text
+
+    def facts(self) -> dict[str, Any]:
+        """Return what came out as plain values, as JSON takes them."""
+        return {
+            "method": self.method,
+            "solver": self.solver,
+            "before": self.spread_before,
+            "after": self.spread_after,
+            "units_moved": [sum(alignment.moved().values()) for alignment in self.alignments],
+            "uncovered": list(self.graph.uncovered),
+            "seconds": self.seconds,
+        }
+
+    def report(
+        self,
+        title: str = "Models in one order of units",
+        *,
+        names: Sequence[str] | None = None,
+        check: Verification | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> Report:
+        """Say what moved in each model, with pictures.
+
+        Args:
+            title: Heading of the report.
+            names: What the models are called. None: by their number.
+            check: The function check, if there was one.
+            facts: What else belongs to the summary.
+        """
+        called = [f"model {i}" for i in range(len(self.alignments))] if names is None else list(names)
+        summary = {
+            **(facts or {}),
+            "method": self.method,
+            "solver": self.solver,
+            "reference": called[self.reference],
+            "sweeps": str(len(self.history)),
+            "seconds": f"{self.seconds:.3g}",
+        }
+        moved = [alignment.moved() for alignment in self.alignments]
+        totals = {name: sum(units.values()) for name, units in zip(called, moved, strict=True)}
+        rows = tuple((group, *(str(units[group]) for units in moved)) for group in list(self.graph.groups)[:GROUPS])
+        picture = Picture.of(bar_chart(totals, "units moved"), "moved", "Units of each network that change place.")
+        what = "mean squared distance of a pair"
+        return Report(
+            title,
+            (
+                facts_section(summary),
+                side_by_side_section(self.spread_before, self.spread_after, None, what),
+                Section("Units moved", (picture, Table(("group", *called), rows))),
+                function_section(check),
+                uncovered_section(self.graph),
+            ),
+        )
+
     def __repr__(self) -> str:
         return (
             f"ManyAlignment({len(self.alignments)} models, {self.method} with {self.solver}, mean squared distance "
@@ -130,10 +165,9 @@ class ManyAlignment:
 
 
 def align_many(
-    graph: SymmetryGraph,
-    models: Sequence[WeightsSource],
+    pair: Pair | SymmetryGraph,
+    *models: WeightsSource,
     method: Method = "merge_many",
-    *,
     solver: SolverLike = "weight_matching",
     reference: int = 0,
     init: ManyAlignment | Sequence[Alignment] | None = None,
@@ -146,9 +180,9 @@ def align_many(
     """Bring several models to one common order of units.
 
     Args:
-        graph: The graph that they share.
-        models: Two or more modules, state dicts or checkpoint paths.
-        method: ``"reference"`` aligns each model to one of them. ``"merge_many"`` goes on to align each to the mean of
+        pair: Two networks, ``graph.bind(a, b)``; or the graph that all share, with two or more networks behind it.
+        models: The networks, if ``pair`` is a graph: modules, state dicts or checkpoint paths.
+        method: ``"reference"`` aligns each model to one of them. ``"merge_many"`` then aligns each to the mean of
             the others until nothing improves ([Ainsworth23], Algorithm 3). ``"universe"`` moves all models together
             towards a common place by Frank-Wolfe ([Crisostomi24]), and finishes in the same way; its result does not
             depend on the order in which the models are given.
@@ -159,25 +193,26 @@ def align_many(
         task: Data and a loss, for solvers that need them.
         device: Where solvers work. Default: where the models' tensors are.
         seed: Seed of solvers and of the order in which merge_many visits the models.
-        max_sweeps: Most sweeps over the models.
+        max_sweeps: Maximum number of sweeps over the models.
         options: Options of the solver.
 
     Returns:
         The alignments, with the mean squared distance over all pairs before and after.
 
     Raises:
-        AlignmentError: There are fewer than two models, or ``init`` does not fit.
-        BindError: A model does not fit the graph; the message names the model.
+        AlignmentError: ``init`` does not fit.
+        BindError: There are fewer than two models, or one does not fit the graph; the message names it.
         SolverError: The method, the reference or an option of the solver is wrong.
     """
     started = perf_counter()
     if method not in METHODS:
         raise SolverError(f"method={method!r} is not known. Methods: {', '.join(METHODS)}.")
-    weights = fitted_models(graph, models)
+    graph, sources = graph_and_models("align_many", pair, models)
+    weights = fitted_models(graph, sources)
     if not 0 <= reference < len(weights):
-        raise SolverError(f"reference={reference} is no model: there are {len(weights)}, counted from 0.")
+        raise SolverError(f"reference={reference} is not a model: there are {len(weights)}, counted from 0.")
     arguments = {"solver": solver, "task": task, "device": device, "seed": seed, "throw": True, **options}
-    work = _Work(graph, weights, arguments, _starts(graph, len(weights), init), max_sweeps)
+    work = _CommonOrder(graph, weights, arguments, _starts(graph, len(weights), init), max_sweeps)
     if method == "reference":
         found = work.to_reference(reference)
     elif method == "merge_many":
@@ -198,74 +233,8 @@ def align_many(
     )
 
 
-def direct_pairs(
-    graph: SymmetryGraph,
-    models: Sequence[WeightsSource],
-    *,
-    solver: SolverLike = "weight_matching",
-    seed: int = 0,
-    **arguments: Any,
-) -> DirectPairs:
-    """Align every pair of models alone; their `DirectPairs.cycle_error` says how much the maps disagree.
-
-    Args:
-        graph: The graph that they share.
-        models: Two or more modules, state dicts or checkpoint paths.
-        solver: Solver of pairs.
-        seed: Seed of the solver.
-        arguments: Further arguments of `alignkit.solve`.
-
-    Raises:
-        AlignmentError: There are fewer than two models.
-        BindError: A model does not fit the graph; the message names the model.
-    """
-    started = perf_counter()
-    weights = fitted_models(graph, models)
-    solutions = {
-        (i, j): solve(Pair(graph, weights[i], weights[j]), solver=solver, seed=seed, **arguments)
-        for i, j in combinations(range(len(weights)), 2)
-    }
-    mean = sum(solution.objective_after for solution in solutions.values()) / len(solutions)
-    found = {pair: solution.alignment for pair, solution in solutions.items()}
-    return DirectPairs(found, mean, perf_counter() - started)
-
-
-def fitted_models(graph: SymmetryGraph, models: Sequence[WeightsSource]) -> list[dict[str, Tensor]]:
-    """Weights of every model by the first name of each tensor.
-
-    Raises:
-        AlignmentError: There are fewer than two models.
-        BindError: Models do not fit the graph; the message lists every mismatch with the number of its model.
-    """
-    if isinstance(models, nn.Module | Mapping | str) or len(models) < 2:
-        raise AlignmentError("aligning many takes a sequence of at least two models.")
-    problems: list[str] = []
-    weights = [fit_weights(graph, model, f"model {i}", problems) for i, model in enumerate(models)]
-    for i, other in enumerate(weights[1:], 1):
-        for name in weights[0].keys() & other.keys():
-            first, found = weights[0][name].dtype, other[name].dtype
-            if first != found:
-                problems.append(f"{name!r} is {first} in model 0 but {found} in model {i}")
-    if problems:
-        listed = "\n".join(f"  - {text}" for text in sorted(problems))
-        raise BindError(f"the models do not fit the graph, {len(problems)} problems (models count from 0):\n{listed}")
-    return weights
-
-
-def spread(weights: Sequence[Weights], alignments: Sequence[Alignment]) -> float:
-    """Mean squared distance over all pairs of aligned models, in float64."""
-    count = len(weights)
-    total = 0.0
-    for name in weights[0]:
-        moved = [a.apply_tensor(name, w[name]).double() for a, w in zip(alignments, weights, strict=True)]
-        mean = torch.stack(moved).mean(0)
-        total += sum(float((tensor - mean).square().sum()) for tensor in moved)
-    # The sum over pairs is `count` times the sum of squared distances to the mean.
-    return total * count / (count * (count - 1) / 2)
-
-
 @dataclass
-class _Work:
+class _CommonOrder:
     """The models with what all methods share: how pairs are solved, where to start, and the history."""
 
     graph: SymmetryGraph
@@ -317,7 +286,7 @@ class _Work:
         """Move all models at once, then sweep; the better of this and of sweeping alone."""
         # In an order that depends on the weights alone, so that the order of the models is irrelevant.
         order = sorted(range(len(self.weights)), key=lambda i: _rank(self.weights[i]))
-        inside = _Work(
+        inside = _CommonOrder(
             self.graph,
             [self.weights[i] for i in order],
             self.arguments,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,17 @@ from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.graph.uses import Use
 from alignkit.matching.assignment import assignment_value, linear_assignment
+from alignkit.plotting.pictures import bar_chart
+from alignkit.reports.document import Part, Picture, Report, Section, Table, Text
+from alignkit.reports.sections import facts_section, number, uncovered_section
 from alignkit.solver import Problem
 from alignkit.solvers.coordinate_ascent import colour_roots
 from alignkit.solvers.weight_matching import WeightMatching
 
 BATCH_ELEMENTS = 1 << 24
-"""Most weights of a batch of networks, 128 MB in float64."""
+"""Maximum number of weights in a batch of networks: 128 MB in float64."""
+ROWS = 200
+"""Maximum number of networks in the table of a report."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +73,61 @@ class Canonical:
     def network(self, index: int) -> dict[str, Tensor]:
         """The weights of one network in the new order."""
         return {name: tensor[index] for name, tensor in self.weights.items()}
+
+    def explain(self) -> str:
+        """Say in two lines what it was worth and how long it took."""
+        how = "in batches" if self.batched else "one after the other"
+        return (
+            f"{len(self)} networks, mean squared distance to the reference {float(self.before.mean()):.6g} -> "
+            f"{float(self.after.mean()):.6g}.\n{self.seconds:.3g} s, {self.networks_per_second:.0f} networks a second, "
+            f"{how}."
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what came out as plain values, as JSON takes them."""
+        return {
+            "networks": [
+                {"before": before, "after": after}
+                for before, after in zip(self.before.tolist(), self.after.tolist(), strict=True)
+            ],
+            "seconds": self.seconds,
+            "networks_per_second": self.networks_per_second,
+            "batched": self.batched,
+        }
+
+    def report(
+        self,
+        title: str = "Networks in the order of one reference",
+        *,
+        names: Sequence[str] | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> Report:
+        """Say how far each network is from the reference, as it was given and in the new order.
+
+        Args:
+            title: Heading of the report.
+            names: What the networks are called. None: by their number.
+            facts: What else belongs to the summary.
+        """
+        called = [f"network {i}" for i in range(len(self))] if names is None else names
+        distances = zip(called, self.before.tolist(), self.after.tolist(), strict=True)
+        rows = tuple((name, number(before), number(after)) for name, before, after in distances)
+        summary = {
+            **(facts or {}),
+            "networks": str(len(self)),
+            "seconds": f"{self.seconds:.3g}",
+            "networks a second": f"{self.networks_per_second:.3g}",
+        }
+        means = {"as given": float(self.before.mean()), "in the order of the reference": float(self.after.mean())}
+        figure = bar_chart(means, "mean squared distance to the reference")
+        parts: list[Part] = [
+            Picture.of(figure, "distances", "Distances to the reference."),
+            Table(("network", "squared distance as given", "in the order of the reference"), rows[:ROWS]),
+        ]
+        if len(rows) > ROWS:
+            parts.append(Text(f"and {len(rows) - ROWS} more networks."))
+        side_by_side = Section("No alignment beside the alignment", tuple(parts))
+        return Report(title, (facts_section(summary), side_by_side, uncovered_section(self.graph)))
 
     def __repr__(self) -> str:
         return (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from alignkit.checkpoints.documents import Format
 from alignkit.checkpoints.staging import write_text
 from alignkit.checkpoints.weights import write_weights
-from alignkit.errors import AlignkitError, MissingExtraError, UsageError
+from alignkit.errors import MissingExtraError, UsageError
 from alignkit.graph import Pair
-from alignkit.jobs.solve import solve
-from alignkit.plotting.pictures import plot_interpolations
+from alignkit.jobs.compare.compare import compare
+from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
+from alignkit.jobs.compare.job import Evaluation
+from alignkit.jobs.estimate import Estimate, estimate
 from alignkit.plugins.plugin_registry import list_solvers
-from alignkit.tasks.interpolation import Interpolation, interpolate
+from alignkit.reports import Report
 from alignkit.tasks.task import Task
 from alignkit.tracing import trace
 
@@ -38,59 +40,44 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class DemoRow:
-    """One solver's line of the table.
-
-    Attributes:
-        solver: Name.
-        distance_before: ``||A - B||^2``.
-        distance_after: ``||A - P # B||^2``, None if the solver could not run.
-        barrier: Loss barrier on the test split between A and aligned B.
-        auc: Area under the same curve.
-        midpoint_accuracy: Test accuracy of the average of A and aligned B.
-        seconds: Time of the solver.
-        problem: Why the solver could not run, else None.
-    """
-
-    solver: str
-    distance_before: float
-    distance_after: float | None = None
-    barrier: float | None = None
-    auc: float | None = None
-    midpoint_accuracy: float | None = None
-    seconds: float | None = None
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
 class DemoResult:
     """Everything that the demo found out.
 
     Attributes:
-        rows: One for each solver, identity first.
-        lines: The interpolations of the solvers that ran.
+        comparison: Every solver on the two networks, judged on the test split; the identity first.
         accuracies: Test accuracy of A and of B.
         seed: Seed of model A; that of B is one larger.
         seconds: Time of the whole demo up to the pictures, training included.
     """
 
-    rows: tuple[DemoRow, ...]
-    lines: tuple[Interpolation, ...]
+    comparison: Comparison
     accuracies: tuple[float, float]
     seed: int
     seconds: float
 
-    def to_json(self) -> str:
-        """Numbers of the table and of the curves."""
-        values = {
+    def explain(self) -> str:
+        """Return the table, and below it what A and B do alone."""
+        a, b = self.accuracies
+        return (
+            f"Two MLPs on digits, B aligned to A\n{self.comparison.explain()}\n"
+            f"Test accuracy: A {a:.3f}, B {b:.3f}. {self.seconds:.1f} s in all."
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers of the table and of the curves as plain values, as JSON takes them."""
+        return {
             "seed": self.seed,
             "accuracy_a": self.accuracies[0],
             "accuracy_b": self.accuracies[1],
-            "seconds": self.seconds,
-            "solvers": [asdict(row) for row in self.rows],
-            "lines": [line.to_dict() for line in self.lines],
+            "total_seconds": self.seconds,
+            "comparison": self.comparison.facts(),
         }
-        return FORMAT.to_json(values)
+
+    def report(self, title: str = "Two MLPs on digits", *, facts: Mapping[str, str] | None = None) -> Report:
+        """Show the comparison as picture and table."""
+        a, b = self.accuracies
+        alone = {"test accuracy of A": f"{a:.3f}", "test accuracy of B": f"{b:.3f}"}
+        return self.comparison.report(title, facts={**(facts or {}), **alone})
 
 
 class Digits(NamedTuple):
@@ -109,34 +96,46 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
         folder: Where `FILES` are written; created if it does not exist.
         seed: Seed of model A and of the solvers; model B has the next one.
         force: Replace files of these names even if they do not come from an earlier demo.
-        progress: Told what is being done.
+        progress: Called with what is being done.
 
     Raises:
         MissingExtraError: scikit-learn or matplotlib is not installed.
         UsageError: Files of these names exist, and come from something else.
         WeightsError: The folder cannot be written to.
     """
-    folder, report = Path(folder), progress or (lambda doing, done: None)
+    folder, report = Path(folder), progress or (lambda doing, share: None)
     digits = _digits()
     _check_folder(folder, force)
     started = perf_counter()
-    model_a = train(digits, seed, lambda done: report("training model A", 0.4 * done))
-    model_b = train(digits, seed + 1, lambda done: report("training model B", 0.4 + 0.4 * done))
-    task = Task(model_a, (digits.test_inputs, digits.test_targets), "cross_entropy", "accuracy")
+    model_a = train(digits, seed, lambda share: report("training model A", 0.4 * share))
+    model_b = train(digits, seed + 1, lambda share: report("training model B", 0.4 + 0.4 * share))
+    test = Task(model_a, (digits.test_inputs, digits.test_targets), "cross_entropy", "accuracy")
     data = Task(model_a, (digits.train_inputs, digits.train_targets), "cross_entropy", "accuracy")
     pair = trace(model_a, digits.test_inputs[:1]).bind(model_a, model_b)
-    rows: list[DemoRow] = []
-    lines: list[Interpolation] = []
-    for index, name in enumerate(names := identity_first(list_solvers())):
-        report(f"aligning with {name}", 0.8 + 0.2 * index / len(names))
-        row, line = _aligned(pair, name, model_a, model_b, task, data, seed)
-        rows.append(row)
-        lines += [] if line is None else [line]
-    report("drawing", 1.0)
-    accuracies = (_accuracy(task, model_a), _accuracy(task, model_b))
-    result = DemoResult(tuple(rows), tuple(lines), accuracies, seed, perf_counter() - started)
+    names = sorted(list_solvers())
+    finished: list[str] = []
+
+    def solved(row: ComparisonRow) -> None:
+        finished.append(row.solver)
+        report(f"aligned with {row.solver}", 0.8 + 0.2 * len(finished) / len(names))
+
+    report("aligning", 0.8)
+    evaluation = Evaluation(test, POINTS)
+    comparison = compare(pair, solvers=names, task=data, seeds=[seed], evaluation=evaluation, report=solved)
+    metrics = [test.evaluate(model).metric for model in (model_a, model_b)]
+    result = DemoResult(comparison, (metrics[0] or 0.0, metrics[1] or 0.0), seed, perf_counter() - started)
     _write(folder, result, pair, model_a, model_b)
     return result
+
+
+def estimate_demo(writes: Sequence[str] = ()) -> Estimate:
+    """Estimate what the demo needs beside the training of its two networks.
+
+    Args:
+        writes: Files that it writes, for the text.
+    """
+    graph = trace(_network(), torch.zeros(1, WIDTHS[0]))
+    return estimate(graph, "demo", solver=sorted(list_solvers()), writes=writes)
 
 
 def train(digits: Digits, seed: int, progress: Callable[[float], None] | None = None) -> nn.Sequential:
@@ -145,12 +144,11 @@ def train(digits: Digits, seed: int, progress: Callable[[float], None] | None = 
     Args:
         digits: The data; only the training split is used.
         seed: Seed of the initial weights and of the order of the samples.
-        progress: Told the share of epochs that are done.
+        progress: Called with the share of epochs that are done.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Linear(wide, narrow) for wide, narrow in pairwise(WIDTHS)]
-        model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+        model = _network()
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
         for epoch in range(EPOCHS):
             for rows in torch.split(torch.randperm(len(digits.train_inputs)), BATCH):
@@ -163,28 +161,9 @@ def train(digits: Digits, seed: int, progress: Callable[[float], None] | None = 
     return model.eval()
 
 
-def identity_first(names: Iterable[str]) -> list[str]:
-    """All names in alphabetical order, but identity first."""
-    return sorted(names, key=lambda name: (name != "identity", name))
-
-
-def _aligned(
-    pair: Pair, name: str, model_a: nn.Module, model_b: nn.Module, task: Task, data: Task, seed: int
-) -> tuple[DemoRow, Interpolation | None]:
-    before = sum(float((pair.a[n].double() - pair.b[n].double()).square().sum()) for n in pair.a)
-    try:
-        solution = solve(pair, solver=name, task=data, seed=seed)
-        line = interpolate(task, model_a, solution.apply(model_b), POINTS, label=name)
-    except AlignkitError as error:
-        return DemoRow(name, before, problem=str(error)), None
-    middle = line.midpoint.metric
-    return DemoRow(name, before, solution.objective_after, line.barrier, line.auc, middle, solution.seconds), line
-
-
-def _accuracy(task: Task, model: nn.Module) -> float:
-    metric = task.evaluate(model).metric
-    assert metric is not None
-    return metric
+def _network() -> nn.Sequential:
+    layers = [nn.Linear(wide, narrow) for wide, narrow in pairwise(WIDTHS)]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
 
 def _digits() -> Digits:
@@ -224,6 +203,6 @@ def _write(folder: Path, result: DemoResult, pair: Pair, model_a: nn.Module, mod
         raise UsageError(f"the folder {folder} cannot be created: {error.strerror}.") from error
     write_weights(folder / "model_a.safetensors", model_a.state_dict())
     write_weights(folder / "model_b.safetensors", model_b.state_dict())
-    plot_interpolations(result.lines, folder / "demo.png", title="Between two MLPs on digits (test split)")
+    result.comparison.plot(folder / "demo.png", title="Between two MLPs on digits (test split)")
     write_text(folder / "spec.json", json.dumps(pair.graph.spec(), indent=2) + "\n")
-    write_text(folder / "demo.json", result.to_json())
+    FORMAT.write(folder / "demo.json", result.facts())

@@ -8,11 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from alignkit.graph import Pair
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.difference import relative_difference
 from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.jobs.pairs import bound_pair
 from alignkit.jobs.solve import SolverLike, solve
+from alignkit.reports import Report, Section, Table
+from alignkit.reports.sections import number
 from alignkit.solver.solution import Solution
 
 
@@ -75,15 +79,55 @@ class Distance:
         """The order of B's units that brings it closest to A."""
         return self.solution.alignment
 
+    @property
+    def verdict(self) -> str:
+        """What the two networks are to each other, in a few words."""
+        return "the same up to permutation" if self.same else f"not the same, most in {self.differs}"
+
+    def explain(self) -> str:
+        """Say in two lines how far the networks are apart and what they are to each other."""
+        return (
+            f"Squared distance {self.before:.6g}, after alignment {self.after:.6g} ({self.solution.solver}).\n"
+            f"The networks are {self.verdict} (tolerance {self.tolerance:g})."
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was measured as plain values, as JSON takes them."""
+        return {
+            "solver": self.solution.solver,
+            "squared_distance_before": self.before,
+            "squared_distance_after": self.after,
+            "same": self.same,
+            "differs": self.differs,
+            "moved": dict(self.solution.moved),
+            "tensors": {name: vars(tensor) for name, tensor in self.tensors.items()},
+        }
+
+    def report(
+        self, title: str = "Two networks", *, pair: Pair | None = None, facts: Mapping[str, str] | None = None
+    ) -> Report:
+        """Say how far the networks are apart, with the tensors in which they differ.
+
+        Args:
+            title: Heading of the report.
+            pair: The two networks, for heat maps of their units.
+            facts: What else belongs to the summary.
+        """
+        summary = {**(facts or {}), "the networks are": self.verdict, "tolerance": f"{self.tolerance:g}"}
+        header = ("tensor", "squared distance before", "after", "largest relative difference")
+        rows = tuple((n, number(t.before), number(t.after), number(t.largest)) for n, t in self.tensors.items())
+        solved = self.solution.report(title, pair=pair, facts=summary)
+        kept = tuple(section for section in solved.sections if section.title != "Function check")
+        return Report(title, (*kept, Section("Tensors", (Table(header, rows),))))
+
     def __repr__(self) -> str:
-        same = "the same up to permutation" if self.same else f"not the same, most in {self.differs}"
-        return f"Distance(squared {self.before:.6g} -> {self.after:.6g}, {same})"
+        return f"Distance(squared {self.before:.6g} -> {self.after:.6g}, {self.verdict})"
 
 
 def distance(
-    graph: SymmetryGraph,
-    a: WeightsSource,
-    b: WeightsSource,
+    pair: Pair | SymmetryGraph,
+    a: WeightsSource | None = None,
+    b: WeightsSource | None = None,
     *,
     solver: SolverLike = "weight_matching",
     tolerance: float = 1e-6,
@@ -92,9 +136,9 @@ def distance(
     """Measure how far B is from A before and after its units are aligned.
 
     Args:
-        graph: The graph of both.
-        a: Reference network: a module, a state dict or a checkpoint path.
-        b: The network to compare.
+        pair: The two networks, ``graph.bind(a, b)``; or a graph, with them beside it.
+        a: Reference network, if ``pair`` is a graph: a module, a state dict or a checkpoint path.
+        b: The network to compare, if ``pair`` is a graph.
         solver: Solver that aligns them, as in `alignkit.solve`.
         tolerance: Networks count as the same when no element differs by more than this, relative to the largest
             element of its tensor. Whole-number tensors have to be equal.
@@ -104,7 +148,7 @@ def distance(
         BindError: The networks do not fit the graph.
         SolverError: The solver is unknown or failed.
     """
-    bound = graph.bind(a, b)
+    bound = bound_pair("distance", pair, a, b)
     solution = solve(bound, solver=solver, **arguments)
     aligned = solution.alignment.apply(dict(bound.b))
     tensors = {name: _compared(bound.a[name], bound.b[name], aligned[name]) for name in bound.a}

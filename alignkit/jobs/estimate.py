@@ -17,22 +17,25 @@ from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.objective import CACHE_ELEMENTS
 from alignkit.text import list_some, readable_bytes, shorten_list
 
-Job: TypeAlias = Literal["merge", "solve", "check", "compare", "align-many", "transport", "distance", "canonicalize"]
+Job: TypeAlias = Literal[
+    "align-many", "canonicalize", "check", "compare", "demo", "distance", "merge", "solve", "transport"
+]
 
 SWEEPS = 3
 """Sweeps of weight matching that an estimate assumes: transformers take one or two, deep chains ten or more."""
 WRITTEN = {"merge": 3, "solve": 2, "transport": 2, "align-many": 2, "canonicalize": 2}
 """Copies of a model that are in memory while a job writes, beside those that it read; 1 for other jobs."""
 LISTED = 12
-"""Tensors that are named in the text of a plan."""
+"""Maximum number of tensors that the text names."""
 QUICK = 0.5
 """Seconds below which an estimate says nothing: starting and reading take as long."""
 _LARGE, _PROBE = 2.6, 256
+"""Exponent of the time of linear assignment of related units, as measured; units of the assignment that is timed."""
 
 
 @dataclass(frozen=True)
 class GroupEstimate:
-    """A group as a plan shows it.
+    """A group as an estimate shows it.
 
     Attributes:
         name: The group.
@@ -40,7 +43,7 @@ class GroupEstimate:
         instances: Number of units of its parent, 1 for a root.
         parent: The group that it is nested in.
         tensors: How many tensors it moves.
-        elements: How many numbers these hold.
+        numbers: How many numbers these hold.
     """
 
     name: str
@@ -48,12 +51,12 @@ class GroupEstimate:
     instances: int
     parent: str | None
     tensors: int
-    elements: int
+    numbers: int
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """What a job would do.
+    """What a job would do and take. Printed, it is the text of `explain`.
 
     Attributes:
         job: The job.
@@ -79,13 +82,12 @@ class Estimate:
     @cached_property
     def groups(self) -> tuple[GroupEstimate, ...]:
         """Groups, parents before children."""
-        graph, found = self.graph, []
+        graph, groups = self.graph, []
         for name in graph.parents_first:
-            instances, tensors = graph.instances(name), graph.tensors_of(name)
-            elements = sum(prod(graph.tensors[tensor].shape) for tensor in tensors)
-            group = graph.groups[name]
-            found.append(GroupEstimate(name, instances * group.size, instances, group.parent, len(tensors), elements))
-        return tuple(found)
+            instances, tensors, group = graph.instances(name), graph.tensors_of(name), graph.groups[name]
+            numbers = sum(prod(graph.tensors[tensor].shape) for tensor in tensors)
+            groups.append(GroupEstimate(name, instances * group.size, instances, group.parent, len(tensors), numbers))
+        return tuple(groups)
 
     @property
     def moved(self) -> tuple[str, ...]:
@@ -97,8 +99,8 @@ class Estimate:
         """Tensors, scalars left out, that stay as they are, each with the reason."""
         return {name: why_fixed(self.graph, name) for name in self.graph.uncovered}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
+    def facts(self) -> dict[str, Any]:
+        """Return everything as plain values, as JSON takes them."""
         return {
             "job": self.job,
             "solver": self.solver,
@@ -112,11 +114,12 @@ class Estimate:
             "seconds_basis": self.basis,
         }
 
-    def __str__(self) -> str:
+    def explain(self) -> str:
+        """Say what would be read, moved and written, and what it would take."""
         tensors, moved, uncovered = len(self.graph.tensors), self.moved, self.uncovered
         width = max([5, *(len(group.name) for group in self.groups)])
         rows = [
-            f"  {g.name:<{width}}  {g.units:>7} units  {g.tensors:>4} tensors, {g.elements:>13,} numbers"
+            f"  {g.name:<{width}}  {g.units:>7} units  {g.tensors:>4} tensors, {g.numbers:>13,} numbers"
             for g in self.groups
         ]
         lines = [
@@ -133,6 +136,8 @@ class Estimate:
         ]
         return "\n".join(lines)
 
+    __str__ = explain
+
     @property
     def _time(self) -> str:
         if self.seconds is None:
@@ -142,7 +147,7 @@ class Estimate:
         return f"Time: about {self.seconds:.2g} s ({self.basis})."
 
 
-def plan(
+def estimate(
     graph: SymmetryGraph,
     job: Job = "merge",
     *,
@@ -160,13 +165,13 @@ def plan(
         job: What is to be done.
         models: How many networks are read.
         solver: What aligns them, a name or several that run one after the other; None where nothing is solved.
-        memory: A limit in bytes that the job keeps; it is then the memory of the plan.
+        memory: A limit in bytes that the job keeps; it is then the memory of the estimate.
         bytes_each: Size of one network; by default that of its shapes and dtypes.
         reads: Files that are read, for the text.
         writes: Files that are written, for the text.
 
     Returns:
-        The plan. The time is that of `SWEEPS` sweeps of weight matching for each pair, from the speed of one matrix
+        The estimate. Its time is that of `SWEEPS` sweeps of weight matching for each pair, from the speed of one matrix
         product and one assignment that are timed now.
     """
     names = [solver] if isinstance(solver, str) else list(solver or ())

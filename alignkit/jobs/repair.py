@@ -23,7 +23,7 @@ from alignkit.activations import Moments
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
 from alignkit.graph.proof.example_call import call_arguments
-from alignkit.jobs.merge import check_alike, shares_of
+from alignkit.jobs.average import check_alike, shares_of
 from alignkit.tasks.batches import Batches, tensors_in
 from alignkit.tasks.task import Task
 
@@ -80,7 +80,7 @@ def repair(
         parents: The networks that it was merged from, with units in the same order: ``[a, solution.apply(b)]``.
         batches: The data, as for `alignkit.Task` (targets are not looked at); or a task; or one tensor of inputs. A few
             thousand samples do, in batches of some hundred.
-        weights: Share of each parent, as in `alignkit.merge`.
+        weights: Share of each parent, as in `alignkit.average`.
 
     Returns:
         A repaired copy, in the same training mode.

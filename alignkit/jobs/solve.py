@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from alignkit.errors import AlignkitError, AlignmentError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
+from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.pairs import bound_pair
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Solver, Status, Step
 from alignkit.solver.outcome_check import WriteGuard, check_step, fault
 from alignkit.solver.solution import Solution
+from alignkit.tasks.task import Task
 from alignkit.text import describe_error, did_you_mean
-
-if TYPE_CHECKING:
-    from alignkit.graph.bind import WeightsSource
-    from alignkit.tasks.task import Task
 
 SolverLike: TypeAlias = str | Solver[Any] | type[Solver[Any]]
 
@@ -68,7 +67,7 @@ def solve(
         AlignmentError: ``init`` belongs to another graph.
     """
     registry = registry if registry is not None else process_registry()
-    bound = _bound(pair, a, b)
+    bound = bound_pair("solve", pair, a, b)
     stages = build_solvers(solver, options, seed, registry)
     problem = Problem(bound, find_start(bound.graph, init), task, _device(bound, device), _dtype(bound), 0)
     for stage in stages:
@@ -150,21 +149,6 @@ def _check_no_option_left(
 
 
 # ---------------------------------------------------------------------- what is checked once
-
-
-def _bound(pair: object, a: WeightsSource | None, b: WeightsSource | None) -> Pair:
-    if isinstance(pair, Pair):
-        if a is not None or b is not None:
-            raise SolverError("the graph is bound to its models already: call solve(pair) without a and b.")
-        return pair
-    if isinstance(pair, SymmetryGraph):
-        if a is None or b is None:
-            raise SolverError("a graph alone says nothing about weights: call solve(graph, a, b).")
-        return pair.bind(a, b)
-    raise SolverError(
-        f"solve() takes a bound graph or a SymmetryGraph first, not {type(pair).__name__}. "
-        "Make one with SymmetryGraph.from_spec(spec, like=model)."
-    )
 
 
 def find_start(graph: SymmetryGraph, init: object) -> Alignment | None:

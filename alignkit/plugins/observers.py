@@ -6,7 +6,7 @@ terminal or a notebook; in Python::
     with alignkit.progress():                       # bars for solves that take over two seconds
         alignkit.solve(pair, solver="sinkhorn", task=task)
 
-    with alignkit.logged():                         # one line a solve, one a step at level DEBUG
+    with alignkit.plugins.logged():                         # one line a solve, one a step at level DEBUG
         alignkit.solve(pair)
 
 Both are observers as any package can write them, see `alignkit.plugins.hookspecs`.

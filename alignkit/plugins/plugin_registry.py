@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint
@@ -53,6 +53,22 @@ class SolverInfo:
     def options(self) -> type[SolverOptions]:
         """Class of the options: names, defaults, ranges and descriptions."""
         return self.solver.Options
+
+    @property
+    def needed(self) -> str:
+        """What has to be passed besides the weights, in words."""
+        return ", ".join(name for name, wanted in asdict(self.needs).items() if wanted) or "weights"
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as plain values, as JSON takes them."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "package": self.package,
+            "needs": asdict(self.needs),
+            "returns": asdict(self.returns),
+            "options": self.options.model_json_schema(),
+        }
 
 
 class Registry:

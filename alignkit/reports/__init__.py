@@ -1,10 +1,12 @@
-"""Reports of jobs: one HTML page with its pictures inside, or Markdown with its pictures beside it."""
+"""Reports of jobs: one HTML page with its pictures inside, or Markdown with its pictures beside it.
 
-from __future__ import annotations
+Every result of a job builds its own with ``result.report()``. This room holds what a report is, the sections that
+several of them share, and the writing of files.
+"""
 
-from alignkit.reports.document import Picture, Report, Section, Table, Text, is_report_path, pictures_folder
-from alignkit.reports.jobs import canonical_report, check_report, comparison_report, distance_report, many_report
-from alignkit.reports.solved import Lines, solution_report
+from alignkit.reports.document import Picture, Report, Section, Table, Text
+from alignkit.reports.sections import Lines
+from alignkit.reports.write import html, is_report_path, markdown, pictures_folder, write_report
 
 __all__ = [
     "Lines",
@@ -13,12 +15,9 @@ __all__ = [
     "Section",
     "Table",
     "Text",
-    "canonical_report",
-    "check_report",
-    "comparison_report",
-    "distance_report",
+    "html",
     "is_report_path",
-    "many_report",
+    "markdown",
     "pictures_folder",
-    "solution_report",
+    "write_report",
 ]

@@ -14,9 +14,12 @@ from alignkit.errors import WeightsError
 from alignkit.graph import Pair
 from alignkit.graph.description import group_table, why_fixed
 from alignkit.graph.elements.alignment import Alignment, check_same_graph
+from alignkit.graph.proof.verify import Verification
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.soft_alignment import SoftAlignment
+from alignkit.reports import Lines, Report
 from alignkit.solver.outcome import Status, Step
+from alignkit.solver.solution_report import report_solution
 from alignkit.text import html_table, shorten_list
 
 if TYPE_CHECKING:
@@ -117,6 +120,42 @@ class Solution:
         from alignkit.plotting.pictures import plot_alignment
 
         return plot_alignment(pair, self.alignment, target, groups=groups)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what came out as plain values, as JSON takes them."""
+        return {
+            "solver": self.solver,
+            "status": self.status.name,
+            "before": self.objective_before,
+            "after": self.objective_after,
+            "gain": dict(self.gain),
+            "moved": dict(self.moved),
+            "uncovered": self.uncovered,
+            "seconds": self.seconds,
+        }
+
+    def report(
+        self,
+        title: str = "B aligned to A",
+        *,
+        pair: Pair | None = None,
+        check: Verification | None = None,
+        lines: Lines | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> Report:
+        """Say what the alignment did, with pictures.
+
+        Args:
+            title: Heading of the report.
+            pair: The two networks, for heat maps of their units. None leaves these out.
+            check: The function check, if there was one.
+            lines: Losses between the networks, if there is a task.
+            facts: What else belongs to the summary: files, options, seconds.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        return report_solution(self, title, pair=pair, check=check, lines=lines, facts=facts or {})
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file with a versioned header; the whole file appears, or none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,27 @@ class Task:
         self._shapes = {name: tuple(tensors[name].shape) for name in first.values()}
         self._buffers = frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))
         self._rows: int | None = None  # shrinks when memory runs out
+
+    @classmethod
+    def from_name(cls, name: str) -> Task:
+        """Call the function that ``package.module:function`` names, and return its task.
+
+        Raises:
+            TaskError: There is no such function, it failed, or it returns something else.
+        """
+        try:
+            function = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise TaskError(f"{name!r} names no function: {error}. Write package.module:function.") from error
+        try:
+            task = function() if callable(function) else function
+        except AlignkitError:
+            raise
+        except Exception as error:  # the caller's own code
+            raise TaskError(f"the task {name} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(task, cls):
+            raise TaskError(f"{name} gives a {type(task).__name__}, not an alignkit.Task.")
+        return task
 
     def evaluate(self, weights: nn.Module | Mapping[str, Tensor]) -> TaskResult:
         """Compute the mean loss and metric over all samples, with these weights.

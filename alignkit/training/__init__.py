@@ -1,11 +1,12 @@
 """Training of aligners on sets of networks: `train` and what it takes and gives."""
 
 from alignkit.training.augment import Augmentations, find_freedoms
-from alignkit.training.card import describe_networks, training_card
+from alignkit.training.card import training_card
 from alignkit.training.loop import Report, TrainingResult, train
-from alignkit.training.pairs import Networks
+from alignkit.training.pairs import Networks, describe_networks
 from alignkit.training.records import BEST, CHECKPOINT, METRICS, MetricsRow, read_metrics
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
+from alignkit.training.starting import command_line, settings_for, starting_aligner
 
 __all__ = [
     "BEST",
@@ -18,9 +19,12 @@ __all__ = [
     "Report",
     "TrainingResult",
     "TrainingSettings",
+    "command_line",
     "describe_networks",
     "find_freedoms",
     "read_metrics",
+    "settings_for",
+    "starting_aligner",
     "train",
     "training_card",
 ]

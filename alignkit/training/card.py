@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from alignkit import __version__
 from alignkit.training.loop import TrainingResult
-from alignkit.training.pairs import Networks
+from alignkit.training.pairs import Networks, describe_networks
 from alignkit.training.records import METRICS, read_metrics
 from alignkit.training.settings import TrainingSettings
 
@@ -52,16 +51,6 @@ def training_card(
         "log": json.dumps({row["step"]: _round(float(row["held_out"])) for row in looks}),
         "versions": f"alignkit {__version__}, torch {torch.__version__}",
     }
-
-
-def describe_networks(networks: Networks) -> str:
-    """Say in one line how many networks a set has, of which shape, and what they learnt."""
-    plan = getattr(getattr(networks, "manifest", None), "plan", None)
-    if plan is None:
-        sizes = Counter(group.size for group in networks.graph.groups.values())
-        shape = ", ".join(f"{count} x {size} units" for size, count in sizes.items())
-        return f"{len(networks)} networks of {shape}"
-    return f"{len(networks)} x {plan.architecture.describe()}, {plan.source.describe()}, seed {plan.seed}"
 
 
 def _round(value: float | None) -> float | None:

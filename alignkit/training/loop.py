@@ -20,7 +20,7 @@ from torch import Tensor
 from alignkit.deepalign import Aligner, save_aligner
 from alignkit.errors import MissingExtraError, TrainingError
 from alignkit.training.held_out import HeldOut
-from alignkit.training.pairs import Networks, Pool, seeded
+from alignkit.training.pairs import Networks, Pool, describe_networks, seeded
 from alignkit.training.records import BEST, CHECKPOINT, Metrics, MetricsRow, TrainingCheckpoint
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.training.step_losses import StepLosses
@@ -55,6 +55,27 @@ class TrainingResult:
     barriers: tuple[float, ...]
     references: tuple[float, ...]
     stopped: bool
+
+    def explain(self, sets: Sequence[Networks] = ()) -> str:
+        """Say in a few lines how the run ended and how good the aligner is on held-out pairs.
+
+        Args:
+            sets: The sets of networks, to name them.
+        """
+        ended = "Stopped early" if self.stopped else "Done"
+        lines = [f"{ended} after {self.steps} steps; the best was step {self.best_step}."]
+        if self.score is None:
+            lines.append("No held-out pairs: give sets a validation split of 2 networks or more to keep the best step.")
+        else:
+            lines.append("Mean barrier on held-out pairs (weight matching in brackets):")
+            for at, (barrier, reference) in enumerate(zip(self.barriers, self.references, strict=True)):
+                name = describe_networks(sets[at]) if sets else f"set {at + 1}"
+                lines.append(f"  {name}: {barrier:.4g} ({reference:.4g})")
+        return "\n".join((*lines, f"Fingerprint of the aligner: {self.aligner.fingerprint}"))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what came out as plain values, as JSON takes them."""
+        return {"fingerprint": self.aligner.fingerprint, "stopped early": self.stopped}
 
 
 def train(

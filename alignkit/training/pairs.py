@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -53,6 +54,16 @@ class Networks(Protocol):
         self, split: str, samples: int | None, folder: Path | None, *, index: int, device: torch.device | None
     ) -> Task:
         """Make a task of what a network learnt, on the data of the split "train" or "test"."""
+
+
+def describe_networks(networks: Networks) -> str:
+    """Say in a line how many networks a set has, of which shape, and what they learnt."""
+    plan = getattr(getattr(networks, "manifest", None), "plan", None)
+    if plan is None:
+        sizes = Counter(group.size for group in networks.graph.groups.values())
+        shape = ", ".join(f"{count} x {size} units" for size, count in sizes.items())
+        return f"{len(networks)} networks of {shape}"
+    return f"{len(networks)} x {plan.architecture.describe()}, {plan.source.describe()}, seed {plan.seed}"
 
 
 def seeded(*parts: object) -> torch.Generator:

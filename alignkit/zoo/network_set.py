@@ -65,6 +65,22 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
             f"NetworkSet({str(self.folder)!r}: {len(self)} x {plan.architecture.describe()}, {plan.source.describe()})"
         )
 
+    def explain(self) -> str:
+        """Say in a few lines what the set holds and how well its networks do."""
+        manifest = self.manifest
+        plan, networks = manifest.plan, manifest.networks
+        parts = ", ".join(f"{len(numbers)} {name}" for name, numbers in manifest.splits.items())
+        losses = [network.loss for network in networks]
+        right = [network.accuracy for network in networks if network.accuracy is not None]
+        text = f"Test loss: mean {sum(losses) / len(losses):.3g}, worst {max(losses):.3g}."
+        if right:
+            text += f" Accuracy: mean {sum(right) / len(right):.4f}, worst {min(right):.4f}."
+        rate = f", {len(networks) / manifest.seconds:.2f} networks/s" if manifest.seconds > 0 else ""
+        return (
+            f"{len(networks)} networks: {plan.architecture.describe()} on {plan.source.describe()} ({parts})\n{text}\n"
+            f"{len(manifest.shards)} files in {self.folder}; {manifest.seconds:.1f} s of training{rate}"
+        )
+
     def stack(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Read stacked weights ``[k, ...]`` of some networks, in the order given.
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 import alignkit
-from alignkit import Alignment, Solution, SymmetryGraph, open_checkpoint, write_checkpoint
-from alignkit.checkpoints import ByteProgress
+from alignkit import Alignment, Solution, SymmetryGraph
+from alignkit.checkpoints import ByteProgress, open_checkpoint, write_checkpoint
 from alignkit.jobs.from_disk import align_checkpoint, aligned_values, match_checkpoints, merge_checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -16,7 +16,7 @@ import torch
 import alignkit
 import networks
 from alignkit import SymmetryGraph, align_many, builders, canonicalize
-from alignkit.jobs.align_many import direct_pairs
+from alignkit.jobs.direct_pairs import direct_pairs
 
 SMALL_SPEC = {"w1": "a .", "b1": "a", "w2": "b a", "b2": "b", "w3": ". b", "b3": "."}
 SMALL_SHAPES = {"w1": (32, 2), "b1": (32,), "w2": (32, 32), "b2": (32,), "w3": (1, 32), "b3": (1,)}
@@ -33,7 +33,7 @@ def many() -> None:
         print(f"{count:8} {'direct pairs':16} {direct.spread:22.1f} {direct.cycle_error:12.2f} {_since(start):8.2f}")
         for method in ("reference", "merge_many", "universe"):
             start = time.process_time()
-            found = align_many(graph, models, method=method)
+            found = align_many(graph, *models, method=method)
             print(f"{count:8} {method:16} {found.spread_after:22.1f} {found.cycle_error:12.2f} {_since(start):8.2f}")
 
 

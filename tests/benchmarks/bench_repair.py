@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from alignkit import Task, builders, solve
-from alignkit.jobs.merge import merge
+from alignkit.jobs.average import average
 from alignkit.jobs.repair import repair
 from networks import CACHE, mnist
 
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"parents: accuracy {accuracy:.4f}, loss {loss:.4f}")
     for solver in ("identity", "weight_matching", "activation_matching"):
         aligned = solve(builders.cnn(a).bind(a, b), solver=solver, task=data).apply(b)
-        merged = merge([a, aligned])
+        merged = average([a, aligned])
         start = time.process_time()
         fixed = repair(merged, [a, aligned], data)
         seconds = time.process_time() - start

@@ -112,11 +112,9 @@ def compared(kind: Kind, seeds: tuple[int, int], solvers: Sequence[Any]) -> Comp
     alignkit.solve(graph, a, b, solver=PlainReference() if is_flat(graph) else "weight_matching")  # pays for imports
     return alignkit.compare(
         graph.bind(a, b),
-        [*([PlainReference()] if is_flat(graph) else []), *solvers],
-        task(a, train, 2_000),
-        test=task(a, test, kind.images),
-        points=kind.points,
-        repair=True,
+        solvers=[*([PlainReference()] if is_flat(graph) else []), *solvers],
+        task=task(a, train, 2_000),
+        evaluation=alignkit.Evaluation(task(a, test, kind.images), kind.points, repair=True),
     )
 
 

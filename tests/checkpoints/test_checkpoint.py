@@ -12,8 +12,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from alignkit import SymmetryGraph, open_checkpoint, read_weights, write_checkpoint
-from alignkit.checkpoints import Checkpoint
+from alignkit import SymmetryGraph, read_weights
+from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
 from alignkit.checkpoints.safetensors_file import DTYPES
 from alignkit.errors import WeightsError
 from helpers.checkpoint_folders import hub_folder, same, tensors

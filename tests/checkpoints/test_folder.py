@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from alignkit import open_checkpoint
+from alignkit.checkpoints import open_checkpoint
 from alignkit.errors import WeightsError
 from helpers.checkpoint_folders import hub_folder, tensors
 

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from alignkit import open_checkpoint, write_checkpoint, write_weights
-from alignkit.checkpoints import ByteProgress
+from alignkit import write_weights
+from alignkit.checkpoints import ByteProgress, open_checkpoint, write_checkpoint
 from alignkit.errors import WeightsError
 from helpers.checkpoint_folders import hub_folder, listing, same, tensors
 

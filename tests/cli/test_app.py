@@ -18,6 +18,7 @@ from alignkit import Alignment, Outcome, Problem, Solver, SolverOptions, Symmetr
 from alignkit.cli import app
 from alignkit.plugins.plugin_registry import registry
 from alignkit.solver import Report
+from alignkit.tasks.interpolation import Interpolation
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 
@@ -202,7 +203,7 @@ def test_an_unexpected_error_is_told_apart(folder: Path, monkeypatch: pytest.Mon
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a fault")
 
-    monkeypatch.setattr("alignkit.cli.solve.solve_pair", broken)
+    monkeypatch.setattr(alignkit, "solve", broken)
     printed = solve(folder, code=3)
     assert "Unexpected error: ZeroDivisionError: a fault" in printed
     assert "--debug" in printed
@@ -261,14 +262,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_demo_compares_every_solver_with_the_identity_first(demo: tuple[Path, str]) -> None:
     folder, printed = demo
     result = json.loads((folder / "demo.json").read_text())
-    rows = {row["solver"]: row for row in result["solvers"]}
+    rows = {row["solver"]: row for row in result["comparison"]["rows"]}
     assert next(iter(rows)) == "identity"
     assert set(rows) == set(alignkit.list_solvers())
     assert all(name in printed for name in rows)
-    assert rows["identity"]["distance_after"] == pytest.approx(rows["identity"]["distance_before"])
-    assert rows["identity"]["barrier"] > 0.2  # two seeds: the plain average is visibly worse
-    assert rows["weight_matching"]["distance_after"] < 0.7 * rows["identity"]["distance_after"]
-    assert rows["weight_matching"]["barrier"] < 0.3 * rows["identity"]["barrier"]
+    assert rows["identity"]["distance"] == pytest.approx(rows["identity"]["distance_before"])
+    barriers = {name: Interpolation.from_json(json.dumps(row["line"])).barrier for name, row in rows.items()}
+    assert barriers["identity"] > 0.2  # two seeds: the plain average is visibly worse
+    assert rows["weight_matching"]["distance"] < 0.7 * rows["identity"]["distance"]
+    assert barriers["weight_matching"] < 0.3 * barriers["identity"]
     assert min(result["accuracy_a"], result["accuracy_b"]) > 0.95
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
 
@@ -294,8 +296,8 @@ def test_a_demo_is_repeatable_and_replaces_itself(demo: tuple[Path, str]) -> Non
     first = json.loads((folder / "demo.json").read_text())
     run("demo", "-o", folder)
     again = json.loads((folder / "demo.json").read_text())
-    assert [row["barrier"] for row in again["solvers"]] == [row["barrier"] for row in first["solvers"]]
-    assert again["lines"] == first["lines"]
+    for old, new in zip(first["comparison"]["rows"], again["comparison"]["rows"], strict=True):
+        assert (old["solver"], old["distance"], old["line"]) == (new["solver"], new["distance"], new["line"])
 
 
 def test_without_scikit_learn_the_demo_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

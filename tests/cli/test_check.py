@@ -21,7 +21,7 @@ def test_check_passes(model_modules: Path) -> None:
 def test_check_runs_the_checkpoint(model_modules: Path) -> None:
     model, _, _ = load_model("my_models:mlp")
     write_weights(model_modules / "w.safetensors", model.state_dict())
-    assert "Passed with the checkpoint's weights" in run("check", "my_models:mlp", "w.safetensors")
+    assert "Passed with its own weights" in run("check", "my_models:mlp", "w.safetensors")
 
 
 def test_check_fails_and_names_the_group(model_modules: Path) -> None:

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import alignkit
 from alignkit import Alignment, SymmetryGraph, read_weights, write_weights
 from alignkit.cli import app
-from alignkit.jobs.merge import merge, transport
+from alignkit.jobs.average import average
+from alignkit.jobs.transport import transport
 from helpers.weight_files import MODULE, SPEC, equal, shifted, weights
 
 
@@ -59,7 +60,7 @@ GIVEN = ("--spec", "spec.json")
 def test_merge_writes_the_average_of_aligned_models(folder):
     said = run("merge", "a.safetensors", "b.safetensors", "-o", "m.safetensors", *GIVEN)
     a, b = read_weights("a.safetensors"), read_weights("b.safetensors")
-    assert equal(read_weights("m.safetensors"), merge([a, solved(folder).apply(b)]))
+    assert equal(read_weights("m.safetensors"), average([a, solved(folder).apply(b)]))
     for word in ("units moved", "unaligned", "aligned", "Function check: not done", "Written: m.safetensors"):
         assert word in said
 
@@ -69,16 +70,16 @@ def test_merge_with_a_model_checks_its_function(folder, module):
     assert "3 random reorderings change the outputs by at most" in said
     assert equal(
         read_weights("m.safetensors"),
-        merge([read_weights("a.safetensors"), solved(folder).apply(read_weights("b.safetensors"))]),
+        average([read_weights("a.safetensors"), solved(folder).apply(read_weights("b.safetensors"))]),
     )
 
 
 def test_merge_takes_shares_methods_and_no_alignment(folder):
     a, b = read_weights("a.safetensors"), read_weights("b.safetensors")
     run("merge", "a.safetensors", "b.safetensors", "-o", "m.pt", *GIVEN, "--weight", 3, "--weight", 1, "--no-align")
-    assert equal(read_weights("m.pt"), merge([a, b], [3, 1]))
+    assert equal(read_weights("m.pt"), average([a, b], [3, 1]))
     run("merge", "a.safetensors", "b.safetensors", "-o", "s.pt", *GIVEN, "--method", "slerp")
-    assert equal(read_weights("s.pt"), merge([a, solved(folder).apply(b)], method="slerp"))
+    assert equal(read_weights("s.pt"), average([a, solved(folder).apply(b)], method="slerp"))
 
 
 def test_merge_of_three_models(folder):
@@ -130,13 +131,14 @@ def test_transport_moves_the_task_vector(folder):
     said = run("transport", *names, "-o", "t.safetensors", *GIVEN, "--save-alignment", "p.safetensors")
     assert "Task vector of length" in said
     a, tuned, b = map(read_weights, names)
-    expected = transport(a, tuned, b, solved(folder))
+    graph = SymmetryGraph.from_spec(SPEC, like=a)
+    expected = transport(graph, a, b, tuned=tuned).network
     assert equal(read_weights("t.safetensors"), expected)
     run("transport", *names, "-o", "again.safetensors", *GIVEN, "--alignment", "p.safetensors")
     assert equal(read_weights("again.safetensors"), expected)
     facts = json.loads(run("transport", *names, "-o", "half.safetensors", *GIVEN, "--scale", "-0.5", "--json"))
     assert facts["scale"] == -0.5
-    assert equal(read_weights("half.safetensors"), transport(a, tuned, b, solved(folder), -0.5))
+    assert equal(read_weights("half.safetensors"), transport(graph, a, b, tuned=tuned, scale=-0.5).network)
     run("transport", *names, "-o", "x.pt", *GIVEN, "--alignment", "p.safetensors", "--option", "restarts=2", code=2)
 
 
@@ -204,7 +206,7 @@ def alignkit_comparison(text):
 
 def test_compare_refuses_what_is_no_task(folder, module):
     for wrong, message in (("number", "not an alignkit.Task"), ("nothing", "names no function")):
-        said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"{module}:{wrong}", code=2)
+        said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"{module}:{wrong}", code=1)
         assert message in said
     said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"{module}:broken", code=1)
     assert "failed: FileNotFoundError: no data here" in said

@@ -79,7 +79,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(job: str, folder: Path) -> 
 def test_a_report_is_written_after_the_work(job: str, kind: str, folder: Path) -> None:
     call, output = JOBS[job]
     said = run(*call, "--report", f"r{kind}")
-    assert f"Report: r{kind}" in said
+    assert f"Written: r{kind}" in said
     assert not output or (folder / output).exists()
     text = (folder / f"r{kind}").read_text()
     assert "Summary" in text
@@ -228,7 +228,7 @@ def test_every_job_takes_folders(transformers_folders: Path) -> None:
     run("solve", "a", "b", "-o", "s.safetensors")
     assert equal(read_weights("s.safetensors"), read_weights("a"))
     assert "the same up to permutation" in run("distance", "a", "b", "--same")
-    assert "Passed with the checkpoint's weights" in run("check", "b")
+    assert "Passed with its own weights" in run("check", "b")
     assert "Passed: b computes what a does" in run("check", "a", "--against", "b")
     run("transport", "a", "a", "b", "-o", "t")
     assert equal(read_weights("t"), read_weights("b"))

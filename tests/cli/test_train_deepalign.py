@@ -49,7 +49,7 @@ def test_the_command_goes_on_where_it_was(zoo_folder, tmp_path):
     one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
     assert run(zoo_folder, "-o", one, "--encoder", "dws", *SWITCHES).exit_code == 0
     refused = run(zoo_folder, "-o", other, "--encoder", "dws", *SWITCHES, "--log", tmp_path / "one-training")
-    assert refused.exit_code == 2 and "--resume" in refused.output
+    assert refused.exit_code == 1 and "resume it" in refused.output
     log = tmp_path / "one-training"
     resumed = run(zoo_folder, "-o", other, "--encoder", "dws", *SWITCHES, "--log", log, "--resume")
     assert resumed.exit_code == 0 and "weight matching" in resumed.output

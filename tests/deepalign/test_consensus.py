@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit import Alignment, Task, builders, interpolate, merge, solve, trace
+from alignkit import Alignment, Task, average, builders, interpolate, solve, trace
 from alignkit.deepalign import ProbeEncoder, save_aligner
 from alignkit.deepalign.consensus import consensus
 from alignkit.deepalign.midpoint import meet_in_the_middle
@@ -153,7 +153,7 @@ def middle_deviation(pair, task, alignment):
     """Squared deviation of the outputs of the average from the average of the outputs."""
     inputs = next(iter(task.batches)).inputs
     moved = alignment.apply(pair.module_b)
-    middle = merge([pair.module_a, moved])
+    middle = average([pair.module_a, moved])
     with torch.no_grad():
         wanted = (pair.module_a(inputs) + moved(inputs)) / 2
         return float((middle(inputs) - wanted).square().mean())

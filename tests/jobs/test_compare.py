@@ -17,10 +17,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from alignkit.errors import ComparisonError, SolverError
+from alignkit.errors import BindError, ComparisonError, SolverError
+from alignkit.jobs.average import average
 from alignkit.jobs.compare.compare import compare
 from alignkit.jobs.compare.comparison import Comparison
-from alignkit.jobs.merge import merge
+from alignkit.jobs.compare.job import Evaluation
 from alignkit.jobs.repair import repair
 from alignkit.jobs.solve import solve
 from alignkit.plugins.plugin_registry import list_solvers
@@ -52,15 +53,15 @@ def numbers(comparison):
 
 
 def test_identity_is_first_and_activation_matching_is_there_with_a_task(pair, task):
-    assert compare(pair.bind(), ["weight_matching"]).solvers == ("identity", "weight_matching")
+    assert compare(pair.bind(), solvers=["weight_matching"]).solvers == ("identity", "weight_matching")
     expected = ("identity", "activation_matching", "weight_matching")
-    assert compare(pair.bind(), ["weight_matching", "identity"], task).solvers == expected
-    shown = compare(pair.bind(), ["weight_matching", "activation_matching"], task).solvers
+    assert compare(pair.bind(), solvers=["weight_matching", "identity"], task=task).solvers == expected
+    shown = compare(pair.bind(), solvers=["weight_matching", "activation_matching"], task=task).solvers
     assert shown == ("identity", "weight_matching", "activation_matching")
 
 
 def test_numbers_are_those_of_solve_and_interpolate(pair, task):
-    found = compare(pair.bind(), ["weight_matching"], task, points=5)
+    found = compare(pair.bind(), solvers=["weight_matching"], task=task, evaluation=Evaluation(points=5))
     row = found.row("weight_matching")
     solution = solve(pair.bind())
     line = interpolate(task, pair.a, solution.apply(pair.b), 5)
@@ -77,59 +78,63 @@ def test_numbers_are_those_of_solve_and_interpolate(pair, task):
 def test_the_test_task_is_what_is_measured_on(pair, task):
     inputs = pair.architecture.inputs(40, seed=6)
     other = Task(pair.a, (inputs, pair.b(inputs).argmax(1)), "cross_entropy", "accuracy")
-    row = compare(pair.bind(), [], task, test=other).row("activation_matching")
+    row = compare(pair.bind(), solvers=[], task=task, evaluation=Evaluation(test=other)).row("activation_matching")
     aligned = solve(pair.bind(), solver="activation_matching", task=task).apply(pair.b)
     assert row.barrier == pytest.approx(interpolate(other, pair.a, aligned).barrier)
 
 
 def test_the_repaired_average_is_measured_when_asked(pair, task, tmp_path):
-    row = compare(pair.bind(), ["weight_matching"], task, repair=True).row("weight_matching")
+    row = compare(pair.bind(), solvers=["weight_matching"], task=task, evaluation=Evaluation(repair=True)).row(
+        "weight_matching"
+    )
     parents = [pair.a, solve(pair.bind()).apply(pair.b)]
-    expected = task.evaluate(repair(merge(parents), parents, task))
+    expected = task.evaluate(repair(average(parents), parents, task))
     assert (row.repaired_loss, row.repaired_metric) == pytest.approx((expected.loss, expected.metric))
     assert row.repaired_loss != row.middle_loss
-    assert compare(pair.bind(), ["weight_matching"], task).row("weight_matching").repaired_loss is None
+    assert compare(pair.bind(), solvers=["weight_matching"], task=task).row("weight_matching").repaired_loss is None
     states = pair.graph.bind(pair.a.state_dict(), pair.b.state_dict())
-    for arguments in ((states, [], task), (pair.bind(), [])):
+    for networks, data in ((states, task), (pair.bind(), None)):
         with pytest.raises(ComparisonError, match="bind modules"):
-            compare(*arguments, repair=True)
+            compare(networks, solvers=[], task=data, evaluation=Evaluation(repair=True))
 
 
 def test_seeds_make_rows_but_the_identity_is_run_once(pair):
-    found = compare(pair.bind(), [Shuffle(), "weight_matching"], seeds=(0, 1, 1, 2))
+    found = compare(pair.bind(), solvers=[Shuffle(), "weight_matching"], seeds=(0, 1, 1, 2))
     assert [row.seed for row in found.rows] == [0, 0, 1, 2, 0, 1, 2]
-    assert found.row("shuffle", 1).distance == compare(pair.bind(), [Shuffle()], seeds=[1]).row("shuffle").distance
+    assert (
+        found.row("shuffle", 1).distance == compare(pair.bind(), solvers=[Shuffle()], seeds=[1]).row("shuffle").distance
+    )
     mean = found.averages[1].mean("distance")
     assert mean == pytest.approx(sum(found.row("shuffle", seed).distance for seed in range(3)) / 3)
 
 
 def test_chains_start_where_the_stage_before_ended(pair):
-    found = compare(pair.bind(), ["weight_matching", "identity > weight_matching", [Shuffle(), "identity"]])
+    found = compare(pair.bind(), solvers=["weight_matching", "identity > weight_matching", [Shuffle(), "identity"]])
     assert found.solvers == ("identity", "weight_matching", "identity > weight_matching", "shuffle > identity")
     chained = solve(pair.bind(), solver=[Shuffle(), "identity"], seed=0)
     assert found.row("shuffle > identity").distance == chained.objective_after
 
 
 def test_options_go_to_the_solvers_that_have_them(pair):
-    found = compare(pair.bind(), ["weight_matching", "identity"], restarts=3)
+    found = compare(pair.bind(), solvers=["weight_matching", "identity"], restarts=3)
     assert found.row("weight_matching").options["restarts"] == 3
     assert "restarts" not in found.row("identity").options
     with pytest.raises(SolverError, match=r"none of the compared solvers has an option 'restart'.*'restarts'"):
-        compare(pair.bind(), ["weight_matching"], restart=3)
+        compare(pair.bind(), solvers=["weight_matching"], restart=3)
 
 
 def test_one_solver_with_several_options_needs_names_or_shows_them(pair):
-    found = compare(pair.bind(), {"plain": "weight_matching", "many": WeightMatching(restarts=5)})
+    found = compare(pair.bind(), solvers={"plain": "weight_matching", "many": WeightMatching(restarts=5)})
     assert found.solvers == ("identity", "plain", "many")
     assert found.row("many").options["restarts"] == 5
-    shown = compare(pair.bind(), ["weight_matching", WeightMatching(restarts=5)]).solvers
+    shown = compare(pair.bind(), solvers=["weight_matching", WeightMatching(restarts=5)]).solvers
     assert shown[1:] == ("weight_matching", "weight_matching(restarts=5)")
     with pytest.raises(ComparisonError, match="two solvers would be called 'shuffle'"):
-        compare(pair.bind(), [Shuffle(), type("Other", (Shuffle,), {})()])
+        compare(pair.bind(), solvers=[Shuffle(), type("Other", (Shuffle,), {})()])
 
 
 def test_every_registered_solver_is_a_row_with_numbers_or_with_a_reason(pair):
-    found = compare(pair.bind(), list(list_solvers()), max_steps=5)
+    found = compare(pair.bind(), solvers=list(list_solvers()), max_steps=5)
     assert set(found.solvers) == set(list_solvers())
     for row in found.rows:
         assert (row.distance is None) == bool(row.reason)
@@ -140,7 +145,7 @@ def test_every_registered_solver_is_a_row_with_numbers_or_with_a_reason(pair):
 
 
 def test_a_solver_that_fails_is_a_row_and_the_others_go_on(pair, task):
-    found = compare(pair.bind(), [Raises(), "weight_matching"], task)
+    found = compare(pair.bind(), solvers=[Raises(), "weight_matching"], task=task)
     row = found.row("raises")
     assert (row.status, row.failed, row.distance) == ("FAILED", True, None)
     assert "the matrix is singular" in row.reason
@@ -151,7 +156,7 @@ def test_a_solver_that_fails_is_a_row_and_the_others_go_on(pair, task):
 def test_a_result_that_cannot_be_evaluated_keeps_its_distance(pair):
     inputs = pair.architecture.inputs(8)
     broken = Task(pair.a, (inputs, torch.zeros(8, 7)), "mse")
-    row = compare(pair.bind(), ["weight_matching"], test=broken).row("weight_matching")
+    row = compare(pair.bind(), solvers=["weight_matching"], evaluation=Evaluation(test=broken)).row("weight_matching")
     assert row.failed
     assert row.distance < row.distance_before
     assert row.line is None
@@ -163,13 +168,14 @@ def test_wrong_calls_raise_before_anything_is_solved(pair, tmp_path):
     for wrong, message in (
         ({"solvers": [Shuffle(log=str(log)), "wieght_matching"]}, "Did you mean 'weight_matching'"),
         ({"solvers": [Shuffle(log=str(log))], "seeds": []}, "seeds is empty"),
-        ({"solvers": [Shuffle(log=str(log))], "points": 4}, "odd"),
         ({"solvers": [Shuffle(log=str(log))], "path": tmp_path / "no" / "x.jsonl"}, "cannot be used"),
     ):
         with pytest.raises((SolverError, ComparisonError), match=message):
             compare(pair.bind(), **wrong)
-    with pytest.raises(ComparisonError, match="bound graph"):
-        compare(pair.graph, ["weight_matching"])
+    with pytest.raises(ComparisonError, match="odd"):
+        Evaluation(points=4)
+    with pytest.raises(BindError, match=r"call compare\(graph, a, b\)"):
+        compare(pair.graph, solvers=["weight_matching"])
     assert not log.exists()
 
 
@@ -177,7 +183,7 @@ def test_wrong_calls_raise_before_anything_is_solved(pair, tmp_path):
 
 
 def test_json_holds_everything(pair, task):
-    found = compare(pair.bind(), [Raises(), "weight_matching"], task, seeds=(0, 1))
+    found = compare(pair.bind(), solvers=[Raises(), "weight_matching"], task=task, seeds=(0, 1))
     assert Comparison.from_json(found.to_json()) == found
     json.loads(found.to_json(), parse_constant=pytest.fail)
 
@@ -189,21 +195,21 @@ def test_other_texts_are_refused(text):
 
 
 def test_pictures(pair, task, tmp_path):
-    compare(pair.bind(), ["weight_matching"], task, seeds=(0, 1)).plot(tmp_path / "lines.png")
-    compare(pair.bind(), ["weight_matching"]).plot(tmp_path / "bars.svg")
+    compare(pair.bind(), solvers=["weight_matching"], task=task, seeds=(0, 1)).plot(tmp_path / "lines.png")
+    compare(pair.bind(), solvers=["weight_matching"]).plot(tmp_path / "bars.svg")
     assert (tmp_path / "lines.png").read_bytes()[:4] == b"\x89PNG"
     assert "weight_matching" in (tmp_path / "bars.svg").read_text()
 
 
 def test_the_table_names_its_columns(pair, task):
-    text = str(compare(pair.bind(), ["weight_matching"], task, seeds=(0, 1)))
+    text = str(compare(pair.bind(), solvers=["weight_matching"], task=task, seeds=(0, 1)))
     for word in ("solver", "squared", "gain", "barrier", "AUC", "middle", "metric", "seconds", "identity"):
         assert word in text
-    assert "barrier" not in str(compare(pair.bind(), ["weight_matching"]))
+    assert "barrier" not in str(compare(pair.bind(), solvers=["weight_matching"]))
 
 
 def test_numbers_fit_a_terminal_of_80_columns(pair, task):
-    found = compare(pair.bind(), {"a name that is far too long for its column": "weight_matching"}, task)
+    found = compare(pair.bind(), solvers={"a name that is far too long for its column": "weight_matching"}, task=task)
     text = StringIO()
     Console(file=text, width=80).print(found)
     lines = text.getvalue().splitlines()
@@ -216,13 +222,13 @@ def test_numbers_fit_a_terminal_of_80_columns(pair, task):
 
 @pytest.mark.slow
 def test_peak_memory_sees_a_large_allocation():
-    from alignkit.jobs.peak_memory import CLEAR, peak_memory
+    from alignkit.jobs.memory_use import CLEAR, peak_memory
 
     if not CLEAR.exists():
         pytest.skip("peak memory on the CPU is read from /proc, which this system does not have")
     # A process of its own: here the allocator may hold enough memory from earlier tests.
     script = (
-        "import torch\nfrom alignkit.jobs.peak_memory import peak_memory\n"
+        "import torch\nfrom alignkit.jobs.memory_use import peak_memory\n"
         "with peak_memory(torch.device('cpu')) as reading: torch.ones(1 << 24).sum()\nprint(reading.peak)"
     )
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
@@ -237,9 +243,9 @@ def test_peak_memory_sees_a_large_allocation():
 
 def test_what_is_in_the_file_is_not_computed_again(pair, task, tmp_path):
     path, log, wanted = tmp_path / "rows.jsonl", tmp_path / "log", {"x": Shuffle(log=str(tmp_path / "log"))}
-    first = compare(pair.bind(), wanted, task, seeds=(0, 1), path=path)
+    first = compare(pair.bind(), solvers=wanted, task=task, seeds=(0, 1), path=path)
     reported = []
-    again = compare(pair.bind(), wanted, task, seeds=(0, 1, 2), path=path, report=reported.append)
+    again = compare(pair.bind(), solvers=wanted, task=task, seeds=(0, 1, 2), path=path, report=reported.append)
     assert [line.split()[0] for line in log.read_text().splitlines()] == ["0", "1", "2"]
     assert [(row.solver, row.seed) for row in reported] == [("activation_matching", 2), ("x", 2)]
     assert [row for row in again.rows if row.seed < 2] == list(first.rows)
@@ -247,48 +253,50 @@ def test_what_is_in_the_file_is_not_computed_again(pair, task, tmp_path):
 
 def test_failed_rows_and_changed_options_are_computed_again(pair, tmp_path):
     path = tmp_path / "rows.jsonl"
-    compare(pair.bind(), {"x": Raises()}, path=path)
-    assert not compare(pair.bind(), {"x": "weight_matching"}, path=path).row("x").failed
-    assert compare(pair.bind(), {"x": WeightMatching(restarts=2)}, path=path).row("x").options["restarts"] == 2
-    assert compare(pair.bind(), {"x": WeightMatching(restarts=2)}, path=path, report=pytest.fail).row("x")
+    compare(pair.bind(), solvers={"x": Raises()}, path=path)
+    assert not compare(pair.bind(), solvers={"x": "weight_matching"}, path=path).row("x").failed
+    assert compare(pair.bind(), solvers={"x": WeightMatching(restarts=2)}, path=path).row("x").options["restarts"] == 2
+    assert compare(pair.bind(), solvers={"x": WeightMatching(restarts=2)}, path=path, report=pytest.fail).row("x")
 
 
 def test_a_file_of_something_else_is_refused_and_left_alone(pair, task, tmp_path):
     path = tmp_path / "rows.jsonl"
-    compare(pair.bind(), ["weight_matching"], task, path=path)
+    compare(pair.bind(), solvers=["weight_matching"], task=task, path=path)
     other = independent_pair(mlp(6, 12, 10, 3), seed=3)
     kept = path.read_bytes()
     with pytest.raises(ComparisonError, match="weights of A, weights of B differ"):
-        compare(other.bind(), ["weight_matching"], task, path=path)
+        compare(other.bind(), solvers=["weight_matching"], task=task, path=path)
     with pytest.raises(ComparisonError, match="task, task for the test differ"):
-        compare(pair.bind(), ["weight_matching"], path=path)
+        compare(pair.bind(), solvers=["weight_matching"], path=path)
     with pytest.raises(ComparisonError, match="points differ"):
-        compare(pair.bind(), ["weight_matching"], task, path=path, points=7)
+        compare(pair.bind(), solvers=["weight_matching"], task=task, path=path, evaluation=Evaluation(points=7))
     assert path.read_bytes() == kept
     notes = tmp_path / "notes.txt"
     for text in ("my notes\n", "my notes", '{"a": 1}\n'):
         notes.write_text(text)
         with pytest.raises(ComparisonError, match="cannot be resumed"):
-            compare(pair.bind(), ["weight_matching"], path=notes)
+            compare(pair.bind(), solvers=["weight_matching"], path=notes)
         assert notes.read_text() == text
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_line_that_was_cut_off_is_computed_again(pair, tmp_path, cut):
     path = tmp_path / "rows.jsonl"
-    whole = compare(pair.bind(), [Shuffle()], seeds=(0, 1), path=path)
+    whole = compare(pair.bind(), solvers=[Shuffle()], seeds=(0, 1), path=path)
     path.write_bytes(path.read_bytes()[:-cut])
-    again = compare(pair.bind(), [Shuffle()], seeds=(0, 1), path=path)
+    again = compare(pair.bind(), solvers=[Shuffle()], seeds=(0, 1), path=path)
     assert numbers(again) == numbers(whole)
-    assert numbers(compare(pair.bind(), [Shuffle()], seeds=(0, 1), path=path, report=pytest.fail)) == numbers(whole)
+    assert numbers(compare(pair.bind(), solvers=[Shuffle()], seeds=(0, 1), path=path, report=pytest.fail)) == numbers(
+        whole
+    )
 
 
 def test_a_header_that_was_cut_off_begins_anew(pair, tmp_path):
     path = tmp_path / "rows.jsonl"
-    compare(pair.bind(), [Shuffle()], path=path)
+    compare(pair.bind(), solvers=[Shuffle()], path=path)
     path.write_bytes(path.read_bytes()[:30])
-    compare(pair.bind(), [Shuffle()], path=path)
-    compare(pair.bind(), [Shuffle()], path=path, report=pytest.fail)
+    compare(pair.bind(), solvers=[Shuffle()], path=path)
+    compare(pair.bind(), solvers=[Shuffle()], path=path, report=pytest.fail)
 
 
 KILLED = """
@@ -298,7 +306,7 @@ from helpers.comparison_solvers import Shuffle
 from alignkit.jobs.compare.compare import compare
 from alignkit.testing import mlp, planted_pair
 pair = planted_pair(mlp(6, 12, 10, 3), noise=0.1)
-compare(pair.bind(), {{"x": Shuffle(log={log!r}, hang_at={hang})}}, seeds=range(4), path={path!r})
+compare(pair.bind(), solvers={{"x": Shuffle(log={log!r}, hang_at={hang})}}, seeds=range(4), path={path!r})
 """
 
 
@@ -321,13 +329,13 @@ def test_a_killed_run_goes_on_where_it_was(pair, tmp_path):
     log.unlink()
     # The same comparison again. hang_at is an option like any other, so only an equal one finds its rows.
     resumed = Shuffle(log=str(log), hang_at=2)
-    done = compare(pair.bind(), {"x": resumed}, seeds=(0, 1), path=path, report=pytest.fail)
+    done = compare(pair.bind(), solvers={"x": resumed}, seeds=(0, 1), path=path, report=pytest.fail)
     assert [row.seed for row in done.rows] == [0, 0, 1]
     assert not log.exists()
-    rest = compare(pair.bind(), {"x": resumed}, seeds=(0, 1, 3), path=path)
+    rest = compare(pair.bind(), solvers={"x": resumed}, seeds=(0, 1, 3), path=path)
     assert log.read_text().split()[0] == "3"
     assert len(log.read_text().splitlines()) == 1
-    assert numbers(rest) == numbers(compare(pair.bind(), {"x": Shuffle()}, seeds=(0, 1, 3)))
+    assert numbers(rest) == numbers(compare(pair.bind(), solvers={"x": Shuffle()}, seeds=(0, 1, 3)))
 
 
 # ---------------------------------------------------------------------- executors
@@ -340,38 +348,44 @@ def pool(workers=1):
 @pytest.mark.slow
 def test_a_process_pool_gives_the_same_rows(pair, task, tmp_path):
     wanted = {"shuffle": Shuffle(log=str(tmp_path / "log")), "matched": "weight_matching", "raises": Raises()}
-    here = compare(pair.bind(), wanted, task, seeds=(0, 1))
+    here = compare(pair.bind(), solvers=wanted, task=task, seeds=(0, 1))
     (tmp_path / "log").unlink()
     with pool(2) as executor:
-        there = compare(pair.bind(), wanted, task, seeds=(0, 1), executor=executor, path=tmp_path / "rows.jsonl")
+        there = compare(
+            pair.bind(), solvers=wanted, task=task, seeds=(0, 1), executor=executor, path=tmp_path / "rows.jsonl"
+        )
     assert numbers(there) == numbers(here)
     assert str(os.getpid()) not in (tmp_path / "log").read_text().split()
-    assert numbers(compare(pair.bind(), wanted, task, seeds=(0, 1), path=tmp_path / "rows.jsonl")) == numbers(here)
+    assert numbers(
+        compare(pair.bind(), solvers=wanted, task=task, seeds=(0, 1), path=tmp_path / "rows.jsonl")
+    ) == numbers(here)
 
 
 def test_threads_give_the_same_rows(pair, task):
     with ThreadPoolExecutor(2) as executor:
-        there = compare(pair.bind(), ["weight_matching", Shuffle()], task, seeds=(0, 1), executor=executor)
-    assert numbers(there) == numbers(compare(pair.bind(), ["weight_matching", Shuffle()], task, seeds=(0, 1)))
+        there = compare(pair.bind(), solvers=["weight_matching", Shuffle()], task=task, seeds=(0, 1), executor=executor)
+    assert numbers(there) == numbers(
+        compare(pair.bind(), solvers=["weight_matching", Shuffle()], task=task, seeds=(0, 1))
+    )
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_rows_with_the_reason(pair):
     with pool() as executor:
-        found = compare(pair.bind(), {"x": Shuffle(die_at=1)}, seeds=(1,), executor=executor)
+        found = compare(pair.bind(), solvers={"x": Shuffle(die_at=1)}, seeds=(1,), executor=executor)
     assert "the executor failed: BrokenProcessPool" in found.row("x").reason
 
 
 def test_what_cannot_be_sent_is_named(pair, task):
     loss = Task(pair.a, task.batches, lambda outputs, targets: outputs.mean())
     with pool() as executor, pytest.raises(ComparisonError, match=r"the task cannot be sent to the executor"):
-        compare(pair.bind(), ["weight_matching"], loss, executor=executor)
+        compare(pair.bind(), solvers=["weight_matching"], task=loss, executor=executor)
 
 
 @pytest.mark.slow
 def test_dask_workers_give_the_same_rows(pair, task):
     distributed = pytest.importorskip("distributed", reason='needs the extra: pip install "alignkit[dask]"')
-    here = compare(pair.bind(), {"shuffle": Shuffle(), "matched": "weight_matching"}, task, seeds=(0, 1))
+    here = compare(pair.bind(), solvers={"shuffle": Shuffle(), "matched": "weight_matching"}, task=task, seeds=(0, 1))
     preload = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
     with (
         distributed.LocalCluster(
@@ -381,6 +395,10 @@ def test_dask_workers_give_the_same_rows(pair, task):
     ):
         executor = client.get_executor()
         there = compare(
-            pair.bind(), {"shuffle": Shuffle(), "matched": "weight_matching"}, task, seeds=(0, 1), executor=executor
+            pair.bind(),
+            solvers={"shuffle": Shuffle(), "matched": "weight_matching"},
+            task=task,
+            seeds=(0, 1),
+            executor=executor,
         )
     assert numbers(there) == numbers(here)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkit import Alignment, Objective, SymmetryGraph
+from alignkit import Alignment, SymmetryGraph
 from alignkit.jobs.distance import distance
+from alignkit.matching import Objective
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
 from helpers.small_pairs import SPECS, every_alignment, pair_of
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import alignkit
-from alignkit import Alignment, SymmetryGraph, open_checkpoint, solve, write_weights
-from alignkit.checkpoints import ByteProgress
+from alignkit import Alignment, SymmetryGraph, solve, write_weights
+from alignkit.checkpoints import ByteProgress, open_checkpoint
 from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
@@ -97,7 +97,7 @@ def pair(name: str, noise: float, seed: int = 0) -> tuple[SymmetryGraph, dict[st
     return graph, a, {key: t + noise * torch.randn(t.shape, generator=generator) for key, t in b.items()}
 
 
-def saved(folder: Path, **sides: Mapping[str, Tensor]) -> list[alignkit.Checkpoint]:
+def saved(folder: Path, **sides: Mapping[str, Tensor]) -> list[alignkit.checkpoints.Checkpoint]:
     for name, weights in sides.items():
         write_weights(folder / f"{name}.safetensors", weights)
     return [open_checkpoint(folder / f"{name}.safetensors") for name in sides]
@@ -231,7 +231,7 @@ def test_aligned_and_merged_checkpoints_are_those_in_memory(tmp_path: Path, name
     assert all(torch.equal(aligned[key].float(), t) for key, t in wide.items())
     merge_checkpoints(tmp_path / "merged.safetensors", sides, [None, alignment], [1, 3], memory=1)
     merged = open_checkpoint(tmp_path / "merged.safetensors")
-    expected = alignkit.merge([a, {key: t.to(dtype) for key, t in wide.items()}], [1, 3])
+    expected = alignkit.average([a, {key: t.to(dtype) for key, t in wide.items()}], [1, 3])
     assert all(torch.equal(merged[key].float(), t.float()) for key, t in expected.items())
 
 

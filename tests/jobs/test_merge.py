@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alignkit.errors import MergeError
+from alignkit.errors import BindError, MergeError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.jobs.merge import merge, slerp, transport
+from alignkit.jobs.average import average, slerp
 from alignkit.jobs.solve import solve
+from alignkit.jobs.transport import transport
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
 
 
@@ -41,7 +42,7 @@ class Tied(nn.Module):
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=5).filter(lambda shares: sum(shares) > 1e-3))
 def test_average_is_the_weighted_mean(shares):
     models = states(len(shares))
-    found = merge(models, shares)
+    found = average(models, shares)
     for name in ("w", "b"):
         expected = sum(s * m[name].double() for s, m in zip(shares, models, strict=True)) / sum(shares)
         assert torch.allclose(found[name].double(), expected, atol=1e-6)
@@ -49,7 +50,7 @@ def test_average_is_the_weighted_mean(shares):
 
 def test_equal_shares_without_weights():
     models = states(3)
-    assert torch.allclose(merge(models)["w"], torch.stack([m["w"] for m in models]).mean(0), atol=1e-7)
+    assert torch.allclose(average(models)["w"], torch.stack([m["w"] for m in models]).mean(0), atol=1e-7)
 
 
 def test_modules_give_a_module_and_stay_as_they_are():
@@ -57,7 +58,7 @@ def test_modules_give_a_module_and_stay_as_they_are():
     before = [{n: t.clone() for n, t in m.state_dict().items()} for m in models]
     models[1].norm.num_batches_tracked.fill_(7)
     before[1]["norm.num_batches_tracked"].fill_(7)
-    found = merge(models, [3, 1])
+    found = average(models, [3, 1])
     assert isinstance(found, Tied)
     assert found.head.weight is found.embed.weight, "tied tensors were torn apart"
     expected = 0.75 * models[0].embed.weight + 0.25 * models[1].embed.weight
@@ -70,7 +71,7 @@ def test_modules_give_a_module_and_stay_as_they_are():
 
 def test_mapping_keeps_ties_and_dtypes():
     state = Tied().half().state_dict()
-    found = merge([state, {n: t.clone() for n, t in state.items()}])
+    found = average([state, {n: t.clone() for n, t in state.items()}])
     assert found["embed.weight"].data_ptr() == found["head.weight"].data_ptr()
     assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in state.items()}
     assert all(torch.equal(t, state[n]) for n, t in found.items()), "the mean of a model with itself moved"
@@ -78,7 +79,7 @@ def test_mapping_keeps_ties_and_dtypes():
 
 def test_half_precision_sums_do_not_overflow():
     big = {"w": torch.full((2,), 60000.0, dtype=torch.float16)}
-    assert torch.equal(merge([big, big, big])["w"], big["w"])
+    assert torch.equal(average([big, big, big])["w"], big["w"])
 
 
 # ---------------------------------------------------------------------- on the arc
@@ -102,18 +103,18 @@ def test_slerp_ends_at_the_models_and_averages_statistics():
         for tensor in (model.weight.data, model.bias.data, model.running_mean):
             tensor.normal_()
         model.running_var.uniform_(1, 2)
-    ends = [merge(models, [1 - end, end], "slerp").state_dict() for end in (0, 1)]
+    ends = [average(models, [1 - end, end], "slerp").state_dict() for end in (0, 1)]
     for end, model in zip(ends, models, strict=True):
         assert all(torch.allclose(end[n], t) for n, t in model.state_dict().items())
-    middle = merge(models, method="slerp")
+    middle = average(models, method="slerp")
     assert torch.allclose(middle.running_var, (models[0].running_var + models[1].running_var) / 2)
-    assert middle.weight.norm() > merge(models).weight.norm()
+    assert middle.weight.norm() > average(models).weight.norm()
 
 
 @pytest.mark.parametrize("other", [torch.tensor([2.0, 0]), torch.tensor([-1.0, 0]), torch.zeros(2)])
 def test_slerp_without_an_arc_is_the_line(other):
     a = torch.tensor([1.0, 0])
-    assert torch.allclose(merge([{"w": a}, {"w": other}], method="slerp")["w"], (a + other) / 2)
+    assert torch.allclose(average([{"w": a}, {"w": other}], method="slerp")["w"], (a + other) / 2)
 
 
 # ---------------------------------------------------------------------- what cannot be merged
@@ -133,21 +134,21 @@ def test_errors_name_model_and_tensor(change, message):
     models = states(2)
     change(models[1])
     with pytest.raises(MergeError, match=message):
-        merge(models)
+        average(models)
 
 
 def test_whole_numbers_have_to_agree():
     models = [{"ids": torch.tensor([1, 2])}, {"ids": torch.tensor([1, 2])}, {"ids": torch.tensor([1, 3])}]
-    assert torch.equal(merge(models[:2])["ids"], models[0]["ids"])
+    assert torch.equal(average(models[:2])["ids"], models[0]["ids"])
     with pytest.raises(MergeError, match=r"'ids' holds whole numbers .* model 2 differs"):
-        merge(models)
+        average(models)
 
 
 def test_ties_have_to_agree():
     tied, loose = Tied().state_dict(), {n: t.clone() for n, t in Tied().state_dict().items()}
     loose["head.weight"] += 1
     with pytest.raises(MergeError, match="tied in model 0 but differ in model 1"):
-        merge([tied, loose])
+        average([tied, loose])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_ties_have_to_agree():
 )
 def test_wrong_calls_are_refused(arguments, message):
     with pytest.raises(MergeError, match=message):
-        merge(**arguments)
+        average(**arguments)
 
 
 # ---------------------------------------------------------------------- task vectors
@@ -175,14 +176,17 @@ def test_wrong_calls_are_refused(arguments, message):
 def test_a_task_vector_arrives_at_the_units_of_b(name):
     """B computes what A does, in another order of units: carrying the task makes it compute what tuned A does."""
     pair = planted_pair(ARCHITECTURES[name](), seed=3)
-    tuned = merge([pair.a, independent_pair(pair.architecture, seed=5).a], [0.9, 0.1])
+    tuned = average([pair.a, independent_pair(pair.architecture, seed=5).a], [0.9, 0.1])
     alignment = solve(pair.bind()).alignment
     assert not alignment.is_identity
-    found = transport(pair.a, tuned, pair.b, alignment)
+    carried = transport(pair.bind(), tuned=tuned, alignment=alignment)
+    found = carried.network
+    assert carried.solution is None
+    assert carried.facts()["task_vector"] == pytest.approx(carried.length)
     inputs = pair.architecture.inputs(seed=1)
     with torch.no_grad():
         assert torch.allclose(found(inputs), tuned(inputs), atol=1e-5)
-        wrong = transport(pair.a, tuned, pair.b, alignment.inverse())
+        wrong = transport(pair.bind(), tuned=tuned, alignment=alignment.inverse()).network
         assert not torch.allclose(wrong(inputs), tuned(inputs), atol=1e-3)
 
 
@@ -191,12 +195,12 @@ def test_scale_and_kinds():
     tuned = independent_pair(pair.architecture, seed=1).a
     alignment = pair.answer
     state = pair.b.state_dict()
-    none = transport(pair.a.state_dict(), tuned, state, alignment, scale=0)
+    none = transport(pair.graph, pair.a.state_dict(), state, tuned=tuned, alignment=alignment, scale=0).network
     assert isinstance(none, dict)
     assert list(none) == list(state)
     assert all(torch.equal(none[n], t) for n, t in state.items())
-    there = transport(pair.a, tuned, pair.b, solve(pair.bind()))
-    back = transport(pair.a, tuned, there, alignment, scale=-1)
+    there = transport(pair.graph, pair.a, pair.b, tuned=tuned).network
+    back = transport(pair.graph, pair.a, there, tuned=tuned, alignment=alignment, scale=-1).network
     assert isinstance(back, nn.Module)
     assert all(torch.allclose(t, state[n], atol=1e-5) for n, t in back.state_dict().items())
 
@@ -209,7 +213,7 @@ def test_running_variances_stay_positive():
     tuned.running_var.fill_(0.1)
     other.running_var.fill_(0.5)
     other.num_batches_tracked.fill_(4)
-    found = transport(base, tuned, other, Alignment.identity(graph))
+    found = transport(graph, base, other, tuned=tuned, alignment=Alignment.identity(graph)).network
     assert bool((found.running_var > 0).all())
     assert int(found.num_batches_tracked) == 4
 
@@ -217,7 +221,11 @@ def test_running_variances_stay_positive():
 def test_transport_names_every_mismatch():
     pair = planted_pair(mlp(4, 6, 3))
     small = {n: t for n, t in pair.a.state_dict().items() if n != "0.bias"}
-    with pytest.raises(MergeError, match=r"(?s)'0.bias' is missing in base_a.*'2.weight' has shape .* in tuned_a"):
-        transport(small, mlp(4, 6, 2).model, pair.b, pair.answer)
+    with pytest.raises(BindError, match=r"'0.bias' is missing in A"):
+        transport(pair.graph, small, pair.b, tuned=pair.a)
+    with pytest.raises(MergeError, match=r"(?s)'2.bias' has shape .* in tuned.*'2.weight' has shape .* in tuned"):
+        transport(pair.bind(), tuned=mlp(4, 6, 2).model, alignment=pair.answer)
+    with pytest.raises(MergeError, match="belongs to another graph"):
+        transport(pair.bind(), tuned=pair.a, alignment=planted_pair(mlp(4, 5, 3)).answer)
     with pytest.raises(MergeError, match="scale is inf"):
-        transport(pair.a, pair.a, pair.b, pair.answer, scale=math.inf)
+        transport(pair.bind(), tuned=pair.a, alignment=pair.answer, scale=math.inf)

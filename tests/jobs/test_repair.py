@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, relu
 
 from alignkit.errors import MergeError, TaskError
 from alignkit.graph import builders
-from alignkit.jobs.merge import merge
+from alignkit.jobs.average import average
 from alignkit.jobs.repair import channel_layers, repair, reset_batchnorm
 from alignkit.jobs.solve import solve
 from alignkit.tasks.task import Task
@@ -96,7 +96,7 @@ def test_every_layer_has_the_statistics_of_its_parents(build, shape):
     parents = [model.eval() for model in family(build)]
     inputs = torch.randn(64, *shape, generator=torch.Generator().manual_seed(9))
     shares = [0.5, 0.3, 0.2]
-    fixed = repair(merge(parents, shares), parents, [(inputs, torch.zeros(64))], shares)
+    fixed = repair(average(parents, shares), parents, [(inputs, torch.zeros(64))], shares)
     wanted = [layer_statistics(parent, inputs) for parent in parents]
     found = layer_statistics(fixed, inputs)
     behind_norm = {"wide", "0"}
@@ -111,7 +111,7 @@ def test_a_network_without_change_is_left_as_it_is():
     model = Zoo().eval()
     inputs = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(9))
     model = reset_batchnorm(model, inputs)
-    fixed = repair(merge([model, model]), [model, model], inputs)
+    fixed = repair(average([model, model]), [model, model], inputs)
     with torch.no_grad():
         assert torch.allclose(fixed(inputs), model(inputs), atol=1e-4)
 
@@ -133,11 +133,11 @@ def test_shared_weights_and_silent_channels_stay_finite():
     parents = family(Tied, 2)
     for parent in parents:
         parent.mix.weight.data[2] = 0
-    fixed = repair(merge(parents), parents, torch.arange(7).repeat(4).reshape(4, 7))
+    fixed = repair(average(parents), parents, torch.arange(7).repeat(4).reshape(4, 7))
     assert fixed.head.weight is fixed.embed.weight
     assert all(bool(torch.isfinite(tensor).all()) for tensor in fixed.state_dict().values())
-    assert torch.equal(fixed.embed.weight, merge(parents).embed.weight), "a tied weight was rescaled"
-    assert not torch.equal(fixed.mix.weight, merge(parents).mix.weight)
+    assert torch.equal(fixed.embed.weight, average(parents).embed.weight), "a tied weight was rescaled"
+    assert not torch.equal(fixed.mix.weight, average(parents).mix.weight)
 
 
 def plain_vgg(width=12):
@@ -173,7 +173,7 @@ def test_most_of_the_gap_to_the_parents_is_closed():
     data = Task(models[0], train, "cross_entropy")
     pair = builders.cnn(models[0]).bind(*models)
     aligned = solve(pair, solver="activation_matching", task=data).apply(models[1])
-    merged = merge([models[0], aligned])
+    merged = average([models[0], aligned])
     fixed = repair(merged, [models[0], aligned], train)
     parents = [task.evaluate(model) for model in models]
     before, after = task.evaluate(merged), task.evaluate(fixed)
@@ -219,7 +219,7 @@ def test_a_repaired_batchnorm_network_is_a_reset_one():
     """All layers but the head feed a norm, so both change the same."""
     parents = family(lambda: nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)), 2)
     inputs = torch.randn(100, 3, generator=torch.Generator().manual_seed(3))
-    merged = merge(parents)
+    merged = average(parents)
     fixed, reset = repair(merged, parents, inputs), reset_batchnorm(merged, inputs)
     assert torch.equal(fixed[0].weight, merged[0].weight)
     assert torch.equal(fixed[1].running_mean, reset[1].running_mean)

@@ -277,7 +277,6 @@ class WithModules(Identity):
         ({"solver": WithTask}, "solver 'with_task' works with data: pass task=alignkit.Task"),
         ({"init": "random"}, "init= takes a Solution or an Alignment, not str."),
         ({"device": "warp"}, "device='warp' cannot be used"),
-        ({"a": "a.safetensors", "b": "b.safetensors"}, "the graph is bound to its models already"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(pair, registry, arguments, said):
@@ -310,12 +309,13 @@ def test_modules_are_asked_for_where_they_are_needed(pair):
     [
         (lambda pair: (pair.graph,), "call solve(graph, a, b)"),
         (lambda pair: (pair.graph, pair.a), "call solve(graph, a, b)"),
+        (lambda pair: (pair.bind(), pair.a, pair.b), "the graph is bound to its networks already: call solve(pair)"),
         (lambda pair: (pair.a, pair.a, pair.b), "SymmetryGraph first, not Sequential."),
     ],
-    ids=["no models", "one model", "no graph"],
+    ids=["no models", "one model", "bound twice", "no graph"],
 )
 def test_something_else_than_a_graph_says_how_to_call(pair, build, said):
-    with pytest.raises(SolverError) as caught:
+    with pytest.raises(BindError) as caught:
         solve(*build(pair))
     assert said in str(caught.value)
 
@@ -537,7 +537,7 @@ def _rewritten(path: Path, change) -> Path:
         (lambda header, tensors: tensors.pop("elements/h1"), "group 'h1' has no indices"),
         (lambda header, tensors: tensors["elements/h1"].zero_(), "not a permutation"),
     ],
-    ids=["format", "version", "graph", "missing fact", "unknown status", "missing group", "no permutation"],
+    ids=["format", "version", "graph", "missing fact", "unknown status", "missing group", "not a permutation"],
 )
 def test_a_damaged_file_says_what_is_wrong(pair, tmp_path, change, said):
     path = tmp_path / "found.safetensors"

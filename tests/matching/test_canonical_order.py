@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkit import Alignment, Objective
+from alignkit import Alignment
+from alignkit.matching import Objective
 from alignkit.matching.canonical_order import Frame, canonical_order
 from alignkit.testing.problems import ARCHITECTURES, independent_pair
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Alignment, Objective, SoftAlignment, SymmetryGraph, solve
+from alignkit import Alignment, SoftAlignment, SymmetryGraph, solve
 from alignkit.graph import Pair
+from alignkit.matching import Objective
 from alignkit.matching.families import nested_assignment
 from alignkit.matching.tree_objective import TreeObjective
 from helpers.small_pairs import SPECS, every_alignment, pair_of

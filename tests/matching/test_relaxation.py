@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkit import Alignment, Objective, SoftAlignment
+from alignkit import Alignment, SoftAlignment
 from alignkit.graph import Pair
+from alignkit.matching import Objective
 from alignkit.matching.relaxation import Relaxation, best_step
 from alignkit.solvers.frank_wolfe import random_point
 from helpers.small_pairs import SPECS, pair_of

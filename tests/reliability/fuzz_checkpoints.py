@@ -22,7 +22,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from alignkit import open_checkpoint, write_checkpoint
+from alignkit.checkpoints import open_checkpoint, write_checkpoint
 from alignkit.errors import WeightsError
 
 Damage = Callable[[Path, random.Random], None]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import alignkit
 from alignkit import Alignment, SymmetryGraph, Task, interpolate
 from alignkit.errors import ReportError, WeightsError
-from alignkit.jobs.estimate import plan
 from alignkit.reports import (
     Lines,
     Picture,
@@ -22,13 +21,10 @@ from alignkit.reports import (
     Section,
     Table,
     Text,
-    canonical_report,
-    check_report,
-    comparison_report,
-    distance_report,
-    many_report,
+    html,
+    markdown,
     pictures_folder,
-    solution_report,
+    write_report,
 )
 from alignkit.text import readable_bytes
 
@@ -85,7 +81,7 @@ REPORT = Report(
 
 
 def test_html_is_one_page_without_scripts_or_links() -> None:
-    page = Page(REPORT.html())
+    page = Page(html(REPORT))
     assert page.open == []
     assert "script" not in page.tags
     assert [base64.b64decode(link.removeprefix("data:image/png;base64,")) for link in page.links] == [
@@ -96,7 +92,7 @@ def test_html_is_one_page_without_scripts_or_links() -> None:
 
 def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "my report.md"
-    REPORT.write(path)
+    write_report(REPORT, path)
     text = path.read_text()
     assert re.findall(r"\]\((.*?\.png)\)", text) == ["my%20report_files/one.png", "my%20report_files/two.png"]
     assert (pictures_folder(path) / "two.png").read_bytes() == PNG + b"2"
@@ -107,12 +103,12 @@ def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
 
 def test_a_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"end the name of a report in \.html"):
-        REPORT.write(tmp_path / "report.txt")
+        write_report(REPORT, tmp_path / "report.txt")
     with pytest.raises(WeightsError, match="does not exist"):
-        REPORT.write(tmp_path / "nowhere" / "report.html")
+        write_report(REPORT, tmp_path / "nowhere" / "report.html")
     (tmp_path / "r_files").write_text("mine")
     with pytest.raises(ReportError, match="r_files cannot be made"):
-        REPORT.write(tmp_path / "r.md")
+        write_report(REPORT, tmp_path / "r.md")
     assert [path.name for path in tmp_path.iterdir()] == ["r_files"]
 
 
@@ -134,8 +130,8 @@ def test_the_report_of_a_solution_says_what_the_solution_says(graph: SymmetryGra
     solution = alignkit.solve(pair)
     check = graph.verify(net(), torch.randn(2, 4))
     found = lines(graph, a, b, solution.apply(b))
-    report = solution_report(solution, "A and B", pair=pair, check=check, lines=found, facts={"A": "a.pt"})
-    text = report.markdown()
+    report = solution.report("A and B", pair=pair, check=check, lines=found, facts={"A": "a.pt"})
+    text = markdown(report)
     assert [picture.name for picture in report.pictures] == ["line", "gain", "units", "matrices"]
     assert all(picture.png.startswith(PNG) for picture in report.pictures)
     assert f"| squared distance of A and B | {solution.objective_before:.5g} | 0 |" in text
@@ -150,7 +146,7 @@ def test_the_report_tells_when_alignment_did_not_help(graph: SymmetryGraph) -> N
     a, b = weights(0), weights(1)
     pair = graph.bind(a, b)
     solution = alignkit.solve(pair, solver="identity")
-    text = solution_report(solution, "A and B", lines=lines(graph, a, b, b)).markdown()
+    text = markdown(solution.report("A and B", lines=lines(graph, a, b, b)))
     assert "The average is not better for it" in text
     assert "Nothing moved" in text
     assert "Not done" in text
@@ -160,9 +156,9 @@ def test_the_report_tells_when_alignment_did_not_help(graph: SymmetryGraph) -> N
 def test_the_report_without_groups_has_no_pictures() -> None:
     fixed = SymmetryGraph.from_spec({"w": ". ."}, {"w": (2, 2)})
     pair = fixed.bind({"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2)})
-    report = solution_report(alignkit.solve(pair), "A and B", pair=pair)
+    report = alignkit.solve(pair).report("A and B", pair=pair)
     assert list(report.pictures) == []
-    assert "no unit may change its place" in report.html()
+    assert "no unit may change its place" in html(report)
 
 
 def test_reports_of_the_other_jobs(graph: SymmetryGraph, tmp_path: Path) -> None:
@@ -171,48 +167,53 @@ def test_reports_of_the_other_jobs(graph: SymmetryGraph, tmp_path: Path) -> None
     pair = graph.bind(a, models[1])
     module = net()
     reports = {
-        "many": (many_report(alignkit.align_many(graph, models), names, "Three"), "mean squared distance of a pair"),
-        "canonical": (canonical_report(alignkit.canonicalize(graph, models, a), names, "All"), "networks a second"),
-        "distance": (distance_report(alignkit.distance(graph, a, models[1]), "Two", pair=pair), "up to permutation"),
-        "check": (check_report(graph, {"its weights": graph.verify(module, torch.ones(1, 4))}, "Check"), "Passed"),
-        "comparison": (comparison_report(alignkit.compare(pair, ["weight_matching"]), "Solvers"), "weight_matching"),
+        "many": (alignkit.align_many(graph, *models).report("Three", names=names), "mean squared distance of a pair"),
+        "canonical": (alignkit.canonicalize(graph, models, a).report("All", names=names), "networks a second"),
+        "distance": (alignkit.distance(graph, a, models[1]).report("Two", pair=pair), "up to permutation"),
+        "check": (alignkit.check(module, torch.ones(1, 4), graph=graph).report("Check"), "Passed"),
+        "merge": (alignkit.merge(graph, *models).report("Merged", names=names), "mean squared distance of a pair"),
+        "transport": (alignkit.transport(pair, tuned=models[2]).report("Carried", pair=pair), "task vector"),
+        "comparison": (
+            alignkit.compare(pair, solvers=["weight_matching"]).report("Solvers"),
+            "weight_matching",
+        ),
     }
     for name, (report, said) in reports.items():
-        html = report.html()
-        assert said in html, name
-        assert Page(html).open == []
-        report.write(tmp_path / f"{name}.md")
+        page = html(report)
+        assert said in page, name
+        assert Page(page).open == []
+        write_report(report, tmp_path / f"{name}.md")
         assert (tmp_path / f"{name}.md").read_text().startswith("# ")
 
 
-# ---------------------------------------------------------------------- plans
+# ---------------------------------------------------------------------- estimates
 
 
-def test_a_plan_names_groups_tensors_and_memory(graph: SymmetryGraph) -> None:
-    found = plan(graph, "merge", reads=["a.pt", "b.pt"], writes=["m.pt"])
-    assert [(g.name, g.units, g.tensors, g.elements) for g in found.groups] == [("h", 6, 3, 48)]
+def test_an_estimate_names_groups_tensors_and_memory(graph: SymmetryGraph) -> None:
+    found = alignkit.estimate(graph, "merge", reads=["a.pt", "b.pt"], writes=["m.pt"])
+    assert [(g.name, g.units, g.tensors, g.numbers) for g in found.groups] == [("h", 6, 3, 48)]
     assert set(found.moved) == {"0.weight", "0.bias", "2.weight"}
     assert found.uncovered == {"2.bias": "the spec fixes all its axes"}
     assert found.memory >= 4 * 4 * 51  # two models read, one aligned, one merged
     assert found.seconds is not None and found.seconds > 0
     for said in ("Estimate of merge", "Reads a.pt", "Would write m.pt", "3 of 4 tensors move", "2.bias: the spec"):
         assert said in str(found)
-    assert found.to_dict()["memory_bytes"] == found.memory
+    assert found.facts()["memory_bytes"] == found.memory
 
 
-def test_a_plan_grows_with_the_networks_and_keeps_a_limit(graph: SymmetryGraph) -> None:
+def test_an_estimate_grows_with_the_networks_and_keeps_a_limit(graph: SymmetryGraph) -> None:
     wide = nn.Sequential(nn.Linear(400, 600), nn.ReLU(), nn.Linear(600, 300))
     larger = alignkit.builders.mlp(wide)
-    assert plan(larger).memory > 100 * plan(graph).memory
-    assert plan(graph, "merge", models=9).memory > plan(graph, "merge", models=2).memory
-    assert plan(larger, memory=10**6).memory == 10**6
-    assert plan(larger, "solve", bytes_each=10**9).memory >= 4 * 10**9
+    assert alignkit.estimate(larger).memory > 100 * alignkit.estimate(graph).memory
+    assert alignkit.estimate(graph, "merge", models=9).memory > alignkit.estimate(graph, "merge", models=2).memory
+    assert alignkit.estimate(larger, memory=10**6).memory == 10**6
+    assert alignkit.estimate(larger, "solve", bytes_each=10**9).memory >= 4 * 10**9
 
 
 @pytest.mark.parametrize("job", ["check", "merge"])
-def test_a_plan_admits_what_it_does_not_know(job: str, graph: SymmetryGraph) -> None:
+def test_an_estimate_admits_what_it_does_not_know(job: str, graph: SymmetryGraph) -> None:
     solver = None if job == "check" else ["weight_matching", "sinkhorn"]
-    found = plan(graph, job, solver=solver)  # type: ignore[arg-type]
+    found = alignkit.estimate(graph, job, solver=solver)  # type: ignore[arg-type]
     assert found.seconds is None
     assert "not known" in str(found)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alignkit import Alignment, Objective, solve
+from alignkit import Alignment, solve
+from alignkit.matching import Objective
 from alignkit.solvers.frank_wolfe import FrankWolfe
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
 from helpers.small_pairs import SPECS, every_alignment, pair_of

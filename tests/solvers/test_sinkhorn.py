@@ -52,7 +52,7 @@ def test_rows_and_columns_sum_to_one_and_the_scaling_is_by_row_and_column(seed, 
 def test_columns_of_cold_logits_follow_linear_assignment():
     logits = normal(6, 6, seed=3)
     matrix = sinkhorn(logits / 0.01, max_scalings=100_000)
-    assert torch.equal(matrix.argmax(-1), alignkit.linear_assignment(logits))
+    assert torch.equal(matrix.argmax(-1), alignkit.matching.linear_assignment(logits))
 
 
 def test_logits_of_any_size_stay_finite():

@@ -6,45 +6,42 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import torch
+from typing import Any, TypeAlias
 
 from alignkit.errors import AlignkitError, ComparisonError, SolverError
-from alignkit.graph import Pair
+from alignkit.graph import Pair, SymmetryGraph
+from alignkit.graph.bind import WeightsSource
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
-from alignkit.jobs.compare.job import ComparisonSetup, Job, plan_bytes, run_job, run_job_from_bytes
+from alignkit.jobs.compare.job import ComparisonSetup, Evaluation, Job, run_job, run_job_from_bytes, setup_bytes
 from alignkit.jobs.compare.rows_file import RowFile, identity_of
+from alignkit.jobs.pairs import bound_pair
 from alignkit.jobs.solve import SolverLike, build_solvers
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Solver
+from alignkit.tasks.task import Task
 from alignkit.text import describe_error, did_you_mean
-
-if TYPE_CHECKING:
-    from alignkit.tasks.task import Task
 
 Entry: TypeAlias = SolverLike | Sequence[SolverLike]
 """What ``solve(solver=...)`` takes: a name, a chain, a class, an instance, or a sequence of them."""
+DEFAULT_EVALUATION = Evaluation()
 ALWAYS, ALWAYS_WITH_TASK = "identity", "activation_matching"
 """Solvers that every comparison shows: wide networks sometimes merge best unpermuted, and users must see it."""
 
 
 def compare(
-    pair: Pair,
-    solvers: Iterable[Entry] | Mapping[str, Entry],
+    pair: Pair | SymmetryGraph,
+    a: WeightsSource | None = None,
+    b: WeightsSource | None = None,
+    *,
+    solvers: Iterable[Entry] | Mapping[str, Entry] | None = None,
     task: Task | None = None,
     seeds: Iterable[int] = (0,),
     executor: Executor | None = None,
     path: str | PathLike[str] | None = None,
-    *,
-    test: Task | None = None,
-    points: int = 25,
-    repair: bool = False,
-    device: torch.device | str | None = None,
+    evaluation: Evaluation = DEFAULT_EVALUATION,
     report: Callable[[ComparisonRow], None] | None = None,
-    registry: Registry | None = None,
-    **options: Any,
+    **arguments: Any,
 ) -> Comparison:
     """Solve one pair with several solvers and seeds, and put what came out into one table.
 
@@ -52,59 +49,53 @@ def compare(
     row with the reason.
 
     Args:
-        pair: The networks, ``graph.bind(model_a, model_b)``.
+        pair: The two networks, ``graph.bind(a, b)``; or a graph, with them beside it.
+        a: Reference network, if ``pair`` is a graph: a module, a state dict or a checkpoint path.
+        b: Network to be aligned, if ``pair`` is a graph.
         solvers: Names, chains (``"deepalign > sinkhorn"``), classes or instances; or a mapping from the name in the
-            table to one of these, to have one solver with several options.
+            table to one of these, to have one solver with several options. None: every solver that can run.
         task: Data and loss for the solvers that need them, and for the barrier.
         seeds: Seeds of the solvers; the identity is run once.
         executor: Where solvers run: any ``concurrent.futures.Executor``, such as a process pool or Dask's
             ``client.get_executor()``. Everything is pickled once and every job works on its own copy. None: one after
             the other, here.
         path: A JSON-lines file to which every row is written when it is done. If it is there already, rows without
-            failure are taken from it and not computed again, so a killed run goes on where it was.
-        test: Data on which barrier, AUC and the middle are measured. None: those of ``task``.
-        points: Places on the line from A to aligned B, odd.
-        repair: Measure the average of A and aligned B a second time after `alignkit.repair` on the data of ``task``.
-            Networks with BatchNorm, and deep ones without, are judged better by it. Needs a task and modules.
-        device: Where solvers work. None: where A's tensors are.
+            failure are taken from it and not computed again, so a killed run resumes where it was.
+        evaluation: How results are judged: on which data, at how many points, with or without repair.
         report: Called with every row that was computed, in the order in which they are done.
-        registry: Where names are looked up. None: the registry of the process.
-        options: Options of solvers. Each goes to every solver, and stage of a chain, that has it.
+        arguments: The ``device`` where solvers work, and options of solvers. Each option goes to every solver, and
+            stage of a chain, that has it.
 
     Raises:
+        BindError: The networks do not fit the graph.
         SolverError: A solver is unknown, an option is wrong, or no solver has it.
         ComparisonError: ``path`` holds a comparison of something else, two solvers have one name in the table, or
-            something cannot be pickled for the executor, or ``points`` is even or less than 3.
+            something cannot be pickled for the executor.
     """
-    if not isinstance(pair, Pair):
-        raise ComparisonError(f"compare() takes a bound graph, graph.bind(a, b), not {type(pair).__name__}.")
-    _check_points(points)
-    if repair and (task is None or pair.module_a is None or pair.module_b is None):
+    bound = bound_pair("compare", pair, a, b)
+    if evaluation.repair and (task is None or bound.module_a is None or bound.module_b is None):
         raise ComparisonError("repair=True runs the merged network on data: pass task=, and bind modules.")
-    entries = _entries(solvers, task, options, registry if registry is not None else process_registry())
-    jobs = _jobs(entries, seeds)
-    plan = ComparisonSetup(pair, task, test or task, points, None if device is None else str(device), registry, repair)
+    device = arguments.pop("device", None)
+    registry = process_registry()
+    if solvers is None:
+        solvers = [name for name, info in registry.solvers().items() if task is not None or not info.needs.task]
+    jobs = _jobs(_entries(solvers, task, arguments, registry), seeds)
+    setup = ComparisonSetup(bound, task, evaluation, None if device is None else str(device))
     rows: dict[tuple[str, int], ComparisonRow] = {}
-    file = None if path is None else RowFile(path, identity_of(plan))
+    file = None if path is None else RowFile(path, identity_of(setup))
     if file is not None:
         known = {job.key: job.settings for job in jobs}
         rows |= {row.key: row for row in file.rows if not row.failed and known.get(row.key) == dict(row.options)}
-    left = [job for job in jobs if job.key not in rows]
-    for row in _run(plan, left, executor):
+    for row in _run(setup, [job for job in jobs if job.key not in rows], executor):
         rows[row.key] = row
         if file is not None:
             file.append(row)
         if report is not None:
             report(row)
-    return Comparison(tuple(rows[job.key] for job in jobs), str(plan.where))
+    return Comparison(tuple(rows[job.key] for job in jobs), str(setup.where))
 
 
 # ---------------------------------------------------------------------- what is compared
-
-
-def _check_points(points: int) -> None:
-    if points < 3 or points % 2 == 0:
-        raise ComparisonError(f"points is {points}: give an odd number, at least 3, so that the middle is one of them.")
 
 
 @dataclass(frozen=True)
@@ -190,13 +181,13 @@ def _jobs(entries: Sequence[_Entry], seeds: Iterable[int]) -> list[Job]:
 # ---------------------------------------------------------------------- running
 
 
-def _run(plan: ComparisonSetup, jobs: Sequence[Job], executor: Executor | None) -> Iterator[ComparisonRow]:
+def _run(setup: ComparisonSetup, jobs: Sequence[Job], executor: Executor | None) -> Iterator[ComparisonRow]:
     """Rows in the order in which they are done."""
     if executor is None:
         for job in jobs:
-            yield run_job(plan, job)
+            yield run_job(setup, job)
         return
-    packed = plan_bytes(plan, jobs)  # threads too: a model that two of them run at once would be changed under way
+    packed = setup_bytes(setup, jobs)  # threads too: a model that two of them run at once would be changed under way
     futures = {executor.submit(run_job_from_bytes, packed, index): job for index, job in enumerate(jobs)}
     try:
         for future in as_completed(futures):

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
+from io import StringIO
 from os import PathLike
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import rich.box
+import rich.console
+import rich.markup
+import rich.table
+import rich.text
+
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import ComparisonError
+from alignkit.plotting.pictures import bar_chart, plot_interpolations
+from alignkit.reports.document import Part, Picture, Report, Section, Table, Text
+from alignkit.reports.sections import facts_section
 from alignkit.tasks.interpolation import Interpolation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 FORMAT = Format("alignkit.comparison", "comparison", "Comparison.to_json", ComparisonError)
 ERROR = "ERROR"
@@ -43,7 +53,7 @@ class ComparisonRow:
         repaired_loss: Loss of the average of A and aligned B after `alignkit.repair`, where that was asked for.
         repaired_metric: Metric of the same.
         seconds: Wall-clock time of the solver.
-        peak_memory: Bytes by which the memory in use rose (`alignkit.jobs.peak_memory`); None if unknown.
+        peak_memory: Bytes by which the memory in use rose (`alignkit.jobs.memory_use`); None if unknown.
         moved: Units that changed their place.
         options: Options of the solver, or of each stage of a chain.
     """
@@ -195,66 +205,103 @@ class Comparison:
             f"no row of {wanted}. Rows: {', '.join(f'{r.solver} (seed {r.seed})' for r in self.rows)}."
         )
 
-    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+    def plot(self, path: str | PathLike[str] | None = None, *, title: str | None = None) -> Figure:
         """Draw loss and metric on the line from A to B; without a task the squared distances as bars.
 
         Args:
             path: A file to write, or None for a figure only.
+            title: Heading of the picture of lines.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
             ComparisonError: Every row failed, so there is nothing to draw.
         """
-        from alignkit.plotting.pictures import bar_chart, plot_interpolations
-
         lines = [average.line for average in self.averages]
         if any(line is not None for line in lines):
-            return plot_interpolations([line for line in lines if line is not None], path)
+            return plot_interpolations([line for line in lines if line is not None], path, title=title)
         bars = {average.solver: average.mean("distance") for average in self.averages}
         found = {name: value for name, value in bars.items() if value is not None}
         if not found:
             raise ComparisonError("every solver failed, there is nothing to draw: see the reasons in the rows.")
         return bar_chart(found, "squared distance of A to aligned B", path)
 
-    def table(self) -> Table:
+    def table(self) -> rich.table.Table:
         """The comparison as a rich table: a line for each solver, means over the seeds."""
-        from rich import box
-        from rich.markup import escape
-        from rich.table import Table
-
-        averages = self.averages
-        columns = [column for column in COLUMNS if column.always or any(column.value(a) for a in averages)]
-        drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        columns = self._columns
+        drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for column in columns:  # on a narrow terminal names are folded, numbers never cut
             name = column is COLUMNS[0]
             drawn.add_column(column.heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
-        for average in averages:
-            drawn.add_row(*(escape(column.value(average) or "-") for column in columns))
+        for average in self.averages:
+            drawn.add_row(*(rich.markup.escape(column.value(average) or "-") for column in columns))
         return drawn
 
     def problems(self) -> tuple[str, ...]:
         """One sentence for each row that failed or was not finished."""
         return tuple(f"{row.solver} (seed {row.seed}): {row.reason}" for row in self.rows if row.reason)
 
-    def __rich_console__(self, console: Any, options: Any) -> Iterable[Any]:
-        from rich.text import Text
+    def explain(self) -> str:
+        """Return the table as text, with what went wrong below it."""
+        return str(self)
 
+    def facts(self) -> dict[str, Any]:
+        """Return all rows as plain values, as JSON takes them."""
+        return {
+            **FORMAT.header,
+            "device": self.device,
+            "measured": self.measured,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    def report(self, title: str = "Solvers side by side", *, facts: Mapping[str, str] | None = None) -> Report:
+        """Show the comparison as picture and table.
+
+        Args:
+            title: Heading of the report.
+            facts: What else belongs to the summary.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            ComparisonError: Every solver failed.
+        """
+        description = "Solvers on the line from A to aligned B, or their distances."
+        columns, averages = self._columns, self.averages
+        header = tuple(column.heading.replace("\n", " ") for column in columns)
+        rows = tuple(tuple(column.value(average) or "-" for column in columns) for average in averages)
+        parts: list[Part] = [Picture.of(self.plot(), "comparison", description), Table(header, rows)]
+        parts += [Text(problem) for problem in (*self.problems(), self.measured)]
+        summary = facts_section({**(facts or {}), "device": self.device})
+        return Report(title, (summary, Section("Solvers", tuple(parts))))
+
+    @property
+    def _columns(self) -> list[Column]:
+        """The columns in which some solver has something to say."""
+        return [column for column in COLUMNS if column.always or any(column.value(a) for a in self.averages)]
+
+    def _repr_html_(self) -> str:
+        header = "".join(f"<th>{escape(column.heading)}</th>" for column in self._columns)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(column.value(average) or '-')}</td>" for column in self._columns) + "</tr>"
+            for average in self.averages
+        )
+        problems = "".join(f"<p>{escape(problem)}</p>" for problem in self.problems())
+        return f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>{problems}"
+
+    def __repr__(self) -> str:
+        return f"Comparison({len(self.rows)} rows: {', '.join(self.solvers)})"
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterable[Any]:
         yield self.table()
-        yield from (Text(problem) for problem in self.problems())
+        yield from (rich.text.Text(problem) for problem in self.problems())
 
     def __str__(self) -> str:
-        from io import StringIO
-
-        from rich.console import Console
-
         text = StringIO()
-        Console(file=text, width=160, no_color=True).print(self)
+        rich.console.Console(file=text, width=160, no_color=True).print(self)
         return text.getvalue().rstrip("\n")
 
     def to_json(self) -> str:
         """Everything as JSON text."""
-        values = {"device": self.device, "measured": self.measured, "rows": [row.to_dict() for row in self.rows]}
-        return FORMAT.to_json(values)
+        return FORMAT.to_json(self.facts())
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:

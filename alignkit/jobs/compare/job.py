@@ -5,26 +5,47 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from alignkit.errors import ComparisonError
 from alignkit.graph import Pair, SymmetryGraph
+from alignkit.jobs.average import average
 from alignkit.jobs.compare.comparison import ERROR, ComparisonRow
-from alignkit.jobs.merge import merge
-from alignkit.jobs.peak_memory import peak_memory
+from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.repair import repair
 from alignkit.jobs.solve import solve
-from alignkit.plugins.plugin_registry import Registry
 from alignkit.solver import Solver
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import Interpolation, interpolate
-from alignkit.tasks.task import TaskResult
+from alignkit.tasks.task import Task, TaskResult
 from alignkit.text import explain_error
 
-if TYPE_CHECKING:
-    from alignkit.tasks.task import Task
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the results of a comparison are judged.
+
+    Attributes:
+        test: Data on which barrier, AUC and the middle are measured. None: those of the solvers' task.
+        points: Number of points on the line from A to aligned B, odd, so that the middle is one of them.
+        repair: Measure the average of A and aligned B a second time after `alignkit.repair` on the data of the
+            solvers' task. Networks with BatchNorm, and deep ones without, are judged better by it. Needs modules.
+
+    Raises:
+        ComparisonError: ``points`` is even or less than 3.
+    """
+
+    test: Task | None = None
+    points: int = 25
+    repair: bool = False
+
+    def __post_init__(self) -> None:
+        if self.points < 3 or self.points % 2 == 0:
+            raise ComparisonError(
+                f"points is {self.points}: give an odd number, at least 3, so that the middle is one of them."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,20 +55,19 @@ class ComparisonSetup:
     Attributes:
         pair: The two networks.
         task: For the solvers that need one.
-        test: For barrier, AUC and the middle.
-        points: Places on the line.
+        evaluation: How results are judged.
         device: Where solvers work; None is where A's tensors are.
-        registry: Whose observers watch; None is that of the process.
-        repair: Whether the average is also measured after `alignkit.repair` on the data of the task.
     """
 
     pair: Pair
     task: Task | None
-    test: Task | None
-    points: int
+    evaluation: Evaluation
     device: str | None = None
-    registry: Registry | None = None
-    repair: bool = False
+
+    @property
+    def test(self) -> Task | None:
+        """The task for barrier, AUC and the middle."""
+        return self.evaluation.test or self.task
 
     @property
     def where(self) -> torch.device:
@@ -83,18 +103,17 @@ class Job:
         return ComparisonRow(self.name, self.seed, ERROR, " ".join(reason.split()), options=self.settings)
 
 
-def run_job(plan: ComparisonSetup, job: Job) -> ComparisonRow:
+def run_job(setup: ComparisonSetup, job: Job) -> ComparisonRow:
     """Solve and evaluate. Whatever goes wrong is said in the row."""
     try:
-        with peak_memory(plan.where) as memory:
+        with peak_memory(setup.where) as memory:
             solution = solve(
-                plan.pair,
+                setup.pair,
                 solver=list(job.stages),
-                task=plan.task,
-                device=plan.device,
+                task=setup.task,
+                device=setup.device,
                 seed=job.seed,
                 throw=False,
-                registry=plan.registry,
             )
     except Exception as error:  # what a solver needs is missing, or the device does not work
         return job.failed(explain_error(error))
@@ -106,7 +125,7 @@ def run_job(plan: ComparisonSetup, job: Job) -> ComparisonRow:
             f"{solution.status.value} {solution.detail}".rstrip(),
             options=job.settings,
         )
-    line, repaired, reason = _evaluated(plan, job, solution)
+    line, repaired, reason = _evaluated(setup, job, solution)
     return ComparisonRow(
         solver=job.name,
         seed=job.seed,
@@ -125,48 +144,48 @@ def run_job(plan: ComparisonSetup, job: Job) -> ComparisonRow:
 
 
 def _evaluated(
-    plan: ComparisonSetup, job: Job, solution: Solution
+    setup: ComparisonSetup, job: Job, solution: Solution
 ) -> tuple[Interpolation | None, TaskResult | None, str]:
     """The line, the repaired average if that is wanted, and what went wrong."""
-    if plan.test is None:
+    if setup.test is None:
         return None, None, ""
     line: Interpolation | None = None
     try:
-        aligned = solution.apply(plan.pair.b)
-        line = interpolate(plan.test, plan.pair.a, aligned, plan.points, label=job.name)
-        return line, _repaired(plan, solution) if plan.repair else None, ""
+        aligned = solution.apply(setup.pair.b)
+        line = interpolate(setup.test, setup.pair.a, aligned, setup.evaluation.points, label=job.name)
+        return line, _repaired(setup, solution) if setup.evaluation.repair else None, ""
     except Exception as error:  # the model, the data and the loss are the user's
         return line, None, f"the result could not be evaluated: {explain_error(error)}"
 
 
-def _repaired(plan: ComparisonSetup, solution: Solution) -> TaskResult:
+def _repaired(setup: ComparisonSetup, solution: Solution) -> TaskResult:
     """The average of A and aligned B, repaired on the task's data and measured on the test's."""
-    a, b, test = plan.pair.module_a, plan.pair.module_b, plan.test
+    a, b, test = setup.pair.module_a, setup.pair.module_b, setup.test
     if a is None or b is None or test is None:
         raise ComparisonError("repair=True runs the merged network on data: pass task=, and bind modules.")
     parents = [a, solution.apply(b)]
-    return test.evaluate(repair(merge(parents), parents, plan.task))
+    return test.evaluate(repair(average(parents), parents, setup.task))
 
 
 # ---------------------------------------------------------------------- for executors
 
 
-def plan_bytes(plan: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
-    """A plan and its jobs as bytes, tensors by value: no file handles or shared memory that could run out.
+def setup_bytes(setup: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
+    """A setup and its jobs as bytes, tensors by value: no file handles or shared memory that could run out.
 
     Raises:
         ComparisonError: Something cannot be pickled; the message names it.
     """
-    pair = plan.pair
+    pair = setup.pair
     parts = {
         "the graph": pair.graph.to_json(),
         "the weights": (dict(pair.a), dict(pair.b)),
         "model A": pair.module_a,
         "model B": pair.module_b,
-        "the task": plan.task,
-        "the task test=": plan.test if plan.test is not plan.task else None,
-        "the same task": plan.test is plan.task,
-        "the settings": (plan.points, plan.device, plan.repair),
+        "the task": setup.task,
+        "the task test=": setup.test if setup.test is not setup.task else None,
+        "the same task": setup.test is setup.task,
+        "the settings": (setup.evaluation.points, setup.evaluation.repair, setup.device),
         "the solvers": tuple(jobs),
     }
     try:
@@ -181,18 +200,19 @@ def plan_bytes(plan: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
 
 
 def run_job_from_bytes(packed: bytes, index: int) -> ComparisonRow:
-    """Run one job of `plan_bytes`; called in the worker."""
-    plan, jobs = _unpacked(pickle.loads(packed))
-    return run_job(plan, jobs[index])
+    """Run one job of `setup_bytes`; called in the worker."""
+    setup, jobs = _unpacked(pickle.loads(packed))
+    return run_job(setup, jobs[index])
 
 
 def _unpacked(parts: Mapping[str, Any]) -> tuple[ComparisonSetup, Sequence[Job]]:
     graph = SymmetryGraph.from_json(parts["the graph"])
     a, b = parts["the weights"]
     pair = Pair(graph, a, b, parts["model A"], parts["model B"])
-    points, device, wants_repair = parts["the settings"]
+    points, wants_repair, device = parts["the settings"]
     test = parts["the task"] if parts["the same task"] else parts["the task test="]
-    return ComparisonSetup(pair, parts["the task"], test, points, device, repair=wants_repair), parts["the solvers"]
+    evaluation = Evaluation(test, points, wants_repair)
+    return ComparisonSetup(pair, parts["the task"], evaluation, device), parts["the solvers"]
 
 
 def _can_be_pickled(part: object) -> bool:

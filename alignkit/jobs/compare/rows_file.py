@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,27 +18,25 @@ from alignkit.errors import ComparisonError
 from alignkit.jobs.compare.comparison import ComparisonRow
 from alignkit.jobs.compare.job import ComparisonSetup
 from alignkit.tasks.batches import tensors_in
-
-if TYPE_CHECKING:
-    from alignkit.tasks.task import Task
+from alignkit.tasks.task import Task
 
 FORMAT = Format("alignkit.comparison-rows", "file of rows", "compare(..., path=...)", ComparisonError)
 
 
-def identity_of(plan: ComparisonSetup) -> dict[str, Any]:
+def identity_of(setup: ComparisonSetup) -> dict[str, Any]:
     """What has to be equal for two comparisons to share rows, as plain values.
 
     Weights count in full; a task counts with its loss, its metric and its first batch.
     """
     return {
-        "graph": plan.pair.graph.fingerprint,
-        "weights of A": _digest(plan.pair.a),
-        "weights of B": _digest(plan.pair.b),
-        "task": _task(plan.task),
-        "task for the test": _task(plan.test),
-        "points": plan.points,
-        "repair": plan.repair,
-        "device": str(plan.where),
+        "graph": setup.pair.graph.fingerprint,
+        "weights of A": _digest(setup.pair.a),
+        "weights of B": _digest(setup.pair.b),
+        "task": _task(setup.task),
+        "task for the test": _task(setup.test),
+        "points": setup.evaluation.points,
+        "repair": setup.evaluation.repair,
+        "device": str(setup.where),
     }
 
 

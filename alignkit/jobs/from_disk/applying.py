@@ -11,10 +11,10 @@ from alignkit.checkpoints import Checkpoint, OnProgress, write_checkpoint
 from alignkit.checkpoints.shard import Values, ValuesOf
 from alignkit.errors import MergeError
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.average import average, shares_of
 from alignkit.jobs.from_disk.budget import Budget, parse_memory
 from alignkit.jobs.from_disk.matching import fit_on_disk
 from alignkit.jobs.from_disk.weights import Reordered
-from alignkit.jobs.merge import merge, shares_of
 from alignkit.solver.solution import Solution
 
 DEFAULT_MEMORY = 1 << 30
@@ -30,7 +30,7 @@ def align_checkpoint(
     on_progress: OnProgress | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write B with its units in the new order, in the form of B; see `alignkit.write_checkpoint`.
+    """Write B with its units in the new order, in the form of B; see `alignkit.checkpoints.write_checkpoint`.
 
     Args:
         output: Folder or file to write.
@@ -58,7 +58,7 @@ def merge_checkpoints(
     on_progress: OnProgress | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the weighted average of aligned checkpoints, in the form of the first; see `alignkit.merge`.
+    """Write the weighted average of aligned checkpoints, in the form of the first; see `alignkit.average`.
 
     Args:
         output: Folder or file to write.
@@ -79,7 +79,7 @@ def merge_checkpoints(
 
 
 def aligned_values(b: Checkpoint, alignment: Alignment, memory: int | str = DEFAULT_MEMORY) -> ValuesOf:
-    """Return what `alignkit.write_checkpoint` takes to write B under an alignment."""
+    """Return what `alignkit.checkpoints.write_checkpoint` takes to write B under an alignment."""
     budget = Budget(parse_memory(memory))
     source, _ = fit_on_disk(alignment.graph, b, b, budget)
     nodes = alignment.graph.first_names
@@ -98,7 +98,7 @@ def merged_values(
     weights: Sequence[float] | None = None,
     memory: int | str = DEFAULT_MEMORY,
 ) -> ValuesOf:
-    """Return what `alignkit.write_checkpoint` takes to write the average of aligned checkpoints."""
+    """Return what `alignkit.checkpoints.write_checkpoint` takes to write the average of aligned checkpoints."""
     shares = shares_of(weights, len(checkpoints))
     orders = [order.alignment if isinstance(order, Solution) else order for order in alignments]
     graphs = {id(order.graph): order.graph for order in orders if order is not None}
@@ -116,7 +116,7 @@ def merged_values(
         moved = [Reordered(graph.tensors[nodes[name]], element) for element in elements]
         for span in moved[0].pieces(budget.piece):
             parts = [each.at(source, span) for each, source in zip(moved, sources, strict=True)]
-            yield merge([{name: part} for part in parts], shares)[name]
+            yield average([{name: part} for part in parts], shares)[name]
 
     def values(name: str) -> Values:
         return averaged(name) if Reordered(graph.tensors[nodes[name]], {}).splits else next(averaged(name))

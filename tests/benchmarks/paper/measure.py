@@ -168,7 +168,7 @@ def line_between(
     places = np.linspace(0, 1, RESET_POINTS)
     losses = []
     for place in places:
-        mixed = alignkit.merge([a, b], [1 - float(place), float(place)])
+        mixed = alignkit.average([a, b], [1 - float(place), float(place)])
         losses.append(test.evaluate(alignkit.reset_batchnorm(mixed, learn)).loss)
     excess = np.clip(np.array(losses) - ((1 - places) * losses[0] + places * losses[-1]), 0, None)
     return float(excess.max()), float(np.trapezoid(excess, places))
@@ -176,7 +176,7 @@ def line_between(
 
 def pair_distance(pair: alignkit.Pair) -> float:
     """Squared distance of the two networks as they are."""
-    return float(alignkit.Objective(pair).distance2(alignkit.Alignment.identity(pair.graph)))
+    return float(alignkit.matching.Objective(pair).distance2(alignkit.Alignment.identity(pair.graph)))
 
 
 def _tasks(

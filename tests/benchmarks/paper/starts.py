@@ -140,7 +140,7 @@ def measured(
                     solution, curve = sinkhorn(pair, init, many, SINKHORN[solver], steps)
                 used = process_time() - clock
                 if init is not None and solver != "sinkhorn, midpoint loss" and curve[0][0] > 0:
-                    curve = [(0, float(alignkit.Objective(pair).distance2(init))), *curve]
+                    curve = [(0, float(alignkit.matching.Objective(pair).distance2(init))), *curve]
                 note(found.setdefault(solver, {}).setdefault(name, Collected()), pair, solution, curve, used)
         print(f"pair {left} {right}", flush=True)
     return (

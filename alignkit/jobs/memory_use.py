@@ -34,7 +34,7 @@ class MemoryReading:
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[MemoryReading]:
+def peak_memory(device: torch.device | str = "cpu") -> Iterator[MemoryReading]:
     """Measure how far the memory in use rises inside the block.
 
     On CUDA: the largest sum of allocated tensors of the device (``torch.cuda.max_memory_allocated``), less what was
@@ -42,7 +42,7 @@ def peak_memory(device: torch.device) -> Iterator[MemoryReading]:
     memory that the allocator kept from earlier work and uses again is not seen, so small numbers are lower bounds.
     Elsewhere: unknown.
     """
-    reading = MemoryReading()
+    device, reading = torch.device(device), MemoryReading()
     with _lock:
         for other in _running:
             other.alone = reading.alone = False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import warnings
+from importlib.metadata import version as version_of
 from typing import Annotated
 
-import torch
 import typer
 
 import alignkit
@@ -38,7 +38,8 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"alignkit {alignkit.__version__} (torch {torch.__version__}, Python {platform.python_version()})")
+        python, torch = platform.python_version(), version_of("torch")
+        typer.echo(f"alignkit {alignkit.__version__} (torch {torch}, Python {python})")
         raise typer.Exit
 
 
@@ -63,19 +64,11 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     typer.echo(f"Warning: {message}", err=True)
 
 
-app.command("solvers")(solvers)
-app.command("solve")(solve)
-app.command("demo")(demo)
-app.command("trace")(trace)
-app.command("check")(check)
-app.command("merge")(merge)
-app.command("compare")(compare)
-app.command("align-many")(align_many)
-app.command("distance")(distance)
-app.command("transport")(transport)
-app.command("zoo")(zoo)
-app.command("canonicalize")(canonicalize)
-app.command("train-deepalign")(train_deepalign)
+for function in (
+    *(solvers, solve, demo, trace, check, merge, compare),
+    *(align_many, distance, transport, zoo, canonicalize, train_deepalign),
+):
+    app.command(function.__name__.replace("_", "-"))(function)
 
 
 def main() -> None:

@@ -1,0 +1,198 @@
+"""What every job command does around its one call: checks, the estimate, and the result as text, JSON and report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+
+import alignkit
+from alignkit.cli.outputs import check_report, check_weights
+from alignkit.cli.switches import ArchitectureSwitches, JobSwitches
+from alignkit.text import readable_bytes
+
+if TYPE_CHECKING:
+    from alignkit.checkpoints import ByteProgress
+    from alignkit.graph.proof.verify import Verification
+    from alignkit.jobs import Estimate, NetworkFiles
+
+NOT_RUN = "Function check: not done, a spec cannot be run. With --model the function is checked."
+NOT_HELD = "Function check: not done, it holds the whole network, which --memory is there to avoid."
+
+
+class Runner:
+    """One run of a job command.
+
+    A command is ``with Runner(...) as run:``, then `open` (which ends a dry run), one call of the public API, the
+    writing of its outputs, and `finish`.
+
+    Args:
+        job: Name of the command.
+        switches: What every job command takes.
+        outputs: Files of weights and alignments that are written, by their switch.
+        like: An input; where it is a folder, ``--output`` may be one.
+    """
+
+    def __init__(
+        self, job: str, switches: JobSwitches, outputs: Mapping[str, Path | None], *, like: Path | None = None
+    ) -> None:
+        folder = like is not None and (like.is_dir() or like.name.endswith(".index.json"))
+        check_weights(dict(outputs), switches.force, folder=folder)
+        check_report(switches.report, switches.force)
+        self.job, self.switches = job, switches
+        self.written = [str(path) for path in outputs.values() if path is not None]
+        self._function: dict[str, float | None] = {}
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Runner:
+        with ExitStack() as stack:
+            self._started = perf_counter()
+            self._memory = stack.enter_context(alignkit.jobs.peak_memory())
+            stack.enter_context(alignkit.progress())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def open(
+        self,
+        paths: Sequence[Path],
+        architecture: ArchitectureSwitches,
+        *,
+        solver: str | Sequence[str] | None = None,
+        memory: int | None = None,
+    ) -> NetworkFiles:
+        """Open the networks. With ``--dry-run`` print the estimate instead, and end the command.
+
+        Args:
+            paths: Checkpoints; the first is the reference.
+            architecture: The switches that say what they are.
+            solver: What aligns them; None where nothing is solved.
+            memory: A limit in bytes.
+
+        Raises:
+            AlignkitError: They cannot be read, or do not fit their graph.
+        """
+        look_in_this_folder()
+        read = not self.switches.dry_run and memory is None
+        files = alignkit.open_networks(*paths, spec=architecture.spec, model=architecture.model, read=read)
+        if memory is not None:
+            self._lines.append(NOT_HELD)
+        if self.switches.dry_run:
+            writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]
+            self.end_dry_run(files.estimate(self.job, solver=solver, memory=memory, writes=writes))  # type: ignore[arg-type]
+        return files
+
+    def end_dry_run(self, estimate: Estimate) -> None:
+        """Print an estimate, and end the command."""
+        self._print(estimate.explain(), estimate.facts())
+        raise typer.Exit
+
+    def check_function(self, files: NetworkFiles, index: int) -> Verification | None:
+        """Prove that reordering units keeps the function of one network, where it can be run."""
+        check = files.function_check(index)
+        self._function = {"function_error": None if check is None else check.error}
+        self._lines.append(
+            NOT_RUN
+            if check is None
+            else f"Function check: {check.draws} random reorderings change the outputs by at most {check.error:.1g} of "
+            f"their size (tolerance {check.tolerance:.0e}, {check.dtype})."
+        )
+        return check
+
+    def finish(
+        self,
+        result: Any,
+        title: str,
+        files: NetworkFiles | None = None,
+        *,
+        named: Mapping[str, Any] | None = None,
+        **report_arguments: Any,
+    ) -> None:
+        """Print what came out, as text or JSON, and write the report.
+
+        Args:
+            result: What the job returned.
+            title: Heading of the report.
+            files: The networks, if tensors that their model lacks are to be told.
+            named: What else belongs into JSON and the summary of the report: files, by what they are.
+            report_arguments: Further arguments of the result's ``report``.
+        """
+        self._stack.close()  # the peak of memory is known once the measurement ends
+        seconds, peak = perf_counter() - self._started, self._memory.peak
+        used = "" if peak is None else f", {readable_bytes(peak)} of memory"
+        if self.switches.report is not None:
+            summary = {name: str(value) for name, value in (named or {}).items()} | {"in all": f"{seconds:.2f} s{used}"}
+            report = result.report(title, facts=summary, **report_arguments)
+            alignkit.reports.write_report(report, self.switches.report)
+            self.written.append(str(self.switches.report))
+        if files is not None and files.unknown:
+            more = f" and {len(files.unknown) - 5} more" if len(files.unknown) > 5 else ""
+            listed = ", ".join(files.unknown[:5])
+            self._lines.append(f"Not part of the model, kept as they are in the first input: {listed}{more}.")
+        lines = [result.explain(), *self._lines, f"{seconds:.2f} s{used}.", *(f"Written: {p}" for p in self.written)]
+        measured = {**self._function, "total_seconds": seconds, "peak_memory": peak}
+        self._print("\n".join(lines), {**(named or {}), **result.facts(), **measured})
+
+    def _print(self, text: str, facts: Mapping[str, Any]) -> None:
+        if self.switches.as_json:
+            typer.echo(json.dumps(facts, indent=2, allow_nan=False, default=str))
+        else:  # as it is, without markup or line breaks of its own
+            Console(highlight=False, markup=False, soft_wrap=True).print(text)
+
+
+def look_in_this_folder() -> None:
+    """Let ``module:factory`` name a module in the current folder, as ``python -m`` does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def load_task(name: str | None) -> alignkit.Task | None:
+    """Return the task that ``package.module:function`` makes; None for None.
+
+    Raises:
+        TaskError: There is no such function, it failed, or it returns something else.
+    """
+    look_in_this_folder()
+    return None if name is None else alignkit.Task.from_name(name)
+
+
+@contextmanager
+def bar(*columns: str | ProgressColumn, total: float = 1.0, start: str = "") -> Iterator[Callable[..., None]]:
+    """Show a bar on the terminal while the block runs; nothing where there is no terminal.
+
+    Args:
+        columns: What stands behind the bar.
+        total: Steps to the end.
+        start: What is said before the first step.
+
+    Yields:
+        A function that takes what the bar's task takes: ``completed=``, ``total=``, ``description=``.
+    """
+    console = Console(stderr=True)
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns)
+    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(start, total=total)
+        yield lambda **values: progress.update(task, **values)
+
+
+@contextmanager
+def byte_bar() -> Iterator[Callable[[ByteProgress], None]]:
+    """Show how far a pass over many bytes has come, with the time left of it."""
+    with bar(start="reading") as update:
+
+        def report(progress: ByteProgress) -> None:
+            left = "" if progress.remaining is None else f", about {progress.remaining:.0f} s left of this pass"
+            update(description=f"{progress.stage}{left}", completed=progress.fraction)
+
+        yield report

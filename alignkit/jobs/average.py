@@ -1,0 +1,203 @@
+"""`average`: one network between several whose units are in the same order.
+
+It takes weights as they stand. `alignkit.merge` aligns first.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from alignkit.checkpoints.fit import all_finite
+from alignkit.errors import MergeError
+from alignkit.graph.bind import weights_of
+from alignkit.checkpoints.ties import tensor_identity
+
+Method = Literal["linear", "slerp"]
+Weights = nn.Module | Mapping[str, Tensor]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+PARALLEL = 1e-6
+"""Below this sine of the angle between two tensors there is no plane to turn in, and slerp is the straight line."""
+STATISTICS = ("running_mean", "running_var")
+"""Buffers that hold statistics of data; they have no direction, so they are always averaged."""
+
+
+@overload
+def average(
+    models: Sequence[ModuleT], weights: Sequence[float] | None = None, method: Method = "linear"
+) -> ModuleT: ...
+@overload
+def average(
+    models: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None, method: Method = "linear"
+) -> dict[str, Tensor]: ...
+def average(
+    models: Sequence[Weights], weights: Sequence[float] | None = None, method: Method = "linear"
+) -> nn.Module | dict[str, Tensor]:
+    """Average networks whose units are in the same order.
+
+    Args:
+        models: Modules, or state dicts, of one architecture and in one basis. They are left as they are.
+        weights: Share of each model: not negative, divided by their sum. None: equal shares.
+        method: ``"linear"``, the weighted average of every tensor; or ``"slerp"``, for two models: each tensor turns
+            from the first to the second at constant speed, so that its length does not shrink in between (Shoemake,
+            "Animating rotation with quaternion curves", 1985). Running statistics are averaged in any case.
+
+    Returns:
+        A module where modules were given (a copy of the first with new values; tied tensors stay tied), a dict where
+        mappings were given. Dtypes and devices are those of the first model; sums are taken in float64. Whole numbers
+        have no average: they have to be alike, only ``num_batches_tracked`` becomes the largest. The running statistics
+        of a merged network do not fit it: see `alignkit.reset_batchnorm`.
+
+    Raises:
+        MergeError: Models differ in names, shapes, ties or whole numbers (model and tensor are named), hold NaN or
+            infinity, or shares or method are wrong.
+    """
+    shares = shares_of(weights, len(models))
+    modules = [isinstance(model, nn.Module) for model in models]
+    if any(modules) and not all(modules):
+        kinds = ", ".join("a module" if module else "a mapping" for module in modules)
+        raise MergeError(f"models are all modules or all state dicts, found {kinds}.")
+    check_method(method, len(models))
+    sides = [weights_of(model) for model in models]
+    check_alike(sides, [f"model {at}" for at in range(len(sides))])
+    averages: dict[str, Tensor] = {}
+    by_identity: dict[object, Tensor] = {}
+    with torch.no_grad():
+        for name, tensor in sides[0].items():
+            key = tensor_identity(tensor)
+            if key not in by_identity:
+                by_identity[key] = average_tensor(name, [side[name] for side in sides], shares, method)
+            averages[name] = by_identity[key]
+    first = models[0]
+    return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
+
+
+def with_tensors(module: ModuleT, tensors: Mapping[str, Tensor]) -> ModuleT:
+    """Return a deep copy of a module with new values for its parameters and buffers."""
+    copied = copy.deepcopy(module)
+    own = copied.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name in own.keys() & tensors.keys():
+            own[name].data.copy_(tensors[name])
+    return copied
+
+
+def check_method(method: str, count: int) -> None:
+    """Refuse a method that does not exist or that cannot take ``count`` models.
+
+    Raises:
+        MergeError: It is so.
+    """
+    if method not in ("linear", "slerp"):
+        raise MergeError(f"there is no method {method!r}: take 'linear' or 'slerp'.")
+    if method == "slerp" and count != 2:
+        raise MergeError(f"method='slerp' turns from one model to another, found {count} models.")
+
+
+def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return shares of ``count`` models that add up to 1; equal ones for None.
+
+    Raises:
+        MergeError: There are no models, or the shares are negative, not finite, all zero or not one for each model.
+    """
+    if not count:
+        raise MergeError("there are no models: give at least one.")
+    if weights is None:
+        return [1.0 / count] * count
+    shares = [float(weight) for weight in weights]
+    if len(shares) != count:
+        raise MergeError(f"there are {len(shares)} weights for {count} models: give one each.")
+    for at, share in enumerate(shares):
+        if not math.isfinite(share) or share < 0:
+            raise MergeError(f"weights[{at}] is {share}: shares are finite and not negative.")
+    total = sum(shares)
+    if total <= 0:
+        raise MergeError("all weights are 0: give at least one model a share.")
+    return [share / total for share in shares]
+
+
+def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> None:
+    """Hold the tensors of several models against those of the first.
+
+    Raises:
+        MergeError: Names, shapes, kinds, ties or values do not fit; every mismatch is listed by model and tensor.
+    """
+    first, zero = sides[0], labels[0]
+    ties: dict[object, str] = {}
+    tied = {n: other for n, t in first.items() if (other := ties.setdefault(tensor_identity(t), n)) != n}
+    problems: list[str] = []
+    for label, side in zip(labels, sides, strict=True):
+        problems += [f"{name!r} is missing in {label}" for name in first if name not in side]
+        problems += [f"{name!r} of {label} is not in {zero}" for name in side if name not in first]
+        for name, tensor in side.items():
+            if name not in first:
+                continue
+            if tensor.shape != first[name].shape:
+                problems.append(f"{name!r} is {[*tensor.shape]} in {label} but {[*first[name].shape]} in {zero}")
+            elif is_number(tensor) != is_number(first[name]):
+                problems.append(f"{name!r} is {tensor.dtype} in {label} but {first[name].dtype} in {zero}")
+            elif is_number(tensor) and not all_finite(tensor):
+                problems.append(f"{name!r} of {label} holds NaN or infinity")
+            elif name in tied and tied[name] in side and not torch.equal(tensor, side[tied[name]]):
+                problems.append(f"{name!r} and {tied[name]!r} are tied in {zero} but differ in {label}")
+    if problems:
+        listed = "\n".join(f"  - {text}" for text in problems)
+        raise MergeError(f"the models do not fit each other, {len(problems)} problems:\n{listed}")
+
+
+def is_number(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds numbers that can be averaged, rather than whole numbers or truth values."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def widen(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor in float64, or complex128, on a device."""
+    return tensor.detach().to(device, torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def average_tensor(name: str, tensors: Sequence[Tensor], shares: Sequence[float], method: Method) -> Tensor:
+    """Average one tensor of several models, in float64 and back in the dtype of the first.
+
+    Raises:
+        MergeError: It holds whole numbers that differ.
+    """
+    first = tensors[0]
+    if not is_number(first):
+        others = [tensor.to(first.device) for tensor in tensors[1:]]
+        if name.endswith("num_batches_tracked"):
+            return torch.stack([first, *others]).amax(0)
+        for at, other in enumerate(others, 1):
+            if not torch.equal(first, other):
+                raise MergeError(
+                    f"{name!r} holds whole numbers ({first.dtype}), which have no average, and model {at} differs."
+                )
+        return first.detach().clone()
+    wide = [widen(tensor, first.device) for tensor in tensors]
+    if method == "slerp" and not name.endswith(STATISTICS):
+        return slerp(wide[0], wide[1], shares[1]).to(first.dtype)
+    total = torch.zeros_like(wide[0])
+    for tensor, share in zip(wide, shares, strict=True):
+        total += share * tensor
+    return total.to(first.dtype)
+
+
+def slerp(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], t: float) -> Float[Tensor, "*shape"]:
+    """Return the tensor at ``t`` on the arc from ``a`` (0) to ``b`` (1), both seen as one vector.
+
+    Source: Shoemake 1985. Where the two are parallel, opposite or zero there is no arc, and the line is taken.
+    """
+    lengths = [float(torch.linalg.vector_norm(side)) for side in (a, b)]
+    if min(lengths) == 0 or t in (0.0, 1.0):
+        return (1 - t) * a + t * b
+    cosine = float((a.conj() * b).real.sum()) / (lengths[0] * lengths[1])
+    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    if math.sin(angle) < PARALLEL:
+        return (1 - t) * a + t * b
+    return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)

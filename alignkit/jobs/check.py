@@ -1,0 +1,170 @@
+"""`check`: proof that reordering the units of a model leaves its function as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from alignkit.graph import SymmetryGraph
+from alignkit.graph.proof.equivalence import Equivalence, same_function
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.graph.proof.verify import Verification, verify
+from alignkit.jobs.distance import Distance, distance
+from alignkit.reports import Report, Section, Table, Text
+from alignkit.reports.sections import facts_section, uncovered_section
+from alignkit.tracing import trace
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A graph that was proved on a model.
+
+    Attributes:
+        graph: The graph.
+        proofs: What was measured, by the kind of weights: perturbed ones, and those of the model.
+    """
+
+    graph: SymmetryGraph
+    proofs: Mapping[str, Verification]
+
+    def explain(self) -> str:
+        """Say in a few lines what was tried and what it changed."""
+        lines = [
+            f"Passed with {kind}: {proof.draws} random symmetries change the outputs by at most {proof.error:.1g} of "
+            f"their size (tolerance {proof.tolerance:.0e}, {proof.dtype})."
+            for kind, proof in self.proofs.items()
+        ]
+        return "\n".join((*lines, f"{len(self.graph.groups)} groups, 10^{self.graph.log10_order:.1f} symmetries."))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was measured as plain values, as JSON takes them."""
+        checks = {kind: {**vars(proof), "passed": True} for kind, proof in self.proofs.items()}
+        return {"groups": len(self.graph.groups), "log10_order": self.graph.log10_order, "checks": checks}
+
+    def report(self, title: str = "Function check", *, facts: Mapping[str, str] | None = None) -> Report:
+        """Show what was measured, and the groups.
+
+        Args:
+            title: Heading of the report.
+            facts: What else belongs to the summary.
+        """
+        rows = tuple(
+            (kind, f"{proof.error:.2g}", f"{proof.tolerance:.0e}", proof.dtype, str(proof.draws))
+            for kind, proof in self.proofs.items()
+        )
+        measured = Table(("weights", "largest change", "tolerance", "run in", "symmetries tried"), rows)
+        units = ((n, g.size * self.graph.instances(n), g.parent or "-") for n, g in self.graph.groups.items())
+        groups = tuple((n, str(count), parent, str(len(self.graph.tensors_of(n)))) for n, count, parent in units)
+        passed = Text("Passed: random symmetries leave the outputs of the network as they are.")
+        return Report(
+            title,
+            (
+                facts_section({**(facts or {}), "symmetries": f"10^{self.graph.log10_order:.1f}"}),
+                Section("Function check", (passed, measured)),
+                Section("Groups", (Table(("group", "units", "nested in", "tensors"), groups),)),
+                uncovered_section(self.graph),
+            ),
+        )
+
+
+def check(
+    model: nn.Module, *args: Any, graph: SymmetryGraph | None = None, draws: int = 3, seed: int = 0, **kwargs: Any
+) -> Checked:
+    """Prove on a model that reordering its units leaves its function as it is.
+
+    Random symmetries are applied to the weights and the outputs compared, in float64 where the model runs in it: once
+    with noise on norms, running statistics, gates and biases, since freshly initialised ones hide mistakes, and once
+    with the weights of the model as they are.
+
+    Args:
+        model: The model; it is left as it is.
+        *args: Example inputs.
+        graph: The graph to prove. None: what `alignkit.trace` finds.
+        draws: Number of random symmetries.
+        seed: Seed of the symmetries and of the noise.
+        **kwargs: Example inputs by name.
+
+    Raises:
+        VerificationError: The function changes; the message names the groups.
+        TraceError: The model cannot be traced.
+    """
+    checked = trace(model, *args, **kwargs) if graph is None else graph
+    kinds = {"perturbed weights": perturbed(model, seed), "its own weights": model}
+    proofs = {kind: verify(checked, one, *args, draws=draws, seed=seed, **kwargs) for kind, one in kinds.items()}
+    return Checked(checked, proofs)
+
+
+@dataclass(frozen=True, eq=False)
+class Sameness:
+    """Whether two networks compute the same, and whether one is the other with its units reordered.
+
+    Attributes:
+        equivalence: How far their outputs are apart.
+        distance: How far their weights are apart, as they are and aligned.
+        names: What the two are called.
+    """
+
+    equivalence: Equivalence
+    distance: Distance
+    names: tuple[str, str] = ("A", "B")
+
+    @property
+    def same(self) -> bool:
+        """Whether the outputs differ by no more than rounding."""
+        return self.equivalence.same
+
+    def explain(self) -> str:
+        """Say in a line or two what was measured."""
+        (a, b), apart, runs = self.names, self.distance, self.equivalence
+        measured = f"outputs differ by {runs.error:.2g} of their size, tolerance {runs.tolerance:.0e} in {runs.dtype}"
+        if self.same:
+            order = "units reordered, every tensor" if apart.same else f"not a reordering, most in {apart.differs}"
+            return f"Passed: {b} computes what {a} does ({measured}). Weights: {order}."
+        where = (
+            f"its units are those of {a} in another order that the model does not allow"
+            if apart.same
+            else f"after alignment the tensor that differs most is {apart.differs!r}"
+        )
+        return f"{b} does not compute what {a} does: {measured}; {where}."
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was measured as plain values, as JSON takes them."""
+        return {
+            "same_function": self.same,
+            "error": self.equivalence.error,
+            "tolerance": self.equivalence.tolerance,
+            "same_up_to_permutation": self.distance.same,
+            "differs": self.distance.differs,
+        }
+
+    def report(self, title: str = "Two networks", *, facts: Mapping[str, str] | None = None) -> Report:
+        """Show how far outputs and weights are apart.
+
+        Args:
+            title: Heading of the report.
+            facts: What else belongs to the summary.
+        """
+        return self.distance.report(title, facts={**(facts or {}), "outputs": self.explain()})
+
+
+def check_same(
+    graph: SymmetryGraph, a: nn.Module, b: nn.Module, *args: Any, names: tuple[str, str] = ("A", "B"), **kwargs: Any
+) -> Sameness:
+    """Run two networks of one architecture on an example call, and hold their weights against each other.
+
+    Args:
+        graph: Their graph.
+        a: The first network.
+        b: The second network.
+        *args: Example inputs.
+        names: What the two are called.
+        **kwargs: Example inputs by name.
+
+    Raises:
+        VerificationError: The outputs cannot be compared.
+        BindError: A network does not fit the graph.
+    """
+    return Sameness(same_function(a, b, *args, **kwargs), distance(graph, a, b), names)

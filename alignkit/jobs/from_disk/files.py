@@ -1,0 +1,108 @@
+"""Jobs on network files whose tensors pass through a given amount of memory in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignkit.checkpoints import OnProgress, open_checkpoint
+from alignkit.errors import UsageError
+from alignkit.jobs.from_disk.applying import align_checkpoint, merge_checkpoints
+from alignkit.jobs.from_disk.budget import parse_memory
+from alignkit.jobs.from_disk.matching import match_checkpoints
+from alignkit.jobs.merge import Merged
+from alignkit.jobs.network_files import NetworkFiles
+from alignkit.solver.solution import Solution
+
+
+def memory_limit(memory: str, *, solver: str, device: str | None, count: int, others: Sequence[str] = ()) -> int:
+    """Return the bytes that a limit allows, once it is clear that the job can keep it.
+
+    Args:
+        memory: The limit, such as ``"2GB"``.
+        solver: The solver that is asked for.
+        device: The device that is asked for.
+        count: Number of checkpoints.
+        others: What else is asked for that needs whole networks.
+
+    Raises:
+        UsageError: It is not an amount, or something else is asked for that needs whole networks in memory.
+    """
+    limit = parse_memory(memory)
+    if solver != "weight_matching":
+        raise UsageError("--memory is for --solver weight_matching: other solvers hold both networks in memory.")
+    if device not in (None, "cpu"):
+        raise UsageError("--memory works on the CPU: leave --device out.")
+    if count != 2:
+        raise UsageError(f"--memory is for two checkpoints, not {count}.")
+    if others:
+        raise UsageError(f"--memory does not go with {', '.join(others)}, which needs whole networks in memory.")
+    return limit
+
+
+def solve_files(
+    files: NetworkFiles,
+    output: Path,
+    memory: int,
+    *,
+    on_progress: OnProgress | None = None,
+    overwrite: bool = False,
+    **arguments: Any,
+) -> Solution:
+    """Align the second checkpoint to the first and write it.
+
+    Args:
+        files: The two checkpoints.
+        output: Folder or file to write.
+        memory: Bytes that may be used beside what the process takes anyway.
+        on_progress: Called with the bytes processed so far.
+        overwrite: Replace an output that exists.
+        arguments: Seed and options of weight matching.
+
+    Raises:
+        SolverError: The memory does not suffice.
+        BindError: A checkpoint does not fit the graph.
+        WeightsError: The output cannot be written.
+    """
+    a, b = files.checkpoints
+    solution = match_checkpoints(files.graph, a, b, memory, on_progress=on_progress, **arguments)
+    align_checkpoint(output, b, solution, memory=memory, on_progress=on_progress, overwrite=overwrite)
+    return solution
+
+
+def merge_files(
+    files: NetworkFiles,
+    output: Path,
+    memory: int,
+    *,
+    weights: Sequence[float] | None = None,
+    on_progress: OnProgress | None = None,
+    overwrite: bool = False,
+    **arguments: Any,
+) -> Merged:
+    """Align the second checkpoint to the first and write their average.
+
+    Args:
+        files: The two checkpoints.
+        output: Folder or file to write.
+        memory: Bytes that may be used beside what the process takes anyway.
+        weights: Share of each network. None: equal shares.
+        on_progress: Called with the bytes processed so far.
+        overwrite: Replace an output that exists.
+        arguments: Seed and options of weight matching.
+
+    Returns:
+        The result, whose network is read from the output when it is asked for.
+
+    Raises:
+        SolverError: The memory does not suffice.
+        BindError: A checkpoint does not fit the graph.
+        WeightsError: The output cannot be written.
+    """
+    a, b = files.checkpoints
+    solution = match_checkpoints(files.graph, a, b, memory, on_progress=on_progress, **arguments)
+    merge_checkpoints(
+        output, [a, b], [None, solution], weights, memory=memory, on_progress=on_progress, overwrite=overwrite
+    )
+    return Merged(open_checkpoint(output), (), solution)

@@ -1,0 +1,283 @@
+"""Checkpoints of one architecture with the graph of their symmetries: what the jobs of the command line begin with."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
+from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from alignkit.checkpoints.weights import read_weights, write_weights
+from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
+from alignkit.graph import Pair, SymmetryGraph
+from alignkit.graph.proof.verify import Verification, verify
+from alignkit.jobs.estimate import Estimate, Job, estimate
+from alignkit.models.building import Example
+from alignkit.models.folders import source_of
+from alignkit.models.sources import load_model
+from alignkit.text import did_you_mean
+from alignkit.tracing import trace
+
+LISTED = 10
+"""Maximum number of mismatches that an error lists."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkFiles:
+    """Checkpoints of one architecture, the first of which is the reference.
+
+    Names, shapes and files are known at once. Values are read when they are asked for.
+
+    Attributes:
+        graph: Their graph.
+        paths: Files and folders, as they were given.
+        checkpoints: The same, opened.
+        model: Name of the model, as `alignkit.models.load_model` takes it; None where there is only a spec.
+        unknown: Tensors of the checkpoints that the model does not have. They stay as they are.
+    """
+
+    graph: SymmetryGraph
+    paths: tuple[Path, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    model: str | None = None
+    unknown: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> tuple[dict[str, Tensor], ...]:
+        """The tensors of each network, in memory, without those that the model does not have."""
+        return tuple(
+            {name: tensor for name, tensor in read_weights(path).items() if name not in self.unknown}
+            for path in self.paths
+        )
+
+    @cached_property
+    def pair(self) -> Pair:
+        """The first network and the second, bound to the graph.
+
+        Raises:
+            BindError: They do not fit.
+        """
+        return self.graph.bind(self.weights[0], self.weights[1])
+
+    @cached_property
+    def example(self) -> Example | None:
+        """The model with random weights and an example call; None where there is none, or it is too large for weights.
+
+        Raises:
+            ModelSourceError: It cannot be built.
+        """
+        if self.model is None:
+            return None
+        example = load_model(self.model)
+        return None if any(parameter.is_meta for parameter in example[0].parameters()) else example
+
+    def module(self, index: int) -> nn.Module:
+        """Return the model with the weights of one network.
+
+        Raises:
+            UsageError: There is only a spec, or the model is too large.
+            ShapeMismatchError: The weights do not fit the model.
+        """
+        if self.example is None:
+            raise UsageError("this runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
+        return with_weights(self.example[0], self.weights[index], str(self.paths[index]))
+
+    def module_pair(self) -> Pair:
+        """Return the first two networks as a pair of modules, for jobs that run them.
+
+        Raises:
+            UsageError: There is only a spec, or the model is too large.
+        """
+        return self.graph.bind(self.module(0), self.module(1))
+
+    def function_check(self, index: int) -> Verification | None:
+        """Prove that reordering units leaves the function of one network as it is.
+
+        Returns:
+            What was measured; None where there is only a spec, which cannot be run, or the model is too large.
+
+        Raises:
+            VerificationError: The function changes; the message names the groups.
+            ShapeMismatchError: The weights do not fit the model.
+        """
+        if self.example is None:
+            return None
+        return verify(self.graph, self.module(index), *self.example[1], **self.example[2])
+
+    def check_fit(self) -> None:
+        """Hold names and shapes of all checkpoints against the graph; no values are read.
+
+        Raises:
+            BindError: They do not fit; every mismatch is listed.
+        """
+        problems: list[str] = []
+        known = {*self.graph.first_names, *self.unknown}
+        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
+            shapes = checkpoint.shapes
+            problems += [f"{name!r} of {path} is not in the graph" for name in shapes if name not in known]
+            for node in self.graph.tensors.values():
+                present = [name for name in node.names if name in shapes]
+                if not present:
+                    problems.append(f"{node.name!r} is missing in {path}")
+                problems += [
+                    f"{name!r} has shape {shapes[name]} in {path}, the graph says {node.shape}"
+                    for name in present
+                    if shapes[name] != node.shape
+                ]
+        if problems:
+            listed = "\n".join(f"  - {text}" for text in problems)
+            raise BindError(f"the checkpoints do not fit the graph, {len(problems)} problems:\n{listed}")
+
+    def estimate(
+        self,
+        job: Job,
+        *,
+        solver: str | Sequence[str] | None = "weight_matching",
+        memory: int | None = None,
+        writes: Sequence[str] = (),
+    ) -> Estimate:
+        """Estimate what a job on these networks needs, once their names and shapes are held against the graph.
+
+        Args:
+            job: The job, named as its command.
+            solver: What aligns the networks; None where nothing is solved.
+            memory: A limit in bytes that the job keeps.
+            writes: Files that the job writes, for the text.
+
+        Raises:
+            BindError: The checkpoints do not fit the graph.
+        """
+        self.check_fit()
+        return estimate(
+            self.graph,
+            job,
+            models=len(self.paths),
+            solver=solver,
+            memory=memory,
+            bytes_each=self.checkpoints[0].nbytes if self.checkpoints else None,
+            reads=[str(path) for path in self.paths],
+            writes=writes,
+        )
+
+    def write(
+        self, output: Path, network: nn.Module | Mapping[str, Tensor], *, like: int, overwrite: bool = False
+    ) -> None:
+        """Write weights in the form of one of the checkpoints, or of the suffix of the output where that is another.
+
+        Tensors of the checkpoint that the network lacks are written as they are in it.
+
+        Args:
+            output: File or folder.
+            network: A state dict or a module.
+            like: Number of the checkpoint whose form is taken.
+            overwrite: Replace an output that exists.
+
+        Raises:
+            WeightsError: The output cannot be written.
+        """
+        weights = network.state_dict() if isinstance(network, nn.Module) else network
+        own, kind = self.checkpoints[like], _family(output)
+        if kind == (None if own.folder is not None else _family(own.shards[0].path)):
+            write_checkpoint(
+                output,
+                own,
+                lambda name: weights[name].to(own.entry(name).dtype) if name in weights else own[name],
+                overwrite=overwrite,
+            )
+        else:
+            whole = {name: weights[name] if name in weights else own[name] for name in own}
+            write_weights(output, whole, {"format": "pt"})
+
+
+def open_networks(
+    *paths: str | Path, spec: str | Path | None = None, model: str | None = None, read: bool = True
+) -> NetworkFiles:
+    """Open checkpoints of one architecture and find the graph of their symmetries.
+
+    Args:
+        paths: Files and folders, the first of which is the reference; none, where ``model`` says all. Folders of
+            transformers, diffusers and timm say by their ``config.json`` what their architecture is.
+        spec: JSON file with the layout of each tensor.
+        model: The architecture, which is traced: ``torchvision:resnet18``, ``package.module:factory``.
+        read: Whether tensors may be read for the graph; ties between tensors of a ``.pt`` file are seen only then.
+
+    Raises:
+        UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells.
+        WeightsError: A checkpoint cannot be read.
+        BindError: Only names and shapes are looked at, and they do not fit.
+    """
+    opened = tuple(open_checkpoint(path) for path in paths)
+    places = tuple(map(Path, paths))
+    if spec is not None and model is not None:
+        raise UsageError("say what the architecture is once: --spec or --model, not both.")
+    if spec is not None:
+        shapes = read_weights(places[0]) if read else opened[0].shapes
+        return NetworkFiles(SymmetryGraph.from_spec(read_spec(spec), like=shapes), places, opened)
+    config = opened[0].config if opened else None
+    text = model if model is not None or config is None else source_of(config)
+    if text is None:
+        about = "" if config is None else f" {config} names no model of transformers, diffusers or timm."
+        raise UsageError(
+            f"say what the architecture is: either --spec spec.json, or --model torchvision:resnet18.{about}"
+        )
+    module, args, kwargs = load_model(text, bare=True)
+    graph = trace(module, *args, **kwargs)
+    unknown: tuple[str, ...] = ()
+    if model is None:  # real folders hold tensors that their model never reads, such as position ids
+        unknown = tuple(name for name in opened[0] if name not in graph.first_names)
+    return NetworkFiles(graph, places, opened, text, unknown)
+
+
+def read_spec(path: str | Path) -> dict[str, str]:
+    """Read a JSON object that maps names of tensors to their notation.
+
+    Raises:
+        SpecError: The file does not exist, is not JSON, or holds something else.
+    """
+    try:
+        spec = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"the spec {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise SpecError(f"the spec {path} is not JSON: {error}.") from error
+    if not isinstance(spec, dict) or not all(isinstance(value, str) for value in spec.values()):
+        raise SpecError(f'the spec {path} has to be one JSON object of strings, such as {{"fc1.weight": "h1 ."}}.')
+    return spec
+
+
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> nn.Module:
+    """Return a copy of a model with the tensors of a checkpoint.
+
+    Raises:
+        ShapeMismatchError: A tensor of the model is missing or has another shape, or one is left over.
+    """
+    module = copy.deepcopy(model)
+    own = module.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(own.items())}
+    present = {first[id(own[name])] for name in weights if name in own}
+    missing = [name for name, tensor in own.items() if first[id(tensor)] == name and name not in present]
+    problems = [f"it has no {name!r}" for name in missing]
+    problems += [f"{n!r} is not part of the model.{did_you_mean(n, missing)}" for n in weights if n not in own]
+    problems += [
+        f"{name!r} has shape {list(tensor.shape)}, the model's has {list(own[name].shape)}"
+        for name, tensor in weights.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise ShapeMismatchError(f"{path} does not fit the model:\n  " + "\n  ".join(problems[:LISTED]) + more)
+    module.load_state_dict(dict(weights), strict=False)
+    return module
+
+
+def _family(path: Path) -> str | None:
+    """Return the kind of a weights file by its suffix; None for a folder."""
+    if path.suffix in SAFETENSORS_SUFFIXES:
+        return "safetensors"
+    return "pickle" if path.suffix in PICKLE_SUFFIXES else None

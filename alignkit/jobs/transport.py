@@ -1,0 +1,143 @@
+"""`transport`: a fine-tune carried from one base to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.errors import MergeError
+from alignkit.graph import Pair, SymmetryGraph
+from alignkit.graph.bind import WeightsSource, fit_weights, weights_of
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.proof.verify import Verification
+from alignkit.jobs.average import is_number, widen, with_tensors
+from alignkit.jobs.pairs import bound_pair
+from alignkit.jobs.solve import SolverLike, solve
+from alignkit.reports import Report
+from alignkit.reports.sections import facts_section, function_section, uncovered_section
+from alignkit.solver.solution import Solution
+
+
+@dataclass(frozen=True, eq=False)
+class Transported:
+    """A fine-tune on another base.
+
+    Attributes:
+        network: The tuned base B: a module where a module was given, else a state dict.
+        alignment: Brings base B to base A.
+        solution: How the alignment was found; None where it was given.
+        length: Length of the task vector, ``||tuned A - base A||`` in float64.
+        scale: Factor of the task vector.
+    """
+
+    network: nn.Module | dict[str, Tensor]
+    alignment: Alignment
+    solution: Solution | None
+    length: float
+    scale: float
+
+    def explain(self) -> str:
+        """Say in a few lines what was carried, and how the bases were aligned."""
+        how = "The bases were aligned before." if self.solution is None else self.solution.explain()
+        return f"{how}\nTask vector of length {self.length:.6g}, times {self.scale:g}."
+
+    def facts(self) -> dict[str, Any]:
+        """Return what came out as plain values, as JSON takes them."""
+        solved = {} if self.solution is None else self.solution.facts()
+        return {**solved, "scale": self.scale, "task_vector": self.length}
+
+    def report(
+        self,
+        title: str = "A fine-tune carried to another base",
+        *,
+        pair: Pair | None = None,
+        check: Verification | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> Report:
+        """Say what was carried, with pictures of the alignment where one was solved.
+
+        Args:
+            title: Heading of the report.
+            pair: The two bases, for heat maps of their units.
+            check: The function check, if there was one.
+            facts: What else belongs to the summary.
+        """
+        own = {**(facts or {}), "length of the task vector": f"{self.length:.6g}", "scale": f"{self.scale:g}"}
+        if self.solution is not None:
+            return self.solution.report(title, pair=pair, check=check, facts=own)
+        return Report(title, (facts_section(own), function_section(check), uncovered_section(self.alignment.graph)))
+
+
+def transport(
+    pair: Pair | SymmetryGraph,
+    a: WeightsSource | None = None,
+    b: WeightsSource | None = None,
+    *,
+    tuned: WeightsSource,
+    alignment: Alignment | Solution | None = None,
+    scale: float = 1.0,
+    solver: SolverLike = "weight_matching",
+    **arguments: Any,
+) -> Transported:
+    """Carry a fine-tune from base A to base B: ``base_b + scale * P^-1 # (tuned_a - base_a)``.
+
+    The alignment is the one that brings B to A. Its inverse brings the task vector of A (Ilharco et al., "Editing
+    models with task arithmetic", 2023) to the units of B. Nothing of B is reordered.
+
+    Args:
+        pair: The two bases, ``graph.bind(base_a, base_b)``; or a graph, with them beside it.
+        a: The base that was tuned, if ``pair`` is a graph: a module, a state dict or a checkpoint path.
+        b: The base that the task vector is added to, if ``pair`` is a graph. It is left as it is.
+        tuned: Base A after tuning, its units in the same order.
+        alignment: Aligns base B to base A. None: it is solved.
+        scale: Factor of the task vector. -1 takes the task away.
+        solver: Solver of the alignment, as in `alignkit.solve`.
+        arguments: Further arguments of `alignkit.solve`: a task, a device, a seed, options.
+
+    Returns:
+        The result, whose ``network`` is a module or a dict, as base B is, in its dtypes and on its devices. Whole
+        numbers are those of B. Running variances stay positive.
+
+    Raises:
+        MergeError: ``tuned`` does not fit the graph (every mismatch is named), or the scale is not finite.
+        BindError: The bases do not fit the graph.
+        SolverError: The solver is unknown or failed.
+    """
+    if not math.isfinite(scale):
+        raise MergeError(f"scale is {scale}: give a finite number.")
+    bases = bound_pair("transport", pair, a, b)
+    solution = solve(bases, solver=solver, **arguments) if alignment is None else None
+    given = solution if alignment is None else alignment
+    assert given is not None
+    order = given if isinstance(given, Alignment) else given.alignment
+    problems: list[str] = []
+    after = fit_weights(bases.graph, tuned, "tuned", problems)
+    if order.graph != bases.graph:
+        problems.append("the alignment belongs to another graph")
+    if problems:
+        listed = "\n".join(f"  - {text}" for text in sorted(problems))
+        raise MergeError(f"the models do not fit the graph, {len(problems)} problems:\n{listed}")
+    back, carried = order.inverse(), {}
+    squares = 0.0
+    with torch.no_grad():
+        for name, target in bases.b.items():
+            if not is_number(target):
+                carried[name] = target.detach().clone()
+                continue
+            vector = widen(after[name], target.device) - widen(bases.a[name], target.device)
+            squares += float(vector.abs().square().sum())
+            moved = widen(target, target.device) + scale * back.apply_tensor(name, vector)
+            if name.endswith("running_var"):
+                moved = torch.where(moved > 0, moved, widen(target, target.device))
+            carried[name] = moved.to(target.dtype)
+    named = {name: carried[first] for name, first in bases.graph.first_names.items()}
+    if bases.module_b is not None:
+        network: nn.Module | dict[str, Tensor] = with_tensors(bases.module_b, named)
+    else:
+        network = {name: named[name] for name in (bases.b if b is None else weights_of(b))}
+    return Transported(network, order, solution, squares**0.5, scale)
