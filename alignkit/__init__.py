@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alignkit import checkpoints as checkpoints
     from alignkit import deepalign as deepalign
-    from alignkit import errors as errors
     from alignkit import jobs as jobs
     from alignkit import matching as matching
     from alignkit import models as models
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from alignkit import zoo as zoo
     from alignkit.checkpoints.weights import read_weights, write_weights
     from alignkit.errors import AlignkitError
-    from alignkit.graph import Pair, SymmetryGraph
-    from alignkit.graph import builders as builders
+    from alignkit.graph import Pair, SymmetryGraph, builders
     from alignkit.graph.elements.alignment import Alignment
     from alignkit.jobs.align_many import align_many
     from alignkit.jobs.average import average
@@ -81,6 +79,7 @@ _HOMES = {
     "Task": "alignkit.tasks.task",
     "align_many": "alignkit.jobs.align_many",
     "average": "alignkit.jobs.average",
+    "builders": "alignkit.graph",
     "canonicalize": "alignkit.jobs.canonicalize",
     "check": "alignkit.jobs.check",
     "compare": "alignkit.jobs.compare.compare",
@@ -102,10 +101,8 @@ _HOMES = {
 }
 """Where each public name is defined."""
 _ROOMS = {
-    "builders": "alignkit.graph.builders",
     "checkpoints": "alignkit.checkpoints",
     "deepalign": "alignkit.deepalign",
-    "errors": "alignkit.errors",
     "jobs": "alignkit.jobs",
     "models": "alignkit.models",
     "tasks": "alignkit.tasks",
@@ -140,6 +137,7 @@ __all__ = [
     "Task",
     "align_many",
     "average",
+    "builders",
     "canonicalize",
     "check",
     "compare",

@@ -29,7 +29,6 @@ TEXTS = [
 ]
 
 
-@pytest.mark.xfail(reason="graph/uses.py is about to replace the uses of matching/objective.py", strict=False)
 def test_no_two_classes_have_one_name() -> None:
     homes = defaultdict(list)
     for path in MODULES:
@@ -56,7 +55,6 @@ def test_the_top_of_the_package_shows_public_names_and_sub_packages_only() -> No
     assert done.stdout.split() == [f"alignkit.{name}" for name in sorted(rooms)], done.stderr
 
 
-@pytest.mark.xfail(reason="the commands import what they run", strict=True)
 @pytest.mark.parametrize("switch", ["--version", "--help"])
 def test_questions_about_the_command_line_do_not_import_torch(switch: str) -> None:
     code = (
