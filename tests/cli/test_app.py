@@ -18,7 +18,6 @@ from alignkit import Alignment, Outcome, Problem, Solver, SolverOptions, Symmetr
 from alignkit.cli import app
 from alignkit.plugins.plugin_registry import registry
 from alignkit.solver import Report
-from alignkit.tasks.interpolation import Interpolation
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 
@@ -263,11 +262,12 @@ def test_the_demo_compares_every_solver_with_the_identity_first(demo: tuple[Path
     folder, printed = demo
     result = json.loads((folder / "demo.json").read_text())
     rows = {row["solver"]: row for row in result["comparison"]["rows"]}
+    comparison = alignkit.Comparison.from_json(json.dumps(result["comparison"]))
     assert next(iter(rows)) == "identity"
     assert set(rows) == set(alignkit.list_solvers())
     assert all(name in printed for name in rows)
     assert rows["identity"]["distance"] == pytest.approx(rows["identity"]["distance_before"])
-    barriers = {name: Interpolation.from_json(json.dumps(row["line"])).barrier for name, row in rows.items()}
+    barriers = {row.solver: row.barrier for row in comparison.rows}
     assert barriers["identity"] > 0.2  # two seeds: the plain average is visibly worse
     assert rows["weight_matching"]["distance"] < 0.7 * rows["identity"]["distance"]
     assert barriers["weight_matching"] < 0.3 * barriers["identity"]

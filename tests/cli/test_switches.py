@@ -271,7 +271,7 @@ def test_memory_keeps_checkpoints_on_disk_and_finds_the_same(transformers_folder
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--memory", "lots"], "no amount of memory"),
+        (["--memory", "lots"], "not an amount of memory"),
         (["--memory", "1GB", "--solver", "sinkhorn"], "--solver weight_matching"),
         (["--memory", "1GB", "--no-align"], "--no-align"),
         (["--memory", "1GB", C], "two checkpoints, not 3"),
