@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignkit.checkpoints.fit import all_finite
+from alignkit.checkpoints.ties import tensor_identity
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
-from alignkit.checkpoints.ties import tensor_identity
 
 Method = Literal["linear", "slerp"]
 Weights = nn.Module | Mapping[str, Tensor]
