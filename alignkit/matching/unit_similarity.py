@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alignkit.graph.structure import GraphStructure
 
 TINY = 1e-300
+"""In place of the norm of a unit whose weights are all 0: its cosine is 0 then, not NaN."""
 
 
 @dataclass(frozen=True, eq=False)
