@@ -47,3 +47,12 @@ def test_problems_of_fields_are_one_sentence() -> None:
     said = text.describe_validation(caught.value)
     assert said.startswith("width: ")
     assert "; height: " in said
+
+
+def test_sizes_are_readable() -> None:
+    assert [text.readable_bytes(n) for n in (12, 3400, 5_600_000, 7_800_000_000)] == [
+        "12 bytes",
+        "3.4 kB",
+        "5.6 MB",
+        "7.8 GB",
+    ]

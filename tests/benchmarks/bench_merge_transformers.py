@@ -199,7 +199,7 @@ def main() -> None:
         print("|---|---:|---:|---:|---:|---:|")
         rows = {"not aligned": ("--no-align",), **{s: ("--solver", s) for s in SOLVERS}}
         for name, switches in rows.items():
-            found = average(given.kind, given.folder, other, name, *switches)
+            found = merge(given.kind, given.folder, other, name, *switches)
             if "problem" in found:
                 print(f"| {name} | failed: {found['problem']} | | | | |", flush=True)
                 continue

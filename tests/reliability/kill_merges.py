@@ -108,7 +108,7 @@ def status(child: int) -> int:
 def kills(folder: Path, count: int, dice: random.Random) -> dict[str, int]:
     """Kill merges; every second one has an output to replace."""
     begun = time.perf_counter()
-    assert status(started(lambda: average(folder, 0.25))) == 0
+    assert status(started(lambda: merge(folder, 0.25))) == 0
     length = time.perf_counter() - begun
     counts: collections.Counter[str] = collections.Counter()
     for number in range(count):
@@ -117,7 +117,7 @@ def kills(folder: Path, count: int, dice: random.Random) -> dict[str, int]:
             subprocess.run(["rm", "-r", str(folder / "out")], check=before is not None)
             before = None
         share = 0.5 if before != 0.5 else 0.75
-        child = started(lambda share=share: average(folder, share))
+        child = started(lambda share=share: merge(folder, share))
         time.sleep(dice.uniform(0, 1.1 * length))
         os.kill(child, signal.SIGKILL)
         counts["killed" if status(child) == -signal.SIGKILL else "ended before the kill"] += 1
@@ -126,7 +126,7 @@ def kills(folder: Path, count: int, dice: random.Random) -> dict[str, int]:
         counts["new output whole" if after == share else "old output whole" if before is not None else "no output"] += 1
         counts["left a temporary folder"] += leftovers(folder) > 0
         if dice.random() < 0.5 or after is None:
-            assert status(started(lambda: average(folder, 0.25))) == 0
+            assert status(started(lambda: merge(folder, 0.25))) == 0
             assert value_of(folder) == 0.25
             assert not leftovers(folder), "leftovers of a killed merge"
             counts["repeated, leftovers removed"] += 1
@@ -144,7 +144,7 @@ def full_disks(folder: Path, count: int, dice: random.Random) -> dict[str, int]:
 
         def limited(limit: int = limit) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            average(folder, 0.5)
+            merge(folder, 0.5)
 
         code = status(started(limited))
         assert code in (0, 3), f"status {code}"
@@ -200,9 +200,9 @@ def pairs(folder: Path, count: int, dice: random.Random) -> dict[str, int]:
         overwrite = bool(number % 2)
         if (folder / "out").exists() and not overwrite:
             subprocess.run(["rm", "-r", str(folder / "out")], check=True)
-        first = started(lambda overwrite=overwrite: average(folder, 0.5, overwrite=overwrite))
+        first = started(lambda overwrite=overwrite: merge(folder, 0.5, overwrite=overwrite))
         time.sleep(dice.uniform(0, 0.05))
-        second = started(lambda overwrite=overwrite: average(folder, 0.75, overwrite=overwrite))
+        second = started(lambda overwrite=overwrite: merge(folder, 0.75, overwrite=overwrite))
         codes = sorted((status(first), status(second)))
         assert codes == ([0, 0] if overwrite else [0, 3]), f"statuses {codes}"
         assert value_of(folder) in (0.5, 0.75)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import alignkit
 from alignkit import Alignment, SymmetryGraph, Task, interpolate
@@ -26,19 +26,9 @@ from alignkit.reports import (
     pictures_folder,
     write_report,
 )
-from alignkit.text import readable_bytes
+from helpers.weight_files import SPEC, net, weights
 
-SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def weights(seed: int) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    return net().state_dict()
-
-
-def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
 @pytest.fixture
@@ -184,44 +174,3 @@ def test_reports_of_the_other_jobs(graph: SymmetryGraph, tmp_path: Path) -> None
         assert Page(page).open == []
         write_report(report, tmp_path / f"{name}.md")
         assert (tmp_path / f"{name}.md").read_text().startswith("# ")
-
-
-# ---------------------------------------------------------------------- estimates
-
-
-def test_an_estimate_names_groups_tensors_and_memory(graph: SymmetryGraph) -> None:
-    found = alignkit.estimate(graph, "merge", reads=["a.pt", "b.pt"], writes=["m.pt"])
-    assert [(g.name, g.units, g.tensors, g.numbers) for g in found.groups] == [("h", 6, 3, 48)]
-    assert set(found.moved) == {"0.weight", "0.bias", "2.weight"}
-    assert found.uncovered == {"2.bias": "the spec fixes all its axes"}
-    assert found.memory >= 4 * 4 * 51  # two models read, one aligned, one merged
-    assert found.seconds is not None and found.seconds > 0
-    for said in ("Estimate of merge", "Reads a.pt", "Would write m.pt", "3 of 4 tensors move", "2.bias: the spec"):
-        assert said in str(found)
-    assert found.facts()["memory_bytes"] == found.memory
-
-
-def test_an_estimate_grows_with_the_networks_and_keeps_a_limit(graph: SymmetryGraph) -> None:
-    wide = nn.Sequential(nn.Linear(400, 600), nn.ReLU(), nn.Linear(600, 300))
-    larger = alignkit.builders.mlp(wide)
-    assert alignkit.estimate(larger).memory > 100 * alignkit.estimate(graph).memory
-    assert alignkit.estimate(graph, "merge", models=9).memory > alignkit.estimate(graph, "merge", models=2).memory
-    assert alignkit.estimate(larger, memory=10**6).memory == 10**6
-    assert alignkit.estimate(larger, "solve", bytes_each=10**9).memory >= 4 * 10**9
-
-
-@pytest.mark.parametrize("job", ["check", "merge"])
-def test_an_estimate_admits_what_it_does_not_know(job: str, graph: SymmetryGraph) -> None:
-    solver = None if job == "check" else ["weight_matching", "sinkhorn"]
-    found = alignkit.estimate(graph, job, solver=solver)  # type: ignore[arg-type]
-    assert found.seconds is None
-    assert "not known" in str(found)
-
-
-def test_sizes_are_readable() -> None:
-    assert [readable_bytes(n) for n in (12, 3400, 5_600_000, 7_800_000_000)] == [
-        "12 bytes",
-        "3.4 kB",
-        "5.6 MB",
-        "7.8 GB",
-    ]
