@@ -18,9 +18,7 @@ from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.proof.verify import Verification, verify
 from alignkit.jobs.estimate import Estimate, Job, estimate
-from alignkit.models.building import Example
-from alignkit.models.folders import source_of
-from alignkit.models.sources import load_model
+from alignkit.models import Example, load_model, source_of
 from alignkit.text import did_you_mean
 from alignkit.tracing import trace
 

@@ -66,7 +66,7 @@ def generate(folder: Path, config: dict[str, object]) -> None:
     """Write A, B, the graph and the order of B's units."""
     import safetensors.torch
 
-    from alignkit.models.sources import load_model
+    from alignkit.models import load_model
     from helpers import torchvision_shim
 
     torchvision_shim.install()

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import alignkit
-from alignkit.models.sources import load_model
+from alignkit.models import load_model
 
 TESTS = str(Path(__file__).parents[1])
 sys.path.insert(0, TESTS)

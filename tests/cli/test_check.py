@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from alignkit import write_weights
-from alignkit.models.sources import load_model
+from alignkit.models import load_model
 from helpers.command_line import run
 
 

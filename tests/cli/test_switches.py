@@ -186,7 +186,7 @@ GPT2 = {
 @pytest.fixture
 def transformers_folders(folder: Path) -> Path:
     """Two folders of a small GPT-2: ``b`` is ``a`` with heads and units reordered; both sharded, ``b`` with noise."""
-    from alignkit.models.sources import load_model
+    from alignkit.models import load_model
 
     (folder / "config.json").write_text(json.dumps(GPT2))
     model, args, kwargs = load_model(f"transformers:{folder}")

@@ -12,9 +12,7 @@ from torch import nn
 from alignkit import hookimpl
 from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
 from alignkit.graph.proof.perturb import perturbed
-from alignkit.models import sources
-from alignkit.models.folders import source_of
-from alignkit.models.sources import load_model
+from alignkit.models import load_model, source_of, sources
 from alignkit.plugins import Registry
 from alignkit.plugins.plugin_registry import registry
 from alignkit.tracing import trace
@@ -123,7 +121,7 @@ def test_transformers_configuration(tmp_path: Path, as_folder: bool) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("{}", "has no model_type"),
         ('{"model_type": "gtp2"}', "Did you mean 'gpt2'"),
         (json.dumps(gpt2(architectures=["OursForCausalLM"])), "has no OursForCausalLM"),

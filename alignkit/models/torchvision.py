@@ -1,0 +1,31 @@
+"""Models of torchvision, by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from alignkit.models.building import Example, build_model, check_name, draw_noise, import_library
+
+
+def torchvision_model(name: str) -> Example:
+    """Build a model of torchvision with random weights: ``torchvision:resnet18``."""
+    models = import_library("torchvision.models", "torchvision")
+    check_name(name, models.list_models(), "torchvision")
+    builder = models.get_model_builder(name)
+    accepted = inspect.signature(builder).parameters
+    options: dict[str, Any] = {key: None for key in ("weights", "weights_backbone") if key in accepted}
+    model = build_model(f"torchvision:{name}", lambda: builder(**options))
+    return model, _torchvision_inputs(builder.__module__.removeprefix("torchvision.models."), name), {}
+
+
+def _torchvision_inputs(module: str, name: str) -> tuple[Any, ...]:
+    """Return an example call for a model, by the module that defines it."""
+    if module.startswith("video"):
+        return (draw_noise(1, 3, 16, 224, 224),)
+    if module.startswith("optical_flow"):
+        return (draw_noise(1, 3, 128, 128), draw_noise(1, 3, 128, 128))
+    if module.startswith("detection"):
+        return ([draw_noise(3, 320, 320)],)
+    size = 299 if "inception" in name else 224
+    return (draw_noise(1, 3, size, size),)
