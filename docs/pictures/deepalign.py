@@ -12,7 +12,7 @@ from alignkit.deepalign import SHIPPED_CHECKPOINT, AlignerInput, load_aligner
 from alignkit.deepalign.consensus import SHARPNESS, consensus, soft_elements
 from alignkit.deepalign.probes import channels, respond
 from alignkit.deepalign.probing import find_probing
-from alignkit.deepalign.scores import assign
+from alignkit.matching.families import best_element
 from alignkit.solver import Problem
 
 
@@ -39,7 +39,7 @@ def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int
         first_scores = load_aligner(SHIPPED_CHECKPOINT)(AlignerInput(graph, a, b, probing))
     scores = {name: matrix.double() for name, matrix in first_scores.items()}
     agreed = consensus(problem.objective, scores)
-    elements = assign(graph, agreed)
+    elements = best_element(graph, agreed)
     soft = soft_elements(graph, agreed, SHARPNESS)[group]
     assert soft is not None
     shown = {
