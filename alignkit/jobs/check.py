@@ -56,8 +56,11 @@ class Checked:
             for kind, proof in self.proofs.items()
         )
         measured = Table(("weights", "largest change", "tolerance", "run in", "symmetries tried"), rows)
-        units = ((n, g.size * self.graph.instances(n), g.parent or "-") for n, g in self.graph.groups.items())
-        groups = tuple((n, str(count), parent, str(len(self.graph.tensors_of(n)))) for n, count, parent in units)
+        graph = self.graph
+        groups = tuple(
+            (name, str(graph.unit_count(name)), group.parent or "-", str(len(graph.tensors_of(name))))
+            for name, group in graph.groups.items()
+        )
         passed = Text("Passed: random symmetries leave the outputs of the network as they are.")
         return Report(
             title,

@@ -64,12 +64,12 @@ def _gains(solution: Solution, ranked: list[str]) -> Section:
     rows = tuple(
         (
             name,
-            f"{group.size * solution.graph.instances(name)}",
+            str(solution.graph.unit_count(name)),
             f"{solution.moved[name]}",
             number(solution.gain[name]),
             f"{100 * solution.gain[name] / total:.1f}%" if total > 0 else "-",
         )
-        for name, group in groups.items()
+        for name in groups
     )
     parts: list[Part] = []
     if any(solution.gain.values()):
