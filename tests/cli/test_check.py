@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from alignkit import write_weights
+from alignkit import Alignment, SymmetryGraph, write_weights
 from alignkit.models import load_model
 from helpers.command_line import run
+from helpers.weight_files import SPEC, A, weights
 
 
 def test_check_passes(model_modules: Path) -> None:
@@ -38,3 +39,22 @@ def test_check_refuses_a_checkpoint_of_another_model(model_modules: Path) -> Non
     text = run("check", "my_models:mlp", "w.safetensors", code=1)
     assert "'0.bia' is not part of the model. Did you mean '0.bias'?" in text
     assert "'0.weight' has shape [6, 5], the model's has [6, 4]" in text
+
+
+def test_check_against_tells_whether_a_model_is_still_the_same(folder: Path) -> None:
+    graph = SymmetryGraph.from_spec(SPEC, like=weights(0))
+    write_weights("moved.safetensors", Alignment.random(graph, 4).apply(weights(0)))
+    assert "Passed: moved.safetensors computes what" in run(
+        "check", "job_nets:net", A, "--against", "moved.safetensors"
+    )
+    wrong = dict(weights(0), **{"2.bias": weights(0)["2.bias"] + 0.1})
+    write_weights("wrong.safetensors", wrong)
+    said = run("check", "job_nets:net", A, "--against", "wrong.safetensors", code=1)
+    assert "differs most is '2.bias'" in said
+    half = {**weights(0), "0.weight": Alignment.random(graph, 4).apply(weights(0))["0.weight"]}
+    write_weights("half.safetensors", half)
+    assert "does not compute what" in run("check", "job_nets:net", A, "--against", "half.safetensors", code=1)
+    facts = json.loads(run("check", "job_nets:net", A, "--against", "moved.safetensors", "--json"))
+    assert facts["same_function"]
+    assert facts["same_up_to_permutation"]
+    run("check", "job_nets:net", "--against", A, code=2)

@@ -1,9 +1,12 @@
-"""Weights of a small perceptron, and the module that the command line takes its model and task from."""
+"""Weights of a small perceptron, the module that the command line takes its model and task from, and calls of jobs."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+import alignkit
+from alignkit import SymmetryGraph, read_weights
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 MODULE = """
@@ -43,3 +46,25 @@ def equal(left, right):
 
 def net():
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def solved(folder, b="b.safetensors"):
+    a, b = (read_weights(folder / name) for name in ("a.safetensors", b))
+    return alignkit.solve(SymmetryGraph.from_spec(SPEC, like=a), a, b)
+
+
+GIVEN = ("--spec", "spec.json")
+
+
+A, B, C, TUNED = (f"{name}.safetensors" for name in ("a", "b", "c", "tuned"))
+JOBS: dict[str, tuple[list[str], str]] = {
+    "merge": (["merge", A, B, "-o", "out.safetensors", *GIVEN], "out.safetensors"),
+    "merge three": (["merge", A, B, C, "-o", "out.safetensors", *GIVEN], "out.safetensors"),
+    "solve": (["solve", A, B, "-o", "out.safetensors", *GIVEN], "out.safetensors"),
+    "check": (["check", "job_nets:net", A], ""),
+    "compare": (["compare", A, B, *GIVEN, "--solver", "weight_matching"], ""),
+    "align-many": (["align-many", A, B, C, "-o", "out", *GIVEN], "out"),
+    "transport": (["transport", A, TUNED, B, "-o", "out.safetensors", *GIVEN], "out.safetensors"),
+    "distance": (["distance", A, B, *GIVEN], ""),
+    "canonicalize": (["canonicalize", A, B, C, "-o", "out", *GIVEN], "out"),
+}

@@ -1,33 +1,22 @@
-"""The command line: what is printed, which files appear, and how it ends."""
+"""`alignkit solve`: what is printed, which files appear, and how it ends."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import alignkit
 from alignkit import Alignment, Outcome, Problem, Solver, SolverOptions, SymmetryGraph, read_weights, write_weights
-from alignkit.cli import app
 from alignkit.plugins.plugin_registry import registry
 from alignkit.solver import Report
+from helpers.command_line import run
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
-
-
-def run(*arguments: object, code: int = 0) -> str:
-    """Run a command and return everything that it printed; its exit code is checked."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.output
 
 
 def weights(seed: int, hidden: int = 6) -> dict[str, torch.Tensor]:
@@ -192,12 +181,6 @@ def test_a_bad_call_says_why_and_leaves_no_file_behind(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
-    arguments = ["--debug", "solve", "nowhere.pt", "nowhere.pt", "--spec", "x", "-o", str(folder / "y.pt")]
-    result = CliRunner().invoke(app, arguments)
-    assert isinstance(result.exception, alignkit.AlignkitError)
-
-
 def test_an_unexpected_error_is_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a fault")
@@ -206,101 +189,3 @@ def test_an_unexpected_error_is_told_apart(folder: Path, monkeypatch: pytest.Mon
     printed = solve(folder, code=3)
     assert "Unexpected error: ZeroDivisionError: a fault" in printed
     assert "--debug" in printed
-
-
-# ---------------------------------------------------------------------- solvers, version, help
-
-
-def test_every_registered_solver_is_listed() -> None:
-    printed = run("solvers")
-    assert all(name in printed for name in alignkit.list_solvers())
-    listed = json.loads(run("solvers", "--json"))
-    assert [entry["name"] for entry in listed] == sorted(alignkit.list_solvers())
-    options = next(entry["options"] for entry in listed if entry["name"] == "weight_matching")
-    assert "description" in options["properties"]["restarts"]
-
-
-def test_one_solver_with_its_options() -> None:
-    printed = run("solvers", "weight_matching")
-    assert "patience" in printed
-    assert "Needs weights" in printed
-    assert json.loads(run("solvers", "weight_matching", "--json"))["name"] == "weight_matching"
-    assert "Did you mean 'weight_matching'?" in run("solvers", "weight_match", code=1)
-
-
-def test_version() -> None:
-    assert run("--version").startswith(f"alignkit {alignkit.__version__} ")
-
-
-@pytest.mark.parametrize("command", [[], *([info.name] for info in app.registered_commands)], ids=str)
-def test_every_help_starts_with_an_example(command: list[str]) -> None:
-    printed = run(*command, "--help")
-    assert f"Example: alignkit {' '.join(command)}".rstrip() in printed
-    assert printed.index("Example:") < printed.index("Options")
-
-
-@pytest.mark.slow
-def test_the_installed_program_ends_with_an_exit_code_and_no_traceback() -> None:
-    call = [sys.executable, "-c", "from alignkit.cli import main; main()", "solve", "a.pt", "b.pt", "--spec", "s"]
-    done = subprocess.run([*call, "-o", "out.txt"], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("Error: --output out.txt: end its name in")
-    assert done.stdout == ""
-
-
-# ---------------------------------------------------------------------- demo
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of one demo, and what it printed."""
-    folder = tmp_path_factory.mktemp("demo") / "results"
-    return folder, run("demo", "-o", folder)
-
-
-def test_the_demo_compares_every_solver_with_the_identity_first(demo: tuple[Path, str]) -> None:
-    folder, printed = demo
-    result = json.loads((folder / "demo.json").read_text())
-    rows = {row["solver"]: row for row in result["comparison"]["rows"]}
-    comparison = alignkit.Comparison.from_json(json.dumps(result["comparison"]))
-    assert next(iter(rows)) == "identity"
-    assert set(rows) == set(alignkit.list_solvers())
-    assert all(name in printed for name in rows)
-    assert rows["identity"]["distance"] == pytest.approx(rows["identity"]["distance_before"])
-    barriers = {row.solver: row.barrier for row in comparison.rows}
-    assert barriers["identity"] > 0.2  # two seeds: the plain average is visibly worse
-    assert rows["weight_matching"]["distance"] < 0.7 * rows["identity"]["distance"]
-    assert barriers["weight_matching"] < 0.3 * barriers["identity"]
-    assert min(result["accuracy_a"], result["accuracy_b"]) > 0.95
-    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_models_of_the_demo_can_be_solved_from_their_files(demo: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = demo
-    models = (folder / "model_a.safetensors", folder / "model_b.safetensors")
-    run("solve", *models, "--spec", folder / "spec.json", "-o", tmp_path / "aligned.safetensors")
-    assert set(read_weights(tmp_path / "aligned.safetensors")) == set(read_weights(models[1]))
-
-
-def test_a_demo_does_not_replace_files_of_others(tmp_path: Path) -> None:
-    (tmp_path / "spec.json").write_text("mine")
-    assert "holds spec.json already" in run("demo", "-o", tmp_path, code=2)
-    assert "is a file" in run("demo", "-o", tmp_path / "spec.json", code=2)
-    assert (tmp_path / "spec.json").read_text() == "mine"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.slow
-def test_a_demo_is_repeatable_and_replaces_itself(demo: tuple[Path, str]) -> None:
-    folder, _ = demo
-    first = json.loads((folder / "demo.json").read_text())
-    run("demo", "-o", folder)
-    again = json.loads((folder / "demo.json").read_text())
-    for old, new in zip(first["comparison"]["rows"], again["comparison"]["rows"], strict=True):
-        assert (old["solver"], old["distance"], old["line"]) == (new["solver"], new["distance"], new["line"])
-
-
-def test_without_scikit_learn_the_demo_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert 'pip install "alignkit[demo]"' in run("demo", "-o", tmp_path / "x", code=1)
-    assert not (tmp_path / "x").exists()

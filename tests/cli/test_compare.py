@@ -1,0 +1,52 @@
+"""`alignkit compare`."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.command_line import run
+from helpers.weight_files import GIVEN
+
+
+def test_compare_shows_a_table_and_draws_it(folder):
+    said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--solver", "weight_matching", "--picture", "t.png")
+    assert "identity" in said
+    assert "weight_matching" in said
+    assert (folder / "t.png").read_bytes()[:4] == b"\x89PNG"
+    assert "--force" in run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--picture", "t.png", code=2)
+
+
+@pytest.mark.slow
+def test_compare_with_a_task_in_processes_resumes(folder):
+    arguments = ["compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", "job_nets:task", "--json"]
+    arguments += ["--solver", "identity > weight_matching", "--resume", "rows.jsonl", "--points", 5]
+    found = alignkit_comparison(run(*arguments, "--seed", 0, "--jobs", 1))
+    assert found.solvers == ("identity", "activation_matching", "identity > weight_matching")
+    assert all(row.barrier is not None for row in found.rows)
+    rows = (folder / "rows.jsonl").read_bytes()
+    more = alignkit_comparison(run(*arguments, "--seed", 0, "--seed", 1, "--jobs", 2))
+    assert (folder / "rows.jsonl").read_bytes().startswith(rows)
+    assert [row for row in more.rows if row.seed == 0] == list(found.rows)
+
+
+def test_compare_measures_the_repaired_average(folder):
+    arguments = ["compare", "a.safetensors", "b.safetensors", "--task", "job_nets:task", "--repair", "--json"]
+    found = alignkit_comparison(run(*arguments, "--solver", "weight_matching", "--model", "job_nets:net"))
+    assert all(row.repaired_loss is not None for row in found.rows)
+    assert "--model" in run(*arguments, *GIVEN, code=2)
+
+
+def alignkit_comparison(text):
+    from alignkit.jobs.compare.comparison import Comparison
+
+    return Comparison.from_json(text)
+
+
+def test_compare_refuses_what_is_no_task(folder):
+    for wrong, message in (("number", "not an alignkit.Task"), ("nothing", "names no function")):
+        said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"job_nets:{wrong}", code=1)
+        assert message in said
+    said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", "job_nets:broken", code=1)
+    assert "failed: FileNotFoundError: no data here" in said
+    said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--solver", "weight_machting", code=1)
+    assert "Did you mean 'weight_matching'" in said

@@ -1,0 +1,66 @@
+"""The program as a whole: errors, help, version, the list of solvers, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import alignkit
+from alignkit.cli import app
+from helpers.command_line import run
+
+
+def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
+    arguments = ["--debug", "solve", "nowhere.pt", "nowhere.pt", "--spec", "x", "-o", str(folder / "y.pt")]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, alignkit.AlignkitError)
+
+
+def test_every_registered_solver_is_listed() -> None:
+    printed = run("solvers")
+    assert all(name in printed for name in alignkit.list_solvers())
+    listed = json.loads(run("solvers", "--json"))
+    assert [entry["name"] for entry in listed] == sorted(alignkit.list_solvers())
+    options = next(entry["options"] for entry in listed if entry["name"] == "weight_matching")
+    assert "description" in options["properties"]["restarts"]
+
+
+def test_one_solver_with_its_options() -> None:
+    printed = run("solvers", "weight_matching")
+    assert "patience" in printed
+    assert "Needs weights" in printed
+    assert json.loads(run("solvers", "weight_matching", "--json"))["name"] == "weight_matching"
+    assert "Did you mean 'weight_matching'?" in run("solvers", "weight_match", code=1)
+
+
+def test_version() -> None:
+    assert run("--version").startswith(f"alignkit {alignkit.__version__} ")
+
+
+@pytest.mark.parametrize("command", [[], *([info.name] for info in app.registered_commands)], ids=str)
+def test_every_help_starts_with_an_example(command: list[str]) -> None:
+    printed = run(*command, "--help")
+    assert f"Example: alignkit {' '.join(command)}".rstrip() in printed
+    assert printed.index("Example:") < printed.index("Options")
+
+
+@pytest.mark.slow
+def test_the_installed_program_ends_with_an_exit_code_and_no_traceback() -> None:
+    call = [sys.executable, "-c", "from alignkit.cli import main; main()", "solve", "a.pt", "b.pt", "--spec", "s"]
+    done = subprocess.run([*call, "-o", "out.txt"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --output out.txt: end its name in")
+    assert done.stdout == ""
+
+
+def test_exit_codes_are_told() -> None:
+    said = " ".join(run("--help").split())
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
+    for code in ("0", "1", "2", "3", "130"):
+        assert code in said.split("Exit codes:")[1].split("Options")[0]
+        assert f"| {code} |" in page
