@@ -120,6 +120,15 @@ def test_every_command_and_its_options_are_in_the_docs() -> None:
         assert [option for option in long if option not in section] == [], name
 
 
+@pytest.mark.parametrize("text", [README, TEXTS["reference/cli.md"]], ids=["README", "reference"])
+def test_job_commands_are_those_with_the_four_switches(text: str) -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    switches = {name: {option for p in command.params for option in p.opts} for name, command in commands.items()}
+    jobs = {name for name, options in switches.items() if {"--dry-run", "--report", "--json", "--force"} <= options}
+    sentences = re.findall(r"[^.]*\bjob commands?\b[^.]*", " ".join(text.split()))
+    assert jobs == {name for s in sentences for name in re.findall(r"`([a-z-]+)`", s) if not name.startswith("--")}
+
+
 @pytest.mark.parametrize(
     "package", sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml")), ids=lambda p: p.name
 )
