@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.outputs import targets_in
 from alignkit.cli.runner import Runner, load_task
-from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SolverSwitches, TaskSwitch, command
 from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
 
 
-@command
+@switches.command
 def align_many(
-    models: Annotated[
-        list[Path], typer.Argument(help="Two or more checkpoints, files or folders.", show_default=False)
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the reordered models.", show_default=False)
-    ],
-    architecture: ArchitectureSwitches,
-    solving: SolverSwitches,
-    switches: JobSwitches,
-    method: Annotated[
-        str, typer.Option("--method", help="reference, merge_many, or universe: all at once, in no order.")
-    ] = "merge_many",
-    reference: Annotated[
-        int, typer.Option("--reference", min=0, help="Number of the model whose order all take; the first is 0.")
-    ] = 0,
-    task: TaskSwitch = None,
+    models: switches.ModelsArgument,
+    output: switches.OutputFolderSwitch,
+    architecture: switches.ArchitectureSwitches,
+    solving: switches.SolverSwitches,
+    job: switches.JobSwitches,
+    method: Annotated[str, typer.Option("--method", help="reference, merge_many or universe.")] = "merge_many",
+    reference: Annotated[int, typer.Option("--reference", min=0, help="Model whose order all take, from 0.")] = 0,
+    task: switches.TaskSwitch = None,
 ) -> None:
     """Bring several models to one common order of units, so that maps between them agree around every circle.
 
@@ -46,8 +37,8 @@ def align_many(
     how = one_of("--method", method, ("reference", "merge_many", "universe"))
     if reference >= len(models):
         raise UsageError(f"--reference {reference}: there are {len(models)} models, counted from 0.")
-    targets = targets_in(models, output, switches.force)
-    with Runner("align-many", switches, {}) as run:
+    targets = targets_in(models, output, job.force)
+    with Runner("align-many", job, {}) as run:
         run.written += [str(path) for path in targets]
         files = run.open(models, architecture, solver=solving.solver)
         check = run.check_function(files, 0)
@@ -56,7 +47,7 @@ def align_many(
         )
         output.mkdir(exist_ok=True)
         for index, network in enumerate(many.apply(files.weights)):
-            files.write(targets[index], network, like=index, overwrite=switches.force)
+            files.write(targets[index], network, like=index, overwrite=job.force)
         names = [str(path) for path in models]
         title = f"{len(models)} models in one order of units"
         run.finish(many, title, files, named={"models": names, "output": run.written[:]}, names=names, check=check)

@@ -8,21 +8,19 @@ from typing import Annotated
 import typer
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.outputs import targets_in
 from alignkit.cli.runner import Runner
-from alignkit.cli.switches import ArchitectureSwitches, DeviceSwitch, JobSwitches, command
 
 
-@command
+@switches.command
 def canonicalize(
-    reference: Annotated[Path, typer.Argument(help="The network whose order of units all take.", show_default=False)],
-    networks: Annotated[list[Path], typer.Argument(help="Checkpoints of the same architecture.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the reordered networks.", show_default=False)
-    ],
-    architecture: ArchitectureSwitches,
-    switches: JobSwitches,
-    device: DeviceSwitch = None,
+    reference: Annotated[Path, typer.Argument(help="The network whose order of units all take.")],
+    networks: Annotated[list[Path], typer.Argument(help="Checkpoints of the same architecture.")],
+    output: switches.OutputFolderSwitch,
+    architecture: switches.ArchitectureSwitches,
+    job: switches.JobSwitches,
+    device: switches.DeviceSwitch = None,
 ) -> None:
     """Bring many networks to the order of units of one reference.
 
@@ -31,14 +29,14 @@ def canonicalize(
     Each network is written to the output folder under its own name. Files appear whole or not at all, and none is
     replaced without --force.
     """
-    targets = targets_in(networks, output, switches.force)
-    with Runner("canonicalize", switches, {}) as run:
+    targets = targets_in(networks, output, job.force)
+    with Runner("canonicalize", job, {}) as run:
         run.written += [str(path) for path in targets]
         files = run.open([reference, *networks], architecture, solver="weight_matching")
         canonical = alignkit.canonicalize(files.graph, files.weights[1:], files.weights[0], device=device)
         output.mkdir(exist_ok=True)
         for index, path in enumerate(targets):
-            files.write(path, canonical.network(index), like=index + 1, overwrite=switches.force)
+            files.write(path, canonical.network(index), like=index + 1, overwrite=job.force)
         names = [str(path) for path in networks]
         title = f"{len(names)} networks in the order of {reference}"
         run.finish(canonical, title, files, named={"reference": reference, "output": run.written[:]}, names=names)

@@ -8,25 +8,18 @@ from typing import Annotated
 import typer
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.runner import Runner
-from alignkit.cli.switches import MODEL_HELP, ArchitectureSwitches, JobSwitches, command
 from alignkit.errors import UsageError, VerificationError
 
 
-@command
+@switches.command
 def check(
-    model: Annotated[
-        str, typer.Argument(help=MODEL_HELP + " Or a folder with config.json and weights.", show_default=False)
-    ],
-    switches: JobSwitches,
-    checkpoint: Annotated[Path | None, typer.Argument(help="Weights: a file or a folder.", show_default=False)] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option("--against", help="Other weights, that have to compute the same as the checkpoint."),
-    ] = None,
-    spec: Annotated[
-        Path | None, typer.Option("--spec", help="JSON layouts to check instead of those that a trace finds.")
-    ] = None,
+    model: Annotated[str, typer.Argument(help=switches.MODEL_HELP + " Or a folder with config.json and weights.")],
+    job: switches.JobSwitches,
+    checkpoint: Annotated[Path | None, typer.Argument(help="Weights: a file or a folder.")] = None,
+    against: Annotated[Path | None, typer.Option("--against", help="Weights that have to compute the same.")] = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="JSON layouts to check instead of a trace.")] = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="How many random symmetries are applied.")] = 3,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the symmetries and of the noise.")] = 0,
 ) -> None:
@@ -43,9 +36,9 @@ def check(
     first = checkpoint or (Path(model) if folder else None)
     if against is not None and first is None:
         raise UsageError("--against compares two checkpoints: name the first one after the model.")
-    with Runner("check", switches, {}) as run:
+    with Runner("check", job, {}) as run:
         paths = [path for path in (first, against) if path is not None]
-        files = run.open(paths, ArchitectureSwitches(model=None if folder else model))
+        files = run.open(paths, switches.ArchitectureSwitches(model=None if folder else model))
         if files.example is None:
             raise UsageError(f"{model} is too large to be given weights here. Check one with fewer layers.")
         module, args, kwargs = files.example

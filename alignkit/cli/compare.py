@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.outputs import check_free
 from alignkit.cli.runner import Runner, load_task
-from alignkit.cli.switches import (
-    ArchitectureSwitches,
-    DeviceSwitch,
-    JobSwitches,
-    OptionSwitch,
-    ReferenceArgument,
-    TaskSwitch,
-    command,
-)
 from alignkit.cli.values import solver_options
 
 if TYPE_CHECKING:
@@ -35,33 +26,26 @@ if TYPE_CHECKING:
 class ComparisonSwitches:
     """Which solvers are compared, and how they are judged."""
 
-    solver: Annotated[
-        list[str] | None, typer.Option("--solver", help="Solver or chain; repeatable. Default: all that can run.")
-    ] = None
-    task: TaskSwitch = None
-    test: Annotated[
-        str | None, typer.Option("--test", help="The same for barrier and accuracy. Default: that of --task.")
-    ] = None
+    solver: Annotated[list[str] | None, typer.Option("--solver", help="Solver or chain; repeatable.")] = None
+    task: switches.TaskSwitch = None
+    test: Annotated[str | None, typer.Option("--test", help="The same for the barrier. Default: --task.")] = None
     seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Seed; repeatable. Default: 0.")] = None
     points: Annotated[int, typer.Option("--points", min=3, help="Points on the line from A to B, odd.")] = 25
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Measure the average after repair on --task, too; needs --model.")
-    ] = False
-    option: OptionSwitch = None
-    device: DeviceSwitch = None
+    repair: Annotated[bool, typer.Option("--repair", help="Measure after repair on --task, too.")] = False
+    option: switches.OptionSwitch = None
+    device: switches.DeviceSwitch = None
 
 
-@command
+@switches.command
 def compare(
-    a: ReferenceArgument,
-    b: Annotated[Path, typer.Argument(help="The network to be aligned to it.", show_default=False)],
-    architecture: ArchitectureSwitches,
+    a: switches.ReferenceArgument,
+    b: Annotated[Path, typer.Argument(help="The network to be aligned to it.")],
+    architecture: switches.ArchitectureSwitches,
     compared: ComparisonSwitches,
-    switches: JobSwitches,
+    job: switches.JobSwitches,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that solve at the same time.")] = 1,
     resume: Annotated[
-        Path | None,
-        typer.Option("--resume", help="JSON-lines file of rows: written to, and resumed from if it exists."),
+        Path | None, typer.Option("--resume", help="JSON lines: rows are kept here and resumed from.")
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Where it is drawn: .png, .svg or .pdf.")] = None,
 ) -> None:
@@ -71,9 +55,10 @@ def compare(
 
     The identity is always there, and with a task activation matching too. A solver that fails is a row with the reason.
     """
-    check_free({"--picture": picture}, switches.force)
+    check_free({"--picture": picture}, job.force)
     options = solver_options(compared.option)
-    with Runner("compare", switches, {}) as run, _executor(jobs) as executor:
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else nullcontext()
+    with Runner("compare", job, {}) as run, pool as executor:
         run.written += [str(path) for path in (picture, resume) if path is not None]
         files = run.open([a, b], architecture, solver=compared.solver or sorted(alignkit.list_solvers()))
         task, test = load_task(compared.task), load_task(compared.test)
@@ -96,16 +81,5 @@ def compare(
 
 
 def _show_row(row: ComparisonRow) -> None:
-    console = Console(stderr=True)
-    if console.is_terminal:
-        console.print(f"{row.solver}, seed {row.seed}: {row.status}", markup=False, highlight=False)
-
-
-@contextmanager
-def _executor(jobs: int) -> Iterator[Executor | None]:
-    """Open a pool of fresh processes, or none for one job at a time."""
-    if jobs == 1:
-        yield None
-        return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as executor:
-        yield executor
+    if sys.stderr.isatty():
+        typer.echo(f"{row.solver}, seed {row.seed}: {row.status}", err=True)

@@ -9,13 +9,13 @@ import typer
 from rich.progress import TimeElapsedColumn
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.runner import Runner, bar
-from alignkit.cli.switches import JobSwitches, command
 
 
-@command
+@switches.command
 def demo(
-    switches: JobSwitches,
+    job: switches.JobSwitches,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture, numbers and models.")] = Path(
         "alignkit-demo"
     ),
@@ -28,15 +28,14 @@ def demo(
     No download and no GPU. Results of an earlier demo in the same folder are replaced; files that no demo wrote only
     with --force.
     """
-    with Runner("demo", switches, {}) as run:
+    with Runner("demo", job, {}) as run:
         run.written += [str(output / name) for name in alignkit.jobs.DEMO_FILES]
-        if switches.dry_run:
+        if job.dry_run:
             run.end_dry_run(alignkit.jobs.estimate_demo(run.written))
         with bar(TimeElapsedColumn(), start="reading digits") as update:
-            result = alignkit.jobs.run_demo(
-                output,
-                seed=seed,
-                force=switches.force,
-                progress=lambda doing, share: update(description=doing, completed=share),
-            )
+
+            def report(doing: str, share: float) -> None:
+                update(description=doing, completed=share)
+
+            result = alignkit.jobs.run_demo(output, seed=seed, force=job.force, progress=report)
         run.finish(result, "Two MLPs on digits", named={"output": output})

@@ -8,36 +8,29 @@ from typing import Annotated
 import typer
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.runner import Runner
-from alignkit.cli.switches import (
-    ArchitectureSwitches,
-    JobSwitches,
-    ReferenceArgument,
-    SaveAlignmentSwitch,
-    SolverSwitches,
-    command,
-)
 from alignkit.errors import AlignkitError
 
 
-@command
+@switches.command
 def distance(
-    a: ReferenceArgument,
-    b: Annotated[Path, typer.Argument(help="The network to compare with it.", show_default=False)],
-    architecture: ArchitectureSwitches,
-    solving: SolverSwitches,
-    switches: JobSwitches,
+    a: switches.ReferenceArgument,
+    b: Annotated[Path, typer.Argument(help="The network to compare with it.")],
+    architecture: switches.ArchitectureSwitches,
+    solving: switches.SolverSwitches,
+    job: switches.JobSwitches,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, help="Largest difference relative to the tensor that counts as none.")
+        float, typer.Option("--tolerance", min=0, help="Relative difference that counts as none.")
     ] = 1e-6,
     same: Annotated[bool, typer.Option("--same", help="End with exit code 1 unless B is A reordered.")] = False,
-    save_alignment: SaveAlignmentSwitch = None,
+    save_alignment: switches.SaveAlignmentSwitch = None,
 ) -> None:
     """Say how far two networks are apart before and after alignment, and whether they are the same up to permutation.
 
     Example: [bold]alignkit distance a.safetensors b.safetensors --model torchvision:resnet18[/bold]
     """
-    with Runner("distance", switches, {"--save-alignment": save_alignment}) as run:
+    with Runner("distance", job, {"--save-alignment": save_alignment}) as run:
         files = run.open([a, b], architecture, solver=solving.solver)
         measured = alignkit.distance(files.pair, tolerance=tolerance, **solving.arguments)
         if save_alignment is not None:

@@ -29,7 +29,9 @@ class FriendlyGroup(TyperGroup):
             sys.stderr.close()
             raise typer.Exit(REFUSED) from error
         except Exception as error:
-            if ctx.params.get("debug") or _is_typers_own(error):
+            # An exit, an abort and a message about the usage are typer's own ways to end a command.
+            typers_own = hasattr(error, "exit_code") or hasattr(error, "show") or isinstance(error, typer.Abort)
+            if ctx.params.get("debug") or typers_own:
                 raise
             typer.echo(
                 f"Unexpected error: {type(error).__name__}: {error}\n"
@@ -37,8 +39,3 @@ class FriendlyGroup(TyperGroup):
                 err=True,
             )
             raise typer.Exit(UNEXPECTED) from error
-
-
-def _is_typers_own(error: Exception) -> bool:
-    """Whether an error is part of typer's way to end a command: an exit, an abort, or a message about the usage."""
-    return hasattr(error, "exit_code") or hasattr(error, "show") or isinstance(error, typer.Abort)

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.runner import Runner, byte_bar, load_task
-from alignkit.cli.switches import (
-    ArchitectureSwitches,
-    JobSwitches,
-    MemorySwitch,
-    SolverSwitches,
-    TaskSwitch,
-    command,
-)
 from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
 
 
-@command
+@switches.command
 def merge(
-    models: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Two or more checkpoints, files or folders; the first is the reference.", show_default=False
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the merged one is written.", show_default=False)
-    ],
-    architecture: ArchitectureSwitches,
-    solving: SolverSwitches,
-    switches: JobSwitches,
-    weight: Annotated[
-        list[float] | None, typer.Option("--weight", help="Share of each model, in their order; repeatable.")
-    ] = None,
-    method: Annotated[
-        str, typer.Option("--method", help="linear: the average; slerp: on the arc, for two models.")
-    ] = "linear",
+    models: switches.ModelsArgument,
+    output: switches.OutputSwitch,
+    architecture: switches.ArchitectureSwitches,
+    solving: switches.SolverSwitches,
+    job: switches.JobSwitches,
+    weight: Annotated[list[float] | None, typer.Option("--weight", help="Share of each model; repeatable.")] = None,
+    method: Annotated[str, typer.Option("--method", help="linear, or slerp for two models.")] = "linear",
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
-    task: TaskSwitch = None,
-    memory: MemorySwitch = None,
+    task: switches.TaskSwitch = None,
+    memory: switches.MemorySwitch = None,
 ) -> None:
     """Align checkpoints that do not share a basin, and average them.
 
@@ -60,19 +41,19 @@ def merge(
     others = {"--task": task is not None, "--no-align": not align, "--method slerp": method == "slerp"}
     limit = solving.memory_limit(memory, len(models), others)
     arguments = solving.arguments if align else {"solver": "identity"}
-    with Runner("merge", switches, {"--output": output}, like=models[0]) as run:
+    with Runner("merge", job, {"--output": output}, like=models[0]) as run:
         files = run.open(models, architecture, solver=arguments["solver"], memory=limit)
         check = None if limit is not None else run.check_function(files, 1)
         if limit is not None:
             with byte_bar() as report:
                 merged = alignkit.jobs.merge_files(
-                    files, output, limit, weights=weight, on_progress=report, overwrite=switches.force,
+                    files, output, limit, weights=weight, on_progress=report, overwrite=job.force,
                     **solving.disk_arguments,
                 )  # fmt: skip
         else:
             data = load_task(task)
             merged = alignkit.merge(files.graph, *files.weights, weights=weight, method=how, task=data, **arguments)
-            files.write(output, merged.network, like=0, overwrite=switches.force)
+            files.write(output, merged.network, like=0, overwrite=job.force)
         names = [str(path) for path in models]
         named = {"models": names, "output": output, "method": method, "task": task or "none"}
         run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)

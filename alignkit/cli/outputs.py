@@ -3,73 +3,53 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import alignkit
 from alignkit.errors import MissingExtraError, UsageError
+from alignkit.text import list_some
 
 WEIGHTS, SAFETENSORS = (".safetensors", ".pt", ".pth", ".bin"), (".safetensors",)
+REPLACE = "Choose another name, or pass --force to replace"
 
 
-def check_free(paths: dict[str, Path | None], force: bool) -> None:
-    """Refuse outputs of any kind that could not be written or would replace a file.
-
-    Args:
-        paths: Outputs by their switch.
-        force: Whether files may be replaced.
-
-    Raises:
-        UsageError: An output exists and ``force`` is False, its folder does not exist, or two outputs are one file.
-    """
+def check_free(paths: Mapping[str, Path | None], force: bool) -> None:
+    """Refuse outputs, given by their switch, that could not be written, would replace a file, or are one file."""
     switches: dict[Path, str] = {}
-    for switch, path in paths.items():
-        if path is None:
-            continue
+    for switch, path in ((switch, path) for switch, path in paths.items() if path is not None):
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{switch} {path}: " + ("it is a folder." if path.is_dir() else "its folder is missing."))
         if path.exists() and not force:
-            raise UsageError(f"{switch} {path} exists. Choose another name, or pass --force to replace it.")
+            raise UsageError(f"{switch} {path} exists. {REPLACE} it.")
         if path.resolve() in switches:
             raise UsageError(f"{switch} and {switches[path.resolve()]} name the same file {path}.")
         switches[path.resolve()] = switch
 
 
-def check_weights(paths: dict[str, Path | None], force: bool, *, folder: bool = False) -> None:
-    """Refuse outputs of weights and alignments that could not be written or would replace a file.
+def check_weights(paths: Mapping[str, Path | None], force: bool, *, folder: bool = False) -> None:
+    """Refuse outputs of weights and alignments as `check_free` does, and those with another suffix.
 
-    Args:
-        paths: Outputs by their switch; ``--output`` holds weights, all others are safetensors files.
-        force: Whether files may be replaced.
-        folder: Whether the inputs are folders, so that ``--output`` may be one.
-
-    Raises:
-        UsageError: As `check_free`, or the suffix is not that of a weights file.
+    ``--output`` holds weights, and may be a folder where the inputs are; all others are safetensors files.
     """
-    files: dict[str, Path | None] = {}
+    files = dict(paths)
     for switch, path in paths.items():
         suffixes = WEIGHTS if switch == "--output" else SAFETENSORS
         if path is None or path.suffix in suffixes:
-            files[switch] = path
             continue
         if switch != "--output" or not folder:
             raise UsageError(f"{switch} {path}: end its name in {' or '.join(suffixes)}.")
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{switch} {path} is a file, and the inputs are folders.")
-        if not path.parent.is_dir():
-            raise UsageError(f"{switch} {path}: its folder is missing.")
+        if path.is_file() or not path.parent.is_dir():
+            wrong = "it is a file, and the inputs are folders." if path.is_file() else "its folder is missing."
+            raise UsageError(f"{switch} {path}: {wrong}")
         if path.is_dir() and any(path.iterdir()) and not force:
-            raise UsageError(f"{switch} {path} exists. Choose another name, or pass --force to replace it.")
+            raise UsageError(f"{switch} {path} exists. {REPLACE} it.")
+        del files[switch]
     check_free(files, force)
 
 
 def check_report(path: Path | None, force: bool) -> None:
-    """Refuse a report that could not be written.
-
-    Raises:
-        UsageError: Its name does not end as that of a report, or it would replace something and ``force`` is False.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Refuse a report with another suffix, one that would replace something, and any where matplotlib is missing."""
     if path is None:
         return
     if path.suffix not in (".html", ".htm", ".md"):
@@ -96,9 +76,5 @@ def targets_in(networks: Sequence[Path], output: Path, force: bool) -> list[Path
         raise UsageError(f"several networks are called {', '.join(twice)}, but all are written to one folder.")
     existing = [name for name in names if (output / name).exists()]
     if existing and not force:
-        more = f" and {len(existing) - 5} more" if len(existing) > 5 else ""
-        raise UsageError(
-            f"{output} holds {', '.join(existing[:5])}{more} already. Choose another folder, or pass --force to "
-            "replace them."
-        )
+        raise UsageError(f"{output} holds {list_some(existing, 5)} already. {REPLACE} them.")
     return [output / name for name in names]

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 import alignkit
 from alignkit.cli.outputs import check_report, check_weights
 from alignkit.cli.switches import ArchitectureSwitches, JobSwitches
-from alignkit.text import readable_bytes
+from alignkit.text import list_some, readable_bytes
 
 if TYPE_CHECKING:
     from alignkit.checkpoints import ByteProgress
@@ -71,16 +71,9 @@ class Runner:
         solver: str | Sequence[str] | None = None,
         memory: int | None = None,
     ) -> NetworkFiles:
-        """Open the networks. With ``--dry-run`` print the estimate instead, and end the command.
+        """Open the networks, which ``solver`` aligns within ``memory`` bytes.
 
-        Args:
-            paths: Checkpoints; the first is the reference.
-            architecture: The switches that say what they are.
-            solver: What aligns them; None where nothing is solved.
-            memory: A limit in bytes.
-
-        Raises:
-            AlignkitError: They cannot be read, or do not fit their graph.
+        With ``--dry-run`` the estimate is printed instead, and the command ends.
         """
         look_in_this_folder()
         read = not self.switches.dry_run and memory is None
@@ -118,14 +111,9 @@ class Runner:
         named: Mapping[str, Any] | None = None,
         **report_arguments: Any,
     ) -> None:
-        """Print what came out, as text or JSON, and write the report.
+        """Print the result of a job, as text or JSON, and write its report.
 
-        Args:
-            result: What the job returned.
-            title: Heading of the report.
-            files: The networks, if tensors that their model lacks are to be told.
-            named: What else belongs into JSON and the summary of the report: files, by what they are.
-            report_arguments: Further arguments of the result's ``report``.
+        ``named`` are the files and other facts that belong into JSON and the summary of the report.
         """
         self._stack.close()  # the peak of memory is known once the measurement ends
         seconds, peak = perf_counter() - self._started, self._memory.peak
@@ -136,9 +124,8 @@ class Runner:
             alignkit.reports.write_report(report, self.switches.report)
             self.written.append(str(self.switches.report))
         if files is not None and files.unknown:
-            more = f" and {len(files.unknown) - 5} more" if len(files.unknown) > 5 else ""
-            listed = ", ".join(files.unknown[:5])
-            self._lines.append(f"Not part of the model, kept as they are in the first input: {listed}{more}.")
+            unknown = list_some(files.unknown, 5)
+            self._lines.append(f"Not part of the model, kept as they are in the first input: {unknown}.")
         lines = [result.explain(), *self._lines, f"{seconds:.2f} s{used}.", *(f"Written: {p}" for p in self.written)]
         measured = {**self._function, "total_seconds": seconds, "peak_memory": peak}
         self._print("\n".join(lines), {**(named or {}), **result.facts(), **measured})
@@ -158,11 +145,7 @@ def look_in_this_folder() -> None:
 
 
 def load_task(name: str | None) -> alignkit.Task | None:
-    """Return the task that ``package.module:function`` makes; None for None.
-
-    Raises:
-        TaskError: There is no such function, it failed, or it returns something else.
-    """
+    """Return the task that ``package.module:function`` makes; None for None."""
     look_in_this_folder()
     return None if name is None else alignkit.Task.from_name(name)
 
@@ -171,13 +154,7 @@ def load_task(name: str | None) -> alignkit.Task | None:
 def bar(*columns: str | ProgressColumn, total: float = 1.0, start: str = "") -> Iterator[Callable[..., None]]:
     """Show a bar on the terminal while the block runs; nothing where there is no terminal.
 
-    Args:
-        columns: What stands behind the bar.
-        total: Steps to the end.
-        start: What is said before the first step.
-
-    Yields:
-        A function that takes what the bar's task takes: ``completed=``, ``total=``, ``description=``.
+    The function that it yields takes what a task of rich takes: ``completed=``, ``total=``, ``description=``.
     """
     console = Console(stderr=True)
     shown = (TextColumn("{task.description}"), BarColumn(), *columns)

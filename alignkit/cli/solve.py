@@ -8,29 +8,21 @@ from typing import Annotated
 import typer
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.runner import Runner, byte_bar
-from alignkit.cli.switches import (
-    ArchitectureSwitches,
-    JobSwitches,
-    MemorySwitch,
-    ReferenceArgument,
-    SaveAlignmentSwitch,
-    SolverSwitches,
-    command,
-)
 
 
-@command
+@switches.command
 def solve(
-    a: ReferenceArgument,
-    b: Annotated[Path, typer.Argument(help="Weights to be aligned to A.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where aligned B is written.", show_default=False)],
-    architecture: ArchitectureSwitches,
-    solving: SolverSwitches,
-    switches: JobSwitches,
+    a: switches.ReferenceArgument,
+    b: Annotated[Path, typer.Argument(help="Weights to be aligned to A.")],
+    output: switches.OutputSwitch,
+    architecture: switches.ArchitectureSwitches,
+    solving: switches.SolverSwitches,
+    job: switches.JobSwitches,
     init: Annotated[Path | None, typer.Option("--init", help="Saved alignment to start from.")] = None,
-    save_alignment: SaveAlignmentSwitch = None,
-    memory: MemorySwitch = None,
+    save_alignment: switches.SaveAlignmentSwitch = None,
+    memory: switches.MemorySwitch = None,
 ) -> None:
     """Reorder the hidden units of B so that its weights come close to those of A.
 
@@ -39,21 +31,21 @@ def solve(
     Files appear whole or not at all, and none is replaced without --force.
     """
     limit = solving.memory_limit(memory, 2, {"--init": init is not None})
-    with Runner("solve", switches, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
+    with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
         files = run.open([a, b], architecture, solver=solving.solver, memory=limit)
         named = {"A": a, "B": b, "output": output}
         if limit is not None:
             with byte_bar() as report:
                 solution = alignkit.jobs.solve_files(
-                    files, output, limit, on_progress=report, overwrite=switches.force, **solving.disk_arguments
+                    files, output, limit, on_progress=report, overwrite=job.force, **solving.disk_arguments
                 )
             pair = check = None
         else:
             pair = files.pair
             start = None if init is None else alignkit.Alignment.load(init, files.graph)
             solution = alignkit.solve(pair, init=start, **solving.arguments)
-            files.write(output, solution.apply(files.weights[1]), like=1, overwrite=switches.force)
-            check = run.check_function(files, 1) if switches.report else None
+            files.write(output, solution.apply(files.weights[1]), like=1, overwrite=job.force)
+            check = run.check_function(files, 1) if job.report else None
         if save_alignment is not None:
             solution.alignment.save(save_alignment)
         run.finish(solution, f"{b} aligned to {a}", files, named=named, pair=pair, check=check)

@@ -15,7 +15,7 @@ import alignkit
 
 
 def solvers(
-    name: Annotated[str | None, typer.Argument(help="Show the options of one solver.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Show the options of one solver.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, options included.")] = False,
 ) -> None:
     """List the solvers that can be used: built-in ones and those of installed plugins.

@@ -18,30 +18,27 @@ from alignkit.errors import UsageError
 OptionSwitch: TypeAlias = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the solver; repeatable.")
 ]
-DeviceSwitch: TypeAlias = Annotated[
-    str | None, typer.Option("--device", help="Where solvers work: cpu, cuda, ...", show_default=False)
-]
+DeviceSwitch: TypeAlias = Annotated[str | None, typer.Option("--device", help="Where solvers work: cpu, cuda, ...")]
 TaskSwitch: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--task", help="Data and loss: package.module:function, which returns an alignkit.Task.", show_default=False
-    ),
+    str | None, typer.Option("--task", help="Data and loss: package.module:function that returns a Task.")
 ]
 MemorySwitch: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--memory",
         metavar="AMOUNT",
-        help="Use at most this beside the program, such as 2GB: checkpoints stay on disk. For weight matching of two.",
-        show_default=False,
+        help="Keep checkpoints on disk and use at most this, such as 2GB. For weight matching of two.",
     ),
 ]
 SaveAlignmentSwitch: TypeAlias = Annotated[
     Path | None, typer.Option("--save-alignment", help="Where the alignment is saved.")
 ]
-ReferenceArgument: TypeAlias = Annotated[
-    Path, typer.Argument(help="Reference: a weights file or a folder.", show_default=False)
+OutputSwitch: TypeAlias = Annotated[Path, typer.Option("--output", "-o", help="Where the result is written.")]
+OutputFolderSwitch: TypeAlias = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+ModelsArgument: TypeAlias = Annotated[
+    list[Path], typer.Argument(help="Two or more checkpoints, files or folders; the first is the reference.")
 ]
+ReferenceArgument: TypeAlias = Annotated[Path, typer.Argument(help="Reference: a weights file or a folder.")]
 MODEL_HELP = (
     "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that "
     "returns a model, or a model and its example inputs)."
@@ -52,17 +49,13 @@ MODEL_HELP = (
 class ArchitectureSwitches:
     """How the layouts of the tensors are known. Folders with a ``config.json`` need neither switch."""
 
-    spec: Annotated[
-        Path | None,
-        typer.Option("--spec", help="JSON: the layout of each tensor, {name: notation}.", show_default=False),
-    ] = None
+    spec: Annotated[Path | None, typer.Option("--spec", help="JSON: the layout of each tensor.")] = None
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             help="The architecture, traced: torchvision:resnet18, or package.module:factory. Folders of transformers, "
             "diffusers and timm say it themselves.",
-            show_default=False,
         ),
     ] = None
 
@@ -78,11 +71,7 @@ class SolverSwitches:
 
     @functools.cached_property
     def options(self) -> dict[str, Any]:
-        """The options of the solver as keyword arguments.
-
-        Raises:
-            UsageError: One is not KEY=VALUE, or comes twice.
-        """
+        """The options of the solver as keyword arguments."""
         return solver_options(self.option)
 
     @property
@@ -96,11 +85,7 @@ class SolverSwitches:
         return {"seed": self.seed, **self.options}
 
     def memory_limit(self, memory: str | None, count: int, others: Mapping[str, bool]) -> int | None:
-        """Return the bytes that ``--memory`` allows, None where it is not given.
-
-        Raises:
-            UsageError: It is not an amount, or one of ``others`` was asked for, which needs whole networks.
-        """
+        """Return the bytes that ``--memory`` allows; refuse it beside ``others``, which need whole networks."""
         if memory is None:
             return None
         wanted = [switch for switch, asked in others.items() if asked]
@@ -111,23 +96,14 @@ class SolverSwitches:
 class JobSwitches:
     """What every job command can do beside its job."""
 
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the estimate (groups, tensors, memory, time) and do nothing.")
-    ] = False
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", help="Where a report with pictures is written: .html or .md.", show_default=False),
-    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the estimate and do nothing.")] = False
+    report: Annotated[Path | None, typer.Option("--report", help="Write a report: .html or .md.")] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take groups of switches: each parameter of such a type becomes the switches in it.
-
-    Raises:
-        UsageError: Two groups have a switch of one name.
-    """
+    """Let a command take groups of switches: each parameter of such a type becomes the switches in it."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type[Any]] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
@@ -141,6 +117,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
             for f in fields(kind)
         ]
+
     names = [parameter.name for parameter in parameters]
     if len(set(names)) < len(names):
         raise UsageError(f"the command {function.__name__!r} has two switches of one name: {', '.join(names)}.")

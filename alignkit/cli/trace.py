@@ -9,22 +9,16 @@ from typing import Annotated
 import typer
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.outputs import check_free
 from alignkit.cli.runner import look_in_this_folder
-from alignkit.cli.switches import MODEL_HELP
 
 
 def trace(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)],
-    spec: Annotated[
-        Path | None, typer.Option("--spec", help="Where the layouts are written: JSON, as solve --spec takes them.")
-    ] = None,
-    as_json: Annotated[
-        Path | None, typer.Option("--json", help="Where the whole graph is written, for SymmetryGraph.from_json.")
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="Where the graph is drawn: .png, .svg or .pdf.")
-    ] = None,
+    model: Annotated[str, typer.Argument(help=switches.MODEL_HELP)],
+    spec: Annotated[Path | None, typer.Option("--spec", help="Write the layouts: JSON, as --spec takes them.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the graph as JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Draw the graph: .png, .svg or .pdf.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
     """Find the groups of units that can be reordered in a model, and what had to stay fixed.

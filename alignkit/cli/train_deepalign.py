@@ -11,9 +11,9 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.outputs import check_weights
 from alignkit.cli.runner import bar
-from alignkit.cli.switches import command
 from alignkit.cli.values import key_values, plain_value
 from alignkit.errors import UsageError
 
@@ -33,9 +33,7 @@ class AlignerSwitches:
         list[str] | None,
         typer.Option("--encoder-option", metavar="KEY=VALUE", help="Argument of the encoder, such as hidden=32."),
     ] = None
-    start: Annotated[
-        Path | None, typer.Option("--start", help="Aligner to start from, in place of an untrained one.")
-    ] = None
+    start: Annotated[Path | None, typer.Option("--start", help="Aligner to start from.")] = None
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,7 @@ class TrainingSwitches:
 
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of the optimizer.")] = None
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")] = 0
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the images that the networks learnt from, if any.")
-    ] = None
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of the images that were learnt.")] = None
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,22 +55,15 @@ class TrainingSwitches:
 class LogSwitches:
     """What is kept while it runs."""
 
-    log: Annotated[
-        Path | None,
-        typer.Option("--log", help="Folder of checkpoints and metrics. Default: the output's name and -training."),
-    ] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --log, if there is one.")] = (
-        False
-    )
+    log: Annotated[Path | None, typer.Option("--log", help="Folder of checkpoints and metrics.")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --log, if there is one.")] = False
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard, too.")] = False
 
 
-@command
+@switches.command
 def train_deepalign(
-    sets: Annotated[
-        list[Path], typer.Argument(help="Folders of networks, as alignkit zoo writes them.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the aligner is written.", show_default=False)],
+    sets: Annotated[list[Path], typer.Argument(help="Folders of networks, as alignkit zoo writes them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where it is written.")],
     wanted: AlignerSwitches,
     training: TrainingSwitches,
     logging: LogSwitches,

@@ -10,8 +10,8 @@ import typer
 from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import alignkit
+from alignkit.cli import switches
 from alignkit.cli.runner import bar
-from alignkit.cli.switches import command
 from alignkit.cli.values import key_values, numbers
 from alignkit.errors import UsageError
 
@@ -23,23 +23,15 @@ WIDTHS_OF = {"mlp": "widths", "siren": "widths", "cnn": "channels"}
 class NetworkSwitches:
     """What is trained."""
 
-    family: Annotated[str, typer.Option("--family", help="What is trained: mlp, cnn, resnet, vit, siren or lstm.")] = (
-        "mlp"
-    )
-    widths: Annotated[
-        str | None, typer.Option("--widths", help="Hidden widths, or channels of a cnn: 128,128,128.")
-    ] = None
+    family: Annotated[str, typer.Option("--family", help="One of mlp, cnn, resnet, vit, siren, lstm.")] = "mlp"
+    widths: Annotated[str | None, typer.Option("--widths", help="Hidden widths or channels: 128,128,128.")] = None
     option: Annotated[
         list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the family: depth=3, activation=gelu.")
     ] = None
 
     @property
     def architecture(self) -> Any:
-        """The architecture that the switches describe.
-
-        Raises:
-            UsageError: ``--widths`` is not for this family.
-        """
+        """The architecture that the switches describe."""
         fields = key_values("--option", self.option)
         if self.widths is not None:
             if self.family not in WIDTHS_OF:
@@ -54,9 +46,9 @@ class NetworkSwitches:
 class SourceSwitches:
     """What is learnt."""
 
-    learnt: Annotated[
-        str, typer.Option("--source", help="What is learnt: digits, mnist, fashion-mnist, sine or image-inr.")
-    ] = "digits"
+    learnt: Annotated[str, typer.Option("--source", help="One of digits, mnist, fashion-mnist, sine, image-inr.")] = (
+        "digits"
+    )
     size: Annotated[int | None, typer.Option("--size", help="Pixels of a side, by pooling: 14 or 28.")] = None
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of the idx files, or that of folders mnist and fashion-mnist.")
@@ -89,7 +81,7 @@ class RecipeSwitches:
         return alignkit.zoo.Recipe.model_validate({k: value for k, value in fields.items() if value is not None})
 
 
-@command
+@switches.command
 def zoo(
     output: Annotated[Path, typer.Argument(help="Folder of the data set; a run that was cut off resumes in it.")],
     networks: NetworkSwitches,
@@ -97,9 +89,7 @@ def zoo(
     recipe: RecipeSwitches,
     count: Annotated[int, typer.Option("--count", min=1, help="Networks in all.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is random.")] = 0,
-    splits: Annotated[
-        str, typer.Option("--splits", help="Shares of train, validation and test in the networks.")
-    ] = "0.8,0.1,0.1",
+    splits: Annotated[str, typer.Option("--splits", help="Shares of train, validation, test.")] = "0.8,0.1,0.1",
     shard: Annotated[int, typer.Option("--shard", min=1, help="Networks in one file.")] = 64,
     device: Annotated[str | None, typer.Option("--device", help="Where to train, such as cuda.")] = None,
     chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Networks trained together.")] = None,
@@ -117,20 +107,11 @@ def zoo(
     counted = TextColumn("{task.completed:.0f} of {task.total:.0f} networks")
     with bar(counted, TimeElapsedColumn(), TimeRemainingColumn(), total=count, start="training") as update:
         plan = alignkit.zoo.plan_set(
-            networks.architecture,
-            learning.source,
-            count,
-            recipe=recipe.recipe,
-            seed=seed,
-            shard=shard,
-            shares=shares,
+            networks.architecture, learning.source, count, recipe=recipe.recipe, seed=seed, shard=shard, shares=shares
         )
-        written = alignkit.zoo.write_set(
-            output,
-            plan,
-            data=learning.data,
-            device=device,
-            chunk=chunk,
-            progress=lambda trained, total: update(completed=trained, total=total),
-        )
+
+        def report(trained: float, total: int) -> None:
+            update(completed=trained, total=total)
+
+        written = alignkit.zoo.write_set(output, plan, data=learning.data, device=device, chunk=chunk, progress=report)
     typer.echo(written.explain())
