@@ -86,13 +86,3 @@ def fit_models(
 def fit_of(graph: GraphStructure) -> Fit:
     """Make the check of names, shapes and ties that a graph expects."""
     return Fit({node.name: node.shape for node in graph.tensors.values()}, graph.first_names)
-
-
-def fit_weights(
-    graph: GraphStructure, source: WeightsSource, label: str, problems: list[str], *, values: bool = True
-) -> dict[str, Tensor]:
-    """Return weights by first name and append what does not fit to ``problems``, as text."""
-    fit = fit_of(graph)
-    fitting = fit.check_tensors(weights_of(source), label, values=values)
-    problems += fit.problems
-    return fitting

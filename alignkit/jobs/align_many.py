@@ -31,6 +31,7 @@ from alignkit.reports import Picture, Report, Section, Table
 from alignkit.reports.sections import facts_section, function_section, side_by_side_section, uncovered_section
 from alignkit.solver import Step
 from alignkit.tasks.task import Task
+from alignkit.text import list_some
 
 Method: TypeAlias = Literal["reference", "merge_many", "universe"]
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -100,8 +101,7 @@ class ManyAlignment:
             f"{self.spread_after:.6g} aligned."
         )
         if uncovered := self.graph.uncovered:
-            more = f" and {len(uncovered) - LISTED} more" if len(uncovered) > LISTED else ""
-            text += f"\nNot covered: {', '.join(uncovered[:LISTED])}{more}."
+            text += f"\nNot covered: {list_some(uncovered, LISTED)}."
         return text
 
     def facts(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.checkpoints.fit import all_finite
-from alignkit.checkpoints.ties import tensor_identity
+from alignkit.checkpoints.fit import Fit
+from alignkit.checkpoints.ties import first_names
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
 
@@ -65,17 +65,12 @@ def average(
         kinds = ", ".join("a module" if module else "a mapping" for module in modules)
         raise MergeError(f"models are all modules or all state dicts, found {kinds}.")
     check_method(method, len(models))
-    sides = [weights_of(model) for model in models]
-    check_alike(sides, [f"model {at}" for at in range(len(sides))])
-    averages: dict[str, Tensor] = {}
-    by_identity: dict[object, Tensor] = {}
-    with torch.no_grad():
-        for name, tensor in sides[0].items():
-            key = tensor_identity(tensor)
-            if key not in by_identity:
-                by_identity[key] = average_tensor(name, [side[name] for side in sides], shares, method)
-            averages[name] = by_identity[key]
     first = models[0]
+    sides = [weights_of(model) for model in models]
+    fitting = check_alike(sides, [f"model {at}" for at in range(len(sides))])
+    with torch.no_grad():
+        tied = {name: average_tensor(name, [side[name] for side in fitting], shares, method) for name in fitting[0]}
+    averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
     return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
 
 
@@ -123,33 +118,26 @@ def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     return [share / total for share in shares]
 
 
-def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> None:
+def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> list[dict[str, Tensor]]:
     """Hold the tensors of several models against those of the first.
+
+    Returns:
+        The tensors of each model, by the names that tied tensors of the first model have first.
 
     Raises:
         MergeError: Names, shapes, kinds, ties or values do not fit; every mismatch is listed by model and tensor.
     """
-    first, zero = sides[0], labels[0]
-    ties: dict[object, str] = {}
-    tied = {n: other for n, t in first.items() if (other := ties.setdefault(tensor_identity(t), n)) != n}
-    problems: list[str] = []
-    for label, side in zip(labels, sides, strict=True):
-        problems += [f"{name!r} is missing in {label}" for name in first if name not in side]
-        problems += [f"{name!r} of {label} is not in {zero}" for name in side if name not in first]
-        for name, tensor in side.items():
-            if name not in first:
-                continue
-            if tensor.shape != first[name].shape:
-                problems.append(f"{name!r} is {[*tensor.shape]} in {label} but {[*first[name].shape]} in {zero}")
-            elif is_number(tensor) != is_number(first[name]):
-                problems.append(f"{name!r} is {tensor.dtype} in {label} but {first[name].dtype} in {zero}")
-            elif is_number(tensor) and not all_finite(tensor):
-                problems.append(f"{name!r} of {label} holds NaN or infinity")
-            elif name in tied and tied[name] in side and not torch.equal(tensor, side[tied[name]]):
-                problems.append(f"{name!r} and {tied[name]!r} are tied in {zero} but differ in {label}")
-    if problems:
-        listed = "\n".join(f"  - {text}" for text in problems)
-        raise MergeError(f"the models do not fit each other, {len(problems)} problems:\n{listed}")
+    names, expected = first_names(sides[0]), sides[0]
+    fit = Fit({name: tuple(expected[name].shape) for name in names.values()}, names, labels[0])
+    fitting = [fit.check_tensors(side, label) for label, side in zip(labels, sides, strict=True)]
+    fit.problems += [
+        f"{name!r} is {tensor.dtype} in {label} but {expected[name].dtype} in {labels[0]}"
+        for label, side in zip(labels, fitting, strict=True)
+        for name, tensor in side.items()
+        if is_number(tensor) != is_number(expected[name])
+    ]
+    fit.raise_if_any(MergeError, "the models do not fit each other")
+    return fitting
 
 
 def is_number(tensor: Tensor) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignmentError, BindError
-from alignkit.graph.bind import WeightsSource, fit_weights
+from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
@@ -369,33 +369,25 @@ def _stacked(
     graph: SymmetryGraph, networks: Sequence[WeightsSource] | Mapping[str, Tensor], reference: WeightsSource
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The networks as stacked tensors and the reference, both by first name and checked."""
-    problems: list[str] = []
-    target = fit_weights(graph, reference, "the reference", problems)
-    rows = list(_rows(networks, problems))
-    fitted = [fit_weights(graph, row, f"network {i}", problems, values=False) for i, row in enumerate(rows)]
-    for i, row in enumerate(fitted):
-        problems += [
-            f"{n!r} is {t.dtype} in network {i} but {target[n].dtype} in the reference"
-            for n, t in row.items()
-            if n in target and t.dtype != target[n].dtype
-        ]
+    fit = fit_of(graph)
+    target = fit.check_tensors(weights_of(reference), "the reference")
+    labelled = {f"network {i}": weights_of(row) for i, row in enumerate(_rows(networks))}
+    fitted = {label: fit.check_tensors(row, label, values=False) for label, row in labelled.items()}
+    sides = {"the reference": target, **fitted}
+    fit.check_dtypes({label: {name: tensor.dtype for name, tensor in side.items()} for label, side in sides.items()})
     stacked: dict[str, Tensor] = {}
-    if fitted and not problems:
-        stacked = {name: torch.stack([row[name] for row in fitted]) for name in target}
+    if fitted and not fit.problems:
+        stacked = {name: torch.stack([row[name] for row in fitted.values()]) for name in target}
         for name, tensor in stacked.items():
             # Looked at all at once: one by one this would take as long as the matching.
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 bad = (~torch.isfinite(_flat(tensor)).all(1)).nonzero().squeeze(1).tolist()
-                problems += [f"{name!r} of network {i} holds NaN or infinity" for i in bad]
-    if problems:
-        listed = "\n".join(f"  - {text}" for text in sorted(problems)[:50])
-        raise BindError(
-            f"the networks do not fit the graph, {len(problems)} problems (networks count from 0):\n{listed}"
-        )
+                fit.problems += [f"{name!r} of network {i} holds NaN or infinity" for i in bad]
+    fit.raise_if_any(BindError, "the networks do not fit the graph", "networks count from 0")
     return stacked, target
 
 
-def _rows(networks: Sequence[WeightsSource] | Mapping[str, Tensor], problems: list[str]) -> Iterator[WeightsSource]:
+def _rows(networks: Sequence[WeightsSource] | Mapping[str, Tensor]) -> Iterator[WeightsSource]:
     if isinstance(networks, nn.Module | str):
         raise AlignmentError("networks are a sequence, or one mapping of stacked tensors [networks, *shape].")
     if not isinstance(networks, Mapping):

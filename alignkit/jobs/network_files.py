@@ -12,18 +12,16 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
+from alignkit.checkpoints.fit import Fit
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
+from alignkit.graph.bind import fit_of
 from alignkit.graph.proof.verify import Verification, verify
 from alignkit.jobs.estimate import Estimate, Job, estimate
 from alignkit.models import Example, load_model, source_of
-from alignkit.text import did_you_mean
 from alignkit.tracing import trace
-
-LISTED = 10
-"""Maximum number of mismatches that an error lists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,23 +112,11 @@ class NetworkFiles:
         Raises:
             BindError: They do not fit; every mismatch is listed.
         """
-        problems: list[str] = []
-        known = {*self.graph.first_names, *self.unknown}
+        fit = fit_of(self.graph)
         for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
-            shapes = checkpoint.shapes
-            problems += [f"{name!r} of {path} is not in the graph" for name in shapes if name not in known]
-            for node in self.graph.tensors.values():
-                present = [name for name in node.names if name in shapes]
-                if not present:
-                    problems.append(f"{node.name!r} is missing in {path}")
-                problems += [
-                    f"{name!r} has shape {shapes[name]} in {path}, the graph says {node.shape}"
-                    for name in present
-                    if shapes[name] != node.shape
-                ]
-        if problems:
-            listed = "\n".join(f"  - {text}" for text in problems)
-            raise BindError(f"the checkpoints do not fit the graph, {len(problems)} problems:\n{listed}")
+            shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
+            fit.check_shapes(shapes, str(path))
+        fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
 
     def estimate(
         self,
@@ -257,19 +243,11 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> 
     """
     module = copy.deepcopy(model)
     own = module.state_dict(keep_vars=True)
-    first = {id(tensor): name for name, tensor in reversed(own.items())}
-    present = {first[id(own[name])] for name in weights if name in own}
-    missing = [name for name, tensor in own.items() if first[id(tensor)] == name and name not in present]
-    problems = [f"it has no {name!r}" for name in missing]
-    problems += [f"{n!r} is not part of the model.{did_you_mean(n, missing)}" for n in weights if n not in own]
-    problems += [
-        f"{name!r} has shape {list(tensor.shape)}, the model's has {list(own[name].shape)}"
-        for name, tensor in weights.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    if problems:
-        more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        raise ShapeMismatchError(f"{path} does not fit the model:\n  " + "\n  ".join(problems[:LISTED]) + more)
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in own.items()}
+    fit = Fit({name: tuple(own[name].shape) for name in first.values()}, names, "the model")
+    fit.check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, "the checkpoint")
+    fit.raise_if_any(ShapeMismatchError, f"{path} does not fit the model")
     module.load_state_dict(dict(weights), strict=False)
     return module
 

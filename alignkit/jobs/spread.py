@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignmentError, BindError
-from alignkit.graph.bind import WeightsSource, fit_weights
+from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import SymmetryGraph
 
@@ -41,17 +41,8 @@ def fitted_models(graph: SymmetryGraph, models: Sequence[WeightsSource]) -> list
     """
     if isinstance(models, nn.Module | Mapping | str) or len(models) < 2:
         raise AlignmentError("aligning many takes a sequence of at least two models.")
-    problems: list[str] = []
-    weights = [fit_weights(graph, model, f"model {i}", problems) for i, model in enumerate(models)]
-    for i, other in enumerate(weights[1:], 1):
-        for name in weights[0].keys() & other.keys():
-            first, found = weights[0][name].dtype, other[name].dtype
-            if first != found:
-                problems.append(f"{name!r} is {first} in model 0 but {found} in model {i}")
-    if problems:
-        listed = "\n".join(f"  - {text}" for text in sorted(problems))
-        raise BindError(f"the models do not fit the graph, {len(problems)} problems (models count from 0):\n{listed}")
-    return weights
+    labelled = {f"model {i}": model for i, model in enumerate(models)}
+    return fit_models(graph, labelled, BindError, "the models do not fit the graph", "models count from 0")
 
 
 def spread(weights: Sequence[Mapping[str, Tensor]], alignments: Sequence[Alignment]) -> float:

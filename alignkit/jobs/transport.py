@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
-from alignkit.graph.bind import WeightsSource, fit_weights, weights_of
+from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.average import is_number, widen, with_tensors
@@ -115,13 +115,11 @@ def transport(
     given = solution if alignment is None else alignment
     assert given is not None
     order = given if isinstance(given, Alignment) else given.alignment
-    problems: list[str] = []
-    after = fit_weights(bases.graph, tuned, "tuned", problems)
+    fit = fit_of(bases.graph)
+    after = fit.check_tensors(weights_of(tuned), "tuned")
     if order.graph != bases.graph:
-        problems.append("the alignment belongs to another graph")
-    if problems:
-        listed = "\n".join(f"  - {text}" for text in sorted(problems))
-        raise MergeError(f"the models do not fit the graph, {len(problems)} problems:\n{listed}")
+        fit.problems.append("the alignment belongs to another graph")
+    fit.raise_if_any(MergeError, "the models do not fit the graph")
     back, carried = order.inverse(), {}
     squares = 0.0
     with torch.no_grad():

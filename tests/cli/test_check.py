@@ -37,8 +37,8 @@ def test_check_fails_and_names_the_group(model_modules: Path) -> None:
 def test_check_refuses_a_checkpoint_of_another_model(model_modules: Path) -> None:
     write_weights(model_modules / "w.safetensors", {"0.weight": torch.ones(6, 5), "0.bia": torch.ones(6)})
     text = run("check", "my_models:mlp", "w.safetensors", code=1)
-    assert "'0.bia' is not part of the model. Did you mean '0.bias'?" in text
-    assert "'0.weight' has shape [6, 5], the model's has [6, 4]" in text
+    assert "'0.bia' of the checkpoint is not in the model; did you mean '0.bias'?" in text
+    assert "'0.weight' has shape (6, 5) in the checkpoint, the model says (6, 4)" in text
 
 
 def test_check_against_tells_whether_a_model_is_still_the_same(folder: Path) -> None:

@@ -125,7 +125,7 @@ def test_slerp_without_an_arc_is_the_line(other):
     [
         (lambda m: m.pop("b"), "'b' is missing in model 1"),
         (lambda m: m.update(c=torch.zeros(1)), "'c' of model 1 is not in model 0"),
-        (lambda m: m.update(w=torch.zeros(4, 2)), r"'w' is \[4, 2\] in model 1 but \[4, 3\] in model 0"),
+        (lambda m: m.update(w=torch.zeros(4, 2)), r"'w' has shape \(4, 2\) in model 1, model 0 says \(4, 3\)"),
         (lambda m: m.update(b=torch.zeros(4, dtype=torch.int64)), "'b' is torch.int64 in model 1"),
         (lambda m: m["w"].fill_(float("nan")), "'w' of model 1 holds NaN"),
     ],
