@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +24,7 @@ from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
 from alignkit.graph.proof.example_call import call_arguments
 from alignkit.jobs.average import check_alike, shares_of
-from alignkit.tasks.batches import Batches, tensors_in
+from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.tasks.task import Task
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -57,7 +57,7 @@ def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
     """
     fresh = copy.deepcopy(model)
     if any(_has_statistics(module) for module in fresh.modules()):
-        _store_statistics(fresh, _measure(fresh, _data(batches), normalise=True))
+        _store_statistics(fresh, _moments_under_repair(fresh, _batches_of(batches), {})[1])
     return fresh
 
 
@@ -93,29 +93,24 @@ def repair(
     shares = shares_of(weights, len(parents))
     labels = ["the merged network", *(f"parent {at}" for at in range(len(parents)))]
     check_alike([weights_of(merged), *map(weights_of, parents)], labels)
-    data = _data(batches)
+    data = _batches_of(batches)
     fixed = copy.deepcopy(merged)
-    kept = _measure(fixed, data, first_only=True).feeding
-    seen = [_measure(parent, data).layers for parent in parents]
-    targets = {
-        path: Target(
-            sum((share * side[path].mean.cpu() for share, side in zip(shares, seen, strict=True)), torch.zeros(())),
-            sum(
-                (share * side[path].variance.sqrt().cpu() for share, side in zip(shares, seen, strict=True)),
-                torch.zeros(()),
-            ),
-        )
-        for path in seen[0]
-        if path not in kept and all(path in side for side in seen)
-    }
-    measured = _measure(fixed, data, normalise=True, targets=targets)
+    feeding = _layers_before_norms(fixed, data)
+    sides = [_layer_moments(parent, data) for parent in parents]
+    targets: dict[str, Target] = {}
+    for path in sides[0]:
+        if path not in feeding and all(path in side for side in sides):
+            moments = [side[path] for side in sides]
+            means = [share * each.mean.cpu() for share, each in zip(shares, moments, strict=True)]
+            deviations = [share * each.variance.sqrt().cpu() for share, each in zip(shares, moments, strict=True)]
+            targets[path] = Target(torch.stack(means).sum(0), torch.stack(deviations).sum(0))
+    reached, norms = _moments_under_repair(fixed, data, targets)
     layers = channel_layers(fixed)
     with torch.no_grad():
-        for path, target in targets.items():
-            if path in measured.layers:
-                found = measured.layers[path]
-                layers[path].change(*target.change(found.mean, found.variance.sqrt(), layers[path].has_bias))
-    _store_statistics(fixed, measured)
+        for path, before in reached.items():
+            factor, shift = targets[path].change(before.mean, before.variance.sqrt(), layers[path].has_bias)
+            layers[path].change(factor, shift)
+    _store_statistics(fixed, norms)
     return fixed
 
 
@@ -226,130 +221,119 @@ def _layer(path: str, module: nn.Module) -> ChannelLayer | None:
 # ---------------------------------------------------------------------- measuring
 
 
-@dataclass
-class Measured:
-    """Statistics of one network.
+def _layers_before_norms(model: nn.Module, data: Batches) -> set[str]:
+    """Return the paths of the layers whose output is the input of a BatchNorm, as seen on two samples."""
+    outputs: list[tuple[Tensor, str]] = []
+    feeding: set[str] = set()
+    first = next(iter(data))
+    _run(
+        model,
+        [first.rows(0, min(first.size, 2)) if first.splittable else first],
+        after_layer=lambda layer, output: outputs.append((output, layer.path)),
+        after_norm=lambda path, norm, values: feeding.update(at for tensor, at in outputs if tensor is values),
+    )
+    return feeding
 
-    Attributes:
-        layers: Of the outputs of each layer, before any change.
-        norms: Of the inputs of each BatchNorm.
-        feeding: Paths of the layers whose output is the input of a BatchNorm.
+
+def _layer_moments(model: nn.Module, data: Batches) -> dict[str, Moments]:
+    """Measure the outputs of every layer with channels, by its path."""
+    moments: dict[str, Moments] = {}
+
+    def measure(layer: ChannelLayer, output: Tensor) -> None:
+        moments.setdefault(layer.path, Moments()).update(output, layer.axis)
+
+    _run(model, data, after_layer=measure)
+    return _checked_moments(moments)
+
+
+def _moments_under_repair(
+    model: nn.Module, data: Batches, targets: Mapping[str, Target]
+) -> tuple[dict[str, Moments], dict[str, Moments]]:
+    """Measure layers and norms while each layer before them is repaired already, and norms use the batch's statistics.
+
+    Returns:
+        Moments of the outputs of the layers that have a target, before the change; and of the inputs of every norm.
     """
+    layers: dict[str, Moments] = {}
+    norms: dict[str, Moments] = {}
 
-    layers: dict[str, Moments] = field(default_factory=dict)
-    norms: dict[str, Moments] = field(default_factory=dict)
-    feeding: set[str] = field(default_factory=set)
-
-
-def _measure(
-    model: nn.Module,
-    data: Batches,
-    *,
-    normalise: bool = False,
-    targets: Mapping[str, Target] | None = None,
-    first_only: bool = False,
-) -> Measured:
-    """Run a network over the data in eval mode.
-
-    Args:
-        model: The network; nothing of it is changed.
-        data: The batches.
-        normalise: Let every BatchNorm use the statistics of the batch.
-        targets: Rescale the outputs of these layers, batch by batch.
-        first_only: Read some samples of the first batch only, to see which layer feeds which norm.
-    """
-    measured = Measured()
-    made: list[tuple[Tensor, str]] = []
-    layers = channel_layers(model)
-
-    def after_layer(path: str, output: Any) -> Any:
-        first = output if isinstance(output, Tensor) else tensors_in(output)[0]
-        moments = measured.layers.setdefault(path, Moments())
-        mean, deviation = moments.update(first, layers[path].axis)
-        if first_only:
-            made.append((first, path))
-        if not targets or path not in targets:
+    def change(layer: ChannelLayer, output: Tensor) -> Tensor | None:
+        if layer.path not in targets:
             return None
-        changed = layers[path].changed(first, *targets[path].change(mean, deviation, layers[path].has_bias))
-        return changed if isinstance(output, Tensor) else type(output)((changed, *output[1:]))
+        mean, deviation = layers.setdefault(layer.path, Moments()).update(output, layer.axis)
+        return layer.changed(output, *targets[layer.path].change(mean, deviation, layer.has_bias))
 
-    def after_norm(path: str, norm: nn.Module, given: Tensor) -> Tensor | None:
-        assert isinstance(norm, _BatchNorm)
-        measured.feeding.update(maker for tensor, maker in made if tensor is given)
-        moments = measured.norms.setdefault(path, Moments())
-        moments.update(given, 1)
-        if not normalise:
-            return None
+    def normalise(path: str, norm: _BatchNorm, values: Tensor) -> Tensor:
+        norms.setdefault(path, Moments()).update(values, 1)
         try:
-            return nn.functional.batch_norm(given, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+            return nn.functional.batch_norm(values, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
         except ValueError as error:
             raise MergeError(f"{path!r} cannot take statistics of a batch: {error}. Use larger batches.") from error
 
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    with _watched(model, layers, after_layer, after_norm):
-        for batch in data:
-            made.clear()
-            part = batch.rows(0, min(batch.size, 2)) if first_only and batch.splittable else batch
-            args, kwargs = call_arguments(part.to(device).inputs)
-            model(*args, **kwargs)
-            if first_only:
-                break
-    for path, moments in (*measured.layers.items(), *measured.norms.items()):
-        if not moments.is_finite:
-            raise MergeError(f"the statistics of {path!r} are NaN or infinite. Are the weights and the inputs finite?")
-    return measured
+    _run(model, data, after_layer=change, after_norm=normalise)
+    return _checked_moments(layers), _checked_moments(norms)
 
 
-@contextmanager
-def _watched(
+def _run(
     model: nn.Module,
-    layers: Mapping[str, ChannelLayer],
-    after_layer: Callable[[str, Any], Any],
-    after_norm: Callable[[str, nn.Module, Tensor], Tensor | None],
-) -> Iterator[None]:
-    """Eval mode, no gradients, no fused fast paths, and hooks; all is put back at the end."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    training = [module for module in model.modules() if module.training]
+    data: Iterable[Batch],
+    *,
+    after_layer: Callable[[ChannelLayer, Tensor], Tensor | None],
+    after_norm: Callable[[str, _BatchNorm, Tensor], Tensor | None] = lambda path, norm, values: None,
+) -> None:
+    """Run a network over batches in eval mode, with hooks that may replace outputs; all is put back at the end."""
+    layers = channel_layers(model)
+
+    def layer_hook(path: str) -> Callable[..., Any]:
+        def visit(module: nn.Module, args: Any, output: Any) -> Any:
+            first = output if isinstance(output, Tensor) else tensors_in(output)[0]
+            changed = after_layer(layers[path], first)
+            return changed if changed is None or output is first else type(output)((changed, *output[1:]))
+
+        return visit
+
+    def norm_hook(path: str) -> Callable[..., Any]:
+        return lambda module, args, output: after_norm(path, module, args[0])
+
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     with ExitStack() as stack, torch.no_grad():
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        # Fused attention would pass by the output projection and its hook.
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        for module in training:
-            stack.callback(setattr, module, "training", True)
-            module.training = False
         for path, module in model.named_modules():
-            hook = None
-            if path in layers:
-                hook = _layer_hook(path, after_layer)
-            elif _has_statistics(module):
-                hook = _norm_hook(path, after_norm)
+            if module.training:
+                stack.callback(setattr, module, "training", True)
+                module.training = False
+            hook = layer_hook(path) if path in layers else norm_hook(path) if _has_statistics(module) else None
             if hook is not None:
                 stack.callback(module.register_forward_hook(hook).remove)
-        yield
+        for batch in data:
+            args, kwargs = call_arguments(batch.to(device).inputs)
+            model(*args, **kwargs)
 
 
-def _layer_hook(path: str, visit: Callable[[str, Any], Any]) -> Callable[..., Any]:
-    return lambda module, args, output: visit(path, output)
-
-
-def _norm_hook(path: str, visit: Callable[[str, nn.Module, Tensor], Tensor | None]) -> Callable[..., Any]:
-    return lambda module, args, output: visit(path, module, args[0])
+def _checked_moments(moments: dict[str, Moments]) -> dict[str, Moments]:
+    for path, measured in moments.items():
+        if not measured.is_finite:
+            raise MergeError(f"the statistics of {path!r} are NaN or infinite. Are the weights and the inputs finite?")
+    return moments
 
 
 def _has_statistics(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
-def _store_statistics(model: nn.Module, measured: Measured) -> None:
-    for path, found in measured.norms.items():
+def _store_statistics(model: nn.Module, norms: Mapping[str, Moments]) -> None:
+    for path, moments in norms.items():
         norm = model.get_submodule(path)
         assert isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        norm.running_mean.copy_(found.mean)
-        norm.running_var.copy_(found.squares / max(found.count - 1, 1))
+        norm.running_mean.copy_(moments.mean)
+        norm.running_var.copy_(moments.squares / max(moments.count - 1, 1))
 
 
-def _data(batches: Any) -> Batches:
+def _batches_of(batches: Any) -> Batches:
     if isinstance(batches, Task):
         assert isinstance(batches.batches, Batches)
         return batches.batches
