@@ -252,7 +252,7 @@ FILES = {
     "writing into a folder that is not there": row(WeightsError, "absent", "does not exist")(
         lambda f: write_weights(f / "absent" / "out.pt", good())
     ),
-    "writing a value that is no tensor": row(WeightsError, "out.pt", "'epoch'", "but int")(
+    "writing a value that is no tensor": row(WeightsError, "out.pt", "'epoch'", "of type int")(
         lambda f: write_weights(f / "out.pt", {**good(), "epoch": 3})
     ),
     "writing a tensor without values": row(WeightsError, "out.pt", "'w'", "on meta")(

@@ -13,7 +13,7 @@ from torch import Tensor
 from alignkit.checkpoints.folder import CONFIG, INDEX_SUFFIX, find_weights, inside, read_index, side_files
 from alignkit.checkpoints.pickle_file import PickleShard
 from alignkit.checkpoints.safetensors_file import SafetensorsShard
-from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, Shard, TensorEntry
+from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
 from alignkit.errors import WeightsError
 
 
@@ -87,7 +87,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._shard_of[name].read(name, start, stop)
 
     def take(self, name: str, index: Tensor) -> Tensor:
-        """The rows of a tensor that ``index`` (int64) names, in its order; only they are read."""
+        """Read the rows of a tensor that ``index`` (int64) names, in its order; only they are read."""
         shard = self._shard_of[name]
         entry = shard.entries[name]
         rows = torch.empty((len(index), *entry.shape[1:]), dtype=entry.dtype)
@@ -139,7 +139,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.name.endswith(INDEX_SUFFIX):
         return _open_folder(path.parent, path, path)
     if not path.is_file():
-        raise WeightsError(f"{path} is no file and no folder.")
+        raise WeightsError(f"{path} is neither a file nor a folder.")
     shard = open_shard(path)
     return Checkpoint(path, None, (shard,), shard.metadata)
 
@@ -168,9 +168,9 @@ def open_shard(path: Path) -> Shard:
     Raises:
         WeightsError: The suffix is not known, or the file cannot be read.
     """
-    if path.suffix in SAFETENSORS_SUFFIXES:
-        return SafetensorsShard(path)
-    if path.suffix in PICKLE_SUFFIXES:
-        return PickleShard(path)
-    known = ", ".join((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES))
-    raise WeightsError(f"{path}: weights files end in {known}. Convert the file, or rename it if it is one of these.")
+    kind = file_kind(path)
+    if kind is None:
+        raise WeightsError(
+            f"{path}: weights files end in {KNOWN_SUFFIXES}. Convert the file, or rename it if it is one of these."
+        )
+    return SafetensorsShard(path) if kind == "safetensors" else PickleShard(path)

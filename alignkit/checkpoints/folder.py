@@ -12,11 +12,12 @@ from typing import Any
 from alignkit.checkpoints.safetensors_file import without_duplicates
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 from alignkit.errors import WeightsError
+from alignkit.text import list_some
 
 INDEX_SUFFIX = ".index.json"
 CONFIG = "config.json"
 MAX_INDEX = 100_000_000
-"""Most bytes of an index file that are read."""
+"""Maximum number of bytes of an index file that are read."""
 WEIGHTS_SUFFIXES = frozenset(
     (
         *SAFETENSORS_SUFFIXES,
@@ -49,7 +50,7 @@ class Index:
 
 
 def find_weights(folder: Path) -> Path:
-    """The weights file, or the index of shards, of a folder.
+    """Find the weights file, or the index of shards, of a folder.
 
     The names of Hugging Face are looked for first, safetensors before pickles; then any one file of a known format.
 
@@ -57,36 +58,36 @@ def find_weights(folder: Path) -> Path:
         WeightsError: There is none, or it is not clear which is meant.
     """
     for names in _WELL_KNOWN:
-        if found := [folder / name for name in names if (folder / name).is_file()]:
-            return _only(folder, found)
+        if candidates := [folder / name for name in names if (folder / name).is_file()]:
+            return _only(folder, candidates)
     for pattern in _PATTERNS:
-        if found := [path for path in sorted(folder.glob(pattern)) if path.is_file()]:
-            return _only(folder, found)
+        if candidates := [path for path in sorted(folder.glob(pattern)) if path.is_file()]:
+            return _only(folder, candidates)
     raise WeightsError(
         f"{folder} is a folder that holds no weights: no model.safetensors, no model.safetensors.index.json, no "
         "pytorch_model.bin and no other file of a known format. Name the weights file."
     )
 
 
-def _only(folder: Path, found: list[Path]) -> Path:
-    if len(found) > 1:
-        listed = ", ".join(path.name for path in found[:8])
+def _only(folder: Path, candidates: list[Path]) -> Path:
+    if len(candidates) > 1:
+        listed = list_some([path.name for path in candidates], 8)
         raise WeightsError(f"{folder} holds several weights files, {listed}. Name the one that is meant.")
-    return found[0]
+    return candidates[0]
 
 
 def read_index(path: Path) -> Index:
     """Read an index of shards.
 
     Raises:
-        WeightsError: It is no index, names a tensor twice, or names a file that is missing or outside the folder.
+        WeightsError: It is not an index, names a tensor twice, or names a file that is missing or outside the folder.
     """
     try:
         if path.stat().st_size > MAX_INDEX:
             raise ValueError(f"it is larger than {MAX_INDEX} bytes")
-        found = json.loads(path.read_bytes(), object_pairs_hook=without_duplicates)
-        table = found["weight_map"]
-        metadata = found.get("metadata") or {}
+        index = json.loads(path.read_bytes(), object_pairs_hook=without_duplicates)
+        table = index["weight_map"]
+        metadata = index.get("metadata") or {}
         if not (isinstance(metadata, dict) and table and all(isinstance(name, str) for name in table.values())):
             raise ValueError('"weight_map" has to map names of tensors to names of files')
     except OSError as error:
@@ -102,12 +103,12 @@ def read_index(path: Path) -> Index:
 
 
 def inside(folder: Path, name: str, said_by: Path) -> Path:
-    """The file of a folder that a name read from a file stands for.
+    """Find the file of a folder that a name read from a file stands for.
 
     Links may lead to another place of the same folder, and, in a cache of the Hugging Face hub, to its ``blobs``.
 
     Raises:
-        WeightsError: The name leaves the folder, or is no file.
+        WeightsError: The name leaves the folder, or is not one of a file.
     """
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or Path(name).drive:
@@ -118,7 +119,7 @@ def inside(folder: Path, name: str, said_by: Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise WeightsError(f"{said_by} names the file {name!r}, which is missing or cannot be read.") from error
     if not stat.S_ISREG(mode):
-        raise WeightsError(f"{said_by} names {name!r}, which is no file.")
+        raise WeightsError(f"{said_by} names {name!r}, which is not a file.")
     if not stays_inside(path, folder):
         raise WeightsError(f"{path} is a link that leaves the folder: only files inside {folder} are read.")
     return path
@@ -142,7 +143,7 @@ def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
     Raises:
         WeightsError: A file is a link that leaves the folder.
     """
-    found: list[Path] = []
+    side: list[Path] = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -152,5 +153,5 @@ def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
                 continue
             if not stays_inside(path, folder):
                 raise WeightsError(f"{path} is a link that leaves the folder. Replace it by a file, or remove it.")
-            found.append(path.relative_to(folder))
-    return tuple(found)
+            side.append(path.relative_to(folder))
+    return tuple(side)

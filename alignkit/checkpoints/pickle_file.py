@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,7 @@ class PickleShard(Shard):
 
     def _tensors(self) -> dict[str, Tensor]:
         if self._mapped is None or (self._is_mapped and self._read > _REMAP):
-            if FileStamp.of(self.path.stat()) != self._stamp:
-                raise WeightsError(f"{self.path} was changed while it was being read. Start again.")
+            self._stamp.check(self.path.stat(), self.path)
             loaded = load_pickle(self.path)
             inner = loaded[NESTED] if self._nested else loaded
             self._module_versions = getattr(inner, "_metadata", None)
@@ -85,18 +85,21 @@ class PickleShard(Shard):
 
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
         """Write a file of the same form; tensors that share memory here share it there. Other entries are left out."""
-        done: dict[str, Tensor] = {}
-        written: dict[str, Tensor] = {}
+        state: Any = OrderedDict()
         for name, entry in self.entries.items():
             first = self._first_names[name]
-            if first not in done:
-                given = values(name)
-                done[first] = given if isinstance(given, Tensor) else torch.cat(list(given))
-                entry.check(done[first], target)
-                done[first] = done[first].detach().cpu().clone(memory_format=torch.contiguous_format)
-            written[name] = done[first]
+            if first == name:
+                new = values(name)
+                tensor = new if isinstance(new, Tensor) else torch.cat(list(new))
+                entry.check(tensor, target)
+                state[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            else:
+                state[name] = state[first]
             advance(entry.nbytes)
-        state = _with_versions(written, self._module_versions)
+        if self._module_versions is not None:
+            state._metadata = self._module_versions  # as nn.Module.state_dict has them
+        else:
+            state = dict(state)
         save_pickle({NESTED: state} if self._nested else state, target)
 
 
@@ -116,7 +119,7 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
     """Read a file of ``torch.save`` without running code from it, its values as a memory map where possible.
 
     Raises:
-        WeightsError: The file is damaged, is no mapping, or reading it could run code.
+        WeightsError: The file is damaged, is not a mapping, or reading it could run code.
     """
     try:
         with warnings.catch_warnings():
@@ -136,10 +139,10 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
 
 
 def state_dict_in(loaded: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The named tensors of what a file holds.
+    """Take the named tensors out of what a file holds.
 
     Raises:
-        WeightsError: An entry is no tensor.
+        WeightsError: An entry is not a tensor.
     """
     nested = loaded.get(NESTED)
     tensors = nested if isinstance(nested, Mapping) else loaded
@@ -155,14 +158,3 @@ def state_dict_in(loaded: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(4) == b"PK\x03\x04"
-
-
-def _with_versions(tensors: dict[str, Tensor], versions: Any) -> dict[str, Tensor]:
-    """A state dict with the versions of its modules, as ``nn.Module.state_dict`` makes it."""
-    if versions is None:
-        return tensors
-    from collections import OrderedDict
-
-    state: Any = OrderedDict(tensors)
-    state._metadata = versions
-    return state  # type: ignore[no-any-return]

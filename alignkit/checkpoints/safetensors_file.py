@@ -17,11 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from alignkit.checkpoints.shard import FileStamp, Shard, TensorEntry, ValuesOf
+from alignkit.checkpoints.shard import FileStamp, Shard, TensorEntry, Values, ValuesOf
 from alignkit.errors import WeightsError
 
 MAX_HEADER = 100_000_000
-"""Most bytes of a header; the limit of the safetensors format."""
+"""Maximum number of bytes of a header; the limit of the safetensors format."""
 _PREFIX = 8
 """Bytes that hold the length of the header, little-endian."""
 _RESERVED = "__metadata__"
@@ -57,7 +57,7 @@ class SafetensorsShard(Shard):
         path: The file.
 
     Raises:
-        WeightsError: It cannot be read, or is damaged: cut short, a header that is too long or no JSON, a name that
+        WeightsError: It cannot be read, or is damaged: cut short, a header that is too long or not JSON, a name that
             comes twice, a dtype that torch does not have, or sizes that do not fit.
     """
 
@@ -75,8 +75,8 @@ class SafetensorsShard(Shard):
             self.metadata: Mapping[str, str] = table.pop(_RESERVED, None) or {}
             self.entries = {name: _entry(name, facts, len(self._header)) for name, facts in table.items()}
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            said = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise WeightsError(f"{path} cannot be read as safetensors: {said}.") from error
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise WeightsError(f"{path} cannot be read as safetensors: {reason}.") from error
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Read a tensor, or rows ``start`` to ``stop`` of it, into memory of its own.
@@ -86,15 +86,15 @@ class SafetensorsShard(Shard):
         """
         entry = self.entries[name]
         if not entry.shape or (start == 0 and stop in (None, entry.shape[0])):
-            found = torch.empty(entry.shape, dtype=entry.dtype)
+            rows = torch.empty(entry.shape, dtype=entry.dtype)
             spans = [(entry.begin, entry.nbytes)]
         else:
             stop = entry.shape[0] if stop is None else stop
-            found = torch.empty((stop - start, *entry.shape[1:]), dtype=entry.dtype)
+            rows = torch.empty((stop - start, *entry.shape[1:]), dtype=entry.dtype)
             row = entry.nbytes // entry.shape[0] if entry.shape[0] else 0
             spans = [(entry.begin + start * row, (stop - start) * row)]
-        self._fill(found, spans)
-        return found
+        self._fill(rows, spans)
+        return rows
 
     def read_into(self, rows: Tensor, name: str, index: Tensor) -> None:
         """Read the rows that ``index`` names, in its order; rows that follow each other are read at once."""
@@ -116,8 +116,7 @@ class SafetensorsShard(Shard):
         memory = _memory_of(target)
         try:
             with self.path.open("rb", buffering=0) as stream:
-                if FileStamp.of(os.fstat(stream.fileno())) != self._stamp:
-                    raise WeightsError(f"{self.path} was changed while it was being read. Start again.")
+                self._stamp.check(os.fstat(stream.fileno()), self.path)
                 at = 0
                 for begin, length in spans:
                     end = at + length
@@ -135,9 +134,8 @@ class SafetensorsShard(Shard):
         with target.open("wb", buffering=0) as stream:
             _write_all(stream.fileno(), memoryview(self._header))
             for entry in sorted(self.entries.values(), key=lambda e: e.begin):
-                given = values(entry.name)
                 written = 0
-                for piece in _checked(entry, given, target):
+                for piece in _check_pieces(entry, values(entry.name), target):
                     memory = _memory_of(piece.detach().resolve_conj().resolve_neg().cpu())
                     _write_all(stream.fileno(), memory)
                     written += memory.nbytes
@@ -156,18 +154,19 @@ def save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: Mapp
     safetensors.torch.save_file(plain, target, dict(metadata) if metadata else None)
 
 
-def _checked(entry: TensorEntry, given: Tensor | Iterable[Tensor], target: Path) -> Iterator[Tensor]:
-    if isinstance(given, Tensor):
-        entry.check(given, target)
-        yield given
+def _check_pieces(entry: TensorEntry, values: Values, target: Path) -> Iterator[Tensor]:
+    """Check new values, a whole tensor or pieces of it, one by one as they come."""
+    if isinstance(values, Tensor):
+        entry.check(values, target)
+        yield values
         return
-    for piece in given:
+    for piece in values:
         entry.check(piece, target, rows=piece.shape[0] if isinstance(piece, Tensor) and piece.ndim else 0)
         yield piece
 
 
 def _memory_of(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order; its own where it is contiguous."""
+    """Return the bytes of a tensor in row-major order; its own where it is contiguous."""
     array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(array)
 
@@ -179,13 +178,13 @@ def _write_all(handle: int, memory: memoryview) -> None:
 
 
 def _read_header(read: Callable[[int], bytes], size: int) -> bytes:
-    """The first bytes of the file: the length of the header, and the header."""
+    """Read the first bytes of the file: the length of the header, and the header."""
     prefix = read(_PREFIX)
     if len(prefix) < _PREFIX:
         raise ValueError(f"the file has {size} bytes, which is too short for a header")
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER:
-        raise ValueError(f"the header claims {length} bytes, the most is {MAX_HEADER}")
+        raise ValueError(f"the header claims {length} bytes, the maximum is {MAX_HEADER}")
     if _PREFIX + length > size:
         raise ValueError(f"the header claims {length} bytes, but the file has {size} bytes in all: it is cut short")
     return prefix + read(length)
@@ -194,22 +193,22 @@ def _read_header(read: Callable[[int], bytes], size: int) -> bytes:
 def _parsed(header: bytes) -> dict[str, Any]:
     table = json.loads(header, object_pairs_hook=without_duplicates)
     if not isinstance(table, dict):
-        raise ValueError("the header is no JSON object")
+        raise ValueError("the header is not a JSON object")
     return table
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict.
+    """Make a dict of the pairs of a JSON object.
 
     Raises:
         ValueError: A name comes twice.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the name {twice!r} comes twice")
-    return found
+    return table
 
 
 def _entry(name: str, facts: Mapping[str, Any], data: int) -> TensorEntry:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from alignkit.text import dtype_name
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
+KNOWN_SUFFIXES = ", ".join((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES))
+"""Suffixes of weights files, for messages."""
 
 Values: TypeAlias = Tensor | Iterable[Tensor]
 """A whole tensor, or its rows from first to last in pieces."""
@@ -47,11 +49,11 @@ class TensorEntry:
             rows: Number of rows of a piece; None for the whole tensor.
 
         Raises:
-            WeightsError: They are no dense tensor of this dtype and shape.
+            WeightsError: They are not a dense tensor of this dtype and shape.
         """
         shape = self.shape if rows is None else (rows, *self.shape[1:])
         if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
-            raise WeightsError(f"cannot write {path}: the new values of {self.name!r} are no dense tensor.")
+            raise WeightsError(f"cannot write {path}: the new values of {self.name!r} are not a dense tensor.")
         if values.dtype != self.dtype or tuple(values.shape) != shape:
             raise WeightsError(
                 f"cannot write {path}: {self.name!r} is {dtype_name(self.dtype)} {[*self.shape]}, the new values are "
@@ -68,9 +70,25 @@ class FileStamp:
     modified: int
 
     @classmethod
-    def of(cls, found: os.stat_result) -> FileStamp:
-        """The stamp of an open file."""
-        return cls(found.st_size, found.st_ino, found.st_mtime_ns)
+    def of(cls, status: os.stat_result) -> FileStamp:
+        """Take the stamp of a file."""
+        return cls(status.st_size, status.st_ino, status.st_mtime_ns)
+
+    def check(self, status: os.stat_result, path: Path) -> None:
+        """Refuse to read on in a file that was changed.
+
+        Raises:
+            WeightsError: It was.
+        """
+        if FileStamp.of(status) != self:
+            raise WeightsError(f"{path} was changed while it was being read. Start again.")
+
+
+def file_kind(path: Path) -> Literal["safetensors", "pickle"] | None:
+    """Tell the kind of a weights file by its suffix; None for any other."""
+    if path.suffix in SAFETENSORS_SUFFIXES:
+        return "safetensors"
+    return "pickle" if path.suffix in PICKLE_SUFFIXES else None
 
 
 class Shard(ABC):
@@ -98,7 +116,7 @@ class Shard(ABC):
 
     @abstractmethod
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
-        """Write a file like this one with new values; ``advance`` is told the bytes of each tensor."""
+        """Write a file like this one with new values; ``advance`` is called with the bytes of each tensor."""
 
     @property
     def nbytes(self) -> int:

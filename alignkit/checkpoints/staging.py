@@ -30,7 +30,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 @contextmanager
 def staged(output: Path, *, folder: bool = False, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary path beside ``output`` that takes its place when the block ends well, and disappears otherwise.
+    """Give a temporary path beside ``output`` that takes its place when the block ends well, and disappears otherwise.
 
     Args:
         output: Where the result belongs.
@@ -83,7 +83,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def exists_already(output: Path) -> WeightsError:
-    """The error for an output that is there and is not to be replaced."""
+    """Make the error for an output that is there and is not to be replaced."""
     return WeightsError(f"cannot write {output}: it exists. Choose another name, or ask for it to be replaced.")
 
 
@@ -97,12 +97,12 @@ def remove_stale(output: Path) -> int:
         return 0
     pattern = re.compile(re.escape(f".{output.name[:_NAME_LENGTH]}.") + r"[0-9a-f]{8}\.part")
     removed = 0
-    for found in [entry for entry in os.scandir(output.parent) if pattern.fullmatch(entry.name)]:
+    for leftover in [entry for entry in os.scandir(output.parent) if pattern.fullmatch(entry.name)]:
         with suppress(OSError):
-            handle = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            handle = os.open(leftover.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(Path(found.path))
+                remove(Path(leftover.path))
                 removed += 1
             finally:
                 os.close(handle)

@@ -11,9 +11,10 @@ from torch import Tensor
 from alignkit.checkpoints.checkpoint import open_checkpoint
 from alignkit.checkpoints.pickle_file import save_pickle
 from alignkit.checkpoints.safetensors_file import save_safetensors
-from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from alignkit.checkpoints.shard import KNOWN_SUFFIXES, file_kind
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import WeightsError
+from alignkit.text import show_type
 
 RESERVED_NAME = "__metadata__"
 """The one name that a safetensors file cannot hold a tensor by."""
@@ -28,7 +29,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             folder that holds one of these.
 
     Raises:
-        WeightsError: It does not exist, is damaged, is of another kind, or holds something that is no tensor.
+        WeightsError: It does not exist, is damaged, is of another kind, or holds something that is not a tensor.
     """
     return dict(open_checkpoint(path))
 
@@ -48,17 +49,17 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
             dense tensor.
     """
     path = Path(path)
-    if path.suffix not in (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES):
-        known = ", ".join((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES))
-        raise WeightsError(f"{path}: cannot tell the format of the output. End its name in one of {known}.")
+    kind = file_kind(path)
+    if kind is None:
+        raise WeightsError(f"{path}: cannot tell the format of the output. End its name in one of {KNOWN_SUFFIXES}.")
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-            found = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise WeightsError(f"cannot write {path}: {name!r} is no dense tensor with values, but {found}.")
+            kind_of_value = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else show_type(tensor)
+            raise WeightsError(f"cannot write {path}: {name!r} is not a dense tensor with values, but {kind_of_value}.")
         if name == RESERVED_NAME:
             raise WeightsError(f"cannot write {path}: the name {name!r} is reserved by safetensors. Rename the tensor.")
     with staged(path) as temporary:
-        if path.suffix in SAFETENSORS_SUFFIXES:
+        if kind == "safetensors":
             save_safetensors(weights, temporary, metadata)
         else:
             save_pickle({n: t.detach().cpu() for n, t in weights.items()}, temporary)

@@ -9,7 +9,7 @@ from pathlib import Path
 from alignkit.checkpoints.byte_progress import ByteMeter, OnProgress
 from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.checkpoints.folder import INDEX_SUFFIX, WEIGHTS_SUFFIXES
-from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf
+from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf, file_kind
 from alignkit.checkpoints.staging import exists_already, staged
 from alignkit.errors import WeightsError
 from alignkit.text import readable_bytes
@@ -70,11 +70,11 @@ def _check_place(output: Path, like: Checkpoint, overwrite: bool) -> None:
     if not output.parent.is_dir():
         raise WeightsError(f"cannot write {output}: the folder {output.parent} does not exist. Create it first.")
     if like.folder is None:
-        suffix = like.shards[0].path.suffix
-        kin = next(kinds for kinds in (SAFETENSORS_SUFFIXES, PICKLE_SUFFIXES) if suffix in kinds)
-        if output.suffix not in kin:
+        kind = file_kind(like.shards[0].path)
+        if file_kind(output) != kind:
+            suffixes = SAFETENSORS_SUFFIXES if kind == "safetensors" else PICKLE_SUFFIXES
             raise WeightsError(
-                f"cannot write {output}: {like.path} is one file, so end the name in {' or '.join(kin)}."
+                f"cannot write {output}: {like.path} is one file, so end the name in {' or '.join(suffixes)}."
             )
         if output.is_dir():
             raise WeightsError(f"cannot write {output}: it is a folder.")

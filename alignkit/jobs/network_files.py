@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
 from alignkit.checkpoints.fit import Fit
-from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from alignkit.checkpoints.shard import file_kind
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
@@ -166,8 +166,8 @@ class NetworkFiles:
             WeightsError: The output cannot be written.
         """
         weights = network.state_dict() if isinstance(network, nn.Module) else network
-        own, kind = self.checkpoints[like], _family(output)
-        if kind == (None if own.folder is not None else _family(own.shards[0].path)):
+        own, kind = self.checkpoints[like], file_kind(output)
+        if kind == (None if own.folder is not None else file_kind(own.shards[0].path)):
             write_checkpoint(
                 output,
                 own,
@@ -250,10 +250,3 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> 
     fit.raise_if_any(ShapeMismatchError, f"{path} does not fit the model")
     module.load_state_dict(dict(weights), strict=False)
     return module
-
-
-def _family(path: Path) -> str | None:
-    """Return the kind of a weights file by its suffix; None for a folder."""
-    if path.suffix in SAFETENSORS_SUFFIXES:
-        return "safetensors"
-    return "pickle" if path.suffix in PICKLE_SUFFIXES else None

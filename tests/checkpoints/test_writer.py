@@ -64,7 +64,7 @@ def test_ties_and_nesting_of_pickles_are_kept(tmp_path: Path) -> None:
         (lambda t: t.float(), "is bfloat16 .5, 3., the new values are float32"),
         (lambda t: t[:4], "the new values are bfloat16 .4, 3."),
         (lambda t: iter(t[:4].split(2)), "has 30 bytes, the new values have 24"),
-        (lambda t: t.to("meta"), "no dense tensor"),
+        (lambda t: t.to("meta"), "not a dense tensor"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(tmp_path: Path, values: Callable[[Tensor], Any], says: str) -> None:
