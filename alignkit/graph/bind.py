@@ -1,4 +1,4 @@
-"""Binding: the weights of two models held against one graph, every mismatch found at once."""
+"""Binding: the weights of models held against one graph, every mismatch found at once."""
 
 from __future__ import annotations
 
@@ -15,18 +15,6 @@ from alignkit.errors import AlignkitError, BindError
 from alignkit.graph.structure import GraphStructure
 
 WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
-
-
-def bind_weights(
-    graph: GraphStructure, a: WeightsSource, b: WeightsSource
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Hold the weights of two models against a graph; see `SymmetryGraph.bind`.
-
-    Returns:
-        The weights of A and of B, by the first name of each tensor; detached, not copied.
-    """
-    side_a, side_b = fit_models(graph, {"A": a, "B": b}, BindError, "the weights do not fit the graph")
-    return side_a, side_b
 
 
 def weights_of(source: WeightsSource) -> dict[str, Tensor]:

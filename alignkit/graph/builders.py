@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from alignkit.errors import GraphError
 from alignkit.graph.notation import is_group_name
-from alignkit.graph.source import Like, tensor_facts
+from alignkit.graph.source import Like, read_tensor_nodes
 from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
@@ -127,8 +127,7 @@ def _add_block(chain: _Chain, path: str, members: list[_Layer]) -> None:
     projected = any(layer.kind == "convolution" for layer in shortcut)
     if not projected and last.weight[0] != width:
         raise chain.error(
-            last,
-            f"takes the stream from {width} to {last.weight[0]} channels, but block {path!r} has no projection",
+            last, f"takes the stream from {width} to {last.weight[0]} channels, but block {path!r} has no projection"
         )
     for layer in branch:
         chain.add(layer, units=stream if layer is last and not projected else None)
@@ -168,7 +167,7 @@ class _Layer:
 def _layers(like: Like, family: str) -> list[_Layer]:
     """List the layers of a network in order, each a linear layer, a convolution or a norm."""
     layers: dict[str, _Layer] = {}
-    for facts in tensor_facts(like).values():
+    for facts in read_tensor_nodes(like).values():
         if len(facts.names) > 1:
             raise GraphError(
                 f"tensors {facts.names[0]!r} and {facts.names[1]!r} are tied, which {family} does not have. Write the "

@@ -151,43 +151,27 @@ class Block:
         """View the block in a tensor, one dimension for each of ``dims``; nothing is copied."""
         strides = tensor.stride()
         offset = tensor.storage_offset() + sum(o * s for o, s in zip(self.offsets, strides, strict=True))
-        return torch.as_strided(
-            tensor,
-            [d.size for d in self.dims],
-            [d.stride * strides[d.axis] for d in self.dims],
-            offset,
-        )
+        sizes = [d.size for d in self.dims]
+        return torch.as_strided(tensor, sizes, [d.stride * strides[d.axis] for d in self.dims], offset)
 
 
-@dataclass(frozen=True)
-class _Term:
-    """One term of one axis: an offset and its factors from left to right as (units or None, size, stride)."""
-
-    offset: int
-    factors: tuple[tuple[Units | None, int, int], ...]
+_Term: TypeAlias = tuple[int, tuple[tuple[Units | None, int, int], ...]]
+"""One term of one axis: its offset, and units (or None), size and stride of each of its factors from left to right."""
 
 
 def _axis_terms(axis: Axis, stride: int) -> Iterator[_Term]:
+    """Multiply an axis out whose neighbouring positions are ``stride`` apart."""
     start = 0
     for segment in axis.segments:
-        for term in _segment_terms(segment.factors, stride):
-            yield _Term(term.offset + start * stride, term.factors)
-        start += segment_size(segment)
-
-
-def _segment_terms(factors: tuple[Factor, ...], stride: int) -> Iterator[_Term]:
-    if not factors:
-        yield _Term(0, ())
-        return
-    head, tail = factors[0], factors[1:]
-    head_stride = stride * prod(factor_size(f) for f in tail)
-    if isinstance(head, Axis):
-        heads = list(_axis_terms(head, head_stride))
-    else:
-        units = head if isinstance(head, Units) else None
-        heads = [_Term(0, ((units, factor_size(head), head_stride),))]
-    for left, right in product(heads, list(_segment_terms(tail, stride))):
-        yield _Term(left.offset + right.offset, left.factors + right.factors)
+        terms: list[_Term] = [(start, ())]
+        sizes = [factor_size(factor) for factor in segment.factors]
+        for at, factor in enumerate(segment.factors):
+            step = stride * prod(sizes[at + 1 :])  # the last factor varies fastest
+            units = factor if isinstance(factor, Units) else None
+            parts = list(_axis_terms(factor, step)) if isinstance(factor, Axis) else [(0, ((units, sizes[at], step),))]
+            terms = [(offset + more, left + right) for (offset, left), (more, right) in product(terms, parts)]
+        yield from terms
+        start += stride * prod(sizes)
 
 
 def layout_blocks(layout: Layout, tensor: str) -> tuple[Block, ...]:
@@ -203,14 +187,14 @@ def layout_blocks(layout: Layout, tensor: str) -> tuple[Block, ...]:
     blocks = []
     for terms in product(*(list(_axis_terms(axis, 1)) for axis in layout)):
         dims: list[Dim] = []
-        for axis, term in enumerate(terms):
-            for units, size, stride in term.factors:
+        for axis, (_, factors) in enumerate(terms):
+            for units, size, stride in factors:
                 ancestors: tuple[int, ...] = ()
                 if units is not None and units.parent is not None:
                     parent = _find_parent(dims, units, axis, tensor)
                     ancestors = (*dims[parent].ancestors, parent)
                 dims.append(Dim(axis, size, stride, units.group if units else None, ancestors))
-        blocks.append(Block(tuple(term.offset for term in terms), tuple(dims)))
+        blocks.append(Block(tuple(offset for offset, _ in terms), tuple(dims)))
     return tuple(blocks)
 
 

@@ -40,12 +40,7 @@ def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
         for index, axis in enumerate(tensor.layout):
             for (segment, *factor), units in _mentions(axis):
                 network.add_edge(
-                    tensor.name,
-                    units.group,
-                    relation="acts_on",
-                    axis=index,
-                    segment=segment,
-                    factor=tuple(factor),
+                    tensor.name, units.group, relation="acts_on", axis=index, segment=segment, factor=tuple(factor)
                 )
     return nx.freeze(network)
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter
 
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import SpecError
-from alignkit.graph.layout import Layout
 from alignkit.graph.network import build_network
 from alignkit.graph.nodes import Group, GroupKind, Role, TensorNode
 from alignkit.graph.notation import parse_layout
@@ -23,9 +22,7 @@ FORMAT = Format("alignkit.graph", "symmetry graph", "SymmetryGraph.to_json", Spe
 GraphT = TypeVar("GraphT", bound=GraphStructure)
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class _Facts(BaseModel, strict=True, extra="forbid"):
     id: str
 
 
@@ -51,21 +48,13 @@ _PROVENANCE = TypeAdapter(Provenance)
 
 def graph_to_json(graph: GraphStructure) -> str:
     """Write a graph as JSON; `graph_from_json` reads it back, and so does `networkx.node_link_graph`."""
-    return FORMAT.to_json(_facts(graph))
-
-
-def _facts(graph: GraphStructure) -> dict[str, Any]:
     network = build_network(graph)
-    return {
-        "directed": True,
-        "multigraph": True,
-        "graph": {"fingerprint": graph.fingerprint, "provenance": asdict(graph.provenance)},
-        "nodes": [{**facts, "id": name} for name, facts in network.nodes(data=True)],
-        "edges": [
-            {**facts, "source": source, "target": target, "key": key}
-            for source, target, key, facts in network.edges(keys=True, data=True)
-        ],
-    }
+    facts: dict[str, Any] = {"directed": True, "multigraph": True}
+    facts["graph"] = {"fingerprint": graph.fingerprint, "provenance": asdict(graph.provenance)}
+    facts["nodes"] = [{**node, "id": name} for name, node in network.nodes(data=True)]
+    edges = network.edges(keys=True, data=True)
+    facts["edges"] = [{**edge, "source": child, "target": group, "key": key} for child, group, key, edge in edges]
+    return FORMAT.to_json(facts)
 
 
 def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
@@ -98,7 +87,7 @@ def _build(node_facts: Any, provenance: Any, kind: type[GraphT]) -> GraphT:
         raise SpecError(f"its provenance needs the fields {', '.join(needed)}.")
     groups = {n.id: Group(n.id, n.size, n.parent, n.kind) for n in nodes if isinstance(n, _GroupFacts)}
     tensors = {n.id: n for n in nodes if isinstance(n, _TensorFacts)}
-    layouts: dict[str, Layout] = {name: parse_layout(node.layout, name) for name, node in tensors.items()}
+    layouts = {name: parse_layout(node.layout, name) for name, node in tensors.items()}
     shapes = {name: tuple(node.shape) for name, node in tensors.items()}
     for name, layout in layouts.items():
         if tensors[name].names[:1] != [name]:
@@ -109,11 +98,5 @@ def _build(node_facts: Any, provenance: Any, kind: type[GraphT]) -> GraphT:
             if unit.group not in groups or groups[unit.group].parent != unit.parent:
                 raise SpecError(f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none.")
     filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
-    return kind(
-        {
-            name: TensorNode(name, tuple(node.names), shapes[name], node.dtype, filled[name], node.role)
-            for name, node in tensors.items()
-        },
-        groups,
-        _PROVENANCE.validate_python(provenance),
-    )
+    facts = {n: (tuple(t.names), shapes[n], t.dtype, filled[n], t.role) for n, t in tensors.items()}
+    return kind({n: TensorNode(n, *fact) for n, fact in facts.items()}, groups, _PROVENANCE.validate_python(provenance))

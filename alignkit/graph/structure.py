@@ -36,17 +36,46 @@ class GraphStructure:
     """
 
     def __init__(
-        self,
-        tensors: Mapping[str, TensorNode],
-        groups: Mapping[str, Group],
-        provenance: Provenance | None = None,
+        self, tensors: Mapping[str, TensorNode], groups: Mapping[str, Group], provenance: Provenance | None = None
     ) -> None:
         self.tensors: Mapping[str, TensorNode] = MappingProxyType(dict(tensors))
         self.groups: Mapping[str, Group] = MappingProxyType(dict(groups))
         self.provenance = provenance or Provenance()
-        _check_groups(self)
-        for node in self.tensors.values():
-            _check_layout(node, self.groups)
+        for name, group in groups.items():
+            if not is_group_name(name):
+                raise GraphError(
+                    f"{name!r} is not a name for a group: letters, digits and '_.-/' are allowed, and not digits "
+                    "alone. '__metadata__' is reserved."
+                )
+            if group.size < 1:
+                raise GraphError(f"group {name!r} has {group.size} units. Leave an empty group out.")
+            if group.parent is not None and group.parent not in groups:
+                raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is not a group of this graph.")
+            if name in tensors:
+                raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
+        for name in groups:
+            chain = [name]
+            while (parent := groups[chain[-1]].parent) is not None:
+                if parent in chain:
+                    raise GraphError(f"groups {' -> '.join((*chain, parent))} are nested in a circle.")
+                chain.append(parent)
+        for node in tensors.values():
+            self._check_layout(node)
+
+    def _check_layout(self, node: TensorNode) -> None:
+        """Check the layout of a tensor against its shape and the groups."""
+        for index, unit in ((i, unit) for i, axis in enumerate(node.layout) for unit in axis.units()):
+            name, group = unit.group, self.groups.get(unit.group)
+            if group is None:
+                raise GraphError(f"tensor {node.name!r} mentions group {name!r}, which is not a group of this graph.")
+            if (unit.size, unit.parent) != (group.size, group.parent):
+                raise GraphError(
+                    f"tensor {node.name!r}, axis {index}: group {name!r} has {unit.size} units and the parent "
+                    f"{unit.parent!r} here, but the graph says {group.size} and {group.parent!r}."
+                )
+        if (sizes := tuple(map(factor_size, node.layout))) != node.shape:
+            raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")
+        node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents
 
     # ---------------------------------------------------------------- the trees of groups
 
@@ -177,42 +206,3 @@ class GraphStructure:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary})"
-
-
-def _check_layout(node: TensorNode, groups: Mapping[str, Group]) -> None:
-    """Check the layout of a tensor against its shape and the groups of the graph."""
-    for index, unit in ((i, unit) for i, axis in enumerate(node.layout) for unit in axis.units()):
-        group = groups.get(unit.group)
-        if group is None:
-            raise GraphError(f"tensor {node.name!r} mentions group {unit.group!r}, which is not a group of this graph.")
-        if (unit.size, unit.parent) != (group.size, group.parent):
-            raise GraphError(
-                f"tensor {node.name!r}, axis {index}: group {group.name!r} has {unit.size} units and the parent "
-                f"{unit.parent!r} here, but the graph says {group.size} and {group.parent!r}."
-            )
-    if (sizes := tuple(map(factor_size, node.layout))) != node.shape:
-        raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")
-    node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents
-
-
-def _check_groups(graph: GraphStructure) -> None:
-    """Check names, sizes and nesting of the groups, however the graph was put together."""
-    for name, group in graph.groups.items():
-        if not is_group_name(name):
-            raise GraphError(
-                f"{name!r} is not a name for a group: letters, digits and '_.-/' are allowed, and not digits alone. "
-                "'__metadata__' is reserved."
-            )
-        if group.size < 1:
-            raise GraphError(f"group {name!r} has {group.size} units. Leave an empty group out.")
-        if group.parent is not None and group.parent not in graph.groups:
-            raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is not a group of this graph.")
-        if name in graph.tensors:
-            raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
-    for name in graph.groups:
-        seen, parent = [name], graph.groups[name].parent
-        while parent is not None:
-            if parent in seen:
-                raise GraphError(f"groups {' -> '.join((*seen, parent))} are nested in a circle.")
-            seen.append(parent)
-            parent = graph.groups[parent].parent

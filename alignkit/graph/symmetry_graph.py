@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from networkx import MultiDiGraph
 from torch import Tensor, nn
 
-from alignkit.graph.bind import WeightsSource, bind_weights
+from alignkit.errors import BindError
+from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.description import describe, group_table
 from alignkit.graph.drawing import diagrams
 from alignkit.graph.network import build_network
@@ -94,8 +95,9 @@ class SymmetryGraph(GraphStructure):
             BindError: Names, shapes, dtypes or values do not fit; the message lists every mismatch of both models.
             WeightsError: A file cannot be read.
         """
+        side_a, side_b = fit_models(self, {"A": a, "B": b}, BindError, "the weights do not fit the graph")
         module_a, module_b = (source if isinstance(source, nn.Module) else None for source in (a, b))
-        return Pair(self, *bind_weights(self, a, b), module_a, module_b)
+        return Pair(self, side_a, side_b, module_a, module_b)
 
     def verify(self, model: nn.Module, *args: Any, **kwargs: Any) -> Verification:
         """Prove on real weights that symmetries keep the outputs; see `alignkit.graph.proof.verify.verify`."""
