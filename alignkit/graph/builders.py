@@ -7,6 +7,7 @@ proves a graph on a real model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from alignkit.errors import GraphError
@@ -32,14 +33,8 @@ def mlp(like: Like) -> SymmetryGraph:
     Raises:
         GraphError: A tensor does not fit; the message names it.
     """
-    chain = _Chain("an MLP")
-    for layer in _layers(like, "an MLP"):
-        if layer.kind == "convolution":
-            raise chain.error(
-                layer, "is not a linear layer; a network with convolutions is alignkit.graph.builders.cnn"
-            )
-        chain.add(layer)
-    return SymmetryGraph.from_spec(chain.finish(), like)
+    hint = "is not a linear layer; a network with convolutions is alignkit.graph.builders.cnn"
+    return _chain_graph(like, "an MLP", {"convolution": hint})
 
 
 def siren(like: Like) -> SymmetryGraph:
@@ -55,12 +50,9 @@ def siren(like: Like) -> SymmetryGraph:
     Raises:
         GraphError: A tensor does not fit; the message names it.
     """
-    chain = _Chain("a SIREN")
-    for layer in _layers(like, "a SIREN"):
-        if layer.kind != "linear":
-            raise chain.error(layer, f"is a {layer.kind}; a SIREN has linear layers only")
-        chain.add(layer)
-    return SymmetryGraph.from_spec(chain.finish(), like)
+    return _chain_graph(
+        like, "a SIREN", {kind: f"is a {kind}; a SIREN has linear layers only" for kind in ("convolution", "norm")}
+    )
 
 
 def cnn(like: Like) -> SymmetryGraph:
@@ -75,10 +67,7 @@ def cnn(like: Like) -> SymmetryGraph:
     Raises:
         GraphError: A tensor does not fit; the message names it.
     """
-    chain = _Chain("a plain CNN")
-    for layer in _layers(like, "a plain CNN"):
-        chain.add(layer)
-    return SymmetryGraph.from_spec(chain.finish(), like)
+    return _chain_graph(like, "a plain CNN", {})
 
 
 def resnet(like: Like) -> SymmetryGraph:
@@ -95,19 +84,18 @@ def resnet(like: Like) -> SymmetryGraph:
         GraphError: A tensor does not fit; the message names it.
     """
     layers = _layers(like, "a ResNet")
+    parents = {layer.parent for layer in layers if layer.kind == "convolution"}
+    paths = {parent for parent in parents if parent.rpartition(".")[2].isdigit()}
     blocks: dict[str, list[_Layer]] = {}
-    paths = {
-        layer.parent for layer in layers if layer.kind == "convolution" and layer.parent.rpartition(".")[2].isdigit()
-    }
-    chain = _Chain("a ResNet")
     for layer in layers:
-        path = next((p for p in paths if layer.path.startswith(p + ".")), None)
-        blocks.setdefault(path or layer.path, []).append(layer)
+        path = next((p for p in paths if layer.path.startswith(p + ".")), layer.path)
+        blocks.setdefault(path, []).append(layer)
     if not paths:
         raise GraphError(
             "this does not look like a ResNet: no block such as 'layer1.0' with convolutions of its own was found. "
             "Write its spec by hand, or trace the model."
         )
+    chain = _Chain("a ResNet")
     for path, members in blocks.items():
         if path in paths:
             _add_block(chain, path, members)
@@ -116,9 +104,20 @@ def resnet(like: Like) -> SymmetryGraph:
     return SymmetryGraph.from_spec(chain.finish(), like)
 
 
+def _chain_graph(like: Like, family: str, refused: Mapping[str, str]) -> SymmetryGraph:
+    """Chain all layers; ``refused`` says what is wrong with layers of a kind that the family does not have."""
+    chain = _Chain(family)
+    for layer in _layers(like, family):
+        if layer.kind in refused:
+            raise chain.error(layer, refused[layer.kind])
+        chain.add(layer)
+    return SymmetryGraph.from_spec(chain.finish(), like)
+
+
 def _add_block(chain: _Chain, path: str, members: list[_Layer]) -> None:
     """Add a residual block: its branch starts and ends on the stream, which a projection replaces."""
-    branch = [layer for layer in members if layer.parent == path and layer.leaf not in ("downsample", "shortcut")]
+    shortcuts = (f"{path}.downsample", f"{path}.shortcut")
+    branch = [layer for layer in members if layer.parent == path and layer.path not in shortcuts]
     shortcut = [layer for layer in members if layer not in branch]
     stream, width = chain.units, chain.width
     if stream is None:
@@ -151,10 +150,6 @@ class _Layer:
     @property
     def parent(self) -> str:
         return self.path.rpartition(".")[0]
-
-    @property
-    def leaf(self) -> str:
-        return self.path.rpartition(".")[2]
 
     @property
     def weight(self) -> tuple[int, ...]:
@@ -215,40 +210,31 @@ class _Chain:
     def add(self, layer: _Layer, units: str | None = None) -> None:
         """Append a layer; its outputs are the group ``units``, or a new one named after the layer."""
         if layer.kind == "norm":
-            self._add_norm(layer)
+            if self.spatial and "bias" in layer.shapes and "running_mean" not in layer.shapes:
+                raise self.error(
+                    layer, "has no running statistics, so it may be a GroupNorm, which ties channels together"
+                )
+            if self.units is not None and layer.weight not in ((self.width,), (1,)):
+                raise self.error(layer, f"does not fit the {self.width} units before it")
+            text = self.units if self.units is not None and layer.weight == (self.width,) else "."
+            self.spec.update({layer.name(tensor): text for tensor, shape in layer.shapes.items() if shape})
             return
-        columns = self._columns(layer)
+        inputs = layer.weight[1]
+        if self.units is None:
+            columns = "."
+        elif inputs == self.width:
+            columns = self.units
+        elif layer.kind == "linear" and self.spatial and inputs % self.width == 0:
+            columns = f"({self.units} {inputs // self.width})"
+        else:
+            raise self.error(layer, f"takes {inputs} inputs where the layer before it has {self.width} units")
         # "0" is not a name in the notation, so a layer of that path owns the group "layer.0".
         units = units or (layer.path if is_group_name(layer.path) else f"layer.{layer.path or 'weight'}")
-        kernel = " ." * (len(layer.weight) - 2)
-        self.spec[layer.name("weight")] = f"{units} {columns}{kernel}"
+        self.spec[layer.name("weight")] = f"{units} {columns}" + " ." * (len(layer.weight) - 2)
         if "bias" in layer.shapes:
             self.spec[layer.name("bias")] = units
         self.units, self.width, self.last = units, layer.weight[0], units
         self.spatial = layer.kind == "convolution"
-
-    def _add_norm(self, layer: _Layer) -> None:
-        if self.spatial and "bias" in layer.shapes and "running_mean" not in layer.shapes:
-            raise self.error(layer, "has no running statistics, so it may be a GroupNorm, which ties channels together")
-        if self.units is None:
-            text = "."
-        elif layer.weight == (self.width,):
-            text = self.units
-        elif layer.weight == (1,):
-            text = "."
-        else:
-            raise self.error(layer, f"does not fit the {self.width} units before it")
-        self.spec.update({layer.name(t): text for t, shape in layer.shapes.items() if shape})
-
-    def _columns(self, layer: _Layer) -> str:
-        inputs = layer.weight[1]
-        if self.units is None:
-            return "."
-        if inputs == self.width:
-            return self.units
-        if layer.kind == "linear" and self.spatial and inputs % self.width == 0:
-            return f"({self.units} {inputs // self.width})"
-        raise self.error(layer, f"takes {inputs} inputs where the layer before it has {self.width} units")
 
     def finish(self) -> dict[str, str]:
         """Return the spec, with the outputs of the last layer fixed."""

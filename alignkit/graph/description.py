@@ -42,14 +42,9 @@ def describe(graph: GraphStructure) -> str:
 
 def group_table(graph: GraphStructure) -> list[tuple[str, str, str]]:
     """List name, size and number of tensors of each group; families are indented under their parents."""
-    return [
-        (
-            "  " * len(graph.ancestors(name)) + name,
-            units_text(graph, name),
-            plural(len(graph.tensors_of(name)), "tensor"),
-        )
-        for name in graph.parents_first
-    ]
+    indented = {name: "  " * len(graph.ancestors(name)) + name for name in graph.parents_first}
+    counts = {name: plural(len(graph.tensors_of(name)), "tensor") for name in indented}
+    return [(text, units_text(graph, name), counts[name]) for name, text in indented.items()]
 
 
 def units_text(graph: GraphStructure, group: str) -> str:

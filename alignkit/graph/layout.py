@@ -73,15 +73,10 @@ Layout: TypeAlias = tuple[Axis, ...]
 def factor_size(factor: Factor) -> int:
     """Return the number of positions of a factor, or of an axis, whose sizes are all known."""
     if isinstance(factor, Axis):
-        return sum(segment_size(segment) for segment in factor.segments)
+        return sum(prod(map(factor_size, segment.factors)) for segment in factor.segments)
     if factor.size is None:
         raise GraphError(f"the size of {factor} is not known")
     return factor.size
-
-
-def segment_size(segment: Segment) -> int:
-    """Return the number of positions of a segment whose sizes are all known."""
-    return prod(map(factor_size, segment.factors))
 
 
 def simplified(axis: Axis) -> Axis:
@@ -94,14 +89,12 @@ def simplified(axis: Axis) -> Axis:
         factors = _merge_factors(segment)
         nested = factors[0] if len(factors) == 1 else None
         for part in nested.segments if isinstance(nested, Axis) else (Segment(factors),):
-            if segments and _is_fixed(part) and _is_fixed(segments[-1]):
-                part = Segment((Fixed(segment_size(segments.pop()) + segment_size(part)),))
+            both = Axis((*segments[-1:], part))
+            if segments and both.is_fixed:
+                part = Segment((Fixed(factor_size(both)),))
+                segments.pop()
             segments.append(part)
     return Axis(tuple(segments))
-
-
-def _is_fixed(segment: Segment) -> bool:
-    return len(segment.factors) == 1 and isinstance(segment.factors[0], Fixed)
 
 
 def _merge_factors(segment: Segment) -> tuple[Factor, ...]:

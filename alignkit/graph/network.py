@@ -23,16 +23,9 @@ def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
     network = nx.MultiDiGraph()
     for group in graph.groups.values():
         network.add_node(group.name, node="group", size=group.size, kind=group.kind, parent=group.parent)
-    for tensor in graph.tensors.values():
-        network.add_node(
-            tensor.name,
-            node="tensor",
-            names=tensor.names,
-            shape=tensor.shape,
-            dtype=tensor.dtype,
-            layout=tensor.notation(),
-            role=tensor.role,
-        )
+    for name, tensor in graph.tensors.items():
+        facts = {"names": tensor.names, "shape": tensor.shape, "dtype": tensor.dtype, "layout": tensor.notation()}
+        network.add_node(name, node="tensor", **facts, role=tensor.role)
     for group in graph.groups.values():
         if group.parent is not None:
             network.add_edge(group.name, group.parent, relation="nested_in")

@@ -19,10 +19,10 @@ from alignkit.errors import SpecError
 from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*"
-_TOKEN = re.compile(rf"\s*(?:(?P<group>{_NAME}(?:\[{_NAME}\])?(?::\d+)?)|(?P<dot>\.)|(?P<mark>[()+]))", re.ASCII)
+_GROUP = rf"(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?"
+_TOKEN = re.compile(rf"\s*(?P<token>{_GROUP}|[.()+])", re.ASCII)
 _DEEPEST = 32
 """Maximum number of parentheses inside each other: no layout needs more than three, and recursion stays shallow."""
-_GROUP = re.compile(rf"(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?", re.ASCII)
 
 
 def is_group_name(name: str) -> bool:
@@ -43,27 +43,27 @@ def parse_layout(text: str, tensor: str = "") -> Layout:
     """
     if not isinstance(text, str):
         raise SpecError(f"tensor {tensor!r}: a layout is a string such as 'h2 h1', found {type(text).__name__}.")
-    return _Reader(text, tensor).layout()
+    reader, axes = _Reader(text, tensor), []
+    while reader.tokens:
+        axes.append(reader.axis())
+    return tuple(axes)
 
 
 class _Reader:
-    """Recursive descent over the tokens of one string."""
+    """Recursive descent over the tokens of one string; ``tokens`` are those to come, the next one last."""
 
     def __init__(self, text: str, tensor: str) -> None:
-        self.text, self.tensor = text, tensor
-        self.tokens: list[tuple[str, int]] = []
-        at = 0
-        stripped = text.rstrip()
-        while at < len(stripped):
-            match = _TOKEN.match(stripped, at)
+        self.text, self.tensor, self.depth = text, tensor, 0
+        self.tokens: list[re.Match[str]] = []
+        stripped, end = text.rstrip(), 0
+        while end < len(stripped):
+            match = _TOKEN.match(stripped, end)
             if match is None:
-                start = at + len(stripped[at:]) - len(stripped[at:].lstrip())
+                start = len(stripped) - len(stripped[end:].lstrip())
                 raise self.error(f"{stripped[start]!r} is not part of the notation", start)
-            kind = str(match.lastgroup)
-            self.tokens.append((match[kind], match.start(kind)))
-            at = match.end()
-        self.at = 0
-        self.depth = 0
+            self.tokens.append(match)
+            end = match.end()
+        self.tokens.reverse()
 
     def error(self, what: str, position: int) -> SpecError:
         where = f"tensor {self.tensor!r}: " if self.tensor else ""
@@ -74,23 +74,13 @@ class _Reader:
             "blanks, segments by '+', products stand in parentheses: '(heads d[heads])+. model'."
         )
 
-    def peek(self) -> str | None:
-        return self.tokens[self.at][0] if self.at < len(self.tokens) else None
+    def peek(self) -> str:
+        return self.tokens[-1]["token"] if self.tokens else ""
 
-    def take(self) -> str:
-        if self.at >= len(self.tokens):
+    def take(self) -> re.Match[str]:
+        if not self.tokens:
             raise self.error("the text ends too early", len(self.text))
-        self.at += 1
-        return self.tokens[self.at - 1][0]
-
-    def position(self) -> int:
-        return self.tokens[self.at][1] if self.at < len(self.tokens) else len(self.text)
-
-    def layout(self) -> Layout:
-        axes = []
-        while self.peek() is not None:
-            axes.append(self.axis())
-        return tuple(axes)
+        return self.tokens.pop()
 
     def axis(self) -> Axis:
         segments = [self.segment()]
@@ -103,38 +93,39 @@ class _Reader:
         if self.peek() != "(":
             return Segment((self.atom(),))
         self.depth += 1
+        opening = self.take()
         if self.depth > _DEEPEST:
-            raise self.error(f"more than {_DEEPEST} parentheses inside each other", self.position())
-        self.take()
+            raise self.error(f"more than {_DEEPEST} parentheses inside each other", opening.start("token"))
         factors: list[Factor] = []
         while self.peek() != ")":
             inner = self.axis()
             factors.extend(inner.segments[0].factors if len(inner.segments) == 1 else (inner,))
+        closing = self.take()
         if not factors:
-            raise self.error("empty parentheses", self.position())
-        self.take()
+            raise self.error("empty parentheses", closing.start("token"))
         self.depth -= 1
         return Segment(tuple(factors))
 
     def atom(self) -> Factor:
-        position = self.position()
-        token = self.take()
-        if re.search(r"(?:^|:)\d{16}", token):
-            raise self.error("a size of more than 15 digits", position)
-        if token in "()+":
-            raise self.error(f"a group, a number or '.' should stand here, not {token!r}", position)
+        match = self.take()
+        token, name, parent, size = match.group("token", "name", "parent", "size")
         if token == ".":
             return Fixed()
-        if token.isdigit():
-            if int(token) == 0:
-                raise self.error("a fixed size of 0", position)
-            return Fixed(int(token))
-        match = _GROUP.fullmatch(token)
-        if match is None or match["name"].isdigit() or (match["parent"] or "").isdigit():
-            raise self.error(f"{token!r} is not a group: a group's name may not be a number", position)
-        if match["size"] is not None and int(match["size"]) == 0:
-            raise self.error(f"group {match['name']!r} has size 0; leave an empty group out", position)
-        return Units(match["name"], match["parent"], int(match["size"]) if match["size"] else None)
+        if re.search(r"(?:^|:)\d{16}", token):
+            problem = "a size of more than 15 digits"
+        elif name is None:
+            problem = f"a group, a number or '.' should stand here, not {token!r}"
+        elif token.isdigit():
+            if int(token) > 0:
+                return Fixed(int(token))
+            problem = "a fixed size of 0"
+        elif name.isdigit() or (parent or "").isdigit():
+            problem = f"{token!r} is not a group: a group's name may not be a number"
+        elif size is not None and int(size) == 0:
+            problem = f"group {name!r} has size 0; leave an empty group out"
+        else:
+            return Units(name, parent, int(size) if size else None)
+        raise self.error(problem, match.start("token"))
 
 
 def format_layout(layout: Layout, sized: Container[str] = ()) -> str:

@@ -69,7 +69,29 @@ def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
     """
     values = FORMAT.from_json(text)
     with FORMAT.rebuilding("this symmetry graph"):
-        graph = _build(values["nodes"], values["graph"]["provenance"], kind)
+        nodes, provenance = _NODES.validate_python(values["nodes"]), values["graph"]["provenance"]
+        needed = [field.name for field in fields(Provenance)]
+        if not isinstance(provenance, Mapping) or sorted(provenance) != sorted(needed):
+            raise SpecError(f"its provenance needs the fields {', '.join(needed)}.")
+        groups = {node.id: Group(node.id, node.size, node.parent, node.kind) for node in nodes if node.node == "group"}
+        facts = {node.id: node for node in nodes if node.node == "tensor"}
+        layouts = {name: parse_layout(node.layout, name) for name, node in facts.items()}
+        shapes = {name: tuple(node.shape) for name, node in facts.items()}
+        for name, layout in layouts.items():
+            if facts[name].names[:1] != [name]:
+                raise SpecError(f"tensor {name!r} has the names {facts[name].names}; its own has to be the first.")
+            if len(layout) != len(shapes[name]):
+                raise SpecError(f"tensor {name!r} has {len(shapes[name])} axes, but its layout has {len(layout)}.")
+            for unit in (unit for axis in layout for unit in axis.units()):
+                if unit.group not in groups or groups[unit.group].parent != unit.parent:
+                    wrong = f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none."
+                    raise SpecError(wrong)
+        filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
+        tensors = {
+            name: TensorNode(name, tuple(node.names), shapes[name], node.dtype, filled[name], node.role)
+            for name, node in facts.items()
+        }
+        graph = kind(tensors, groups, _PROVENANCE.validate_python(provenance))
     rebuilt = json.loads(graph_to_json(graph))
     for key in ("graph", "nodes", "edges"):  # What follows from the rest has to agree with it, fingerprint too.
         if values.get(key) != rebuilt[key]:
@@ -78,25 +100,3 @@ def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
                 "Build it again with SymmetryGraph.from_spec."
             )
     return graph
-
-
-def _build(node_facts: Any, provenance: Any, kind: type[GraphT]) -> GraphT:
-    nodes = _NODES.validate_python(node_facts)
-    needed = [field.name for field in fields(Provenance)]
-    if not isinstance(provenance, Mapping) or sorted(provenance) != sorted(needed):
-        raise SpecError(f"its provenance needs the fields {', '.join(needed)}.")
-    groups = {n.id: Group(n.id, n.size, n.parent, n.kind) for n in nodes if isinstance(n, _GroupFacts)}
-    tensors = {n.id: n for n in nodes if isinstance(n, _TensorFacts)}
-    layouts = {name: parse_layout(node.layout, name) for name, node in tensors.items()}
-    shapes = {name: tuple(node.shape) for name, node in tensors.items()}
-    for name, layout in layouts.items():
-        if tensors[name].names[:1] != [name]:
-            raise SpecError(f"tensor {name!r} has the names {tensors[name].names}; its own has to be the first.")
-        if len(layout) != len(shapes[name]):
-            raise SpecError(f"tensor {name!r} has {len(shapes[name])} axes, but its layout has {len(layout)}.")
-        for unit in (unit for axis in layout for unit in axis.units()):
-            if unit.group not in groups or groups[unit.group].parent != unit.parent:
-                raise SpecError(f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none.")
-    filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
-    facts = {n: (tuple(t.names), shapes[n], t.dtype, filled[n], t.role) for n, t in tensors.items()}
-    return kind({n: TensorNode(n, *fact) for n, fact in facts.items()}, groups, _PROVENANCE.validate_python(provenance))

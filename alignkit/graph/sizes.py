@@ -8,11 +8,10 @@ is unknown any more, that 5 * 4 is indeed 20.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass, replace
 
 from alignkit.errors import GraphError, ShapeMismatchError, UndeterminedSizeError
-from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units, simplified
+from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units, factor_size, simplified
 from alignkit.graph.notation import format_layout
 
 
@@ -39,12 +38,14 @@ class _SizedAxis:
         return groups, sum(isinstance(leaf, Fixed) and leaf.size is None for leaf in leaves)
 
 
-@dataclass
 class _SizeTable:
-    """The sizes of groups that are known so far, and where each was found."""
+    """The sizes of groups that are known so far, where each was found, and the axes that still leave a size open."""
 
-    sizes: dict[str, int] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)
+    def __init__(self, layouts: Mapping[str, Layout], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.sizes: dict[str, int] = {}
+        self.origin: dict[str, str] = {}
+        axes = [(tensor, i, axis) for tensor, layout in layouts.items() for i, axis in enumerate(layout)]
+        self.axes = [_SizedAxis(tensor, i, axis, shapes[tensor][i]) for tensor, i, axis in axes]
 
     def record(self, group: str, size: int, origin: str) -> None:
         """Record a size; a second, different one is an error that names both origins."""
@@ -57,39 +58,36 @@ class _SizeTable:
                 f"'({group} {max(known, size) // min(known, size)})'."
             )
 
-    def settle(self, axes: list[_SizedAxis]) -> list[_SizedAxis]:
-        """Use axes one after the other until none tells anything new; return those that are still open."""
-        while True:
-            still_open = [axis for axis in axes if not self.use(axis)]
-            if len(still_open) == len(axes):
-                return still_open
-            axes = still_open
+    def settle(self) -> None:
+        """Use axes one after the other, and drop those about which nothing is open, until none tells anything new."""
+        count = -1
+        while len(self.axes) != count:
+            count = len(self.axes)
+            self.axes = [axis for axis in self.axes if not self.use(axis)]
 
     def use(self, sized: _SizedAxis) -> bool:
         """Learn from one axis; True when nothing about it is left open."""
-        groups, dots = sized.unknowns(self.sizes)
-        if len(groups) + dots > 1:
+        open_groups, dots = sized.unknowns(self.sizes)
+        if len(open_groups) + dots > 1:
             return False
         # Only an axis that is all '.' may have no positions: '.' beside groups stands for at least one.
-        smallest = 1 if groups or (dots and not sized.axis.is_fixed) else 0
+        smallest = 1 if open_groups or (dots and not sized.axis.is_fixed) else 0
         size = _solve_size(sized.axis, sized.size, self.sizes, smallest)
-        if size is None:
-            raise ShapeMismatchError(self.explain_mismatch(sized, groups))
-        if groups:
-            self.record(groups.pop(), size, str(sized))
-        return True
-
-    def explain_mismatch(self, sized: _SizedAxis, open_groups: set[str]) -> str:
-        """Say which sizes contradict the shape and where they come from; guess at a flatten that was forgotten."""
+        if size is not None:
+            for group in open_groups:
+                self.record(group, size, str(sized))
+            return True
+        # Say which sizes contradict the shape and where they come from; guess at a flatten that was forgotten.
         groups = list(dict.fromkeys(units.group for units in sized.axis.units()))
-        named = [f"{group} = {self.sizes[group]}" for group in groups if group in self.sizes]
-        known = f" with {', '.join(named)}" if named else ""
         if open_groups:
-            return (
+            named = [f"{group} = {self.sizes[group]}" for group in groups if group in self.sizes]
+            known = f" with {', '.join(named)}" if named else ""
+            raise ShapeMismatchError(
                 f"{sized}: no whole size of group {min(open_groups)!r} makes {sized.notation!r} {sized.size} "
                 f"long{known}. Check the layout against the shape."
             )
-        total, hint = _total(sized.axis, self.sizes, 1), ""
+        named = [f"{group} = {self.sizes[group]}" for group in groups]
+        total, hint = factor_size(_fill(sized.axis, self.sizes, 1)), ""
         if len(groups) == 1 and total and sized.size:
             (group,), ask = groups, " Is a flatten between them? Then"
             if sized.size % total == 0:
@@ -97,8 +95,8 @@ class _SizeTable:
             elif sized.size > 1 and total % sized.size == 0 and self.origin[group].startswith("tensor"):
                 hint = f"{ask} write '({group} {total // sized.size})' for {self.origin[group]}."
         origins = [f"{group!r} from {self.origin[group]}" for group in groups]
-        where = f" ({', '.join(origins)})" if origins else ""
-        return f"{sized} has size {sized.size}, but {sized.notation!r} makes {total}{known}{where}.{hint}"
+        where = f" with {', '.join(named)} ({', '.join(origins)})" if groups else ""
+        raise ShapeMismatchError(f"{sized} has size {sized.size}, but {sized.notation!r} makes {total}{where}.{hint}")
 
 
 def resolve_sizes(
@@ -118,20 +116,20 @@ def resolve_sizes(
         ShapeMismatchError: Sizes contradict the shapes; names tensor, axis and group.
         UndeterminedSizeError: A size cannot be worked out; names the axis and how to give it.
     """
-    table = _SizeTable()
+    table = _SizeTable(layouts, shapes)
     if not isinstance(given, Mapping):
         raise GraphError(f"sizes: a mapping from groups to whole numbers is needed, found {type(given).__name__}.")
     for group, size in given.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise GraphError(f"sizes: group {group!r} needs a positive whole number, found {size!r}.")
         table.record(group, size, "given in sizes")
-    axes = _list_axes(layouts, shapes)
-    for sized in axes:
+    for sized in table.axes:
         for units in sized.axis.units():
             if units.size is not None:
                 table.record(units.group, units.size, f"written in the layout of {sized.tensor!r}")
-    if still_open := table.settle(axes):
-        sized = still_open[0]
+    table.settle()
+    if table.axes:
+        sized = table.axes[0]
         groups, dots = sized.unknowns(table.sizes)
         ways = [f"sizes={{{name!r}: ...}} or '{name}:SIZE' in the layout" for name in sorted(groups)[:1]]
         ways += ["a number in place of '.'"] if dots else []
@@ -140,11 +138,11 @@ def resolve_sizes(
             f"{', '.join(map(repr, sorted(groups))) or '.'} open. Give {' or '.join(ways)}.",
             tuple(sorted(groups)),
         )
-    filled = {
-        tensor: tuple(_fill(axis, size, table.sizes) for axis, size in zip(layout, shapes[tensor], strict=True))
-        for tensor, layout in layouts.items()
-    }
-    return filled, table.sizes
+
+    def fill(axis: Axis, size: int) -> Axis:
+        return simplified(_fill(axis, table.sizes, _solve_size(axis, size, table.sizes)))
+
+    return {n: tuple(map(fill, layout, shapes[n])) for n, layout in layouts.items()}, table.sizes
 
 
 def open_sizes(
@@ -157,60 +155,40 @@ def open_sizes(
         shapes: Shape of each of these tensors.
         sizes: Size of every group. Where several would do, the first in this order is chosen.
     """
-    table, written = _SizeTable(), dict[str, int]()
-    still_open = table.settle(_list_axes(layouts, shapes))
-    while still_open:
-        groups, _ = still_open[0].unknowns(table.sizes)
+    table, written = _SizeTable(layouts, shapes), dict[str, int]()
+    table.settle()
+    while table.axes:
+        groups, _ = table.axes[0].unknowns(table.sizes)
         name = next(name for name in sizes if name in groups)
         written[name] = sizes[name]
         table.record(name, sizes[name], "known")
-        still_open = table.settle(still_open)
+        table.settle()
     return written
-
-
-def _list_axes(layouts: Mapping[str, Layout], shapes: Mapping[str, tuple[int, ...]]) -> list[_SizedAxis]:
-    return [
-        _SizedAxis(tensor, index, axis, shapes[tensor][index])
-        for tensor, layout in layouts.items()
-        for index, axis in enumerate(layout)
-    ]
-
-
-def _total(axis: Axis, sizes: Mapping[str, int], unknown: int) -> int:
-    """Return the size of the axis when whatever is not known has the size ``unknown``."""
-
-    def size_of(factor: Factor) -> int:
-        if isinstance(factor, Axis):
-            return _total(factor, sizes, unknown)
-        known = sizes.get(factor.group) if isinstance(factor, Units) else factor.size
-        return unknown if known is None else known
-
-    return sum(prod(map(size_of, segment.factors)) for segment in axis.segments)
 
 
 def _solve_size(axis: Axis, size: int, sizes: Mapping[str, int], smallest: int = 0) -> int | None:
     """Find the unknown size that makes the axis ``size`` long by bisection: the total grows with it."""
+
+    def total(unknown: int) -> int:
+        return factor_size(_fill(axis, sizes, unknown))
+
     low, high = smallest, max(size, smallest)
+    if total(high) == size:  # Most axes are a single factor, or hold nothing unknown.
+        return high
     while low < high:
         middle = (low + high) // 2
-        if _total(axis, sizes, middle) < size:
-            low = middle + 1
-        else:
-            high = middle
-    return low if _total(axis, sizes, low) == size else None
+        low, high = (middle + 1, high) if total(middle) < size else (low, middle)
+    return low if total(low) == size else None
 
 
-def _fill(axis: Axis, size: int, sizes: Mapping[str, int]) -> Axis:
-    """Fill in the sizes of an axis of which at most one ``.`` is unknown."""
-    dot = _solve_size(axis, size, sizes)
+def _fill(axis: Axis, sizes: Mapping[str, int], unknown: int | None) -> Axis:
+    """Fill in the sizes of an axis, ``unknown`` for what has none."""
 
     def fill(factor: Factor) -> Factor:
         if isinstance(factor, Axis):
-            return Axis(tuple(Segment(tuple(map(fill, s.factors))) for s in factor.segments))
+            return _fill(factor, sizes, unknown)
         if isinstance(factor, Units):
-            return replace(factor, size=sizes[factor.group])
-        return Fixed(dot if factor.size is None else factor.size)
+            return replace(factor, size=sizes.get(factor.group, unknown))
+        return Fixed(unknown if factor.size is None else factor.size)
 
-    filled = fill(axis)
-    assert isinstance(filled, Axis)
-    return simplified(filled)
+    return Axis(tuple(Segment(tuple(map(fill, segment.factors))) for segment in axis.segments))

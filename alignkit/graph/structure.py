@@ -17,22 +17,14 @@ from alignkit.graph.layout import factor_size
 from alignkit.graph.nodes import Group, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
 from alignkit.graph.provenance import Provenance
-from alignkit.graph.uses import Use, find_uses
+from alignkit.graph.uses import Use, uses_of_block
 
 
 class GraphStructure:
     """The symmetries of an architecture as an immutable value: groups, tensors, and the layout of every axis.
 
-    Everything in `alignkit` that reads a graph takes this type. `SymmetryGraph`, which users make and get, adds what
-    one does with a graph: bind, verify, draw, write.
-
-    Args:
-        tensors: Tensor nodes with resolved layouts.
-        groups: The groups that the layouts mention, by name.
-        provenance: Where the graph comes from.
-
-    Raises:
-        GraphError: An invariant is broken; the message names tensor, axis and group.
+    Everything in `alignkit` that reads a graph takes this type. `SymmetryGraph`, which users make and get, takes the
+    same arguments, holds the same invariants, and adds what one does with a graph: bind, verify, draw, write.
     """
 
     def __init__(
@@ -53,7 +45,10 @@ class GraphStructure:
                 raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is not a group of this graph.")
             if name in tensors:
                 raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
-        for name in groups:
+        self._children: dict[str, tuple[str, ...]] = {}
+        for name, group in groups.items():
+            if group.parent is not None:
+                self._children[group.parent] = (*self._children.get(group.parent, ()), name)
             chain = [name]
             while (parent := groups[chain[-1]].parent) is not None:
                 if parent in chain:
@@ -83,14 +78,6 @@ class GraphStructure:
     def roots(self) -> tuple[str, ...]:
         """Groups without a parent; each root and its descendants form a tree."""
         return tuple(name for name, group in self.groups.items() if group.parent is None)
-
-    @cached_property
-    def _children(self) -> dict[str, tuple[str, ...]]:
-        table: dict[str, tuple[str, ...]] = {}
-        for name, group in self.groups.items():
-            if group.parent is not None:
-                table[group.parent] = (*table.get(group.parent, ()), name)
-        return table
 
     def children(self, group: str) -> tuple[str, ...]:
         """List the groups whose parent is ``group``."""
@@ -144,7 +131,11 @@ class GraphStructure:
     @cached_property
     def uses(self) -> Mapping[str, tuple[Use, ...]]:
         """Where each group acts, block by block; see `alignkit.graph.uses`."""
-        return MappingProxyType(dict.fromkeys(self.groups, ()) | find_uses(self.tensors.values()))
+        uses: dict[str, list[Use]] = {name: [] for name in self.groups}
+        for name, block in ((node.name, block) for node in self.tensors.values() for block in node.blocks):
+            for use in uses_of_block(name, block):
+                uses[use.group].append(use)
+        return MappingProxyType({name: tuple(of_group) for name, of_group in uses.items()})
 
     def tensors_of(self, group: str) -> tuple[str, ...]:
         """List the names of the tensors on which a group acts."""

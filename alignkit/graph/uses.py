@@ -14,7 +14,6 @@ Brought to the form ``[instances, units, rest]`` by `Use.unfold`, the block is `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -23,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.graph.layout import Block
-from alignkit.graph.nodes import TensorNode
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +85,3 @@ class Use:
 def uses_of_block(tensor: str, block: Block) -> tuple[Use, ...]:
     """List the uses of one block, from left to right."""
     return tuple(Use(tensor, block, at) for at, dim in enumerate(block.dims) if dim.group is not None)
-
-
-def find_uses(nodes: Iterable[TensorNode]) -> dict[str, tuple[Use, ...]]:
-    """List the uses of each group that acts on one of the tensors, in the order of the tensors."""
-    uses: dict[str, list[Use]] = {}
-    for node in nodes:
-        for block in node.blocks:
-            for use in uses_of_block(node.name, block):
-                uses.setdefault(use.group, []).append(use)
-    return {name: tuple(group_uses) for name, group_uses in uses.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,33 +17,27 @@ if TYPE_CHECKING:
 
 def mermaid(graph: GraphStructure) -> str:
     """Write Mermaid text: groups as rounded nodes, tensors as boxes, an edge for each axis on which a group acts."""
-    ids = _ids(graph)
+    nodes, edges = _nodes(graph), _edges(graph)
     lines = ["flowchart LR"]
-    for name in graph.groups:
-        label = f"{_mermaid_text(name)}<br/>{units_text(graph, name)} units"
-        lines.append(f'    {ids[name]}(["{label}"])')
-    for tensor in graph.tensors.values():
-        label = f"{_mermaid_text(tensor.name)}<br/>{_mermaid_text(tensor.notation() or 'scalar')}"
-        lines.append(f'    {ids[tensor.name]}["{label}"]')
-    for source, target, label in _edges(graph):
-        arrow = f"---|{label}|" if label else "-.->"
-        lines.append(f"    {ids[source]} {arrow} {ids[target]}")
+    for name, (identifier, text) in nodes.items():
+        label = "<br/>".join(html.escape(line, quote=False).replace('"', "&quot;") for line in (name, text))
+        lines.append(f'    {identifier}(["{label}"])' if name in graph.groups else f'    {identifier}["{label}"]')
+    for source, target, label in edges:
+        lines.append(f"    {nodes[source][0]} {f'---|{label}|' if label else '-.->'} {nodes[target][0]}")
     return "\n".join(lines) + "\n"
 
 
 def graphviz(graph: GraphStructure) -> str:
     """Write Graphviz text (DOT): the same nodes and edges as `mermaid`."""
-    ids = _ids(graph)
+    nodes, edges = _nodes(graph), _edges(graph)
     lines = ["digraph alignkit {", "    rankdir=LR;", '    node [fontname="monospace"];']
-    for name in graph.groups:
-        label = _dot_text(name, f"{units_text(graph, name)} units")
-        lines.append(f"    {ids[name]} [shape=ellipse, label={label}];")
-    for tensor in graph.tensors.values():
-        label = _dot_text(tensor.name, tensor.notation() or "scalar")
-        lines.append(f"    {ids[tensor.name]} [shape=box, label={label}];")
-    for source, target, label in _edges(graph):
+    for name, (identifier, text) in nodes.items():
+        label = "\\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in (name, text))
+        shape = "ellipse" if name in graph.groups else "box"
+        lines.append(f'    {identifier} [shape={shape}, label="{label}"];')
+    for source, target, label in edges:
         style = f'label="{label}", dir=none' if label else "style=dashed"
-        lines.append(f"    {ids[source]} -> {ids[target]} [{style}];")
+        lines.append(f"    {nodes[source][0]} -> {nodes[target][0]} [{style}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -79,9 +74,10 @@ def draw(graph: GraphStructure, path: str | Path | None = None) -> Figure:
     return figure
 
 
-def _ids(graph: GraphStructure) -> dict[str, str]:
-    """Give plain identifiers to the nodes, because names may hold any character."""
-    return {name: f"g{i}" for i, name in enumerate(graph.groups)} | {n: f"t{i}" for i, n in enumerate(graph.tensors)}
+def _nodes(graph: GraphStructure) -> dict[str, tuple[str, str]]:
+    """Give each node an identifier, because names may hold any character, and the text below its name."""
+    groups = {name: (f"g{i}", f"{units_text(graph, name)} units") for i, name in enumerate(graph.groups)}
+    return groups | {t.name: (f"t{i}", t.notation() or "scalar") for i, t in enumerate(graph.tensors.values())}
 
 
 def _edges(graph: GraphStructure) -> list[tuple[str, str, str]]:
@@ -94,13 +90,3 @@ def _edges(graph: GraphStructure) -> list[tuple[str, str, str]]:
         for unit in axis.units()
     ]
     return nested + list(dict.fromkeys(acts))
-
-
-def _mermaid_text(text: str) -> str:
-    escaped = {"&": "&amp;", '"': "&quot;", "<": "&lt;", ">": "&gt;"}
-    return "".join(escaped.get(character, character) for character in text)
-
-
-def _dot_text(*lines: str) -> str:
-    escaped = [line.replace("\\", "\\\\").replace('"', '\\"') for line in lines]
-    return '"' + "\\n".join(escaped) + '"'

@@ -43,23 +43,19 @@ def picture_rows(graph: GraphStructure) -> list[PictureRow]:
     Runs of three or more numbered layers that differ in nothing but groups of their own are folded: the first is
     shown, and a row with ``repeats`` stands for the others. Scalars are left out.
     """
-    rows = list(_layers(graph))
-    return list(_folded(graph, rows, 0))
-
-
-def _layers(graph: GraphStructure) -> Iterator[PictureRow]:
+    rows: list[PictureRow] = []
     nodes = [node for node in graph.tensors.values() if node.shape]
     for path, members in groupby(nodes, lambda node: node.name.rpartition(".")[0] or node.name):
         merged: dict[tuple[tuple[int, ...], str], Box] = {}
         for node in members:
             leaf = node.name.rpartition(".")[2] if "." in node.name else ""
-            key = (node.shape, node.notation())
-            known = merged.get(key)
-            merged[key] = Box((*known.names, leaf), known.tensor) if known else Box((leaf,), node)
-        yield PictureRow(path, tuple(merged.values()))
+            box = merged.setdefault((node.shape, node.notation()), Box((), node))
+            merged[node.shape, node.notation()] = Box((*box.names, leaf), box.tensor)
+        rows.append(PictureRow(path, tuple(merged.values())))
+    return list(_fold(graph, rows, 0))
 
 
-def _folded(graph: GraphStructure, rows: list[PictureRow], depth: int) -> Iterator[PictureRow]:
+def _fold(graph: GraphStructure, rows: list[PictureRow], depth: int) -> Iterator[PictureRow]:
     """Fold the numbered layers whose number stands at ``depth`` of the path, then those inside of them."""
     blocks = [list(block) for _, block in groupby(rows, lambda row: row.path.split(".")[: depth + 1])]
     keys = [_signature(graph, block, depth) for block in blocks]
@@ -68,10 +64,9 @@ def _folded(graph: GraphStructure, rows: list[PictureRow], depth: int) -> Iterat
         end = at + 1
         while end < len(blocks) and keys[at] is not None and keys[end] == keys[at]:
             end += 1
-        if end - at < _FOLD_FROM:
-            end = at + 1
+        end = end if end - at >= _FOLD_FROM else at + 1
         deeper = any(row.path.count(".") > depth for row in blocks[at])
-        yield from _folded(graph, blocks[at], depth + 1) if deeper else blocks[at]
+        yield from _fold(graph, blocks[at], depth + 1) if deeper else blocks[at]
         if end - at > 1:
             yield PictureRow(".".join(blocks[end - 1][0].path.split(".")[: depth + 1]), repeats=end - at - 1)
         at = end
@@ -92,9 +87,6 @@ def _signature(graph: GraphStructure, block: list[PictureRow], depth: int) -> ob
         pieces = (piece for axis in tensor.layout for piece in (*pieces_of(axis), " "))
         return "".join(p if isinstance(p, str) else own.get(p.group, p.group) for p in pieces)
 
-    facts = [
-        (row.path.split(".")[depth + 1 :], box.names, box.tensor.shape, text(box.tensor))
-        for row in block
-        for box in row.boxes
-    ]
+    boxes = [(row.path.split(".")[depth + 1 :], box.names, box.tensor) for row in block for box in row.boxes]
+    facts = [(path, names, tensor.shape, text(tensor)) for path, names, tensor in boxes]
     return start[:depth], facts, [graph.groups[name].size for name in own]

@@ -24,41 +24,28 @@ def act_on_block(
     Returns:
         The moved block. Differentiable with respect to ``part`` and to the matrices.
     """
+    dims = block.dims
     soft: list[int] = []
-    for at, dim in enumerate(block.dims):
+    for at, dim in enumerate(dims):
         if dim.group is None or at in skip:
             continue
         element = elements[dim.group]
         if element.is_floating_point():
             soft.append(at)
+        elif dim.ancestors:
+            shape = [d.size if i in (*dim.ancestors, at) else 1 for i, d in enumerate(dims)]
+            part = torch.take_along_dim(part, element.to(part.device).reshape(shape), at)
         else:
-            part = _gather(block, part, at, element.to(part.device))
-    return _mix(block, part, soft, elements) if soft else part
-
-
-def _gather(block: Block, part: Tensor, at: int, indices: Tensor) -> Tensor:
-    dim = block.dims[at]
-    if not dim.ancestors:
-        return part.index_select(at, indices)
-    shape = [1] * len(block.dims)
-    for i in (*dim.ancestors, at):
-        shape[i] = block.dims[i].size
-    return torch.take_along_dim(part, indices.reshape(shape), at)
-
-
-def _mix(block: Block, part: Tensor, soft: list[int], elements: Mapping[str, Tensor]) -> Tensor:
-    """Multiply each soft dim by its matrix; a child's matrix depends on the place and on the source of its parents."""
-    dims = block.dims
-    count = len(dims)
-    # One label for the source of each dim; soft dims get a second label for their place.
-    operands: list[Tensor | list[int]] = [part, list(range(count))]
-    result = [count + at if at in soft else at for at in range(count)]
+            part = part.index_select(at, element.to(part.device))
+    if not soft:
+        return part
+    # One label for the source of each dim; soft dims get a second label for their place. A child's matrix depends on
+    # the place and on the source of its parents.
+    operands: list[Tensor | list[int]] = [part, list(range(len(dims)))]
+    result = [len(dims) + at if at in soft else at for at in range(len(dims))]
     for at in soft:
-        ancestors = dims[at].ancestors
+        ancestors, size = dims[at].ancestors, dims[at].size
         sizes = [dims[i].size for i in ancestors]
-        matrix = elements[str(dims[at].group)].to(part.device, part.dtype)
-        size = dims[at].size
-        places = [result[i] for i in ancestors]
-        operands += [matrix.reshape(*sizes, *sizes, size, size), [*places, *ancestors, count + at, at]]
-    operands.append(result)
-    return torch.einsum(*operands)
+        matrix = elements[str(dims[at].group)].to(part.device, part.dtype).reshape(*sizes, *sizes, size, size)
+        operands += [matrix, [*(result[i] for i in ancestors), *ancestors, result[at], at]]
+    return torch.einsum(*operands, result)

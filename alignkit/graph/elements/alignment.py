@@ -41,7 +41,26 @@ class Alignment:
 
     def __init__(self, graph: GraphStructure, elements: Mapping[str, Tensor]) -> None:
         self.graph = graph
-        self.elements: Mapping[str, Tensor] = MappingProxyType(_check_elements(graph, elements))
+        if unknown := [name for name in elements if name not in graph.groups]:
+            raise AlignmentError(f"the graph has no groups {', '.join(map(repr, unknown))}.")
+        checked = {}
+        for name in graph.groups:
+            if name not in elements:
+                raise AlignmentError(f"group {name!r} has no indices.")
+            element = torch.as_tensor(elements[name])
+            shape = graph.element_shape(name)
+            if element.is_floating_point() or element.dtype == torch.bool or tuple(element.shape) != shape:
+                raise AlignmentError(
+                    f"group {name!r} needs whole numbers of shape {shape}, "
+                    f"found {element.dtype} of shape {tuple(element.shape)}."
+                )
+            checked[name] = element.detach().to("cpu", torch.int64)
+            if not torch.equal(checked[name].sort(-1).values, torch.arange(shape[-1]).expand(shape)):
+                raise AlignmentError(
+                    f"the indices of group {name!r} are not a permutation of 0 .. {shape[-1] - 1}: an index is missing "
+                    "or there twice."
+                )
+        self.elements: Mapping[str, Tensor] = MappingProxyType(checked)
 
     @classmethod
     def identity(cls, graph: GraphStructure) -> Alignment:
@@ -53,13 +72,8 @@ class Alignment:
     def random(cls, graph: GraphStructure, seed: int = 0) -> Alignment:
         """Draw an element of the symmetry group uniformly; the same seed gives the same element."""
         generator = torch.Generator().manual_seed(seed)
-        return cls(
-            graph,
-            {
-                n: torch.rand(graph.element_shape(n), generator=generator, dtype=torch.float64).argsort(-1)
-                for n in graph.groups
-            },
-        )
+        draws = {n: torch.rand(graph.element_shape(n), generator=generator, dtype=torch.float64) for n in graph.groups}
+        return cls(graph, {name: draw.argsort(-1) for name, draw in draws.items()})
 
     # ---------------------------------------------------------------- the group
 
@@ -73,10 +87,8 @@ class Alignment:
 
     def _from_flat(self, flats: Mapping[str, Tensor]) -> Alignment:
         # The place within the parent is the remainder; the parent's own vector says the rest.
-        return Alignment(
-            self.graph,
-            {n: (flat % self.graph.groups[n].size).reshape(self.graph.element_shape(n)) for n, flat in flats.items()},
-        )
+        shapes = {name: self.graph.element_shape(name) for name in flats}
+        return Alignment(self.graph, {n: (flat % shapes[n][-1]).reshape(shapes[n]) for n, flat in flats.items()})
 
     def inverse(self) -> Alignment:
         """Return the alignment that undoes this one."""
@@ -114,10 +126,7 @@ class Alignment:
 
         Row ``i`` has its one at column ``element[i]``, so that the matrix times B's units gives the aligned units.
         """
-        return {
-            name: torch.nn.functional.one_hot(element, element.shape[-1]).float()
-            for name, element in self.elements.items()
-        }
+        return {n: nn.functional.one_hot(element, element.shape[-1]).float() for n, element in self.elements.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Mapping proxies cannot be pickled or copied; the constructor makes them anew.
@@ -202,38 +211,9 @@ class Alignment:
 
 
 def check_same_graph(path: str | Path, fingerprint: object, graph: GraphStructure) -> None:
-    """Hold the fingerprint in a file against the graph that it is loaded with.
-
-    Raises:
-        AlignmentError: They differ.
-    """
+    """Raise AlignmentError where the fingerprint in a file is not that of the graph that it is loaded with."""
     if fingerprint != graph.fingerprint:
         raise AlignmentError(
             f"{path} belongs to another graph (fingerprint {fingerprint}, not {graph.fingerprint}). Load it with the "
             "graph that it was made for."
         )
-
-
-def _check_elements(graph: GraphStructure, elements: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Check that every group has a permutation of its units for each parent; return int64 indices on the CPU."""
-    if unknown := [name for name in elements if name not in graph.groups]:
-        raise AlignmentError(f"the graph has no groups {', '.join(map(repr, unknown))}.")
-    checked = {}
-    for name in graph.groups:
-        if name not in elements:
-            raise AlignmentError(f"group {name!r} has no indices.")
-        element = torch.as_tensor(elements[name])
-        shape = graph.element_shape(name)
-        if element.is_floating_point() or element.dtype == torch.bool or tuple(element.shape) != shape:
-            raise AlignmentError(
-                f"group {name!r} needs whole numbers of shape {shape}, "
-                f"found {element.dtype} of shape {tuple(element.shape)}."
-            )
-        element = element.detach().to("cpu", torch.int64)
-        if not torch.equal(element.sort(-1).values, torch.arange(shape[-1]).expand(shape)):
-            raise AlignmentError(
-                f"the indices of group {name!r} are not a permutation of 0 .. {shape[-1] - 1}: an index is missing or "
-                "there twice."
-            )
-        checked[name] = element
-    return checked

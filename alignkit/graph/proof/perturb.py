@@ -7,7 +7,7 @@ import math
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -45,16 +45,9 @@ def perturbed(model: Module, seed: int = 0) -> Module:
             elif last == "running_var":
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64))
             elif isinstance(tensor, nn.Parameter):
-                scale = _noise_scale(tensor)
-                if scale:
+                alike = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+                matrix = sum(n > 1 for n in tensor.shape) > 1
+                if alike or not matrix:  # other matrices are random already
+                    scale = 1 / math.sqrt(tensor[0].numel()) if matrix else _SPREAD
                     tensor.add_((scale * noise).to(tensor))
     return result
-
-
-def _noise_scale(tensor: Tensor) -> float:
-    """Return the standard deviation of the noise that a parameter needs, 0 if it is random already."""
-    alike = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
-    matrix = sum(n > 1 for n in tensor.shape) > 1
-    if alike and matrix:
-        return 1 / math.sqrt(tensor[0].numel())
-    return _SPREAD if alike or not matrix else 0.0

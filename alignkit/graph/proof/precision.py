@@ -23,9 +23,6 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     models, and the rounding of two equal functions differs by more than float64 lets expect.
     """
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -65,7 +62,8 @@ class ModelRun:
         # A run may leave what it computed in the model, and may write into its inputs.
         model = copy.deepcopy(model)
         args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (self._args, self._kwargs))
-        with torch.no_grad(), Widened() if self.dtype == torch.float64 else nullcontext():
+        wide = self.dtype == torch.float64
+        with torch.no_grad(), Widened() if wide else nullcontext():  # type: ignore[no-untyped-call]
             result = model(*args, **kwargs)
         real = [torch.view_as_real(t) if t.is_complex() else t for t in output_tensors(result)]
         return [t.detach().to(torch.float64) for t in real if t.is_floating_point()]

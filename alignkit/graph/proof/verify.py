@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,12 +71,13 @@ def verify(
     def change(alignment: Alignment) -> float:
         return relative_difference(run.call(alignment.apply(run.model)), run.outputs)
 
-    worst = 0.0
+    worst, identity = 0.0, Alignment.identity(graph).elements
     for draw in range(draws):
         alignment = Alignment.random(graph, seed + draw)
         error = change(alignment)
         if not error <= tolerance:
-            guilty = [name for name in graph.groups if not change(only(alignment, {name})) <= tolerance]
+            alone = {name: Alignment(graph, {**identity, name: alignment.elements[name]}) for name in graph.groups}
+            guilty = [name for name in graph.groups if not change(alone[name]) <= tolerance]
             measured = f"largest relative change {error:.2g}, tolerance {tolerance:.0e} in {dtype}"
             if not guilty:
                 raise VerificationError(
@@ -87,10 +87,3 @@ def verify(
             raise VerificationError(f"permuting these groups changes the outputs ({measured}):\n" + "\n".join(lines))
         worst = max(worst, error)
     return Verification(worst, tolerance, dtype, draws)
-
-
-def only(alignment: Alignment, groups: Set[str]) -> Alignment:
-    """Return the alignment with every group outside ``groups`` left at its place."""
-    identity = Alignment.identity(alignment.graph)
-    elements = {name: (alignment if name in groups else identity).elements[name] for name in alignment.elements}
-    return Alignment(alignment.graph, elements)
