@@ -115,7 +115,7 @@ class Task:
         except AlignkitError:
             raise
         except Exception as error:  # the caller's own code
-            raise TaskError(f"the task {name} failed: {type(error).__name__}: {error}") from error
+            raise TaskError(f"the task {name} failed: {describe_error(error)}") from error
         if not isinstance(task, cls):
             raise TaskError(f"{name} gives a {type(task).__name__}, not an alignkit.Task.")
         return task

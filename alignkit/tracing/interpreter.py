@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from alignkit.text import describe_error
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
@@ -106,7 +107,7 @@ class Interpreter:
                     return output_labels
                 reason = "its rule returned other shapes than the op"
             except Exception as error:  # whatever a rule trips over, fixing what it touches is sound
-                reason = f"its rule failed: {type(error).__name__}: {error}"
+                reason = f"its rule failed: {describe_error(error)}"
         operands = [self.labels_of(ref) for ref in step.inputs]
         if any(x.blocks for x in operands) and outputs:
             self.unknown[f"{step.op} ({reason})" if reason else step.op] = None

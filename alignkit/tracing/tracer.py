@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from alignkit.graph import Provenance, SymmetryGraph, TracedInput
 from alignkit.graph.proof.example_call import example_call
 from alignkit.plugins import plugin_registry
+from alignkit.text import dtype_name
 from alignkit.tracing.interpreter import Interpreter, live_steps, unread_tensors
 from alignkit.tracing.labels.constant_buffers import constant_buffers
 from alignkit.tracing.labels.constraints import Constraints
@@ -71,7 +72,7 @@ def _traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tr
         has_values = value.numel() > 0 and not value.is_meta and not isinstance(value, FakeTensor)
         if has_values and not value.is_floating_point() and not value.is_complex():
             low, high = int(value.min()), int(value.max())
-        inputs.append(TracedInput(name, tuple(value.shape), str(value.dtype).removeprefix("torch."), low, high))
+        inputs.append(TracedInput(name, tuple(value.shape), dtype_name(value.dtype), low, high))
     return tuple(inputs)
 
 
