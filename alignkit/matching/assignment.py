@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.optimize
 import torch
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from alignkit.errors import AssignmentError
@@ -53,17 +53,19 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
             f"the assignment backend {backend!r} is not available; there are {', '.join(available_backends())}. "
             'Install the faster one with pip install "alignkit[fast]".'
         )
-    values = _on_host(similarity).numpy()
+    host = similarity.detach()
+    if host.is_cuda:  # through page-locked memory, which copies at the full speed of the bus
+        host = torch.empty(host.shape, dtype=torch.float64, pin_memory=True).copy_(host.double())
+    values = host.to("cpu", torch.float64).numpy()
     # One pass over the matrix: a sum is finite exactly when its terms are, overflow of finite values aside.
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum()
     if not np.isfinite(total) and not np.isfinite(values).all():
         raise AssignmentError("similarities hold NaN or infinity, so there is no best assignment. Check the weights.")
-    solve = _solve_lapx if name == "lapx" else _solve_scipy
     flat = values.reshape(prod(values.shape[:-2]), size, size)
     columns = np.empty((flat.shape[0], size), dtype=np.int64)
     for i, matrix in enumerate(flat):
-        columns[i] = solve(matrix)
+        columns[i] = _solve_lapx(matrix) if name == "lapx" else linear_sum_assignment(matrix, maximize=True)[1]
     return torch.from_numpy(columns.reshape(*values.shape[:-2], size))
 
 
@@ -72,19 +74,6 @@ def assignment_value(
 ) -> Float[Tensor, "*batch"]:
     """Sum up the similarities that a permutation picks, ``sum_i similarity[i, p[i]]``, for each matrix of a batch."""
     return similarity.gather(-1, permutation.to(similarity.device)[..., None]).squeeze(-1).sum(-1)
-
-
-def _on_host(similarity: Tensor) -> Tensor:
-    """Copy to the CPU in float64; from a GPU through page-locked memory, which copies at the full speed of the bus."""
-    if similarity.is_cuda:
-        host = torch.empty(similarity.shape, dtype=torch.float64, pin_memory=True)
-        return host.copy_(similarity.detach().double())
-    return similarity.detach().to("cpu", torch.float64)
-
-
-def _solve_scipy(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    columns: npt.NDArray[np.int64] = scipy.optimize.linear_sum_assignment(similarity, maximize=True)[1]
-    return columns
 
 
 def _solve_lapx(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -40,7 +40,8 @@ class Frame:
         """Return the frame of a pair; weights are copied."""
         sides = [(canonical_order(bound.graph, weights), weights) for weights in (bound.a, bound.b)]
         ordered = [(order, order.apply(dict(weights))) for order, weights in sides]
-        exchanged = _rank(ordered[1][1]) < _rank(ordered[0][1])
+        ranks = [[float(t.double().square().sum()) for t in weights.values()] for _, weights in ordered]
+        exchanged = ranks[1] < ranks[0]
         if exchanged:
             ordered.reverse()
         (to_a, a), (to_b, b) = ordered
@@ -73,11 +74,4 @@ def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Ali
     orders = {name: number.argsort(dim=-1, stable=True) for name, number in numbers.items()}
     # The order of the units of a parent does not depend on its place: it is the same for every pair of parents.
     pairs = {name: order.expand(len(order), *order.shape) for name, order in orders.items()}
-    elements: dict[str, Tensor] = {}
-    for root in graph.roots:
-        elements.update(read_off(graph, root, pairs))
-    return Alignment(graph, elements)
-
-
-def _rank(weights: Mapping[str, Tensor]) -> tuple[float, ...]:
-    return tuple(float(tensor.double().square().sum()) for tensor in weights.values())
+    return Alignment(graph, read_off(graph, graph.parents_first, pairs))

@@ -17,7 +17,7 @@ element is ``heads = [1, 0]``, ``d = [[0, 1], [0, 1]]``, of value 14.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -64,15 +64,12 @@ def nested_assignment(
         return assignment_value(matrices, pairs[group])
 
     solve(root)
-    return read_off(graph, root, pairs)
+    return read_off(graph, graph.tree(root), pairs)
 
 
 def best_element(graph: GraphStructure, similarity: Mapping[str, Float[Tensor, "units units"]]) -> dict[str, Tensor]:
     """Assign every tree of groups; see `nested_assignment`. The indices are those of the best `Alignment`."""
-    elements: dict[str, Tensor] = {}
-    for root in graph.roots:
-        elements.update(nested_assignment(graph, root, similarity))
-    return elements
+    return {n: element for root in graph.roots for n, element in nested_assignment(graph, root, similarity).items()}
 
 
 def unit_masses(graph: GraphStructure, matrices: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "units units"]]:
@@ -95,11 +92,11 @@ def unit_masses(graph: GraphStructure, matrices: Mapping[str, Tensor]) -> dict[s
     return masses
 
 
-def read_off(graph: GraphStructure, root: str, pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read off indices of each group of a tree, from its assignments ``[p, p, n]`` for every pair of parents."""
+def read_off(graph: GraphStructure, groups: Iterable[str], pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read off indices of groups, parents first, from their assignments ``[p, p, n]`` for every pair of parents."""
     flats: dict[str, Tensor] = {}
     elements: dict[str, Tensor] = {}
-    for group in graph.tree(root):
+    for group in groups:
         parent = graph.groups[group].parent
         source = torch.zeros(1, dtype=torch.int64) if parent is None else flats[parent]
         chosen = pairs[group][torch.arange(len(source)), source]

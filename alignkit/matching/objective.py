@@ -6,9 +6,11 @@ values and for the similarity matrix of a group; [Ainsworth23], "matching weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -16,7 +18,6 @@ from torch import Tensor
 
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import Use
 from alignkit.matching.soft_alignment import SoftAlignment
@@ -28,6 +29,16 @@ CACHE_ELEMENTS = 1 << 25
 """Maximum number of elements of similarity matrices that are kept for reuse: 256 MB in float64."""
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Sums over one tensor of A and of B as they stand, in float64; squares are finite exactly if all values are."""
+
+    squares_a: float
+    squares_b: float
+    inner: float
+    distance: float
+
+
 class Objective:
     """Values and similarities of one pair of networks.
 
@@ -35,53 +46,76 @@ class Objective:
         bound: The pair.
         device: Where products are computed.
         dtype: Type of values; sums over tensors are always float64.
-        products: Type in which similarity matrices are multiplied, ``dtype`` by default. float32 is much faster on most
-            GPUs; entries are then off by about 1e-6 of the product of the norms of the units, so what is chosen with
-            them has to be judged by `tensor_value`.
     """
 
-    def __init__(
-        self,
-        bound: Pair,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float64,
-        products: torch.dtype | None = None,
-    ) -> None:
+    a: Mapping[str, Tensor]
+    b: Mapping[str, Tensor]
+
+    def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> None:
         self.bound, self.graph = bound, bound.graph
-        self.device, self.dtype, self.products = torch.device(device), dtype, products or dtype
+        self.device, self.dtype, self.products = torch.device(device), dtype, dtype
         moved = [name for name, node in self.graph.tensors.items() if node.groups]
-        self.a: Mapping[str, Tensor] = {name: self._load(bound.a[name]) for name in moved}
-        self.b: Mapping[str, Tensor] = {name: self._load(bound.b[name]) for name in moved}
+        self.a, self.b = (
+            {name: side[name].detach().to(self.device, dtype).contiguous() for name in moved}
+            for side in (bound.a, bound.b)
+        )
         self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
         self._cached = 0
-        self._sides: dict[Use, tuple[Tensor, Tensor]] = {}
+        self._views: dict[Use, tuple[Tensor, Tensor]] = {}
 
-    def _load(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().to(self.device, self.dtype).contiguous()
+    def with_products(self, dtype: torch.dtype) -> Self:
+        """Return the same objective with similarity matrices that are multiplied in another type.
+
+        float32 is much faster on most GPUs; entries are then off by about 1e-6 of the product of the norms of the
+        units, so what is chosen with them has to be judged by `tensor_value`.
+        """
+        if dtype == self.products:
+            return self
+        other = copy.copy(self)
+        other.products, other._cache, other._cached = dtype, {}, 0
+        return other
 
     # ---------------------------------------------------------------- values
 
+    def pieces(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one tensor of A and of aligned B piece by piece; B as it stands where no elements are given."""
+        a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, self.bound.b[name]).detach()
+        for block in self.graph.tensors[name].blocks:
+            part = block.view(b)
+            yield block.view(a), part if elements is None else act_on_block(block, part, known(elements, block.groups))
+
+    @cached_property
+    def sums(self) -> dict[str, Sums]:
+        """Sums over each tensor, all from one pass over both networks; integer buffers count as numbers too."""
+        sums = {}
+        for name in self.graph.tensors:
+            total = torch.zeros(4, dtype=torch.float64)
+            for a, b in self.pieces(name):
+                a, b = a.double().reshape(-1), b.double().reshape(-1)
+                difference = a - b
+                pairs = ((a, a), (b, b), (a, b), (difference, difference))
+                total += torch.stack([torch.dot(left, right) for left, right in pairs]).cpu()
+            sums[name] = Sums(*total.tolist())
+        return sums
+
     @cached_property
     def squares(self) -> float:
-        """``|A|^2 + |B|^2``, the same for every alignment; integer buffers count as numbers too."""
-        sides = (self.bound.a, self.bound.b)
-        return sum(
-            float(torch.dot(v, v)) for side in sides for v in (t.detach().double().reshape(-1) for t in side.values())
-        )
+        """``|A|^2 + |B|^2``, the same for every alignment."""
+        return sum(sums.squares_a + sums.squares_b for sums in self.sums.values())
 
     @cached_property
     def fixed_value(self) -> float:
         """``<A, B>`` over the tensors on which no group acts."""
-        names = [name for name, node in self.graph.tensors.items() if not node.groups]
-        return sum(float((self.bound.a[n].detach().double() * self.bound.b[n].detach().double()).sum()) for n in names)
+        return sum(self.sums[name].inner for name, node in self.graph.tensors.items() if not node.groups)
+
+    @cached_property
+    def unaligned(self) -> dict[str, float]:
+        """``|| A - B ||^2`` of each tensor."""
+        return {name: sums.distance for name, sums in self.sums.items()}
 
     def tensor_value(self, name: str, elements: Elements) -> float:
         """Return ``<A, P # B>`` of one tensor on which groups act."""
-        total = 0.0
-        for block in self.graph.tensors[name].blocks:
-            part = act_on_block(block, block.view(self.b[name]), _known(elements, block))
-            total += float((block.view(self.a[name]) * part).sum(dtype=torch.float64))
-        return total
+        return sum(float((a * b).sum(dtype=torch.float64)) for a, b in self.pieces(name, elements))
 
     def value(self, alignment: Alignment | SoftAlignment) -> float:
         """Return ``<A, P # B>`` over all tensors."""
@@ -90,25 +124,15 @@ class Objective:
 
     def distances2(self, alignment: Alignment) -> dict[str, float]:
         """Return ``|| A - P # B ||^2`` of each tensor, summed in float64."""
-        distances = {}
-        for name, b in self.bound.b.items():
-            a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, b).detach()
-            total = 0.0
-            for block in self.graph.tensors[name].blocks:
-                part = act_on_block(block, block.view(b), alignment.elements)
-                difference = (block.view(a).double() - part.double()).reshape(-1)
-                total += float(torch.dot(difference, difference))
-            distances[name] = total
+        distances = dict(self.unaligned)
+        for name in self.a:
+            differences = ((a.double() - b.double()).reshape(-1) for a, b in self.pieces(name, alignment.elements))
+            distances[name] = sum(float(torch.dot(difference, difference)) for difference in differences)
         return distances
 
     def distance2(self, alignment: Alignment) -> float:
         """Return ``|| A - P # B ||^2`` over all tensors, summed in float64."""
         return sum(self.distances2(alignment).values())
-
-    @cached_property
-    def unaligned(self) -> dict[str, float]:
-        """``|| A - B ||^2`` of each tensor."""
-        return self.distances2(Alignment.identity(self.graph))
 
     # ---------------------------------------------------------------- similarities
 
@@ -135,29 +159,29 @@ class Objective:
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
         for use in self.graph.uses[group]:
-            total += self._similarity_at(use, elements)
+            depends = [elements.get(name) for name in use.others]
+            kept = self._cache.get(use)
+            if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
+                total += kept[1]
+                continue
+            a, b = self.unfold(use, elements)
+            shape = (use.unit_count // size, size, -1)
+            product = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
+            if not product.requires_grad and (kept is not None or self._cached + product.numel() <= CACHE_ELEMENTS):
+                self._cached += product.numel() if kept is None else 0
+                self._cache[use] = (depends, product)
+            total += product
         return total
-
-    def _similarity_at(self, use: Use, elements: Elements) -> Float[Tensor, "instances n n"]:
-        depends = [elements.get(name) for name in use.others]
-        kept = self._cache.get(use)
-        if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
-            return kept[1]
-        a, b = self.unfold(use, elements)
-        size = use.block.dims[use.at].size
-        shape = (use.unit_count // size, size, -1)
-        product = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
-        if not product.requires_grad and (kept is not None or self._cached + product.numel() <= CACHE_ELEMENTS):
-            self._cached += product.numel() if kept is None else 0
-            self._cache[use] = (depends, product)
-        return product
 
     def unfold(self, use: Use, elements: Elements) -> tuple[Tensor, Tensor]:
         """Return A's and B's part at one use, the group's chain of dims first, all other groups applied to B.
 
         The group's ancestors are applied when they are known; the group itself is not.
         """
-        a, b = self._views(use)
+        if use not in self._views:
+            a = use.block.view(self.a[use.tensor]).permute(*use.chain, *use.rest)
+            self._views[use] = a, use.block.view(self.b[use.tensor])
+        a, b = self._views[use]
         if use.others:
             unknown = unknown_dims(use, elements)
             elements = {name: elements.get(name) for name in use.others}
@@ -186,19 +210,12 @@ class Objective:
         averaged = frozenset(average) | (unknown_dims(use, elements) - set(use.branches))
         still = averaged | set(use.branches) | set(use.chain)
         a, b = (use.block.view(side[use.tensor]) for side in (self.a, self.b))
-        known = {d.group: elements[d.group] for i, d in enumerate(use.block.dims) if d.group and i not in still}
-        b = act_on_block(use.block, b, known, skip=still)  # type: ignore[arg-type]
+        moving = [dim.group for i, dim in enumerate(use.block.dims) if dim.group and i not in still]
+        b = act_on_block(use.block, b, known(elements, moving), skip=still)
         if averaged:
             a, b = a.sum(tuple(averaged), keepdim=True), b.mean(tuple(averaged), keepdim=True)
         order = (*use.chain, *use.rest)
         return a.permute(order), b.permute(order)
-
-    def _views(self, use: Use) -> tuple[Tensor, Tensor]:
-        """Return A's block with the group's chain first, and B's block as it is; views, made once."""
-        if use not in self._sides:
-            a = use.block.view(self.a[use.tensor]).permute(*use.chain, *use.rest)
-            self._sides[use] = (a, use.block.view(self.b[use.tensor]))
-        return self._sides[use]
 
 
 def unknown_dims(use: Use, elements: Elements) -> frozenset[int]:
@@ -214,10 +231,8 @@ def unknown_dims(use: Use, elements: Elements) -> frozenset[int]:
     return frozenset(at for at in use.rest if is_unknown(at))
 
 
-def _known(elements: Elements, block: Block) -> dict[str, Tensor]:
-    known = {}
-    for group in block.groups:
-        element = elements[group]
-        assert element is not None, f"the order of {group} is not known"
-        known[group] = element
-    return known
+def known(elements: Elements, groups: Iterable[str]) -> dict[str, Tensor]:
+    """Return the elements of groups, none of which is None."""
+    wanted = {group: element for group in groups if (element := elements[group]) is not None}
+    assert len(wanted) == len(set(groups)), f"an order of {', '.join(groups)} is not known"
+    return wanted

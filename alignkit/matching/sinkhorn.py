@@ -81,7 +81,8 @@ def potentials(
         max_scalings: As in `sinkhorn`.
         tolerance: As in `sinkhorn`.
     """
-    tolerance = default_tolerance(logits.dtype) if tolerance is None else tolerance
+    if tolerance is None:
+        tolerance = 1e-9 if logits.dtype == torch.float64 else 1e-4
     with torch.no_grad():
         logits = logits.detach()
         columns = torch.zeros_like(logits[..., 0, :]) if start is None else start.columns
@@ -93,13 +94,19 @@ def potentials(
             if error <= tolerance or scalings >= max_scalings or not math.isfinite(error):
                 return Potentials(rows, columns, error, scalings)
             more = min(CHECK_EVERY, max_scalings - scalings)
-            rows, columns = _scale(logits, kernel, rows, columns, more)
             scalings += more
-
-
-def default_tolerance(dtype: torch.dtype) -> float:
-    """Return how close to 1 row sums are brought in a floating-point type."""
-    return 1e-9 if dtype == torch.float64 else 1e-4
+            # The kernel holds the potentials so far and its columns sum to 1: a scaling is two products with a vector.
+            turned = kernel.mT.contiguous()
+            right = torch.ones_like(columns)[..., None, :]
+            for _ in range(more):
+                left = 1 / (right @ turned)
+                right = 1 / (left @ kernel)
+            factors = torch.cat([left, right], -1)
+            if bool(((factors < LARGEST_FACTOR) & (factors > 1 / LARGEST_FACTOR)).all()):
+                rows, columns = rows + left[..., 0, :].log(), columns + right[..., 0, :].log()
+                continue
+            for _ in range(more):
+                rows, columns = _scale_in_logs(logits, columns)
 
 
 def plan(
@@ -157,9 +164,6 @@ def balanced_sinkhorn(logits: Float[Tensor, "*batch n n"], scalings: int) -> Flo
     return rows * kernel * columns
 
 
-# ---------------------------------------------------------------------- scalings
-
-
 def _kernel(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return (logits + rows[..., :, None] + columns[..., None, :]).exp()
 
@@ -167,28 +171,6 @@ def _kernel(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _scale_in_logs(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     rows = -(logits + columns[..., None, :]).logsumexp(-1)
     return rows, -(logits + rows[..., :, None]).logsumexp(-2)
-
-
-def _scale(logits: Tensor, kernel: Tensor, rows: Tensor, columns: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Scale rows and columns ``count`` times.
-
-    The kernel holds the potentials so far and its columns sum to 1, so that a scaling is two products with a vector.
-    Where factors leave the range in which that is exact, the same is done by logsumexp.
-    """
-    turned = kernel.mT.contiguous()
-    right = torch.ones_like(columns)[..., None, :]
-    for _ in range(count):
-        left = 1 / (right @ turned)
-        right = 1 / (left @ kernel)
-    factors = torch.cat([left, right], -1)
-    if bool(((factors < LARGEST_FACTOR) & (factors > 1 / LARGEST_FACTOR)).all()):
-        return rows + left[..., 0, :].log(), columns + right[..., 0, :].log()
-    for _ in range(count):
-        rows, columns = _scale_in_logs(logits, columns)
-    return rows, columns
-
-
-# ---------------------------------------------------------------------- the gradient
 
 
 class _Plan(torch.autograd.Function):
@@ -231,11 +213,8 @@ def implicit_gradient(
     rows, columns = (side.sum(-1)[..., None, :].clamp_min(torch.finfo(matrix.dtype).tiny) for side in (matrix, turned))
     heavy = weighted.sum(-1)[..., None, :]
     right_side = weighted.sum(-2, keepdim=True) - (heavy / rows) @ matrix
-
-    def schur(v: Tensor) -> Tensor:
-        return columns * v - ((v @ turned) / rows) @ matrix
-
-    v = _conjugate_gradients(schur, right_side, 2 * matrix.shape[-1] if max_steps is None else max_steps)
+    steps = 2 * matrix.shape[-1] if max_steps is None else max_steps
+    v = _conjugate_gradients(lambda v: columns * v - ((v @ turned) / rows) @ matrix, right_side, steps)
     u = (heavy - v @ turned) / rows
     return weighted - matrix * (u.mT + v)
 

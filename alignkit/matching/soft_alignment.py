@@ -36,7 +36,20 @@ class SoftAlignment:
     def __init__(self, graph: GraphStructure, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
         self.graph = graph
         for name in graph.groups:
-            _check_matrix(graph, name, matrices.get(name), tolerance)
+            matrix, shape = matrices.get(name), matrix_shape(graph, name)
+            if matrix is None:
+                raise AlignmentError(f"group {name!r} has no matrix.")
+            if tuple(matrix.shape) != shape or not matrix.is_floating_point():
+                raise AlignmentError(
+                    f"group {name!r} needs a floating-point matrix of shape {shape}, found {matrix.dtype} of shape "
+                    f"{tuple(matrix.shape)}."
+                )
+            values = matrix.detach()
+            worst = max(float((values.sum(axis) - 1).abs().max()) for axis in (-1, -2))
+            if not worst <= tolerance or float(values.min()) < -tolerance:
+                raise AlignmentError(
+                    f"the matrix of group {name!r} is not doubly stochastic: a row or column sum is off by {worst:.2g}."
+                )
         self.matrices: Mapping[str, Tensor] = MappingProxyType({name: matrices[name] for name in graph.groups})
 
     @classmethod
@@ -137,20 +150,3 @@ def matrix_shape(graph: GraphStructure, group: str) -> tuple[int, ...]:
     """Return the shape of a group's matrix in a `SoftAlignment`."""
     size, parents = graph.groups[group].size, graph.instances(group)
     return (size, size) if graph.groups[group].parent is None else (parents, parents, size, size)
-
-
-def _check_matrix(graph: GraphStructure, name: str, matrix: Tensor | None, tolerance: float) -> None:
-    if matrix is None:
-        raise AlignmentError(f"group {name!r} has no matrix.")
-    shape = matrix_shape(graph, name)
-    if tuple(matrix.shape) != shape or not matrix.is_floating_point():
-        raise AlignmentError(
-            f"group {name!r} needs a floating-point matrix of shape {shape}, found {matrix.dtype} of shape "
-            f"{tuple(matrix.shape)}."
-        )
-    values = matrix.detach()
-    worst = max(float((values.sum(axis) - 1).abs().max()) for axis in (-1, -2))
-    if not worst <= tolerance or float(values.min()) < -tolerance:
-        raise AlignmentError(
-            f"the matrix of group {name!r} is not doubly stochastic: a row or column sum is off by {worst:.2g}."
-        )

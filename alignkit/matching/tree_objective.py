@@ -12,7 +12,6 @@ is assigned given the others, twice: first with the others averaged, then with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -51,11 +50,42 @@ class TreeObjective:
 
         Exact when no two groups of the tree meet off a chain; a heuristic, to be checked by value, otherwise.
         """
-        solving = _Solving(self, elements)
-        solving.solve_root()
-        return read_off(self.graph, self.root, solving.pairs)
+        pairs: dict[str, Tensor] = {}
+        pairs[self.root] = linear_assignment(self._matrices(self.root, elements, pairs))
+        return read_off(self.graph, self.graph.tree(self.root), pairs)
 
-    def coupled_similarity(self, use: Use, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
+    def _matrices(self, name: str, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
+        """Similarities of a group's units, by their own weights and by the best order of what they contain."""
+        units = self.graph.unit_count(name)
+        total = self._values_of_children(name, elements, pairs) + torch.zeros(units, units, dtype=torch.float64)
+        for use in self.plain[name]:
+            total += self.objective.pair_similarity(use, elements).cpu().double()
+        return split_pairs(total, self.graph.groups[name].size)
+
+    def _values_of_children(self, parent: str, elements: Elements, pairs: dict[str, Tensor]) -> Tensor:
+        """Assign the children of each pair of the parent's units, into ``pairs``; the sum of their values."""
+        children = self.graph.children(parent)
+        plain = {name: self._matrices(name, elements, pairs) for name in children}
+        for name in children:
+            averaged = [self.objective.pair_similarity(use, elements) for use in self.coupled[name]]
+            size = self.graph.groups[name].size
+            extra = sum((split_pairs(m.cpu().double(), size) for m in averaged), start=torch.zeros(()))
+            pairs[name] = linear_assignment(plain[name] + extra)
+        values = torch.zeros((), dtype=torch.float64)
+        for at, name in enumerate(children):
+            matrices = owned = plain[name]
+            for use in self.coupled[name]:
+                extra = self._coupled_similarity(use, elements, pairs).cpu().double()
+                matrices = matrices + extra
+                # A use where siblings meet counts once: for the last of them, when all others are settled.
+                met = {use.block.dims[i].group for i in use.branches}
+                owned = owned if met & set(children[at + 1 :]) else owned + extra
+            if self.coupled[name]:
+                pairs[name] = linear_assignment(matrices)
+            values = values + assignment_value(owned, pairs[name])
+        return values
+
+    def _coupled_similarity(self, use: Use, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
         """Return similarities for each pair of parents, siblings in the block being ordered as ``pairs`` says.
 
         In the example, for ``o`` with ``I`` of ``pairs["i"][p, q]``::
@@ -79,48 +109,3 @@ class TreeObjective:
                 ordered = torch.take_along_dim(ordered, index, at)
             rows.append(torch.einsum("nr,pmr->pnm", a[parent].flatten(1), ordered.flatten(2)))
         return torch.stack(rows)
-
-
-@dataclass
-class _Solving:
-    """One pass from the leaves to the root; ``pairs`` collects the assignments for every pair of parents."""
-
-    tree: TreeObjective
-    elements: Elements
-    pairs: dict[str, Tensor] = field(default_factory=dict)
-
-    def solve_root(self) -> None:
-        """Assign every group of the tree."""
-        self.pairs[self.tree.root] = linear_assignment(self.matrices(self.tree.root))
-
-    def matrices(self, name: str) -> Float[Tensor, "p p n n"]:
-        """Similarities of a group's units, by their own weights and by the best order of what they contain."""
-        graph = self.tree.graph
-        units = graph.unit_count(name)
-        total = self.values_of_children(name) + torch.zeros(units, units, dtype=torch.float64)
-        for use in self.tree.plain[name]:
-            total += self.tree.objective.pair_similarity(use, self.elements).cpu().double()
-        return split_pairs(total, graph.groups[name].size)
-
-    def values_of_children(self, parent: str) -> Float[Tensor, "units units"]:
-        """Assign the children of each pair of the parent's units; the sum of their values, 0 without children."""
-        children = self.tree.graph.children(parent)
-        plain = {name: self.matrices(name) for name in children}
-        for name in children:
-            averaged = [self.tree.objective.pair_similarity(use, self.elements) for use in self.tree.coupled[name]]
-            size = self.tree.graph.groups[name].size
-            extra = sum((split_pairs(m.cpu().double(), size) for m in averaged), start=torch.zeros(()))
-            self.pairs[name] = linear_assignment(plain[name] + extra)
-        values = torch.zeros((), dtype=torch.float64)
-        for at, name in enumerate(children):
-            matrices = owned = plain[name]
-            for use in self.tree.coupled[name]:
-                extra = self.tree.coupled_similarity(use, self.elements, self.pairs).cpu().double()
-                matrices = matrices + extra
-                # A use where siblings meet counts once: for the last of them, when all others are settled.
-                met = {use.block.dims[i].group for i in use.branches}
-                owned = owned if met & set(children[at + 1 :]) else owned + extra
-            if self.tree.coupled[name]:
-                self.pairs[name] = linear_assignment(matrices)
-            values = values + assignment_value(owned, self.pairs[name])
-        return values

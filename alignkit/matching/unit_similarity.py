@@ -64,12 +64,11 @@ def unit_similarity(
             for use in uses_of_block(name, block):
                 for row, values in enumerate(squares):
                     sums[use.group][row] += use.unfold(values).sum(-1)
-    return {name: _cosines(total) for name, total in sums.items()}
-
-
-def _cosines(total: Tensor) -> UnitSimilarity:
-    plain, moved, a, before, after = total
-    return UnitSimilarity(plain / (a * before).sqrt().clamp_min(TINY), moved / (a * after).sqrt().clamp_min(TINY))
+    similarities = {}
+    for group, (inner_before, inner_after, a, b_before, b_after) in sums.items():
+        norms = ((a * b).sqrt().clamp_min(TINY) for b in (b_before, b_after))
+        similarities[group] = UnitSimilarity(*map(torch.div, (inner_before, inner_after), norms))
+    return similarities
 
 
 def similarity_matrix(

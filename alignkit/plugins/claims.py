@@ -87,15 +87,12 @@ class Claims(Generic[T]):
         if len(offers) == 1:
             return offers[0][1]
         packages = {package for package, _ in offers}
+        what, by = f"{self.what} {name!r}", join_names(packages)
         if len(packages) == 1:
-            raise error(
-                f"{self.what} {name!r} is offered {len(offers)} times by {join_names(packages)}: rename all but one."
-            )
+            raise error(f"{what} is offered {len(offers)} times by {by}: rename all but one.")
         if packages:
-            raise error(
-                f"{self.what} {name!r} is offered by {join_names(packages)}. Disable all but one: "
-                f"{DISABLE_VARIABLE}=<entry point or package name>."
-            )
+            disable = f"{DISABLE_VARIABLE}=<entry point or package name>"
+            raise error(f"{what} is offered by {by}. Disable all but one: {disable}.")
         message = f"no {self.what} is named {name!r}.{did_you_mean(name, self.usable)}"
         message += f" Available: {', '.join(self.usable) or 'none'}."
         message += "".join(f" {broken}" for broken in self.plugins.broken)

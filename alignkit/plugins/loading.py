@@ -106,7 +106,16 @@ class PluginSet:
         if disabled is None:
             disabled = os.environ.get(DISABLE_VARIABLE, "").split(",")
         unwanted = {_normalise(name) for name in disabled if name.strip()}
-        for entry in _installed_entries() if entries is None else entries:
+        if entries is None:
+            try:
+                entries = entry_points(group=GROUP)
+            except Exception as error:  # one damaged entry_points.txt is enough
+                warn_of_plugin(
+                    f"the entry points of the installed packages cannot be read: {describe_error(error)}. No plugin is "
+                    "loaded; an entry_points.txt next to a package is damaged."
+                )
+                entries = ()
+        for entry in entries:
             distribution, package = _find_origin(entry)
             if {_normalise(entry.name), _normalise(distribution)} & unwanted:
                 self.skipped.append(entry.name)
@@ -168,18 +177,6 @@ def warn_if_slow(what: str, name: str) -> Iterator[None]:
         timer.join()
     if refused:
         raise refused[0]
-
-
-def _installed_entries() -> Iterable[EntryPoint]:
-    """Return the entry points of all installed packages; none, with a warning, if their list cannot be read."""
-    try:
-        return entry_points(group=GROUP)
-    except Exception as error:  # one damaged entry_points.txt is enough
-        warn_of_plugin(
-            f"the entry points of the installed packages cannot be read: {describe_error(error)}. No plugin is loaded; "
-            "an entry_points.txt next to a package is damaged."
-        )
-        return ()
 
 
 def _find_origin(entry: EntryPoint) -> tuple[str, str]:

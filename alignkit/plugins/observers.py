@@ -45,7 +45,7 @@ def watched(observer: object, registry: Registry | None = None) -> Iterator[None
     Raises:
         PluginError: It implements no hook, or one wrongly.
     """
-    registry = registry if registry is not None else process_registry()
+    registry = process_registry() if registry is None else registry
     name = registry.register(observer)
     try:
         yield
@@ -102,7 +102,6 @@ class ProgressBar:
         self._lock = threading.RLock()
         self._lines: dict[int, TaskID] = {}
         self._timers: dict[int, threading.Timer] = {}
-        self._running = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -132,22 +131,19 @@ class ProgressBar:
     def alignkit_solve_step(self, problem: Problem, step: Step) -> None:
         """Move the line on."""
         with self._lock:
-            line = self._lines.get(id(problem))
-            if line is not None:
+            if (line := self._lines.get(id(problem))) is not None:
                 self._progress.update(line, completed=step.iteration, objective=f"objective {step.objective:.6g}")
 
     @hookimpl
     def alignkit_solve_finished(self, problem: Problem) -> None:
         """Remove the line."""
         with self._lock:
-            timer = self._timers.pop(id(problem), None)
-            if timer is not None:
+            if (timer := self._timers.pop(id(problem), None)) is not None:
                 timer.cancel()
-            line = self._lines.pop(id(problem), None)
-            if line is not None:
+            if (line := self._lines.pop(id(problem), None)) is not None:
                 self._progress.remove_task(line)
-            if not self._lines:
-                self._stop()
+            if not self._lines and self._progress.live.is_started:
+                self._progress.stop()
 
     def close(self) -> None:
         """Remove everything from the screen."""
@@ -155,22 +151,14 @@ class ProgressBar:
             for timer in self._timers.values():
                 timer.cancel()
             self._timers.clear()
-            self._stop()
+            if self._progress.live.is_started:
+                self._progress.stop()
 
     def _show(self, key: int) -> None:
         with self._lock:
-            line = self._lines.get(key)
-            if line is None:  # it finished just now
-                return
-            self._progress.update(line, visible=True)
-            if not self._running:
-                self._progress.start()
-                self._running = True
-
-    def _stop(self) -> None:
-        if self._running:
-            self._progress.stop()
-            self._running = False
+            if key in self._lines:  # it may have finished just now
+                self._progress.update(self._lines[key], visible=True)
+                self._progress.start()  # does nothing where bars are on the screen already
 
 
 class LogLines:
@@ -194,14 +182,8 @@ class LogLines:
             log.warning("%s was interrupted", solver.name)
             return
         level = logging.INFO if solution.status.name == "OK" else logging.WARNING
-        log.log(
-            level,
-            "%s ends with %s: squared distance %.6g -> %.6g in %.3g s and %d steps%s",
-            solver.name,
-            solution.status.name,
-            solution.objective_before,
-            solution.objective_after,
-            solution.seconds,
-            len(solution.history),
-            f": {solution.detail}" if solution.detail else "",
-        )
+        ends = "%s ends with %s: squared distance %.6g -> %.6g in %.3g s and %d steps%s"
+        distances = solution.objective_before, solution.objective_after
+        detail = f": {solution.detail}" if solution.detail else ""
+        spent = solution.seconds, len(solution.history)
+        log.log(level, ends, solver.name, solution.status.name, *distances, *spent, detail)

@@ -30,27 +30,22 @@ def read_solvers(answer: object) -> Iterator[tuple[str, type[Solver[Any]]]]:
                 f"solver class {offered.__name__} needs a name of lower-case letters, digits and '_', "
                 f"not {show_value(offered.name)}"
             )
+        name, options = offered.__name__, offered.Options
         if offered not in checked and not offered.__module__.startswith("alignkit."):
-            _check_facts(offered)
+            # Facts of a wrong type would break the list of all solvers.
+            for attribute, kind in (("needs", Needs), ("returns", Returns)):
+                fact = getattr(offered, attribute)
+                if not isinstance(fact, kind):
+                    raise PluginError(f"{name}.{attribute} is {show_value(fact)}, not an alignkit.{kind.__name__}")
+            if not (isinstance(options, type) and issubclass(options, SolverOptions)):
+                raise PluginError(f"{name}.Options is {show_value(options)}, not a subclass of SolverOptions")
+            try:
+                options.model_json_schema()
+            except Exception as error:
+                reason = f"so they cannot be listed or saved: {describe_error(error)}"
+                raise PluginError(f"the options of {name} have no JSON schema, {reason}") from error
             checked.add(offered)
         yield offered.name, offered
-
-
-def _check_facts(solver: type[Solver[Any]]) -> None:
-    """Refuse a solver whose facts are of the wrong type: the list of all solvers would break."""
-    for attribute, kind in (("needs", Needs), ("returns", Returns)):
-        if not isinstance(getattr(solver, attribute), kind):
-            found = show_value(getattr(solver, attribute))
-            raise PluginError(f"{solver.__name__}.{attribute} is {found}, not an alignkit.{kind.__name__}")
-    if not (isinstance(solver.Options, type) and issubclass(solver.Options, SolverOptions)):
-        raise PluginError(f"{solver.__name__}.Options is {show_value(solver.Options)}, not a subclass of SolverOptions")
-    try:
-        solver.Options.model_json_schema()
-    except Exception as error:
-        raise PluginError(
-            f"the options of {solver.__name__} have no JSON schema, so they cannot be listed or saved: "
-            f"{describe_error(error)}"
-        ) from error
 
 
 def read_callables(answer: object) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 BUILT_IN = ("alignkit.solvers", "alignkit.models.sources")
 """Modules of alignkit itself that implement hooks. Named, not imported: they stand above this room."""
+OFFERS = {
+    "solver": ("alignkit_register_solvers", read_solvers),
+    "trace rule": ("alignkit_register_trace_rules", read_rules),
+    "model source": ("alignkit_register_model_sources", read_sources),
+}
+"""What can be offered, each with its hook and what reads an answer to it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Registry:
     def __init__(self, entries: Iterable[EntryPoint] | None = None, *, disabled: Iterable[str] | None = None) -> None:
         self.plugins = PluginSet()
         self.broken = self.plugins.broken
+        self._claimed: dict[str, Claims[Any]] = {}
         self._reported: set[object] = set()
         """What was warned about once and is not warned about again."""
         for module in BUILT_IN:
@@ -103,19 +110,20 @@ class Registry:
                 taken.
         """
         key = self.plugins.register(plugin, name, package)
-        self._forget_claims()
+        self._claimed.clear()
         return key
 
     def unregister(self, name: str) -> None:
         """Remove a plugin by the name that `register` returned."""
         self.plugins.unregister(name)
-        self._forget_claims()
+        self._claimed.clear()
 
     # ------------------------------------------------------------------ what is offered
 
     def solvers(self) -> dict[str, SolverInfo]:
         """Return all solvers that can be used by name, in alphabetical order."""
-        return {name: SolverInfo(name, kind, package) for name, (package, kind) in self._solvers.usable.items()}
+        usable = self._claims("solver").usable
+        return {name: SolverInfo(name, kind, package) for name, (package, kind) in usable.items()}
 
     def solver(self, name: str) -> type[Solver[Any]]:
         """Return the solver class of that name.
@@ -123,24 +131,26 @@ class Registry:
         Raises:
             SolverError: No plugin, or more than one, offers it. Broken and disabled plugins are named.
         """
-        return self._solvers.find(name, SolverError)
+        solver: type[Solver[Any]] = self._claims("solver").find(name, SolverError)
+        return solver
 
     @property
     def contested(self) -> dict[str, tuple[str, ...]]:
         """Names of solvers that cannot be used because several claim them, with the packages that do."""
-        return self._solvers.contested
+        return self._claims("solver").contested
 
     def trace_rules(self) -> dict[str, Rule]:
         """Return all trace rules by operator; an operator that two packages claim is left out, with one warning."""
-        for operator, packages in self._rules.contested.items():
+        rules = self._claims("trace rule")
+        for operator, packages in rules.contested.items():
             if operator not in self._reported:
                 self._reported.add(operator)
                 warn_of_plugin(f"{join_names(packages)} offer a trace rule for {operator!r}; none of them is used.")
-        return {operator: rule for operator, (_, rule) in self._rules.usable.items()}
+        return {operator: rule for operator, (_, rule) in rules.usable.items()}
 
     def model_sources(self) -> dict[str, ModelSource]:
         """Return all model sources that can be used by name."""
-        return {name: source for name, (_, source) in self._sources.usable.items()}
+        return {name: source for name, (_, source) in self._claims("model source").usable.items()}
 
     def model_source(self, name: str) -> ModelSource:
         """Return the model source of that name.
@@ -148,7 +158,14 @@ class Registry:
         Raises:
             UsageError: No plugin, or more than one, offers it. Broken and disabled plugins are named.
         """
-        return self._sources.find(name, UsageError)
+        source: ModelSource = self._claims("model source").find(name, UsageError)
+        return source
+
+    def _claims(self, what: str) -> Claims[Any]:
+        """Ask the plugins once, and again when one has come or gone."""
+        if what not in self._claimed:
+            self._claimed[what] = Claims.collect(self.plugins, what, *OFFERS[what])
+        return self._claimed[what]
 
     # ------------------------------------------------------------------ observers
 
@@ -160,29 +177,9 @@ class Registry:
             except Exception as error:
                 if (key, hook) not in self._reported:
                     self._reported.add((key, hook))
-                    package = self.plugins.packages.get(key, "removed")
-                    warn_of_plugin(
-                        f"observer {key!r} ({package}) raised in {hook}: {describe_error(error)}. "
-                        "The solve continues; this is said once."
-                    )
-
-    # ------------------------------------------------------------------ inside
-
-    @cached_property
-    def _solvers(self) -> Claims[type[Solver[Any]]]:
-        return Claims.collect(self.plugins, "solver", "alignkit_register_solvers", read_solvers)
-
-    @cached_property
-    def _rules(self) -> Claims[Rule]:
-        return Claims.collect(self.plugins, "trace rule", "alignkit_register_trace_rules", read_rules)
-
-    @cached_property
-    def _sources(self) -> Claims[ModelSource]:
-        return Claims.collect(self.plugins, "model source", "alignkit_register_model_sources", read_sources)
-
-    def _forget_claims(self) -> None:
-        for name in ("_solvers", "_rules", "_sources"):
-            self.__dict__.pop(name, None)
+                    who = f"observer {key!r} ({self.plugins.packages.get(key, 'removed')})"
+                    reason = f"raised in {hook}: {describe_error(error)}"
+                    warn_of_plugin(f"{who} {reason}. The solve continues; this is said once.")
 
 
 @cache

@@ -87,14 +87,7 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
         return self._observe(problem).objective(alignment.elements)
 
     def _observe(self, problem: Problem) -> Observed:
-        options = self.options
-        task, batches = self._data(problem)
-        a, b = task.checked(problem.a), task.checked(problem.b)
-        batches = islice(batches, options.max_batches)
-        return Observed.of(problem.graph, task, a, b, batches, options.activation, options.statistic)
-
-    def _data(self, problem: Problem) -> tuple[Task, Iterable[Batch]]:
-        """Return what runs the model, and the batches."""
+        """Run both models on the task's data, or on random inputs in the shape of the task or of the options."""
         options, task = self.options, problem.task
         if options.input_shape is not None:
             model = problem.bound.module_a
@@ -103,11 +96,13 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
             dtype = next((t.dtype for t in problem.a.values() if t.is_floating_point()), torch.float32)
             inputs = torch.randn(count, *options.input_shape, generator=problem.generator()).to(dtype)
             task = Task(model, (inputs, torch.zeros(count)), "mse", device=problem.device, chunk=PROBE_ROWS)
-            return task, task.batches
         assert task is not None, "needs.check asked for a task"
-        if options.probes:
-            return task, probe_batches(next(iter(task.batches)), options.probes, problem.generator())
-        return task, task.batches
+        batches: Iterable[Batch] = task.batches
+        if options.probes and options.input_shape is None:
+            batches = probe_batches(next(iter(task.batches)), options.probes, problem.generator())
+        a, b = task.checked(problem.a), task.checked(problem.b)
+        batches = islice(batches, options.max_batches)
+        return Observed.of(problem.graph, task, a, b, batches, options.activation, options.statistic)
 
 
 @dataclass(frozen=True)
@@ -174,37 +169,30 @@ class Observed:
 
 
 def _assign(problem: Problem, observed: Observed) -> dict[str, Tensor]:
-    """Find the best element for the similarities; weights decide between units that activations do not tell apart."""
-    graph = problem.graph
-    elements: dict[str, Tensor] = {}
-    for root in graph.roots:
-        tree = graph.tree(root)
-        similarity = {group: observed.similarity[group] for group in tree if group in observed.similarity}
-        if similarity:
-            for group, extra in _tie_breaks(problem, root, similarity).items():
-                similarity[group] = similarity[group] + extra if group in similarity else extra
-            elements.update(nested_assignment(graph, root, similarity))
-        else:
-            elements.update({group: problem.start.elements[group] for group in tree})
-    return elements
-
-
-def _tie_breaks(problem: Problem, root: str, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return small similarities by weights, other groups averaged: they settle what activations leave open.
+    """Find the best element for the similarities; weights settle what activations leave open.
 
     Constant units correlate with nothing, and two units that are active on one and the same sample correlate perfectly.
+    So small similarities by weights, other groups averaged, are added.
     """
     graph = problem.graph
-    tree = TreeObjective(problem.objective, root)
     unknown: dict[str, Tensor | None] = dict.fromkeys(graph.groups)
-    scale = TIE_BREAK * max(float(matrix.abs().max()) for matrix in similarity.values())
-    breaks = {}
-    for group in graph.tree(root):
-        uses = (*tree.plain[group], *tree.coupled[group])
-        total = sum(tree.objective.pair_similarity(use, unknown).cpu().double() for use in uses)
-        if isinstance(total, Tensor):
-            breaks[group] = total * (scale / max(float(total.abs().max()), 1e-300))
-    return breaks
+    elements: dict[str, Tensor] = {}
+    for root in graph.roots:
+        groups = graph.tree(root)
+        similarity = {group: observed.similarity[group] for group in groups if group in observed.similarity}
+        if not similarity:
+            elements.update({group: problem.start.elements[group] for group in groups})
+            continue
+        tree = TreeObjective(problem.objective, root)
+        scale = TIE_BREAK * max(float(matrix.abs().max()) for matrix in similarity.values())
+        for group in groups:
+            uses = (*tree.plain[group], *tree.coupled[group])
+            total = sum(tree.objective.pair_similarity(use, unknown).cpu().double() for use in uses)
+            if isinstance(total, Tensor):
+                extra = total * (scale / max(float(total.abs().max()), 1e-300))
+                similarity[group] = similarity[group] + extra if group in similarity else extra
+        elements.update(nested_assignment(graph, root, similarity))
+    return elements
 
 
 def _match_by_weights(problem: Problem, elements: dict[str, Tensor], groups: frozenset[str]) -> Status:

@@ -78,31 +78,22 @@ class DeepAlign(Solver[DeepAlignOptions]):
         elif not scores:
             rounds = max(rounds, ROUNDS)  # From weights alone there is nothing to agree on before the first round.
         scores = consensus(problem.objective, scores, rounds, options.sharpness, options.carry_over)
-        scores = self._meet_in_the_middle(problem, probed, scores)
+        steps = options.midpoint_steps
+        if steps is None:
+            steps = STEPS if probed is not None and probed.is_data else 0
+        if steps:
+            if probed is None or probed.probing is None or probed.task is None:
+                reason = "" if probed is None else f": {probed.why}"
+                raise SolverError(
+                    f"midpoint_steps={steps} runs both networks: give a task, or leave midpoint_steps= out{reason}."
+                )
+            task, sharpness = probed.task, options.sharpness
+            a, b = (task.checked(side) for side in (problem.a, problem.b))
+            batches = first_batches(task, SAMPLES) if probed.is_data else [probed.probing.batch]
+            scores = meet_in_the_middle(problem.graph, task, batches, a, b, scores, steps=steps, sharpness=sharpness)
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1, problem.objective.distance2(alignment)))
         return Outcome(alignment, notes=notes)
-
-    def _meet_in_the_middle(
-        self, problem: Problem, probed: Probed | None, scores: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return the scores after the midpoint steps, if there are any."""
-        steps = self.options.midpoint_steps
-        if steps is None:
-            steps = STEPS if probed is not None and probed.is_data else 0
-        if not steps:
-            return scores
-        if probed is None or probed.probing is None or probed.task is None:
-            reason = "" if probed is None else f": {probed.why}"
-            raise SolverError(
-                f"midpoint_steps={steps} runs both networks: give a task, or leave midpoint_steps= out{reason}."
-            )
-        a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
-        batches = [probed.probing.batch]
-        if probed.is_data:
-            batches = first_batches(probed.task, SAMPLES)
-        sharpness = self.options.sharpness
-        return meet_in_the_middle(problem.graph, probed.task, batches, a, b, scores, steps=steps, sharpness=sharpness)
 
     def _load_aligner(self, problem: Problem) -> Aligner | None:
         """Load the trained weights; None for "probes"."""

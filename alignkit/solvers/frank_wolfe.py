@@ -15,7 +15,7 @@ from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.canonical_order import Frame
 from alignkit.matching.families import best_element
 from alignkit.matching.objective import Objective
-from alignkit.matching.relaxation import Masses, Point, Relaxation, best_step
+from alignkit.matching.relaxation import Point, Relaxation, best_step
 from alignkit.matching.sinkhorn import sinkhorn
 from alignkit.matching.soft_alignment import SoftAlignment, matrix_shape
 from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
@@ -80,7 +80,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
         generator = problem.generator()
         steps, converged = 0, True
         for run in range(options.restarts + 1):
-            if not graph.groups or best.is_exact:
+            if not graph.groups or best.distance <= best.ascent.negligible:
                 break
             if run:
                 shuffled = shuffle_elements(best.elements, options.shuffle, generator)
@@ -89,9 +89,9 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
                 start = relaxation.between(inner, relaxation.corner(shuffled), 0.5)
             else:
                 start = self._start(relaxation, problem, frame)
-            end = ascend(relaxation, start, options, 0.0 if run else options.concavity)
-            steps, converged = steps + end.steps, converged and end.converged
-            best.offer(best_element(graph, end.point.masses), f"run {run + 1}")
+            end, made, settled = ascend(relaxation, start, options, 0.0 if run else options.concavity)
+            steps, converged = steps + made, converged and settled
+            best.offer(best_element(graph, end.masses), f"run {run + 1}")
         status = Status.OK if converged else Status.MAX_STEPS
         return Outcome(frame.leave(Alignment(graph, best.elements)), status, {"steps": float(steps)})
 
@@ -117,17 +117,14 @@ def random_point(graph: SymmetryGraph, generator: torch.Generator) -> SoftAlignm
     return SoftAlignment(graph, matrices)
 
 
-@dataclass(frozen=True)
-class End:
-    """Where a run ended."""
+def ascend(
+    relaxation: Relaxation, start: Point, options: FrankWolfeOptions, concavity: float = 0.0
+) -> tuple[Point, int, bool]:
+    """Run Frank-Wolfe from a point, with a concave term that fades out over the stages.
 
-    point: Point
-    steps: int
-    converged: bool
-
-
-def ascend(relaxation: Relaxation, start: Point, options: FrankWolfeOptions, concavity: float = 0.0) -> End:
-    """Run Frank-Wolfe from a point, with a concave term that fades out over the stages."""
+    Returns:
+        Where it ended, the number of steps, and whether it converged.
+    """
     point, steps = start, 0
     stages = options.stages if concavity else 0
     for stage in range(stages + 1):
@@ -136,11 +133,11 @@ def ascend(relaxation: Relaxation, start: Point, options: FrankWolfeOptions, con
         for _ in range(min(budget, options.max_steps - steps)):
             moved = _step(relaxation, point, weight, options.rtol)
             if moved is None and stage == stages:
-                return End(point, steps, True)
+                return point, steps, True
             if moved is None:
                 break
             point, steps = moved, steps + 1
-    return End(point, steps, False)
+    return point, steps, False
 
 
 def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> Point | None:
@@ -154,22 +151,17 @@ def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> P
     slopes = {n: g - 2 * weights[n] * point.masses[n] for n, g in gradient.groups.items()}
     elements = best_element(relaxation.graph, slopes)
     corner = relaxation.corner(elements)
-    line = relaxation.along(point, corner, elements, gradient) - _square(point.masses, corner, weights)
+    line = relaxation.along(point, corner, elements, gradient)
+    for name, term_weight in weights.items():
+        if term_weight:  # |P_g|^2 is a parabola of the step
+            start = point.masses[name]
+            across = corner[name] - start
+            terms = (start.square(), 2 * start * across, across.square())
+            line -= term_weight * Polynomial([float(t.sum(dtype=torch.float64)) for t in terms])
     if float(line.deriv()(0.0)) <= rtol * abs(gradient.value):
         return None
     step = best_step(line)
     return relaxation.between(point, corner, step) if step > 0 else None
-
-
-def _square(start: Masses, end: Masses, weights: dict[str, float]) -> Polynomial:
-    """Return ``sum_g weight_g |P_g|^2`` along the line, a parabola of the step."""
-    total = Polynomial([0.0, 0.0, 0.0])
-    for name, weight in weights.items():
-        if weight:
-            across = end[name] - start[name]
-            terms = (start[name].square(), 2 * start[name] * across, across.square())
-            total += weight * Polynomial([float(t.sum(dtype=torch.float64)) for t in terms])
-    return total
 
 
 @dataclass
@@ -186,11 +178,6 @@ class _Best:
     def __post_init__(self) -> None:
         self.ascent = Ascent(self.objective)
         self.classes = colour_roots(self.objective.graph)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether nothing is left to gain, to rounding."""
-        return self.distance <= self.ascent.negligible
 
     def offer(self, elements: dict[str, Tensor] | dict[str, Tensor | None], note: str) -> None:
         """Polish an alignment and keep it if it is the best; report how far the best is."""

@@ -35,6 +35,11 @@ class GradientOptions(IterativeOptions):
     patience: int = Field(10, ge=1)
     """Stop when this many alignments in a row were not better than the best."""
 
+    @property
+    def sample_counts(self) -> tuple[int, int, int]:
+        """How many samples to learn from, in a batch, and to compare on, as `PathLoss` takes them."""
+        return self.samples, self.batch_size, self.score_samples
+
     def rate(self, fraction: float) -> float:
         """Return the learning rate after a fraction of the steps."""
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))

@@ -77,7 +77,12 @@ class Sinkhorn(Solver[SinkhornOptions]):
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Descend from the start; return the best rounded alignment."""
         options = self.options
-        start = self._start(problem)
+        if problem.init is not None or options.start == "identity":
+            start = problem.start
+        elif options.start == "random":
+            start = Alignment.random(problem.graph, problem.seed)
+        else:
+            start = WeightMatching().solve(problem, lambda step: None).alignment
         goal = self._goal(problem)
         score = goal.score(start)
         report(Step(0, score, "start"))
@@ -105,13 +110,6 @@ class Sinkhorn(Solver[SinkhornOptions]):
         """Return the squared distance, or the loss on the samples by which alignments are compared."""
         return self._goal(problem).score(alignment)
 
-    def _start(self, problem: Problem) -> Alignment:
-        if problem.init is not None or self.options.start == "identity":
-            return problem.start
-        if self.options.start == "random":
-            return Alignment.random(problem.graph, problem.seed)
-        return WeightMatching().solve(problem, lambda step: None).alignment
-
     def _goal(self, problem: Problem) -> Goal:
         options = self.options
         kind = options.objective
@@ -124,19 +122,8 @@ class Sinkhorn(Solver[SinkhornOptions]):
                 f"objective={kind!r} works with data: pass task=alignkit.Task(model, batches, loss), or take "
                 "objective='distance'."
             )
-        path = PathLoss(
-            problem.task,
-            problem.bound,
-            LAMBDAS[kind],
-            problem.generator(),
-            options.samples,
-            options.batch_size,
-            options.score_samples,
-        )
+        path = PathLoss(problem.task, problem.bound, LAMBDAS[kind], problem.generator(), *options.sample_counts)
         return Goal(problem, kind, path, options.distance_weight)
-
-
-# ---------------------------------------------------------------------- what is learned
 
 
 class Logits:
@@ -155,15 +142,12 @@ class Logits:
         for name, matrix in matrices.items():
             if matrix.shape[-1] > 1:
                 self.names.setdefault(matrix.shape, []).append(name)
-        self.single = {
-            name: matrix.to(problem.device, problem.dtype) for name, matrix in matrices.items() if matrix.shape[-1] == 1
-        }
-        self.stacks: dict[torch.Size, Tensor] = {
-            shape: (options.confidence * torch.stack([matrices[n] for n in names]))
-            .to(problem.device, problem.dtype)
-            .requires_grad_()
-            for shape, names in self.names.items()
-        }
+        device, dtype = problem.device, problem.dtype
+        self.single = {n: matrix.to(device, dtype) for n, matrix in matrices.items() if matrix.shape[-1] == 1}
+        self.stacks: dict[torch.Size, Tensor] = {}
+        for shape, names in self.names.items():
+            stack = options.confidence * torch.stack([matrices[name] for name in names])
+            self.stacks[shape] = stack.to(device, dtype).requires_grad_()
         self._scalings: dict[torch.Size, Potentials] = {}
 
     def soft(self, fraction: float) -> SoftAlignment:
@@ -181,19 +165,9 @@ class Logits:
         return SoftAlignment(self.graph, matrices, tolerance=math.inf)
 
 
-# ---------------------------------------------------------------------- what is minimised
-
-
 @dataclass
 class Goal:
-    """Objective of one solve: a loss for gradients and a score for alignments.
-
-    Attributes:
-        problem: The problem.
-        kind: Which objective.
-        path: Loss of the task; None for the distance.
-        distance_weight: Weight of the relative squared distance.
-    """
+    """Objective of one solve: a loss for gradients and a score for alignments; without a path, the distance."""
 
     problem: Problem
     kind: Kind
@@ -201,11 +175,13 @@ class Goal:
     distance_weight: float
 
     def __post_init__(self) -> None:
-        graph, problem = self.problem.graph, self.problem
-        moved = [name for name, node in graph.tensors.items() if node.groups and problem.b[name].is_floating_point()]
-        self.a = {n: problem.a[n].detach().to(problem.device, problem.dtype) for n in moved}
-        self.b = {n: problem.b[n].detach().to(problem.device, problem.dtype) for n in moved}
-        self.squares = max(self.problem.objective.squares, 1e-300)
+        problem, tensors = self.problem, self.problem.graph.tensors
+        moved = [name for name, node in tensors.items() if node.groups and problem.b[name].is_floating_point()]
+        self.a, self.b = (
+            {name: side[name].detach().to(problem.device, problem.dtype) for name in moved}
+            for side in (problem.a, problem.b)
+        )
+        self.squares = max(problem.objective.squares, 1e-300)
         self.generator = problem.generator()
 
     def loss(self, soft: SoftAlignment) -> Tensor:
@@ -214,14 +190,10 @@ class Goal:
             return self.distance(soft)
         moved = {**self.path.b, **{name: soft.apply_tensor(name, b) for name, b in self.b.items()}}
         batch = self.path.minibatches.draw()
-        loss = self.path.loss(self.path.between(moved, self.draw_lambda()), batch)
-        return loss + self.distance_weight * self.distance(soft).to(loss.device) if self.distance_weight else loss
-
-    def draw_lambda(self) -> float:
-        """Draw where on the line the next step looks."""
         drawn, coin = torch.rand(2, generator=self.generator).tolist()
-        middle = self.kind == "midpoint" or (self.kind == "mixed" and coin < 0.5)
-        return 0.5 if middle else 1 - drawn
+        is_middle = self.kind == "midpoint" or (self.kind == "mixed" and coin < 0.5)
+        loss = self.path.loss(self.path.between(moved, 0.5 if is_middle else 1 - drawn), batch)
+        return loss + self.distance_weight * self.distance(soft).to(loss.device) if self.distance_weight else loss
 
     def distance(self, soft: SoftAlignment) -> Tensor:
         """Return ``(|A|^2 + |B|^2 - 2 <A, S # B>) / (|A|^2 + |B|^2)``: the squared distance wherever ``S`` is hard.

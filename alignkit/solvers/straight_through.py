@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from pydantic import Field
@@ -73,10 +73,8 @@ class StraightThrough(Solver[StraightThroughOptions]):
         return self._path(problem).score(alignment)
 
     def _path(self, problem: Problem) -> PathLoss:
-        options = self.options
         assert problem.task is not None, "needs.check asked for a task"
-        sizes = (options.samples, options.batch_size, options.score_samples)
-        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), *sizes)
+        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), *self.options.sample_counts)
 
 
 class FreeWeights:
@@ -92,11 +90,9 @@ class FreeWeights:
 
     def __init__(self, problem: Problem, start: Alignment, options: StraightThroughOptions) -> None:
         self.graph, self.device, self.options = problem.graph, problem.device, options
+        device, dtype = problem.device, problem.dtype
         self.a, self.b = (
-            {
-                n: t.detach().to(problem.device, problem.dtype if t.is_floating_point() else t.dtype)
-                for n, t in side.items()
-            }
+            {n: t.detach().to(device, dtype if t.is_floating_point() else t.dtype) for n, t in side.items()}
             for side in (problem.a, problem.b)
         )
         self.current = start
@@ -124,11 +120,9 @@ class FreeWeights:
             self.moving[name].grad = None if gradient is None else 0.5 * gradient
         group = self.optimizer.param_groups[0]
         if not self.optimizer.state:
-            group["eps"] = NEGLIGIBLE * _root_mean_square([g for g in gradients if g is not None])
+            known = [gradient for gradient in gradients if gradient is not None]
+            total = sum(float(g.square().sum(dtype=torch.float64)) for g in known)
+            root_mean_square = math.sqrt(total / max(1, sum(g.numel() for g in known)))
+            group["eps"] = NEGLIGIBLE * max(root_mean_square, 1e-30)
         group["lr"] = self.options.rate(fraction)
         self.optimizer.step()
-
-
-def _root_mean_square(tensors: Sequence[Tensor]) -> float:
-    total = sum(float(t.square().sum(dtype=torch.float64)) for t in tensors)
-    return max(math.sqrt(total / max(1, sum(t.numel() for t in tensors))), 1e-30)

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.matching.objective import Objective
 from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots, shuffle_elements
 
@@ -52,7 +51,11 @@ class WeightMatching(Solver[WeightMatchingOptions]):
         ascent = self.ascent(problem)
         generator = problem.generator()
         classes = colour_roots(problem.graph)
-        start = self._start(problem, generator)
+        start: Mapping[str, Tensor | None] = problem.start.elements
+        if problem.init is None and options.start == "centre":
+            start = dict.fromkeys(problem.graph.groups)
+        elif problem.init is None and options.start == "random":
+            start = Alignment.random(problem.graph, int(torch.randint(2**31, (), generator=generator))).elements
         is_centre = any(element is None for element in start.values())
         best = ascent.run(start, classes)
         if problem.init is None and best.distance > sum(problem.objective.unaligned.values()):
@@ -78,16 +81,5 @@ class WeightMatching(Solver[WeightMatchingOptions]):
 
     def ascent(self, problem: Problem) -> Ascent:
         """Return the coordinate ascent that every run of a solve uses."""
-        objective = problem.objective
-        if self.options.products == "float32":
-            objective = Objective(problem.bound, problem.device, products=torch.float32)
+        objective = problem.objective.with_products(getattr(torch, self.options.products))
         return Ascent(objective, self.options.rtol, self.options.max_steps)
-
-    def _start(self, problem: Problem, generator: torch.Generator) -> Mapping[str, Tensor | None]:
-        """Return the indices where the first run starts; None for each group is the centre."""
-        if problem.init is None and self.options.start == "centre":
-            return dict.fromkeys(problem.graph.groups)
-        if problem.init is None and self.options.start == "random":
-            seed = int(torch.randint(2**31, (), generator=generator))
-            return Alignment.random(problem.graph, seed).elements
-        return problem.start.elements

@@ -1,6 +1,6 @@
 """Work on checkpoints that are larger than memory: match them, align them, average them, from files to files."""
 
-from alignkit.jobs.from_disk.applying import align_checkpoint, aligned_values, merge_checkpoints, merged_values
+from alignkit.jobs.from_disk.applying import align_checkpoint, aligned_values, merge_checkpoints
 from alignkit.jobs.from_disk.budget import parse_memory
 from alignkit.jobs.from_disk.matching import match_checkpoints
 
@@ -9,6 +9,5 @@ __all__ = [
     "aligned_values",
     "match_checkpoints",
     "merge_checkpoints",
-    "merged_values",
     "parse_memory",
 ]

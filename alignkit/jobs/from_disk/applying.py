@@ -74,31 +74,6 @@ def merge_checkpoints(
         BindError: A checkpoint does not fit the graph, or dtypes differ.
         WeightsError: The output cannot be written.
     """
-    values = merged_values(checkpoints, alignments, weights, memory)
-    write_checkpoint(output, checkpoints[0], values, on_progress, overwrite=overwrite)
-
-
-def aligned_values(b: Checkpoint, alignment: Alignment, memory: int | str = DEFAULT_MEMORY) -> ValuesOf:
-    """Return what `alignkit.checkpoints.write_checkpoint` takes to write B under an alignment."""
-    budget = Budget(parse_memory(memory))
-    source, _ = fit_on_disk(alignment.graph, b, b, budget)
-    nodes = alignment.graph.first_names
-
-    def values(name: str) -> Values:
-        moved = Reordered(alignment.graph.tensors[nodes[name]], alignment.elements)
-        pieces = (moved.at(source, span) for span in moved.pieces(budget.piece))
-        return pieces if moved.splits else next(pieces)
-
-    return values
-
-
-def merged_values(
-    checkpoints: Sequence[Checkpoint],
-    alignments: Sequence[Alignment | Solution | None],
-    weights: Sequence[float] | None = None,
-    memory: int | str = DEFAULT_MEMORY,
-) -> ValuesOf:
-    """Return what `alignkit.checkpoints.write_checkpoint` takes to write the average of aligned checkpoints."""
     shares = shares_of(weights, len(checkpoints))
     orders = [order.alignment if isinstance(order, Solution) else order for order in alignments]
     graphs = {id(order.graph): order.graph for order in orders if order is not None}
@@ -120,5 +95,19 @@ def merged_values(
 
     def values(name: str) -> Values:
         return averaged(name) if Reordered(graph.tensors[nodes[name]], {}).splits else next(averaged(name))
+
+    write_checkpoint(output, checkpoints[0], values, on_progress, overwrite=overwrite)
+
+
+def aligned_values(b: Checkpoint, alignment: Alignment, memory: int | str = DEFAULT_MEMORY) -> ValuesOf:
+    """Return what `alignkit.checkpoints.write_checkpoint` takes to write B under an alignment."""
+    budget = Budget(parse_memory(memory))
+    source, _ = fit_on_disk(alignment.graph, b, b, budget)
+    nodes = alignment.graph.first_names
+
+    def values(name: str) -> Values:
+        moved = Reordered(alignment.graph.tensors[nodes[name]], alignment.elements)
+        pieces = (moved.at(source, span) for span in moved.pieces(budget.piece))
+        return pieces if moved.splits else next(pieces)
 
     return values

@@ -118,13 +118,9 @@ class WeightMatchingOnDisk(WeightMatching):
 
     def ascent(self, problem: Problem) -> AscentOnDisk:
         """Return the coordinate ascent that every run of a solve uses."""
-        objective = problem.objective
-        assert isinstance(objective, ObjectiveOnDisk)
-        if self.options.products == "float32":
-            narrow = ObjectiveOnDisk(problem.bound, self.budget, torch.float32)
-            narrow.sums = objective.sums  # One pass over the files is enough.
-            objective = narrow
-        return AscentOnDisk(objective, self.options.rtol, self.options.max_steps, self._on_progress)
+        plain = super().ascent(problem)
+        assert isinstance(plain.objective, ObjectiveOnDisk)
+        return AscentOnDisk(plain.objective, plain.rtol, plain.max_sweeps, self._on_progress)
 
 
 def fit_on_disk(

@@ -9,8 +9,7 @@ products of ``[2, 1000] @ [1000, 2]``. Where the group acts on the second axis i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -18,28 +17,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.graph.elements.action import act_on_block
-from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import Use
 from alignkit.jobs.from_disk.budget import Budget, release_freed
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk
-from alignkit.matching.objective import Elements, Objective, unknown_dims
+from alignkit.matching.objective import Elements, Objective, known, unknown_dims
 
 _SLICED = "\0sliced"
 """Marks the group of a dim nested in the first one, of which only a range is at hand."""
 _ROWS = 512
 """Rows of a product that are widened to float64 at once: few enough to be small beside the matrix of similarities."""
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums over one tensor of A and of B, in float64; squares are finite exactly if all values are."""
-
-    squares_a: float
-    squares_b: float
-    inner: float
-    distance: float
 
 
 class ObjectiveOnDisk(Objective):
@@ -48,71 +36,24 @@ class ObjectiveOnDisk(Objective):
     Args:
         bound: The pair; both sides are `WeightsOnDisk`.
         budget: Memory that may be used.
-        products: Type in which similarities are multiplied; they are summed in float64.
     """
 
-    def __init__(self, bound: Pair, budget: Budget, products: torch.dtype = torch.float64) -> None:
+    def __init__(self, bound: Pair, budget: Budget) -> None:
         assert isinstance(bound.a, WeightsOnDisk) and isinstance(bound.b, WeightsOnDisk)
         self.bound, self.graph, self.budget = bound, bound.graph, budget
-        self.device, self.dtype, self.products = torch.device("cpu"), torch.float64, products
+        self.device, self.dtype, self.products = torch.device("cpu"), torch.float64, torch.float64
         self.on_disk = (bound.a, bound.b)
         # Whole tensors in float64, for trees that cannot be worked in pieces.
         self.a, self.b = (side.widened() for side in self.on_disk)
 
-    # ---------------------------------------------------------------- values
-
-    @cached_property
-    def sums(self) -> dict[str, Sums]:
-        """Sums over each tensor as it stands, all from one pass over both checkpoints."""
-        sums = {}
-        for name, node in self.graph.tensors.items():
-            total = torch.zeros(4, dtype=torch.float64)
-            for span in Reordered(node, {}).pieces(self.budget.piece):
-                a, b = (side.piece(name, span).double().reshape(-1) for side in self.on_disk)
-                squares_a, squares_b, inner = torch.dot(a, a), torch.dot(b, b), torch.dot(a, b)
-                a -= b
-                total += torch.stack((squares_a, squares_b, inner, torch.dot(a, a)))
-            sums[name] = Sums(*total.tolist())
-        return sums
-
-    @cached_property
-    def squares(self) -> float:
-        """``|A|^2 + |B|^2``, the same for every alignment."""
-        return sum(sums.squares_a + sums.squares_b for sums in self.sums.values())
-
-    @cached_property
-    def fixed_value(self) -> float:
-        """``<A, B>`` over the tensors on which no group acts."""
-        return sum(self.sums[name].inner for name, node in self.graph.tensors.items() if not node.groups)
-
-    @cached_property
-    def unaligned(self) -> dict[str, float]:
-        """``|| A - B ||^2`` of each tensor."""
-        return {name: sums.distance for name, sums in self.sums.items()}
-
-    def tensor_value(self, name: str, elements: Elements) -> float:
-        """Return ``<A, P # B>`` of one tensor on which groups act."""
+    def pieces(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield rows of one tensor of A and of aligned B, in float64; see `Objective.pieces`."""
         node = self.graph.tensors[name]
-        known = {group: element for group in node.groups if (element := elements[group]) is not None}
-        assert len(known) == len(node.groups), f"an order of a group of {name} is not known"
-        return sum(float(torch.dot(a, b)) for a, b in self._pieces(Reordered(node, known)))
-
-    def distances2(self, alignment: Alignment) -> dict[str, float]:
-        """Return ``|| A - P # B ||^2`` of each tensor, summed in float64."""
-        distances = dict(self.unaligned)
-        for name, node in self.graph.tensors.items():
-            if node.groups:
-                distances[name] = 0.0
-                for a, b in self._pieces(Reordered(node, alignment.elements)):
-                    a -= b
-                    distances[name] += float(torch.dot(a, a))
-        return distances
-
-    def _pieces(self, aligned: Reordered) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pieces of A and of reordered B, as vectors in float64."""
+        aligned = Reordered(node, {} if elements is None else known(elements, node.groups))
         for span in aligned.pieces(self.budget.piece):
-            a = self.on_disk[0].piece(aligned.node.name, span).double().reshape(-1)
-            yield a, aligned.at(self.on_disk[1], span).double().reshape(-1)
+            a, b = self.on_disk
+            part = b.piece(name, span) if elements is None else aligned.at(b, span)
+            yield a.piece(name, span).double(), part.double()
 
     # ---------------------------------------------------------------- similarities
 
@@ -157,6 +98,8 @@ class _Summing:
     def __init__(self, objective: ObjectiveOnDisk, use: Use, elements: Elements, *, ordered: bool = True) -> None:
         self.objective, self.use, self.dims, self.ordered = objective, use, use.block.dims, ordered
         self.averaged = unknown_dims(use, elements) | (frozenset() if ordered else set(use.branches))
+        # Averaged dims but the first, whose mean is taken over all ranges.
+        self.inner = tuple(at for at in self.averaged if at != 0)
         still = self.averaged | ({use.at} if ordered else set(use.chain))
         self.skip = still | {0}
         self.elements = {
@@ -175,7 +118,14 @@ class _Summing:
     def add_to(self, total: Float[Tensor, "instances n n"]) -> None:
         """Add the similarities of the use to ``total``."""
         if self.compares:
-            self._compare(total)
+            # Every range of A with every range of B; what is smaller than one range is read once.
+            each = total.shape[-1] // self.dims[0].size
+            whole = self._b(*self.ranges[0]) if len(self.ranges) == 1 else None
+            for start, stop in self.ranges:
+                a = self._a(start, stop)
+                for low, high in self.ranges:
+                    part = total[:, start * each : stop * each, low * each : high * each]
+                    _add_product(part, a, whole if whole is not None else self._b(low, high))
         elif 0 in self.averaged:
             # A is summed and B averaged over the first dim before they are multiplied.
             a = sum((self._a(*r) for r in self.ranges), start=torch.zeros(()))
@@ -187,20 +137,9 @@ class _Summing:
                 part = total[start * each : stop * each] if each else total
                 _add_product(part, self._a(start, stop), self._b(start, stop, matched=True))
 
-    def _compare(self, total: Tensor) -> None:
-        """Multiply every range of A with every range of B; what is smaller than one range is read once."""
-        each = total.shape[-1] // self.dims[0].size
-        whole = self._b(*self.ranges[0]) if len(self.ranges) == 1 else None
-        for start, stop in self.ranges:
-            a = self._a(start, stop)
-            for low, high in self.ranges:
-                b = whole if whole is not None else self._b(low, high)
-                part = total[0, start * each : stop * each, low * each : high * each]
-                _add_product(part[None], a, b)
-
     def _a(self, start: int, stop: int) -> Tensor:
         part, _ = self._read(0, torch.arange(start, stop))
-        return self._arrange(part.sum(self._inner, keepdim=True) if self._inner else part)
+        return self._arrange(part.sum(self.inner, keepdim=True) if self.inner else part)
 
     def _b(self, start: int, stop: int, *, matched: bool = False) -> Tensor:
         """Return B's part with the other groups applied; ``matched`` takes the first dim in the order that is known."""
@@ -209,12 +148,7 @@ class _Summing:
         part, block = self._read(1, self.elements[str(group)][start:stop] if is_moved else torch.arange(start, stop))
         sliced = {group + _SLICED: element[start:stop] for group, element in self.elements.items()}
         part = act_on_block(block, part, {**self.elements, **sliced}, skip=self.skip)
-        return self._arrange(part.mean(self._inner, keepdim=True) if self._inner else part)
-
-    @property
-    def _inner(self) -> tuple[int, ...]:
-        """Averaged dims but the first, whose mean is taken over all ranges."""
-        return tuple(at for at in self.averaged if at != 0)
+        return self._arrange(part.mean(self.inner, keepdim=True) if self.inner else part)
 
     def _read(self, side: int, index: Tensor) -> tuple[Tensor, Block]:
         """Read some units of the block's first dim, one dimension for each dim, and cut the block down to them."""
@@ -222,7 +156,7 @@ class _Summing:
         offset, count = self.use.block.offsets[0], len(index)
         if self.span == first.stride and count and bool((index.diff() == 1).all()):
             low = offset + int(index[0]) * first.stride
-            rows = weights.rows(self.use.tensor, low, low + count * first.stride)
+            rows = weights.piece(self.use.tensor, (low, low + count * first.stride))
         else:
             sources = (offset + index[:, None] * first.stride + torch.arange(self.span)).reshape(-1)
             rows = weights.take(self.use.tensor, sources)

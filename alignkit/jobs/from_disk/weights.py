@@ -48,16 +48,12 @@ class WeightsOnDisk(Mapping[str, Tensor]):
         """Return dtype, shape and size of a tensor."""
         return self.checkpoint.entry(self.names[name])
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Read rows ``start`` to ``stop`` of a tensor."""
-        return self._count(self.checkpoint.rows(self.names[name], start, stop))
-
     def take(self, name: str, index: Tensor) -> Tensor:
         """Read the rows that ``index`` names, in its order."""
         entry = self.entry(name)
         if entry.nbytes < _NARROW * entry.shape[0]:
-            low, high = int(index.min()), int(index.max()) + 1
-            near = self.checkpoint.rows(self.names[name], low, high)
+            low = int(index.min())
+            near = self.checkpoint.rows(self.names[name], low, int(index.max()) + 1)
             return self._count(bits(near).index_select(0, index - low).view(entry.dtype))
         return self._count(self.checkpoint.take(self.names[name], index))
 
