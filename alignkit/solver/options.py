@@ -9,7 +9,7 @@ attempts in a row without an improvement), ``learning_rate``, ``input_shape``, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,19 +53,16 @@ def check_options(solver: str, kind: type[OptionsT], values: Mapping[str, object
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        complaints = " ".join(_complaint(kind, details) for details in error.errors())
+        complaints = []
+        for details in error.errors():
+            option, message = ".".join(str(part) for part in details["loc"]), details["msg"]
+            if details["type"] == "extra_forbidden":
+                complaints.append(f"there is no option {option!r}.{did_you_mean(option, kind.model_fields)}")
+            elif not option:  # a check of several options together belongs to none of them
+                complaints.append(f"{message}.")
+            else:
+                complaints.append(f"{option}={details['input']!r}: {message[:1].lower()}{message[1:]}.")
         raise SolverError(
-            f"solver {solver!r} cannot take these options: {complaints} "
+            f"solver {solver!r} cannot take these options: {' '.join(complaints)} "
             f"Options of {solver!r}: {', '.join(kind.model_fields)}."
         ) from error
-
-
-def _complaint(kind: type[SolverOptions], details: Mapping[str, Any]) -> str:
-    """Return one of pydantic's findings as a sentence that starts with the name of the option."""
-    option = ".".join(str(part) for part in details["loc"])
-    message = details["msg"]
-    if details["type"] == "extra_forbidden":
-        return f"there is no option {option!r}.{did_you_mean(option, kind.model_fields)}"
-    if not option:  # a check of several options together belongs to none of them
-        return f"{message}."
-    return f"{option}={details['input']!r}: {message[:1].lower()}{message[1:]}."

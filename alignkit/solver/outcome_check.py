@@ -48,11 +48,8 @@ def check_step(step: object) -> None:
     """
     if not isinstance(step, Step):
         raise SolverError(f"the solver reported {show_value(step)}: report(Step(iteration, objective, note)).")
-    if (
-        not isinstance(step.iteration, Integral)
-        or not isinstance(step.objective, Real)
-        or not isinstance(step.note, str)
-    ):
+    kinds = ((step.iteration, Integral), (step.objective, Real), (step.note, str))
+    if not all(isinstance(value, kind) for value, kind in kinds):
         raise SolverError(f"the solver reported {show_value(step)}: a whole number, a number and a text are needed.")
 
 
@@ -64,13 +61,8 @@ class WriteGuard:
     """
 
     def __init__(self, problem: Problem) -> None:
-        sides = {"A": problem.a, "B": problem.b}
-        self._tensors = {
-            f"{name!r} of {label}": tensor
-            for label, side in sides.items()
-            if isinstance(side, dict)
-            for name, tensor in side.items()
-        }
+        sides = [(label, side) for label, side in (("A", problem.a), ("B", problem.b)) if isinstance(side, dict)]
+        self._tensors = {f"{name!r} of {label}": tensor for label, side in sides for name, tensor in side.items()}
         self._before = {label: _version(tensor) for label, tensor in self._tensors.items()}
 
     def fault(self) -> str:

@@ -17,9 +17,18 @@ from alignkit.graph.elements.alignment import Alignment, check_same_graph
 from alignkit.graph.proof.verify import Verification
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.soft_alignment import SoftAlignment
-from alignkit.reports import Lines, Report
+from alignkit.plotting.pictures import bar_chart, plot_alignment
+from alignkit.reports.document import Part, Picture, Report, Section, Table, Text
+from alignkit.reports.sections import (
+    Lines,
+    facts_section,
+    function_section,
+    lines_section,
+    number,
+    side_by_side_section,
+    uncovered_section,
+)
 from alignkit.solver.outcome import Status, Step
-from alignkit.solver.solution_report import report_solution
 from alignkit.text import html_table, shorten_list
 
 if TYPE_CHECKING:
@@ -28,6 +37,10 @@ if TYPE_CHECKING:
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LISTED = 20
 """Longest list of uncovered tensors that an explanation prints in full."""
+BARS = 16
+"""Maximum number of groups in the picture of gains: more cannot be read. The table has them all."""
+MATRICES = 3
+"""Number of groups that are drawn as matrices: those that gained most."""
 FORMAT = Format("alignkit.solution", "solution", "Solution.save", WeightsError)
 _DISTANCES = ("objective_before", "objective_init", "objective_after")
 _PLAIN = ("solver", "options", *_DISTANCES, "gain", "moved", "stats", "seconds", "detail", "notes")
@@ -103,7 +116,29 @@ class Solution:
 
     def explain(self) -> str:
         """Say in a few lines what moved, what it was worth, and what could not move and why."""
-        return "\n".join((*_headline(self), *_group_lines(self), *_uncovered_lines(self)))
+        before, after = self.objective_before, self.objective_after
+        share = f", {100 * (before - after) / before:.1f} %" if before > 0 else ""
+        lines = [
+            f"{self.solver}: squared distance {before:.6g} -> {after:.6g} (gain {before - after:.6g}{share}) "
+            f"in {self.seconds:.3g} s and {len(self.history)} steps.",
+            self.status.value + (f" {self.detail}" if self.detail else ""),
+            *(f"  {name}: {text}" for name, text in self.notes.items()),
+        ]
+        for i, stage in enumerate(self.stages, 1):
+            lines.append(f"  stage {i}, {stage.solver}: {stage.objective_init:.6g} -> {stage.objective_after:.6g}")
+        if not any(self.moved.values()):
+            lines.append(_why_nothing_moved(self))
+        if self.graph.groups:
+            lines.append("Groups:")
+            width = max(len(name) for name in self.graph.groups)
+        for name, moved in self.moved.items():
+            units = self.graph.unit_count(name)
+            lines.append(f"  {name:<{width}}  {moved:>6} of {units:<6} units moved, gain {self.gain[name]:.6g}")
+        uncovered = [f"{name}: {reason}" for name, reason in self.uncovered.items()]
+        if not uncovered:
+            return "\n".join([*lines, "Every tensor is moved by some group."])
+        lines.append(f"Not covered, {len(uncovered)} of {len(self.graph.tensors)} tensors stay as they are:")
+        return "\n".join([*lines, *shorten_list(uncovered, LISTED, ", see solution.uncovered")])
 
     def plot(self, pair: Pair, target: str | Path | None = None, *, groups: Sequence[str] | None = None) -> Figure:
         """Draw heat maps of the units before and after alignment; see `alignkit.plotting.pictures.plot_alignment`.
@@ -117,8 +152,6 @@ class Solution:
             MissingExtraError: matplotlib is not installed.
             TaskError: There is no group to draw.
         """
-        from alignkit.plotting.pictures import plot_alignment
-
         return plot_alignment(pair, self.alignment, target, groups=groups)
 
     def facts(self) -> dict[str, Any]:
@@ -155,7 +188,22 @@ class Solution:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        return report_solution(self, title, pair=pair, check=check, lines=lines, facts=facts or {})
+        summary = {
+            **(facts or {}),
+            "solver": self.solver,
+            "options": ", ".join(f"{key}={value}" for key, value in self.options.items()) or "none",
+            "ended": " ".join((self.status.value, self.detail)).strip(),
+            "seconds of the solver": f"{self.seconds:.3g}",
+        }
+        distances = self.objective_before, self.objective_after
+        sections = [facts_section(summary), side_by_side_section(*distances, lines, "squared distance of A and B")]
+        if lines is not None:
+            sections.append(lines_section(lines))
+        ranked = sorted(self.graph.groups, key=lambda name: -self.gain[name])
+        sections.append(_gains_section(self, ranked))
+        if pair is not None and ranked:
+            sections.append(_units_section(self, pair, ranked))
+        return Report(title, (*sections, function_section(check), uncovered_section(self.graph)))
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file with a versioned header; the whole file appears, or none.
@@ -192,22 +240,6 @@ class Solution:
         return html_table(("group", "units", "moved", "gain"), rows, repr(self))
 
 
-def _headline(solution: Solution) -> list[str]:
-    before, after = solution.objective_before, solution.objective_after
-    share = f", {100 * (before - after) / before:.1f} %" if before > 0 else ""
-    lines = [
-        f"{solution.solver}: squared distance {before:.6g} -> {after:.6g} (gain {before - after:.6g}{share}) "
-        f"in {solution.seconds:.3g} s and {len(solution.history)} steps.",
-        solution.status.value + (f" {solution.detail}" if solution.detail else ""),
-    ]
-    lines += [f"  {name}: {text}" for name, text in solution.notes.items()]
-    for i, stage in enumerate(solution.stages, 1):
-        lines.append(f"  stage {i}, {stage.solver}: {stage.objective_init:.6g} -> {stage.objective_after:.6g}")
-    if not any(solution.moved.values()):
-        lines.append(_why_nothing_moved(solution))
-    return lines
-
-
 def _why_nothing_moved(solution: Solution) -> str:
     if not solution.graph.groups:
         return "Nothing moved: the graph has no groups, so no unit may change its place."
@@ -223,27 +255,47 @@ def _why_nothing_moved(solution: Solution) -> str:
     )
 
 
-def _group_lines(solution: Solution) -> list[str]:
+def _gains_section(solution: Solution, ranked: list[str]) -> Section:
     groups = solution.graph.groups
     if not groups:
-        return []
-    units = {name: solution.graph.unit_count(name) for name in groups}
-    width = max(len(name) for name in groups)
-    rows = [
-        f"  {name:<{width}}  {moved:>6} of {units[name]:<6} units moved, gain {solution.gain[name]:.6g}"
-        for name, moved in solution.moved.items()
-    ]
-    return ["Groups:", *rows]
+        return Section("Groups", (Text("The graph has no groups: no unit may change its place."),))
+    total = solution.objective_before - solution.objective_after
+    rows = tuple(
+        (
+            name,
+            f"{solution.graph.unit_count(name)}",
+            f"{solution.moved[name]}",
+            number(solution.gain[name]),
+            f"{100 * solution.gain[name] / total:.1f}%" if total > 0 else "-",
+        )
+        for name in groups
+    )
+    parts: list[Part] = []
+    if any(solution.gain.values()):
+        more = f" The {BARS} largest of {len(groups)}." if len(groups) > BARS else ""
+        figure = bar_chart({name: solution.gain[name] for name in ranked[:BARS]}, "gain")
+        parts.append(Picture.of(figure, "gain", f"Gain of each group.{more}"))
+    if not any(solution.moved.values()):
+        parts.append(Text(_why_nothing_moved(solution)))
+    parts.append(Table(("group", "units", "moved", "gain", "share of the gain"), rows))
+    return Section("Groups: gain and units moved", tuple(parts))
 
 
-def _uncovered_lines(solution: Solution) -> list[str]:
-    uncovered = solution.uncovered
-    if not uncovered:
-        return ["Every tensor is moved by some group."]
-    return [
-        f"Not covered, {len(uncovered)} of {len(solution.graph.tensors)} tensors stay as they are:",
-        *shorten_list([f"{name}: {reason}" for name, reason in uncovered.items()], LISTED, ", see solution.uncovered"),
-    ]
+def _units_section(solution: Solution, pair: Pair, ranked: list[str]) -> Section:
+    about_strips = (
+        "Every group is a strip: how alike the units of A and B at the same place are, least alike on the left."
+    )
+    about_matrices = (
+        "Units of A (rows) against units of B (columns) in the groups that gained most: in B's own order, and in the "
+        "order of the alignment, where partners stand on the diagonal."
+    )
+    strips = plot_alignment(pair, solution.alignment)
+    matrices = plot_alignment(pair, solution.alignment, groups=ranked[:MATRICES])
+    pictures = (
+        Picture.of(strips, "units", "Similarity of units before and after alignment, and units moved."),
+        Picture.of(matrices, "matrices", "Similarity of all units of A and B before and after alignment."),
+    )
+    return Section("Units before and after", (Text(about_strips), pictures[0], Text(about_matrices), pictures[1]))
 
 
 # ---------------------------------------------------------------------- files

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,7 +150,14 @@ class SolverContract:
             self.solve_pair(pair, init=init)
             assert torch.equal(torch.get_rng_state(), random_state), f"{pair}: the global random state was used"
             for before, after in zip(kept[0], (pair.a, pair.b), strict=True):
-                assert_same_module(before, after, str(pair))
+                assert before.training == after.training, f"{pair}: the training mode was changed"
+                new = after.state_dict(keep_vars=True)
+                for name, tensor in before.state_dict(keep_vars=True).items():
+                    assert torch.equal(tensor, new[name]), f"{pair}: {name} was changed"
+                    assert tensor.requires_grad == new[name].requires_grad, (
+                        f"{pair}: requires_grad of {name} was changed"
+                    )
+                    assert new[name].grad is None, f"{pair}: {name} was given a gradient"
             assert all(torch.equal(element, init.elements[group]) for group, element in kept[1].items()), (
                 f"{pair}: init changed"
             )
@@ -224,12 +230,7 @@ class SolverContract:
 
     def solve_pair(self, pair: ProblemPair, **arguments: Any) -> Solution:
         """Solve a pair with the solver under test, away from installed plugins."""
-        return solve(pair.bind(), solver=self.solver, task=self.task(pair), registry=_bare(), **arguments)
-
-
-@cache
-def _bare() -> Registry:
-    return Registry([])
+        return solve(pair.bind(), solver=self.solver, task=self.task(pair), registry=Registry([]), **arguments)
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -237,13 +238,3 @@ def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         out: Tensor = copy.deepcopy(model).double().eval()(inputs)
     return out
-
-
-def assert_same_module(before: nn.Module, after: nn.Module, where: str) -> None:
-    """Assert that tensors, gradients and the training flag are what they were."""
-    assert before.training == after.training, f"{where}: the training mode was changed"
-    old, new = before.state_dict(keep_vars=True), after.state_dict(keep_vars=True)
-    for name, tensor in old.items():
-        assert torch.equal(tensor, new[name]), f"{where}: {name} was changed"
-        assert tensor.requires_grad == new[name].requires_grad, f"{where}: requires_grad of {name} was changed"
-        assert new[name].grad is None, f"{where}: {name} was given a gradient"

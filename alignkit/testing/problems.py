@@ -95,9 +95,8 @@ def planted_pair(architecture: ProblemArchitecture, *, seed: int = 0, noise: flo
                 if tensor.is_floating_point():
                     mixed = tensor + noise * fresh[name]
                     tensor.copy_(mixed.abs() if name.endswith("running_var") else mixed)
-    return ProblemPair(
-        f"{architecture.name}, noise {noise:g}, seed {seed}", architecture, graph, a, b, shuffle.inverse()
-    )
+    name = f"{architecture.name}, noise {noise:g}, seed {seed}"
+    return ProblemPair(name, architecture, graph, a, b, shuffle.inverse())
 
 
 def independent_pair(architecture: ProblemArchitecture, *, seed: int = 0) -> ProblemPair:
@@ -120,19 +119,24 @@ def _drawn(model: nn.Module, seed: int) -> nn.Module:
     return drawn
 
 
-# ---------------------------------------------------------------------- architectures
+def _affine(layers: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Write the spec of layers with a bias, given the rows and the columns of their weights."""
+    spec: dict[str, str] = {}
+    for name, (rows, columns) in layers.items():
+        spec |= {f"{name}.weight": f"{rows} {columns}", f"{name}.bias": rows}
+    return spec
 
 
 def mlp(*sizes: int) -> ProblemArchitecture:
     """Build a perceptron with ReLU; ``mlp(4, 6, 5, 3)`` has the hidden sizes 6 and 5."""
     layers: list[nn.Module] = []
-    spec: dict[str, str] = {}
+    rows_and_columns: dict[str, tuple[str, str]] = {}
     last = len(sizes) - 2
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         layers += [nn.Linear(n_in, n_out), *([nn.ReLU()] if i < last else [])]
-        rows, columns = f"h{i + 1}" if i < last else ".", f"h{i}" if i else "."
-        spec |= {f"{2 * i}.weight": f"{rows} {columns}", f"{2 * i}.bias": rows}
-    return ProblemArchitecture(f"mlp {'-'.join(map(str, sizes))}", nn.Sequential(*layers), spec, (sizes[0],))
+        rows_and_columns[f"{2 * i}"] = f"h{i + 1}" if i < last else ".", f"h{i}" if i else "."
+    name, spec = f"mlp {'-'.join(map(str, sizes))}", _affine(rows_and_columns)
+    return ProblemArchitecture(name, nn.Sequential(*layers), spec, (sizes[0],))
 
 
 def convnet(channels: int = 4, hidden: int = 5) -> ProblemArchitecture:
@@ -149,16 +153,7 @@ def convnet(channels: int = 4, hidden: int = 5) -> ProblemArchitecture:
         nn.Linear(hidden, 3),
     )
     spec = {f"1.{name}": "c1" for name in ("weight", "bias", "running_mean", "running_var")}
-    spec |= {
-        "0.weight": "c1 . . .",
-        "0.bias": "c1",
-        "3.weight": "c2 c1 . .",
-        "3.bias": "c2",
-        "6.weight": "h (c2 4)",
-        "6.bias": "h",
-        "8.weight": ". h",
-        "8.bias": ".",
-    }
+    spec |= _affine({"0": ("c1", ". . ."), "3": ("c2", "c1 . ."), "6": ("h", "(c2 4)"), "8": (".", "h")})
     return ProblemArchitecture("convnet", model, spec, (2, 6, 6))
 
 
@@ -189,22 +184,9 @@ class _Attention(nn.Module):
 def attention(width: int = 6, heads: int = 3, head_dim: int = 4, hidden: int = 7) -> ProblemArchitecture:
     """Build a transformer block: heads, units inside them (a family for q and k, one for v), residual stream."""
     fused = "(heads qk[heads])+(heads qk[heads])+(heads v[heads])"
-    spec = {
-        "embed.weight": "model .",
-        "embed.bias": "model",
-        "norm.weight": "model",
-        "norm.bias": "model",
-        "qkv.weight": f"{fused} model",
-        "qkv.bias": fused,
-        "out.weight": "model (heads v[heads])",
-        "out.bias": "model",
-        "up.weight": "hidden model",
-        "up.bias": "hidden",
-        "down.weight": "model hidden",
-        "down.bias": "model",
-        "read.weight": ". model",
-        "read.bias": ".",
-    }
+    layers = {"embed": ("model", "."), "qkv": (fused, "model"), "out": ("model", "(heads v[heads])")}
+    layers |= {"up": ("hidden", "model"), "down": ("model", "hidden"), "read": (".", "model")}
+    spec = {**_affine(layers), "norm.weight": "model", "norm.bias": "model"}
     sizes = {"heads": heads, "qk": head_dim, "v": head_dim}
     return ProblemArchitecture("attention", _Attention(width, heads, head_dim, hidden), spec, (5, 4), sizes)
 
@@ -227,11 +209,10 @@ class _Residual(nn.Module):
 
 def residual(inputs: int = 5, width: int = 6, hidden: int = 7, blocks: int = 2) -> ProblemArchitecture:
     """Build residual blocks of two linear layers; all of them share the units of the stream."""
-    spec = {"embed.weight": "stream .", "embed.bias": "stream", "read.weight": ". stream", "read.bias": "."}
+    layers = {"embed": ("stream", "."), "read": (".", "stream")}
     for i in range(blocks):
-        spec |= {f"up.{i}.weight": f"h{i} stream", f"up.{i}.bias": f"h{i}"}
-        spec |= {f"down.{i}.weight": f"stream h{i}", f"down.{i}.bias": "stream"}
-    return ProblemArchitecture("residual", _Residual(inputs, width, hidden, blocks), spec, (inputs,))
+        layers |= {f"up.{i}": (f"h{i}", "stream"), f"down.{i}": ("stream", f"h{i}")}
+    return ProblemArchitecture("residual", _Residual(inputs, width, hidden, blocks), _affine(layers), (inputs,))
 
 
 ARCHITECTURES: Mapping[str, Callable[[], ProblemArchitecture]] = MappingProxyType(
