@@ -25,8 +25,7 @@ class Frame:
 
     Attributes:
         bound: The pair in the frame.
-        to_a: Brings the units of the first network of ``bound`` into order.
-        to_b: Brings the units of the second into order.
+        to_a: Brings the units of the first network of ``bound`` into order; ``to_b`` those of the second.
         exchanged: Whether the first network of ``bound`` is the B that was given.
     """
 

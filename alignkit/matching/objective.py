@@ -75,8 +75,6 @@ class Objective:
         other.products, other._cache, other._cached = dtype, {}, 0
         return other
 
-    # ---------------------------------------------------------------- values
-
     def pieces(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one tensor of A and of aligned B piece by piece; B as it stands where no elements are given."""
         a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, self.bound.b[name]).detach()
@@ -133,8 +131,6 @@ class Objective:
     def distance2(self, alignment: Alignment) -> float:
         """Return ``|| A - P # B ||^2`` over all tensors, summed in float64."""
         return sum(self.distances2(alignment).values())
-
-    # ---------------------------------------------------------------- similarities
 
     def similarity(self, group: str, elements: Elements) -> Float[Tensor, "instances n n"]:
         """Return how alike each unit of A is to each unit of B, all other groups being applied to B.

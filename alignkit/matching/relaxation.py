@@ -47,12 +47,7 @@ _NO_SHARE = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One block of one tensor.
-
-    Attributes:
-        tensor: Name of the tensor.
-        block: The block.
-    """
+    """One block of one tensor."""
 
     tensor: str
     block: Block
@@ -146,8 +141,6 @@ class Relaxation:
         norms = {name: sum(parts).sqrt().double().mean(1) for name, parts in squares.items() if parts}  # type: ignore[union-attr]
         return {name: float(norms[name].prod()) if name in norms else 0.0 for name in squares}
 
-    # ---------------------------------------------------------------- points
-
     def point(self, soft: SoftAlignment) -> Point:
         """Return the point of a soft alignment."""
         matrices = {n: m.detach().to(self.device, self.dtype) for n, m in soft.matrices.items()}
@@ -175,8 +168,6 @@ class Relaxation:
             # A pair of parents without any share keeps the order of units that it had.
             matrices[name] = torch.where(share > _NO_SHARE, blended, start.matrices[name])
         return Point(matrices, masses)
-
-    # ---------------------------------------------------------------- values and derivatives
 
     def gradient(self, point: Point) -> Gradient:
         """Compute value and derivative at a point; the value is that of any one innermost use with its mass."""
@@ -221,8 +212,6 @@ class Relaxation:
         if is_constant:
             self._constant[use] = derivative
         return derivative
-
-    # ---------------------------------------------------------------- along a line
 
     def along(
         self, start: Point, end: Masses, elements: Mapping[str, Tensor], at_start: Gradient

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from alignkit.errors import AlignkitError, PluginError
 from alignkit.plugins.loading import DISABLE_VARIABLE, PluginSet, PluginWarning, warn_if_slow
@@ -15,6 +15,8 @@ MOST = 10_000
 """Maximum number of offers of one plugin to one hook. An answer that never ends is cut off here."""
 
 T = TypeVar("T")
+Reader: TypeAlias = Callable[[object], Iterator[tuple[str, T]]]
+"""Checks the answer to a hook and yields its offers by name; raises `PluginError`."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +34,15 @@ class Claims(Generic[T]):
     what: str
 
     @classmethod
-    def collect(
-        cls, plugins: PluginSet, what: str, hook: str, read: Callable[[object], Iterator[tuple[str, T]]]
-    ) -> Claims[T]:
-        """Ask every plugin for its offers. An answer that cannot be read breaks only its own plugin.
-
-        Args:
-            plugins: The plugins.
-            what: As above.
-            hook: The hook that they implement.
-            read: Checks an answer and yields its offers by name; raises `PluginError`.
-        """
+    def collect(cls, plugins: PluginSet, what: str, hook: str, read: Reader[T]) -> Claims[T]:
+        """Ask every plugin for what it offers to a hook. An answer that cannot be read breaks only its own plugin."""
         claims: dict[str, list[tuple[str, T]]] = {}
-        for key, call in plugins.implementations(hook):
+        for key, call in plugins.implementations(hook, {}):
             package = plugins.packages[key]
             plugin = key.partition(":")[2] or key
             try:
                 with warn_if_slow(f"Plugin {plugin!r} ({package}) is still working on {hook}", plugin):
-                    offers = list(islice(read(call({})), MOST + 1))
+                    offers = list(islice(read(call()), MOST + 1))
                 if len(offers) > MOST:
                     raise PluginError(f"it offers more than {MOST} things; does its generator end?")
             except (KeyboardInterrupt, PluginWarning):

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -116,7 +117,15 @@ class PluginSet:
                 )
                 entries = ()
         for entry in entries:
-            distribution, package = _find_origin(entry)
+            distribution = version = None
+            try:
+                if entry.dist is not None:
+                    distribution, version = entry.dist.name, entry.dist.version
+            except Exception:  # an installation that was removed by halves: damaged metadata is no obstacle
+                distribution = version = None
+            if not isinstance(distribution, str) or not distribution:
+                distribution = entry.value.partition(":")[0].partition(".")[0].strip() or entry.name
+            package = f"{distribution} {version}" if isinstance(version, str) else distribution
             if {_normalise(entry.name), _normalise(distribution)} & unwanted:
                 self.skipped.append(entry.name)
                 continue
@@ -138,14 +147,11 @@ class PluginSet:
             self.broken.append(broken)
             warn_of_plugin(f"{broken} Everything else works. {DISABLE_VARIABLE}={name} silences this.")
 
-    def implementations(self, hook: str) -> Iterator[tuple[str, Callable[[Mapping[str, object]], Any]]]:
+    def implementations(self, hook: str, arguments: Mapping[str, object]) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Yield each plugin's implementation on its own: pluggy's call would end at the first that raises."""
         for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
-
-            def call(arguments: Mapping[str, object], hook: pluggy.HookImpl = implementation) -> Any:
-                return hook.function(*(arguments[name] for name in hook.argnames))
-
-            yield implementation.plugin_name, call
+            values = (arguments[name] for name in implementation.argnames)
+            yield implementation.plugin_name, partial(implementation.function, *values)
 
 
 def warn_of_plugin(message: str) -> None:
@@ -177,18 +183,6 @@ def warn_if_slow(what: str, name: str) -> Iterator[None]:
         timer.join()
     if refused:
         raise refused[0]
-
-
-def _find_origin(entry: EntryPoint) -> tuple[str, str]:
-    """Return the distribution of an entry point, and its name with the version; damaged metadata is no obstacle."""
-    module = entry.value.partition(":")[0].partition(".")[0].strip() or entry.name
-    try:
-        name = entry.dist.name if entry.dist else None
-        version = entry.dist.version if entry.dist else None
-    except Exception:  # an installation that was removed by halves
-        name = version = None
-    name = name if isinstance(name, str) and name else module
-    return name, f"{name} {version}" if isinstance(version, str) else name
 
 
 def _normalise(name: str) -> str:

@@ -90,11 +90,7 @@ def logged(registry: Registry | None = None) -> Iterator[None]:
 class ProgressBar:
     """One line for each solve that is slow enough: solver, step, objective, time. Solves in threads get a line each.
 
-    The bar is full when ``max_steps`` is reached; most solvers stop before by their own rule.
-
-    Args:
-        after: Seconds before a line appears.
-        console: Where it is drawn.
+    A line appears after ``after`` seconds. It is full when ``max_steps`` is reached; most solvers stop before that.
     """
 
     def __init__(self, after: float, console: Console) -> None:
@@ -102,15 +98,9 @@ class ProgressBar:
         self._lock = threading.RLock()
         self._lines: dict[int, TaskID] = {}
         self._timers: dict[int, threading.Timer] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[objective]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
+        objective = TextColumn("{task.fields[objective]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), objective, TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
 
     @hookimpl
     def alignkit_solve_started(self, problem: Problem, solver: Solver[Any]) -> None:
@@ -123,9 +113,9 @@ class ProgressBar:
             if self._after <= 0:
                 self._show(key)
                 return
-            self._timers[key] = threading.Timer(self._after, self._show, (key,))
-            self._timers[key].daemon = True
-            self._timers[key].start()
+            timer = self._timers[key] = threading.Timer(self._after, self._show, (key,))
+            timer.daemon = True
+            timer.start()
 
     @hookimpl
     def alignkit_solve_step(self, problem: Problem, step: Step) -> None:

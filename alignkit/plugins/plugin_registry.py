@@ -118,8 +118,6 @@ class Registry:
         self.plugins.unregister(name)
         self._claimed.clear()
 
-    # ------------------------------------------------------------------ what is offered
-
     def solvers(self) -> dict[str, SolverInfo]:
         """Return all solvers that can be used by name, in alphabetical order."""
         usable = self._claims("solver").usable
@@ -167,13 +165,11 @@ class Registry:
             self._claimed[what] = Claims.collect(self.plugins, what, *OFFERS[what])
         return self._claimed[what]
 
-    # ------------------------------------------------------------------ observers
-
     def notify(self, hook: str, **arguments: object) -> None:
         """Call an observer hook of every plugin. One that raises is warned about once; the solve continues."""
-        for key, call in self.plugins.implementations(hook):
+        for key, call in self.plugins.implementations(hook, arguments):
             try:
-                call(arguments)
+                call()
             except Exception as error:
                 if (key, hook) not in self._reported:
                     self._reported.add((key, hook))

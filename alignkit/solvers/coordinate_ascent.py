@@ -68,8 +68,8 @@ class Ascent:
         self.negligible = ROUNDING * max(objective.squares, TINY)
         self.trees = {root: TreeObjective(objective, root) for root in self.graph.roots}
         self.acts_once = {
-            name: all(sum(d.group == name for d in use.block.dims) == 1 for use in uses)
-            for name, uses in objective.graph.uses.items()
+            name: all(sum(dim.group == name for dim in use.block.dims) == 1 for use in uses)
+            for name, uses in self.graph.uses.items()
         }
         self.around = neighbours_of_trees(self.graph)
 

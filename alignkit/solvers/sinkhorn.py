@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,11 +21,7 @@ from alignkit.tasks.path_loss import PathLoss
 
 Kind = Literal["distance", "interpolation", "midpoint", "mixed"]
 
-LAMBDAS: Mapping[str, tuple[float, ...]] = {
-    "midpoint": (0.5,),
-    "interpolation": (0.25, 0.5, 0.75),
-    "mixed": (0.25, 0.5, 0.75),
-}
+LAMBDAS = {"midpoint": (0.5,), "interpolation": (0.25, 0.5, 0.75), "mixed": (0.25, 0.5, 0.75)}
 """Lambdas at which alignments are scored."""
 GRADIENT_STEPS = 4
 """Steps of the linear solver behind a gradient. More made no difference to the results on MNIST MLPs."""
@@ -118,10 +113,8 @@ class Sinkhorn(Solver[SinkhornOptions]):
         if kind == "distance":
             return Goal(problem, kind, None, 1.0)
         if problem.task is None:
-            raise SolverError(
-                f"objective={kind!r} works with data: pass task=alignkit.Task(model, batches, loss), or take "
-                "objective='distance'."
-            )
+            task = "pass task=alignkit.Task(model, batches, loss)"
+            raise SolverError(f"objective={kind!r} works with data: {task}, or take objective='distance'.")
         path = PathLoss(problem.task, problem.bound, LAMBDAS[kind], problem.generator(), *options.sample_counts)
         return Goal(problem, kind, path, options.distance_weight)
 
@@ -129,10 +122,7 @@ class Sinkhorn(Solver[SinkhornOptions]):
 class Logits:
     """Logits of every group, those of one shape stacked so that they are projected together.
 
-    Args:
-        start: Rounding the first soft alignment gives this.
-        problem: Its device and dtype are used.
-        options: Confidence, temperatures and scalings.
+    Rounding the first soft alignment gives ``start``.
     """
 
     def __init__(self, start: Alignment, problem: Problem, options: SinkhornOptions) -> None:

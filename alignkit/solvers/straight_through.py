@@ -81,11 +81,6 @@ class FreeWeights:
     """The weights that gradients move, and their projection to reorderings of B.
 
     They begin halfway between A and the start: near enough to other reorderings to choose among them.
-
-    Args:
-        problem: Its device and dtype are used.
-        start: The first order.
-        options: Learning rate, and sweeps of a projection.
     """
 
     def __init__(self, problem: Problem, start: Alignment, options: StraightThroughOptions) -> None:

@@ -56,16 +56,12 @@ class SolverContract:
             mark = pytest.mark.xfail(reason=self.known_gaps[name], strict=True, raises=AssertionError)
             request.node.add_marker(mark)
 
-    # ------------------------------------------------------------------ what a subclass may replace
-
     def task(self, pair: ProblemPair) -> Task | None:
         """Return the task for solvers that need one: reproduce what A computes."""
         if not self.solver.needs.task:
             return None
         inputs = pair.architecture.inputs(32, seed=5)
         return Task(pair.a, (inputs, outputs(pair.a, inputs.double()).float()), "mse")
-
-    # ------------------------------------------------------------------ what comes back
 
     def test_returns_bijections(self) -> None:
         """Every group is permuted, and every reported step is a number."""
@@ -216,8 +212,6 @@ class SolverContract:
             for before, after in pairwise(values):
                 slack = TOLERANCE * max(abs(before), 1)
                 assert after <= before + slack, f"{pair}: the objective rose from {before:.9g} to {after:.9g}"
-
-    # ------------------------------------------------------------------ inside
 
     def pairs(self, *, planted: bool = True, independent: bool = True) -> Iterator[ProblemPair]:
         """Yield the problems: permuted copies and unrelated networks of each architecture, for each seed."""

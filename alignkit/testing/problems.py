@@ -141,20 +141,12 @@ def mlp(*sizes: int) -> ProblemArchitecture:
 
 def convnet(channels: int = 4, hidden: int = 5) -> ProblemArchitecture:
     """Build two convolutions with BatchNorm, a flatten, two linear layers."""
-    model = nn.Sequential(
-        nn.Conv2d(2, channels, 3),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(),
-        nn.Conv2d(channels, channels + 1, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear((channels + 1) * 4, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, 3),
-    )
+    layers: list[nn.Module] = [nn.Conv2d(2, channels, 3), nn.BatchNorm2d(channels), nn.ReLU()]
+    layers += [nn.Conv2d(channels, channels + 1, 3), nn.ReLU(), nn.Flatten()]
+    layers += [nn.Linear((channels + 1) * 4, hidden), nn.ReLU(), nn.Linear(hidden, 3)]
     spec = {f"1.{name}": "c1" for name in ("weight", "bias", "running_mean", "running_var")}
     spec |= _affine({"0": ("c1", ". . ."), "3": ("c2", "c1 . ."), "6": ("h", "(c2 4)"), "8": (".", "h")})
-    return ProblemArchitecture("convnet", model, spec, (2, 6, 6))
+    return ProblemArchitecture("convnet", nn.Sequential(*layers), spec, (2, 6, 6))
 
 
 class _Attention(nn.Module):

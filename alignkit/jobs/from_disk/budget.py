@@ -45,15 +45,11 @@ def parse_memory(text: str | int) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """Memory for one solve or one pass, beyond what the process uses anyway.
-
-    Attributes:
-        memory: All of it, in bytes.
-        matrices: What the largest similarity matrix and its assignment take.
-    """
+    """Memory in bytes for one solve or one pass, beyond what the process uses anyway."""
 
     memory: int
     matrices: int = 0
+    """What the largest similarity matrix and its assignment take of it."""
 
     @property
     def piece(self) -> int:
@@ -68,11 +64,9 @@ def budget_for(graph: SymmetryGraph, memory: int) -> Budget:
     Raises:
         SolverError: The similarities of some group do not fit. The message names the group and what it takes.
     """
-    needed, largest = 0, ""
-    for root in graph.roots:
-        units = max(graph.unit_count(name) for name in graph.tree(root))
-        if (bytes_ := _ASSIGNMENT * 8 * units * units) > needed:
-            needed, largest = bytes_, root
+    units = {root: max(graph.unit_count(name) for name in graph.tree(root)) for root in graph.roots}
+    largest = max(units, key=lambda root: units[root], default="")
+    needed = _ASSIGNMENT * 8 * units.get(largest, 0) ** 2
     if memory < (least := needed + _ALIVE * _SMALLEST):
         raise SolverError(
             f"memory={memory} bytes do not suffice: the similarities of the units of {largest!r} and their assignment "

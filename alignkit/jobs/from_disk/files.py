@@ -83,26 +83,11 @@ def merge_files(
 ) -> Merged:
     """Align the second checkpoint to the first and write their average.
 
-    Args:
-        files: The two checkpoints.
-        output: Folder or file to write.
-        memory: Bytes that may be used beside what the process takes anyway.
-        weights: Share of each network. None: equal shares.
-        on_progress: Called with the bytes processed so far.
-        overwrite: Replace an output that exists.
-        arguments: Seed and options of weight matching.
-
-    Returns:
-        The result, whose network is read from the output when it is asked for.
-
-    Raises:
-        SolverError: The memory does not suffice.
-        BindError: A checkpoint does not fit the graph.
-        WeightsError: The output cannot be written.
+    Args and errors are those of `solve_files`; ``weights`` are the shares of the networks, equal if None. The network
+    of the result is read from the output when it is asked for.
     """
     a, b = files.checkpoints
     solution = match_checkpoints(files.graph, a, b, memory, on_progress=on_progress, **arguments)
-    merge_checkpoints(
-        output, [a, b], [None, solution], weights, memory=memory, on_progress=on_progress, overwrite=overwrite
-    )
+    order = [None, solution]
+    merge_checkpoints(output, [a, b], order, weights, memory=memory, on_progress=on_progress, overwrite=overwrite)
     return Merged(open_checkpoint(output), (), solution)

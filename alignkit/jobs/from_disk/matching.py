@@ -99,13 +99,7 @@ class ProblemOnDisk(Problem):
 
 
 class WeightMatchingOnDisk(WeightMatching):
-    """Weight matching of a `ProblemOnDisk`.
-
-    Args:
-        budget: Memory that may be used.
-        on_progress: Called with the bytes read in each sweep.
-        options: Options of weight matching.
-    """
+    """Weight matching of a `ProblemOnDisk`; ``on_progress`` is called with the bytes read in each sweep."""
 
     def __init__(self, budget: Budget, on_progress: OnProgress | None, **options: Any) -> None:
         super().__init__(**options)

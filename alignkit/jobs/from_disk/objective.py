@@ -31,12 +31,7 @@ _ROWS = 512
 
 
 class ObjectiveOnDisk(Objective):
-    """Values and similarities of two checkpoints, with a few pieces of tensors in memory at a time.
-
-    Args:
-        bound: The pair; both sides are `WeightsOnDisk`.
-        budget: Memory that may be used.
-    """
+    """Values and similarities of a pair of `WeightsOnDisk`, with a few pieces of tensors in memory at a time."""
 
     def __init__(self, bound: Pair, budget: Budget) -> None:
         assert isinstance(bound.a, WeightsOnDisk) and isinstance(bound.b, WeightsOnDisk)
@@ -85,14 +80,8 @@ class _Summing:
 
     The first dim is the outermost factor of axis 0, so that each of its units is a range of whole rows. It plays one of
     four parts: it is averaged, it is summed over, it is an ancestor whose units are matched already, or its units (or
-    those nested in them) are what is compared.
-
-    Args:
-        objective: Gives the weights and the memory.
-        use: The use.
-        elements: Indices for the other groups; None is averaged.
-        ordered: Whether the group's ancestors are applied to B, and similarities are those within each parent.
-            Otherwise all units of all parents are compared in one matrix, and what is nested in them is averaged.
+    those nested in them) are what is compared. ``ordered`` applies the group's ancestors to B, and similarities are
+    those within each parent; otherwise all units of all parents are compared, and what is nested in them is averaged.
     """
 
     def __init__(self, objective: ObjectiveOnDisk, use: Use, elements: Elements, *, ordered: bool = True) -> None:
@@ -102,11 +91,8 @@ class _Summing:
         self.inner = tuple(at for at in self.averaged if at != 0)
         still = self.averaged | ({use.at} if ordered else set(use.chain))
         self.skip = still | {0}
-        self.elements = {
-            dim.group: element
-            for at, dim in enumerate(self.dims)
-            if dim.group is not None and at not in still and (element := elements.get(dim.group)) is not None
-        }
+        moving = [dim.group for at, dim in enumerate(self.dims) if dim.group and at not in still]
+        self.elements = {group: element for group in moving if (element := elements.get(group)) is not None}
         self.compares = 0 in use.chain and (not ordered or use.at == 0)
         first = self.dims[0]
         # Rows that one unit of the first dim spans, and units of it that fit into a piece.

@@ -24,14 +24,7 @@ _KNOWN = Tensor()
 
 
 class AscentOnDisk(Ascent):
-    """Coordinate ascent over the trees of a graph, the weights being on disk.
-
-    Args:
-        objective: Objective of the pair.
-        rtol: As for `Ascent`.
-        max_sweeps: As for `Ascent`.
-        on_progress: Called with the bytes read in each sweep.
-    """
+    """Coordinate ascent with the weights on disk; ``on_progress`` is called with the bytes read in each sweep."""
 
     objective: ObjectiveOnDisk
     backend: ClassVar[Backend] = "scipy"
@@ -78,7 +71,7 @@ class AscentOnDisk(Ascent):
         proposal = super().propose(root, elements)
         self._current = None
         self._work += work
-        self._report(self._work)
+        self._count(0)
         return proposal
 
     def _expected(self, root: str, elements: Elements) -> tuple[int, float]:
@@ -94,15 +87,13 @@ class AscentOnDisk(Ascent):
         return size, work
 
     def _count(self, size: int) -> None:
+        """Count bytes that were read, and report how far the sweep has come."""
         self._read += size
         self._to_read = max(self._to_read, self._read)
         work = self._work
         if self._current is not None:
             began, expected, in_all = self._current
             work += in_all * min(1.0, (self._read - began) / max(1, expected))
-        self._report(work)
-
-    def _report(self, work: float) -> None:
         if self._on_progress is not None:
             share = work / self._to_work if self._to_work else 1.0
             seconds = perf_counter() - self._started

@@ -26,23 +26,17 @@ Span: TypeAlias = tuple[int, int] | None
 
 
 class WeightsOnDisk(Mapping[str, Tensor]):
-    """Tensors of a checkpoint by the first names of a graph, read when they are asked for.
+    """Tensors of a checkpoint by the first names of a graph, read when they are asked for, and as ``dtype`` if given.
 
-    Args:
-        graph: The graph.
-        checkpoint: Has every tensor of the graph under one of its names at least.
-        dtype: Type that whole tensors are turned into; None leaves them.
-
-    Attributes:
-        on_read: Called with the bytes of each read, if there is anyone to call.
+    The checkpoint has every tensor of the graph under one of its names at least.
     """
 
     def __init__(self, graph: GraphStructure, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
         self.graph, self.checkpoint, self.dtype = graph, checkpoint, dtype
-        self.names = {
-            node.name: next(name for name in node.names if name in checkpoint) for node in graph.tensors.values()
-        }
+        nodes = graph.tensors.values()
+        self.names = {node.name: next(name for name in node.names if name in checkpoint) for node in nodes}
         self.on_read: Callable[[int], None] | None = None
+        """Called with the bytes of each read."""
 
     def entry(self, name: str) -> TensorEntry:
         """Return dtype, shape and size of a tensor."""
@@ -94,12 +88,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 class Reordered:
-    """A tensor under an alignment, a few rows at a time.
-
-    Args:
-        node: The tensor.
-        elements: Indices for each group that acts on it.
-    """
+    """A tensor under an alignment, a few rows at a time; ``elements`` are indices for each group that acts on it."""
 
     def __init__(self, node: TensorNode, elements: Mapping[str, Tensor]) -> None:
         self.node, self.elements = node, elements
