@@ -39,13 +39,7 @@ def weights_of(source: WeightsSource) -> dict[str, Tensor]:
 
 
 def fit_models(
-    graph: GraphStructure,
-    models: Mapping[str, WeightsSource],
-    error: type[AlignkitError],
-    what: str,
-    note: str = "",
-    *,
-    same_dtypes: bool = True,
+    graph: GraphStructure, models: Mapping[str, WeightsSource], error: type[AlignkitError], what: str, note: str = ""
 ) -> list[dict[str, Tensor]]:
     """Hold the weights of models against a graph.
 
@@ -55,7 +49,6 @@ def fit_models(
         error: Class of the error.
         what: Begins the message, such as ``"the weights do not fit the graph"``.
         note: Added to the number of problems, in brackets.
-        same_dtypes: Whether dtypes have to be those of the first model.
 
     Returns:
         The weights of each model, by the first name of each tensor; detached, not copied.
@@ -65,8 +58,7 @@ def fit_models(
     """
     fit = fit_of(graph)
     sides = {label: fit.check_tensors(weights_of(source), label) for label, source in models.items()}
-    if same_dtypes:
-        fit.check_dtypes({label: {n: t.dtype for n, t in tensors.items()} for label, tensors in sides.items()})
+    fit.check_dtypes({label: {n: t.dtype for n, t in tensors.items()} for label, tensors in sides.items()})
     fit.raise_if_any(error, what, note)
     return list(sides.values())
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from alignkit.errors import GraphError
 from alignkit.graph.notation import is_group_name
-from alignkit.graph.source import Like, read_tensor_nodes
+from alignkit.graph.spec import Like, read_tensor_nodes
 from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
@@ -50,9 +50,8 @@ def siren(like: Like) -> SymmetryGraph:
     Raises:
         GraphError: A tensor does not fit; the message names it.
     """
-    return _chain_graph(
-        like, "a SIREN", {kind: f"is a {kind}; a SIREN has linear layers only" for kind in ("convolution", "norm")}
-    )
+    refused = {kind: f"is a {kind}; a SIREN has linear layers only" for kind in ("convolution", "norm")}
+    return _chain_graph(like, "a SIREN", refused)
 
 
 def cnn(like: Like) -> SymmetryGraph:
@@ -125,9 +124,8 @@ def _add_block(chain: _Chain, path: str, members: list[_Layer]) -> None:
     last = [layer for layer in branch if layer.kind == "convolution"][-1]
     projected = any(layer.kind == "convolution" for layer in shortcut)
     if not projected and last.weight[0] != width:
-        raise chain.error(
-            last, f"takes the stream from {width} to {last.weight[0]} channels, but block {path!r} has no projection"
-        )
+        step = f"from {width} to {last.weight[0]} channels"
+        raise chain.error(last, f"takes the stream {step}, but block {path!r} has no projection")
     for layer in branch:
         chain.add(layer, units=stream if layer is last and not projected else None)
     end, end_width = chain.units, chain.width
@@ -189,16 +187,16 @@ def _layers(like: Like, family: str) -> list[_Layer]:
     return list(layers.values())
 
 
+@dataclass
 class _Chain:
     """Layers that follow each other: writes the spec of each and keeps the group of the units that it hands on."""
 
-    def __init__(self, family: str) -> None:
-        self.family = family
-        self.spec: dict[str, str] = {}
-        self.units: str | None = None
-        self.width = 0
-        self.spatial = False
-        self.last = ""
+    family: str
+    spec: dict[str, str] = field(default_factory=dict)
+    units: str | None = None
+    width: int = 0
+    spatial: bool = False
+    last: str = ""
 
     def error(self, layer: _Layer, what: str) -> GraphError:
         tensor = next(iter(layer.shapes))
@@ -211,9 +209,8 @@ class _Chain:
         """Append a layer; its outputs are the group ``units``, or a new one named after the layer."""
         if layer.kind == "norm":
             if self.spatial and "bias" in layer.shapes and "running_mean" not in layer.shapes:
-                raise self.error(
-                    layer, "has no running statistics, so it may be a GroupNorm, which ties channels together"
-                )
+                hint = "it may be a GroupNorm, which ties channels together"
+                raise self.error(layer, f"has no running statistics, so {hint}")
             if self.units is not None and layer.weight not in ((self.width,), (1,)):
                 raise self.error(layer, f"does not fit the {self.width} units before it")
             text = self.units if self.units is not None and layer.weight == (self.width,) else "."
@@ -238,6 +235,4 @@ class _Chain:
 
     def finish(self) -> dict[str, str]:
         """Return the spec, with the outputs of the last layer fixed."""
-        return {
-            name: " ".join("." if a == self.last else a for a in text.split(" ")) for name, text in self.spec.items()
-        }
+        return {n: " ".join("." if a == self.last else a for a in text.split()) for n, text in self.spec.items()}

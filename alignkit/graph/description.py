@@ -56,13 +56,9 @@ def units_text(graph: GraphStructure, group: str) -> str:
 def why_fixed(graph: GraphStructure, tensor: str) -> str:
     """Say why no group acts on a tensor, as the end of a sentence: what pinned it, or that nothing ever read it."""
     node, provenance = graph.tensors[tensor], graph.provenance
-    pins = [
-        f"axis {pin.axis} by {pin.op}" + (f" in {pin.where}" if pin.where else "")
-        for pin in provenance.pinned
-        if pin.tensor in node.names
-    ]
-    if pins:
-        return f"pinned on {', '.join(pins)}"
+    if pins := [pin for pin in provenance.pinned if pin.tensor in node.names]:
+        axes = [f"axis {pin.axis} by {pin.op}" + (f" in {pin.where}" if pin.where else "") for pin in pins]
+        return f"pinned on {', '.join(axes)}"
     if set(node.names) & set(provenance.unused):
         return "the traced run never used it"
     if provenance.source == "written":

@@ -51,10 +51,7 @@ class Axis:
         """List fixed factors and mentions of groups from left to right, those of nested sums too."""
         for segment in self.segments:
             for factor in segment.factors:
-                if isinstance(factor, Axis):
-                    yield from factor.leaves()
-                else:
-                    yield factor
+                yield from factor.leaves() if isinstance(factor, Axis) else (factor,)
 
     def units(self) -> Iterator[Units]:
         """List every mention of a group, from left to right."""
@@ -194,10 +191,9 @@ def layout_blocks(layout: Layout, tensor: str) -> tuple[Block, ...]:
 def _find_parent(dims: list[Dim], units: Units, axis: int, tensor: str) -> int:
     """Find the dim of the parent: the last one on the same axis, or the only one further left."""
     candidates = [i for i, dim in enumerate(dims) if dim.group == units.parent]
-    if here := [i for i in candidates if dims[i].axis == axis]:
-        return here[-1]
-    if len(candidates) == 1:
-        return candidates[0]
+    here = [i for i in candidates if dims[i].axis == axis]
+    if here or len(candidates) == 1:
+        return (here or candidates)[-1]
     both = f"'({units.parent} {units.group}[{units.parent}])'"
     if not candidates:
         raise GraphError(

@@ -23,8 +23,8 @@ class PinnedAxis:
     where: str = ""
 
     def __str__(self) -> str:
-        place = f" in {self.where}" if self.where else ""
-        return f"{self.tensor}, axis {self.axis}: pinned by {self.op}{place}"
+        module = f" in {self.where}" if self.where else ""
+        return f"{self.tensor}, axis {self.axis}: pinned by {self.op}{module}"
 
 
 @dataclass(frozen=True)

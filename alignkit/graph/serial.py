@@ -82,10 +82,6 @@ def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
                 raise SpecError(f"tensor {name!r} has the names {facts[name].names}; its own has to be the first.")
             if len(layout) != len(shapes[name]):
                 raise SpecError(f"tensor {name!r} has {len(shapes[name])} axes, but its layout has {len(layout)}.")
-            for unit in (unit for axis in layout for unit in axis.units()):
-                if unit.group not in groups or groups[unit.group].parent != unit.parent:
-                    wrong = f"tensor {name!r} mentions {unit.group!r} with another parent than its node, or none."
-                    raise SpecError(wrong)
         filled, _ = resolve_sizes(layouts, shapes, {name: group.size for name, group in groups.items()})
         tensors = {
             name: TensorNode(name, tuple(node.names), shapes[name], node.dtype, filled[name], node.role)

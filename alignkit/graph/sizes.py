@@ -79,14 +79,13 @@ class _SizeTable:
             return True
         # Say which sizes contradict the shape and where they come from; guess at a flatten that was forgotten.
         groups = list(dict.fromkeys(units.group for units in sized.axis.units()))
+        named = [f"{group} = {self.sizes[group]}" for group in groups if group in self.sizes]
+        known = f" with {', '.join(named)}" if named else ""
         if open_groups:
-            named = [f"{group} = {self.sizes[group]}" for group in groups if group in self.sizes]
-            known = f" with {', '.join(named)}" if named else ""
             raise ShapeMismatchError(
                 f"{sized}: no whole size of group {min(open_groups)!r} makes {sized.notation!r} {sized.size} "
                 f"long{known}. Check the layout against the shape."
             )
-        named = [f"{group} = {self.sizes[group]}" for group in groups]
         total, hint = factor_size(_fill(sized.axis, self.sizes, 1)), ""
         if len(groups) == 1 and total and sized.size:
             (group,), ask = groups, " Is a flatten between them? Then"
@@ -95,7 +94,7 @@ class _SizeTable:
             elif sized.size > 1 and total % sized.size == 0 and self.origin[group].startswith("tensor"):
                 hint = f"{ask} write '({group} {total // sized.size})' for {self.origin[group]}."
         origins = [f"{group!r} from {self.origin[group]}" for group in groups]
-        where = f" with {', '.join(named)} ({', '.join(origins)})" if groups else ""
+        where = f"{known} ({', '.join(origins)})" if groups else ""
         raise ShapeMismatchError(f"{sized} has size {sized.size}, but {sized.notation!r} makes {total}{where}.{hint}")
 
 

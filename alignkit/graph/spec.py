@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+from torch import Tensor, nn
+
+from alignkit.checkpoints.ties import first_names
 from alignkit.errors import GraphError, ShapeMismatchError, SpecError
 from alignkit.graph.layout import Layout, Units
-from alignkit.graph.nodes import Group, TensorNode
+from alignkit.graph.nodes import Group, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.sizes import open_sizes, resolve_sizes
-from alignkit.graph.source import Like, read_tensor_nodes
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import did_you_mean
+from alignkit.text import did_you_mean, dtype_name
+
+Like = nn.Module | Mapping[str, Tensor] | Mapping[str, tuple[int, ...]]
 
 
 def read_spec(
@@ -56,6 +61,42 @@ def read_spec(
     return {name: replace(node, layout=layouts[name]) for name, node in nodes.items()}, groups
 
 
+def read_tensor_nodes(like: Like) -> dict[str, TensorNode]:
+    """Read names, shapes, dtypes, roles and ties of tensors, by first name; only metadata is read.
+
+    Returns:
+        Nodes whose layouts are still empty.
+
+    Raises:
+        GraphError: A value is neither a tensor nor a shape.
+    """
+    tensors: dict[str, Tensor] = {}
+    roles: dict[str, Role] = {}
+    if isinstance(like, nn.Module):
+        parameters = {name for name, _ in like.named_parameters(remove_duplicate=False)}
+        tensors = {n: t for n, t in like.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+        roles = {name: "parameter" if name in parameters else "buffer" for name in tensors}
+    elif not isinstance(like, Mapping):
+        raise GraphError(
+            f"like= takes a module, a state dict or a mapping of names to shapes, found {type(like).__name__}."
+        )
+    elif any(isinstance(value, Tensor) for value in like.values()):
+        for name, value in like.items():
+            if not isinstance(value, Tensor):
+                raise GraphError(f"like[{name!r}] is not a tensor but {type(value).__name__}.")
+            tensors[name] = value
+    else:
+        for name, shape in like.items():
+            if not isinstance(shape, tuple | list | torch.Size) or any(not isinstance(n, int) or n < 0 for n in shape):
+                raise GraphError(f"like[{name!r}] is neither a tensor nor a shape such as (128, 784): {shape!r}.")
+        return {name: TensorNode(name, (name,), tuple(shape), "", ()) for name, shape in like.items()}
+    tied: dict[str, list[str]] = {}
+    for name, first in first_names(tensors).items():
+        tied.setdefault(first, []).append(name)
+    facts = {first: (tuple(tensors[first].shape), dtype_name(tensors[first].dtype)) for first in tied}
+    return {n: TensorNode(n, tuple(tied[n]), *fact, (), roles.get(n, "tensor")) for n, fact in facts.items()}
+
+
 def write_spec(graph: GraphStructure) -> dict[str, str]:
     """Write the notation of every tensor; sizes stand only where shapes leave them open."""
     bare = {name: parse_layout(node.notation(), name) for name, node in graph.tensors.items()}
@@ -69,14 +110,14 @@ def _parse_layouts(spec: Mapping[str, str], nodes: Mapping[str, TensorNode]) -> 
     """Parse the layout of each tensor, by first name, and check it against axes and ties."""
     if not isinstance(spec, Mapping):
         raise SpecError(f"a spec maps tensor names to layouts, found {type(spec).__name__}.")
-    first_names = {name: first for first, node in nodes.items() for name in node.names}
-    if unknown := [name for name in spec if name not in first_names]:
-        hint = did_you_mean(str(unknown[0]), first_names)
+    known_names = {name: first for first, node in nodes.items() for name in node.names}
+    if unknown := [name for name in spec if name not in known_names]:
+        hint = did_you_mean(str(unknown[0]), known_names)
         raise SpecError(f"the spec names tensors that do not exist: {', '.join(map(repr, unknown))}.{hint}")
     layouts: dict[str, Layout] = {}
     written_as: dict[str, str] = {}
     for name, text in spec.items():
-        layout, first = parse_layout(text, name), first_names[name]
+        layout, first = parse_layout(text, name), known_names[name]
         shape = nodes[first].shape
         if len(layout) != len(shape):
             raise ShapeMismatchError(

@@ -149,13 +149,8 @@ class GraphStructure:
     @cached_property
     def _adjacency(self) -> Graph:
         """Groups that meet in one block. Groups in different segments of one axis do not meet."""
-        meeting = Graph()
-        meeting.add_nodes_from(self.groups)
-        for node in self.tensors.values():
-            for block in node.blocks:
-                names = sorted(block.groups)
-                meeting.add_edges_from((a, b) for i, a in enumerate(names) for b in names[i + 1 :])
-        return meeting
+        others = {name: {other for use in uses for other in use.others} for name, uses in self.uses.items()}
+        return Graph({name: sorted(met - {name}) for name, met in others.items()})
 
     def neighbours(self, group: str) -> tuple[str, ...]:
         """List groups that meet ``group`` in a block; groups that do not meet can be updated at the same time."""
@@ -189,11 +184,8 @@ class GraphStructure:
     @property
     def summary(self) -> str:
         """Numbers of tensors, groups, families and symmetries, in one line."""
-        families = len(self.groups) - len(self.roots)
-        return (
-            f"{len(self.tensors)} tensors, {len(self.roots)} groups, {families} families, "
-            f"10^{self.log10_order:.1f} symmetries"
-        )
+        counts = f"{len(self.tensors)} tensors, {len(self.roots)} groups, {len(self.groups) - len(self.roots)} families"
+        return f"{counts}, 10^{self.log10_order:.1f} symmetries"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary})"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from networkx import MultiDiGraph
 from torch import Tensor, nn
 
-from alignkit.errors import BindError
+from alignkit.checkpoints.staging import staged
+from alignkit.errors import AlignkitError, BindError, GraphError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.description import describe, group_table
 from alignkit.graph.drawing import diagrams
@@ -19,8 +20,7 @@ from alignkit.graph.network import build_network
 from alignkit.graph.proof.verify import Verification, verify
 from alignkit.graph.provenance import Provenance
 from alignkit.graph.serial import graph_from_json, graph_to_json
-from alignkit.graph.source import Like
-from alignkit.graph.spec import read_spec, write_spec
+from alignkit.graph.spec import Like, read_spec, write_spec
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import html_table
 
@@ -116,8 +116,33 @@ class SymmetryGraph(GraphStructure):
         return diagrams.graphviz(self)
 
     def draw(self, path: str | Path | None = None) -> Figure:
-        """Draw the graph as a picture, written to ``path`` if one is given; needs matplotlib."""
-        return diagrams.draw(self, path)
+        """Draw the graph as a picture; see `alignkit.graph.drawing.picture.paint` for how to read it.
+
+        Args:
+            path: Where to write the picture; its suffix says the format, for example ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            AlignkitError: matplotlib is not installed.
+            GraphError: The suffix is not a format of pictures.
+            WeightsError: The file cannot be written.
+        """
+        try:
+            from alignkit.graph.drawing.picture import paint
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "matplotlib":
+                raise
+            raise AlignkitError('drawing needs matplotlib. Install it with pip install "alignkit[plot]".') from error
+        figure = paint(self)
+        if path is not None:
+            form = Path(path).suffix.removeprefix(".").lower()
+            if form not in figure.canvas.get_supported_filetypes():
+                raise GraphError(f"{path}: cannot tell the format of the picture. End its name in .png, .svg or .pdf.")
+            with staged(Path(path)) as temporary:
+                figure.savefig(temporary, format=form)
+        return figure
 
     def to_json(self) -> str:
         """Write versioned JSON in networkx's node-link form, with everything that `from_json` needs."""

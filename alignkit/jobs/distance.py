@@ -11,7 +11,7 @@ from torch import Tensor
 from alignkit.graph import Pair
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.proof.difference import relative_difference
+from alignkit.graph.proof.equivalence import relative_difference
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.pairs import bound_pair
 from alignkit.jobs.solve import SolverLike, solve

@@ -1,18 +1,11 @@
-"""Drawings of a graph: Mermaid text, Graphviz text, and a picture."""
+"""Drawings of a graph as text: Mermaid and Graphviz."""
 
 from __future__ import annotations
 
 import html
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from alignkit.checkpoints.staging import staged
-from alignkit.errors import AlignkitError, GraphError
 from alignkit.graph.description import units_text
 from alignkit.graph.structure import GraphStructure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def mermaid(graph: GraphStructure) -> str:
@@ -39,39 +32,6 @@ def graphviz(graph: GraphStructure) -> str:
         style = f'label="{label}", dir=none' if label else "style=dashed"
         lines.append(f"    {nodes[source][0]} -> {nodes[target][0]} [{style}];")
     return "\n".join([*lines, "}"]) + "\n"
-
-
-def draw(graph: GraphStructure, path: str | Path | None = None) -> Figure:
-    """Draw a graph as a picture; see `alignkit.graph.drawing.picture.paint` for how to read it.
-
-    Args:
-        graph: The graph.
-        path: Where to write the picture; its suffix says the format, for example ``.png``, ``.svg`` or ``.pdf``.
-
-    Returns:
-        The matplotlib figure.
-
-    Raises:
-        AlignkitError: matplotlib is not installed.
-        GraphError: The suffix is not a format of pictures.
-        WeightsError: The file cannot be written.
-    """
-    try:
-        from alignkit.graph.drawing.picture import paint
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise AlignkitError('drawing needs matplotlib. Install it with pip install "alignkit[plot]".') from error
-    figure = paint(graph)
-    if path is not None:
-        path = Path(path)
-        form = path.suffix.removeprefix(".").lower()
-        known = figure.canvas.get_supported_filetypes()
-        if form not in known:
-            raise GraphError(f"{path}: cannot tell the format of the picture. End its name in .png, .svg or .pdf.")
-        with staged(path) as temporary:
-            figure.savefig(temporary, format=form)
-    return figure
 
 
 def _nodes(graph: GraphStructure) -> dict[str, tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from matplotlib.axes import Axes
@@ -20,8 +21,10 @@ _CHAR = _FONT * 0.6021 / 72  # inches: the advance of DejaVu Sans Mono
 _ROW = 0.235  # inches
 _LANE = 2.0  # characters
 _LONGEST = 30  # characters of a group's name in a box
-Colour: TypeAlias = tuple[float, float, float]
 _INK, _FAINT, _EDGE, _BAND = "#222222", "#767676", "#9a9a9a", "#f4f4f6"
+Colour: TypeAlias = tuple[float, float, float]
+Cells: TypeAlias = list[list[tuple[str, str | None]]]
+"""For each axis of a tensor the texts of its notation, each with the group that it names, if any."""
 
 
 def paint(graph: GraphStructure) -> Figure:
@@ -35,13 +38,14 @@ def paint(graph: GraphStructure) -> Figure:
     # Hues of neighbours in the list are far apart: steps of the golden angle spread any number of hues evenly.
     hues = {name: (0.58 + i * 0.381966) % 1 for i, name in enumerate(graph.groups)}
     colours = {name: colorsys.hls_to_rgb(hue, 0.45, 0.62) for name, hue in hues.items()}
-    lanes, legends = _find_lanes(rows), _write_legends(graph, rows)
+    lanes = _find_lanes(graph, rows)
     titles = [f"... to {row.path}: {row.repeats} more like this" if row.repeats else row.path for row in rows]
     # The columns of the figure, measured in characters.
     boxes_at = max([8, *(len(title) for title, row in zip(titles, rows, strict=True) if not row.repeats)]) + 3.0
-    lanes_at = boxes_at + max([sum(_box_width(row, box) for box in row.boxes) for row in rows] or [10]) + 1.0
-    names_at = lanes_at + (1 + max(lanes.values(), default=0)) * _LANE + 1.0
-    names = max((sum(len(text) + 3 for text in legend.values()) for legend in legends), default=0)
+    boxes = [[_write_box(row.path, box) for box in row.boxes] for row in rows]
+    lanes_at = boxes_at + max([sum(width for *_, width in texts) for texts in boxes] or [10]) + 1.0
+    names_at = lanes_at + (1 + max([lane.column for lane in lanes.values()] or [0])) * _LANE + 1.0
+    names = max([lane.legend_at + len(lane.legend) + 3 for lane in lanes.values()] or [0])
     across = max(names_at + names, len(graph.summary) + 2.0, 60.0) + 1.0
     width, height = across * _CHAR, (len(rows) + 3.2) * _ROW
     figure = Figure(figsize=(width, height), dpi=min(150.0, 60_000 / max(width, height)))
@@ -59,57 +63,56 @@ def paint(graph: GraphStructure) -> Figure:
             shade, block = not shade, begun
         if shade:
             axes.add_patch(Rectangle((0, at - 0.5), across, 1, facecolor=_BAND, edgecolor="none", zorder=0))
-    for name, column in lanes.items():
-        acts_at = [at for at, row in enumerate(rows) if name in row.groups]
-        x = lanes_at + (column + 0.5) * _LANE
-        axes.plot([x, x], [acts_at[0], acts_at[-1]], color=colours[name], linewidth=1.6, zorder=2)
-        axes.plot([x] * len(acts_at), acts_at, "o", color=colours[name], markersize=4.2, zorder=3)
-    for at, legend in enumerate(legends):
-        x = names_at
-        for name, text in legend.items():
-            _write(axes, x, at, text, colour=colours[name])
-            x += len(text) + 3
+    for name, lane in lanes.items():
+        x, colour = lanes_at + (lane.column + 0.5) * _LANE, colours[name]
+        axes.plot([x, x], [lane.rows[0], lane.rows[-1]], color=colour, linewidth=1.6, zorder=2)
+        axes.plot([x] * len(lane.rows), lane.rows, "o", color=colour, markersize=4.2, zorder=3)
+        _write(axes, names_at + lane.legend_at, lane.rows[0], lane.legend, colour=colour)
     for at, (title, row) in enumerate(zip(titles, rows, strict=True)):
         _write(axes, 1.0, at, title, **({"colour": _FAINT, "style": "italic"} if row.repeats else {}))
         x = boxes_at
-        for box in row.boxes:
-            _draw_box(axes, x, at, row, box, colours)
-            x += _box_width(row, box)
+        for label, cells, width in boxes[at]:
+            _draw_box(axes, x, at, label, cells, colours)
+            x += width
     return figure
 
 
-def _find_lanes(rows: list[PictureRow]) -> dict[str, int]:
-    """Choose a column for the line of each group that is shown; lines share one where they do not overlap."""
-    lanes: dict[str, int] = {}
-    last = {name: at for at, row in enumerate(rows) for name in row.groups}
-    free_from: list[int] = []
+@dataclass
+class _Lane:
+    """The vertical line of one group: the rows on which it acts, its column, its legend and where that starts."""
+
+    rows: list[int]
+    column: int
+    legend: str
+    legend_at: int
+
+
+def _find_lanes(graph: GraphStructure, rows: list[PictureRow]) -> dict[str, _Lane]:
+    """Lay out a line for each group that is shown; lines share a column where they do not overlap."""
+    acts_on: dict[str, list[int]] = {}
     for at, row in enumerate(rows):
-        for name in (name for name in row.groups if name not in lanes):
-            lanes[name] = next((column for column, end in enumerate(free_from) if end < at), len(free_from))
-            free_from[lanes[name] : lanes[name] + 1] = [last[name]]
+        for name in row.groups:
+            acts_on.setdefault(name, []).append(at)
+    lanes: dict[str, _Lane] = {}
+    ends: list[int] = []  # the last row of each column
+    begun: dict[int, tuple[str, int]] = {}  # by row, the first group that begins there and the length of its legends
+    for name, numbers in acts_on.items():
+        column = next((number for number, end in enumerate(ends) if end < numbers[0]), len(ends))
+        ends[column : column + 1] = [numbers[-1]]
+        first, start = begun.get(numbers[0], (name, 0))
+        short = name if name == first else _shorten_name(name, first)
+        legend = f"{short} ({units_text(graph, name).replace(' ', '')})"
+        begun[numbers[0]] = first, start + len(legend) + 3
+        lanes[name] = _Lane(numbers, column, legend, start)
     return lanes
 
 
-def _write_legends(graph: GraphStructure, rows: list[PictureRow]) -> list[dict[str, str]]:
-    """Write the legends of the groups that begin in each row, by name; all but the first in a row are shortened."""
-    legends: list[dict[str, str]] = []
-    begun: set[str] = set()
-    for row in rows:
-        new = [name for name in row.groups if name not in begun]
-        short = [name if name == new[0] else _shorten_name(name, new[0]) for name in new]
-        sizes = [units_text(graph, name).replace(" ", "") for name in new]
-        legends.append({name: f"{text} ({size})" for name, text, size in zip(new, short, sizes, strict=True)})
-        begun.update(new)
-    return legends
-
-
-def _draw_box(axes: Axes, x: float, y: int, row: PictureRow, box: Box, colours: Mapping[str, Colour]) -> None:
+def _draw_box(axes: Axes, x: float, y: int, label: str, cells: Cells, colours: Mapping[str, Colour]) -> None:
     """Draw the label of a box, and for each axis a cell with the notation, in which groups have their colours."""
 
     def cell(left: float, width: float, **style: Any) -> None:
         axes.add_patch(Rectangle((left, y - 0.4), width, 0.8, linewidth=0.6, **style))
 
-    label, cells = _box_texts(row, box)
     _write(axes, x, y, label, colour=_FAINT)
     x += len(label) + 1
     for pieces in cells:
@@ -129,19 +132,14 @@ def _write(axes: Axes, x: float, y: float, text: str, colour: object = _INK, **f
     axes.text(x, y, text, color=colour, zorder=5, parse_math=False, **font)
 
 
-def _box_texts(row: PictureRow, box: Box) -> tuple[str, list[list[tuple[str, str | None]]]]:
-    """Write the label of a box, and cut the notation of each axis into texts, each with the group that it names."""
-    names = " ".join(name for name in box.names if name)
-    cells: list[list[tuple[str, str | None]]] = [
-        [(p, None) if isinstance(p, str) else (_shorten_name(p.group, row.path), p.group) for p in pieces_of(axis)]
+def _write_box(path: str, box: Box) -> tuple[str, Cells, float]:
+    """Return the label and the cells of a box of the layer ``path``, and its width."""
+    cells: Cells = [
+        [(p, None) if isinstance(p, str) else (_shorten_name(p.group, path), p.group) for p in pieces_of(axis)]
         for axis in box.tensor.layout
     ]
-    return f"{names} {'x'.join(map(str, box.tensor.shape))}".strip(), cells
-
-
-def _box_width(row: PictureRow, box: Box) -> float:
-    label, cells = _box_texts(row, box)
-    return len(label) + 1 + sum(sum(len(text) for text, _ in pieces) + 1 for pieces in cells) + 2.0
+    label = f"{' '.join(name for name in box.names if name)} {'x'.join(map(str, box.tensor.shape))}".strip()
+    return label, cells, len(label) + 1 + sum(sum(len(text) for text, _ in pieces) + 1 for pieces in cells) + 2.0
 
 
 def _shorten_name(name: str, path: str) -> str:

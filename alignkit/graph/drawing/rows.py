@@ -58,18 +58,15 @@ def picture_rows(graph: GraphStructure) -> list[PictureRow]:
 def _fold(graph: GraphStructure, rows: list[PictureRow], depth: int) -> Iterator[PictureRow]:
     """Fold the numbered layers whose number stands at ``depth`` of the path, then those inside of them."""
     blocks = [list(block) for _, block in groupby(rows, lambda row: row.path.split(".")[: depth + 1])]
-    keys = [_signature(graph, block, depth) for block in blocks]
-    at = 0
-    while at < len(blocks):
-        end = at + 1
-        while end < len(blocks) and keys[at] is not None and keys[end] == keys[at]:
-            end += 1
-        end = end if end - at >= _FOLD_FROM else at + 1
-        deeper = any(row.path.count(".") > depth for row in blocks[at])
-        yield from _fold(graph, blocks[at], depth + 1) if deeper else blocks[at]
-        if end - at > 1:
-            yield PictureRow(".".join(blocks[end - 1][0].path.split(".")[: depth + 1]), repeats=end - at - 1)
-        at = end
+    keys = [_signature(graph, block, depth) or number for number, block in enumerate(blocks)]
+    for _, run in groupby(zip(keys, blocks, strict=True), lambda pair: pair[0]):
+        alike = [block for _, block in run]
+        shown = alike[:1] if len(alike) >= _FOLD_FROM else alike
+        for block in shown:
+            deeper = any(row.path.count(".") > depth for row in block)
+            yield from _fold(graph, block, depth + 1) if deeper else block
+        if len(shown) < len(alike):
+            yield PictureRow(".".join(alike[-1][0].path.split(".")[: depth + 1]), repeats=len(alike) - 1)
 
 
 def _signature(graph: GraphStructure, block: list[PictureRow], depth: int) -> object:

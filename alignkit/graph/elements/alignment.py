@@ -103,11 +103,9 @@ class Alignment:
         return self._from_flat({name: other.flat(name)[self.flat(name)] for name in self.graph.groups})
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Alignment)
-            and self.graph == other.graph
-            and all(torch.equal(self.elements[name], other.elements[name]) for name in self.elements)
-        )
+        if not isinstance(other, Alignment) or self.graph != other.graph:
+            return False
+        return all(torch.equal(element, other.elements[name]) for name, element in self.elements.items())
 
     def __hash__(self) -> int:
         return hash((self.graph, *(tuple(element.reshape(-1).tolist()) for element in self.elements.values())))

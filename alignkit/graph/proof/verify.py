@@ -11,7 +11,7 @@ from torch import nn
 
 from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.proof.difference import TOLERANCE, relative_difference
+from alignkit.graph.proof.equivalence import TOLERANCE, relative_difference
 from alignkit.graph.proof.example_call import example_call
 from alignkit.graph.proof.precision import ModelRun, run_in_widest
 from alignkit.graph.structure import GraphStructure
