@@ -58,7 +58,7 @@ class TestJson:
             (("nodes", 2, "layout"), "h1", "'fc1.weight' has 2 axes"),
             (("nodes", 2, "shape"), [4, 8], "nothing"),
             (("nodes", 2, "shape"), "wide", "damaged"),
-            (("nodes", 2, "layout"), "h9 .", "'fc1.weight' mentions 'h9'"),
+            (("nodes", 2, "layout"), "h9 .", "'fc1.weight' mentions group 'h9'"),
             (("edges", 0, "axis"), 1, "edges do not agree"),
             (("graph", "fingerprint"), "0" * 32, "graph do not agree"),
             (("graph", "provenance"), {}, "damaged"),
