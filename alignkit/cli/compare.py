@@ -44,9 +44,7 @@ def compare(
     compared: ComparisonSwitches,
     job: switches.JobSwitches,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that solve at the same time.")] = 1,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", help="JSON lines: rows are kept here and resumed from.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="JSON lines: rows are kept here and resumed from.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Where it is drawn: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Solve one pair with several solvers and show what came out in one table.

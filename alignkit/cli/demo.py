@@ -16,9 +16,7 @@ from alignkit.cli.runner import Runner, bar
 @switches.command
 def demo(
     job: switches.JobSwitches,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture, numbers and models.")] = Path(
-        "alignkit-demo"
-    ),
+    output: switches.OutputFolderSwitch = Path("alignkit-demo"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of model A; model B has the next one.")] = 0,
 ) -> None:
     """Train two small networks on digits, align them with every solver, and show what came out.

@@ -20,9 +20,7 @@ def distance(
     architecture: switches.ArchitectureSwitches,
     solving: switches.SolverSwitches,
     job: switches.JobSwitches,
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, help="Relative difference that counts as none.")
-    ] = 1e-6,
+    tolerance: Annotated[float, typer.Option(min=0, help="Relative difference that counts as none.")] = 1e-6,
     same: Annotated[bool, typer.Option("--same", help="End with exit code 1 unless B is A reordered.")] = False,
     save_alignment: switches.SaveAlignmentSwitch = None,
 ) -> None:

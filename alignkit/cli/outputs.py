@@ -52,7 +52,7 @@ def check_report(path: Path | None, force: bool) -> None:
     """Refuse a report with another suffix, one that would replace something, and any where matplotlib is missing."""
     if path is None:
         return
-    if path.suffix not in (".html", ".htm", ".md"):
+    if not alignkit.reports.is_report_path(path):
         raise UsageError(f"--report {path}: end its name in .html or .md.")
     if path.suffix == ".md":
         pictures = alignkit.reports.pictures_folder(path)

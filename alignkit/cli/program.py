@@ -57,11 +57,7 @@ def options(
     Exit codes: 0 done, 1 refused or failed (the message says why), 2 wrong use, 3 unexpected error, 130 interrupted.
     """
     if not debug:
-        warnings.showwarning = _show_warning
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    typer.echo(f"Warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_, **__: typer.echo(f"Warning: {message}", err=True)
 
 
 for function in (

@@ -31,20 +31,19 @@ def solvers(
         typer.echo(json.dumps(facts, indent=2))
         return
     if name is None:
-        drawn = Table()
-        for heading in ("solver", "what it does", "needs", "options", "package"):
-            drawn.add_column(heading, no_wrap=heading == "solver")
-        for info in known.values():
-            options = ", ".join(info.options.model_fields)
-            drawn.add_row(*map(escape, (info.name, info.summary, info.needed, options, info.package)))
+        rows: list[tuple[str, ...]] = [
+            (info.name, info.summary, info.needed, ", ".join(info.options.model_fields), info.package)
+            for info in known.values()
+        ]
+        drawn = Table("solver", "what it does", "needs", "options", "package")
     else:
-        info = known[name]
+        info, drawn = known[name], Table("option", "default", "what it is", box=box.SIMPLE_HEAD, pad_edge=False)
         typer.echo(f"{info.name}: {info.summary} Needs {info.needed}. From {info.package}.")
-        drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("option", "default", "what it is"):
-            drawn.add_column(heading, no_wrap=heading == "option")
-        for option, field in info.options.model_fields.items():
-            drawn.add_row(*map(escape, (option, str(field.default), " ".join((field.description or "").split()))))
+        fields = info.options.model_fields.items()
+        rows = [(option, str(field.default), " ".join((field.description or "").split())) for option, field in fields]
+    drawn.columns[0].no_wrap = True
+    for row in rows:
+        drawn.add_row(*map(escape, row))
     Console().print(drawn)
     contested = (f"{each!r} is offered by {' and '.join(by)}." for each, by in registry.contested.items())
     for line in (*contested, *map(str, registry.broken)) if name is None else ():

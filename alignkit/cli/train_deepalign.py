@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,10 +46,7 @@ class TrainingSwitches:
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")] = 0
     data: Annotated[Path | None, typer.Option("--data", help="Folder of the images that were learnt.")] = None
     setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--setting", metavar="KEY=VALUE", help="Any other setting, such as pairs=8 or augmentations.noise=0.5."
-        ),
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another setting: pairs=8, augmentations.noise=0.5.")
     ] = None
 
 
@@ -81,30 +80,15 @@ def train_deepalign(
         raise UsageError(f"--output {output}: end its name in .safetensors.")
     check_weights({"--output": output}, force)
     opened = [alignkit.zoo.NetworkSet.open(folder) for folder in sets]
-    options = key_values("--encoder-option", wanted.encoder_option)
+    options, changes = key_values("--encoder-option", wanted.encoder_option), key_values("--setting", training.setting)
     aligner = alignkit.training.starting_aligner(opened, wanted.encoder, wanted.start, options, training.seed)
-    changes = key_values("--setting", training.setting)
     settings = alignkit.training.settings_for(aligner.encoder, training.seed, training.steps, changes)
     folder = logging.log or output.with_name(f"{output.stem}-training")
-    columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with bar(*columns, total=settings.steps, start="preparing") as update:
-        last = {"loss": "-", "held out": "-"}
-
-        def report(row: MetricsRow) -> None:
-            last.update({"loss": f"{row.loss:.3f}"} if row.loss is not None else {})
-            last.update({"held out": f"{row.held_out:.3f}"} if row.held_out is not None else {})
-            update(completed=row.step, description=", ".join(f"{name} {text}" for name, text in last.items()))
-
+    with _training_bar(settings.steps) as report:
         result = alignkit.training.train(
-            aligner,
-            opened,
-            settings,
-            folder,
-            data=training.data,
-            resume=logging.resume,
-            tensorboard=logging.tensorboard,
-            report=report,
-        )
+            aligner, opened, settings, folder, data=training.data, resume=logging.resume,
+            tensorboard=logging.tensorboard, report=report,
+        )  # fmt: skip
     again = alignkit.training.command_line(sets, aligner.encoder, wanted.start, settings)
     card = alignkit.training.training_card(opened, settings, result, folder, again)
     alignkit.deepalign.save_aligner(output, result.aligner, card)
@@ -113,3 +97,18 @@ def train_deepalign(
         typer.echo(json.dumps({**facts, "output": str(output)}, indent=2))
     else:
         typer.echo(f"{result.explain(opened)}\nWritten: {output}\nMetrics: {folder}")
+
+
+@contextmanager
+def _training_bar(steps: int) -> Iterator[Callable[[MetricsRow], None]]:
+    """Show how far training has come, with the last losses that were measured."""
+    last = {"loss": "-", "held out": "-"}
+    columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with bar(*columns, total=steps, start="preparing") as update:
+
+        def report(row: MetricsRow) -> None:
+            measured = {"loss": row.loss, "held out": row.held_out}
+            last.update({name: f"{value:.3f}" for name, value in measured.items() if value is not None})
+            update(completed=row.step, description=", ".join(f"{name} {text}" for name, text in last.items()))
+
+        yield report

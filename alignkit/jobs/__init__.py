@@ -2,6 +2,10 @@
 
 Every job takes ``(pair)`` or ``(graph, a, b)`` and returns a result with ``explain()``, ``facts()`` and ``report()``.
 The functions are public names of `alignkit`; here are the types of their results.
+
+Every ``report()`` takes its ``title``, and by keyword what the job has use for: ``facts``, what else belongs to the
+summary; ``check``, the function check, if there was one; ``pair``, the networks as they were given, for heat maps of
+their units; ``names``, what the networks are called, by default their numbers.
 """
 
 from alignkit.jobs.align_many import ManyAlignment

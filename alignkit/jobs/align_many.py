@@ -8,7 +8,7 @@ models goes through it, so every circle closes exactly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from time import perf_counter
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -27,14 +27,13 @@ from alignkit.jobs.solve import SolverLike, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together
 from alignkit.plotting.pictures import bar_chart
-from alignkit.reports import Picture, Report, Section, Table
+from alignkit.reports import Facts, Names, Picture, Report, Section, Table
 from alignkit.reports.sections import facts_section, function_section, side_by_side_section, uncovered_section
 from alignkit.solver import Step
 from alignkit.tasks.task import Task
 from alignkit.text import list_some
 
 Method: TypeAlias = Literal["reference", "merge_many", "universe"]
-Weights: TypeAlias = Mapping[str, Tensor]
 WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
 METHODS: tuple[Method, ...] = ("reference", "merge_many", "universe")
 LISTED = 20
@@ -120,18 +119,11 @@ class ManyAlignment:
         self,
         title: str = "Models in one order of units",
         *,
-        names: Sequence[str] | None = None,
+        names: Names = None,
         check: Verification | None = None,
-        facts: Mapping[str, str] | None = None,
+        facts: Facts = None,
     ) -> Report:
-        """Say what moved in each model, with pictures.
-
-        Args:
-            title: Heading of the report.
-            names: What the models are called. None: by their number.
-            check: The function check, if there was one.
-            facts: What else belongs to the summary.
-        """
+        """Say what moved in each model, with pictures."""
         called = [f"model {i}" for i in range(len(self.alignments))] if names is None else list(names)
         summary = {
             **(facts or {}),
@@ -145,17 +137,10 @@ class ManyAlignment:
         totals = {name: sum(units.values()) for name, units in zip(called, moved, strict=True)}
         rows = tuple((group, *(str(units[group]) for units in moved)) for group in list(self.graph.groups)[:GROUPS])
         picture = Picture.of(bar_chart(totals, "units moved"), "moved", "Units of each network that change place.")
-        what = "mean squared distance of a pair"
-        return Report(
-            title,
-            (
-                facts_section(summary),
-                side_by_side_section(self.spread_before, self.spread_after, None, what),
-                Section("Units moved", (picture, Table(("group", *called), rows))),
-                function_section(check),
-                uncovered_section(self.graph),
-            ),
-        )
+        distance = side_by_side_section(self.spread_before, self.spread_after, None, "mean squared distance of a pair")
+        units = Section("Units moved", (picture, Table(("group", *called), rows)))
+        ends = function_section(check), uncovered_section(self.graph)
+        return Report(title, (facts_section(summary), distance, units, *ends))
 
     def __repr__(self) -> str:
         return (
@@ -211,23 +196,29 @@ def align_many(
     weights = fitted_models(graph, sources)
     if not 0 <= reference < len(weights):
         raise SolverError(f"reference={reference} is not a model: there are {len(weights)}, counted from 0.")
+    starts = None if init is None else list(init.alignments if isinstance(init, ManyAlignment) else init)
+    if starts is not None and len(starts) != len(weights):
+        raise AlignmentError(f"init= holds {len(starts)} alignments for {len(weights)} models.")
+    if wrong := [i for i, start in enumerate(starts or ()) if start.graph != graph]:
+        raise AlignmentError(f"init= of model {wrong[0]} belongs to another graph.")
     arguments = {"solver": solver, "task": task, "device": device, "seed": seed, "throw": True, **options}
-    work = _CommonOrder(graph, weights, arguments, _starts(graph, len(weights), init), max_sweeps)
+    work = _CommonOrder(graph, weights, arguments, starts, max_sweeps)
     if method == "reference":
-        found = work.to_reference(reference)
+        alignments = work.to_reference(reference)
     elif method == "merge_many":
-        found = work.merge_many(reference, torch.Generator().manual_seed(seed))
+        begin = work.to_reference(reference) if starts is None else starts
+        alignments = work.sweep(begin, torch.Generator().manual_seed(seed))
     else:
-        found = work.universe(device)
-    back = found[reference].inverse()
+        alignments = work.universe(device)
+    back = alignments[reference].inverse()
     identity = [Alignment.identity(graph)] * len(weights)
     return ManyAlignment(
-        alignments=tuple(back @ alignment for alignment in found),
+        alignments=tuple(back @ alignment for alignment in alignments),
         method=method,
-        solver=_solver_name(solver),
+        solver=solver if isinstance(solver, str) else solver.name,
         reference=reference,
         spread_before=spread(weights, identity),
-        spread_after=spread(weights, found),
+        spread_after=spread(weights, alignments),
         history=tuple(work.history),
         seconds=perf_counter() - started,
     )
@@ -246,63 +237,52 @@ class _CommonOrder:
 
     def to_reference(self, reference: int) -> list[Alignment]:
         """Align every model to one of them."""
-        found = []
+        alignments = [Alignment.identity(self.graph)] * len(self.weights)
         for i in range(len(self.weights)):
-            start = None if self.init is None else self.init[reference].inverse() @ self.init[i]
-            found.append(
-                Alignment.identity(self.graph) if i == reference else self._pair(self.weights[reference], i, start)
-            )
-        self._record(found, "aligned to the reference")
-        return found
+            if i != reference:
+                start = None if self.init is None else self.init[reference].inverse() @ self.init[i]
+                alignments[i] = self._align(i, self.weights[reference], start)
+        self._record(alignments, "aligned to the reference")
+        return alignments
 
-    def merge_many(self, reference: int, generator: torch.Generator | None) -> list[Alignment]:
-        """Align each model to the mean of the others until nothing improves."""
-        found = list(self.init) if self.init is not None else self.to_reference(reference)
-        return self.sweeps(found, generator)
+    def sweep(self, start: Sequence[Alignment], generator: torch.Generator | None) -> list[Alignment]:
+        """Align each model to the mean of the others until nothing improves: [Ainsworth23], Algorithm 3.
 
-    def sweeps(self, start: Sequence[Alignment], generator: torch.Generator | None) -> list[Alignment]:
-        """[Ainsworth23], Algorithm 3, from any start; in random order with a generator, else from first to last."""
-        found = list(start)
+        A sweep visits the models in random order with a generator, else from first to last.
+        """
+        alignments, count = list(start), len(start)
         if not self.graph.groups:
-            return found
-        count = len(found)
-        total = self._sum(found)
+            return alignments
+        total = self._sum(alignments)
         for _ in range(self.max_sweeps):
             changed = False
-            order = torch.randperm(count, generator=generator).tolist() if generator else range(count)
-            for i in order:
-                own = found[i].apply(self.weights[i])
+            for i in torch.randperm(count, generator=generator).tolist() if generator else range(count):
+                own = alignments[i].apply(self.weights[i])
                 others = {name: (total[name] - own[name].double()) / (count - 1) for name in total}
-                better = self._pair(others, i, found[i])
-                if better != found[i]:
-                    found[i], changed = better, True
-                    total = self._sum(found)
-            self._record(found, "sweep")
+                better = self._align(i, others, alignments[i])
+                if better != alignments[i]:
+                    alignments[i], changed = better, True
+                    total = self._sum(alignments)
+            self._record(alignments, "sweep")
             if not changed:
                 break
-        return found
+        return alignments
 
     def universe(self, device: torch.device | str | None) -> list[Alignment]:
         """Move all models at once, then sweep; the better of this and of sweeping alone."""
         # In an order that depends on the weights alone, so that the order of the models is irrelevant.
-        order = sorted(range(len(self.weights)), key=lambda i: _rank(self.weights[i]))
-        inside = _CommonOrder(
-            self.graph,
-            [self.weights[i] for i in order],
-            self.arguments,
-            None if self.init is None else [self.init[i] for i in order],
-            self.max_sweeps,
-            self.history,
-        )
-        start = inside.init or inside.to_reference(0)
-        candidates = [inside.sweeps(start, None)]
+        norms = [[float(f"{float(t.double().square().sum()):.9e}") for t in w.values()] for w in self.weights]
+        order = sorted(range(len(norms)), key=norms.__getitem__)
+        init = None if self.init is None else [self.init[i] for i in order]
+        inside = replace(self, weights=[self.weights[i] for i in order], init=init)
+        start = init or inside.to_reference(0)
+        candidates = [inside.sweep(start, None)]
         if self.graph.groups:
-            together = ascend_together(self.graph, inside.weights, start, device)
-            candidates.append(inside.sweeps(together, None))
-        best = min(candidates, key=lambda found: spread(inside.weights, found))
+            candidates.append(inside.sweep(ascend_together(self.graph, inside.weights, start, device), None))
+        best = min(candidates, key=lambda alignments: spread(inside.weights, alignments))
         return [best[order.index(i)] for i in range(len(order))]
 
-    def _pair(self, target: Weights, i: int, start: Alignment | None) -> Alignment:
+    def _align(self, i: int, target: Mapping[str, Tensor], start: Alignment | None) -> Alignment:
         """Align model ``i`` to a target; the start is kept when the solver finds nothing better."""
         mean = {name: tensor.to(self.weights[i][name].dtype) for name, tensor in target.items()}
         solution = solve(Pair(self.graph, mean, self.weights[i]), init=start, **self.arguments)
@@ -310,31 +290,10 @@ class _CommonOrder:
             return start
         return solution.alignment
 
-    def _sum(self, found: Sequence[Alignment]) -> dict[str, Tensor]:
-        moved = [alignment.apply(weights) for alignment, weights in zip(found, self.weights, strict=True)]
+    def _sum(self, alignments: Sequence[Alignment]) -> dict[str, Tensor]:
+        moved = [alignment.apply(weights) for alignment, weights in zip(alignments, self.weights, strict=True)]
         return {name: torch.stack([m[name].double() for m in moved]).sum(0) for name in moved[0]}
 
-    def _record(self, found: Sequence[Alignment], note: str) -> None:
-        value = min([spread(self.weights, found), *(step.objective for step in self.history)])
+    def _record(self, alignments: Sequence[Alignment], note: str) -> None:
+        value = min([spread(self.weights, alignments), *(step.objective for step in self.history)])
         self.history.append(Step(len(self.history), value, note))
-
-
-def _starts(
-    graph: SymmetryGraph, count: int, init: ManyAlignment | Sequence[Alignment] | None
-) -> list[Alignment] | None:
-    if init is None:
-        return None
-    starts = list(init.alignments if isinstance(init, ManyAlignment) else init)
-    if len(starts) != count:
-        raise AlignmentError(f"init= holds {len(starts)} alignments for {count} models.")
-    if wrong := [i for i, start in enumerate(starts) if start.graph != graph]:
-        raise AlignmentError(f"init= of model {wrong[0]} belongs to another graph.")
-    return starts
-
-
-def _rank(weights: Weights) -> tuple[float, ...]:
-    return tuple(float(f"{float(tensor.double().square().sum()):.9e}") for tensor in weights.values())
-
-
-def _solver_name(solver: SolverLike) -> str:
-    return solver if isinstance(solver, str) else solver.name

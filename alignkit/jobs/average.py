@@ -122,7 +122,7 @@ def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) ->
     """Hold the tensors of several models against those of the first.
 
     Returns:
-        The tensors of each model, by the names that tied tensors of the first model have first.
+        The tensors of each model, by the first of the names that tied tensors of the first model have.
 
     Raises:
         MergeError: Names, shapes, kinds, ties or values do not fit; every mismatch is listed by model and tensor.

@@ -13,7 +13,7 @@ from alignkit.graph.proof.equivalence import Equivalence, same_function
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import Verification, verify
 from alignkit.jobs.distance import Distance, distance
-from alignkit.reports import Report, Section, Table, Text
+from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, uncovered_section
 from alignkit.tracing import trace
 
@@ -44,13 +44,8 @@ class Checked:
         checks = {kind: {**vars(proof), "passed": True} for kind, proof in self.proofs.items()}
         return {"groups": len(self.graph.groups), "log10_order": self.graph.log10_order, "checks": checks}
 
-    def report(self, title: str = "Function check", *, facts: Mapping[str, str] | None = None) -> Report:
-        """Show what was measured, and the groups.
-
-        Args:
-            title: Heading of the report.
-            facts: What else belongs to the summary.
-        """
+    def report(self, title: str = "Function check", *, facts: Facts = None) -> Report:
+        """Show what was measured, and the groups."""
         rows = tuple(
             (kind, f"{proof.error:.2g}", f"{proof.tolerance:.0e}", proof.dtype, str(proof.draws))
             for kind, proof in self.proofs.items()
@@ -62,15 +57,10 @@ class Checked:
             for name, group in graph.groups.items()
         )
         passed = Text("Passed: random symmetries leave the outputs of the network as they are.")
-        return Report(
-            title,
-            (
-                facts_section({**(facts or {}), "symmetries": f"10^{self.graph.log10_order:.1f}"}),
-                Section("Function check", (passed, measured)),
-                Section("Groups", (Table(("group", "units", "nested in", "tensors"), groups),)),
-                uncovered_section(self.graph),
-            ),
-        )
+        summary = facts_section({**(facts or {}), "symmetries": f"10^{graph.log10_order:.1f}"})
+        proved = Section("Function check", (passed, measured))
+        listed = Section("Groups", (Table(("group", "units", "nested in", "tensors"), groups),))
+        return Report(title, (summary, proved, listed, uncovered_section(graph)))
 
 
 def check(
@@ -143,13 +133,8 @@ class Sameness:
             "differs": self.distance.differs,
         }
 
-    def report(self, title: str = "Two networks", *, facts: Mapping[str, str] | None = None) -> Report:
-        """Show how far outputs and weights are apart.
-
-        Args:
-            title: Heading of the report.
-            facts: What else belongs to the summary.
-        """
+    def report(self, title: str = "Two networks", *, facts: Facts = None) -> Report:
+        """Show how far outputs and weights are apart."""
         return self.distance.report(title, facts={**(facts or {}), "outputs": self.explain()})
 
 

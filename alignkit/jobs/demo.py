@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +17,12 @@ from alignkit.checkpoints.documents import Format
 from alignkit.checkpoints.staging import write_text
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import MissingExtraError, UsageError
-from alignkit.graph import Pair
 from alignkit.jobs.compare.compare import compare
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
 from alignkit.jobs.compare.job import Evaluation
 from alignkit.jobs.estimate import Estimate, estimate
 from alignkit.plugins.plugin_registry import list_solvers
-from alignkit.reports import Report
+from alignkit.reports import Facts, Report
 from alignkit.tasks.task import Task
 from alignkit.tracing import trace
 
@@ -73,7 +72,7 @@ class DemoResult:
             "comparison": self.comparison.facts(),
         }
 
-    def report(self, title: str = "Two MLPs on digits", *, facts: Mapping[str, str] | None = None) -> Report:
+    def report(self, title: str = "Two MLPs on digits", *, facts: Facts = None) -> Report:
         """Show the comparison as picture and table."""
         a, b = self.accuracies
         alone = {"test accuracy of A": f"{a:.3f}", "test accuracy of B": f"{b:.3f}"}
@@ -104,8 +103,16 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
         WeightsError: The folder cannot be written to.
     """
     folder, report = Path(folder), progress or (lambda doing, share: None)
-    digits = _digits()
-    _check_folder(folder, force)
+    digits = _read_digits()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: name a folder for the demo's results.")
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not force:
+        try:  # an earlier demo is replaced, anything else is not
+            FORMAT.read(folder / "demo.json")
+        except UsageError:
+            held = ", ".join(there)
+            raise UsageError(f"{folder} holds {held} already. Choose another folder, or pass --force.") from None
     started = perf_counter()
     model_a = train(digits, seed, lambda share: report("training model A", 0.4 * share))
     model_b = train(digits, seed + 1, lambda share: report("training model B", 0.4 + 0.4 * share))
@@ -124,7 +131,15 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
     comparison = compare(pair, solvers=names, task=data, seeds=[seed], evaluation=evaluation, report=solved)
     metrics = [test.evaluate(model).metric for model in (model_a, model_b)]
     result = DemoResult(comparison, (metrics[0] or 0.0, metrics[1] or 0.0), seed, perf_counter() - started)
-    _write(folder, result, pair, model_a, model_b)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be created: {error.strerror}.") from error
+    write_weights(folder / "model_a.safetensors", model_a.state_dict())
+    write_weights(folder / "model_b.safetensors", model_b.state_dict())
+    comparison.plot(folder / "demo.png", title="Between two MLPs on digits (test split)")
+    write_text(folder / "spec.json", json.dumps(pair.graph.spec(), indent=2) + "\n")
+    FORMAT.write(folder / "demo.json", result.facts())
     return result
 
 
@@ -166,43 +181,14 @@ def _network() -> nn.Sequential:
     return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
 
-def _digits() -> Digits:
+def _read_digits() -> Digits:
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise MissingExtraError('the demo needs scikit-learn and matplotlib: pip install "alignkit[demo]"') from error
     bunch = load_digits()
-    parts = train_test_split(
-        bunch.data / 16, bunch.target, test_size=TEST_SAMPLES, stratify=bunch.target, random_state=0
-    )
+    images, classes = bunch.data / 16, bunch.target
+    parts = train_test_split(images, classes, test_size=TEST_SAMPLES, stratify=classes, random_state=0)
     train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
     return Digits(train_x.float(), train_y, test_x.float(), test_y)
-
-
-def _check_folder(folder: Path, force: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: name a folder for the demo's results.")
-    there = [name for name in FILES if (folder / name).exists()]
-    if there and not force and not _is_demo(folder):
-        raise UsageError(f"{folder} holds {', '.join(there)} already. Choose another folder, or pass --force.")
-
-
-def _is_demo(folder: Path) -> bool:
-    try:
-        FORMAT.read(folder / "demo.json")
-    except UsageError:
-        return False
-    return True
-
-
-def _write(folder: Path, result: DemoResult, pair: Pair, model_a: nn.Module, model_b: nn.Module) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be created: {error.strerror}.") from error
-    write_weights(folder / "model_a.safetensors", model_a.state_dict())
-    write_weights(folder / "model_b.safetensors", model_b.state_dict())
-    result.comparison.plot(folder / "demo.png", title="Between two MLPs on digits (test split)")
-    write_text(folder / "spec.json", json.dumps(pair.graph.spec(), indent=2) + "\n")
-    FORMAT.write(folder / "demo.json", result.facts())

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from alignkit.graph import Pair
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.equivalence import relative_difference
 from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.jobs.average import is_number
 from alignkit.jobs.pairs import bound_pair
 from alignkit.jobs.solve import SolverLike, solve
-from alignkit.reports import Report, Section, Table
+from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
 from alignkit.solver.solution import Solution
 
@@ -103,16 +102,8 @@ class Distance:
             "tensors": {name: vars(tensor) for name, tensor in self.tensors.items()},
         }
 
-    def report(
-        self, title: str = "Two networks", *, pair: Pair | None = None, facts: Mapping[str, str] | None = None
-    ) -> Report:
-        """Say how far the networks are apart, with the tensors in which they differ.
-
-        Args:
-            title: Heading of the report.
-            pair: The two networks, for heat maps of their units.
-            facts: What else belongs to the summary.
-        """
+    def report(self, title: str = "Two networks", *, pair: Pair | None = None, facts: Facts = None) -> Report:
+        """Say how far the networks are apart, with the tensors in which they differ."""
         summary = {**(facts or {}), "the networks are": self.verdict, "tolerance": f"{self.tolerance:g}"}
         header = ("tensor", "squared distance before", "after", "largest relative difference")
         rows = tuple((n, number(t.before), number(t.after), number(t.largest)) for n, t in self.tensors.items())
@@ -151,13 +142,12 @@ def distance(
     bound = bound_pair("distance", pair, a, b)
     solution = solve(bound, solver=solver, **arguments)
     aligned = solution.alignment.apply(dict(bound.b))
-    tensors = {name: _compared(bound.a[name], bound.b[name], aligned[name]) for name in bound.a}
+    tensors = {}
+    for name, tensor in bound.a.items():
+        left, right, moved = (t.detach().double() for t in (tensor, bound.b[name], aligned[name]))
+        before, after = (float((left - other).square().sum()) for other in (right, moved))
+        largest = relative_difference([left], [moved])
+        if largest and not is_number(tensor):
+            largest = float("inf")
+        tensors[name] = TensorDistance(before, after, largest)
     return Distance(tensors, solution, tolerance)
-
-
-def _compared(a: Tensor, b: Tensor, aligned: Tensor) -> TensorDistance:
-    whole = not (a.is_floating_point() or a.is_complex())
-    left, right, moved = (t.detach().double() for t in (a, b, aligned))
-    before, after = (float((left - other).square().sum()) for other in (right, moved))
-    largest = relative_difference([left], [moved])
-    return TensorDistance(before, after, float("inf") if whole and largest else largest)

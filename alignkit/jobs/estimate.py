@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from alignkit.graph import SymmetryGraph, TensorNode
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.description import why_fixed
 from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.objective import CACHE_ELEMENTS
@@ -132,19 +132,15 @@ class Estimate:
             f"{len(uncovered)} {'is' if len(uncovered) == 1 else 'are'} not covered" + (":" if uncovered else "."),
             *shorten_list([f"{name}: {reason}" for name, reason in uncovered.items()], LISTED, ", see --json"),
             f"Memory: about {readable_bytes(self.memory)} beside the program.",
-            self._time,
         ]
+        if self.seconds is None:
+            lines.append(f"Time: {self.basis}.")
+        else:
+            took = f"{self.seconds:.2g} s ({self.basis})" if self.seconds >= QUICK else "a second or less"
+            lines.append(f"Time: about {took}.")
         return "\n".join(lines)
 
     __str__ = explain
-
-    @property
-    def _time(self) -> str:
-        if self.seconds is None:
-            return f"Time: {self.basis}."
-        if self.seconds < QUICK:
-            return "Time: about a second or less."
-        return f"Time: about {self.seconds:.2g} s ({self.basis})."
 
 
 def estimate(
@@ -175,15 +171,29 @@ def estimate(
         product and one assignment that are timed now.
     """
     names = [solver] if isinstance(solver, str) else list(solver or ())
-    weight = bytes_each if bytes_each is not None else sum(_bytes(node) for node in graph.tensors.values())
+    weight = bytes_each
+    if weight is None:
+        dtypes = {name: getattr(torch, node.dtype or "float32", torch.float32) for name, node in graph.tensors.items()}
+        weight = sum(prod(node.shape) * dtypes[name].itemsize for name, node in graph.tensors.items())
     needed = memory if memory is not None else _memory(graph, job, models, weight, bool(names))
-    seconds, basis = _seconds(graph, job, models, weight, names)
+    seconds: float | None = None
+    if job == "check":
+        basis = "a few runs of the model, in float64; how long one takes is not known before"
+    elif unknown := [name for name in names if name not in ("weight_matching", "identity")]:
+        one = _matching_seconds(graph)
+        basis = f"not known for {', '.join(unknown)}; weight matching alone takes about {one:.2g} s"
+    else:
+        pairs = {"align-many": 3 * models, "canonicalize": models - 1}.get(job, 1)
+        solving = pairs * _matching_seconds(graph) * sum(name == "weight_matching" for name in names)
+        moving = 2e-9 * weight * (models + WRITTEN.get(job, 0))
+        seconds, each = solving + moving, "" if pairs == 1 else f" for each of {pairs} pairs"
+        basis = f"{SWEEPS} sweeps assumed{each}; right within a factor of four or so"
     shown = " > ".join(names) if names else None
     return Estimate(job, graph, shown, needed, seconds, basis, tuple(map(str, reads)), tuple(map(str, writes)))
 
 
 def _memory(graph: SymmetryGraph, job: Job, models: int, weight: int, solved: bool) -> int:
-    """The larger of two moments: while the pair is matched in float64, and while results are written."""
+    """Return the larger of two moments: while the pair is matched in float64, and while results are written."""
     wide = [8 * prod(node.shape) for node in graph.tensors.values() if node.groups]
     matrices = {n: 8 * graph.instances(n) * g.size**2 for n, g in graph.groups.items()}
     dims = [dim.group for node in graph.tensors.values() for block in node.blocks for dim in block.dims]
@@ -197,50 +207,24 @@ def _memory(graph: SymmetryGraph, job: Job, models: int, weight: int, solved: bo
     return at_once * weight + max(matching if solved else 0, writing)
 
 
-def _seconds(
-    graph: SymmetryGraph, job: Job, models: int, weight: int, solvers: Sequence[str]
-) -> tuple[float | None, str]:
-    if job == "check":
-        return None, "a few runs of the model, in float64; how long one takes is not known before"
-    unknown = [name for name in solvers if name not in ("weight_matching", "identity")]
-    if unknown:
-        return None, f"not known for {', '.join(unknown)}; weight matching alone takes about {_matching(graph):.2g} s"
-    pairs = {"align-many": 3 * models, "canonicalize": models - 1}.get(job, 1)
-    solving = pairs * _matching(graph) * sum(name == "weight_matching" for name in solvers)
-    moving = 2e-9 * weight * (models + WRITTEN.get(job, 0))
-    of = "" if pairs == 1 else f" for each of {pairs} pairs"
-    return solving + moving, f"{SWEEPS} sweeps assumed{of}; right within a factor of four or so"
-
-
-def _matching(graph: SymmetryGraph) -> float:
-    """Seconds of weight matching of one pair: products and assignments of `SWEEPS` sweeps."""
-    products = 0.0
+def _matching_seconds(graph: SymmetryGraph) -> float:
+    """Return the seconds of `SWEEPS` sweeps of weight matching of one pair: of their products and assignments."""
+    products = assigned = 0.0
     for block in (block for node in graph.tensors.values() for block in node.blocks):
         numbers = prod(dim.size for dim in block.dims)
         products += sum(2.0 * numbers * dim.size for dim in block.dims if dim.group is not None)
-    per_operation, per_assignment = _speed()
-    assigned = 0.0
     for name, group in graph.groups.items():
         pairs = graph.instances(name) ** (1 if group.parent is None else 2)
         assigned += pairs * (group.size / _PROBE) ** _LARGE
-    return SWEEPS * (per_operation * products + per_assignment * assigned)
-
-
-def _speed() -> tuple[float, float]:
-    """Seconds of one operation of a product in float64, and of one assignment of `_PROBE` units; timed, 20 ms."""
+    # What one operation of a product in float64, and one assignment of `_PROBE` units take here; timed in 20 ms.
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(_PROBE, _PROBE, generator=generator, dtype=torch.float64)
-    products, assignments = [], []
+    multiplying, assigning = [], []
     for _ in range(3):
         started = perf_counter()
         matrix @ matrix
-        products.append(perf_counter() - started)
+        multiplying.append(perf_counter() - started)
         started = perf_counter()
         linear_assignment(matrix)
-        assignments.append(perf_counter() - started)
-    return min(products) / (2 * _PROBE**3), min(assignments)
-
-
-def _bytes(node: TensorNode) -> int:
-    kind = getattr(torch, node.dtype, torch.float32) if node.dtype else torch.float32
-    return prod(node.shape) * int(kind.itemsize)
+        assigning.append(perf_counter() - started)
+    return SWEEPS * (min(multiplying) / (2 * _PROBE**3) * products + min(assigning) * assigned)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,40 +47,28 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[MemoryReading]:
         for other in _running:
             other.alone = reading.alone = False
         _running.add(reading)
-        before = _start(device)
+        before = None
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        elif device.type == "cpu":
+            with suppress(OSError):  # where there is no such mark, the peak stays unknown
+                CLEAR.write_text(RESET_PEAK)
+                before = _status("VmRSS")
     try:
         yield reading
     finally:
         with _lock:
             _running.discard(reading)
             if reading.alone and before is not None:
-                reading.peak = max(0, _peak(device) - before)
-
-
-def _start(device: torch.device) -> int | None:
-    """Reset the high-water mark and return the bytes in use, or None where there is no such mark."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    if device.type != "cpu":
-        return None
-    try:
-        CLEAR.write_text(RESET_PEAK)
-        return _status("VmRSS")
-    except OSError:
-        return None
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
+                peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+                reading.peak = max(0, peak - before)
 
 
 def _status(field: str) -> int:
-    """A field of the process status in bytes; the kernel gives kB of 1024 bytes."""
-    found = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    if found is None:
+    """Return a field of the process status in bytes; the kernel gives kB of 1024 bytes."""
+    line = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    if line is None:
         raise OSError(f"{STATUS} has no {field}")
-    return 1024 * int(found[1])
+    return 1024 * int(line[1])

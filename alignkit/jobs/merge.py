@@ -16,7 +16,7 @@ from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Method, average, check_method, shares_of
 from alignkit.jobs.pairs import graph_and_models
 from alignkit.jobs.solve import SolverLike, solve
-from alignkit.reports import Lines, Report
+from alignkit.reports import Facts, Lines, Names, Report
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import interpolate
 from alignkit.tasks.task import Task
@@ -67,18 +67,11 @@ class Merged:
         self,
         title: str = "Merged networks",
         *,
-        names: Sequence[str] | None = None,
+        names: Names = None,
         check: Verification | None = None,
-        facts: Mapping[str, str] | None = None,
+        facts: Facts = None,
     ) -> Report:
-        """Say what alignment gained beside no alignment, with pictures.
-
-        Args:
-            title: Heading of the report.
-            names: What the networks are called, for more than two.
-            check: The function check, if there was one.
-            facts: What else belongs to the summary.
-        """
+        """Say what alignment gained beside no alignment, with pictures."""
         if isinstance(self.alignment, Solution):
             return self.alignment.report(title, pair=self.pair, check=check, lines=self.lines, facts=facts)
         return self.alignment.report(title, names=names, check=check, facts=facts)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
 from alignkit.checkpoints.fit import Fit
 from alignkit.checkpoints.shard import file_kind
+from alignkit.checkpoints.ties import first_names
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
@@ -82,7 +83,14 @@ class NetworkFiles:
         """
         if self.example is None:
             raise UsageError("this runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
-        return with_weights(self.example[0], self.weights[index], str(self.paths[index]))
+        module, weights = copy.deepcopy(self.example[0]), self.weights[index]
+        own = module.state_dict()
+        names = first_names(own)
+        fit = Fit({name: tuple(own[name].shape) for name in names.values()}, names, "the model")
+        fit.check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, "the checkpoint")
+        fit.raise_if_any(ShapeMismatchError, f"{self.paths[index]} does not fit the model")
+        module.load_state_dict(weights, strict=False)
+        return module
 
     def module_pair(self) -> Pair:
         """Return the first two networks as a pair of modules, for jobs that run them.
@@ -106,18 +114,6 @@ class NetworkFiles:
             return None
         return verify(self.graph, self.module(index), *self.example[1], **self.example[2])
 
-    def check_fit(self) -> None:
-        """Hold names and shapes of all checkpoints against the graph; no values are read.
-
-        Raises:
-            BindError: They do not fit; every mismatch is listed.
-        """
-        fit = fit_of(self.graph)
-        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
-            shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
-            fit.check_shapes(shapes, str(path))
-        fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
-
     def estimate(
         self,
         job: Job,
@@ -135,9 +131,13 @@ class NetworkFiles:
             writes: Files that the job writes, for the text.
 
         Raises:
-            BindError: The checkpoints do not fit the graph.
+            BindError: The checkpoints do not fit the graph; every mismatch is listed.
         """
-        self.check_fit()
+        fit = fit_of(self.graph)
+        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
+            shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
+            fit.check_shapes(shapes, str(path))
+        fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
         return estimate(
             self.graph,
             job,
@@ -233,20 +233,3 @@ def read_spec(path: str | Path) -> dict[str, str]:
     if not isinstance(spec, dict) or not all(isinstance(value, str) for value in spec.values()):
         raise SpecError(f'the spec {path} has to be one JSON object of strings, such as {{"fc1.weight": "h1 ."}}.')
     return spec
-
-
-def with_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> nn.Module:
-    """Return a copy of a model with the tensors of a checkpoint.
-
-    Raises:
-        ShapeMismatchError: A tensor of the model is missing or has another shape, or one is left over.
-    """
-    module = copy.deepcopy(model)
-    own = module.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    names = {name: first.setdefault(id(tensor), name) for name, tensor in own.items()}
-    fit = Fit({name: tuple(own[name].shape) for name in first.values()}, names, "the model")
-    fit.check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, "the checkpoint")
-    fit.raise_if_any(ShapeMismatchError, f"{path} does not fit the model")
-    module.load_state_dict(dict(weights), strict=False)
-    return module

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,9 +32,6 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 SILENT = 1e-6
 """A channel whose deviation is below this share of the largest in its layer is shifted, but not rescaled."""
-
-
-# ---------------------------------------------------------------------- what users call
 
 
 def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
@@ -95,7 +93,16 @@ def repair(
     check_alike([weights_of(merged), *map(weights_of, parents)], labels)
     data = _batches_of(batches)
     fixed = copy.deepcopy(merged)
-    feeding = _layers_before_norms(fixed, data)
+    outputs: list[tuple[Tensor, str]] = []
+    feeding: set[str] = set()  # paths of layers whose output is the input of a BatchNorm, as seen on two samples
+    first = next(iter(data))
+    _run(
+        fixed,
+        [first.rows(0, min(first.size, 2)) if first.splittable else first],
+        after_layer=lambda layer, output: outputs.append((output, layer.path)),
+        after_norm=lambda path, norm, values: feeding.update(at for tensor, at in outputs if tensor is values),
+    )
+    outputs.clear()
     sides = [_layer_moments(parent, data) for parent in parents]
     targets: dict[str, Target] = {}
     for path in sides[0]:
@@ -108,8 +115,8 @@ def repair(
     layers = channel_layers(fixed)
     with torch.no_grad():
         for path, before in reached.items():
-            factor, shift = targets[path].change(before.mean, before.variance.sqrt(), layers[path].has_bias)
-            layers[path].change(factor, shift)
+            layer = layers[path]
+            layer.change(*targets[path].change(before.mean, before.variance.sqrt(), layer.has_bias))
     _store_statistics(fixed, norms)
     return fixed
 
@@ -125,7 +132,7 @@ class Target:
     deviation: Tensor
 
     def change(self, mean: Tensor, deviation: Tensor, shifts: bool) -> tuple[Tensor, Tensor]:
-        """Factor and shift, float64 ``[channels]``, that turn these statistics into the target's."""
+        """Return factor and shift, float64 ``[channels]``, that turn these statistics into the target's."""
         wanted, wanted_mean = self.deviation.to(mean), self.mean.to(mean)
         silent = (deviation <= SILENT * deviation.max()) | (wanted <= SILENT * wanted.max())
         factor = torch.where(silent, 1.0, wanted / torch.where(silent, 1.0, deviation))
@@ -161,7 +168,7 @@ class ChannelLayer:
         return -1 - self.spatial
 
     def changed(self, output: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-        """What the layer gives once factor and shift are in its weights."""
+        """Return what the layer gives once factor and shift are in its weights."""
         shape = (-1, *(1,) * self.spatial)
         return output * factor.to(output).reshape(shape) + shift.to(output).reshape(shape)
 
@@ -176,63 +183,48 @@ class ChannelLayer:
         else:
             parts = weight.double().unflatten(0, (self.groups, -1))  # type: ignore[no-untyped-call]
             scaled = (parts * factor.to(weight.device).reshape(self.groups, *shape)).flatten(0, 1)
-        self._set("weight", weight, scaled)
+        values = {"weight": scaled}
         if self.has_bias:
             bias = self.owner.bias
             assert isinstance(bias, Tensor)
-            self._set("bias", bias, bias.double() * factor.to(bias.device) + shift.to(bias.device))
-
-    def _set(self, name: str, tensor: Tensor, values: Tensor) -> None:
-        if not parametrize.is_parametrized(self.owner, name):
-            tensor.copy_(values)
-            return
-        try:
-            setattr(self.owner, name, values.to(tensor.dtype))
-        except (NotImplementedError, RuntimeError, ValueError) as error:
-            raise MergeError(
-                f"{name} of {self.path!r} is computed by a parametrisation that cannot be undone ({error}). Remove it "
-                "first: torch.nn.utils.parametrize.remove_parametrizations."
-            ) from error
+            values["bias"] = bias.double() * factor.to(bias.device) + shift.to(bias.device)
+        for name, new in values.items():
+            tensor = getattr(self.owner, name)
+            if not parametrize.is_parametrized(self.owner, name):
+                tensor.copy_(new)
+                continue
+            try:
+                setattr(self.owner, name, new.to(tensor.dtype))
+            except (NotImplementedError, RuntimeError, ValueError) as error:
+                raise MergeError(
+                    f"{name} of {self.path!r} is computed by a parametrisation that cannot be undone ({error}). Remove "
+                    "it first: torch.nn.utils.parametrize.remove_parametrizations."
+                ) from error
 
 
 def channel_layers(model: nn.Module) -> dict[str, ChannelLayer]:
-    """Every module whose outputs have channels that its own, unshared weights can rescale, by path."""
+    """Return every module whose outputs have channels that its own, unshared weights can rescale, by path."""
     uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
-    found: dict[str, ChannelLayer] = {}
+    layers: dict[str, ChannelLayer] = {}
     for path, module in model.named_modules():
-        layer = _layer(path, module)
-        if layer is not None and all(uses[id(p)] == 1 for p in layer.owner.parameters()):
-            found[path] = layer
-    return found
-
-
-def _layer(path: str, module: nn.Module) -> ChannelLayer | None:
-    if isinstance(module, nn.MultiheadAttention):
-        return ChannelLayer(path, module.out_proj)
-    if isinstance(module, _ConvTransposeNd):
-        return ChannelLayer(path, module, weight_axis=1, groups=module.groups, spatial=len(module.kernel_size))
-    if isinstance(module, _ConvNd):
-        return ChannelLayer(path, module, spatial=len(module.kernel_size))
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' linear layer, weight [in, out]
-        return ChannelLayer(path, module, weight_axis=1)
-    return ChannelLayer(path, module) if isinstance(module, nn.Linear) else None
+        if isinstance(module, nn.MultiheadAttention):
+            layer = ChannelLayer(path, module.out_proj)
+        elif isinstance(module, _ConvTransposeNd):
+            layer = ChannelLayer(path, module, weight_axis=1, groups=module.groups, spatial=len(module.kernel_size))
+        elif isinstance(module, _ConvNd):
+            layer = ChannelLayer(path, module, spatial=len(module.kernel_size))
+        elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' linear, weight [in, out]
+            layer = ChannelLayer(path, module, weight_axis=1)
+        elif isinstance(module, nn.Linear):
+            layer = ChannelLayer(path, module)
+        else:
+            continue
+        if all(uses[id(parameter)] == 1 for parameter in layer.owner.parameters()):
+            layers[path] = layer
+    return layers
 
 
 # ---------------------------------------------------------------------- measuring
-
-
-def _layers_before_norms(model: nn.Module, data: Batches) -> set[str]:
-    """Return the paths of the layers whose output is the input of a BatchNorm, as seen on two samples."""
-    outputs: list[tuple[Tensor, str]] = []
-    feeding: set[str] = set()
-    first = next(iter(data))
-    _run(
-        model,
-        [first.rows(0, min(first.size, 2)) if first.splittable else first],
-        after_layer=lambda layer, output: outputs.append((output, layer.path)),
-        after_norm=lambda path, norm, values: feeding.update(at for tensor, at in outputs if tensor is values),
-    )
-    return feeding
 
 
 def _layer_moments(model: nn.Module, data: Batches) -> dict[str, Moments]:
@@ -249,10 +241,9 @@ def _layer_moments(model: nn.Module, data: Batches) -> dict[str, Moments]:
 def _moments_under_repair(
     model: nn.Module, data: Batches, targets: Mapping[str, Target]
 ) -> tuple[dict[str, Moments], dict[str, Moments]]:
-    """Measure layers and norms while each layer before them is repaired already, and norms use the batch's statistics.
+    """Measure the outputs of layers with a target, before the change, and the inputs of norms.
 
-    Returns:
-        Moments of the outputs of the layers that have a target, before the change; and of the inputs of every norm.
+    Each layer before them is repaired already, and norms use the statistics of the batch.
     """
     layers: dict[str, Moments] = {}
     norms: dict[str, Moments] = {}
@@ -284,16 +275,13 @@ def _run(
     """Run a network over batches in eval mode, with hooks that may replace outputs; all is put back at the end."""
     layers = channel_layers(model)
 
-    def layer_hook(path: str) -> Callable[..., Any]:
-        def visit(module: nn.Module, args: Any, output: Any) -> Any:
-            first = output if isinstance(output, Tensor) else tensors_in(output)[0]
-            changed = after_layer(layers[path], first)
-            return changed if changed is None or output is first else type(output)((changed, *output[1:]))
-
-        return visit
-
-    def norm_hook(path: str) -> Callable[..., Any]:
-        return lambda module, args, output: after_norm(path, module, args[0])
+    def visit(path: str, module: nn.Module, args: Any, output: Any) -> Any:
+        if path not in layers:
+            assert isinstance(module, _BatchNorm)
+            return after_norm(path, module, args[0])
+        first = output if isinstance(output, Tensor) else tensors_in(output)[0]
+        changed = after_layer(layers[path], first)
+        return changed if changed is None or output is first else type(output)((changed, *output[1:]))
 
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     with ExitStack() as stack, torch.no_grad():
@@ -304,9 +292,8 @@ def _run(
             if module.training:
                 stack.callback(setattr, module, "training", True)
                 module.training = False
-            hook = layer_hook(path) if path in layers else norm_hook(path) if _has_statistics(module) else None
-            if hook is not None:
-                stack.callback(module.register_forward_hook(hook).remove)
+            if path in layers or _has_statistics(module):
+                stack.callback(module.register_forward_hook(partial(visit, path)).remove)
         for batch in data:
             args, kwargs = call_arguments(batch.to(device).inputs)
             model(*args, **kwargs)

@@ -69,86 +69,85 @@ def solve(
     registry = registry if registry is not None else process_registry()
     bound = bound_pair("solve", pair, a, b)
     stages = build_solvers(solver, options, seed, registry)
-    problem = Problem(bound, find_start(bound.graph, init), task, _device(bound, device), _dtype(bound), 0)
+    where = next((tensor.device for tensor in bound.a.values()), torch.device("cpu"))
+    if device is not None:
+        try:
+            where = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise SolverError(f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    wide = any(tensor.dtype == torch.float64 for tensor in bound.a.values())
+    dtype = torch.float64 if wide else torch.float32
+    problem = Problem(bound, find_start(bound.graph, init), task, where, dtype, 0)
     for stage in stages:
         stage.needs.check(problem, stage.name)
-    done: list[Solution] = []
+    solutions: list[Solution] = []
     for stage in stages:
         own = replace(problem, seed=stage.options.seed if seed is None else seed)
         solution = run_solver(own, stage, registry, throw=throw)
-        done.append(solution)
+        solutions.append(solution)
         if solution.status.failed:
             break
         problem = replace(problem, init=solution.alignment)
-    return done[0] if len(stages) == 1 else _joined(done, stages)
+    if len(stages) == 1:
+        return solution
+    return replace(  # where the last stage ended, seen from where the first began
+        solution,
+        solver=" > ".join(stage.name for stage in stages),
+        options={f"{i} {stage.solver}": stage.options for i, stage in enumerate(solutions, 1)},
+        objective_init=solutions[0].objective_init,
+        history=tuple(step for stage in solutions for step in stage.history),
+        seconds=sum(stage.seconds for stage in solutions),
+        stages=tuple(solutions),
+    )
 
 
 def build_solvers(
-    solver: SolverLike | Sequence[SolverLike],
-    options: Mapping[str, Any],
-    seed: int | None,
-    registry: Registry,
+    solver: SolverLike | Sequence[SolverLike], options: Mapping[str, Any], seed: int | None, registry: Registry
 ) -> list[Solver[Any]]:
     """Return the stages that ``solver`` describes, each with the options that belong to it.
 
     Raises:
         SolverError: A name is unknown, a stage is empty, or an option is wrong or belongs to no stage.
     """
-    named = [stage for part in _parts(solver) for stage in _split(part, registry)]
-    to_build = [stage for stage in named if isinstance(stage, type)]
-    _check_no_option_left(named, to_build, options)
-    built: list[Solver[Any]] = []
-    for stage in named:
-        if isinstance(stage, Solver):
-            built.append(stage)
+    chain = [solver] if isinstance(solver, str) or not isinstance(solver, Sequence) else solver
+    if not chain:
+        raise SolverError("solver= is an empty sequence: name at least one solver.")
+    named: list[type[Solver[Any]] | Solver[Any]] = []
+    for part in chain:
+        if isinstance(part, Solver) or (isinstance(part, type) and issubclass(part, Solver)):
+            named.append(part)
             continue
-        known = options if len(to_build) == 1 else {k: v for k, v in options.items() if k in stage.Options.model_fields}
-        built.append(stage(**known) if seed is None else stage(**known, seed=seed))
-    return built
-
-
-def _parts(solver: SolverLike | Sequence[SolverLike]) -> Sequence[SolverLike]:
-    if isinstance(solver, Sequence) and not isinstance(solver, str):
-        if not solver:
-            raise SolverError("solver= is an empty sequence: name at least one solver.")
-        return solver
-    return [solver]
-
-
-def _split(part: object, registry: Registry) -> list[type[Solver[Any]] | Solver[Any]]:
-    if isinstance(part, Solver) or (isinstance(part, type) and issubclass(part, Solver)):
-        return [part]
-    if not isinstance(part, str):
-        raise SolverError(
-            f"solver= takes a name, a Solver class, a Solver instance or a chain of them, not {type(part).__name__}."
-        )
-    names = [name.strip() for name in part.split(">")]
-    if "" in names:
-        raise SolverError(f"solver={part!r} has an empty stage. A chain is written 'first > second', one name a stage.")
-    return [registry.solver(name) for name in names]
-
-
-def _check_no_option_left(
-    named: Sequence[object], to_build: Sequence[type[Solver[Any]]], options: Mapping[str, Any]
-) -> None:
+        if not isinstance(part, str):
+            kind = type(part).__name__
+            raise SolverError(f"solver= takes a name, a Solver class, an instance or a chain of them, not {kind}.")
+        names = [name.strip() for name in part.split(">")]
+        if "" in names:
+            raise SolverError(
+                f"solver={part!r} has an empty stage. A chain is written 'first > second', one name a stage."
+            )
+        named += [registry.solver(name) for name in names]
+    to_build = [stage for stage in named if isinstance(stage, type)]
     if options and not to_build:
         raise SolverError(
             "solver= is an instance, so its options are already set. "
             f"Write {type(named[0]).__name__}({', '.join(f'{option}=...' for option in options)}) instead."
         )
-    if len(to_build) < 2:  # one class says by itself, and better, which of its options are wrong
-        return
     known = sorted({field for stage in to_build for field in stage.Options.model_fields})
-    for option in options:
-        if option not in known:
-            stages = ", ".join(repr(stage.name) for stage in to_build)
-            raise SolverError(
-                f"no stage of the chain ({stages}) has an option {option!r}.{did_you_mean(option, known)} "
-                f"Options: {', '.join(known)}."
-            )
-
-
-# ---------------------------------------------------------------------- what is checked once
+    foreign = [option for option in options if option not in known]
+    if foreign and len(to_build) > 1:  # one class says by itself, and better, which of its options are wrong
+        stages = ", ".join(repr(stage.name) for stage in to_build)
+        raise SolverError(
+            f"no stage of the chain ({stages}) has an option {foreign[0]!r}.{did_you_mean(foreign[0], known)} "
+            f"Options: {', '.join(known)}."
+        )
+    built: list[Solver[Any]] = []
+    for stage in named:
+        if isinstance(stage, Solver):
+            built.append(stage)
+            continue
+        own = options if len(to_build) == 1 else {k: v for k, v in options.items() if k in stage.Options.model_fields}
+        built.append(stage(**own) if seed is None else stage(**own, seed=seed))
+    return built
 
 
 def find_start(graph: SymmetryGraph, init: object) -> Alignment | None:
@@ -163,23 +162,6 @@ def find_start(graph: SymmetryGraph, init: object) -> Alignment | None:
     return start
 
 
-def _device(bound: Pair, device: torch.device | str | None) -> torch.device:
-    if device is None:
-        return next((tensor.device for tensor in bound.a.values()), torch.device("cpu"))
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise SolverError(f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _dtype(bound: Pair) -> torch.dtype:
-    wide = any(tensor.dtype == torch.float64 for tensor in bound.a.values())
-    return torch.float64 if wide else torch.float32
-
-
-# ---------------------------------------------------------------------- running one stage
-
-
 def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, throw: bool = True) -> Solution:
     """Run one solver on a problem, watched by the registry's observers, and account for the result. See `solve`."""
     history: list[Step] = []
@@ -190,10 +172,21 @@ def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, thr
         registry.notify("alignkit_solve_step", problem=problem, solver=solver, step=step)
 
     solution: Solution | None = None
+    cause: Exception | None = None
     registry.notify("alignkit_solve_started", problem=problem, solver=solver)
     try:
-        started = perf_counter()
-        outcome, detail, cause = _attempt(problem, solver, report)
+        started, start, guard = perf_counter(), problem.start, WriteGuard(problem)
+        failure = Status.INVALID
+        try:
+            outcome = solver.solve(problem, report)
+        except Exception as error:  # solvers may be third-party code
+            failure, cause, detail = Status.FAILED, error, f"{describe_error(error)} {guard.fault()}".rstrip()
+        except SystemExit as error:  # a script turned into a solver
+            failure, detail = Status.FAILED, f"It called exit({error.code!r})."
+        else:
+            detail = fault(outcome, problem) or guard.fault()
+        if detail:  # whatever happened, an alignment of the right graph comes back
+            outcome = Outcome(start, failure)
         seconds = perf_counter() - started
         solution = account(problem, solver, outcome, tuple(history), seconds, detail)
     finally:  # also on Ctrl-C, so that a progress bar can be closed
@@ -205,30 +198,18 @@ def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, thr
     return solution
 
 
-def _attempt(problem: Problem, solver: Solver[Any], report: Any) -> tuple[Outcome, str, Exception | None]:
-    """Run a solver; whatever it does, an outcome with an alignment of the right graph comes back."""
-    start, guard = problem.start, WriteGuard(problem)
-    try:
-        outcome = solver.solve(problem, report)
-    except Exception as error:  # solvers may be third-party code
-        return Outcome(start, Status.FAILED), f"{describe_error(error)} {guard.fault()}".rstrip(), error
-    except SystemExit as error:  # a script turned into a solver
-        return Outcome(start, Status.FAILED), f"It called exit({error.code!r}).", None
-    wrong = fault(outcome, problem) or guard.fault()
-    return (Outcome(start, Status.INVALID), wrong, None) if wrong else (outcome, "", None)
-
-
 def account(
-    problem: Problem,
-    solver: Solver[Any],
-    outcome: Outcome,
-    history: tuple[Step, ...],
-    seconds: float,
-    detail: str,
+    problem: Problem, solver: Solver[Any], outcome: Outcome, history: tuple[Step, ...], seconds: float, detail: str
 ) -> Solution:
-    """The solution that an outcome amounts to: distances before and after, and the gain of every group."""
+    """Return the solution that an outcome amounts to: distances before and after, and the gain of every group."""
     objective = problem.objective
     before, after = objective.unaligned, objective.distances2(outcome.alignment)
+    # The gain of every tensor is shared equally among the groups that act on it and moved.
+    gain, moved = dict.fromkeys(problem.graph.groups, 0.0), outcome.alignment.moved()
+    for name, node in problem.graph.tensors.items():
+        movers = [group for group in node.groups if moved[group]]
+        for group in movers:
+            gain[group] += (before[name] - after[name]) / len(movers)
     return Solution(
         alignment=outcome.alignment,
         solver=solver.name,
@@ -237,45 +218,12 @@ def account(
         objective_before=sum(before.values()),
         objective_init=sum(before.values()) if problem.init is None else objective.distance2(problem.init),
         objective_after=sum(after.values()),
-        gain=group_gains(outcome.alignment, {name: before[name] - after[name] for name in after}),
-        moved=outcome.alignment.moved(),
+        gain=gain,
+        moved=moved,
         history=history,
         stats=dict(outcome.stats),
         notes=dict(outcome.notes),
         seconds=seconds,
         soft=outcome.soft,
         detail=detail,
-    )
-
-
-def group_gains(alignment: Alignment, gains: Mapping[str, float]) -> dict[str, float]:
-    """Share the gain of every tensor equally among the groups that act on it and moved.
-
-    Args:
-        alignment: The alignment that made the gains.
-        gains: ``||A - B||^2 - ||A - P # B||^2`` of each tensor.
-
-    Returns:
-        For each group its part; all parts add up to the total gain.
-    """
-    shares = dict.fromkeys(alignment.graph.groups, 0.0)
-    moved = {group for group, units in alignment.moved().items() if units}
-    for name, node in alignment.graph.tensors.items():
-        movers = node.groups & moved
-        for group in movers:
-            shares[group] += gains[name] / len(movers)
-    return shares
-
-
-def _joined(done: Sequence[Solution], stages: Sequence[Solver[Any]]) -> Solution:
-    """The solution of a chain: where its last stage ended, seen from where its first began."""
-    last = done[-1]
-    return replace(
-        last,
-        solver=" > ".join(stage.name for stage in stages),
-        options={f"{i} {stage.solver}": stage.options for i, stage in enumerate(done, 1)},
-        objective_init=done[0].objective_init,
-        history=tuple(step for stage in done for step in stage.history),
-        seconds=sum(stage.seconds for stage in done),
-        stages=tuple(done),
     )

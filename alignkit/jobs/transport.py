@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.average import is_number, widen, with_tensors
 from alignkit.jobs.pairs import bound_pair
 from alignkit.jobs.solve import SolverLike, solve
-from alignkit.reports import Report
+from alignkit.reports import Facts, Report
 from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
 
@@ -57,16 +56,9 @@ class Transported:
         *,
         pair: Pair | None = None,
         check: Verification | None = None,
-        facts: Mapping[str, str] | None = None,
+        facts: Facts = None,
     ) -> Report:
-        """Say what was carried, with pictures of the alignment where one was solved.
-
-        Args:
-            title: Heading of the report.
-            pair: The two bases, for heat maps of their units.
-            check: The function check, if there was one.
-            facts: What else belongs to the summary.
-        """
+        """Say what was carried, with pictures of the alignment where one was solved."""
         own = {**(facts or {}), "length of the task vector": f"{self.length:.6g}", "scale": f"{self.scale:g}"}
         if self.solution is not None:
             return self.solution.report(title, pair=pair, check=check, facts=own)

@@ -6,10 +6,12 @@ groups at the same time. Along a line every softly moved tensor is a polynomial 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.matching.families import best_element
-from alignkit.matching.relaxation import SAMPLES, Masses, Point, Relaxation, best_step
+from alignkit.matching.relaxation import SAMPLES, Masses, Relaxation, best_step
 from alignkit.matching.soft_alignment import SoftAlignment
 
 Tensors = dict[str, Tensor]
@@ -40,106 +42,73 @@ def ascend_together(
         start: Alignments that say which place is which; the ascent begins half-way between them and the centre.
         device: Where products are computed. Default: where the first model's tensors are.
         rtol: Stop when the objective can rise by less than this fraction to first order.
-        max_steps: Most steps.
+        max_steps: Maximum number of steps.
 
     Returns:
         The rounded alignments, in the order of the models.
     """
     first = next(iter(weights[0].values()))
-    place = first.device if device is None else torch.device(device)
+    where = first.device if device is None else torch.device(device)
     wide = any(tensor.dtype == torch.float64 for tensor in weights[0].values())
-    together = _Together(graph, weights, place, torch.float64 if wide else torch.float32)
-    points = together.start(start)
+    models = [Relaxation(Pair(graph, w, w), where, torch.float64 if wide else torch.float32) for w in weights]
+    degree = max(term.degree or SAMPLES for term in models[0].terms)
+    nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(degree + 1) / degree)
+    centre = SoftAlignment.centre(graph)
+    points = [
+        model.between(model.point(centre), model.corner(alignment.elements), 0.5)
+        for model, alignment in zip(models, start, strict=True)
+    ]
     for _ in range(max_steps):
-        moved = together.step(points, rtol)
-        if moved is None:
-            break
-        points = moved
-    return [Alignment(graph, best_element(graph, point.masses)) for point in points]
-
-
-class _Together:
-    def __init__(
-        self,
-        graph: SymmetryGraph,
-        weights: Sequence[Mapping[str, Tensor]],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.graph = graph
-        self.models = [Relaxation(Pair(graph, w, w), device, dtype) for w in weights]
-        degrees = [term.degree or SAMPLES for term in self.models[0].terms]
-        self.degree = max(degrees)
-        self.nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(self.degree + 1) / self.degree)
-
-    def start(self, alignments: Sequence[Alignment]) -> list[Point]:
-        """Half-way between alignments and the centre."""
-        points = []
-        for model, alignment in zip(self.models, alignments, strict=True):
-            centre = model.point(SoftAlignment.centre(self.graph))
-            points.append(model.between(centre, model.corner(alignment.elements), 0.5))
-        return points
-
-    def step(self, points: list[Point], rtol: float) -> list[Point] | None:
-        """One step of all models and groups; None when no direction gains."""
-        moved = [_moved(model, point.matrices) for model, point in zip(self.models, points, strict=True)]
+        moved = [_move(model, point.matrices) for model, point in zip(models, points, strict=True)]
         total = {name: torch.stack([m[name] for m in moved]).sum(0) for name in moved[0]}
         corners: list[Masses] = []
-        elements: list[dict[str, Tensor]] = []
+        ends: list[Tensors] = []
         slope = value = 0.0
-        for model, point, own in zip(self.models, points, moved, strict=True):
+        for model, point, own in zip(models, points, moved, strict=True):
             gradient = model.facing({name: total[name] - own[name] for name in total}).gradient(point)
-            elements.append(best_element(self.graph, gradient.groups))
-            corners.append(model.corner(elements[-1]))
-            ways = (
-                (g * (corners[-1][n] - point.masses[n])).sum(dtype=torch.float64) for n, g in gradient.groups.items()
-            )
+            elements = best_element(graph, gradient.groups)
+            corner = model.corner(elements)
+            corners.append(corner)
+            ends.append(_move(model, elements))
+            ways = ((g * (corner[n] - point.masses[n])).sum(dtype=torch.float64) for n, g in gradient.groups.items())
             slope += float(sum(ways))
             value += gradient.value
         if slope <= rtol * abs(value):
-            return None
-        step = best_step(self._along(points, corners, elements, moved))
+            break
+        samples = (
+            [_move(m, m.between(p, c, float(node)).matrices) for m, p, c in zip(models, points, corners, strict=True)]
+            for node in nodes[1:-1]
+        )
+        step = best_step(_objective_on_line(nodes, chain([moved], samples, [ends])))
         if step <= 0:
-            return None
-        return [m.between(p, c, step) for m, p, c in zip(self.models, points, corners, strict=True)]
-
-    def _along(
-        self, points: list[Point], corners: list[Masses], elements: list[dict[str, Tensor]], moved: list[Tensors]
-    ) -> Polynomial:
-        """The sum over pairs of models as a polynomial of the step."""
-        samples: list[list[Tensor]] = [[] for _ in self.nodes]
-        for at, model in enumerate(self.models):
-            for k, node in enumerate(self.nodes):
-                if k == 0:
-                    tensors = moved[at]
-                elif k == len(self.nodes) - 1:
-                    tensors = _moved(model, elements[at])
-                else:
-                    tensors = _moved(model, model.between(points[at], corners[at], float(node)).matrices)
-                samples[k].append(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]).double())
-        stacked = torch.stack([torch.stack(models) for models in samples])
-        summed = stacked.sum(1)
-        gram = (summed @ summed.mT - torch.einsum("kme,lme->kl", stacked, stacked)).cpu().numpy() / 2
-        bases = [_lagrange(self.nodes, k) for k in range(len(self.nodes))]
-        line = Polynomial([0.0])
-        for i, left in enumerate(bases):
-            for j, right in enumerate(bases):
-                line += float(gram[i, j]) * left * right
-        return line
+            break
+        points = [m.between(p, c, step) for m, p, c in zip(models, points, corners, strict=True)]
+    return [Alignment(graph, best_element(graph, point.masses)) for point in points]
 
 
-def _moved(model: Relaxation, elements: Mapping[str, Tensor]) -> Tensors:
-    """The model's tensors on which groups act, moved by matrices or by indices."""
-    found = {}
+def _objective_on_line(nodes: Float[np.ndarray, " nodes"], samples: Iterable[Sequence[Tensors]]) -> Polynomial:
+    """Return the sum over pairs of models as a polynomial of the step, from moved tensors of all models at nodes."""
+    flat = [[torch.cat([t.reshape(-1) for t in own.values()]).double() for own in models] for models in samples]
+    stacked = torch.stack([torch.stack(models) for models in flat])
+    summed = stacked.sum(1)
+    gram = (summed @ summed.mT - torch.einsum("kme,lme->kl", stacked, stacked)).cpu().numpy() / 2
+    bases = []  # of Lagrange: 1 at one node and 0 at the others
+    for k, node in enumerate(nodes):
+        others = np.delete(nodes, k)
+        bases.append(Polynomial.fromroots(others) / float(np.prod(node - others)))
+    line = Polynomial([0.0])
+    for i, left in enumerate(bases):
+        for j, right in enumerate(bases):
+            line += float(gram[i, j]) * left * right
+    return line
+
+
+def _move(model: Relaxation, elements: Mapping[str, Tensor]) -> Tensors:
+    """Move the model's tensors on which groups act by matrices or by indices."""
+    moved = {}
     for name, tensor in model.b.items():
         result = torch.empty_like(tensor)
         for block in model.graph.tensors[name].blocks:
             block.view(result).copy_(act_on_block(block, block.view(tensor), elements))
-        found[name] = result
-    return found
-
-
-def _lagrange(nodes: np.ndarray[tuple[int], np.dtype[np.float64]], k: int) -> Polynomial:
-    """The polynomial that is 1 at one node and 0 at the others."""
-    others = np.delete(nodes, k)
-    return Polynomial.fromroots(others) / float(np.prod(nodes[k] - others))
+        moved[name] = result
+    return moved

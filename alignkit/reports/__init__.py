@@ -4,12 +4,14 @@ Every result of a job builds its own with ``result.report()``. This room holds w
 several of them share, and the writing of files.
 """
 
-from alignkit.reports.document import Picture, Report, Section, Table, Text
+from alignkit.reports.document import Facts, Names, Picture, Report, Section, Table, Text
 from alignkit.reports.sections import Lines
 from alignkit.reports.write import html, is_report_path, markdown, pictures_folder, write_report
 
 __all__ = [
+    "Facts",
     "Lines",
+    "Names",
     "Picture",
     "Report",
     "Section",

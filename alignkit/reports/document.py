@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Facts: TypeAlias = Mapping[str, str] | None
+"""What else belongs to the summary of a report, by name."""
+Names: TypeAlias = Sequence[str] | None
+"""What the networks of a report are called; None: by their number."""
 RESOLUTION = 110
 """Dots an inch of pictures: sharp at the width of a page, and some ten kilobytes each."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
-from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -79,7 +78,12 @@ def compare(
     registry = process_registry()
     if solvers is None:
         solvers = [name for name, info in registry.solvers().items() if task is not None or not info.needs.task]
-    jobs = _jobs(_entries(solvers, task, arguments, registry), seeds)
+    chains = _build_chains(solvers, task, arguments, registry)
+    seeds = list(dict.fromkeys(seeds))
+    if not seeds:
+        raise ComparisonError("seeds is empty: give at least one.")
+    seeds_of = {ALWAYS: seeds[:1]}
+    jobs = [Job(name, stages, seed) for name, stages in chains.items() for seed in seeds_of.get(name, seeds)]
     setup = ComparisonSetup(bound, task, evaluation, None if device is None else str(device))
     rows: dict[tuple[str, int], ComparisonRow] = {}
     file = None if path is None else RowFile(path, identity_of(setup))
@@ -98,84 +102,54 @@ def compare(
 # ---------------------------------------------------------------------- what is compared
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One line of the table: its name and the stages that make it."""
-
-    name: str
-    stages: tuple[Solver[Any], ...] = field(repr=False)
+Chains: TypeAlias = dict[str, tuple[Solver[Any], ...]]
+"""The stages of every line of the table, by its name."""
 
 
-def _entries(
+def _build_chains(
     solvers: Iterable[Entry] | Mapping[str, Entry], task: Task | None, options: Mapping[str, Any], registry: Registry
-) -> list[_Entry]:
+) -> Chains:
+    """Build the stages of every line, each with those of the options that it has. Instances are left as they are."""
     if isinstance(solvers, str):
         solvers = [solvers]
     named: list[tuple[str | None, Entry]] = (
         list(solvers.items()) if isinstance(solvers, Mapping) else [(None, entry) for entry in solvers]
     )
     wanted = [entry for _, entry in named]
-    known = set(registry.solvers())
-    if task is not None and ALWAYS_WITH_TASK not in wanted and ALWAYS_WITH_TASK in known:
+    if task is not None and ALWAYS_WITH_TASK not in wanted and ALWAYS_WITH_TASK in registry.solvers():
         named.insert(0, (None, ALWAYS_WITH_TASK))
     if ALWAYS in wanted:
         named = [(name, entry) for name, entry in named if entry != ALWAYS]
     named.insert(0, (None, ALWAYS))
     used: set[str] = set()
-    entries: dict[str, _Entry] = {}
-    for name, entry in named:
-        built = _built(name, entry, options, used, registry)
-        if built.name in entries and repr(entries[built.name].stages) != repr(built.stages):
+    built: Chains = {}
+    for given_name, entry in named:
+        given = entry if isinstance(entry, Sequence) and not isinstance(entry, str) else [entry]
+        stages: list[Solver[Any]] = []
+        labels: list[str] = []
+        for stage in build_solvers(entry, {}, None, registry):
+            if any(stage is part for part in given):  # its options that are not the defaults are part of its name
+                changed = (f"{key}={getattr(stage.options, key)!r}" for key in sorted(stage.options.model_fields_set))
+                stages.append(stage)
+                labels.append(f"{stage.name}({', '.join(changed)})" if stage.options.model_fields_set else stage.name)
+                continue
+            own = {key: value for key, value in options.items() if key in type(stage).Options.model_fields}
+            used.update(own)
+            stages.append(type(stage)(**own))
+            labels.append(stage.name)
+        name = " > ".join(labels) if given_name is None else given_name
+        if repr(built.setdefault(name, tuple(stages))) != repr(tuple(stages)):
             raise ComparisonError(
-                f"two solvers would be called {built.name!r}. Give them names: solvers={{'first': ..., 'second': ...}}."
+                f"two solvers would be called {name!r}. Give them names: solvers={{'first': ..., 'second': ...}}."
             )
-        entries[built.name] = built
-    _check_all_used(options, used, entries.values())
-    return list(entries.values())
-
-
-def _built(name: str | None, entry: Entry, options: Mapping[str, Any], used: set[str], registry: Registry) -> _Entry:
-    """The stages of an entry, each with those of the options that it has. Instances are left as they are."""
-    given = entry if isinstance(entry, Sequence) and not isinstance(entry, str) else [entry]
-    stages: list[Solver[Any]] = []
-    labels: list[str] = []
-    for stage in build_solvers(entry, {}, None, registry):
-        if any(stage is part for part in given):
-            stages.append(stage)
-            labels.append(_label(stage))
-            continue
-        own = {key: value for key, value in options.items() if key in type(stage).Options.model_fields}
-        used.update(own)
-        stages.append(type(stage)(**own))
-        labels.append(stage.name)
-    return _Entry(name if name is not None else " > ".join(labels), tuple(stages))
-
-
-def _label(stage: Solver[Any]) -> str:
-    """Name of an instance, with its options that are not the defaults: ``weight_matching(restarts=10)``."""
-    changed = ", ".join(f"{key}={getattr(stage.options, key)!r}" for key in sorted(stage.options.model_fields_set))
-    return f"{stage.name}({changed})" if changed else stage.name
-
-
-def _check_all_used(options: Mapping[str, Any], used: set[str], entries: Iterable[_Entry]) -> None:
-    for option in options:
-        if option not in used:
-            fields = sorted({f for e in entries for stage in e.stages for f in type(stage).Options.model_fields})
-            raise SolverError(
-                f"none of the compared solvers has an option {option!r}.{did_you_mean(option, fields)} "
-                f"Options: {', '.join(fields)}."
-            )
-
-
-def _jobs(entries: Sequence[_Entry], seeds: Iterable[int]) -> list[Job]:
-    seeds = list(dict.fromkeys(seeds))
-    if not seeds:
-        raise ComparisonError("seeds is empty: give at least one.")
-    return [
-        Job(entry.name, entry.stages, seed)
-        for entry in entries
-        for seed in (seeds[:1] if entry.name == ALWAYS else seeds)
-    ]
+        built[name] = tuple(stages)
+    if unused := [option for option in options if option not in used]:
+        fields = sorted({f for stages in built.values() for stage in stages for f in type(stage).Options.model_fields})
+        raise SolverError(
+            f"none of the compared solvers has an option {unused[0]!r}.{did_you_mean(unused[0], fields)} "
+            f"Options: {', '.join(fields)}."
+        )
+    return built
 
 
 # ---------------------------------------------------------------------- running

@@ -19,9 +19,10 @@ import rich.text
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import ComparisonError
 from alignkit.plotting.pictures import bar_chart, plot_interpolations
-from alignkit.reports.document import Part, Picture, Report, Section, Table, Text
+from alignkit.reports.document import Facts, Part, Picture, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section
 from alignkit.tasks.interpolation import Interpolation
+from alignkit.text import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,9 +202,8 @@ class Comparison:
             if row.solver == solver and seed in (None, row.seed):
                 return row
         wanted = f"{solver!r}" if seed is None else f"{solver!r} with seed {seed}"
-        raise ComparisonError(
-            f"no row of {wanted}. Rows: {', '.join(f'{r.solver} (seed {r.seed})' for r in self.rows)}."
-        )
+        existing = ", ".join(f"{row.solver} (seed {row.seed})" for row in self.rows)
+        raise ComparisonError(f"no row of {wanted}. Rows: {existing}.")
 
     def plot(self, path: str | PathLike[str] | None = None, *, title: str | None = None) -> Figure:
         """Draw loss and metric on the line from A to B; without a task the squared distances as bars.
@@ -227,13 +227,13 @@ class Comparison:
 
     def table(self) -> rich.table.Table:
         """The comparison as a rich table: a line for each solver, means over the seeds."""
-        columns = self._columns
+        (first, *others), *rows = self._cells
         drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for column in columns:  # on a narrow terminal names are folded, numbers never cut
-            name = column is COLUMNS[0]
-            drawn.add_column(column.heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
-        for average in self.averages:
-            drawn.add_row(*(rich.markup.escape(column.value(average) or "-") for column in columns))
+        drawn.add_column(first, overflow="fold")
+        for heading in others:  # on a narrow terminal names are folded, numbers never cut
+            drawn.add_column(heading, justify="right", no_wrap=True, overflow="fold")
+        for row in rows:
+            drawn.add_row(*map(rich.markup.escape, row))
         return drawn
 
     def problems(self) -> tuple[str, ...]:
@@ -246,46 +246,36 @@ class Comparison:
 
     def facts(self) -> dict[str, Any]:
         """Return all rows as plain values, as JSON takes them."""
-        return {
-            **FORMAT.header,
-            "device": self.device,
-            "measured": self.measured,
-            "rows": [row.to_dict() for row in self.rows],
-        }
+        rows = [row.to_dict() for row in self.rows]
+        return {**FORMAT.header, "device": self.device, "measured": self.measured, "rows": rows}
 
-    def report(self, title: str = "Solvers side by side", *, facts: Mapping[str, str] | None = None) -> Report:
+    def report(self, title: str = "Solvers side by side", *, facts: Facts = None) -> Report:
         """Show the comparison as picture and table.
-
-        Args:
-            title: Heading of the report.
-            facts: What else belongs to the summary.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
             ComparisonError: Every solver failed.
         """
         description = "Solvers on the line from A to aligned B, or their distances."
-        columns, averages = self._columns, self.averages
-        header = tuple(column.heading.replace("\n", " ") for column in columns)
-        rows = tuple(tuple(column.value(average) or "-" for column in columns) for average in averages)
-        parts: list[Part] = [Picture.of(self.plot(), "comparison", description), Table(header, rows)]
+        headings, *rows = self._cells
+        table = Table(tuple(heading.replace("\n", " ") for heading in headings), tuple(rows))
+        parts: list[Part] = [Picture.of(self.plot(), "comparison", description), table]
         parts += [Text(problem) for problem in (*self.problems(), self.measured)]
         summary = facts_section({**(facts or {}), "device": self.device})
         return Report(title, (summary, Section("Solvers", tuple(parts))))
 
     @property
-    def _columns(self) -> list[Column]:
-        """The columns in which some solver has something to say."""
-        return [column for column in COLUMNS if column.always or any(column.value(a) for a in self.averages)]
+    def _cells(self) -> list[tuple[str, ...]]:
+        """The headings of the columns in which some solver has something to say, then a row for each solver."""
+        averages = self.averages
+        columns = [column for column in COLUMNS if column.always or any(column.value(a) for a in averages)]
+        headings = tuple(column.heading for column in columns)
+        return [headings, *(tuple(column.value(average) or "-" for column in columns) for average in averages)]
 
     def _repr_html_(self) -> str:
-        header = "".join(f"<th>{escape(column.heading)}</th>" for column in self._columns)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{escape(column.value(average) or '-')}</td>" for column in self._columns) + "</tr>"
-            for average in self.averages
-        )
+        header, *rows = self._cells
         problems = "".join(f"<p>{escape(problem)}</p>" for problem in self.problems())
-        return f"<table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>{problems}"
+        return html_table(header, rows, f"Solvers on {self.device}, means over the seeds") + problems
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.rows)} rows: {', '.join(self.solvers)})"
@@ -328,21 +318,15 @@ class Column:
     always: bool = True
 
 
-def _number(quantity: str, form: str) -> Callable[[Average], str]:
-    def text(average: Average) -> str:
+def _mean(quantity: str, form: str, unless: str | None = None) -> Callable[[Average], str]:
+    """Write a mean over the seeds; nothing where there is none, or one of ``unless``, which says more in less room."""
+
+    def write(average: Average) -> str:
         mean = average.mean(quantity)
-        return "" if mean is None else format(mean, form)
+        hidden = mean is None or (unless is not None and average.mean(unless) is not None)
+        return "" if hidden else format(mean, form)
 
-    return text
-
-
-def _middle_loss(average: Average) -> str:
-    """Empty where there is a metric, which says more in less room."""
-    return "" if average.mean("middle_metric") is not None else _number("middle_loss", ".4f")(average)
-
-
-def _repaired_loss(average: Average) -> str:
-    return "" if average.mean("repaired_metric") is not None else _number("repaired_loss", ".4f")(average)
+    return write
 
 
 def _gain(average: Average) -> str:
@@ -357,11 +341,6 @@ def _seeds(average: Average) -> str:
     return str(len(average.rows)) + (f", {failed} failed" if failed else "")
 
 
-def _status(average: Average) -> str:
-    said = {row.status for row in average.rows} - {"OK"}
-    return ", ".join(sorted(said))
-
-
 def _memory(average: Average) -> str:
     mean = average.mean("peak_memory")
     return "" if mean is None else f"{mean / 2**20:.1f} MB"
@@ -370,15 +349,15 @@ def _memory(average: Average) -> str:
 COLUMNS = (
     Column("solver", lambda average: average.solver),
     Column("seeds", _seeds, always=False),
-    Column("squared\ndistance", _number("distance", ".5g")),
+    Column("squared\ndistance", _mean("distance", ".5g")),
     Column("gain", _gain),
-    Column("barrier", _number("barrier", ".4f"), always=False),
-    Column("AUC", _number("auc", ".4f"), always=False),
-    Column("middle\nloss", _middle_loss, always=False),
-    Column("middle\nmetric", _number("middle_metric", ".4f"), always=False),
-    Column("repaired\nloss", _repaired_loss, always=False),
-    Column("repaired\nmetric", _number("repaired_metric", ".4f"), always=False),
-    Column("seconds", _number("seconds", ".2g")),
+    Column("barrier", _mean("barrier", ".4f"), always=False),
+    Column("AUC", _mean("auc", ".4f"), always=False),
+    Column("middle\nloss", _mean("middle_loss", ".4f", unless="middle_metric"), always=False),
+    Column("middle\nmetric", _mean("middle_metric", ".4f"), always=False),
+    Column("repaired\nloss", _mean("repaired_loss", ".4f", unless="repaired_metric"), always=False),
+    Column("repaired\nmetric", _mean("repaired_metric", ".4f"), always=False),
+    Column("seconds", _mean("seconds", ".2g")),
     Column("peak\nmemory", _memory, always=False),
-    Column("status", _status, always=False),
+    Column("status", lambda average: ", ".join(sorted({row.status for row in average.rows} - {"OK"})), always=False),
 )

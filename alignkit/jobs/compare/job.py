@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,8 @@ from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.repair import repair
 from alignkit.jobs.solve import solve
 from alignkit.solver import Solver
-from alignkit.solver.solution import Solution
-from alignkit.tasks.interpolation import Interpolation, interpolate
-from alignkit.tasks.task import Task, TaskResult
+from alignkit.tasks.interpolation import interpolate
+from alignkit.tasks.task import Task
 from alignkit.text import explain_error
 
 
@@ -108,63 +107,36 @@ def run_job(setup: ComparisonSetup, job: Job) -> ComparisonRow:
     try:
         with peak_memory(setup.where) as memory:
             solution = solve(
-                setup.pair,
-                solver=list(job.stages),
-                task=setup.task,
-                device=setup.device,
-                seed=job.seed,
-                throw=False,
+                setup.pair, solver=list(job.stages), task=setup.task, device=setup.device, seed=job.seed, throw=False
             )
     except Exception as error:  # what a solver needs is missing, or the device does not work
         return job.failed(explain_error(error))
+    row = ComparisonRow(job.name, job.seed, solution.status.name, options=job.settings)
     if solution.status.failed:
-        return ComparisonRow(
-            job.name,
-            job.seed,
-            solution.status.name,
-            f"{solution.status.value} {solution.detail}".rstrip(),
-            options=job.settings,
-        )
-    line, repaired, reason = _evaluated(setup, job, solution)
-    return ComparisonRow(
-        solver=job.name,
-        seed=job.seed,
-        status=ERROR if reason else solution.status.name,
-        reason=reason,
+        return replace(row, reason=f"{solution.status.value} {solution.detail}".rstrip())
+    row = replace(
+        row,
         distance_before=solution.objective_before,
         distance=solution.objective_after,
-        line=line,
-        repaired_loss=None if repaired is None else repaired.loss,
-        repaired_metric=None if repaired is None else repaired.metric,
         seconds=solution.seconds,
         peak_memory=memory.peak,
         moved=sum(solution.moved.values()),
-        options=job.settings,
     )
-
-
-def _evaluated(
-    setup: ComparisonSetup, job: Job, solution: Solution
-) -> tuple[Interpolation | None, TaskResult | None, str]:
-    """The line, the repaired average if that is wanted, and what went wrong."""
-    if setup.test is None:
-        return None, None, ""
-    line: Interpolation | None = None
+    test, pair, evaluation = setup.test, setup.pair, setup.evaluation
+    if test is None:
+        return row
     try:
-        aligned = solution.apply(setup.pair.b)
-        line = interpolate(setup.test, setup.pair.a, aligned, setup.evaluation.points, label=job.name)
-        return line, _repaired(setup, solution) if setup.evaluation.repair else None, ""
+        line = interpolate(test, pair.a, solution.apply(pair.b), evaluation.points, label=job.name)
+        row = replace(row, line=line)
+        if evaluation.repair:
+            assert pair.module_a is not None  # `compare` takes repair=True for modules alone
+            assert pair.module_b is not None
+            parents = [pair.module_a, solution.apply(pair.module_b)]
+            repaired = test.evaluate(repair(average(parents), parents, setup.task))
+            row = replace(row, repaired_loss=repaired.loss, repaired_metric=repaired.metric)
     except Exception as error:  # the model, the data and the loss are the user's
-        return line, None, f"the result could not be evaluated: {explain_error(error)}"
-
-
-def _repaired(setup: ComparisonSetup, solution: Solution) -> TaskResult:
-    """The average of A and aligned B, repaired on the task's data and measured on the test's."""
-    a, b, test = setup.pair.module_a, setup.pair.module_b, setup.test
-    if a is None or b is None or test is None:
-        raise ComparisonError("repair=True runs the merged network on data: pass task=, and bind modules.")
-    parents = [a, solution.apply(b)]
-    return test.evaluate(repair(average(parents), parents, setup.task))
+        return replace(row, status=ERROR, reason=f"the result could not be evaluated: {explain_error(error)}")
+    return row
 
 
 # ---------------------------------------------------------------------- for executors
@@ -191,9 +163,15 @@ def setup_bytes(setup: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
     try:
         return pickle.dumps(parts, pickle.HIGHEST_PROTOCOL)
     except Exception as error:
-        guilty = ", ".join(name for name, part in parts.items() if not _can_be_pickled(part))
+        guilty = []
+        for name, part in parts.items():
+            try:
+                pickle.dumps(part)
+            except Exception:
+                guilty.append(name)
+        which = ", ".join(guilty) or "the comparison"
         raise ComparisonError(
-            f"{guilty or 'the comparison'} cannot be sent to the executor: {error}. Classes and functions have to be "
+            f"{which} cannot be sent to the executor: {error}. Classes and functions have to be "
             "defined at the top level of a module that the workers can import, not in a function or as a lambda; or "
             "run without an executor."
         ) from error
@@ -201,23 +179,11 @@ def setup_bytes(setup: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
 
 def run_job_from_bytes(packed: bytes, index: int) -> ComparisonRow:
     """Run one job of `setup_bytes`; called in the worker."""
-    setup, jobs = _unpacked(pickle.loads(packed))
-    return run_job(setup, jobs[index])
-
-
-def _unpacked(parts: Mapping[str, Any]) -> tuple[ComparisonSetup, Sequence[Job]]:
+    parts = pickle.loads(packed)
     graph = SymmetryGraph.from_json(parts["the graph"])
     a, b = parts["the weights"]
     pair = Pair(graph, a, b, parts["model A"], parts["model B"])
     points, wants_repair, device = parts["the settings"]
     test = parts["the task"] if parts["the same task"] else parts["the task test="]
-    evaluation = Evaluation(test, points, wants_repair)
-    return ComparisonSetup(pair, parts["the task"], evaluation, device), parts["the solvers"]
-
-
-def _can_be_pickled(part: object) -> bool:
-    try:
-        pickle.dumps(part)
-    except Exception:
-        return False
-    return True
+    setup = ComparisonSetup(pair, parts["the task"], Evaluation(test, points, wants_repair), device)
+    return run_job(setup, parts["the solvers"][index])

@@ -1,11 +1,11 @@
-"""The file that a comparison streams to: one JSON object a line, so that a killed run can go on."""
+"""The file that a comparison streams to: one JSON object a line, so that a killed run can resume."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,16 @@ FORMAT = Format("alignkit.comparison-rows", "file of rows", "compare(..., path=.
 
 
 def identity_of(setup: ComparisonSetup) -> dict[str, Any]:
-    """What has to be equal for two comparisons to share rows, as plain values.
+    """Return what has to be equal for two comparisons to share rows, as plain values.
 
     Weights count in full; a task counts with its loss, its metric and its first batch.
     """
     return {
         "graph": setup.pair.graph.fingerprint,
-        "weights of A": _digest(setup.pair.a),
-        "weights of B": _digest(setup.pair.b),
-        "task": _task(setup.task),
-        "task for the test": _task(setup.test),
+        "weights of A": _digest(sorted(setup.pair.a.items())),
+        "weights of B": _digest(sorted(setup.pair.b.items())),
+        "task": _task_digest(setup.task),
+        "task for the test": _task_digest(setup.test),
         "points": setup.evaluation.points,
         "repair": setup.evaluation.repair,
         "device": str(setup.where),
@@ -56,14 +56,29 @@ class RowFile:
         self.path = Path(path)
         self.rows: list[ComparisonRow] = []
         try:
-            lines, whole = self._read()
-            if lines:
-                self._check_header(lines[0], identity)
-                self.rows = [self._row(number, line) for number, line in enumerate(lines[1:], 2)]
-                if whole < self.path.stat().st_size:
-                    os.truncate(self.path, whole)
-            else:
+            raw = self.path.read_bytes() if self.path.exists() else b""
+            whole = raw.rfind(b"\n") + 1
+            if raw and not whole and not json.dumps(FORMAT.header)[:20].encode().startswith(raw[:20]):
+                raise self._foreign("it does not begin with the header of a comparison")
+            lines = raw[:whole].decode(errors="replace").splitlines()
+            if not lines:
                 self.path.write_text(FORMAT.to_json({"of": dict(identity)}, indent=None), encoding="utf-8")
+                return
+            try:
+                written = FORMAT.from_json(lines[0], "its first line")
+                with FORMAT.rebuilding("its first line"):
+                    changed = [key for key, value in identity.items() if written["of"].get(key) != value]
+            except ComparisonError as error:
+                raise self._foreign(str(error).rstrip(".")) from error
+            if changed:
+                raise self._foreign(f"it is the comparison of something else: {', '.join(changed)} differ")
+            for number, line in enumerate(lines[1:], 2):
+                try:
+                    self.rows.append(ComparisonRow.from_dict(json.loads(line)))
+                except ValueError as error:
+                    raise ComparisonError(f"line {number} of {self.path} cannot be read: {error}") from error
+            if whole < len(raw):
+                os.truncate(self.path, whole)
         except OSError as error:
             raise ComparisonError(f"{self.path} cannot be used for the rows: {error.strerror}.") from error
 
@@ -77,57 +92,24 @@ class RowFile:
         except OSError as error:
             raise ComparisonError(f"a row cannot be written to {self.path}: {error.strerror}.") from error
 
-    def _read(self) -> tuple[list[str], int]:
-        """The lines that were written in full, and their length in bytes."""
-        if not self.path.exists():
-            return [], 0
-        raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        if raw and not whole and not json.dumps(FORMAT.header)[:20].encode().startswith(raw[:20]):
-            raise self._foreign("it does not begin with the header of a comparison")
-        return raw[:whole].decode(errors="replace").splitlines(), whole
-
-    def _check_header(self, line: str, identity: Mapping[str, Any]) -> None:
-        try:
-            written = FORMAT.from_json(line, "its first line")
-            with FORMAT.rebuilding("its first line"):
-                changed = [key for key, value in identity.items() if written["of"].get(key) != value]
-        except ComparisonError as error:
-            raise self._foreign(str(error).rstrip(".")) from error
-        if changed:
-            raise self._foreign(f"it is the comparison of something else: {', '.join(changed)} differ")
-
-    def _row(self, number: int, line: str) -> ComparisonRow:
-        try:
-            return ComparisonRow.from_dict(json.loads(line))
-        except ValueError as error:
-            raise ComparisonError(f"line {number} of {self.path} cannot be read: {error}") from error
-
     def _foreign(self, why: str) -> ComparisonError:
         return ComparisonError(f"{self.path} cannot be resumed: {why}. Give another path, or move the file away.")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        _add(found, name, tensors[name])
-    return found.hexdigest()
+def _digest(tensors: Iterable[tuple[str, Tensor]], head: str = "") -> str:
+    """Return a digest of names, dtypes, shapes and values."""
+    digest = hashlib.blake2b(head.encode(), digest_size=16)
+    for name, tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        if plain.numel():
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def _task(task: Task | None) -> str | None:
+def _task_digest(task: Task | None) -> str | None:
     if task is None:
         return None
-    found = hashlib.blake2b(digest_size=16)
-    loss = getattr(task.loss, "__name__", type(task.loss).__name__)
-    found.update(f"{loss} {task.metric_name}".encode())
-    first = next(iter(task.batches))
-    for i, tensor in enumerate([*tensors_in(first.inputs), *tensors_in(first.targets)]):
-        _add(found, str(i), tensor)
-    return found.hexdigest()
-
-
-def _add(found: hashlib.blake2b, name: str, tensor: Tensor) -> None:
-    plain = tensor.detach().cpu().contiguous()
-    found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-    if plain.numel():
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    loss, first = getattr(task.loss, "__name__", type(task.loss).__name__), next(iter(task.batches))
+    tensors = [*tensors_in(first.inputs), *tensors_in(first.targets)]
+    return _digest(((str(i), tensor) for i, tensor in enumerate(tensors)), f"{loss} {task.metric_name}")
