@@ -68,8 +68,27 @@ def average(
     first = models[0]
     sides = [weights_of(model) for model in models]
     fitting = check_alike(sides, [f"model {at}" for at in range(len(sides))])
-    with torch.no_grad():
-        tied = {name: average_tensor(name, [side[name] for side in fitting], shares, method) for name in fitting[0]}
+    tied: dict[str, Tensor] = {}
+    for name, tensor in fitting[0].items():
+        if not is_number(tensor):
+            others = [side[name].to(tensor.device) for side in fitting[1:]]
+            if name.endswith("num_batches_tracked"):
+                tied[name] = torch.stack([tensor, *others]).amax(0)
+                continue
+            for at, other in enumerate(others, 1):
+                if not torch.equal(tensor, other):
+                    kind = f"whole numbers ({tensor.dtype})"
+                    raise MergeError(f"{name!r} holds {kind}, which have no average, and model {at} differs.")
+            tied[name] = tensor.detach().clone()
+            continue
+        wide = [widen(side[name], tensor.device) for side in fitting]
+        if method == "slerp" and not name.endswith(STATISTICS):
+            total = slerp(wide[0], wide[1], shares[1])
+        else:
+            total = torch.zeros_like(wide[0])
+            for part, share in zip(wide, shares, strict=True):
+                total += share * part
+        tied[name] = total.to(tensor.dtype)
     averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
     return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
 
@@ -148,32 +167,6 @@ def is_number(tensor: Tensor) -> bool:
 def widen(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor in float64, or complex128, on a device."""
     return tensor.detach().to(device, torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def average_tensor(name: str, tensors: Sequence[Tensor], shares: Sequence[float], method: Method) -> Tensor:
-    """Average one tensor of several models, in float64 and back in the dtype of the first.
-
-    Raises:
-        MergeError: It holds whole numbers that differ.
-    """
-    first = tensors[0]
-    if not is_number(first):
-        others = [tensor.to(first.device) for tensor in tensors[1:]]
-        if name.endswith("num_batches_tracked"):
-            return torch.stack([first, *others]).amax(0)
-        for at, other in enumerate(others, 1):
-            if not torch.equal(first, other):
-                raise MergeError(
-                    f"{name!r} holds whole numbers ({first.dtype}), which have no average, and model {at} differs."
-                )
-        return first.detach().clone()
-    wide = [widen(tensor, first.device) for tensor in tensors]
-    if method == "slerp" and not name.endswith(STATISTICS):
-        return slerp(wide[0], wide[1], shares[1]).to(first.dtype)
-    total = torch.zeros_like(wide[0])
-    for tensor, share in zip(wide, shares, strict=True):
-        total += share * tensor
-    return total.to(first.dtype)
 
 
 def slerp(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], t: float) -> Float[Tensor, "*shape"]:

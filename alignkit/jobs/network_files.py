@@ -19,7 +19,6 @@ from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
-from alignkit.graph.proof.verify import Verification, verify
 from alignkit.jobs.estimate import Estimate, Job, estimate
 from alignkit.models import Example, load_model, source_of
 from alignkit.tracing import trace
@@ -91,28 +90,6 @@ class NetworkFiles:
         fit.raise_if_any(ShapeMismatchError, f"{self.paths[index]} does not fit the model")
         module.load_state_dict(weights, strict=False)
         return module
-
-    def module_pair(self) -> Pair:
-        """Return the first two networks as a pair of modules, for jobs that run them.
-
-        Raises:
-            UsageError: There is only a spec, or the model is too large.
-        """
-        return self.graph.bind(self.module(0), self.module(1))
-
-    def function_check(self, index: int) -> Verification | None:
-        """Prove that reordering units leaves the function of one network as it is.
-
-        Returns:
-            What was measured; None where there is only a spec, which cannot be run, or the model is too large.
-
-        Raises:
-            VerificationError: The function changes; the message names the groups.
-            ShapeMismatchError: The weights do not fit the model.
-        """
-        if self.example is None:
-            return None
-        return verify(self.graph, self.module(index), *self.example[1], **self.example[2])
 
     def estimate(
         self,

@@ -8,7 +8,7 @@ from html import escape
 from io import StringIO
 from os import PathLike
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rich.box
 import rich.console
@@ -242,7 +242,11 @@ class Comparison:
 
     def explain(self) -> str:
         """Return the table as text, with what went wrong below it."""
-        return str(self)
+        text = StringIO()
+        rich.console.Console(file=text, width=160, no_color=True).print(self)
+        return text.getvalue().rstrip("\n")
+
+    __str__ = explain
 
     def facts(self) -> dict[str, Any]:
         """Return all rows as plain values, as JSON takes them."""
@@ -284,11 +288,6 @@ class Comparison:
         yield self.table()
         yield from (rich.text.Text(problem) for problem in self.problems())
 
-    def __str__(self) -> str:
-        text = StringIO()
-        rich.console.Console(file=text, width=160, no_color=True).print(self)
-        return text.getvalue().rstrip("\n")
-
     def to_json(self) -> str:
         """Everything as JSON text."""
         return FORMAT.to_json(self.facts())
@@ -309,8 +308,7 @@ class Comparison:
 # ---------------------------------------------------------------------- the table
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """One column of the table: its heading, and the text for a solver (empty if there is nothing to say)."""
 
     heading: str
