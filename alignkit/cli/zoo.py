@@ -46,9 +46,7 @@ class NetworkSwitches:
 class SourceSwitches:
     """What is learnt."""
 
-    learnt: Annotated[str, typer.Option("--source", help="One of digits, mnist, fashion-mnist, sine, image-inr.")] = (
-        "digits"
-    )
+    learnt: Annotated[str, typer.Option("--source", help="digits, mnist, fashion-mnist, sine or image-inr.")] = "digits"
     size: Annotated[int | None, typer.Option("--size", help="Pixels of a side, by pooling: 14 or 28.")] = None
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of the idx files, or that of folders mnist and fashion-mnist.")

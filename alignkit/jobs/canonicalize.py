@@ -85,11 +85,9 @@ class Canonical:
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
+        distances = zip(self.before.tolist(), self.after.tolist(), strict=True)
         return {
-            "networks": [
-                {"before": before, "after": after}
-                for before, after in zip(self.before.tolist(), self.after.tolist(), strict=True)
-            ],
+            "networks": [{"before": before, "after": after} for before, after in distances],
             "seconds": self.seconds,
             "networks_per_second": self.networks_per_second,
             "batched": self.batched,
@@ -110,10 +108,8 @@ class Canonical:
         }
         means = {"as given": float(self.before.mean()), "in the order of the reference": float(self.after.mean())}
         figure = bar_chart(means, "mean squared distance to the reference")
-        parts: list[Part] = [
-            Picture.of(figure, "distances", "Distances to the reference."),
-            Table(("network", "squared distance as given", "in the order of the reference"), rows[:ROWS]),
-        ]
+        table = Table(("network", "squared distance as given", "in the order of the reference"), rows[:ROWS])
+        parts: list[Part] = [Picture.of(figure, "distances", "Distances to the reference."), table]
         if len(rows) > ROWS:
             parts.append(Text(f"and {len(rows) - ROWS} more networks."))
         side_by_side = Section("No alignment beside the alignment", tuple(parts))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,15 +79,6 @@ class DemoResult:
         return self.comparison.report(title, facts={**(facts or {}), **alone})
 
 
-class Digits(NamedTuple):
-    """Images ``[n, 64]`` in 0..1 and classes ``[n]`` of the two splits."""
-
-    train_inputs: Tensor
-    train_targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
-
-
 def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress: Progress | None = None) -> DemoResult:
     """Train two MLPs 64-128-128-10 on scikit-learn's digits, align them with every solver, and write what came out.
 
@@ -103,7 +94,11 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
         WeightsError: The folder cannot be written to.
     """
     folder, report = Path(folder), progress or (lambda doing, share: None)
-    digits = _read_digits()
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise MissingExtraError('the demo needs scikit-learn and matplotlib: pip install "alignkit[demo]"') from error
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: name a folder for the demo's results.")
     there = [name for name in FILES if (folder / name).exists()]
@@ -113,12 +108,15 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
         except UsageError:
             held = ", ".join(there)
             raise UsageError(f"{folder} holds {held} already. Choose another folder, or pass --force.") from None
-    started = perf_counter()
-    model_a = train(digits, seed, lambda share: report("training model A", 0.4 * share))
-    model_b = train(digits, seed + 1, lambda share: report("training model B", 0.4 + 0.4 * share))
-    test = Task(model_a, (digits.test_inputs, digits.test_targets), "cross_entropy", "accuracy")
-    data = Task(model_a, (digits.train_inputs, digits.train_targets), "cross_entropy", "accuracy")
-    pair = trace(model_a, digits.test_inputs[:1]).bind(model_a, model_b)
+    started, bunch = perf_counter(), load_digits()
+    images, classes = (bunch.data / 16).astype("float32"), bunch.target
+    parts = train_test_split(images, classes, test_size=TEST_SAMPLES, stratify=classes, random_state=0)
+    inputs, test_inputs, targets, test_targets = map(torch.as_tensor, parts)
+    model_a = train(inputs, targets, seed, lambda share: report("training model A", 0.4 * share))
+    model_b = train(inputs, targets, seed + 1, lambda share: report("training model B", 0.4 + 0.4 * share))
+    test = Task(model_a, (test_inputs, test_targets), "cross_entropy", "accuracy")
+    data = Task(model_a, (inputs, targets), "cross_entropy", "accuracy")
+    pair = trace(model_a, test_inputs[:1]).bind(model_a, model_b)
     names = sorted(list_solvers())
     finished: list[str] = []
 
@@ -153,42 +151,26 @@ def estimate_demo(writes: Sequence[str] = ()) -> Estimate:
     return estimate(graph, "demo", solver=sorted(list_solvers()), writes=writes)
 
 
-def train(digits: Digits, seed: int, progress: Callable[[float], None] | None = None) -> nn.Sequential:
-    """Train one MLP with Adam. Same seed, same machine, same weights; the global random state is left alone.
+def train(inputs: Tensor, targets: Tensor, seed: int, progress: Callable[[float], None]) -> nn.Sequential:
+    """Train one MLP with Adam on images ``[n, 64]`` in 0..1 and classes ``[n]``.
 
-    Args:
-        digits: The data; only the training split is used.
-        seed: Seed of the initial weights and of the order of the samples.
-        progress: Called with the share of epochs that are done.
+    Same seed, same machine, same weights; the global random state is left alone. ``progress`` is called with the share
+    of epochs that are done.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _network()
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
         for epoch in range(EPOCHS):
-            for rows in torch.split(torch.randperm(len(digits.train_inputs)), BATCH):
-                loss = nn.functional.cross_entropy(model(digits.train_inputs[rows]), digits.train_targets[rows])
+            for rows in torch.split(torch.randperm(len(inputs)), BATCH):
+                loss = nn.functional.cross_entropy(model(inputs[rows]), targets[rows])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            if progress is not None:
-                progress((epoch + 1) / EPOCHS)
+            progress((epoch + 1) / EPOCHS)
     return model.eval()
 
 
 def _network() -> nn.Sequential:
     layers = [nn.Linear(wide, narrow) for wide, narrow in pairwise(WIDTHS)]
     return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-
-
-def _read_digits() -> Digits:
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise MissingExtraError('the demo needs scikit-learn and matplotlib: pip install "alignkit[demo]"') from error
-    bunch = load_digits()
-    images, classes = bunch.data / 16, bunch.target
-    parts = train_test_split(images, classes, test_size=TEST_SAMPLES, stratify=classes, random_state=0)
-    train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
-    return Digits(train_x.float(), train_y, test_x.float(), test_y)

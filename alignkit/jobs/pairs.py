@@ -8,13 +8,7 @@ from alignkit.graph.bind import WeightsSource
 
 
 def bound_pair(call: str, pair: Pair | SymmetryGraph, a: WeightsSource | None, b: WeightsSource | None) -> Pair:
-    """Return the pair that a job works on.
-
-    Args:
-        call: Name of the public function, for messages.
-        pair: A pair, ``graph.bind(a, b)``; or a graph, with the two networks beside it.
-        a: Reference network, if ``pair`` is a graph.
-        b: Network to be aligned, if ``pair`` is a graph.
+    """Return the pair that a job works on: ``pair``, or a graph bound to ``a`` and ``b``; ``call`` is for messages.
 
     Raises:
         BindError: The arguments are neither a pair nor a graph with two networks, or these do not fit the graph.

@@ -55,7 +55,7 @@ def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
     """
     fresh = copy.deepcopy(model)
     if any(_has_statistics(module) for module in fresh.modules()):
-        _store_statistics(fresh, _moments_under_repair(fresh, _batches_of(batches), {})[1])
+        _repair_layers(fresh, _batches_of(batches), {})
     return fresh
 
 
@@ -111,13 +111,7 @@ def repair(
             means = [share * each.mean.cpu() for share, each in zip(shares, moments, strict=True)]
             deviations = [share * each.variance.sqrt().cpu() for share, each in zip(shares, moments, strict=True)]
             targets[path] = Target(torch.stack(means).sum(0), torch.stack(deviations).sum(0))
-    reached, norms = _moments_under_repair(fixed, data, targets)
-    layers = channel_layers(fixed)
-    with torch.no_grad():
-        for path, before in reached.items():
-            layer = layers[path]
-            layer.change(*targets[path].change(before.mean, before.variance.sqrt(), layer.has_bias))
-    _store_statistics(fixed, norms)
+    _repair_layers(fixed, data, targets)
     return fixed
 
 
@@ -141,14 +135,10 @@ class Target:
 
 @dataclass(frozen=True)
 class ChannelLayer:
-    """A module that writes channels, and how a factor for each of them is put into its weights.
+    """A module that writes channels, and how a factor for each of them is put into the weights of its ``owner``.
 
-    Attributes:
-        path: Path of the module.
-        owner: The module that owns weight and bias.
-        weight_axis: Axis of the weight that counts the channels.
-        groups: Groups of a transposed convolution, whose channels are spread over two axes; 1 for all others.
-        spatial: Axes of the output behind the channels.
+    Channels are counted by ``weight_axis`` of the weight; those of a transposed convolution with ``groups`` are spread
+    over two axes. The output has ``spatial`` axes behind them.
     """
 
     path: str
@@ -238,20 +228,19 @@ def _layer_moments(model: nn.Module, data: Batches) -> dict[str, Moments]:
     return _checked_moments(moments)
 
 
-def _moments_under_repair(
-    model: nn.Module, data: Batches, targets: Mapping[str, Target]
-) -> tuple[dict[str, Moments], dict[str, Moments]]:
-    """Measure the outputs of layers with a target, before the change, and the inputs of norms.
+def _repair_layers(model: nn.Module, data: Batches, targets: Mapping[str, Target]) -> None:
+    """Bring layers to their targets, and recompute the statistics of all norms, from one pass over the data.
 
-    Each layer before them is repaired already, and norms use the statistics of the batch.
+    Each layer is measured with those before it repaired already, and norms use the statistics of the batch.
     """
-    layers: dict[str, Moments] = {}
+    layers = channel_layers(model)
+    reached: dict[str, Moments] = {}
     norms: dict[str, Moments] = {}
 
     def change(layer: ChannelLayer, output: Tensor) -> Tensor | None:
         if layer.path not in targets:
             return None
-        mean, deviation = layers.setdefault(layer.path, Moments()).update(output, layer.axis)
+        mean, deviation = reached.setdefault(layer.path, Moments()).update(output, layer.axis)
         return layer.changed(output, *targets[layer.path].change(mean, deviation, layer.has_bias))
 
     def normalise(path: str, norm: _BatchNorm, values: Tensor) -> Tensor:
@@ -262,7 +251,17 @@ def _moments_under_repair(
             raise MergeError(f"{path!r} cannot take statistics of a batch: {error}. Use larger batches.") from error
 
     _run(model, data, after_layer=change, after_norm=normalise)
-    return _checked_moments(layers), _checked_moments(norms)
+    with torch.no_grad():
+        for path, before in _checked_moments(reached).items():
+            has_bias = layers[path].has_bias
+            layers[path].change(*targets[path].change(before.mean, before.variance.sqrt(), has_bias))
+        for path, moments in _checked_moments(norms).items():
+            module = model.get_submodule(path)
+            assert isinstance(module, _BatchNorm)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.copy_(moments.mean)
+            module.running_var.copy_(moments.squares / max(moments.count - 1, 1))
 
 
 def _run(
@@ -308,16 +307,6 @@ def _checked_moments(moments: dict[str, Moments]) -> dict[str, Moments]:
 
 def _has_statistics(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.running_mean is not None
-
-
-def _store_statistics(model: nn.Module, norms: Mapping[str, Moments]) -> None:
-    for path, moments in norms.items():
-        norm = model.get_submodule(path)
-        assert isinstance(norm, _BatchNorm)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(moments.mean)
-        norm.running_var.copy_(moments.squares / max(moments.count - 1, 1))
 
 
 def _batches_of(batches: Any) -> Batches:

@@ -47,9 +47,9 @@ class Lines:
         }
 
 
-def facts_section(facts: Mapping[str, str], title: str = "Summary") -> Section:
+def facts_section(facts: Mapping[str, str]) -> Section:
     """Show names and what there is to say about them as a table of two columns."""
-    return Section(title, (Table(("", ""), tuple(facts.items())),))
+    return Section("Summary", (Table(("", ""), tuple(facts.items())),))
 
 
 def side_by_side_section(before: float, after: float, lines: Lines | None, what: str) -> Section:

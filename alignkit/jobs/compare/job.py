@@ -49,14 +49,7 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class ComparisonSetup:
-    """What all jobs of a comparison share.
-
-    Attributes:
-        pair: The two networks.
-        task: For the solvers that need one.
-        evaluation: How results are judged.
-        device: Where solvers work; None is where A's tensors are.
-    """
+    """What all jobs of a comparison share. Solvers work on ``device``; None is where A's tensors are."""
 
     pair: Pair
     task: Task | None
@@ -98,7 +91,7 @@ class Job:
         return {f"{i} {stage.name}": every[i - 1] for i, stage in enumerate(self.stages, 1)}
 
     def failed(self, reason: str) -> ComparisonRow:
-        """The row of a job that could not be run."""
+        """Make the row of a job that could not be run."""
         return ComparisonRow(self.name, self.seed, ERROR, " ".join(reason.split()), options=self.settings)
 
 
@@ -143,7 +136,7 @@ def run_job(setup: ComparisonSetup, job: Job) -> ComparisonRow:
 
 
 def setup_bytes(setup: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
-    """A setup and its jobs as bytes, tensors by value: no file handles or shared memory that could run out.
+    """Return a setup and its jobs as bytes, tensors by value: no file handles or shared memory that could run out.
 
     Raises:
         ComparisonError: Something cannot be pickled; the message names it.

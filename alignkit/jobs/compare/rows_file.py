@@ -41,11 +41,9 @@ def identity_of(setup: ComparisonSetup) -> dict[str, Any]:
 
 
 class RowFile:
-    """Rows on disk, each written as soon as it is known.
+    """Rows on disk, each written as soon as it is known, of the comparison that `identity_of` describes.
 
-    Args:
-        path: The file. If it exists, its rows are read into ``rows``; a last line that was cut off is dropped.
-        identity: See `identity_of`.
+    If the file exists, its rows are read into ``rows``. A last line that was cut off is dropped.
 
     Raises:
         ComparisonError: The file holds something else, or the comparison of another pair, task or line; or it cannot
