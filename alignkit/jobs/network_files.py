@@ -174,12 +174,12 @@ def open_networks(
         BindError: Only names and shapes are looked at, and they do not fit.
     """
     opened = tuple(open_checkpoint(path) for path in paths)
-    places = tuple(map(Path, paths))
+    locations = tuple(map(Path, paths))
     if spec is not None and model is not None:
         raise UsageError("say what the architecture is once: --spec or --model, not both.")
     if spec is not None:
-        shapes = read_weights(places[0]) if read else opened[0].shapes
-        return NetworkFiles(SymmetryGraph.from_spec(read_spec(spec), like=shapes), places, opened)
+        shapes = read_weights(locations[0]) if read else opened[0].shapes
+        return NetworkFiles(SymmetryGraph.from_spec(read_spec(spec), like=shapes), locations, opened)
     config = opened[0].config if opened else None
     text = model if model is not None or config is None else source_of(config)
     if text is None:
@@ -192,7 +192,7 @@ def open_networks(
     unknown: tuple[str, ...] = ()
     if model is None:  # real folders hold tensors that their model never reads, such as position ids
         unknown = tuple(name for name in opened[0] if name not in graph.first_names)
-    return NetworkFiles(graph, places, opened, text, unknown)
+    return NetworkFiles(graph, locations, opened, text, unknown)
 
 
 def read_spec(path: str | Path) -> dict[str, str]:
