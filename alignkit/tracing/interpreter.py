@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from alignkit.text import describe_error
@@ -34,12 +34,6 @@ def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[
         kept.append(step)
         live.update(ref.storage for ref in step.inputs)
     return kept[::-1]
-
-
-def unread_tensors(steps: Iterable[OpRecord], tensors: Mapping[str, TensorRef]) -> list[str]:
-    """Return the names of tensors that no step reads."""
-    read = {ref.storage for step in steps for ref in step.inputs}
-    return [name for name, ref in tensors.items() if ref.storage not in read]
 
 
 @dataclass

@@ -12,17 +12,16 @@ from alignkit.graph import Provenance, SymmetryGraph, TracedInput
 from alignkit.graph.proof.example_call import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.text import dtype_name
-from alignkit.tracing.interpreter import Interpreter, live_steps, unread_tensors
-from alignkit.tracing.labels.constant_buffers import constant_buffers
+from alignkit.tracing.interpreter import Interpreter, live_steps
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.parameters import ParameterUse, first_labels, parameter_uses
+from alignkit.tracing.labels.parameters import ParameterUse, constant_buffers, first_labels, parameter_uses
 from alignkit.tracing.labels.recurrent_state import close_states, state_weights
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.reading.axes import write_axis
 from alignkit.tracing.reading.causes import pinned_axes
 from alignkit.tracing.reading.naming import group_names
 from alignkit.tracing.reading.traced_layouts import TracedLayouts, read_layouts
-from alignkit.tracing.recording.recorder import OpRecord, TensorRef
+from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.recording.run import RecordedRun, record
 from alignkit.tracing.rules.built_in import BUILT_IN
 from alignkit.tracing.rules.table import RuleTable
@@ -63,9 +62,8 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
 
 def _traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[TracedInput, ...]:
     """Describe the arguments of an example call; nothing where some are not tensors."""
-    named = [*((None, value) for value in args), *kwargs.items()]
     inputs = []
-    for name, value in named:
+    for name, value in [*((None, value) for value in args), *kwargs.items()]:
         if not isinstance(value, Tensor):
             return ()
         low = high = None
@@ -81,13 +79,24 @@ def build_graph(
 ) -> SymmetryGraph:
     """Return the graph of a recorded run. See `trace`."""
     steps = live_steps(run.steps, run.results)
+    read = {ref.storage for step in steps for ref in step.inputs}
     movable = _movable_tensors(model, run)
-    unused = unread_tensors(steps, movable)
-    tensors = {name: ref for name, ref in movable.items() if name not in unused}
+    tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
+    uses = parameter_uses(steps, tensors)
     # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
     plain = {name for pair in state_weights(model, tensors) for name in pair}
     while True:
-        constraints, interpreter, labels = _interpret(model, run, steps, tensors, table, plain)
+        constraints = Constraints()
+        interpreter = Interpreter(table, constraints)
+        labels: dict[str, Labels] = {}
+        for name, ref in tensors.items():
+            use = uses.get(ref.storage, ParameterUse())
+            labels[name] = first_labels(constraints, ref.shape, use, contextual=name not in plain)
+            interpreter.set_labels(ref, labels[name])
+        for ref in constant_buffers(model, run):
+            interpreter.set_labels(ref, Labels.constant(ref.shape))
+        close_states(constraints, model, labels)
+        interpreter.run(steps, run.results)
         traced = read_layouts(constraints, labels)
         if not traced.varying:
             break
@@ -98,13 +107,12 @@ def build_graph(
         tensors=run.tensors,
         pinned=pinned_axes(constraints, traced, labels),
         unknown_ops=tuple(interpreter.unknown),
-        unused=tuple(unused),
+        unused=tuple(name for name in movable if name not in tensors),
         inputs=inputs,
     )
-    saved = set(model.state_dict(keep_vars=True))
-    return SymmetryGraph.from_spec(
-        {name: text for name, text in spec.items() if name in saved}, model, sizes=sizes, provenance=provenance
-    )
+    saved = model.state_dict(keep_vars=True)
+    spec = {name: text for name, text in spec.items() if name in saved}
+    return SymmetryGraph.from_spec(spec, model, sizes=sizes, provenance=provenance)
 
 
 def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:
@@ -123,30 +131,6 @@ def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]
             seen.add(ref.key)
             movable[name] = ref
     return movable
-
-
-def _interpret(
-    model: nn.Module,
-    run: RecordedRun,
-    steps: list[OpRecord],
-    tensors: Mapping[str, TensorRef],
-    table: RuleTable,
-    plain: set[str],
-) -> tuple[Constraints, Interpreter, dict[str, Labels]]:
-    """Give first labels to the tensors and run the rules; return what the rules demand, and the first labels."""
-    constraints = Constraints()
-    interpreter = Interpreter(table, constraints)
-    uses = parameter_uses(steps, tensors)
-    labels: dict[str, Labels] = {}
-    for name, ref in tensors.items():
-        use = uses.get(ref.storage, ParameterUse())
-        labels[name] = first_labels(constraints, ref.shape, use, contextual=name not in plain)
-        interpreter.set_labels(ref, labels[name])
-    for ref in constant_buffers(model, run):
-        interpreter.set_labels(ref, Labels.constant(ref.shape))
-    close_states(constraints, model, labels)
-    interpreter.run(steps, run.results)
-    return constraints, interpreter, labels
 
 
 def _write_spec(

@@ -42,14 +42,6 @@ def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> L
     labels of one tensor tell more than those of another (units inside heads, and a weight for each unit), the finer
     ones stay and relate to the coarser ones. The first operand's atoms win, so that an in-place op keeps those of its
     target.
-
-    Args:
-        c: Receives the constraints.
-        shape: Shape of the result.
-        operands: Labels of the operands.
-
-    Returns:
-        The labels of the result.
     """
     grown = [d for d, n in enumerate(shape) if n != 1]
     operands = [x.squeeze(grown) for x in operands]
@@ -72,13 +64,8 @@ def settle(
 
     Each block meets the settled ones in turn. Two that own the same dimensions become one. If one owns more
     dimensions and sees all that the other sees, it stays and the other's atoms follow. If both own some dimensions
-    that the other does not, both are factored and their parts meet again.
-
-    Args:
-        c: Receives the constraints.
-        shape: Shape of the result.
-        blocks: Blocks of all tensors, in the dimensions of the result.
-        fixed: Dimensions whose positions do not move.
+    that the other does not, both are factored and their parts meet again. All blocks are in the dimensions of the
+    result, of which those in `fixed` do not move.
     """
     settled: list[LabelBlock] = []
     queue = list(blocks)
@@ -182,18 +169,14 @@ def reduce(c: Constraints, labels: Labels, gone: Collection[int], keep_dims: boo
     if keep_dims:
         return Labels.of([1 if d in gone else n for d, n in enumerate(labels.shape)], uniform, blocks)
     remaining = [d for d in range(len(labels.shape)) if d not in gone]
-    new_dim = {d: i for i, d in enumerate(remaining)}
-    return Labels.of(labels.shape, uniform, blocks).move_dims([labels.shape[d] for d in remaining], new_dim)
+    return Labels.of(labels.shape, uniform, blocks).permute(remaining)
 
 
 def contract(c: Constraints, operands: Sequence[Labels], gone: Collection[int], shape: Sequence[int]) -> Labels:
     """Return the labels of a product of tensors in common coordinates, summed over `gone`.
 
-    Args:
-        c: Receives the constraints.
-        operands: Labels of one rank; size-1 dimensions broadcast.
-        gone: Dimensions that are summed over.
-        shape: Sizes of all common coordinates, the summed ones too.
+    The operands have one rank, and their size-1 dimensions broadcast. `shape` has the sizes of all coordinates, the
+    summed ones too.
     """
     return reduce(c, unify(c, shape, operands), gone, keep_dims=False)
 
@@ -204,12 +187,9 @@ def matmul(c: Constraints, a: Labels, b: Labels) -> Labels:
     In the common coordinates [..., m, k, n], a has size 1 along n, and b along m.
     """
     rank = len(a.shape)
-    rows, inner, columns = rank - 2, rank - 1, rank
-    batch = {d: d for d in range(rank - 2)}
-    left = a.move_dims((*a.shape, 1), {**batch, rank - 2: rows, rank - 1: inner})
-    right = b.move_dims((*b.shape[:-2], 1, *b.shape[-2:]), {**batch, rank - 2: inner, rank - 1: columns})
+    left, right = a.insert_dim(rank), b.insert_dim(rank - 2)
     shape = [max(m, n) if min(m, n) else 0 for m, n in zip(left.shape, right.shape, strict=True)]
-    return contract(c, [left, right], {inner}, shape)
+    return contract(c, [left, right], {rank - 1}, shape)
 
 
 def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
@@ -234,15 +214,13 @@ def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
     span = tuple(sorted({dim} | {d for owner in owners if owner is not None for d in owner.context}))
     pieces: list[IntArray] = []
     for x, owner in zip(parts, owners, strict=True):
-        if owner is not None:
-            pieces.append(owner.spread(span, x.shape))
-            continue
-        atoms = c.new_atoms([x.shape[dim]])
-        if x.uniform[dim] and x.shape[dim] > 1:
-            c.colour(atoms)
-        else:
-            c.fix(atoms)
-        pieces.append(LabelBlock((dim,), (), atoms).spread(span, x.shape))
+        if owner is None:
+            owner = LabelBlock((dim,), (), c.new_atoms([x.shape[dim]]))
+            if x.uniform[dim] and x.shape[dim] > 1:
+                c.colour(owner.atoms)
+            else:
+                c.fix(owner.atoms)
+        pieces.append(owner.spread(span, x.shape))
     block = LabelBlock((dim,), tuple(d for d in span if d != dim), np.concatenate(pieces, span.index(dim)))
     for parent in aligned.blocks:
         # Where each atom stands in one row only, the rows are those of the context.

@@ -1,4 +1,4 @@
-"""First labels: which axes of which parameters may move, before anything is known."""
+"""First labels: which axes of which parameters may move, and which buffers are constant, before anything is known."""
 
 from __future__ import annotations
 
@@ -6,26 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
 
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
+from alignkit.tracing.recording.run import RecordedRun
 
 _CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution"}
 _PASSES_ON = {
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "native_batch_norm",
-    "clone",
-    "_to_copy",
-    "detach",
-    "alias",
-    "view",
-    "reshape",
+    "add", "sub", "mul", "div", "native_batch_norm", "clone", "_to_copy", "detach", "alias", "view", "reshape",
     "_unsafe_view",
-}
+}  # fmt: skip
 _TABLE_OPS = {"t", "mm", "addmm", "linear", "embedding", "matmul", "addmv", "mv"}
 _MAX_ATOMS = 1 << 22
 """Maximum number of atoms of one axis that depends on another: 32 MiB. Larger axes move by themselves."""
@@ -57,8 +50,7 @@ def parameter_uses(steps: Iterable[OpRecord], tensors: Mapping[str, TensorRef]) 
         if name in _CONVOLUTIONS and len(inputs) > 1 and inputs[1].key in origin:
             storage, shape = origin[inputs[1].key]
             if shape == inputs[1].shape:
-                groups = step.args[6 if name == "mkldnn_convolution" else 8]
-                uses[storage] = ParameterUse(groups=int(groups))
+                uses[storage] = ParameterUse(groups=int(step.args[6 if name == "mkldnn_convolution" else 8]))
         elif name in _TABLE_OPS:
             for storage, _ in parameters:
                 uses.setdefault(storage, ParameterUse(matrix=True))
@@ -74,13 +66,8 @@ def first_labels(c: Constraints, shape: tuple[int, ...], use: ParameterUse, *, c
 
     Example: stacked experts [4, 3, 5] get 4 atoms for the experts, 4 x 3 for their units and 4 x 5 for their inputs.
     The weight [6, 2, 3, 3] of a convolution in two groups gets 6 atoms for the outputs and 2 x 2 for the inputs, those
-    of a group repeated for its three outputs; its kernel stays fixed.
-
-    Args:
-        c: Gives the atoms.
-        shape: Shape of the parameter.
-        use: How the run uses it.
-        contextual: Whether axes may move differently for each unit of the first axis, as units of stacked experts do.
+    of a group repeated for its three outputs; its kernel stays fixed. With `contextual`, axes may move differently for
+    each unit of the first axis, as units of stacked experts do.
     """
     labelled = [d for d, n in enumerate(shape) if n > 1 and (d < 2 or not use.groups)]
     if use.groups:
@@ -101,3 +88,21 @@ def first_labels(c: Constraints, shape: tuple[int, ...], use: ParameterUse, *, c
             c.adopt_rows(atoms, (0,), blocks[0].atoms)
         blocks.append(LabelBlock((d,), (first,) if nested else (), atoms))
     return Labels.of(shape, (), blocks)
+
+
+def constant_buffers(model: nn.Module, run: RecordedRun) -> list[TensorRef]:
+    """Return the buffers that hold one value everywhere and that neither a state dict nor the run can change.
+
+    Those on the meta device have no values and are not among them.
+    """
+    saved = set(model.state_dict(keep_vars=True))
+    changeable = {ref.storage for step in run.steps for ref in step.written}
+    changeable |= {ref.storage for name, ref in run.state.items() if name in saved or name in run.replaced}
+    constant = []
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in run.state or run.state[name].storage in changeable:
+            continue
+        has_values = buffer.device.type != "meta" and buffer.layout == torch.strided and buffer.numel() > 1
+        if has_values and bool((buffer == buffer.flatten()[0]).all()):
+            constant.append(run.state[name])
+    return constant

@@ -23,10 +23,6 @@ def state_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str,
 
     The state of an LSTM with projections is written by its projection, any other by the same weight. Weights under
     `weight_norm` and other parametrizations are those that these keep.
-
-    Args:
-        model: The model.
-        names: Names of its parameters.
     """
     for path, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
@@ -43,12 +39,7 @@ def state_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str,
 def close_states(c: Constraints, model: nn.Module, labels: Mapping[str, Labels]) -> None:
     """Make the columns of recurrent weights [gates * units, state] move with the rows that write the state.
 
-    The rows of each gate move together in any run.
-
-    Args:
-        c: Receives the constraints.
-        model: The model.
-        labels: First labels of its parameters, each axis by itself.
+    The rows of each gate move together in any run. The labels are first ones, with each axis by itself.
     """
     for reader, writer in state_weights(model, labels):
         columns = labels[reader].owner.get(1)

@@ -44,6 +44,12 @@ def reshape(c: Constraints, labels: Labels, shape: Sequence[int]) -> Labels:
     return _renumber(c, labels, target, runs)
 
 
+def repeat_each(c: Constraints, labels: Labels, dim: int, times: int) -> Labels:
+    """Return the labels of `tensor.repeat_interleave(times, dim)`: every unit owns a run of equal values."""
+    shape = (*labels.shape[:dim], labels.shape[dim] * times, *labels.shape[dim + 1 :])
+    return reshape(c, labels.insert_dim(dim + 1, times), shape)
+
+
 def match_dims(old: tuple[int, ...], new: tuple[int, ...]) -> list[Run]:
     """Pair the smallest runs of dimensions with equal products, leaving out dimensions of size 1.
 

@@ -150,6 +150,19 @@ class Labels:
             blocks.append(LabelBlock(dims, context, np.ascontiguousarray(block.atoms.transpose(order))))
         return Labels.of(shape, uniform, blocks)
 
+    def permute(self, order: Sequence[int]) -> Labels:
+        """Return the labels with dimensions in another order; those that it leaves out are dropped, see `move_dims`."""
+        return self.move_dims([self.shape[d] for d in order], {d: i for i, d in enumerate(order)})
+
+    def insert_dim(self, at: int, size: int = 1) -> Labels:
+        """Return the labels with a new dimension, uniform, at position `at`."""
+        shape = (*self.shape[:at], size, *self.shape[at:])
+        return self.move_dims(shape, {d: d if d < at else d + 1 for d in range(len(self.shape))})
+
+    def along(self, dim: int, rank: int) -> Labels:
+        """Return the labels of a vector that lies along one of `rank` dimensions; the others have size 1."""
+        return self.move_dims([self.shape[0] if d == dim else 1 for d in range(rank)], {0: dim})
+
     def pad_rank(self, rank: int) -> Labels:
         """Return the labels with size-1 dimensions in front, as broadcasting adds them."""
         extra = rank - len(self.shape)

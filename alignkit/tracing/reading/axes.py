@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -57,6 +58,8 @@ class LabelledSegment:
 
 
 LabelledAxis = tuple[LabelledSegment, ...]
+Places = Mapping[int, IntArray]
+"""For each group, the place of the unit at each position, -1 where the group does not act."""
 
 
 def read_axes(labels: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[LabelledAxis, ...]:
@@ -122,99 +125,74 @@ def _units_at(classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:
     return units
 
 
-def _read_sum(
-    places: Mapping[int, IntArray], orbits: IntArray, outer: frozenset[int], symmetry: Symmetry
-) -> LabelledAxis:
-    """Read positions as segments laid end to end.
+def _read_sum(places: Places, orbits: IntArray, outer: frozenset[int], symmetry: Symmetry) -> LabelledAxis:
+    """Read positions with these orbits as segments laid end to end.
 
-    Args:
-        places: For each group, the place of the unit at each position, -1 where the group does not act.
-        orbits: Orbit of each position.
-        outer: Groups whose unit is settled by an outer factor, or by the context.
-        symmetry: The groups.
+    A unit of each group in `outer` is settled by an outer factor, or by the context.
     """
     segments: list[LabelledSegment] = []
-    start, end = 0, len(orbits)
-    while start < end:
-        acting = {g for g, place in places.items() if place[start] >= 0 and g not in outer}
+    while len(orbits):
+        inner = {g: place for g, place in places.items() if g not in outer}
+        acting = {g for g, place in inner.items() if place[0] >= 0}
         if acting:
-            segment = _read_product(places, orbits, start, acting, outer, symmetry)
+            segment = _read_product(places, orbits, acting, outer, symmetry)
         else:
-            fixed = np.ones(end - start, bool)
-            for g, place in places.items():
-                if g not in outer:
-                    fixed &= place[start:] < 0
-            segment = LabelledSegment(None, end - start if fixed.all() else int(np.argmin(fixed)))
+            moving = np.any([place >= 0 for place in inner.values()], axis=0) if inner else np.zeros(len(orbits), bool)
+            segment = LabelledSegment(None, int(np.argmax(moving)) if moving.any() else len(orbits))
         segments.append(segment)
-        start += segment.size
+        places = {g: place[segment.size :] for g, place in places.items()}
+        orbits = orbits[segment.size :]
     return tuple(segments)
 
 
 def _read_product(
-    places: Mapping[int, IntArray],
-    orbits: IntArray,
-    start: int,
-    acting: set[int],
-    outer: frozenset[int],
-    symmetry: Symmetry,
+    places: Places, orbits: IntArray, acting: set[int], outer: frozenset[int], symmetry: Symmetry
 ) -> LabelledSegment:
-    """Read the longest product that starts at a position. Its outermost group is the one that changes most slowly.
+    """Read the longest product at the front. Its outermost group is the one that changes most slowly.
 
     A group of n units that stays at its first unit for m positions has to go on, in order, to n * m positions, and
     what stands inside of each unit has to be the same.
     """
 
     def count_equal(group: int) -> int:
-        """Return for how many positions from `start` the group stays at one unit."""
-        changed = places[group][start:] != places[group][start]
+        """Return for how many positions from the first the group stays at one unit."""
+        changed = places[group] != places[group][0]
         return int(np.argmax(changed)) if changed.any() else len(changed)
 
     roots = [g for g in acting if symmetry.orbits[g].parent is None or symmetry.orbits[g].parent in outer]
     for group in sorted(roots, key=count_equal, reverse=True):
         size, each = symmetry.orbits[group].size, count_equal(group)
-        stop = start + size * each
-        if stop > len(orbits):
+        if size * each > len(orbits):
             continue
-        tables = {g: place[start:stop].reshape(size, each) for g, place in places.items()}
-        kinds = orbits[start:stop].reshape(size, each)
-        if not (tables.pop(group) == np.arange(size)[:, None]).all() or not (kinds == kinds[0]).all():
-            continue
-        if any((table != table[0]).any() for table in tables.values()):
-            continue
-        inner = _read_sum({g: table[0] for g, table in tables.items()}, kinds[0], outer | {group}, symmetry)
-        return LabelledSegment(group, size * each, inner)
+        tables = {g: place[: size * each].reshape(size, each) for g, place in places.items()}
+        kinds = orbits[: size * each].reshape(size, each)
+        in_order = (tables.pop(group) == np.arange(size)[:, None]).all()
+        if in_order and all((table == table[0]).all() for table in (kinds, *tables.values())):
+            inner = _read_sum({g: table[0] for g, table in tables.items()}, kinds[0], outer | {group}, symmetry)
+            return LabelledSegment(group, size * each, inner)
     raise InexpressibleError(set(roots) or acting)
 
 
 def write_axis(axis: LabelledAxis, names: Mapping[int, str]) -> str:
     """Write segments in the notation. `names` gives the text of each group, such as "qk[heads]"."""
-    if len(axis) == 1 and axis[0].group is None:
-        return "."
-    return _write_sum(axis, names)
+    return "." if len(axis) == 1 and axis[0].group is None else _write_sum(axis, names)
 
 
 def _write_sum(axis: LabelledAxis, names: Mapping[int, str]) -> str:
+    """Write segments laid end to end; many equal ones in a row are a product."""
     parts: list[str] = []
-    start = 0
-    while start < len(axis):
-        segment = axis[start]
-        count = next((k for k, other in enumerate(axis[start:]) if other != segment), len(axis) - start)
-        text = _write_segment(segment, names)
+    for segment, run in groupby(axis):
+        if segment.group is None:
+            text = str(segment.size)
+        elif segment.inner == (LabelledSegment(None, 1),):
+            text = names[segment.group]
+        else:
+            inner = _write_sum(segment.inner, names)
+            inner = _without_brackets(inner) if len(segment.inner) == 1 else f"({inner})"
+            text = f"({names[segment.group]} {inner})"
+        count = len(list(run))
         parts += [text] * count if count <= _WRITE_OUT else [f"({count} {_without_brackets(text)})"]
-        start += count
     return "+".join(parts)
-
-
-def _write_segment(segment: LabelledSegment, names: Mapping[int, str]) -> str:
-    if segment.group is None:
-        return str(segment.size)
-    text = names[segment.group]
-    if len(segment.inner) != 1:
-        return f"({text} ({_write_sum(segment.inner, names)}))"
-    only = segment.inner[0]
-    if only.group is None and only.size == 1:
-        return text
-    return f"({text} {_without_brackets(_write_segment(only, names))})"
 
 
 def _without_brackets(text: str) -> str:

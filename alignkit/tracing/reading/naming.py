@@ -8,24 +8,20 @@ from collections.abc import Mapping
 from alignkit.tracing.reading.axes import LabelledAxis, LabelledSegment, groups_on
 from alignkit.tracing.solving.orbits import Symmetry
 
+Axes = Mapping[str, tuple[LabelledAxis, ...]]
+"""Segments of each axis of each tensor, tensors in the model's order."""
+
 _LEAF = re.compile(r"^(weight|bias)(_[ih]h)?_?")
 _ROLES = {(0, 1): "qk", (0,): "q", (1,): "k", (2,): "v", (1, 2): "kv", (0, 1, 2): "qkv"}
 """Which segments of a fused projection a group acts on, in the order query, key, value, and what it is called then."""
 
 
-def group_names(
-    axes: Mapping[str, tuple[LabelledAxis, ...]], shapes: Mapping[str, tuple[int, ...]], symmetry: Symmetry
-) -> dict[int, str]:
+def group_names(axes: Axes, shapes: Mapping[str, tuple[int, ...]], symmetry: Symmetry) -> dict[int, str]:
     """Return a readable, stable name for each group: the path of the module whose tensor mentions it first.
 
     Tensors with a single axis, such as biases, count only where nothing else mentions the group. Units that own units
     get a word for what they are: heads, groups of channels, experts. Where one tensor introduces several groups, the
     segment tells them apart. A name that is taken gets a number.
-
-    Args:
-        axes: Segments of each axis, tensors in the model's order.
-        shapes: Shapes of these tensors.
-        symmetry: The groups.
     """
 
     def is_vague(name: str) -> tuple[bool, bool]:
@@ -46,12 +42,7 @@ def group_names(
     names: dict[int, str] = {}
     for group, (tensor, dim) in first_use.items():
         if group in parent_of.values() or group in owner_of:
-            base = _owner_name(
-                tensor,
-                axes[tensor],
-                owns_heads=group in owner_of.values(),
-                stacked=_is_stacked(group, axes, parent_of),
-            )
+            base = _owner_name(group, tensor, axes, parent_of, owns_heads=group in owner_of.values())
         else:
             base = _unit_name(group, tensor, axes[tensor][dim], len(shapes[tensor]), parent_of[group])
         name, number = base, 2
@@ -87,7 +78,7 @@ def _unit_name(group: int, tensor: str, axis: LabelledAxis, rank: int, parent: i
     return f"{base}.{role}" if role and len(innermost) in (2, 3) else base
 
 
-def _owners(axes: Mapping[str, tuple[LabelledAxis, ...]]) -> dict[int, int]:
+def _owners(axes: Axes) -> dict[int, int]:
     """Return groups that own positions inside of another group, with that group: query heads of key-value heads."""
     owner_of: dict[int, int] = {}
 
@@ -109,25 +100,22 @@ def _unit_count(segment: LabelledSegment) -> int:
     return segment.size // max(sum(part.size for part in segment.inner), 1)
 
 
-def _is_stacked(group: int, axes: Mapping[str, tuple[LabelledAxis, ...]], parent_of: Mapping[int, int | None]) -> bool:
-    """Return whether a tensor stacks one matrix for each unit of a group."""
-    return any(
-        len(tensor) > 2
-        and groups_on(tensor[0]) == [group]
-        and any(parent_of[g] == group for axis in tensor[1:] for g in groups_on(axis))
-        for tensor in axes.values()
-        if all(segment.size == _unit_count(segment) for segment in tensor[0])
-    )
-
-
-def _owner_name(tensor: str, axes: tuple[LabelledAxis, ...], *, owns_heads: bool, stacked: bool) -> str:
+def _owner_name(group: int, tensor: str, axes: Axes, parent_of: Mapping[int, int | None], *, owns_heads: bool) -> str:
     """Return a name for units that own other units: experts, groups of channels, heads."""
     module, _, leaf = tensor.rpartition(".")
     # Fused projections and experts may be parameters of their module itself, or of layers in it.
     path = module.rpartition(".")[0] if leaf in ("weight", "bias") else module
+    # Units are stacked if a tensor has a matrix for each of them.
+    stacked = any(
+        len(rows) > 2
+        and groups_on(rows[0]) == [group]
+        and any(parent_of[g] == group for axis in rows[1:] for g in groups_on(axis))
+        for rows in axes.values()
+        if all(segment.size == _unit_count(segment) for segment in rows[0])
+    )
     if stacked:
         kind = "experts"
-    elif len(axes) > 2:
+    elif len(axes[tensor]) > 2:
         kind, path = "groups", module
     else:
         kind = "kv_heads" if owns_heads else "heads"

@@ -46,11 +46,7 @@ class TracedLayouts:
 
 
 def read_layouts(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts:
-    """Solve the constraints and return the layouts of labelled tensors.
-
-    Args:
-        c: What the run demands.
-        tensors: First labels of the parameters.
+    """Solve the constraints and return the layouts of parameters with these first labels.
 
     Raises:
         TraceError: The reading does not settle, which is a defect of the tracer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,11 +56,6 @@ class TensorRef:
                     values = np.asarray(known.detach().cpu().numpy(), dtype=np.int64).copy()
         return cls(id(tensor), storage._cdata, shape, tensor.dtype, whole, values)
 
-    @property
-    def rank(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
 
 @dataclass(frozen=True)
 class OpRecord:
@@ -106,7 +101,7 @@ def refs(tree: object) -> list[TensorRef]:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every op that runs inside of it, and keeps all tensors alive so that identities stay unique."""
 
-    def __init__(self, path: ModulePath) -> None:
+    def __init__(self, path: Sequence[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[OpRecord] = []
         self.alive: list[torch.Tensor] = []
@@ -114,14 +109,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def describe(self, tree: Any) -> Any:
         """Replace tensors in a tree by `TensorRef`."""
-
-        def refer(leaf: object) -> object:
-            if not isinstance(leaf, torch.Tensor):
-                return leaf
-            self.alive.append(leaf)
-            return TensorRef.of(leaf)
-
-        return pytree.tree_map(refer, tree)
+        self.alive += [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        return pytree.tree_map_only(torch.Tensor, TensorRef.of, tree)
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -132,36 +121,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         described_args, described_kwargs = self.describe((tuple(args), kwargs))
         result = func(*args, **kwargs)
-        self.steps.append(OpRecord(func, described_args, described_kwargs, self.describe(result), self._path.current))
+        self.steps.append(OpRecord(func, described_args, described_kwargs, self.describe(result), self._path[-1]))
         return result
 
 
-@dataclass
-class ModulePath:
-    """Path of the module that is running."""
-
-    names: Mapping[nn.Module, str]
-    stack: list[str] = field(default_factory=list)
-
-    @property
-    def current(self) -> str:
-        """Path of the innermost running module, "" for the model itself."""
-        return self.stack[-1] if self.stack else ""
-
-
 @contextmanager
-def follow_modules(model: nn.Module) -> Iterator[ModulePath]:
-    """Follow which module of the model is running, while the context lasts."""
-    path = ModulePath({module: name for name, module in model.named_modules()})
+def follow_modules(model: nn.Module) -> Iterator[Sequence[str]]:
+    """Follow which modules of the model are running, while the context lasts: the paths, the innermost one last.
+
+    The path of the model itself is "".
+    """
+    names = {module: name for name, module in model.named_modules()}
+    path = [""]
     thread = threading.get_ident()
 
     def enter(module: nn.Module, args: object) -> None:
         if threading.get_ident() == thread:
-            path.stack.append(path.names.get(module, path.current))
+            path.append(names.get(module, path[-1]))
 
     def leave(module: nn.Module, args: object, result: object) -> None:
-        if threading.get_ident() == thread and path.stack:
-            path.stack.pop()
+        if threading.get_ident() == thread and len(path) > 1:
+            path.pop()
 
     handles = [
         nn.modules.module.register_module_forward_pre_hook(enter),

@@ -43,7 +43,7 @@ class RecordedRun:
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
-    """RecordedRun the model in eval mode without gradients and record every op. The model is left as it was.
+    """Run the model in eval mode without gradients and record every op. The model is left as it was.
 
     Raises:
         TraceError: The model cannot run on these inputs, or is not a plain module; the message says what to do.
@@ -51,7 +51,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     _check(model)
     try:
         with _borrow(model):
-            return _run_fake(model, args, kwargs)
+            return _run(model, args, kwargs, FakeTensorMode(allow_non_fake_inputs=True))
     except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
         fake_error = error
     meta = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if p.device.type == "meta"]
@@ -63,7 +63,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         ) from fake_error
     try:
         with _borrow(model):
-            return _run_real(model, args, kwargs)
+            return _run(model, args, kwargs, None)
     except Exception as error:
         raise TraceError(_explain(model, error)) from error
 
@@ -149,37 +149,47 @@ def _borrow(model: nn.Module) -> Iterator[None]:
                 container.extend(content) if isinstance(container, list) else container.update(content)
 
 
-def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
-    """Run the model on tensors without data. Those on the meta device act as if they were on the CPU."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes: dict[int, Tensor] = {}
+def _run(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], mode: FakeTensorMode | None
+) -> RecordedRun:
+    """Run the model on fake tensors where there is a mode for them.
 
-    def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) in fakes:
-            return fakes[id(tensor)]
-        if tensor.device.type == "meta":
+    Without one it runs on its own parameters, and on copies of its buffers and the inputs: ops may write into them.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def copy_tensor(tensor: Tensor) -> Tensor:
+        if mode is None and isinstance(tensor, nn.Parameter):
+            return tensor
+        if id(tensor) in copies:
+            return copies[id(tensor)]
+        if mode is None:
+            copied = tensor.clone()
+        elif tensor.device.type == "meta":  # acts as if it were on the CPU
             bare = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            copied: Tensor = FakeTensor(mode, bare, torch.device("cpu"))
+            copied = FakeTensor(mode, bare, torch.device("cpu"))
             if isinstance(tensor, nn.Parameter):
                 copied = nn.Parameter(copied, tensor.requires_grad)
         else:
             copied = mode.from_tensor(tensor, static_shapes=True)
-        fakes[id(tensor)] = copied
+        copies[id(tensor)] = copied
         return copied
 
-    inputs = pytree.tree_map(lambda x: fake(x) if isinstance(x, Tensor) else x, (args, dict(kwargs)))
-    return _run(model, inputs, _replace_tensors(model, fake), "fake", mode)
-
-
-def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
-    """Run the model on its own parameters, and on copies of its buffers and the inputs: ops may write into them."""
-    clones: dict[int, Tensor] = {}
-
-    def clone_buffer(tensor: Tensor) -> Tensor:
-        return tensor if isinstance(tensor, nn.Parameter) else clones.setdefault(id(tensor), tensor.clone())
-
-    inputs = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, dict(kwargs)))
-    return _run(model, inputs, _replace_tensors(model, clone_buffer), "real", None)
+    copy_input = torch.clone if mode is None else copy_tensor
+    args, kwargs = pytree.tree_map_only(Tensor, copy_input, (args, dict(kwargs)))
+    state = _replace_tensors(model, copy_tensor)
+    with ExitStack() as stack:
+        path = stack.enter_context(follow_modules(model))
+        if mode is not None:
+            stack.enter_context(mode)
+        recorder = stack.enter_context(Recorder(path))
+        result = model(*args, **kwargs)
+    results = [recorder.describe(t) for t in tensors_in(result)]
+    refs = {name: recorder.describe(tensor) for name, tensor in state.items()}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    replaced = frozenset(name for name, tensor in state.items() if buffers.get(name, tensor) is not tensor)
+    kind: Literal["fake", "real"] = "real" if mode is None else "fake"
+    return RecordedRun(recorder.steps, results, refs, kind, replaced, recorder.alive)
 
 
 def _replace_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -198,27 +208,6 @@ def _replace_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> d
     return state
 
 
-def _run(
-    model: nn.Module,
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
-    state: dict[str, Tensor],
-    tensors: Literal["fake", "real"],
-    mode: FakeTensorMode | None,
-) -> RecordedRun:
-    args, kwargs = inputs
-    with ExitStack() as stack:
-        path = stack.enter_context(follow_modules(model))
-        if mode is not None:
-            stack.enter_context(mode)
-        recorder = stack.enter_context(Recorder(path))
-        result = model(*args, **kwargs)
-    results = [recorder.describe(t) for t in tensors_in(result)]
-    refs = {name: recorder.describe(tensor) for name, tensor in state.items()}
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    replaced = frozenset(name for name, tensor in state.items() if buffers.get(name, tensor) is not tensor)
-    return RecordedRun(recorder.steps, results, refs, tensors, replaced, recorder.alive)
-
-
 def tensors_in(result: object) -> list[Tensor]:
     """Return every tensor in the outputs of a model: nested tuples, lists, mappings, dataclasses, plain objects.
 
@@ -232,9 +221,8 @@ def tensors_in(result: object) -> list[Tensor]:
         if isinstance(value, Tensor):
             tensors.append(value)
             return
-        if value is None or isinstance(value, str | bytes | int | float | nn.Module) or id(value) in seen:
-            return
-        if any(base.__name__ == "Cache" for base in type(value).__mro__):
+        is_plain = value is None or isinstance(value, str | bytes | int | float | nn.Module)
+        if is_plain or id(value) in seen or any(base.__name__ == "Cache" for base in type(value).__mro__):
             return
         seen.add(id(value))
         if isinstance(value, Mapping):

@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from alignkit.tracing.rules import (
-    attention,
-    concatenate,
-    contraction,
-    convolution,
-    index,
-    normalise,
-    pointwise,
-    recurrent,
-    reduce,
-    shape,
-    spatial,
-)
+from alignkit.tracing.rules import contraction, index, pointwise, reduce, shape, spatial
 from alignkit.tracing.rules.table import Rule
 
-_FILES = (
-    attention, concatenate, contraction, convolution, index, normalise, pointwise, recurrent, reduce, shape, spatial,
-)  # fmt: skip
+_FILES = (contraction, index, pointwise, reduce, shape, spatial)
 
 
 BUILT_IN: Mapping[str, Rule] = MappingProxyType({name: rule for file in _FILES for name, rule in file.RULES.items()})

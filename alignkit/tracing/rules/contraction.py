@@ -1,83 +1,52 @@
-"""Matrix products: the summed dimension of both operands moves together and is gone."""
+"""Matrix products, convolutions, attention: the summed dimension of both operands moves together and is gone."""
 
 from __future__ import annotations
 
-from alignkit.tracing.labels.combine import contract, matmul
-from alignkit.tracing.labels.reshape import reshape
+from collections.abc import Sequence
+
+from alignkit.tracing.labels.combine import contract, drop, matmul
+from alignkit.tracing.labels.reshape import repeat_each, reshape
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.rules.table import Call, RuleSet
 
 RULES = RuleSet()
 
 
-@RULES.rule("mm", "bmm")
+@RULES.rule("mm", "bmm", "matmul", "mv", "dot", "vdot")
 def product(call: Call) -> Labels:
-    """Multiply [..., m, k] by [..., k, n]."""
-    return matmul(call.constraints, call.labels("self"), call.labels("mat2"))
+    """Multiply [..., m, k] by [..., k, n], with broadcasting."""
+    a, b = call.operands()
+    return _multiply(call, a, b)
 
 
-@RULES.rule("matmul")
-def general_product(call: Call) -> Labels:
-    """Multiply with broadcasting; vectors are matrices with a dimension of size 1."""
-    a, b = call.labels("self"), call.labels("other")
-    if len(a.shape) == 1:
-        a = a.move_dims((1, *a.shape), {0: 1})
-    if len(b.shape) == 1:
-        b = b.move_dims((*b.shape, 1), {0: 0})
-    rank = max(len(a.shape), len(b.shape))
-    result = matmul(call.constraints, a.pad_rank(rank), b.pad_rank(rank))
-    return reshape(call.constraints, result, call.shape)
-
-
-@RULES.rule("addmm", "baddbmm")
+@RULES.rule("addmm", "baddbmm", "addmv")
 def product_and_sum(call: Call) -> Labels:
     """Multiply, and add a term that broadcasts."""
-    second, third = ("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")
-    result = matmul(call.constraints, call.labels(second), call.labels(third))
-    return call.unify(call.shape, [result, call.labels("self")])
+    term, a, b = call.operands()
+    return call.unify(call.shape, [_multiply(call, a, b), term])
 
 
-@RULES.rule("mv")
-def matrix_vector(call: Call) -> Labels:
-    """Multiply [m, k] by [k]."""
-    vector = call.labels("vec")
-    column = vector.move_dims((*vector.shape, 1), {0: 0})
-    return reshape(call.constraints, matmul(call.constraints, call.labels("self"), column), call.shape)
+@RULES.rule("linear")
+def linear(call: Call) -> Labels:
+    """Multiply [..., in] by the transpose of [out, in], and add [out]."""
+    result = _multiply(call, call.labels("input"), call.labels("weight").permute((1, 0)))
+    bias = call.arg("bias")
+    return result if bias is None else call.unify(call.shape, [result, call.labels(bias)])
 
 
-@RULES.rule("addmv")
-def matrix_vector_and_sum(call: Call) -> Labels:
-    """Multiply [m, k] by [k], and add [m]."""
-    vector = call.labels("vec")
-    column = vector.move_dims((*vector.shape, 1), {0: 0})
-    result = reshape(call.constraints, matmul(call.constraints, call.labels("mat"), column), call.shape)
-    return call.unify(call.shape, [result, call.labels("self")])
-
-
-@RULES.rule("dot", "vdot")
-def dot(call: Call) -> Labels:
-    """Sum the elementwise product of two vectors."""
-    operands = call.operands()
-    return contract(call.constraints, operands, {0}, operands[0].shape)
+def _multiply(call: Call, a: Labels, b: Labels) -> Labels:
+    """Return the labels of a product in the shape of the result; vectors are matrices with a dimension of size 1."""
+    a = a.insert_dim(0) if len(a.shape) == 1 else a
+    b = b.insert_dim(1) if len(b.shape) == 1 else b
+    rank = max(len(a.shape), len(b.shape))
+    return reshape(call.constraints, matmul(call.constraints, a.pad_rank(rank), b.pad_rank(rank)), call.shape)
 
 
 @RULES.rule("outer", "ger")
 def outer(call: Call) -> Labels:
     """Multiply each element of one vector by each of another."""
     a, b = call.operands()
-    return call.unify(call.shape, [a.move_dims((*a.shape, 1), {0: 0}), b])
-
-
-@RULES.rule("linear")
-def linear(call: Call) -> Labels:
-    """Multiply [..., in] by the transpose of [out, in], and add [out]."""
-    x, weight = call.labels("input"), call.labels("weight")
-    transposed = weight.move_dims(weight.shape[::-1], {0: 1, 1: 0})
-    rank = max(len(x.shape), 2)
-    result = matmul(call.constraints, x.pad_rank(rank), transposed.pad_rank(rank))
-    result = reshape(call.constraints, result, call.shape)
-    bias = call.arg("bias")
-    return result if bias is None else call.unify(call.shape, [result, call.labels(bias)])
+    return call.unify(call.shape, [a.insert_dim(1), b])
 
 
 @RULES.rule("_grouped_mm")
@@ -91,3 +60,57 @@ def grouped_product(call: Call) -> Labels:
     blocks = [block.shift(-1) for block in weight.blocks if 0 not in block.span]
     shared = Labels.of(weight.shape[1:], weight.uniform[1:], blocks)
     return matmul(call.constraints, call.fix_dims(x, [0]), shared)
+
+
+@RULES.rule("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution")
+def convolution(call: Call) -> Labels:
+    """Multiply in coordinates [batch, groups, outputs of a group, inputs of a group], and sum over the last.
+
+    Space is fixed, whatever its dimension.
+    """
+    c, x, groups = call.constraints, call.labels("input"), call.arg("groups", 1)
+    batch, channels, *space = x.shape
+    per_group_in, per_group_out = channels // groups, call.shape[1] // groups
+    signal = reshape(c, _drop_space(call, x), (batch, groups, 1, per_group_in))
+    filters = _drop_space(call, call.labels("weight"))
+    if call.arg("transposed", False):
+        filters = reshape(c, filters, (1, groups, per_group_in, per_group_out)).permute((0, 1, 3, 2))
+    else:
+        filters = reshape(c, filters, (1, groups, per_group_out, per_group_in))
+    result = contract(c, [filters, signal], {3}, (batch, groups, per_group_out, per_group_in))
+    result = reshape(c, result, (batch, call.shape[1]))
+    result = result.move_dims((batch, call.shape[1], *[1] * len(space)), {0: 0, 1: 1})
+    bias = call.arg("bias")
+    if bias is not None:
+        result = call.unify(result.shape, [result, call.labels(bias).along(1, len(result.shape))])
+    return Labels.of(call.shape, (*result.uniform[:2], *[False] * len(space)), result.blocks)
+
+
+def _drop_space(call: Call, x: Labels) -> Labels:
+    """Fix the dimensions of space and leave them out."""
+    x = call.fix_dims(x, range(2, len(x.shape)))
+    return Labels.of(x.shape[:2], x.uniform[:2], x.blocks)
+
+
+@RULES.rule(
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math",
+    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
+)  # fmt: skip
+def attention(call: Call) -> Sequence[Labels]:
+    """Compute softmax(q k^T + mask) v. Units of q and k meet, units of v pass through, heads are a batch dimension."""
+    c = call.constraints
+    q, k, v = (call.labels(name) for name in ("query", "key", "value"))
+    rank = len(q.shape)
+    if rank > 2 and q.shape[-3] != k.shape[-3] > 1:  # grouped queries: several share a head of keys and values
+        k, v = (repeat_each(c, x, rank - 3, q.shape[-3] // x.shape[-3]) for x in (k, v))
+    scores = matmul(c, q, k.permute((*range(rank - 2), rank - 1, rank - 2)))
+    masks = call.labels_of_tensors("attn_mask", "attn_bias")
+    if masks:
+        scores = call.unify(scores.shape, [scores, *masks])
+    if call.arg("is_causal"):
+        positions = [rank - 2, rank - 1]
+        scores = call.fix_dims(scores, positions).with_fixed(positions, scores.shape)
+    drop(c, scores, {rank - 1})
+    return [matmul(c, scores, v), *call.fixed_outputs()[1:]]

@@ -62,7 +62,7 @@ def index(call: Call) -> Labels:
         picked = restrict(call.constraints, x, dims[0], tensors[0].values.ravel())
         return reshape(call.constraints, picked, call.shape)
     # The dimensions of the indices take the position of adjacent `dims`; if others lie between, they go in front.
-    rank = max(i.rank for i in tensors)
+    rank = max(len(i.shape) for i in tensors)
     adjacent = dims == list(range(dims[0], dims[0] + len(dims)))
     new_dim: dict[int, int] = {}
     for d in range(len(x.shape)):

@@ -1,4 +1,4 @@
-"""Elementwise ops: every operand has the labels of the result."""
+"""Elementwise ops, and the fused cells made of them: every operand has the labels of the result."""
 
 from __future__ import annotations
 
@@ -43,9 +43,8 @@ def copy(call: Call) -> Labels:
 def prelu(call: Call) -> Labels:
     """Scale negative values; a weight with several elements belongs to dimension 1."""
     x, weight = call.labels("self"), call.labels("weight")
-    rank = len(x.shape)
-    if len(weight.shape) == 1 and weight.shape[0] > 1 and rank > 1:
-        weight = weight.move_dims((1, weight.shape[0], *[1] * (rank - 2)), {0: 1})
+    if len(weight.shape) == 1 and weight.shape[0] > 1 and len(x.shape) > 1:
+        weight = weight.along(1, len(x.shape))
     return call.unify(x.shape, [x, weight])
 
 
@@ -82,7 +81,23 @@ def triangle(call: Call) -> Labels:
 def glu(call: Call) -> Labels:
     """Gate one half of a dimension by the other, elementwise."""
     x = call.labels("self")
-    dim = x.dim(call.arg("dim", -1))
-    half = x.shape[dim] // 2
-    halves = [restrict(call.constraints, x, dim, np.arange(k * half, (k + 1) * half)) for k in (0, 1)]
-    return call.unify(call.shape, halves)
+    return call.unify(call.shape, _cut(call, x, x.dim(call.arg("dim", -1)), 2))
+
+
+@RULES.rule("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")
+def fused_cell(call: Call) -> Sequence[Labels]:
+    """Update a state by four (LSTM) or three (GRU) gates of the same units.
+
+    Elsewhere torch runs recurrent layers as products, gates and elementwise ops, which have rules of their own.
+    """
+    state, gates, states = ("cx", 4, 2) if call.name == "_thnn_fused_lstm_cell" else ("hx", 3, 1)
+    operands = [call.labels(state)]
+    for x in call.labels_of_tensors("input_gates", "hidden_gates", "input_bias", "hidden_bias"):
+        operands += _cut(call, x, len(x.shape) - 1, gates)
+    return [*[call.unify(call.shape, operands)] * states, *call.fixed_outputs()[states:]]
+
+
+def _cut(call: Call, x: Labels, dim: int, count: int) -> list[Labels]:
+    """Cut a dimension into equal parts."""
+    size = x.shape[dim] // count
+    return [restrict(call.constraints, x, dim, np.arange(k * size, (k + 1) * size)) for k in range(count)]

@@ -1,10 +1,11 @@
-"""Reductions: order-independent ones forget a dimension, ordered ones fix it."""
+"""Reductions and normalisations: order-independent ones forget a dimension, ordered ones fix it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from alignkit.tracing.labels import combine
+from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.rules.table import Call, RuleSet
 
@@ -19,8 +20,7 @@ def order_independent(call: Call) -> Sequence[Labels]:
     """Reduce dimensions; the result does not depend on the order along them."""
     x = call.labels("self")
     gone = call.dims(call.arg("dim"), len(x.shape))
-    keep = bool(call.arg("keepdim", False))
-    return [combine.reduce(call.constraints, x, gone, keep)] * len(call.outputs)
+    return [combine.reduce(call.constraints, x, gone, bool(call.arg("keepdim", False)))] * len(call.outputs)
 
 
 @RULES.rule("max", "min", "median", "nanmedian", "mode", "kthvalue")
@@ -29,11 +29,11 @@ def extreme(call: Call) -> Sequence[Labels]:
     if isinstance(call.arg("other"), type(call.outputs[0])):
         return [call.unify(call.shape, call.operands())]
     x = call.labels("self")
-    dim = call.arg("dim")
-    if dim is None:
+    if call.arg("dim") is None:
         return [combine.reduce(call.constraints, x, set(range(len(x.shape))), False)]
-    free = call.fix_dims(x, [x.dim(dim)])
-    return [combine.reduce(call.constraints, free, {x.dim(dim)}, bool(call.arg("keepdim")))] * len(call.outputs)
+    dim = x.dim(call.arg("dim"))
+    labels = combine.reduce(call.constraints, call.fix_dims(x, [dim]), {dim}, bool(call.arg("keepdim")))
+    return [labels] * len(call.outputs)
 
 
 @RULES.rule("argmax", "argmin")
@@ -63,3 +63,50 @@ def softmax(call: Call) -> Labels:
     x = call.labels("self")
     combine.drop(call.constraints, x, {x.dim(call.arg("dim"))})
     return x
+
+
+@RULES.rule(
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
+    "miopen_batch_norm", "_batch_norm_impl_index", "_batch_norm_no_update", "_batch_norm_with_update",
+)  # fmt: skip
+def batch_norm(call: Call) -> Sequence[Labels]:
+    """Normalise each channel. Batch statistics sum over the other dimensions."""
+    labels = _scale_channels(call, "weight", "bias", "running_mean", "running_var")
+    combine.drop(call.constraints, labels, set(range(len(labels.shape))) - {1})
+    return [labels, *call.fixed_outputs()[1:]]
+
+
+@RULES.rule("native_group_norm")
+def group_norm(call: Call) -> Sequence[Labels]:
+    """Normalise over groups of channels and all other dimensions but the first."""
+    labels, groups = _scale_channels(call, "weight", "bias"), call.arg("group")
+    batch, channels, *space = labels.shape
+    apart = reshape(call.constraints, labels, (batch, groups, channels // groups, *space))
+    combine.drop(call.constraints, apart, set(range(2, len(apart.shape))))
+    return [labels, *call.fixed_outputs()[1:]]
+
+
+def _scale_channels(call: Call, *names: str) -> Labels:
+    """Align the input with one-dimensional tensors that belong to its dimension 1."""
+    x = call.labels("input")
+    return call.unify(x.shape, [x, *[tensor.along(1, len(x.shape)) for tensor in call.labels_of_tensors(*names)]])
+
+
+@RULES.rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(call: Call) -> Sequence[Labels]:
+    """Normalise over the last dimensions."""
+    x = call.labels("input")
+    rank, count = len(x.shape), len(call.arg("normalized_shape"))
+    labels = call.unify(x.shape, [x, *call.labels_of_tensors("weight", "bias")])
+    combine.drop(call.constraints, labels, set(range(rank - count, rank)))
+    return [labels, *call.fixed_outputs()[1:]]
+
+
+@RULES.rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call) -> Sequence[Labels]:
+    """Scale a direction by a length for each position along one dimension."""
+    v, g = call.labels("v"), call.labels("g")
+    dim, rank = v.dim(call.arg("dim", 0)), len(v.shape)
+    labels = call.unify(v.shape, [v, g.along(dim, rank) if len(g.shape) == 1 < rank else g])
+    combine.drop(call.constraints, labels, set(range(rank)) - {dim})
+    return [labels, *call.fixed_outputs()[1:]]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignkit.tracing.labels.combine import restrict
-from alignkit.tracing.labels.reshape import reshape
+from alignkit.tracing.labels.combine import concatenate, restrict
+from alignkit.tracing.labels.reshape import repeat_each, reshape
 from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.rules.table import Call, RuleSet
 
@@ -34,15 +34,14 @@ def permute(call: Call) -> Labels:
         order[i], order[j] = order[j], order[i]
     else:
         order = order[::-1]
-    return x.move_dims([x.shape[d] for d in order], {d: i for i, d in enumerate(order)})
+    return x.permute(order)
 
 
 @RULES.rule("unsqueeze")
 def unsqueeze(call: Call) -> Labels:
     """Insert a dimension of size 1."""
     x = call.labels("self")
-    at = call.arg("dim") % (len(x.shape) + 1)
-    return x.move_dims(call.shape, {d: d if d < at else d + 1 for d in range(len(x.shape))})
+    return x.insert_dim(call.arg("dim") % (len(x.shape) + 1))
 
 
 @RULES.rule("squeeze")
@@ -50,28 +49,24 @@ def squeeze(call: Call) -> Labels:
     """Remove dimensions of size 1."""
     x = call.labels("self")
     gone = {d for d in call.dims(call.arg("dim"), len(x.shape)) if x.shape[d] == 1}
-    kept = [d for d in range(len(x.shape)) if d not in gone]
-    return x.squeeze(gone).move_dims(call.shape, {d: i for i, d in enumerate(kept)})
+    return x.squeeze(gone).permute([d for d in range(len(x.shape)) if d not in gone])
 
 
 @RULES.rule("expand", "expand_as", "broadcast_to", "expand_copy")
 def expand(call: Call) -> Labels:
     """Repeat dimensions of size 1: the result is uniform along them."""
-    shape = call.shape
-    x = call.labels("self").pad_rank(len(shape))
-    grown = [d for d, n in enumerate(shape) if n != x.shape[d]]
-    uniform = [d in grown or flag for d, flag in enumerate(x.uniform)]
-    return Labels.of(shape, uniform, x.squeeze(grown).blocks)
+    x = call.labels("self").pad_rank(len(call.shape))
+    grown = [d for d, n in enumerate(call.shape) if n != x.shape[d]]
+    return Labels.of(call.shape, [d in grown or flag for d, flag in enumerate(x.uniform)], x.squeeze(grown).blocks)
 
 
 @RULES.rule("repeat", "tile")
 def repeat(call: Call) -> Labels:
     """Lay copies end to end."""
-    shape = call.shape
-    x = call.labels("self").pad_rank(len(shape))
-    times = [n // max(m, 1) for n, m in zip(shape, x.shape, strict=True)]
+    x = call.labels("self").pad_rank(len(call.shape))
+    times = [n // max(m, 1) for n, m in zip(call.shape, x.shape, strict=True)]
     blocks = [LabelBlock(b.dims, b.context, np.tile(b.atoms, [times[d] for d in b.span])) for b in x.blocks]
-    return Labels.of(shape, x.uniform, blocks)
+    return Labels.of(call.shape, x.uniform, blocks)
 
 
 @RULES.rule("repeat_interleave")
@@ -81,10 +76,7 @@ def repeat_interleave(call: Call) -> Labels:
     if not isinstance(times, int) or dim is None:
         call.fix(x)
         return Labels.of(call.shape)
-    dim = x.dim(dim)
-    shape = (*x.shape[: dim + 1], times, *x.shape[dim + 1 :])
-    apart = x.move_dims(shape, {d: d if d <= dim else d + 1 for d in range(len(x.shape))})
-    return reshape(call.constraints, apart, call.shape)
+    return repeat_each(call.constraints, x, x.dim(dim), times)
 
 
 @RULES.rule("select")
@@ -106,8 +98,7 @@ def unbind(call: Call) -> Sequence[Labels]:
 def _pick(call: Call, x: Labels, dim: int, index: int) -> Labels:
     """Return the labels of one position along a dimension, without that dimension."""
     picked = restrict(call.constraints, x, dim, np.array([index])).squeeze([dim])
-    new_dim = {d: d if d < dim else d - 1 for d in range(len(x.shape)) if d != dim}
-    return picked.move_dims([n for d, n in enumerate(x.shape) if d != dim], new_dim)
+    return picked.permute([d for d in range(len(x.shape)) if d != dim])
 
 
 @RULES.rule("slice", "slice_copy")
@@ -183,13 +174,28 @@ def diagonal(call: Call) -> Labels:
     if call.arg("offset", 0) or x.shape[first] != x.shape[second]:
         call.fix(x)
         return Labels.of(call.shape)
-    new_dim = {**{d: d for d in range(len(x.shape))}, first: second, second: first}
-    swapped = x.move_dims(x.shape, new_dim)
-    both = call.unify(x.shape, [x, swapped])
-    blocks = [b for b in both.blocks if second not in b.dims]
+    order = list(range(len(x.shape)))
+    order[first], order[second] = second, first
+    both = call.unify(x.shape, [x, x.permute(order)])
     if any({first, second} & set(b.span) and len(b.span) > 1 for b in both.blocks):
         call.fix(both)
         return Labels.of(call.shape)
-    others = [d for d in range(len(x.shape)) if d not in (first, second)]
+    blocks = [b for b in both.blocks if second not in b.dims]
     thin = Labels.of([1 if d == second else n for d, n in enumerate(x.shape)], both.uniform, blocks)
-    return thin.move_dims(call.shape, {**{d: i for i, d in enumerate(others)}, first: len(others)})
+    return thin.permute([*(d for d in range(len(x.shape)) if d not in (first, second)), first])
+
+
+@RULES.rule("cat", "concat", "concatenate")
+def cat(call: Call) -> Labels:
+    """Lay tensors end to end. Empty one-dimensional operands are ignored, as torch does."""
+    operands = [call.labels(ref) for ref in call.step.inputs if ref.shape != (0,)]
+    if len(operands) == 1:
+        return operands[0]
+    return concatenate(call.constraints, operands, call.arg("dim", 0) % len(call.shape))
+
+
+@RULES.rule("stack")
+def stack(call: Call) -> Labels:
+    """Lay tensors beside each other along a new dimension."""
+    dim = call.arg("dim", 0) % len(call.shape)
+    return concatenate(call.constraints, [x.insert_dim(dim) for x in call.operands()], dim)

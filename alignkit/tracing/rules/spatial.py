@@ -26,9 +26,8 @@ RULES = RuleSet()
 def space(call: Call) -> Sequence[Labels]:
     """Pool, pad or resample: positions in space are fixed, batch and channels pass through."""
     x = call.labels(call.step.inputs[0])
-    digits = [ch for ch in call.name if ch in "123"]
-    count = int(digits[0]) if digits else 2
-    dims = range(len(x.shape) - count, len(x.shape))
+    digit = next(digit for digit in call.name if digit in "123")
+    dims = range(len(x.shape) - int(digit), len(x.shape))
     free = call.fix_dims(x, dims)
     return [free.with_fixed(dims, ref.shape) for ref in call.outputs]
 
@@ -80,24 +79,21 @@ def pixel_shuffle(call: Call) -> Labels:
         r = call.arg("downscale_factor")
         apart = reshape(call.constraints, x, (*batch, channels, height // r, r, width // r, r))
         order = [*range(n), n, n + 2, n + 4, n + 1, n + 3]
-    moved = apart.move_dims([apart.shape[d] for d in order], {d: i for i, d in enumerate(order)})
-    return reshape(call.constraints, moved, call.shape)
+    return reshape(call.constraints, apart.permute(order), call.shape)
 
 
 @RULES.rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(call: Call) -> Labels:
     """Transpose channels seen as groups x channels of a group."""
-    x, groups = call.labels("self"), call.arg("groups")
-    index = np.arange(x.shape[1]).reshape(groups, -1).T.ravel()
-    return x.index_select(1, index)
+    x = call.labels("self")
+    return x.index_select(1, np.arange(x.shape[1]).reshape(call.arg("groups"), -1).T.ravel())
 
 
 @RULES.rule("im2col")
 def im2col(call: Call) -> Labels:
     """Cut out patches: [batch, channels, h, w] to [batch, channels * patch, positions]. A channel owns its patch."""
-    x = call.labels("self")
-    free = call.fix_dims(x, [2, 3])
-    batch, channels = x.shape[:2]
+    free = call.fix_dims(call.labels("self"), [2, 3])
+    batch, channels = free.shape[:2]
     shape = (batch, channels, call.shape[1] // channels, call.shape[2])
     apart = Labels.of(shape, (*free.uniform[:2], False, False), free.blocks)
     return reshape(call.constraints, apart, call.shape)

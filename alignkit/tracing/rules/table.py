@@ -71,6 +71,10 @@ class Call:
         ref = self.arg(argument) if isinstance(argument, str) else argument
         return self.labels_of(ref)
 
+    def labels_of_tensors(self, *names: str) -> list[Labels]:
+        """Return the labels of those of the named arguments that are tensors: optional ones may be missing."""
+        return [self.labels_of(ref) for name in names if isinstance(ref := self.arg(name), TensorRef)]
+
     def operands(self) -> list[Labels]:
         """Return the labels of all tensor arguments, in order."""
         return [self.labels_of(ref) for ref in self.step.inputs]

@@ -195,9 +195,8 @@ def _imply(maps: list[Map], base: HashArray, count: int, known: set[bytes]) -> t
     implied: list[Map] = []
     if not maps:
         return merges, implied
-    has_child = _incidence([a for a, _ in maps], count)
-    has_target = _incidence([b for _, b in maps], count)
-    for i, j in _overlaps(has_child, has_child):
+    children, targets = [a for a, _ in maps], [b for _, b in maps]
+    for i, j in _overlaps(children, children, count):
         if i >= j:
             continue
         # Two targets of the same children: compared for all of them at once, else for each kind of child.
@@ -207,7 +206,7 @@ def _imply(maps: list[Map], base: HashArray, count: int, known: set[bytes]) -> t
             kinds, kind = np.unique(base[common], return_inverse=True)
             if 1 < len(kinds) <= _MAX_KINDS:
                 _compare_targets(kind, len(kinds), u, v, count, merges, implied)
-    for i, j in _overlaps(has_target, has_child):
+    for i, j in _overlaps(targets, children, count):
         # Targets of map i are children of map j: the maps compose.
         (a, b), (a2, b2) = maps[i], maps[j]
         row = np.searchsorted(a2, b).clip(max=len(a2) - 1)
@@ -223,17 +222,15 @@ def _imply(maps: list[Map], base: HashArray, count: int, known: set[bytes]) -> t
     return merges, new
 
 
-def _incidence(members: list[IntArray], count: int) -> csr_matrix:
-    """Return the matrix [maps, classes] with 1 where a class is among the members of a map."""
-    rows = np.repeat(np.arange(len(members)), [len(m) for m in members])
-    matrix = csr_matrix((np.ones(len(rows), np.int32), (rows, np.concatenate(members))), shape=(len(members), count))
-    matrix.data[:] = 1
-    return matrix
-
-
-def _overlaps(a: csr_matrix, b: csr_matrix) -> list[tuple[int, int]]:
-    """Return the pairs of rows with a common member."""
-    product = (a @ b.T).tocoo()
+def _overlaps(a: list[IntArray], b: list[IntArray], count: int) -> list[tuple[int, int]]:
+    """Return the pairs of arrays, one of `a` and one of `b`, with a common class."""
+    incidence = []
+    for members in (a, b):  # a matrix [arrays, classes] with 1 where a class is in an array
+        rows = np.repeat(np.arange(len(members)), [len(m) for m in members])
+        ones, shape = np.ones(len(rows), np.int32), (len(members), count)
+        incidence.append(csr_matrix((ones, (rows, np.concatenate(members))), shape=shape))
+        incidence[-1].data[:] = 1
+    product = (incidence[0] @ incidence[1].T).tocoo()
     return list(zip(product.row.tolist(), product.col.tolist(), strict=True))
 
 
@@ -245,18 +242,9 @@ def _compare_targets(
     Among the children of a kind, u determines v if there are as many distinct pairs (u, v) as distinct u. In the
     example, the pairs are (h0, g0) and (h1, g1): two pairs, two u and two v, so that both determine each other.
 
-    Args:
-        kind: Kind of each child, from 0.
-        kinds: Number of kinds.
-        u: First target of each child.
-        v: Second target of each child.
-        count: Number of classes.
-        merges: Receives pairs of classes to merge.
-        implied: Receives relations.
-
-    Returns:
-        Whether one determines the other for all kinds. A relation to one class says no more than the maps do and
-        counts too.
+    Children have kinds from 0, a first target u and a second v; what follows is added to `merges` and `implied`. Return
+    whether one determines the other for all kinds. A relation to one class says no more than the maps do and counts
+    too.
     """
     # The triple (kind, u, v) is coded as (kind * count + u) * count + v: 63 bits, for 512 kinds of 10**8 classes.
     codes = _distinct((kind * count + u) * count + v)

@@ -69,11 +69,8 @@ def refine(closed: Closed, extra: HashArray) -> HashArray:
     """Return a stable colour for each class: equal colours have equal properties and equally coloured relatives.
 
     Each round adds to the colour of a class a hash of each relative's colour, with the number of the relation and the
-    direction. It ends when a round makes no more colours than there were.
-
-    Args:
-        closed: Classes and relations.
-        extra: Further properties to keep, one hash a class, zero for none.
+    direction. It ends when a round makes no more colours than there were. `extra` holds further properties to keep, one
+    hash a class, zero for none.
     """
     colour = closed.base + extra
     relations = [*closed.maps, *closed.multiple, *closed.nested]
@@ -115,7 +112,7 @@ def _vague_targets(closed: Closed, colour: HashArray) -> IntArray:
 
 
 def solve(closed: Closed, extra: HashArray) -> Symmetry:
-    """Return the groups and the coordinates of every class that can move. See `refine` for the arguments."""
+    """Return the groups and the coordinates of every class that can move. See `refine` for `extra`."""
     colour = refine(closed, extra)
     _, number, size = np.unique(colour, return_inverse=True, return_counts=True)
     orbit_of = np.where(size[number] > 1, number, -1)
@@ -171,7 +168,9 @@ def _find_coordinates(symmetry: Symmetry, key: int, orbit: Orbit, parents: list[
     sizes = np.diff(np.r_[starts, len(order)])
     orbit.place = np.empty(len(order), np.int64)
     orbit.place[order] = np.arange(len(order)) - np.repeat(starts, sizes)
-    orbit.parent = _innermost(symmetry, groups)
+    # The parent is the innermost group, of which all others are ancestors: a group's coordinates are its ancestors' and
+    # its own.
+    orbit.parent = next((g for g in groups if symmetry.orbits[g].coordinates.keys() == set(groups)), None)
     # A family has an instance for each unit of its parent, all of one size.
     complete = not groups or (orbit.parent is not None and len(starts) == len(symmetry.orbits[orbit.parent].members))
     if contradicts or len(set(sizes.tolist())) != 1 or (sizes[0] > 1 and not complete):
@@ -180,16 +179,3 @@ def _find_coordinates(symmetry: Symmetry, key: int, orbit: Orbit, parents: list[
     elif sizes[0] > 1:
         orbit.group, orbit.size = True, int(sizes[0])
         orbit.coordinates[key] = orbit.members
-
-
-def _innermost(symmetry: Symmetry, groups: list[int]) -> int | None:
-    """Return the group of which all others are ancestors, or None if there is no such group."""
-    for group in groups:
-        chain = {group}
-        parent = symmetry.orbits[group].parent
-        while parent is not None:
-            chain.add(parent)
-            parent = symmetry.orbits[parent].parent
-        if chain == set(groups):
-            return group
-    return None

@@ -18,21 +18,13 @@ def broken_groups(closed: Closed, symmetry: Symmetry, seed: int = 0) -> set[int]
     An *instance* is a group, or the units of a family inside of one parent unit. One element moves all instances. Then,
     for each bit, one moves those whose number has this bit: of any two instances some element moves one and not the
     other, so that groups which are tied to each other are always found, however small they are.
-
-    Args:
-        closed: Classes and relations.
-        symmetry: The groups to be checked.
-        seed: Seed of the random elements.
     """
     rng = np.random.default_rng(seed)
     count = sum(len(orbit.members) // orbit.size for orbit in symmetry.orbits.values() if orbit.group)
     numbers = np.arange(count)
     masks = [(numbers >> bit) % 2 == 1 for bit in range(max(count - 1, 0).bit_length())]
-    for mask in (np.ones(count, bool), *masks):
-        broken = _groups_broken_by(closed, symmetry, mask, rng)
-        if broken:
-            return broken
-    return set()
+    tries = (_groups_broken_by(closed, symmetry, mask, rng) for mask in (np.ones(count, bool), *masks))
+    return next((broken for broken in tries if broken), set())
 
 
 def _groups_broken_by(closed: Closed, symmetry: Symmetry, mask: BoolArray, rng: np.random.Generator) -> set[int]:
@@ -45,7 +37,14 @@ def _groups_broken_by(closed: Closed, symmetry: Symmetry, mask: BoolArray, rng: 
             instances = len(orbit.members) // orbit.size
             _move_group(orbit, image, mask[start : start + instances], rng)
             start += instances
-        elif not _move_determined(orbit, image):
+            continue
+        # Classes that their coordinates determine go where these go, if a class is there.
+        coordinates = np.stack(list(orbit.coordinates.values()), axis=1)
+        moved = image[coordinates]
+        order, moved_order = np.lexsort(coordinates.T[::-1]), np.lexsort(moved.T[::-1])
+        if np.array_equal(coordinates[order], moved[moved_order]):
+            image[orbit.members[moved_order]] = orbit.members[order]
+        else:
             broken |= set(orbit.coordinates)
     for child, target in (*closed.maps, *closed.multiple, *closed.nested):
         # The image of every pair (child, target) has to be a pair of the relation; its codes are ascending.
@@ -71,14 +70,3 @@ def _move_group(orbit: Orbit, image: IntArray, mask: BoolArray, rng: np.random.G
         order = rng.permutation(orbit.size)
         new_place[number, order] = np.roll(order, 1)  # a cycle: nothing stays in its place
     image[orbit.members] = table[target, new_place[instance, orbit.place]]
-
-
-def _move_determined(orbit: Orbit, image: IntArray) -> bool:
-    """Carry over classes that their coordinates determine; return whether each has an image."""
-    coordinates = np.stack(list(orbit.coordinates.values()), axis=1)
-    moved = image[coordinates]
-    order, moved_order = np.lexsort(coordinates.T[::-1]), np.lexsort(moved.T[::-1])
-    if not np.array_equal(coordinates[order], moved[moved_order]):
-        return False
-    image[orbit.members[moved_order]] = orbit.members[order]
-    return True
