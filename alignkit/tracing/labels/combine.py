@@ -29,10 +29,15 @@ def factor(c: Constraints, block: LabelBlock, first: Collection[int]) -> tuple[L
     `[[0 1] [2 3]]`. With `first` = the heads, they get new atoms `[4 5]`, with 0 and 1 related to 4, 2 and 3 to 5; the
     units keep `[[0 1] [2 3]]`, in the context of the heads.
     """
-    outer_dims = tuple(d for d in block.dims if d in first)
     inner_dims = tuple(d for d in block.dims if d not in first)
-    outer = LabelBlock(outer_dims, block.context, c.rows(block.atoms, block.axes(outer_dims + block.context)))
-    return outer, LabelBlock(inner_dims, tuple(sorted(block.context + outer_dims)), block.atoms)
+    (outer,) = label_rows(c, block, inner_dims)
+    return outer, LabelBlock(inner_dims, tuple(sorted(block.context + outer.dims)), block.atoms)
+
+
+def label_rows(c: Constraints, block: LabelBlock, gone: Collection[int]) -> list[LabelBlock]:
+    """Return a block for the rows of a block that loses dimensions; none if it owned no other."""
+    dims, context = (tuple(d for d in old if d not in gone) for old in (block.dims, block.context))
+    return [LabelBlock(dims, context, c.rows(block.atoms, block.axes(dims + context)))] if dims else []
 
 
 def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> Labels:
@@ -149,16 +154,13 @@ def drop(c: Constraints, labels: Labels, gone: Collection[int]) -> list[LabelBlo
     of other dimensions that depended on a lost one are replaced by labels of their rows: a sum over the heads of units
     `[[0 1] [2 3]]` has new atoms `[4 5]`, with 0 and 2 related to 4, 1 and 3 to 5.
     """
-    remaining = []
+    remaining: list[LabelBlock] = []
     for block in labels.blocks:
-        if not set(block.span) & set(gone):
+        if set(block.span) & set(gone):
+            c.colour(block.atoms)
+            remaining += label_rows(c, block, gone)
+        else:
             remaining.append(block)
-            continue
-        c.colour(block.atoms)
-        dims = tuple(d for d in block.dims if d not in gone)
-        if dims:
-            context = tuple(d for d in block.context if d not in gone)
-            remaining.append(LabelBlock(dims, context, c.rows(block.atoms, block.axes(dims + context))))
     return remaining
 
 
@@ -241,8 +243,7 @@ def _isolate(c: Constraints, labels: Labels, dim: int) -> Labels:
         if dim in block.dims and len(block.dims) > 1:
             blocks += factor(c, block, set(block.dims) - {dim})
         elif dim in block.context:
-            context = tuple(d for d in block.context if d != dim)
-            blocks.append(LabelBlock(block.dims, context, c.rows(block.atoms, block.axes(block.dims + context))))
+            blocks += label_rows(c, block, {dim})
         else:
             blocks.append(block)
     return Labels.of(labels.shape, labels.uniform, blocks)

@@ -98,11 +98,8 @@ class Constraints:
     def relate(self, children: IntArray, targets: IntArray, apart: tuple[int, ...] = ()) -> None:
         """Make the map children[i] -> targets[i] one that symmetries respect. The arrays broadcast against each other.
 
-        Args:
-            children: Atoms.
-            targets: Atoms.
-            apart: Axes of `targets` whose positions other atoms name already, so that a target may repeat along them
-                in any order.
+        Other atoms name the positions along the axes `apart` of the targets already, so that a target may repeat along
+        them in any order.
         """
         if self._is_new(b"r", children, targets):
             self.relations.append(Relation(children, targets, len(self.causes) - 1, apart))

@@ -64,8 +64,7 @@ class LabelBlock:
 
     def spread(self, dims: Sequence[int], shape: Sequence[int]) -> IntArray:
         """Return the atoms broadcast over all of `dims` (ascending, containing `span`) of a tensor of that shape."""
-        own = [shape[d] if d in self.span else 1 for d in dims]
-        return np.broadcast_to(self.atoms.reshape(own), [shape[d] for d in dims])
+        return np.broadcast_to(self.align_to(dims), [shape[d] for d in dims])
 
     def align_to(self, dims: Sequence[int]) -> IntArray:
         """Return the atoms with an axis for each of `dims` (ascending, containing `span`), of size 1 if not in `span`.
@@ -74,10 +73,6 @@ class LabelBlock:
         """
         sizes = dict(zip(self.span, self.atoms.shape, strict=True))
         return self.atoms.reshape([sizes.get(d, 1) for d in dims])
-
-    def shift(self, by: int) -> LabelBlock:
-        """Return the block with every dimension renumbered by a shift."""
-        return LabelBlock(tuple(d + by for d in self.dims), tuple(d + by for d in self.context), self.atoms)
 
     def without_axes(self, dims: Collection[int]) -> LabelBlock:
         """Return the block without `dims`, along which the atoms have size 1 or do not vary."""
@@ -173,12 +168,10 @@ class Labels:
     def index_select(self, dim: int, index: IntArray) -> Labels:
         """Return the labels of `tensor.index_select(dim, index)` for a constant index."""
         shape = (*self.shape[:dim], len(index), *self.shape[dim + 1 :])
-        blocks = [
-            LabelBlock(b.dims, b.context, np.ascontiguousarray(b.atoms.take(index, b.span.index(dim))))
-            if dim in b.span
-            else b
-            for b in self.blocks
-        ]
+        blocks = []
+        for block in self.blocks:
+            atoms = block.atoms.take(index, block.span.index(dim)) if dim in block.span else block.atoms
+            blocks.append(LabelBlock(block.dims, block.context, np.ascontiguousarray(atoms)))
         return Labels.of(shape, self.uniform, blocks)
 
     def squeeze(self, dims: Collection[int] | None = None) -> Labels:

@@ -63,12 +63,7 @@ Places = Mapping[int, IntArray]
 
 
 def read_axes(labels: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[LabelledAxis, ...]:
-    """Return each dimension's segments.
-
-    Args:
-        labels: Labels of a parameter: each dimension is owned alone, if at all.
-        classes: Class of each atom.
-        symmetry: The solved symmetry.
+    """Return the segments of each dimension of a parameter, from its labels and the class of each atom.
 
     Raises:
         InexpressibleError: Some groups have no faithful notation on one of the axes.

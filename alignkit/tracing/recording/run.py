@@ -91,27 +91,29 @@ def _check(model: nn.Module) -> None:
 
 def _explain(model: nn.Module, error: Exception) -> str:
     """Say why a model did not run, and what usually helps."""
-    text = f"{type(model).__name__} does not run on the inputs given: {type(error).__name__}: {first_line(error)}."
-    narrow = {dtype_name(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+    narrow = sorted({dtype_name(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)})
     message = str(error).lower()
-    if isinstance(error, TypeError) and "argument" in message:
-        return (
-            text + " Pass all arguments of its forward: trace(model, *args, **kwargs). A dict alone holds inputs by "
-            "name; a model that takes a dict gets it by the name of that argument."
+
+    def mentions(*words: str) -> bool:
+        return any(word in message for word in words)
+
+    hint = "Run model(*args, **kwargs) first; what fails there fails here."
+    if isinstance(error, TypeError) and mentions("argument"):
+        hint = (
+            "Pass all arguments of its forward: trace(model, *args, **kwargs). A dict alone holds inputs by name; a "
+            "model that takes a dict gets it by the name of that argument."
         )
-    if narrow and ("half" in message or "bfloat16" in message or "dtype" in message or "implemented for" in message):
-        return (
-            text + f" Its weights are {', '.join(sorted(narrow))}. Trace model.float(): the graph is the same; "
-            "or pass inputs of that dtype."
+    elif narrow and mentions("half", "bfloat16", "dtype", "implemented for"):
+        weights = f"Its weights are {', '.join(narrow)}."
+        hint = f"{weights} Trace model.float(): the graph is the same; or pass inputs of that dtype."
+    elif mentions("dtype", "scalar type", "long"):
+        hint = (
+            "Check the dtypes of the inputs: token ids are integers, images and features have the dtype of the weights."
         )
-    if "dtype" in message or "scalar type" in message or "long" in message:
-        return (
-            text + " Check the dtypes of the inputs: token ids are integers, images and features have the dtype "
-            "of the weights."
-        )
-    if "shape" in message or "size" in message or "dimension" in message or "channels" in message:
-        return text + " Check the shapes of the inputs."
-    return text + " Run model(*args, **kwargs) first; what fails there fails here."
+    elif mentions("shape", "size", "dimension", "channels"):
+        hint = "Check the shapes of the inputs."
+    cause = f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(model).__name__} does not run on the inputs given: {cause}. {hint}"
 
 
 @contextmanager
@@ -123,11 +125,10 @@ def _borrow(model: nn.Module) -> Iterator[None]:
     """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
-    modules = list(model.modules())
-    attributes = [dict(m.__dict__) for m in modules]
-    containers = [
-        {k: copy.copy(v) for k, v in m.__dict__.items() if type(v) in (dict, list, set, OrderedDict)} for m in modules
-    ]
+    kept = []  # each module, its attributes, and the content of those that are containers
+    for module in model.modules():
+        held = {k: copy.copy(v) for k, v in module.__dict__.items() if type(v) in (dict, list, set, OrderedDict)}
+        kept.append((module, dict(module.__dict__), held))
     fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
@@ -140,7 +141,7 @@ def _borrow(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(fused)
         logger.setLevel(level)
-        for module, before, held in zip(modules, attributes, containers, strict=True):
+        for module, before, held in kept:
             module.__dict__.clear()
             module.__dict__.update(before)
             for name, content in held.items():

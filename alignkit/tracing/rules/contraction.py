@@ -56,9 +56,7 @@ def grouped_product(call: Call) -> Labels:
     if len(x.shape) != 2 or len(weight.shape) != 3:
         call.fix(x, weight)
         return Labels.of(call.shape)
-    weight = call.fix_dims(weight, [0])
-    blocks = [block.shift(-1) for block in weight.blocks if 0 not in block.span]
-    shared = Labels.of(weight.shape[1:], weight.uniform[1:], blocks)
+    shared = call.fix_dims(weight, [0]).permute((1, 2))
     return matmul(call.constraints, call.fix_dims(x, [0]), shared)
 
 
@@ -68,11 +66,12 @@ def convolution(call: Call) -> Labels:
 
     Space is fixed, whatever its dimension.
     """
-    c, x, groups = call.constraints, call.labels("input"), call.arg("groups", 1)
+    c, groups = call.constraints, call.arg("groups", 1)
+    x, weight = call.labels("input"), call.labels("weight")
     batch, channels, *space = x.shape
     per_group_in, per_group_out = channels // groups, call.shape[1] // groups
-    signal = reshape(c, _drop_space(call, x), (batch, groups, 1, per_group_in))
-    filters = _drop_space(call, call.labels("weight"))
+    signal, filters = (call.fix_dims(y, range(2, len(y.shape))).permute((0, 1)) for y in (x, weight))
+    signal = reshape(c, signal, (batch, groups, 1, per_group_in))
     if call.arg("transposed", False):
         filters = reshape(c, filters, (1, groups, per_group_in, per_group_out)).permute((0, 1, 3, 2))
     else:
@@ -84,12 +83,6 @@ def convolution(call: Call) -> Labels:
     if bias is not None:
         result = call.unify(result.shape, [result, call.labels(bias).along(1, len(result.shape))])
     return Labels.of(call.shape, (*result.uniform[:2], *[False] * len(space)), result.blocks)
-
-
-def _drop_space(call: Call, x: Labels) -> Labels:
-    """Fix the dimensions of space and leave them out."""
-    x = call.fix_dims(x, range(2, len(x.shape)))
-    return Labels.of(x.shape[:2], x.uniform[:2], x.blocks)
 
 
 @RULES.rule(

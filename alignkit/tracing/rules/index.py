@@ -1,4 +1,4 @@
-"""Look-ups by computed positions: what is indexed is fixed, the other dimensions pass through."""
+"""Look-ups by computed positions: what is indexed is fixed, the other dimensions pass through. Positions themselves."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ def embedding(call: Call) -> Labels:
     """Look up rows of a table: which row is which matters, the columns pass through."""
     table, indices = call.labels("weight"), call.labels("indices")
     rank = len(indices.shape)
-    table = call.fix_dims(table, [0])
-    row = Labels.of((1, table.shape[1]), (True, table.uniform[1]), table.blocks)
+    row = call.fix_dims(table, [0]).permute((1,))
     call.fix(indices)
-    return row.move_dims((*[1] * rank, table.shape[1]), {1: rank}).with_fixed(range(rank), call.shape)
+    return row.along(rank, rank + 1).with_fixed(range(rank), call.shape)
 
 
 @RULES.rule("index_select", "gather", "take_along_dim")
@@ -31,13 +30,13 @@ def pick(call: Call) -> Labels:
     """Pick positions along one dimension."""
     x, indices = call.labels("self"), call.labels("index")
     dim = x.dim(call.arg("dim"))
-    if call.name == "index_select" and call.arg("index").values is not None:
-        call.fix(indices)
-        return restrict(call.constraints, x, dim, call.arg("index").values.ravel())
-    free = call.fix_dims(x, [dim])
     if call.name == "index_select":
         call.fix(indices)
-        return free.with_fixed([dim], call.shape)
+        values = call.arg("index").values
+        if values is not None:
+            return restrict(call.constraints, x, dim, values.ravel())
+        return call.fix_dims(x, [dim]).with_fixed([dim], call.shape)
+    free = call.fix_dims(x, [dim])
     if any(m != n for d, (m, n) in enumerate(zip(x.shape, call.shape, strict=True)) if d != dim):
         call.fix(free, indices)
         return Labels.of(call.shape)
@@ -74,9 +73,11 @@ def index(call: Call) -> Labels:
 
 @RULES.rule(
     "nonzero", "unique", "_unique2", "unique_consecutive", "bincount", "histc", "bucketize", "searchsorted",
-    "masked_select", "one_hot",
+    "masked_select", "one_hot", "arange", "linspace", "logspace", "randn", "rand", "randint", "eye", "tril_indices",
+    "triu_indices", "randperm", "normal", "uniform", "bernoulli", "rand_like", "randn_like", "randint_like",
+    "hann_window", "hamming_window", "multinomial", "exponential", "_efficientzerotensor",
 )  # fmt: skip
-def positions(call: Call) -> Sequence[Labels]:
-    """Return positions or counts that depend on where each value is."""
+def distinct(call: Call) -> Sequence[Labels]:
+    """Return values that tell positions apart, whatever the operands: places, counts, ranges, random numbers."""
     call.fix(*call.operands())
     return call.fixed_outputs()

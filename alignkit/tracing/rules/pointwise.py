@@ -58,17 +58,6 @@ def uniform(call: Call) -> Sequence[Labels]:
     return [Labels.constant(ref.shape) for ref in call.outputs]
 
 
-@RULES.rule(
-    "arange", "linspace", "logspace", "randn", "rand", "randint", "eye", "tril_indices", "triu_indices", "randperm",
-    "normal", "uniform", "bernoulli", "rand_like", "randn_like", "randint_like", "hann_window", "hamming_window",
-    "multinomial", "exponential", "_efficientzerotensor",
-)  # fmt: skip
-def distinct(call: Call) -> Sequence[Labels]:
-    """Fill with values that differ from position to position, whatever the operands."""
-    call.fix(*call.operands())
-    return call.fixed_outputs()
-
-
 @RULES.rule("tril", "triu")
 def triangle(call: Call) -> Labels:
     """Set a triangle to zero: positions along the last two dimensions matter."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from alignkit.tracing.labels import combine
 from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.labels.tensor_labels import Labels
+from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, RuleSet
 
 RULES = RuleSet()
@@ -23,27 +24,18 @@ def order_independent(call: Call) -> Sequence[Labels]:
     return [combine.reduce(call.constraints, x, gone, bool(call.arg("keepdim", False)))] * len(call.outputs)
 
 
-@RULES.rule("max", "min", "median", "nanmedian", "mode", "kthvalue")
+@RULES.rule("max", "min", "median", "nanmedian", "mode", "kthvalue", "argmax", "argmin")
 def extreme(call: Call) -> Sequence[Labels]:
-    """Compare two tensors elementwise, or reduce one; its position is returned too, so positions are fixed."""
-    if isinstance(call.arg("other"), type(call.outputs[0])):
+    """Compare two tensors elementwise, or reduce one; where its position is returned, positions are fixed."""
+    if isinstance(call.arg("other"), TensorRef):
         return [call.unify(call.shape, call.operands())]
     x = call.labels("self")
-    if call.arg("dim") is None:
-        return [combine.reduce(call.constraints, x, set(range(len(x.shape))), False)]
-    dim = x.dim(call.arg("dim"))
-    labels = combine.reduce(call.constraints, call.fix_dims(x, [dim]), {dim}, bool(call.arg("keepdim")))
-    return [labels] * len(call.outputs)
-
-
-@RULES.rule("argmax", "argmin")
-def position_of_extreme(call: Call) -> Labels:
-    """Return the position of an extreme: positions along the dimension are fixed."""
-    x, dim = call.labels("self"), call.arg("dim")
-    if dim is None:
+    gone = call.dims(call.arg("dim"), len(x.shape))
+    if call.arg("dim") is not None:
+        x = call.fix_dims(x, gone)
+    elif call.name.startswith("arg"):
         call.fix(x)
-        return Labels.of(call.shape)
-    return combine.reduce(call.constraints, call.fix_dims(x, [x.dim(dim)]), {x.dim(dim)}, bool(call.arg("keepdim")))
+    return [combine.reduce(call.constraints, x, gone, bool(call.arg("keepdim")))] * len(call.outputs)
 
 
 @RULES.rule("cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "cummax", "cummin")

@@ -79,46 +79,28 @@ def repeat_interleave(call: Call) -> Labels:
     return repeat_each(call.constraints, x, x.dim(dim), times)
 
 
-@RULES.rule("select")
-def select(call: Call) -> Labels:
-    """Pick one position: it must stay, even if no dimension of its block is left."""
-    x = call.labels("self")
-    dim = x.dim(call.arg("dim"))
-    return _pick(call, x, dim, call.arg("index") % x.shape[dim])
-
-
-@RULES.rule("unbind")
-def unbind(call: Call) -> Sequence[Labels]:
-    """Pick every position in turn."""
+@RULES.rule("select", "unbind")
+def select(call: Call) -> Sequence[Labels]:
+    """Pick one position, or each in turn: it must stay, even if no dimension of its block is left."""
     x = call.labels("self")
     dim = x.dim(call.arg("dim", 0))
-    return [_pick(call, x, dim, i) for i in range(len(call.outputs))]
+    positions = [call.arg("index") % x.shape[dim]] if call.name == "select" else range(len(call.outputs))
+    others = [d for d in range(len(x.shape)) if d != dim]
+    picked = (restrict(call.constraints, x, dim, np.array([position])) for position in positions)
+    return [one_position.squeeze([dim]).permute(others) for one_position in picked]
 
 
-def _pick(call: Call, x: Labels, dim: int, index: int) -> Labels:
-    """Return the labels of one position along a dimension, without that dimension."""
-    picked = restrict(call.constraints, x, dim, np.array([index])).squeeze([dim])
-    return picked.permute([d for d in range(len(x.shape)) if d != dim])
-
-
-@RULES.rule("slice", "slice_copy")
+@RULES.rule("slice", "slice_copy", "narrow")
 def slice_(call: Call) -> Labels:
-    """Pick a range of positions."""
+    """Pick a range of positions, given by its ends, or by its start and length."""
     x = call.labels("self")
     dim = x.dim(call.arg("dim", 0))
-    size = x.shape[dim]
-    index = np.arange(size)[slice(call.arg("start"), call.arg("end"), call.arg("step", 1))]
+    start, end, size = call.arg("start"), call.arg("end"), x.shape[dim]
+    if call.name == "narrow":
+        start %= max(size, 1)
+        end = start + call.arg("length")
+    index = np.arange(size)[start : end : call.arg("step", 1)]
     return x if len(index) == size else restrict(call.constraints, x, dim, index)
-
-
-@RULES.rule("narrow")
-def narrow(call: Call) -> Labels:
-    """Pick a range of positions, given by its length."""
-    x = call.labels("self")
-    dim = x.dim(call.arg("dim"))
-    start = call.arg("start") % max(x.shape[dim], 1)
-    index = np.arange(start, start + call.arg("length"))
-    return x if len(index) == x.shape[dim] else restrict(call.constraints, x, dim, index)
 
 
 @RULES.rule(

@@ -97,19 +97,12 @@ class Call:
     def fix_dims(self, labels: Labels, dims: Iterable[int]) -> Labels:
         """Fix the positions along some dimensions; return labels without blocks there. Other dimensions keep theirs."""
         gone = set(dims)
-        blocks = []
+        blocks: list[LabelBlock] = []
         for block in labels.blocks:
-            if not set(block.span) & gone:
-                blocks.append(block)
-                continue
-            for axis, dim in enumerate(block.span):
-                if dim in gone and dim in block.dims:
-                    self.constraints.fix_axis(block.atoms, axis)
-            owned = tuple(d for d in block.dims if d not in gone)
-            if owned:
-                keep = tuple(d for d in block.context if d not in gone)
-                atoms = self.constraints.rows(block.atoms, block.axes(owned + keep))
-                blocks.append(LabelBlock(owned, keep, atoms))
+            for axis in block.axes(gone.intersection(block.dims)):
+                self.constraints.fix_axis(block.atoms, axis)
+            touched = gone.intersection(block.span)
+            blocks += combine.label_rows(self.constraints, block, gone) if touched else [block]
         return labels.with_blocks(blocks)
 
     def fixed_outputs(self) -> list[Labels]:
@@ -119,9 +112,6 @@ class Call:
 
 class RuleTable:
     """Rules by op name: "aten::add" for every overload, or "aten::add.Tensor" for one of them, which wins.
-
-    Args:
-        rules: The rules.
 
     Raises:
         TraceError: A name has no namespace, or its rule cannot be called.
@@ -147,12 +137,6 @@ class RuleTable:
             if key in self._rules:
                 return self._rules[key]
         return None
-
-    def __len__(self) -> int:
-        return len(self._rules)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._rules
 
 
 class RuleSet(dict[str, Rule]):
