@@ -10,16 +10,8 @@ import torch
 from torch import nn
 
 from alignkit.errors import ModelSourceError
-from alignkit.models.building import (
-    TOKENS,
-    Example,
-    build_with_weights,
-    draw_noise,
-    height_and_width,
-    import_library,
-    read_config,
-    refuse_input,
-)
+from alignkit.models import building
+from alignkit.models.building import TOKENS, Example, draw_noise
 
 SIDE = 64
 """Height and width of example images where the configuration names none; autoencoders take images of any size."""
@@ -30,15 +22,15 @@ def diffusers_model(path: str, bare: bool = False) -> Example:
 
     The weights are random; with ``bare``, or more than 10^9 parameters, there are none.
     """
-    diffusers = import_library("diffusers", "diffusers")
-    content = read_config("diffusers", Path(path))
+    diffusers = building.import_library("diffusers", "diffusers")
+    content = building.read_config("diffusers", Path(path))
     name = content.get("_class_name")
     if not isinstance(name, str) or not hasattr(diffusers, name):
         problem = f"diffusers {diffusers.__version__} has no {name}." if name else "it has no _class_name."
         raise ModelSourceError(f"diffusers:{path}: {problem}")
     model_class = getattr(diffusers, name)
     values = {key: value for key, value in content.items() if not key.startswith("_")}
-    model = build_with_weights(f"diffusers:{path}", lambda: model_class(**values), bare)
+    model = building.build_with_weights(f"diffusers:{path}", lambda: model_class(**values), bare)
     return model, (), diffusers_inputs(model)
 
 
@@ -51,8 +43,8 @@ def diffusers_inputs(model: nn.Module) -> dict[str, Any]:
     config: Any = model.config
     accepted = inspect.signature(model.forward).parameters
     if "sample" not in accepted:
-        raise refuse_input(model, next(iter(accepted), "nothing"))
-    height, width = height_and_width(config.get("sample_size") or SIDE)
+        raise building.refuse_input(model, next(iter(accepted), "nothing"))
+    height, width = building.height_and_width(config.get("sample_size") or SIDE)
     if "timestep" not in accepted:  # autoencoders take images of any size
         height, width = min(height, SIDE), min(width, SIDE)
     inputs: dict[str, Any] = {"sample": draw_noise(1, config.get("in_channels", 3), height, width)}

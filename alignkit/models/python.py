@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from types import ModuleType
 
 from torch import nn
 
@@ -24,7 +23,13 @@ def python_model(text: str) -> Example:
     module_name, colon, factory_name = text.partition(":")
     if not colon or not factory_name:
         raise UsageError(f"{text!r} does not name a factory: write package.module:factory.")
-    module = _import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (module_name == missing or module_name.startswith(missing + ".")):
+            raise UsageError(f"there is no module {module_name!r} on the Python path.") from error
+        raise ModelSourceError(f"importing {module_name!r} failed: {describe_error(error)}") from error
     factory = getattr(module, factory_name, None)
     if factory is None:
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -41,17 +46,6 @@ def python_model(text: str) -> Example:
         if inputs is not None:
             return result, *call_arguments(inputs)
     raise ModelSourceError(f"{text} returned a model without example inputs. Return (model, example_inputs).")
-
-
-def _import_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise UsageError(f"there is no module {name!r} on the Python path.") from error
-        raise ModelSourceError(f"importing {name!r} failed: {describe_error(error)}") from error
-    except Exception as error:
-        raise ModelSourceError(f"importing {name!r} failed: {describe_error(error)}") from error
 
 
 def is_module(name: str) -> bool:

@@ -78,9 +78,8 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     except Exception as error:  # sources may be third-party code
         raise ModelSourceError(f"{text}: the source {source!r} failed: {describe_error(error)}") from error
     if not isinstance(result, tuple | list) or len(result) != 3:
-        raise ModelSourceError(
-            f"{text}: the source {source!r} returned {show_value(result)}, not (model, args, kwargs)."
-        )
+        shown = show_value(result)
+        raise ModelSourceError(f"{text}: the source {source!r} returned {shown}, not (model, args, kwargs).")
     model, args, kwargs = result
     if not (isinstance(model, nn.Module) and isinstance(args, tuple | list) and isinstance(kwargs, Mapping)):
         kinds = ", ".join(type(part).__name__ for part in result)

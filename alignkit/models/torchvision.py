@@ -16,16 +16,11 @@ def torchvision_model(name: str) -> Example:
     accepted = inspect.signature(builder).parameters
     options: dict[str, Any] = {key: None for key in ("weights", "weights_backbone") if key in accepted}
     model = build_model(f"torchvision:{name}", lambda: builder(**options))
-    return model, _torchvision_inputs(builder.__module__.removeprefix("torchvision.models."), name), {}
-
-
-def _torchvision_inputs(module: str, name: str) -> tuple[Any, ...]:
-    """Return an example call for a model, by the module that defines it."""
-    if module.startswith("video"):
-        return (draw_noise(1, 3, 16, 224, 224),)
-    if module.startswith("optical_flow"):
-        return (draw_noise(1, 3, 128, 128), draw_noise(1, 3, 128, 128))
-    if module.startswith("detection"):
-        return ([draw_noise(3, 320, 320)],)
     size = 299 if "inception" in name else 224
-    return (draw_noise(1, 3, size, size),)
+    inputs_of = {
+        "video": (draw_noise(1, 3, 16, 224, 224),),
+        "optical_flow": (draw_noise(1, 3, 128, 128), draw_noise(1, 3, 128, 128)),
+        "detection": ([draw_noise(3, 320, 320)],),
+    }
+    kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
+    return model, inputs_of.get(kind, (draw_noise(1, 3, size, size),)), {}

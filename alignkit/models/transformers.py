@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alignkit.errors import ModelSourceError
-from alignkit.models.building import (
-    TOKENS,
-    Example,
-    build_model,
-    build_with_weights,
-    draw_noise,
-    height_and_width,
-    import_library,
-    read_config,
-    refuse_input,
-)
+from alignkit.models import building
+from alignkit.models.building import TOKENS, Example, draw_noise
 from alignkit.text import did_you_mean
 
 
@@ -31,8 +21,14 @@ def transformers_model(path: str, bare: bool = False) -> Example:
     The class is the configuration's first architecture, else the base model of its type. The weights are random; a
     model with more than 10^9 parameters, and any with ``bare``, gets none, which is enough for a trace.
     """
-    transformers = import_library("transformers", "transformers")
-    config = _configuration(transformers, Path(path))
+    transformers = building.import_library("transformers", "transformers")
+    content = building.read_config("transformers", Path(path))
+    kind, known = content.get("model_type"), transformers.CONFIG_MAPPING
+    if kind not in known:
+        problem = f"its model_type {kind!r} is unknown to transformers {transformers.__version__}."
+        hint = did_you_mean(kind, known) if isinstance(kind, str) else ""
+        raise ModelSourceError(f"transformers:{path}: {problem if kind else 'it has no model_type.'}{hint}")
+    config = building.build_model(f"transformers:{path}", lambda: known[kind].from_dict(content))
     architecture = (config.architectures or [None])[0]
     if architecture is not None and not hasattr(transformers, architecture):
         raise ModelSourceError(
@@ -41,19 +37,8 @@ def transformers_model(path: str, bare: bool = False) -> Example:
         )
     model_class = getattr(transformers, architecture) if architecture else transformers.AutoModel
     build = model_class if architecture else model_class.from_config
-    model = build_with_weights(f"transformers:{path}", lambda: build(config), bare)
+    model = building.build_with_weights(f"transformers:{path}", lambda: build(config), bare)
     return model, (), transformers_inputs(model)
-
-
-def _configuration(transformers: ModuleType, path: Path) -> Any:
-    content = read_config("transformers", path)
-    kind = content.get("model_type")
-    known = transformers.CONFIG_MAPPING
-    if kind not in known:
-        problem = f"its model_type {kind!r} is unknown to transformers {transformers.__version__}."
-        hint = did_you_mean(kind, known) if isinstance(kind, str) else ""
-        raise ModelSourceError(f"transformers:{path}: {problem if kind else 'it has no model_type.'}{hint}")
-    return build_model(f"transformers:{path}", lambda: known[kind].from_dict(content))
 
 
 def transformers_inputs(model: nn.Module) -> dict[str, Any]:
@@ -69,14 +54,14 @@ def transformers_inputs(model: nn.Module) -> dict[str, Any]:
     if main == "input_ids":
         inputs[main] = _ids(config)
     elif main == "pixel_values":
-        size = height_and_width(_field(config, "image_size", 224))
+        size = building.height_and_width(_field(config, "image_size", 224))
         inputs[main] = draw_noise(1, _field(config, "num_channels", 3), *size)
     elif main == "input_features":
         inputs[main] = draw_noise(1, _field(config, "num_mel_bins", 80), 2 * _field(config, "max_source_positions", 64))
     elif main == "input_values":
         inputs[main] = draw_noise(1, 4000)
     else:
-        raise refuse_input(model, main)
+        raise building.refuse_input(model, main)
     if "decoder_input_ids" in accepted:
         inputs["decoder_input_ids"] = _ids(config)
     return inputs

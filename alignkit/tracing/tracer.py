@@ -20,7 +20,7 @@ from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.reading.axes import write_axis
 from alignkit.tracing.reading.causes import pinned_axes
 from alignkit.tracing.reading.naming import group_names
-from alignkit.tracing.reading.traced_layouts import TracedLayouts, read_layouts
+from alignkit.tracing.reading.traced_layouts import read_layouts
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.recording.run import RecordedRun, record
 from alignkit.tracing.rules.built_in import BUILT_IN
@@ -101,7 +101,13 @@ def build_graph(
         if not traced.varying:
             break
         plain |= set(traced.varying)
-    spec, sizes = _write_spec(run, traced, tensors)
+    names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
+    orbits, texts, layouts = traced.symmetry.orbits, {}, {}
+    for group, name in names.items():
+        parent = orbits[group].parent
+        texts[group] = name if parent is None else f"{name}[{names[parent]}]"
+    for name, axes in traced.axes.items():
+        layouts[tensors[name].key] = " ".join(write_axis(axis, texts) for axis in axes)
     provenance = Provenance(
         source="traced",
         tensors=run.tensors,
@@ -110,8 +116,12 @@ def build_graph(
         unused=tuple(name for name in movable if name not in tensors),
         inputs=inputs,
     )
+    # Tied tensors have one layout; buffers that hold no units, and tensors that are never read, are fixed.
     saved = model.state_dict(keep_vars=True)
-    spec = {name: text for name, text in spec.items() if name in saved}
+    spec = {
+        name: layouts.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items() if name in saved
+    }
+    sizes = {name: orbits[group].size for group, name in names.items()}
     return SymmetryGraph.from_spec(spec, model, sizes=sizes, provenance=provenance)
 
 
@@ -131,20 +141,3 @@ def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]
             seen.add(ref.key)
             movable[name] = ref
     return movable
-
-
-def _write_spec(
-    run: RecordedRun, traced: TracedLayouts, tensors: Mapping[str, TensorRef]
-) -> tuple[dict[str, str], dict[str, int]]:
-    """Return the layouts of all tensors of the model in the notation, and the sizes of groups by name."""
-    orbits = traced.symmetry.orbits
-    names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
-    texts = {}
-    for group, name in names.items():
-        parent = orbits[group].parent
-        texts[group] = name if parent is None else f"{name}[{names[parent]}]"
-    layouts = {
-        ref.key: " ".join(write_axis(axis, texts) for axis in traced.axes[name]) for name, ref in tensors.items()
-    }
-    spec = {name: layouts.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items()}
-    return spec, {name: orbits[group].size for group, name in names.items()}

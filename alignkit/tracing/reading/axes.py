@@ -22,7 +22,7 @@ from itertools import groupby
 
 import numpy as np
 
-from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
+from alignkit.tracing.labels.tensor_labels import IntArray, Labels
 from alignkit.tracing.solving.orbits import Symmetry
 
 _WRITE_OUT = 4
@@ -76,7 +76,15 @@ def read_axes(labels: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[La
             axes.append((LabelledSegment(None, size),))
             continue
         rows = np.moveaxis(classes[block.atoms], block.span.index(dim), -1).reshape(-1, size)
-        context = _context_units(labels, block, classes, symmetry)
+        # For each group that acts on the context, the unit at each row.
+        context: dict[int, IntArray] = {}
+        shape = [labels.shape[d] for d in block.context]
+        for axis, context_dim in enumerate(block.context):
+            owner = labels.owner.get(context_dim)
+            if owner is not None and not owner.context:
+                along = [-1 if k == axis else 1 for k in range(len(shape))]
+                for group, units in _units_at(classes[owner.atoms], symmetry).items():
+                    context[group] = np.broadcast_to(units.reshape(along), shape).ravel()
         # For each group that the context does not settle, the place of the unit at each position of each row.
         places: dict[int, IntArray] = {}
         for group, units in _units_at(rows, symmetry).items():
@@ -92,20 +100,6 @@ def read_axes(labels: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[La
         settled = frozenset(context) - frozenset(places)
         axes.append(_read_sum({g: table[0] for g, table in places.items()}, orbits[0], settled, symmetry))
     return tuple(axes)
-
-
-def _context_units(labels: Labels, block: LabelBlock, classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:
-    """Return, for each group that acts on the context of a block, the unit at each row."""
-    shape = [labels.shape[d] for d in block.context]
-    unit_of_row: dict[int, IntArray] = {}
-    for axis, dim in enumerate(block.context):
-        owner = labels.owner.get(dim)
-        if owner is None or owner.context:
-            continue
-        along = [-1 if k == axis else 1 for k in range(len(shape))]
-        for group, units in _units_at(classes[owner.atoms], symmetry).items():
-            unit_of_row[group] = np.broadcast_to(units.reshape(along), shape).ravel()
-    return unit_of_row
 
 
 def _units_at(classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:

@@ -29,7 +29,6 @@ class TensorRef:
         storage: Identity of its storage; views share it.
         shape: Sizes.
         dtype: Type of its elements.
-        whole: Whether the tensor covers its storage.
         values: The elements of a small integer tensor, where the run knew them. Usable only once its labels are fixed.
     """
 
@@ -37,7 +36,6 @@ class TensorRef:
     storage: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-    whole: bool
     values: npt.NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -45,16 +43,14 @@ class TensorRef:
         """Describe a tensor as it is now."""
         shape = tuple(int(n) for n in tensor.shape)
         if tensor.layout != torch.strided:
-            return cls(id(tensor), -id(tensor), shape, tensor.dtype, True)
-        storage = tensor.untyped_storage()
-        whole = storage.nbytes() == int(np.prod(shape, dtype=np.int64)) * tensor.element_size()
+            return cls(id(tensor), -id(tensor), shape, tensor.dtype)
         values = None
         if tensor.dtype in (torch.int64, torch.int32) and tensor.numel() <= _MAX_VALUES:
             known = tensor.constant if isinstance(tensor, FakeTensor) else tensor  # fake ones know only constants
             if known is not None and known.device.type != "meta":
                 with torch.utils._python_dispatch._disable_current_modes():
                     values = np.asarray(known.detach().cpu().numpy(), dtype=np.int64).copy()
-        return cls(id(tensor), storage._cdata, shape, tensor.dtype, whole, values)
+        return cls(id(tensor), tensor.untyped_storage()._cdata, shape, tensor.dtype, values)
 
 
 @dataclass(frozen=True)

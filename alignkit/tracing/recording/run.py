@@ -48,27 +48,6 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     Raises:
         TraceError: The model cannot run on these inputs, or is not a plain module; the message says what to do.
     """
-    _check(model)
-    try:
-        with _borrow(model):
-            return _run(model, args, kwargs, FakeTensorMode(allow_non_fake_inputs=True))
-    except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
-        fake_error = error
-    meta = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if p.device.type == "meta"]
-    if meta:
-        raise TraceError(
-            f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on fake "
-            f"tensors, which failed: {first_line(fake_error)}. Check the inputs. If the model's code depends on values "
-            "of tensors (.item(), `if tensor:`), load the weights or pass inputs that avoid that code, such as a mask."
-        ) from fake_error
-    try:
-        with _borrow(model):
-            return _run(model, args, kwargs, None)
-    except Exception as error:
-        raise TraceError(_explain(model, error)) from error
-
-
-def _check(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TraceError(f"trace() takes a torch.nn.Module and its inputs, found {type(model).__name__}.")
     kind = type(model).__name__
@@ -81,12 +60,30 @@ def _check(model: nn.Module) -> None:
         raise TraceError(
             f"{kind} is, or contains, a compiled module. Trace the original: alignkit.trace(model._orig_mod, ...)."
         )
-    lazy = [name for name, p in [*model.named_parameters(), *model.named_buffers()] if nn.parameter.is_lazy(p)]
+    state = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, p in state if nn.parameter.is_lazy(p)]
     if lazy:
         raise TraceError(
             f"{kind} has lazy tensors without a shape: {list_some(lazy, 5)}. Call the model once on real inputs "
             "first, so that they get one."
         )
+    try:
+        with _borrow(model):
+            return _run(model, args, kwargs, FakeTensorMode(allow_non_fake_inputs=True))
+    except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
+        fake_error = error
+    meta = [name for name, p in state if p.device.type == "meta"]
+    if meta:
+        raise TraceError(
+            f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on fake "
+            f"tensors, which failed: {first_line(fake_error)}. Check the inputs. If the model's code depends on values "
+            "of tensors (.item(), `if tensor:`), load the weights or pass inputs that avoid that code, such as a mask."
+        ) from fake_error
+    try:
+        with _borrow(model):
+            return _run(model, args, kwargs, None)
+    except Exception as error:
+        raise TraceError(_explain(model, error)) from error
 
 
 def _explain(model: nn.Module, error: Exception) -> str:

@@ -85,30 +85,23 @@ def refine(closed: Closed, extra: HashArray) -> HashArray:
         np.add.at(refined, target, mix(mix(colour[child]) ^ up))
         colour = refined
         before, kinds = kinds, len(np.unique(colour))
-    vague = _vague_targets(closed, colour)
-    if not len(vague):
+    # Movable targets that have to be fixed, because refinement does not follow how they move. Where a child has several
+    # targets, positions tell which is which. Where it stands in several rows, the rows may move as long as all children
+    # of a colour stand in all rows of a colour: as many pairs as the product of both sizes.
+    values, code, size = np.unique(colour, return_inverse=True, return_counts=True)
+    vague = [targets[size[code[targets]] > 1] for _, targets in closed.multiple]
+    for children, rows in closed.nested:
+        codes = code[children] * len(values) + code[rows]
+        pairs, index, count = np.unique(codes, return_inverse=True, return_counts=True)
+        row_kinds = size[pairs % len(values)]
+        partial = count != size[pairs // len(values)] * row_kinds
+        vague.append(rows[(partial & (row_kinds > 1))[index]])
+    fixed = np.unique(np.concatenate(vague or [np.zeros(0, np.int64)]))
+    if not len(fixed):
         return colour
     told_apart = extra.copy()
-    told_apart[vague] += seeded_hash(3, vague)
+    told_apart[fixed] += seeded_hash(3, fixed)
     return refine(closed, told_apart)
-
-
-def _vague_targets(closed: Closed, colour: HashArray) -> IntArray:
-    """Return movable targets that have to be fixed, because refinement does not follow how they move.
-
-    Where a child has several targets, positions tell which is which. Where it stands in several rows, the rows may
-    move as long as all children of a colour stand in all rows of a colour: as many pairs as the product of both sizes.
-    """
-    values, code, size = np.unique(colour, return_inverse=True, return_counts=True)
-    vague = [target[size[code[target]] > 1] for _, target in closed.multiple]
-    for child, target in closed.nested:
-        pairs, index, count = np.unique(
-            code[child] * len(values) + code[target], return_inverse=True, return_counts=True
-        )
-        rows = size[pairs % len(values)]
-        partial = count != size[pairs // len(values)] * rows
-        vague.append(target[(partial & (rows > 1))[index]])
-    return np.unique(np.concatenate(vague)) if vague else np.zeros(0, np.int64)
 
 
 def solve(closed: Closed, extra: HashArray) -> Symmetry:

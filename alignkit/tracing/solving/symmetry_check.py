@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from alignkit.tracing.labels.tensor_labels import IntArray
 from alignkit.tracing.solving.closure import Closed
-from alignkit.tracing.solving.orbits import Orbit, Symmetry
+from alignkit.tracing.solving.orbits import Symmetry
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -33,19 +32,30 @@ def _groups_broken_by(closed: Closed, symmetry: Symmetry, mask: BoolArray, rng: 
     broken: set[int] = set()
     start = 0
     for orbit in symmetry.orbits.values():
-        if orbit.group:
-            instances = len(orbit.members) // orbit.size
-            _move_group(orbit, image, mask[start : start + instances], rng)
-            start += instances
+        if not orbit.group:
+            # Classes that their coordinates determine go where these go, if a class is there.
+            coordinates = np.stack(list(orbit.coordinates.values()), axis=1)
+            moved = image[coordinates]
+            order, moved_order = np.lexsort(coordinates.T[::-1]), np.lexsort(moved.T[::-1])
+            if np.array_equal(coordinates[order], moved[moved_order]):
+                image[orbit.members[moved_order]] = orbit.members[order]
+            else:
+                broken |= set(orbit.coordinates)
             continue
-        # Classes that their coordinates determine go where these go, if a class is there.
-        coordinates = np.stack(list(orbit.coordinates.values()), axis=1)
-        moved = image[coordinates]
-        order, moved_order = np.lexsort(coordinates.T[::-1]), np.lexsort(moved.T[::-1])
-        if np.array_equal(coordinates[order], moved[moved_order]):
-            image[orbit.members[moved_order]] = orbit.members[order]
-        else:
-            broken |= set(orbit.coordinates)
+        # All units of an instance go where their parent goes; those of instances in the mask change places, too.
+        instances = len(orbit.members) // orbit.size
+        target = instance = np.zeros(len(orbit.members), np.int64)
+        if orbit.parent is not None:
+            owners, instance = np.unique(orbit.coordinates[orbit.parent], return_inverse=True)
+            target = np.searchsorted(owners, image[owners])[instance]
+        table = np.empty((instances, orbit.size), np.int64)
+        table[instance, orbit.place] = orbit.members
+        new_place = np.tile(np.arange(orbit.size), (instances, 1))
+        for number in np.flatnonzero(mask[start : start + instances]):
+            order = rng.permutation(orbit.size)
+            new_place[number, order] = np.roll(order, 1)  # a cycle: nothing stays in its place
+        image[orbit.members] = table[target, new_place[instance, orbit.place]]
+        start += instances
     for child, target in (*closed.maps, *closed.multiple, *closed.nested):
         # The image of every pair (child, target) has to be a pair of the relation; its codes are ascending.
         codes = child * closed.count + target
@@ -54,19 +64,3 @@ def _groups_broken_by(closed: Closed, symmetry: Symmetry, mask: BoolArray, rng: 
         for key in np.unique(symmetry.orbit_of[np.concatenate([child[wrong], target[wrong]])]).tolist():
             broken |= set(symmetry.orbits[key].coordinates) if key >= 0 else set()
     return broken
-
-
-def _move_group(orbit: Orbit, image: IntArray, mask: BoolArray, rng: np.random.Generator) -> None:
-    """Move every unit of the instances in `mask`, and carry all to the instance where their parent goes."""
-    instance = np.zeros(len(orbit.members), np.int64)
-    target = instance
-    if orbit.parent is not None:
-        owners, instance = np.unique(orbit.coordinates[orbit.parent], return_inverse=True)
-        target = np.searchsorted(owners, image[owners])[instance]
-    table = np.empty((len(mask), orbit.size), np.int64)
-    table[instance, orbit.place] = orbit.members
-    new_place = np.tile(np.arange(orbit.size), (len(mask), 1))
-    for number in np.flatnonzero(mask):
-        order = rng.permutation(orbit.size)
-        new_place[number, order] = np.roll(order, 1)  # a cycle: nothing stays in its place
-    image[orbit.members] = table[target, new_place[instance, orbit.place]]
