@@ -133,11 +133,8 @@ def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     names += [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in _RUNNING_STATISTICS]
     position = {name: i for i, name in enumerate(model.state_dict(keep_vars=True))}
-    movable: dict[str, TensorRef] = {}
-    seen: set[int] = set()
+    first_name: dict[int, str] = {}
     for name in sorted(names, key=lambda n: position.get(n, len(position))):
-        ref = run.state[name]
-        if ref.shape and ref.key not in seen:
-            seen.add(ref.key)
-            movable[name] = ref
-    return movable
+        if run.state[name].shape:
+            first_name.setdefault(run.state[name].key, name)
+    return {name: run.state[name] for name in first_name.values()}

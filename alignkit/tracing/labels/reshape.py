@@ -117,10 +117,8 @@ def _join_parts(c: Constraints, labels: Labels, dims: tuple[int, ...], parts: li
         for d, is_fixed in zip(dims, fixed, strict=True):
             if is_fixed:
                 c.fix_axis(atoms, span.index(d))
-        axis_of = {d: axis for axis, d in enumerate(span)}
-        over_axes = [
-            LabelBlock(tuple(axis_of[d] for d in p.dims), tuple(axis_of[d] for d in p.context), p.atoms) for p in parts
-        ]
+        axis_of = {d: (axis,) for axis, d in enumerate(span)}
+        over_axes = [part.renumber(axis_of, sizes) for part in parts]
         c.products[digest(atoms)] = Labels.of(sizes, [labels.uniform[d] for d in span], over_axes)
     return LabelBlock(dims, outside, c.joined[key])
 
@@ -128,16 +126,12 @@ def _join_parts(c: Constraints, labels: Labels, dims: tuple[int, ...], parts: li
 def _renumber(c: Constraints, labels: Labels, shape: tuple[int, ...], runs: list[Run]) -> Labels:
     """Write the blocks in the new dimensions, and split joined dimensions where they were joined."""
     new_dims = {d: new for old, new in runs for d in old}
-    uniform = [False] * len(shape)
-    for old, new in runs:
-        for d in new:
-            uniform[d] = all(labels.uniform[o] for o in old)
+    uniform_dims = {d: all(labels.uniform[o] for o in old) for old, new in runs for d in new}
+    uniform = [uniform_dims.get(d, False) for d in range(len(shape))]
     blocks: list[LabelBlock] = []
     for block in labels.blocks:
-        dims = tuple(sorted({d for o in block.dims for d in new_dims[o]}))
-        context = tuple(sorted({d for o in block.context for d in new_dims[o]}))
-        moved = LabelBlock(dims, context, block.atoms.reshape([shape[d] for d in sorted(dims + context)]))
-        split = _split_product(c, moved, shape) if len(dims) > 1 else None
+        moved = block.renumber(new_dims, shape)
+        split = _split_product(c, moved, shape) if len(moved.dims) > 1 else None
         parts, flags = split or ([moved], {})
         for part in parts:
             # Context dimensions along which the atoms do not vary say nothing.
@@ -173,10 +167,6 @@ def _split_product(
     context_axes = [axis for axis, run in enumerate(runs) if set(run) <= set(block.context)]
     if any(set(run) & set(block.context) and axis not in context_axes for axis, run in enumerate(runs)):
         return None
-    parts = []
-    for part in product.blocks:
-        dims = tuple(d for axis in part.dims for d in runs[axis])
-        context = tuple(d for axis in part.context for d in runs[axis])
-        parts.append(LabelBlock(dims, context, part.atoms.reshape([shape[d] for d in sorted(dims + context)])))
+    parts = [part.renumber(dict(enumerate(runs)), shape) for part in product.blocks]
     unowned = [axis for axis in range(len(runs)) if axis not in product.owner and axis not in context_axes]
     return parts, {d: product.uniform[axis] for axis in unowned for d in runs[axis]}

@@ -74,6 +74,11 @@ class LabelBlock:
         sizes = dict(zip(self.span, self.atoms.shape, strict=True))
         return self.atoms.reshape([sizes.get(d, 1) for d in dims])
 
+    def renumber(self, new_dims: Mapping[int, Sequence[int]], shape: Sequence[int]) -> LabelBlock:
+        """Return the block in the dimensions of a reshaped tensor, where `new_dims[d]` hold what dimension d held."""
+        dims, context = (tuple(sorted({new for d in old for new in new_dims[d]})) for old in (self.dims, self.context))
+        return LabelBlock(dims, context, self.atoms.reshape([shape[d] for d in sorted(dims + context)]))
+
     def without_axes(self, dims: Collection[int]) -> LabelBlock:
         """Return the block without `dims`, along which the atoms have size 1 or do not vary."""
         index = tuple(0 if d in dims else slice(None) for d in self.span)

@@ -22,7 +22,7 @@ from itertools import groupby
 
 import numpy as np
 
-from alignkit.tracing.labels.tensor_labels import IntArray, Labels
+from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
 from alignkit.tracing.solving.orbits import Symmetry
 
 _WRITE_OUT = 4
@@ -78,13 +78,11 @@ def read_axes(labels: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[La
         rows = np.moveaxis(classes[block.atoms], block.span.index(dim), -1).reshape(-1, size)
         # For each group that acts on the context, the unit at each row.
         context: dict[int, IntArray] = {}
-        shape = [labels.shape[d] for d in block.context]
-        for axis, context_dim in enumerate(block.context):
-            owner = labels.owner.get(context_dim)
+        for owner in (labels.owner.get(d) for d in block.context):
             if owner is not None and not owner.context:
-                along = [-1 if k == axis else 1 for k in range(len(shape))]
                 for group, units in _units_at(classes[owner.atoms], symmetry).items():
-                    context[group] = np.broadcast_to(units.reshape(along), shape).ravel()
+                    along = LabelBlock(owner.dims, (), units)
+                    context[group] = along.spread(block.context, labels.shape).ravel()
         # For each group that the context does not settle, the place of the unit at each position of each row.
         places: dict[int, IntArray] = {}
         for group, units in _units_at(rows, symmetry).items():
