@@ -21,17 +21,13 @@ Reader: TypeAlias = Callable[[object], Iterator[tuple[str, T]]]
 
 @dataclass(frozen=True)
 class Claims(Generic[T]):
-    """What plugins offer to one hook.
-
-    Attributes:
-        offers: For each name the packages that claim it, each with what it offers.
-        plugins: Where the offers come from.
-        what: What is offered, for messages: ``"solver"``.
-    """
+    """What plugins offer to one hook."""
 
     offers: dict[str, list[tuple[str, T]]]
+    """For each name the packages that claim it, each with what it offers."""
     plugins: PluginSet
     what: str
+    """What is offered, for messages: ``"solver"``."""
 
     @classmethod
     def collect(cls, plugins: PluginSet, what: str, hook: str, read: Reader[T]) -> Claims[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,13 +71,13 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
         relaxation = Relaxation(frame.bound, problem.device, problem.dtype)
         best = _Best(Objective(frame.bound, problem.device), options, report)
         if problem.init is not None:
-            best.offer(dict(frame.enter(problem.init).elements), "init")
+            best.offer(frame.enter(problem.init).elements, "init")
         elif not options.polish:
-            best.offer(dict(frame.enter(Alignment.identity(graph)).elements), "identity")
+            best.offer(frame.enter(problem.start).elements, "identity")
         if options.polish:
             best.offer(dict.fromkeys(graph.groups), "weight matching")
             if problem.init is None and best.distance > sum(problem.objective.unaligned.values()):
-                best.offer(dict(frame.enter(Alignment.identity(graph)).elements), "identity")
+                best.offer(frame.enter(problem.start).elements, "identity")
         generator = problem.generator()
         steps, converged = 0, True
         for run in range(options.restarts + 1):
@@ -179,7 +180,7 @@ class _Best:
         self.ascent = Ascent(self.objective)
         self.classes = colour_roots(self.objective.graph)
 
-    def offer(self, elements: dict[str, Tensor] | dict[str, Tensor | None], note: str) -> None:
+    def offer(self, elements: Mapping[str, Tensor | None], note: str) -> None:
         """Polish an alignment and keep it if it is the best; report how far the best is."""
         if self.options.polish:
             run = self.ascent.run(elements, self.classes)

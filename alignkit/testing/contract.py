@@ -101,8 +101,6 @@ class SolverContract:
                     sums = matrix.double().sum(axis)
                     assert torch.allclose(sums, torch.ones_like(sums), atol=1e-3), f"{pair}: {group}, axis {axis}"
 
-    # ------------------------------------------------------------------ symmetries
-
     def test_equivariant_to_unit_order(self) -> None:
         """Reordering the units of A and B reorders the answer, and changes nothing else."""
         for pair in self.pairs():
@@ -119,8 +117,6 @@ class SolverContract:
             swapped = ProblemPair(pair.name, pair.architecture, pair.graph, pair.b, pair.a)
             expected = self.solve_pair(pair).inverse()
             assert self.solve_pair(swapped).alignment == expected, f"{pair}: the two directions disagree"
-
-    # ------------------------------------------------------------------ manners
 
     def test_same_seed_same_result(self) -> None:
         """The global random state has no say, and a solver can be used twice."""
@@ -174,8 +170,6 @@ class SolverContract:
         assert read.alignment == solution.alignment
         assert (read.options, read.history, read.status) == (solution.options, solution.history, solution.status)
 
-    # ------------------------------------------------------------------ corners
-
     def test_groups_of_one_unit(self) -> None:
         """One unit can only stay where it is."""
         for sizes in ((3, 1, 2), (3, 1, 1, 2), (3, 1, 4, 2)):
@@ -189,8 +183,6 @@ class SolverContract:
         assert solution.alignment == Alignment.identity(pair.graph)
         assert solution.objective_after == solution.objective_before
         assert "no groups" in solution.explain()
-
-    # ------------------------------------------------------------------ quality
 
     def test_never_worse_than_its_start(self) -> None:
         """From any ``init``, the solver's own objective does not rise."""

@@ -50,8 +50,6 @@ class ObjectiveOnDisk(Objective):
             part = b.piece(name, span) if elements is None else aligned.at(b, span)
             yield a.piece(name, span).double(), part.double()
 
-    # ---------------------------------------------------------------- similarities
-
     def similarity(self, group: str, elements: Elements) -> Float[Tensor, "instances n n"]:
         """Return how alike each unit of A is to each unit of B; see `Objective.similarity`."""
         size = self.graph.groups[group].size
@@ -106,39 +104,31 @@ class _Summing:
         if self.compares:
             # Every range of A with every range of B; what is smaller than one range is read once.
             each = total.shape[-1] // self.dims[0].size
-            whole = self._b(*self.ranges[0]) if len(self.ranges) == 1 else None
+            whole = self._part(1, *self.ranges[0]) if len(self.ranges) == 1 else None
             for start, stop in self.ranges:
-                a = self._a(start, stop)
+                a = self._part(0, start, stop)
                 for low, high in self.ranges:
                     part = total[:, start * each : stop * each, low * each : high * each]
-                    _add_product(part, a, whole if whole is not None else self._b(low, high))
+                    _add_product(part, a, whole if whole is not None else self._part(1, low, high))
         elif 0 in self.averaged:
             # A is summed and B averaged over the first dim before they are multiplied.
-            a = sum((self._a(*r) for r in self.ranges), start=torch.zeros(()))
-            b = sum((self._b(*r) for r in self.ranges), start=torch.zeros(())) / self.dims[0].size
+            a = sum((self._part(0, *r) for r in self.ranges), start=torch.zeros(()))
+            b = sum((self._part(1, *r) for r in self.ranges), start=torch.zeros(())) / self.dims[0].size
             _add_product(total, a, b)
         else:
             each = total.shape[0] // self.dims[0].size if 0 in self.use.chain else 0
             for start, stop in self.ranges:
                 part = total[start * each : stop * each] if each else total
-                _add_product(part, self._a(start, stop), self._b(start, stop, matched=True))
+                _add_product(part, self._part(0, start, stop), self._part(1, start, stop, matched=True))
 
-    def _a(self, start: int, stop: int) -> Tensor:
-        part, _ = self._read(0, torch.arange(start, stop))
-        return self._arrange(part.sum(self.inner, keepdim=True) if self.inner else part)
+    def _part(self, side: int, start: int, stop: int, *, matched: bool = False) -> Tensor:
+        """Read a range of the first dim as ``[instances, n, rest]`` or ``[1, units, rest]``, the others applied to B.
 
-    def _b(self, start: int, stop: int, *, matched: bool = False) -> Tensor:
-        """Return B's part with the other groups applied; ``matched`` takes the first dim in the order that is known."""
-        group = self.dims[0].group
-        is_moved = matched and group is not None
-        part, block = self._read(1, self.elements[str(group)][start:stop] if is_moved else torch.arange(start, stop))
-        sliced = {group + _SLICED: element[start:stop] for group, element in self.elements.items()}
-        part = act_on_block(block, part, {**self.elements, **sliced}, skip=self.skip)
-        return self._arrange(part.mean(self.inner, keepdim=True) if self.inner else part)
-
-    def _read(self, side: int, index: Tensor) -> tuple[Tensor, Block]:
-        """Read some units of the block's first dim, one dimension for each dim, and cut the block down to them."""
-        weights, first = self.objective.on_disk[side], self.dims[0]
+        With ``matched`` the first dim of B is taken in the order that is known. Averaged dims have size 1.
+        """
+        weights, first, index = self.objective.on_disk[side], self.dims[0], torch.arange(start, stop)
+        if matched and first.group is not None:
+            index = self.elements[first.group][start:stop]
         offset, count = self.use.block.offsets[0], len(index)
         if self.span == first.stride and count and bool((index.diff() == 1).all()):
             low = offset + int(index[0]) * first.stride
@@ -146,16 +136,18 @@ class _Summing:
         else:
             sources = (offset + index[:, None] * first.stride + torch.arange(self.span)).reshape(-1)
             rows = weights.take(self.use.tensor, sources)
+        # The block is cut down to the rows that were read.
         dims = [replace(first, size=count, stride=self.span)]
         for dim in self.dims[1:]:
             cut = dim.group is not None and 0 in dim.ancestors
             dims.append(replace(dim, group=f"{dim.group}{_SLICED}") if cut else dim)
         block = Block((0, *self.use.block.offsets[1:]), tuple(dims))
-        dtype = torch.float64 if self.averaged else self.objective.products
-        return block.view(rows.to(dtype)), block
-
-    def _arrange(self, part: Tensor) -> Tensor:
-        """Bring a part, averaged dims having size 1, to the form ``[instances, n, rest]`` or ``[1, units, rest]``."""
+        part = block.view(rows.to(torch.float64 if self.averaged else self.objective.products))
+        if side == 1:
+            sliced = {group + _SLICED: element[start:stop] for group, element in self.elements.items()}
+            part = act_on_block(block, part, {**self.elements, **sliced}, skip=self.skip)
+        if self.inner:
+            part = part.mean(self.inner, keepdim=True) if side == 1 else part.sum(self.inner, keepdim=True)
         if 0 in self.averaged:
             part = part.sum(0, keepdim=True)
         part = part.permute(*self.use.chain, *self.use.rest).to(self.objective.products)
