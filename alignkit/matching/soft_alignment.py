@@ -127,10 +127,7 @@ class SoftAlignment:
 class ProjectedAlignment(SoftAlignment):
     """A soft alignment whose matrices come from the Sinkhorn operator: they are not checked again.
 
-    Args:
-        graph: The graph.
-        matrices: As for `SoftAlignment`; a group that is missing or None is at the centre.
-        dtype: What the matrices are turned into. None leaves them.
+    A group whose matrix is missing or None is at the centre. Matrices are turned into ``dtype`` unless it is None.
     """
 
     def __init__(

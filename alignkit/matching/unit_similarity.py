@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,10 +11,8 @@ from torch import Tensor
 
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.structure import GraphStructure
 from alignkit.graph.uses import uses_of_block
-
-if TYPE_CHECKING:
-    from alignkit.graph.structure import GraphStructure
 
 TINY = 1e-300
 """In place of the norm of a unit whose weights are all 0: its cosine is 0 then, not NaN."""

@@ -165,11 +165,9 @@ def warn_if_slow(what: str, name: str) -> Iterator[None]:
     refused: list[PluginWarning] = []
 
     def warn() -> None:
+        way_out = f"interrupt with Ctrl-C, and leave it out with {DISABLE_VARIABLE}={name}"
         try:
-            warn_of_plugin(
-                f"{what} after {SLOW:g} s. alignkit waits for it; interrupt with Ctrl-C, and leave it out with "
-                f"{DISABLE_VARIABLE}={name}."
-            )
+            warn_of_plugin(f"{what} after {SLOW:g} s. alignkit waits for it; {way_out}.")
         except PluginWarning as error:  # warnings are errors here: it is raised when the block ends
             refused.append(error)
 

@@ -26,10 +26,8 @@ def read_solvers(answer: object) -> Iterator[tuple[str, type[Solver[Any]]]]:
         if inspect.isabstract(offered):
             raise PluginError(f"solver class {offered.__name__} does not define solve()")
         if not isinstance(offered.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", offered.name):
-            raise PluginError(
-                f"solver class {offered.__name__} needs a name of lower-case letters, digits and '_', "
-                f"not {show_value(offered.name)}"
-            )
+            needed = "needs a name of lower-case letters, digits and '_'"
+            raise PluginError(f"solver class {offered.__name__} {needed}, not {show_value(offered.name)}")
         name, options = offered.__name__, offered.Options
         if offered not in checked and not offered.__module__.startswith("alignkit."):
             # Facts of a wrong type would break the list of all solvers.

@@ -27,10 +27,8 @@ class Needs:
         if self.task and problem.task is None:
             raise SolverError(f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss).")
         if self.modules and (problem.bound.module_a is None or problem.bound.module_b is None):
-            raise SolverError(
-                f"solver {solver!r} runs both models: bind modules instead of state dicts or files, "
-                "graph.bind(model_a, model_b)."
-            )
+            bind = "bind modules instead of state dicts or files, graph.bind(model_a, model_b)"
+            raise SolverError(f"solver {solver!r} runs both models: {bind}.")
 
 
 @dataclass(frozen=True)

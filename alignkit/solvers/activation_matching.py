@@ -68,18 +68,14 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
         observed = self._observe(problem)
         elements = _assign(problem, observed)
         report(Step(1, observed.objective(elements)))
-        unseen = [group for group in problem.graph.groups if group not in observed.seen]
-        by_weights = [group for group in unseen if problem.graph.groups[group].size > 1]
-        status = Status.OK
+        groups, status = problem.graph.groups, Status.OK
+        by_weights = [name for name, group in groups.items() if group.size > 1 and name not in observed.seen]
         if by_weights:
             status = _match_by_weights(problem, elements, frozenset(by_weights))
             note = f"not seen in activations, matched by weights: {', '.join(by_weights)}"
             report(Step(2, observed.objective(elements), note))
-        stats = {
-            "samples": float(observed.samples),
-            "readings": float(observed.readings),
-            "groups_by_weights": float(len(by_weights)),
-        }
+        counts = {"samples": observed.samples, "readings": observed.readings, "groups_by_weights": len(by_weights)}
+        stats = {name: float(count) for name, count in counts.items()}
         return Outcome(Alignment(problem.graph, elements), status, stats)
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:

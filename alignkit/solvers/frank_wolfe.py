@@ -133,9 +133,9 @@ def ascend(
         budget = options.max_steps - steps if stage == stages else options.stage_steps
         for _ in range(min(budget, options.max_steps - steps)):
             moved = _step(relaxation, point, weight, options.rtol)
-            if moved is None and stage == stages:
-                return point, steps, True
             if moved is None:
+                if stage == stages:
+                    return point, steps, True
                 break
             point, steps = moved, steps + 1
     return point, steps, False
