@@ -83,7 +83,7 @@ class ManyAlignment:
         return [cast(WeightsT, alignment.apply(cast(Any, model))) for alignment, model in pairs]
 
     def pairwise(self, i: int, j: int) -> Alignment:
-        """The alignment that brings model ``j`` to model ``i``, through the common place."""
+        """Return the alignment that brings model ``j`` to model ``i``, through the common place."""
         return self.alignments[i].inverse() @ self.alignments[j]
 
     @property

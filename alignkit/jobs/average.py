@@ -104,11 +104,7 @@ def with_tensors(module: ModuleT, tensors: Mapping[str, Tensor]) -> ModuleT:
 
 
 def check_method(method: str, count: int) -> None:
-    """Refuse a method that does not exist or that cannot take ``count`` models.
-
-    Raises:
-        MergeError: It is so.
-    """
+    """Refuse, by a `MergeError`, a method that does not exist or that cannot take ``count`` models."""
     if method not in ("linear", "slerp"):
         raise MergeError(f"there is no method {method!r}: take 'linear' or 'slerp'.")
     if method == "slerp" and count != 2:

@@ -67,11 +67,11 @@ class Canonical:
         return len(self) / max(self.seconds, 1e-9)
 
     def alignment(self, index: int) -> Alignment:
-        """The alignment that brought one network to the reference."""
+        """Return the alignment that brought one network to the reference."""
         return Alignment(self.graph, {name: element[index] for name, element in self.elements.items()})
 
     def network(self, index: int) -> dict[str, Tensor]:
-        """The weights of one network in the new order."""
+        """Return the weights of one network in the new order."""
         return {name: tensor[index] for name, tensor in self.weights.items()}
 
     def explain(self) -> str:
@@ -271,7 +271,7 @@ class _Batch:
 
 
 def _batched_view(block: Block, stacked: Tensor) -> Tensor:
-    """The block of every network, ``[networks, *dims]``; nothing is copied."""
+    """Return the block of every network, ``[networks, *dims]``; nothing is copied."""
     strides = stacked.stride()[1:]
     offset = stacked.storage_offset() + sum(o * s for o, s in zip(block.offsets, strides, strict=True))
     sizes = [stacked.shape[0], *(dim.size for dim in block.dims)]

@@ -142,11 +142,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
 
 
 def estimate_demo(writes: Sequence[str] = ()) -> Estimate:
-    """Estimate what the demo needs beside the training of its two networks.
-
-    Args:
-        writes: Files that it writes, for the text.
-    """
+    """Estimate what the demo needs beside the training of its two networks; ``writes`` are its files, for the text."""
     graph = trace(_network(), torch.zeros(1, WIDTHS[0]))
     return estimate(graph, "demo", solver=sorted(list_solvers()), writes=writes)
 

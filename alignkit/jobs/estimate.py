@@ -35,15 +35,9 @@ _LARGE, _PROBE = 2.6, 256
 
 @dataclass(frozen=True)
 class GroupEstimate:
-    """A group as an estimate shows it.
+    """A group as an estimate shows it; ``units`` are those of all ``instances``, one in each unit of the parent.
 
-    Attributes:
-        name: The group.
-        units: How many units it has, over all instances.
-        instances: Number of units of its parent, 1 for a root.
-        parent: The group that it is nested in.
-        tensors: How many tensors it moves.
-        numbers: How many numbers these hold.
+    It moves ``tensors`` tensors, which hold ``numbers`` numbers.
     """
 
     name: str

@@ -34,18 +34,15 @@ def ascend_together(
     rtol: float = 1e-5,
     max_steps: int = 100,
 ) -> list[Alignment]:
-    """Alignments of all models to a common place.
+    """Return rounded alignments of all models to a common order of units, in the order of the models.
 
     Args:
         graph: The graph that the models share; with at least one group.
         weights: Tensors of each model.
-        start: Alignments that say which place is which; the ascent begins half-way between them and the centre.
+        start: Alignments to begin with: half-way between them and the centre.
         device: Where products are computed. Default: where the first model's tensors are.
         rtol: Stop when the objective can rise by less than this fraction to first order.
         max_steps: Maximum number of steps.
-
-    Returns:
-        The rounded alignments, in the order of the models.
     """
     first = next(iter(weights[0].values()))
     where = first.device if device is None else torch.device(device)

@@ -156,7 +156,7 @@ def _build_chains(
 
 
 def _run(setup: ComparisonSetup, jobs: Sequence[Job], executor: Executor | None) -> Iterator[ComparisonRow]:
-    """Rows in the order in which they are done."""
+    """Yield rows in the order in which they are done."""
     if executor is None:
         for job in jobs:
             yield run_job(setup, job)

@@ -111,7 +111,7 @@ class ComparisonRow:
         return None if self.line is None else self.line.midpoint.metric
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them."""
+        """Return plain values, as JSON takes them."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {**values, "line": None if self.line is None else self.line.to_dict()}
 
@@ -129,12 +129,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Average:
-    """The rows of one solver as one line: means over the seeds.
-
-    Attributes:
-        solver: Name in the table.
-        rows: All its rows.
-    """
+    """The rows of one solver as one line: means over the seeds."""
 
     solver: str
     rows: tuple[ComparisonRow, ...]
@@ -145,7 +140,7 @@ class Average:
         return tuple(row for row in self.rows if not row.failed)
 
     def mean(self, quantity: str) -> float | None:
-        """Mean of an attribute of `ComparisonRow` over the rows that have it; None if none has."""
+        """Return the mean of an attribute of `ComparisonRow` over the rows that have it; None if none has."""
         values = [value for row in self.rows if (value := getattr(row, quantity)) is not None]
         return fmean(values) if values else None
 
@@ -193,7 +188,7 @@ class Comparison:
         return tuple(Average(name, tuple(r for r in self.rows if r.solver == name)) for name in self.solvers)
 
     def row(self, solver: str, seed: int | None = None) -> ComparisonRow:
-        """The row of a solver; the first one if ``seed`` is None.
+        """Return the row of a solver; the first one if ``seed`` is None.
 
         Raises:
             ComparisonError: There is no such row.
@@ -226,7 +221,7 @@ class Comparison:
         return bar_chart(found, "squared distance of A to aligned B", path)
 
     def table(self) -> rich.table.Table:
-        """The comparison as a rich table: a line for each solver, means over the seeds."""
+        """Return the comparison as a rich table: a line for each solver, means over the seeds."""
         (first, *others), *rows = self._cells
         drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         drawn.add_column(first, overflow="fold")
@@ -237,7 +232,7 @@ class Comparison:
         return drawn
 
     def problems(self) -> tuple[str, ...]:
-        """One sentence for each row that failed or was not finished."""
+        """Return one sentence for each row that failed or was not finished."""
         return tuple(f"{row.solver} (seed {row.seed}): {row.reason}" for row in self.rows if row.reason)
 
     def explain(self) -> str:
@@ -289,7 +284,7 @@ class Comparison:
         yield from (rich.text.Text(problem) for problem in self.problems())
 
     def to_json(self) -> str:
-        """Everything as JSON text."""
+        """Return everything as JSON text."""
         return FORMAT.to_json(self.facts())
 
     @classmethod
