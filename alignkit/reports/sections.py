@@ -98,7 +98,7 @@ def lines_section(lines: Lines) -> Section:
 def function_section(check: Verification | None) -> Section:
     """Say what reordering units does to the outputs of the network."""
     if check is None:
-        text = "Not done: it needs the network itself, not only the layouts of its tensors."
+        text = "Not done: it runs the network, which a spec or a limit of memory does not allow."
     else:
         text = (
             f"Passed: {check.draws} random reorderings of all groups change the outputs by at most {check.error:.1g} "

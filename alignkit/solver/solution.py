@@ -249,6 +249,8 @@ def _why_nothing_moved(solution: Solution) -> str:
         return "Nothing moved: B equals A."
     if solution.status.failed:
         return "Nothing moved: the solver failed and the units were left in their order."
+    if solution.solver == "identity":
+        return "Nothing moved: the identity leaves every unit at its place."
     return (
         "Nothing moved: the solver found no order of B's units better than the one they have. Either A and B "
         "are aligned already, as when one was fine-tuned from the other, or another solver may do better."

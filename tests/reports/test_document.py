@@ -140,6 +140,7 @@ def test_the_report_tells_when_alignment_did_not_help(graph: SymmetryGraph) -> N
     assert "The average is not better for it" in text
     assert "Nothing moved" in text
     assert "Not done" in text
+    assert "the identity leaves every unit at its place" in text
     assert "Units before and after" not in text
 
 
