@@ -19,6 +19,7 @@ from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
+from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.estimate import Estimate, Job, estimate
 from alignkit.models import Example, load_model, source_of
 from alignkit.tracing import trace
@@ -91,6 +92,40 @@ class NetworkFiles:
         module.load_state_dict(weights, strict=False)
         return module
 
+    def module_pair(self) -> Pair:
+        """Return the first two networks as a pair of modules, for jobs that run them.
+
+        Raises:
+            UsageError: There is only a spec, or the model is too large.
+        """
+        return self.graph.bind(self.module(0), self.module(1))
+
+    def function_check(self, index: int) -> Verification | None:
+        """Prove that reordering units leaves the function of one network as it is.
+
+        Returns:
+            What was measured; None where there is only a spec, which cannot be run, or the model is too large.
+
+        Raises:
+            VerificationError: The function changes; the message names the groups.
+            ShapeMismatchError: The weights do not fit the model.
+        """
+        if self.example is None:
+            return None
+        return self.graph.verify(self.module(index), *self.example[1], **self.example[2])
+
+    def check_fit(self) -> None:
+        """Hold names and shapes of all checkpoints against the graph; no values are read.
+
+        Raises:
+            BindError: They do not fit; every mismatch is listed.
+        """
+        fit = fit_of(self.graph)
+        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
+            shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
+            fit.check_shapes(shapes, str(path))
+        fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
+
     def estimate(
         self,
         job: Job,
@@ -110,11 +145,7 @@ class NetworkFiles:
         Raises:
             BindError: The checkpoints do not fit the graph; every mismatch is listed.
         """
-        fit = fit_of(self.graph)
-        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
-            shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
-            fit.check_shapes(shapes, str(path))
-        fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
+        self.check_fit()
         return estimate(
             self.graph,
             job,
