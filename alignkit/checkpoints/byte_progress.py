@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TypeAlias
 
 
@@ -42,23 +41,3 @@ class ByteProgress:
 
 
 OnProgress: TypeAlias = Callable[[ByteProgress], None]
-
-
-class ByteMeter:
-    """Counts the bytes of one pass and reports them.
-
-    Args:
-        stage: What is being done.
-        total: Bytes to process.
-        on_progress: Gets a `ByteProgress` after each piece; None for nobody.
-    """
-
-    def __init__(self, stage: str, total: int, on_progress: OnProgress | None) -> None:
-        self.stage, self.total, self.done = stage, total, 0
-        self._on_progress, self._started = on_progress, perf_counter()
-
-    def advance(self, count: int) -> None:
-        """Count more bytes as processed."""
-        self.done += count
-        if self._on_progress is not None:
-            self._on_progress(ByteProgress(self.done, self.total, perf_counter() - self._started, self.stage))

@@ -39,18 +39,16 @@ class Checkpoint(Mapping[str, Tensor]):
         metadata: Mapping[str, Any],
         side_files: tuple[Path, ...] = (),
     ) -> None:
-        self.path, self.folder, self.shards = path, folder, shards
-        self.metadata, self.side_files = MappingProxyType(dict(metadata)), side_files
+        self.path, self.folder, self.shards, self.side_files = path, folder, shards, side_files
+        self.metadata = MappingProxyType(dict(metadata))
         beside = shards[0].path.parent / CONFIG if folder is None else folder / CONFIG
         self.config: Path | None = beside if beside.is_file() else None
         self._shard_of: dict[str, Shard] = {}
         for shard in shards:
             for name in shard.entries:
                 if name in self._shard_of:
-                    raise WeightsError(
-                        f"{path}: the tensor {name!r} is both in {self._shard_of[name].path.name} and in "
-                        f"{shard.path.name}."
-                    )
+                    files = f"both in {self._shard_of[name].path.name} and in {shard.path.name}"
+                    raise WeightsError(f"{path}: the tensor {name!r} is {files}.")
                 self._shard_of[name] = shard
 
     @property
@@ -73,11 +71,6 @@ class Checkpoint(Mapping[str, Tensor]):
         """Bytes of all values."""
         return sum(entry.nbytes for entry in self.entries.values())
 
-    @property
-    def streams(self) -> bool:
-        """Whether every file is read and written piece by piece; files of ``torch.save`` are written from memory."""
-        return all(shard.streams for shard in self.shards)
-
     def entry(self, name: str) -> TensorEntry:
         """Dtype, shape and size of one tensor, without its values."""
         return self._shard_of[name].entries[name]
@@ -88,11 +81,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def take(self, name: str, index: Tensor) -> Tensor:
         """Read the rows of a tensor that ``index`` (int64) names, in its order; only they are read."""
-        shard = self._shard_of[name]
-        entry = shard.entries[name]
-        rows = torch.empty((len(index), *entry.shape[1:]), dtype=entry.dtype)
-        shard.read_into(rows, name, index)
-        return rows
+        return self._shard_of[name].take(name, index)
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor into memory of its own.
@@ -134,40 +123,28 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise WeightsError(f"{path} does not exist.")
-    if path.is_dir():
-        return _open_folder(path, find_weights(path), path)
-    if path.name.endswith(INDEX_SUFFIX):
-        return _open_folder(path.parent, path, path)
+    folder, weights = (path, find_weights(path)) if path.is_dir() else (None, path)
+    if weights.name.endswith(INDEX_SUFFIX):
+        folder = weights.parent
+        names, metadata = read_index(weights)
+        shards = tuple(_open_shard(inside(folder, file, weights)) for file in names)
+        for shard, promised in zip(shards, names.values(), strict=True):
+            if missing := sorted(set(promised) - shard.entries.keys()):
+                raise WeightsError(f"{weights} says that {missing[0]!r} is in {shard.path.name}, but it is not there.")
+            if extra := sorted(shard.entries.keys() - set(promised)):
+                raise WeightsError(f"{shard.path} holds {extra[0]!r}, which {weights.name} does not place there.")
+        return Checkpoint(path, folder, shards, metadata, side_files(folder, weights))
+    if folder is not None:
+        shard = _open_shard(inside(folder, weights.name, folder))
+        return Checkpoint(path, folder, (shard,), shard.metadata, side_files(folder, None))
     if not path.is_file():
         raise WeightsError(f"{path} is neither a file nor a folder.")
-    shard = open_shard(path)
+    shard = _open_shard(path)
     return Checkpoint(path, None, (shard,), shard.metadata)
 
 
-def _open_folder(folder: Path, weights: Path, path: Path) -> Checkpoint:
-    if not weights.name.endswith(INDEX_SUFFIX):
-        shard = open_shard(inside(folder, weights.name, folder))
-        return Checkpoint(path, folder, (shard,), shard.metadata, side_files(folder, None))
-    index = read_index(weights)
-    shards = tuple(open_shard(inside(folder, name, weights)) for name in index.shards)
-    for shard, promised in zip(shards, index.shards.values(), strict=True):
-        _compare(weights, shard, set(promised))
-    return Checkpoint(path, folder, shards, index.metadata, side_files(folder, weights))
-
-
-def _compare(index: Path, shard: Shard, promised: set[str]) -> None:
-    if missing := sorted(promised - shard.entries.keys()):
-        raise WeightsError(f"{index} says that {missing[0]!r} is in {shard.path.name}, but it is not there.")
-    if extra := sorted(shard.entries.keys() - promised):
-        raise WeightsError(f"{shard.path} holds {extra[0]!r}, which {index.name} does not place there.")
-
-
-def open_shard(path: Path) -> Shard:
-    """Open one weights file, by its suffix.
-
-    Raises:
-        WeightsError: The suffix is not known, or the file cannot be read.
-    """
+def _open_shard(path: Path) -> Shard:
+    """Open one weights file, by its suffix."""
     kind = file_kind(path)
     if kind is None:
         raise WeightsError(

@@ -122,25 +122,22 @@ class Format:
 
     def read_tensors(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Read the values and the tensors of a safetensors file, in memory of their own."""
-        with self._opened(path) as file:
-            values = self._values(file, path)
+        with self._opened(path) as (values, file):
             return values, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
 
     def read_values(self, path: Path) -> dict[str, Any]:
         """Read the values of a safetensors file without its tensors."""
-        with self._opened(path) as file:
-            return self._values(file, path)
+        with self._opened(path) as (values, _):
+            return values
 
     @contextmanager
-    def _opened(self, path: Path) -> Iterator[Any]:
+    def _opened(self, path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+        """Open a safetensors file: its values, and the file."""
         try:
             with safetensors.safe_open(path, "pt") as file:
-                yield file
+                yield self.from_json((file.metadata() or {}).get(ENTRY, "{}"), path), file
         except (OSError, safetensors.SafetensorError) as error:
             raise self._unreadable(path, error) from error
-
-    def _values(self, file: Any, path: Path) -> dict[str, Any]:
-        return self.from_json((file.metadata() or {}).get(ENTRY, "{}"), path)
 
     def _unreadable(self, source: object, error: Exception) -> AlignkitError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

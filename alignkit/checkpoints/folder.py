@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,35 +17,15 @@ INDEX_SUFFIX = ".index.json"
 CONFIG = "config.json"
 MAX_INDEX = 100_000_000
 """Maximum number of bytes of an index file that are read."""
-WEIGHTS_SUFFIXES = frozenset(
-    (
-        *SAFETENSORS_SUFFIXES,
-        *PICKLE_SUFFIXES,
-        *(".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".npz", ".onnx", ".onnx_data", ".ot", ".pickle", ".pkl"),
-        ".tflite",
-    )
-)
+_OTHERS = ".ckpt .gguf .ggml .h5 .msgpack .npz .onnx .onnx_data .ot .pickle .pkl .tflite"
+WEIGHTS_SUFFIXES = frozenset((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES, *_OTHERS.split()))
 """Files with weights or pickles of any kind. Beside changed weights a copy would be wrong, so none is made."""
-_WELL_KNOWN = (
+_SOUGHT: tuple[tuple[str, ...], ...] = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *((pattern,) for pattern in ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.pt", "*.pth")),
 )
-_PATTERNS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.pt", "*.pth")
-
-
-@dataclass(frozen=True)
-class Index:
-    """A file that says which shard holds each tensor.
-
-    Attributes:
-        path: The file.
-        shards: Names of the tensors of each shard, by the shard's path below the folder.
-        metadata: What the index says beside it, such as ``total_size``.
-    """
-
-    path: Path
-    shards: dict[str, list[str]]
-    metadata: dict[str, Any]
+"""Weights files and indices that are looked for in a folder, in this order: first the names of Hugging Face."""
 
 
 def find_weights(folder: Path) -> Path:
@@ -57,27 +36,25 @@ def find_weights(folder: Path) -> Path:
     Raises:
         WeightsError: There is none, or it is not clear which is meant.
     """
-    for names in _WELL_KNOWN:
-        if candidates := [folder / name for name in names if (folder / name).is_file()]:
-            return _only(folder, candidates)
-    for pattern in _PATTERNS:
-        if candidates := [path for path in sorted(folder.glob(pattern)) if path.is_file()]:
-            return _only(folder, candidates)
+    for patterns in _SOUGHT:
+        candidates = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+        if len(candidates) > 1:
+            listed = list_some([path.name for path in candidates], 8)
+            raise WeightsError(f"{folder} holds several weights files, {listed}. Name the one that is meant.")
+        if candidates:
+            return candidates[0]
     raise WeightsError(
         f"{folder} is a folder that holds no weights: no model.safetensors, no model.safetensors.index.json, no "
         "pytorch_model.bin and no other file of a known format. Name the weights file."
     )
 
 
-def _only(folder: Path, candidates: list[Path]) -> Path:
-    if len(candidates) > 1:
-        listed = list_some([path.name for path in candidates], 8)
-        raise WeightsError(f"{folder} holds several weights files, {listed}. Name the one that is meant.")
-    return candidates[0]
+def read_index(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Read an index, the file that says which shard holds each tensor.
 
-
-def read_index(path: Path) -> Index:
-    """Read an index of shards.
+    Returns:
+        Names of the tensors of each shard, by the shard's path below the folder; and what the index says beside it,
+        such as ``total_size``.
 
     Raises:
         WeightsError: It is not an index, names a tensor twice, or names a file that is missing or outside the folder.
@@ -99,7 +76,7 @@ def read_index(path: Path) -> Index:
         shards.setdefault(name, []).append(tensor)
     for name in shards:
         inside(path.parent, name, path)
-    return Index(path, shards, metadata)
+    return shards, metadata
 
 
 def inside(folder: Path, name: str, said_by: Path) -> Path:
@@ -127,16 +104,13 @@ def inside(folder: Path, name: str, said_by: Path) -> Path:
 
 def stays_inside(path: Path, folder: Path) -> bool:
     """Whether a path, links followed, is in the folder, or in the ``blobs`` beside it in a cache of the hub."""
-    allowed = [folder.resolve()]
-    snapshots = allowed[0].parent
-    if snapshots.name == "snapshots":
-        allowed.append(snapshots.parent / "blobs")
-    resolved = path.resolve()
-    return any(resolved.is_relative_to(place) for place in allowed)
+    home, target = folder.resolve(), path.resolve()
+    in_blobs = home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs")
+    return in_blobs or target.is_relative_to(home)
 
 
 def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
-    """Files that go along with the weights (config, tokenizer, index), relative to the folder.
+    """List the files that go along with the weights (config, tokenizer, index), relative to the folder.
 
     Weights of other formats, hidden folders and unfinished outputs stay behind.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.checkpoints.shard import FileStamp, Shard, TensorEntry, ValuesOf
+from alignkit.checkpoints.shard import Shard, TensorEntry, ValuesOf
 from alignkit.checkpoints.ties import first_names
 from alignkit.errors import WeightsError
 from alignkit.text import first_line
@@ -37,18 +37,12 @@ class PickleShard(Shard):
         WeightsError: It cannot be read, holds more than tensors, or needs code from the file to be run.
     """
 
-    streams = False
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: Mapping[str, str] = {}
-        self._stamp = FileStamp.of(path.stat())
-        loaded = load_pickle(path)
-        self._is_mapped = _is_zip(path)
-        self._nested = isinstance(loaded.get(NESTED), Mapping)
-        self._module_versions: Any = None
+        self._opened_as = path.stat()
         self._mapped: dict[str, Tensor] | None = None
-        self._read = 0
+        self._is_mapped, self._read = False, 0
         tensors = self._tensors()
         for name, tensor in tensors.items():
             if tensor.layout != torch.strided or tensor.is_meta:
@@ -58,12 +52,22 @@ class PickleShard(Shard):
         self._mapped = None
 
     def _tensors(self) -> dict[str, Tensor]:
+        """Return the named tensors of the file, mapped into memory anew from time to time."""
         if self._mapped is None or (self._is_mapped and self._read > _REMAP):
-            self._stamp.check(self.path.stat(), self.path)
+            self.check_unchanged(self.path.stat())
             loaded = load_pickle(self.path)
-            inner = loaded[NESTED] if self._nested else loaded
-            self._module_versions = getattr(inner, "_metadata", None)
-            self._mapped, self._read = state_dict_in(loaded, self.path), 0
+            self._is_mapped = _is_zip(self.path)
+            nested = loaded.get(NESTED)
+            self._nested = isinstance(nested, Mapping)
+            state = nested if isinstance(nested, Mapping) else loaded
+            for name, value in state.items():
+                if not isinstance(value, Tensor):
+                    raise WeightsError(
+                        f"{self.path}: entry {name!r} is a {type(value).__name__}, not a tensor. Save the state dict "
+                        "alone: torch.save(model.state_dict(), path)."
+                    )
+            self._module_versions: Any = getattr(state, "_metadata", None)  # as nn.Module.state_dict has them
+            self._mapped, self._read = {str(name): tensor.detach() for name, tensor in state.items()}, 0
         return self._mapped
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -73,15 +77,13 @@ class PickleShard(Shard):
         self._read += part.nbytes
         return part.clone(memory_format=torch.contiguous_format)
 
-    def read_into(self, rows: Tensor, name: str, index: Tensor) -> None:
+    def take(self, name: str, index: Tensor) -> Tensor:
         """Read the rows that ``index`` names, in its order."""
         source = self._tensors()[name]
-        if source.dtype.itemsize == 1:  # torch cannot index all of the small floats
-            source, target = source.view(torch.uint8), rows.view(torch.uint8)
-        else:
-            target = rows
-        torch.index_select(source, 0, index, out=target)
+        small = source.dtype.itemsize == 1  # torch cannot index all of the small floats
+        rows = (source.view(torch.uint8) if small else source).index_select(0, index).view(source.dtype)
         self._read += rows.nbytes
+        return rows
 
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
         """Write a file of the same form; tensors that share memory here share it there. Other entries are left out."""
@@ -96,10 +98,10 @@ class PickleShard(Shard):
             else:
                 state[name] = state[first]
             advance(entry.nbytes)
-        if self._module_versions is not None:
-            state._metadata = self._module_versions  # as nn.Module.state_dict has them
-        else:
+        if self._module_versions is None:
             state = dict(state)
+        else:
+            state._metadata = self._module_versions
         save_pickle({NESTED: state} if self._nested else state, target)
 
 
@@ -136,23 +138,6 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict of named tensors.")
     return loaded
-
-
-def state_dict_in(loaded: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Take the named tensors out of what a file holds.
-
-    Raises:
-        WeightsError: An entry is not a tensor.
-    """
-    nested = loaded.get(NESTED)
-    tensors = nested if isinstance(nested, Mapping) else loaded
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise WeightsError(
-                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor. Save the state dict alone: "
-                "torch.save(model.state_dict(), path)."
-            )
-    return {str(name): tensor.detach() for name, tensor in tensors.items()}
 
 
 def _is_zip(path: Path) -> bool:

@@ -41,12 +41,7 @@ class TensorEntry:
         return prod(self.shape) * self.dtype.itemsize
 
     def check(self, values: Tensor, path: Path, rows: int | None = None) -> None:
-        """Hold new values against the entry.
-
-        Args:
-            values: New values.
-            path: File that they are for.
-            rows: Number of rows of a piece; None for the whole tensor.
+        """Hold new values for the file ``path`` against the entry; ``rows`` is the number of rows of a piece.
 
         Raises:
             WeightsError: They are not a dense tensor of this dtype and shape.
@@ -59,29 +54,6 @@ class TensorEntry:
                 f"cannot write {path}: {self.name!r} is {dtype_name(self.dtype)} {[*self.shape]}, the new values are "
                 f"{dtype_name(values.dtype)} {[*values.shape]}."
             )
-
-
-@dataclass(frozen=True)
-class FileStamp:
-    """Size, inode and time of a file, to notice that it was changed between two reads."""
-
-    size: int
-    inode: int
-    modified: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> FileStamp:
-        """Take the stamp of a file."""
-        return cls(status.st_size, status.st_ino, status.st_mtime_ns)
-
-    def check(self, status: os.stat_result, path: Path) -> None:
-        """Refuse to read on in a file that was changed.
-
-        Raises:
-            WeightsError: It was.
-        """
-        if FileStamp.of(status) != self:
-            raise WeightsError(f"{path} was changed while it was being read. Start again.")
 
 
 def file_kind(path: Path) -> Literal["safetensors", "pickle"] | None:
@@ -98,21 +70,30 @@ class Shard(ABC):
         path: The file.
         entries: Facts of its tensors, by name.
         metadata: Text entries of its header.
-        streams: Whether rows are read and written without the rest of the file in memory.
     """
 
     path: Path
     entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
-    streams: bool
+    _opened_as: os.stat_result
+
+    def check_unchanged(self, now: os.stat_result) -> None:
+        """Refuse to read on in a file whose size, inode or time have changed since it was opened.
+
+        Raises:
+            WeightsError: One of them has.
+        """
+        before = self._opened_as
+        if (now.st_size, now.st_ino, now.st_mtime_ns) != (before.st_size, before.st_ino, before.st_mtime_ns):
+            raise WeightsError(f"{self.path} was changed while it was being read. Start again.")
 
     @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Read a tensor, or rows ``start`` to ``stop`` of it, into memory of its own."""
 
     @abstractmethod
-    def read_into(self, rows: Tensor, name: str, index: Tensor) -> None:
-        """Read the rows that ``index`` names, in its order, into ``rows``, a contiguous tensor."""
+    def take(self, name: str, index: Tensor) -> Tensor:
+        """Read the rows of a tensor that ``index`` (int64) names, in its order, into memory of their own."""
 
     @abstractmethod
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:

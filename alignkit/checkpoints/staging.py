@@ -26,6 +26,7 @@ if sys.platform != "win32":
 _NAME_LENGTH = 120
 """Characters of the output's name that its temporary name repeats; file systems allow 255."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_EXISTS = "cannot write {}: it exists. Choose another name, or ask for it to be replaced."
 
 
 @contextmanager
@@ -44,12 +45,7 @@ def staged(output: Path, *, folder: bool = False, overwrite: bool = True) -> Ite
     if output.is_symlink():
         output = output.resolve()
     parent = output.parent
-    if not parent.is_dir():
-        raise WeightsError(f"cannot write {output}: the folder {parent} does not exist. Create it first.")
-    if not folder and output.is_dir():
-        raise WeightsError(f"cannot write {output}: it is a folder.")
-    if not overwrite and _taken(output):
-        raise exists_already(output)
+    check_output(output, folder, overwrite)
     temporary: Path | None = None
     lock: int | None = None
     try:
@@ -57,13 +53,12 @@ def staged(output: Path, *, folder: bool = False, overwrite: bool = True) -> Ite
         temporary, lock = _claim(output, folder)
         mode = temporary.stat().st_mode & 0o666
         yield temporary
-        _set_modes(temporary, mode)
-        _flush(temporary)
+        _flush(temporary, mode)
         _publish(temporary, output, folder, overwrite)
         _sync(parent)
     except OSError as error:
         if not overwrite and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and _taken(output):
-            raise exists_already(output) from error
+            raise WeightsError(_EXISTS.format(output)) from error
         raise WeightsError(f"cannot write {output}: {error.strerror or error}.") from error
     finally:
         if temporary is not None:
@@ -82,9 +77,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def exists_already(output: Path) -> WeightsError:
-    """Make the error for an output that is there and is not to be replaced."""
-    return WeightsError(f"cannot write {output}: it exists. Choose another name, or ask for it to be replaced.")
+def check_output(output: Path, folder: bool, overwrite: bool) -> None:
+    """Refuse an output without a folder to be in, a folder in place of a file, and one that is not to be replaced.
+
+    Raises:
+        WeightsError: One of these is the case.
+    """
+    if not output.parent.is_dir():
+        raise WeightsError(f"cannot write {output}: the folder {output.parent} does not exist. Create it first.")
+    if not folder and output.is_dir():
+        raise WeightsError(f"cannot write {output}: it is a folder.")
+    if not overwrite and _taken(output):
+        raise WeightsError(_EXISTS.format(output))
 
 
 def remove_stale(output: Path) -> int:
@@ -152,18 +156,13 @@ def _claim(output: Path, folder: bool) -> tuple[Path, int | None]:
             os.close(handle)
 
 
-def _set_modes(path: Path, mode: int) -> None:
-    """Give files the mode that new ones have here; safetensors makes files that only their owner can read."""
-    for inner in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if inner.is_file() and not inner.is_symlink():
-            inner.chmod(mode)
-
-
-def _flush(path: Path) -> None:
-    """Flush a file, or a folder with all its files, to the disk."""
-    if path.is_dir():
+def _flush(path: Path, mode: int) -> None:
+    """Flush a file, or a folder with all its files, to the disk; files get the mode that new ones have here."""
+    if path.is_dir() and not path.is_symlink():
         for inner in sorted(path.iterdir()):
-            _flush(inner)
+            _flush(inner, mode)
+    elif path.is_file() and not path.is_symlink():
+        path.chmod(mode)  # safetensors makes files that only their owner can read
     _sync(path)
 
 
@@ -178,25 +177,21 @@ def _sync(path: Path) -> None:
 
 
 def _publish(temporary: Path, output: Path, folder: bool, overwrite: bool) -> None:
-    if folder and overwrite and _taken(output):
-        _exchange(temporary, output)
-    elif folder or overwrite:
-        os.replace(temporary, output)
-    else:
+    """Rename to the output; swap two folders in one step where the system has it (renameat2 of Linux)."""
+    if not folder and not overwrite:
         try:
-            os.link(temporary, output)
+            os.link(temporary, output)  # Fails where another run was first.
+            return
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP):
                 raise
-            os.replace(temporary, output)  # No hard links here; the check at the start has to do.
-
-
-def _exchange(temporary: Path, output: Path) -> None:
-    """Swap a new folder with the one in its place, in one step where the system has it (renameat2 of Linux)."""
+        # No hard links here; the check at the start has to do.
+    if not (folder and overwrite and _taken(output)):
+        os.replace(temporary, output)
+        return
     swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if swap is not None:
-        names = (os.fsencode(temporary), os.fsencode(output))
-        if swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        if swap(_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(output), _RENAME_EXCHANGE) == 0:
             return
         code = ctypes.get_errno()
         if code not in (errno.EINVAL, errno.ENOSYS):

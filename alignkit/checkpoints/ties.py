@@ -11,13 +11,8 @@ def tensor_identity(tensor: Tensor) -> object:
     """Return a key that tied tensors share: the same place of the same storage, seen in the same way."""
     if tensor.numel() == 0:
         return id(tensor)
-    return (
-        tensor.untyped_storage()._cdata,
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-    )
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:

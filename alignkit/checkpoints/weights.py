@@ -10,14 +10,11 @@ from torch import Tensor
 
 from alignkit.checkpoints.checkpoint import open_checkpoint
 from alignkit.checkpoints.pickle_file import save_pickle
-from alignkit.checkpoints.safetensors_file import save_safetensors
+from alignkit.checkpoints.safetensors_file import RESERVED_NAME, save_safetensors
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, file_kind
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import WeightsError
 from alignkit.text import show_type
-
-RESERVED_NAME = "__metadata__"
-"""The one name that a safetensors file cannot hold a tensor by."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from time import perf_counter
 
-from alignkit.checkpoints.byte_progress import ByteMeter, OnProgress
+from alignkit.checkpoints.byte_progress import ByteProgress, OnProgress
 from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.checkpoints.folder import INDEX_SUFFIX, WEIGHTS_SUFFIXES
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf, file_kind
-from alignkit.checkpoints.staging import exists_already, staged
+from alignkit.checkpoints.staging import check_output, staged
 from alignkit.errors import WeightsError
 from alignkit.text import readable_bytes
 
@@ -38,7 +39,7 @@ def write_checkpoint(
         like: The checkpoint whose form is kept. It is read only.
         tensor: From a name to the new values: a tensor of the dtype and shape in ``like``, or its rows in pieces, first
             to last.
-        on_progress: Is told the bytes written so far.
+        on_progress: Called with the bytes written so far.
         overwrite: Replace an output that exists. A folder is replaced only if it holds nothing but a checkpoint.
 
     Raises:
@@ -47,11 +48,23 @@ def write_checkpoint(
     """
     output = Path(output)
     _check_place(output, like, overwrite)
-    _check_room(output, like)
-    meter = ByteMeter("write", like.nbytes, on_progress)
+    needed = _SPARE + sum(shard.nbytes for shard in like.shards)
+    if like.folder is not None:
+        needed += sum((like.folder / side).stat().st_size for side in like.side_files)
+    if (free := shutil.disk_usage(output.parent).free) < needed:
+        room = f"it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left"
+        raise WeightsError(f"cannot write {output}: {room}.")
+    started, written = perf_counter(), 0
+
+    def advance(count: int) -> None:
+        nonlocal written
+        written += count
+        if on_progress is not None:
+            on_progress(ByteProgress(written, like.nbytes, perf_counter() - started, "write"))
+
     with staged(output, folder=like.folder is not None, overwrite=overwrite) as temporary:
         if like.folder is None:
-            like.shards[0].write(temporary, tensor, meter.advance)
+            like.shards[0].write(temporary, tensor, advance)
             return
         for side in like.side_files:
             target = temporary / side
@@ -60,58 +73,34 @@ def write_checkpoint(
         for shard in like.shards:
             target = temporary / shard.path.relative_to(like.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shard.write(target, tensor, meter.advance)
+            shard.write(target, tensor, advance)
 
 
 def _check_place(output: Path, like: Checkpoint, overwrite: bool) -> None:
     """Refuse an output that is of another kind, that is there already, or that other files would be lost with."""
     if not output.name or output.name == "..":
         raise WeightsError(f"cannot write {output}: give the output a name of its own.")
-    if not output.parent.is_dir():
-        raise WeightsError(f"cannot write {output}: the folder {output.parent} does not exist. Create it first.")
     if like.folder is None:
         kind = file_kind(like.shards[0].path)
         if file_kind(output) != kind:
             suffixes = SAFETENSORS_SUFFIXES if kind == "safetensors" else PICKLE_SUFFIXES
-            raise WeightsError(
-                f"cannot write {output}: {like.path} is one file, so end the name in {' or '.join(suffixes)}."
-            )
-        if output.is_dir():
-            raise WeightsError(f"cannot write {output}: it is a folder.")
-        if output.exists() and not overwrite:
-            raise exists_already(output)
+            ending = f"{like.path} is one file, so end the name in {' or '.join(suffixes)}"
+            raise WeightsError(f"cannot write {output}: {ending}.")
+        check_output(output, folder=False, overwrite=overwrite)
         return
     here, there = output.resolve(), like.folder.resolve()
     if here != there and (here.is_relative_to(there) or there.is_relative_to(here)):
         raise WeightsError(f"cannot write {output}: one of it and {like.folder} is inside the other.")
-    if not output.exists():
-        return
-    if not output.is_dir():
+    if output.exists() and not output.is_dir():
         raise WeightsError(f"cannot write {output}: it is a file, and {like.path} is a folder.")
-    if any(output.iterdir()) and not overwrite:
-        raise exists_already(output)
+    check_output(output, folder=True, overwrite=overwrite)
     known = {*like.side_files, *(shard.path.relative_to(like.folder) for shard in like.shards)}
     for place, _, names in os.walk(output):
         for name in names:
             path = Path(place, name)
-            if path.suffix not in WEIGHTS_SUFFIXES and path.relative_to(output) not in known and not _is_index(name):
+            is_weights = path.suffix in WEIGHTS_SUFFIXES or name.endswith(INDEX_SUFFIX)
+            if not is_weights and path.relative_to(output) not in known:
                 raise WeightsError(
                     f"cannot replace {output}: it holds {path.relative_to(output)}, which would be lost. Choose "
                     "another output, or remove the folder."
                 )
-
-
-def _is_index(name: str) -> bool:
-    return name.endswith(INDEX_SUFFIX)
-
-
-def _check_room(output: Path, like: Checkpoint) -> None:
-    """Refuse to start where the output does not fit."""
-    needed = sum(shard.nbytes for shard in like.shards) + _SPARE
-    if like.folder is not None:
-        needed += sum((like.folder / side).stat().st_size for side in like.side_files)
-    free = shutil.disk_usage(output.parent).free
-    if free < needed:
-        raise WeightsError(
-            f"cannot write {output}: it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left."
-        )

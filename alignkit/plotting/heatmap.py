@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from alignkit.errors import TaskError
 from alignkit.graph.elements.alignment import Alignment
@@ -20,16 +18,16 @@ if TYPE_CHECKING:
 
     from alignkit.graph import Pair
 
-COLOURS = "viridis"
-"""A colour map that reads alike with and without colour vision, light for alike."""
+SHADES: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+"""How cosines are drawn: in a colour map that reads alike with and without colour vision, light for alike."""
 COLUMNS = 100
 """Percentiles of the units across a strip."""
 FINEST = 192
 """Maximum number of rows and columns of a drawn matrix; of larger ones the largest element of each tile is shown."""
 TALLEST = 30.0
 """Inches; groups share the height when there are too many for one legible line each."""
-
-FloatArray = npt.NDArray[np.float64]
+MAX_NAME = 48
+"""Maximum number of characters of a group's name beside a strip or above a matrix."""
 
 
 def draw_strips(figure: Figure, similarities: Mapping[str, UnitSimilarity], moved: Mapping[str, int]) -> None:
@@ -40,34 +38,31 @@ def draw_strips(figure: Figure, similarities: Mapping[str, UnitSimilarity], move
         similarities: What `unit_similarity` measured.
         moved: Units of each group that change place.
     """
-    names = list(similarities)
-    rows = len(names)
+    names, rows = list(similarities), len(similarities)
     height = min(TALLEST, 1.5 + 0.19 * rows)
-    label = max((len(name) for name in names), default=0)
-    figure.set_size_inches(6.6 + 0.066 * min(label, 48), max(2.4, height))
+    longest = max((len(name) for name in names), default=0)
+    figure.set_size_inches(6.6 + 0.066 * min(longest, MAX_NAME), max(2.4, height))
     left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 1.3), sharey=True)
-    images = {
-        "before alignment": [v.before for v in similarities.values()],
-        "after": [v.after for v in similarities.values()],
-    }
-    for axes, (title, values) in zip((left, middle), images.items(), strict=True):
-        strips = np.stack([_percentiles(value) for value in values])
-        image = axes.imshow(
-            strips, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=(0, 100, rows, 0)
-        )
+    levels = (np.arange(COLUMNS) + 0.5) / COLUMNS
+    before = [similarity.before for similarity in similarities.values()]
+    after = [similarity.after for similarity in similarities.values()]
+    for axes, title, cosines in ((left, "before alignment", before), (middle, "after", after)):
+        flat = [values.reshape(-1).clamp(-1, 1).numpy() for values in cosines]
+        strips = np.stack([np.quantile(values, levels, method="nearest") for values in flat])
+        image = axes.imshow(strips, **SHADES, aspect="auto", extent=(0, 100, rows, 0))
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("percentile of units", fontsize=8)
-        axes.tick_params(labelsize=7, length=2)
         axes.set_xticks([0, 50, 100])
     step = max(1, round(rows * 0.13 / max(height - 1.5, 0.1)))
     left.set_yticks([at + 0.5 for at in range(0, rows, step)], [_shortened(name) for name in names[::step]], fontsize=7)
-    shares = [moved[name] / max(1, similarities[name].after.numel()) for name in names]
-    right.barh([at + 0.5 for at in range(rows)], [100 * share for share in shares], height=0.75, color="#0072b2")
+    moved_percent = [100 * moved[name] / max(1, values.numel()) for name, values in zip(names, after, strict=True)]
+    right.barh([at + 0.5 for at in range(rows)], moved_percent, height=0.75, color="#0072b2")
     right.set_xlim(0, 100)
     right.set_title("units moved", fontsize=9)
     right.set_xlabel("%", fontsize=8)
-    right.tick_params(labelsize=7, length=2)
     right.spines[["top", "right"]].set_visible(False)
+    for axes in (left, middle, right):
+        axes.tick_params(labelsize=7, length=2)
     bar = figure.colorbar(image, ax=[left, middle, right], shrink=min(0.9, 2.5 / height), pad=0.02)
     bar.set_label("cosine of unit of A\nand unit of B", fontsize=7)
     bar.ax.tick_params(labelsize=7)
@@ -93,39 +88,24 @@ def draw_matrices(figure: Figure, pair: Pair, alignment: Alignment, groups: Sequ
     grid = figure.subplots(2, len(groups), squeeze=False)
     for column, name in enumerate(groups):
         matrix = similarity_matrix(pair.graph, pair.a, pair.b, alignment, name)[0]
-        order = alignment.elements[name].reshape(-1, matrix.shape[-1])[0]
         size = matrix.shape[-1]
-        for row, values in enumerate((matrix[:, order.argsort()], matrix)):
+        order = alignment.elements[name].reshape(-1, size)[0]
+        for row, cosines in enumerate((matrix[:, order.argsort()], matrix)):
             axes: Axes = grid[row][column]
-            image = axes.imshow(
-                _tiles(values), cmap=COLOURS, vmin=0, vmax=1, interpolation="nearest", extent=(0, size, size, 0)
-            )
+            if size > FINEST:
+                cosines = torch.nn.functional.adaptive_max_pool2d(cosines[None], FINEST)[0]
+            image = axes.imshow(cosines.clamp(-1, 1).numpy(), **SHADES, extent=(0, size, size, 0))
             axes.tick_params(labelsize=7, length=2)
-            axes.set_xticks([0, size])
-            axes.set_yticks([0, size])
-            axes.set_xlabel("unit of B" if not row else "place of aligned B", fontsize=8, labelpad=-4)
+            axes.set(xticks=[0, size], yticks=[0, size])
+            axes.set_xlabel("place of aligned B" if row else "unit of B", fontsize=8, labelpad=-4)
             if not column:
                 axes.set_ylabel("unit of A", fontsize=8, labelpad=-6)
-        many = pair.graph.instances(name)
-        grid[0][column].set_title(_shortened(name) + (f"\n1 of {many}" if many > 1 else ""), fontsize=8)
+        count = pair.graph.instances(name)
+        grid[0][column].set_title(_shortened(name) + (f"\n1 of {count}" if count > 1 else ""), fontsize=8)
     bar = figure.colorbar(image, ax=grid, shrink=0.5, pad=0.02)
     bar.set_label("cosine", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
-def _percentiles(values: Tensor) -> FloatArray:
-    flat: FloatArray = values.reshape(-1).clamp(-1, 1).numpy()
-    return np.quantile(flat, (np.arange(COLUMNS) + 0.5) / COLUMNS, method="nearest")
-
-
-def _tiles(matrix: Tensor) -> FloatArray:
-    """Shrink a large matrix to the largest element of each tile, so that single units stay visible."""
-    size = matrix.shape[-1]
-    if size > FINEST:
-        matrix = torch.nn.functional.adaptive_max_pool2d(matrix[None], FINEST)[0]
-    tiled: FloatArray = matrix.clamp(-1, 1).numpy()
-    return tiled
-
-
 def _shortened(name: str) -> str:
-    return name if len(name) <= 48 else "…" + name[-47:]
+    return name if len(name) <= MAX_NAME else "…" + name[1 - MAX_NAME :]

@@ -46,10 +46,7 @@ class Curve:
 
 
 def plot_interpolations(
-    lines: Iterable[Curve],
-    target: str | PathLike[str] | Axes | None = None,
-    *,
-    title: str | None = None,
+    lines: Iterable[Curve], target: str | PathLike[str] | Axes | None = None, *, title: str | None = None
 ) -> Figure:
     """Draw several interpolations in one picture: losses, and beside them the metric if every line has one.
 
@@ -191,11 +188,8 @@ def _finish(figure: Figure, title: str | None, target: str | PathLike[str] | Non
 
 def _draw(axes: Axes, curves: Sequence[Curve], name: str, values: Sequence[Sequence[float]]) -> None:
     for index, (curve, heights) in enumerate(zip(curves, values, strict=True)):
-        colour, style = PALETTE[index % len(PALETTE)], STYLES[index % len(STYLES)]
-        label = curve.label or f"line {index + 1}"
-        axes.plot(curve.lambdas, heights, style, color=colour, label=label, linewidth=1.8)
-    axes.set_xlabel("lambda: from A (0) to B (1)")
-    axes.set_ylabel(name)
-    axes.set_xlim(0, 1)
+        look = {"color": PALETTE[index % len(PALETTE)], "linestyle": STYLES[index % len(STYLES)], "linewidth": 1.8}
+        axes.plot(curve.lambdas, heights, label=curve.label or f"line {index + 1}", **look)
+    axes.set(xlabel="lambda: from A (0) to B (1)", ylabel=name, xlim=(0, 1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
