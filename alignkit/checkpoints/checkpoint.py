@@ -41,7 +41,7 @@ class Checkpoint(Mapping[str, Tensor]):
     ) -> None:
         self.path, self.folder, self.shards, self.side_files = path, folder, shards, side_files
         self.metadata = MappingProxyType(dict(metadata))
-        beside = shards[0].path.parent / CONFIG if folder is None else folder / CONFIG
+        beside = (folder or shards[0].path.parent) / CONFIG
         self.config: Path | None = beside if beside.is_file() else None
         self._shard_of: dict[str, Shard] = {}
         for shard in shards:

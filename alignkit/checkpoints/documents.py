@@ -93,8 +93,6 @@ class Format:
         except (AlignkitError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise self.error(f"{source} is damaged: {explain_error(error).rstrip('.')}.") from error
 
-    # ---------------------------------------------------------------- files
-
     def write(self, path: Path, values: Mapping[str, Any]) -> None:
         """Write a JSON file; either the whole file appears or nothing changes.
 

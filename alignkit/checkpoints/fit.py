@@ -37,12 +37,7 @@ class Fit:
         self._shapes, self._first_names, self._owner = shapes, first_names, owner
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
-        """Compare the names and shapes of one side.
-
-        Args:
-            shapes: Shape of each tensor by name.
-            label: What messages call the side, such as ``"A"``.
-        """
+        """Compare the names and shapes of one side, which messages call ``label``, such as ``"A"``."""
         present = {self._first_names[name] for name in shapes if name in self._first_names}
         missing = [name for name in self._shapes if name not in present]
         unknown = [name for name in shapes if name not in self._first_names]
@@ -89,11 +84,7 @@ class Fit:
         return {first: fitting[first][1] for first in self._shapes if first in fitting}
 
     def check_dtypes(self, sides: Mapping[str, Mapping[str, torch.dtype]]) -> None:
-        """Compare the dtypes of several sides with those of the first.
-
-        Args:
-            sides: The dtype of each tensor, by the label of the side and the first name of the tensor.
-        """
+        """Compare dtypes, by the label of a side and the first name of a tensor, with those of the first side."""
         (reference, expected), *others = sides.items()
         self.problems += [
             f"{name!r} is {dtype_name(expected[name])} in {reference} but {dtype_name(dtype)} in {label}"
@@ -103,12 +94,9 @@ class Fit:
         ]
 
     def raise_if_any(self, error: type[AlignkitError], what: str, note: str = "") -> None:
-        """Raise one error for all mismatches, if there are any.
+        """Raise one error of a class for all mismatches, if there are any.
 
-        Args:
-            error: Its class.
-            what: Begins the message, such as ``"the weights do not fit the graph"``.
-            note: Added to the count, in brackets.
+        ``what`` begins its message, such as ``"the weights do not fit the graph"``; ``note`` is added to the count.
         """
         if self.problems:
             count = plural(len(self.problems), "problem") + (f" ({note})" if note else "")

@@ -30,9 +30,6 @@ _REMAP = 1 << 26
 class PickleShard(Shard):
     """A state dict written by ``torch.save``, or a dict that has one under ``"state_dict"``.
 
-    Args:
-        path: The file.
-
     Raises:
         WeightsError: It cannot be read, holds more than tensors, or needs code from the file to be run.
     """
@@ -106,14 +103,10 @@ class PickleShard(Shard):
 
 
 def save_pickle(values: Mapping[str, Any], target: Path) -> None:
-    """Write with ``torch.save``.
-
-    Raises:
-        OSError: The disk is full or cannot be written to; torch says so by a `RuntimeError`.
-    """
+    """Write with ``torch.save``; raise `OSError` where the disk is full or cannot be written to."""
     try:
         torch.save(values, target)
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch's way to say so
         raise OSError(errno.EIO, first_line(error)) from error
 
 

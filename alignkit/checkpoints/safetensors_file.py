@@ -41,9 +41,6 @@ DTYPES: dict[str, torch.dtype] = {key: getattr(torch, name) for key, name in _NA
 class SafetensorsShard(Shard):
     """A safetensors file.
 
-    Args:
-        path: The file.
-
     Raises:
         WeightsError: It cannot be read, or is damaged: cut short, a header that is too long or not JSON, a name that
             comes twice, a dtype that torch does not have, or sizes that do not fit.
@@ -176,11 +173,7 @@ def _write_all(handle: int, memory: memoryview) -> None:
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of the pairs of a JSON object.
-
-    Raises:
-        ValueError: A name comes twice.
-    """
+    """Make a dict of the pairs of a JSON object; raise `ValueError` if a name comes twice."""
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]

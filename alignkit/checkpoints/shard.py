@@ -41,10 +41,9 @@ class TensorEntry:
         return prod(self.shape) * self.dtype.itemsize
 
     def check(self, values: Tensor, path: Path, rows: int | None = None) -> None:
-        """Hold new values for the file ``path`` against the entry; ``rows`` is the number of rows of a piece.
+        """Raise `WeightsError` unless new values for the file ``path`` are a dense tensor of this dtype and shape.
 
-        Raises:
-            WeightsError: They are not a dense tensor of this dtype and shape.
+        ``rows`` is the number of rows of a piece; None stands for the whole tensor.
         """
         shape = self.shape if rows is None else (rows, *self.shape[1:])
         if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
@@ -78,11 +77,7 @@ class Shard(ABC):
     _opened_as: os.stat_result
 
     def check_unchanged(self, now: os.stat_result) -> None:
-        """Refuse to read on in a file whose size, inode or time have changed since it was opened.
-
-        Raises:
-            WeightsError: One of them has.
-        """
+        """Raise `WeightsError` if size, inode or time of the file are not those that it had when it was opened."""
         before = self._opened_as
         if (now.st_size, now.st_ino, now.st_mtime_ns) != (before.st_size, before.st_ino, before.st_mtime_ns):
             raise WeightsError(f"{self.path} was changed while it was being read. Start again.")
@@ -98,8 +93,3 @@ class Shard(ABC):
     @abstractmethod
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
         """Write a file like this one with new values; ``advance`` is called with the bytes of each tensor."""
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the file in bytes."""
-        return self.path.stat().st_size

@@ -78,11 +78,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_output(output: Path, folder: bool, overwrite: bool) -> None:
-    """Refuse an output without a folder to be in, a folder in place of a file, and one that is not to be replaced.
-
-    Raises:
-        WeightsError: One of these is the case.
-    """
+    """Raise `WeightsError` if the output has no folder to be in, is one and should not be, or is not to be replaced."""
     if not output.parent.is_dir():
         raise WeightsError(f"cannot write {output}: the folder {output.parent} does not exist. Create it first.")
     if not folder and output.is_dir():
@@ -92,11 +88,7 @@ def check_output(output: Path, folder: bool, overwrite: bool) -> None:
 
 
 def remove_stale(output: Path) -> int:
-    """Remove what killed runs to this output left behind; what live runs are writing stays.
-
-    Returns:
-        How many leftovers were removed.
-    """
+    """Remove what killed runs to this output left behind, not what live runs are writing; return how many it was."""
     if sys.platform == "win32":
         return 0
     pattern = re.compile(re.escape(f".{output.name[:_NAME_LENGTH]}.") + r"[0-9a-f]{8}\.part")

@@ -48,7 +48,7 @@ def write_checkpoint(
     """
     output = Path(output)
     _check_place(output, like, overwrite)
-    needed = _SPARE + sum(shard.nbytes for shard in like.shards)
+    needed = _SPARE + sum(shard.path.stat().st_size for shard in like.shards)
     if like.folder is not None:
         needed += sum((like.folder / side).stat().st_size for side in like.side_files)
     if (free := shutil.disk_usage(output.parent).free) < needed:

@@ -33,10 +33,8 @@ MAX_NAME = 48
 def draw_strips(figure: Figure, similarities: Mapping[str, UnitSimilarity], moved: Mapping[str, int]) -> None:
     """Draw one strip a group, from top to bottom: cosines of its units, least alike on the left, before and after.
 
-    Args:
-        figure: An empty figure; its height is set.
-        similarities: What `unit_similarity` measured.
-        moved: Units of each group that change place.
+    Beside it a bar shows the share of units that change place, whose number is in ``moved``. The figure is empty; its
+    size is set.
     """
     names, rows = list(similarities), len(similarities)
     height = min(TALLEST, 1.5 + 0.19 * rows)
@@ -71,11 +69,7 @@ def draw_strips(figure: Figure, similarities: Mapping[str, UnitSimilarity], move
 def draw_matrices(figure: Figure, pair: Pair, alignment: Alignment, groups: Sequence[str]) -> None:
     """Draw units of A against units of B, in B's own order above and in the order of the alignment below.
 
-    Args:
-        figure: An empty figure; its size is set.
-        pair: The two networks.
-        alignment: The order of B's units.
-        groups: What to draw. Of a family the first instance is shown.
+    Of a family the first instance is shown. The figure is empty; its size is set.
 
     Raises:
         TaskError: A group is not in the graph, or there is none.

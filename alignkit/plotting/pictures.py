@@ -188,8 +188,9 @@ def _finish(figure: Figure, title: str | None, target: str | PathLike[str] | Non
 
 def _draw(axes: Axes, curves: Sequence[Curve], name: str, values: Sequence[Sequence[float]]) -> None:
     for index, (curve, heights) in enumerate(zip(curves, values, strict=True)):
-        look = {"color": PALETTE[index % len(PALETTE)], "linestyle": STYLES[index % len(STYLES)], "linewidth": 1.8}
-        axes.plot(curve.lambdas, heights, label=curve.label or f"line {index + 1}", **look)
+        colour, style = PALETTE[index % len(PALETTE)], STYLES[index % len(STYLES)]
+        label = curve.label or f"line {index + 1}"
+        axes.plot(curve.lambdas, heights, style, color=colour, label=label, linewidth=1.8)
     axes.set(xlabel="lambda: from A (0) to B (1)", ylabel=name, xlim=(0, 1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
