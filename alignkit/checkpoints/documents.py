@@ -94,11 +94,7 @@ class Format:
             raise self.error(f"{source} is damaged: {explain_error(error).rstrip('.')}.") from error
 
     def write(self, path: Path, values: Mapping[str, Any]) -> None:
-        """Write a JSON file; either the whole file appears or nothing changes.
-
-        Raises:
-            WeightsError: It cannot be written.
-        """
+        """Write a JSON file; either the whole file appears, or nothing changes and `WeightsError` is raised."""
         write_text(path, self.to_json(values))
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -110,11 +106,7 @@ class Format:
         return self.from_json(text, path)
 
     def write_tensors(self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write a safetensors file; either the whole file appears or nothing changes.
-
-        Raises:
-            WeightsError: It cannot be written.
-        """
+        """Write a safetensors file; either the whole file appears, or nothing changes and `WeightsError` is raised."""
         with staged(path) as temporary:
             save_safetensors(tensors, temporary, {ENTRY: json.dumps({**self.header, **values})})
 

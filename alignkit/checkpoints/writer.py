@@ -54,13 +54,13 @@ def write_checkpoint(
     if (free := shutil.disk_usage(output.parent).free) < needed:
         room = f"it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left"
         raise WeightsError(f"cannot write {output}: {room}.")
-    started, written = perf_counter(), 0
+    started, written, total = perf_counter(), 0, like.nbytes
 
     def advance(count: int) -> None:
         nonlocal written
         written += count
         if on_progress is not None:
-            on_progress(ByteProgress(written, like.nbytes, perf_counter() - started, "write"))
+            on_progress(ByteProgress(written, total, perf_counter() - started, "write"))
 
     with staged(output, folder=like.folder is not None, overwrite=overwrite) as temporary:
         if like.folder is None:
