@@ -18,7 +18,7 @@ from alignkit.reports.sections import facts_section, uncovered_section
 from alignkit.tracing import trace
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Checked:
     """A graph that was proved on a model.
 
@@ -29,6 +29,11 @@ class Checked:
 
     graph: SymmetryGraph
     proofs: Mapping[str, Verification]
+
+    def __repr__(self) -> str:
+        return (
+            f"Checked({len(self.graph.groups)} groups, largest change {max(p.error for p in self.proofs.values()):.1g})"
+        )
 
     def explain(self) -> str:
         """Say in a few lines what was tried and what it changed."""
@@ -90,7 +95,7 @@ def check(
     return Checked(checked, proofs)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sameness:
     """Whether two networks compute the same, and whether one is the other with its units reordered.
 
@@ -108,6 +113,9 @@ class Sameness:
     def same(self) -> bool:
         """Whether the outputs differ by no more than rounding."""
         return self.equivalence.same
+
+    def __repr__(self) -> str:
+        return f"Sameness(same={self.same}, outputs differ by {self.equivalence.error:.2g}, {self.distance!r})"
 
     def explain(self) -> str:
         """Say in a line or two what was measured."""

@@ -25,7 +25,7 @@ POINTS = 11
 """Places on the line between two networks where a task is evaluated: every tenth, the middle among them."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Merged:
     """Networks brought to one order of units and averaged.
 
@@ -42,6 +42,9 @@ class Merged:
     alignment: Solution | ManyAlignment
     pair: Pair | None = None
     lines: Lines | None = None
+
+    def __repr__(self) -> str:
+        return f"Merged({self.alignment!r})"
 
     def explain(self) -> str:
         """Say in a few lines how the networks were aligned, what it was worth, and what is left to do."""

@@ -22,7 +22,7 @@ from alignkit.reports.sections import facts_section, function_section, uncovered
 from alignkit.solver.solution import Solution
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Transported:
     """A fine-tune on another base.
 
@@ -39,6 +39,9 @@ class Transported:
     solution: Solution | None
     length: float
     scale: float
+
+    def __repr__(self) -> str:
+        return f"Transported(task vector of length {self.length:.6g}, times {self.scale:g})"
 
     def explain(self) -> str:
         """Say in a few lines what was carried, and how the bases were aligned."""

@@ -1,231 +1,81 @@
-"""Merging keeps what models share, names what they do not, and carries task vectors to the right units."""
+"""`merge` aligns, then averages: two networks by one solve, more by a common order."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from alignkit.errors import BindError, MergeError
-from alignkit.graph import SymmetryGraph
-from alignkit.graph.elements.alignment import Alignment
-from alignkit.jobs.average import average, slerp
+from alignkit.errors import BindError, MergeError, SolverError
+from alignkit.jobs.average import average
+from alignkit.jobs.merge import merge
 from alignkit.jobs.solve import solve
-from alignkit.jobs.transport import transport
-from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
+from alignkit.tasks.task import Task
+from alignkit.testing.problems import convnet, independent_pair, mlp, planted_pair
 
 
-def states(count, seed=0):
-    torch.manual_seed(seed)
-    return [{"w": torch.randn(4, 3), "b": torch.randn(4)} for _ in range(count)]
+@pytest.fixture
+def pair():
+    return planted_pair(mlp(6, 12, 10, 3), seed=2, noise=0.05)
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(5, 3)
-        self.norm = nn.BatchNorm1d(3)
-        self.head = nn.Linear(3, 5, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, tokens):
-        return self.head(self.norm(self.embed(tokens)))
+def equal(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-# ---------------------------------------------------------------------- averages
+def test_two_networks_are_aligned_before_they_are_averaged(pair):
+    merged = merge(pair.bind(), weights=[3, 1])
+    aligned = solve(pair.bind()).apply(pair.b)
+    expected = average([pair.a, aligned], [3, 1])
+    assert isinstance(merged.network, nn.Module)
+    assert equal(merged.network.state_dict(), expected.state_dict())
+    assert equal(merged.aligned[1].state_dict(), aligned.state_dict())
+    assert f"{merged.alignment.objective_after:.6g} aligned" in merged.explain()
 
 
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=5).filter(lambda shares: sum(shares) > 1e-3))
-def test_average_is_the_weighted_mean(shares):
-    models = states(len(shares))
-    found = average(models, shares)
-    for name in ("w", "b"):
-        expected = sum(s * m[name].double() for s, m in zip(shares, models, strict=True)) / sum(shares)
-        assert torch.allclose(found[name].double(), expected, atol=1e-6)
+def test_the_average_has_the_form_of_its_parts(pair):
+    states = pair.a.state_dict(), pair.b.state_dict()
+    network = merge(pair.graph, *states).network
+    assert isinstance(network, dict)
+    assert equal(network, merge(pair.bind()).network.state_dict())
+    with pytest.raises(MergeError, match="modules or state dicts, not both"):
+        merge(pair.graph, pair.a, states[1])
 
 
-def test_equal_shares_without_weights():
-    models = states(3)
-    assert torch.allclose(average(models)["w"], torch.stack([m["w"] for m in models]).mean(0), atol=1e-7)
+def test_more_networks_come_to_the_order_of_the_first(pair):
+    other = planted_pair(mlp(6, 12, 10, 3), seed=2, noise=0.05).b
+    merged = merge(pair.graph, pair.a, pair.b, other)
+    assert len(merged.aligned) == 3
+    assert merged.alignment.alignments[0].is_identity
+    for name, tensor in pair.a.state_dict().items():
+        assert torch.allclose(merged.network.state_dict()[name], tensor, atol=0.2)
 
 
-def test_modules_give_a_module_and_stay_as_they_are():
-    models = [Tied(), Tied()]
-    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in models]
-    models[1].norm.num_batches_tracked.fill_(7)
-    before[1]["norm.num_batches_tracked"].fill_(7)
-    found = average(models, [3, 1])
-    assert isinstance(found, Tied)
-    assert found.head.weight is found.embed.weight, "tied tensors were torn apart"
-    expected = 0.75 * models[0].embed.weight + 0.25 * models[1].embed.weight
-    assert torch.allclose(found.embed.weight, expected, atol=1e-6)
-    assert int(found.norm.num_batches_tracked) == 7
-    assert found.embed.weight.requires_grad
-    for model, kept in zip(models, before, strict=True):
-        assert all(torch.equal(t, kept[n]) for n, t in model.state_dict().items())
+def test_the_identity_is_the_plain_average():
+    pair = independent_pair(mlp(4, 6, 3), seed=1)
+    assert equal(merge(pair.bind(), solver="identity").network.state_dict(), average([pair.a, pair.b]).state_dict())
 
 
-def test_mapping_keeps_ties_and_dtypes():
-    state = Tied().half().state_dict()
-    found = average([state, {n: t.clone() for n, t in state.items()}])
-    assert found["embed.weight"].data_ptr() == found["head.weight"].data_ptr()
-    assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in state.items()}
-    assert all(torch.equal(t, state[n]) for n, t in found.items()), "the mean of a model with itself moved"
+def test_a_task_tells_the_losses_before_and_after(pair):
+    inputs = pair.architecture.inputs(40, seed=6)
+    task = Task(pair.a, (inputs, pair.a(inputs).detach()), "mse")
+    merged = merge(pair.bind(), task=task)
+    facts = merged.facts()["task"]
+    assert facts["loss_average_aligned"] < facts["loss_average_unaligned"]
+    assert f"{facts['loss_a']:.4f}" in merged.explain()
 
 
-def test_half_precision_sums_do_not_overflow():
-    big = {"w": torch.full((2,), 60000.0, dtype=torch.float16)}
-    assert torch.equal(average([big, big, big])["w"], big["w"])
+def test_averaged_statistics_are_told_with_the_way_out():
+    pair = planted_pair(convnet(), seed=1)
+    assert "model = alignkit.reset_batchnorm(model, batches)" in merge(pair.bind()).explain()
 
 
-# ---------------------------------------------------------------------- on the arc
-
-
-@given(st.floats(0, 1), st.integers(0, 50))
-def test_slerp_keeps_length_and_speed(t, seed):
-    generator = torch.Generator().manual_seed(seed)
-    a, b = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))
-    a, b = a / a.norm(), b / b.norm()
-    found = slerp(a, b, t)
-    angle = torch.acos((a @ b).clamp(-1, 1))
-    assert math.isclose(float(found.norm()), 1, abs_tol=1e-9)
-    assert math.isclose(float(torch.acos((a @ found).clamp(-1, 1))), t * float(angle), abs_tol=1e-6)
-
-
-def test_slerp_ends_at_the_models_and_averages_statistics():
-    models = [nn.BatchNorm1d(4), nn.BatchNorm1d(4)]
-    for seed, model in enumerate(models):
-        torch.manual_seed(seed)
-        for tensor in (model.weight.data, model.bias.data, model.running_mean):
-            tensor.normal_()
-        model.running_var.uniform_(1, 2)
-    ends = [average(models, [1 - end, end], "slerp").state_dict() for end in (0, 1)]
-    for end, model in zip(ends, models, strict=True):
-        assert all(torch.allclose(end[n], t) for n, t in model.state_dict().items())
-    middle = average(models, method="slerp")
-    assert torch.allclose(middle.running_var, (models[0].running_var + models[1].running_var) / 2)
-    assert middle.weight.norm() > average(models).weight.norm()
-
-
-@pytest.mark.parametrize("other", [torch.tensor([2.0, 0]), torch.tensor([-1.0, 0]), torch.zeros(2)])
-def test_slerp_without_an_arc_is_the_line(other):
-    a = torch.tensor([1.0, 0])
-    assert torch.allclose(average([{"w": a}, {"w": other}], method="slerp")["w"], (a + other) / 2)
-
-
-# ---------------------------------------------------------------------- what cannot be merged
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: m.pop("b"), "'b' is missing in model 1"),
-        (lambda m: m.update(c=torch.zeros(1)), "'c' of model 1 is not in model 0"),
-        (lambda m: m.update(w=torch.zeros(4, 2)), r"'w' has shape \(4, 2\) in model 1, model 0 says \(4, 3\)"),
-        (lambda m: m.update(b=torch.zeros(4, dtype=torch.int64)), "'b' is torch.int64 in model 1"),
-        (lambda m: m["w"].fill_(float("nan")), "'w' of model 1 holds NaN"),
-    ],
-)
-def test_errors_name_model_and_tensor(change, message):
-    models = states(2)
-    change(models[1])
-    with pytest.raises(MergeError, match=message):
-        average(models)
-
-
-def test_whole_numbers_have_to_agree():
-    models = [{"ids": torch.tensor([1, 2])}, {"ids": torch.tensor([1, 2])}, {"ids": torch.tensor([1, 3])}]
-    assert torch.equal(average(models[:2])["ids"], models[0]["ids"])
-    with pytest.raises(MergeError, match=r"'ids' holds whole numbers .* model 2 differs"):
-        average(models)
-
-
-def test_ties_have_to_agree():
-    tied, loose = Tied().state_dict(), {n: t.clone() for n, t in Tied().state_dict().items()}
-    loose["head.weight"] += 1
-    with pytest.raises(MergeError, match="tied in model 0 but differ in model 1"):
-        average([tied, loose])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"models": []}, "no models"),
-        ({"models": states(2), "weights": [1]}, "1 weights for 2 models"),
-        ({"models": states(2), "weights": [1, -1]}, r"weights\[1\] is -1"),
-        ({"models": states(2), "weights": [1, math.nan]}, r"weights\[1\] is nan"),
-        ({"models": states(2), "weights": [0, 0]}, "all weights are 0"),
-        ({"models": states(2), "method": "cubic"}, "no method 'cubic'"),
-        ({"models": states(3), "method": "slerp"}, "found 3 models"),
-        ({"models": [nn.Linear(2, 2), nn.Linear(2, 2).state_dict()]}, "a module, a mapping"),
-    ],
-)
-def test_wrong_calls_are_refused(arguments, message):
-    with pytest.raises(MergeError, match=message):
-        average(**arguments)
-
-
-# ---------------------------------------------------------------------- task vectors
-
-
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_a_task_vector_arrives_at_the_units_of_b(name):
-    """B computes what A does, in another order of units: carrying the task makes it compute what tuned A does."""
-    pair = planted_pair(ARCHITECTURES[name](), seed=3)
-    tuned = average([pair.a, independent_pair(pair.architecture, seed=5).a], [0.9, 0.1])
-    alignment = solve(pair.bind()).alignment
-    assert not alignment.is_identity
-    carried = transport(pair.bind(), tuned=tuned, alignment=alignment)
-    found = carried.network
-    assert carried.solution is None
-    assert carried.facts()["task_vector"] == pytest.approx(carried.length)
-    inputs = pair.architecture.inputs(seed=1)
-    with torch.no_grad():
-        assert torch.allclose(found(inputs), tuned(inputs), atol=1e-5)
-        wrong = transport(pair.bind(), tuned=tuned, alignment=alignment.inverse()).network
-        assert not torch.allclose(wrong(inputs), tuned(inputs), atol=1e-3)
-
-
-def test_scale_and_kinds():
-    pair = planted_pair(mlp(4, 6, 5, 3), seed=0)
-    tuned = independent_pair(pair.architecture, seed=1).a
-    alignment = pair.answer
-    state = pair.b.state_dict()
-    none = transport(pair.graph, pair.a.state_dict(), state, tuned=tuned, alignment=alignment, scale=0).network
-    assert isinstance(none, dict)
-    assert list(none) == list(state)
-    assert all(torch.equal(none[n], t) for n, t in state.items())
-    there = transport(pair.graph, pair.a, pair.b, tuned=tuned).network
-    back = transport(pair.graph, pair.a, there, tuned=tuned, alignment=alignment, scale=-1).network
-    assert isinstance(back, nn.Module)
-    assert all(torch.allclose(t, state[n], atol=1e-5) for n, t in back.state_dict().items())
-
-
-def test_running_variances_stay_positive():
-    graph = SymmetryGraph.from_spec(
-        dict.fromkeys(("weight", "bias", "running_mean", "running_var"), "c"), nn.BatchNorm1d(3)
-    )
-    base, tuned, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-    tuned.running_var.fill_(0.1)
-    other.running_var.fill_(0.5)
-    other.num_batches_tracked.fill_(4)
-    found = transport(graph, base, other, tuned=tuned, alignment=Alignment.identity(graph)).network
-    assert bool((found.running_var > 0).all())
-    assert int(found.num_batches_tracked) == 4
-
-
-def test_transport_names_every_mismatch():
-    pair = planted_pair(mlp(4, 6, 3))
-    small = {n: t for n, t in pair.a.state_dict().items() if n != "0.bias"}
-    with pytest.raises(BindError, match=r"'0.bias' is missing in A"):
-        transport(pair.graph, small, pair.b, tuned=pair.a)
-    with pytest.raises(MergeError, match=r"(?s)'2.bias' has shape .* in tuned.*'2.weight' has shape .* in tuned"):
-        transport(pair.bind(), tuned=mlp(4, 6, 2).model, alignment=pair.answer)
-    with pytest.raises(MergeError, match="belongs to another graph"):
-        transport(pair.bind(), tuned=pair.a, alignment=planted_pair(mlp(4, 5, 3)).answer)
-    with pytest.raises(MergeError, match="scale is inf"):
-        transport(pair.bind(), tuned=pair.a, alignment=pair.answer, scale=math.inf)
+def test_wrong_calls_are_refused_before_anything_is_solved(pair):
+    with pytest.raises(MergeError, match="1 weights for 2 models"):
+        merge(pair.bind(), weights=[1])
+    with pytest.raises(MergeError, match="no method 'cubic'"):
+        merge(pair.bind(), method="cubic")
+    with pytest.raises(BindError, match="at least two networks"):
+        merge(pair.graph, pair.a)
+    with pytest.raises(SolverError, match="no option 'restart'"):
+        merge(pair.bind(), restart=3)
