@@ -84,6 +84,11 @@ class Aligner(nn.Module, ABC):
     def forward(self, pair: AlignerInput) -> dict[str, Float[Tensor, "units units"]]:
         """Score A's units (rows) against B's (columns) of each group, over all parents; larger is more alike."""
 
+    @torch.no_grad()
+    def score(self, pair: AlignerInput) -> dict[str, Float[Tensor, "units units"]]:
+        """Score a pair as `forward` does, without gradients and as float64 on the CPU."""
+        return {group: matrix.cpu().double() for group, matrix in self(pair).items()}
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return what the constructor was called with, as JSON can hold it."""

@@ -8,9 +8,7 @@ similarities; here the similarities come from probes, and the rounds have no par
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,8 +52,13 @@ def consensus(
         soft = soft_elements(objective.graph, current, sharpness)
         updated: dict[str, Tensor] = {}
         for tree in trees:
-            for name, weights in _weight_similarities(tree, soft).items():
-                new = standardise(weights)
+            for name in tree.graph.tree(tree.root):
+                uses = (*tree.plain[name], *tree.coupled[name])
+                # Similarities of units by their weights, all other groups being soft, or averaged where unknown.
+                weights = [objective.pair_similarity(use, soft).cpu().double() for use in uses]
+                if not weights:
+                    continue
+                new = standardise(sum(weights[1:], weights[0]))
                 if name in current:
                     # Each is trusted as far as it is decided. Weights of a residual stream say little about a unit and
                     # responses much; in an MLP it is the other way round.
@@ -76,24 +79,6 @@ def peak(scores: Float[Tensor, "units units"]) -> Tensor:
 
 def soft_elements(graph: SymmetryGraph, scores: Scores, sharpness: float) -> dict[str, Tensor | None]:
     """Make nearly doubly stochastic matrices of each group, as in `SoftAlignment`; None where nothing is known."""
-
-    def project(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: balanced_sinkhorn(matrix, SCALINGS) for name, matrix in logits.items()}
-
     one_pair = {name: matrix[None] for name, matrix in scores.items()}
-    soft = relax(graph, one_pair, sharpness, project).soft
+    soft = relax(graph, one_pair, sharpness, lambda x: {n: balanced_sinkhorn(m, SCALINGS) for n, m in x.items()}).soft
     return {name: soft[name][0] if name in soft else None for name in graph.groups}
-
-
-def _weight_similarities(tree: TreeObjective, soft: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """Compute the similarities of each group of a tree by its weights, all other groups being soft or averaged."""
-    similarities = {}
-    for name in tree.graph.tree(tree.root):
-        uses = (*tree.plain[name], *tree.coupled[name])
-        units = tree.graph.unit_count(name)
-        total = torch.zeros(units, units, dtype=torch.float64)
-        for use in uses:
-            total += tree.objective.pair_similarity(use, soft).cpu().double()
-        if uses:
-            similarities[name] = total
-    return similarities

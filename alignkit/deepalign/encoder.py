@@ -7,8 +7,8 @@ small network serves any graph, and nothing can be learned about one architectur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from alignkit.activations import Reading
 from alignkit.deepalign.aligner import Aligner, AlignerInput, Probing
 from alignkit.deepalign.probes import Response, channels, respond
 from alignkit.deepalign.scores import cosines, standardise
-from alignkit.deepalign.wiring import ALIKE, Wiring, find_wiring, unit_norms
+from alignkit.deepalign.wiring import ALIKE, Connection, Wiring, find_wiring, unit_norms
 from alignkit.errors import SolverError
 
 SIGNALS = 5
@@ -31,6 +31,8 @@ FLOOR = 1e-12
 """Root mean squares below this count as this, so that signals that are all 0 stay 0."""
 
 UnitFeatures = Float[Tensor, "units probes channels"]
+Features = Mapping[str, UnitFeatures]
+Responses = Mapping[Reading, list[Response]]
 
 
 class ProbeEncoder(Aligner):
@@ -62,43 +64,32 @@ class ProbeEncoder(Aligner):
         probing = pair.probing
         if probing is None:
             raise SolverError("the learned encoder runs both networks: give a task, or bind modules with known inputs.")
-        flat = list(dict.fromkeys(reading for readings in probing.readings.values() for reading in readings))
-        responses = [respond(probing.model, flat, side, probing.batch, pair.seed) for side in (pair.a, pair.b)]
+        responses = [respond(probing, side, pair.seed) for side in (pair.a, pair.b)]
         wiring = find_wiring(pair.graph, probing.model)
         names = pair.graph.first_names
         weights = [{names.get(n, n): t for n, t in side.items()} for side in (pair.a, pair.b)]
         a, b = (self._encode(probing, wiring, *side) for side in zip(responses, weights, strict=True))
         scores = {}
         for group, readings in probing.readings.items():
-            total = self._mix(readings, *responses)
+            # The mean of the plain channels over all readings, weighted by the kind of each reading.
+            plain = [
+                weight * standardise(channel)
+                for reading in readings
+                for responses_a_b in zip(*(side[reading] for side in responses), strict=True)
+                for weight, channel in zip(
+                    self.mix[ROLES.index(reading.site.when)], channels(*responses_a_b), strict=False
+                )
+            ]
+            terms = [sum(plain[1:], plain[0]) / len(plain)] if plain else []
             if group in a and group in b:
-                flat_a, flat_b = (features[group].flatten(1) for features in (a, b))
-                learned = self.learned * standardise(cosines(flat_a, flat_b))
-                total = learned if total is None else total + learned.to(total.dtype)
-            if total is not None:
-                scores[group] = total
+                learned = self.learned * standardise(cosines(a[group].flatten(1), b[group].flatten(1)))
+                terms.append(learned.to(terms[0].dtype) if terms else learned)
+            if terms:
+                scores[group] = sum(terms[1:], terms[0])
         return scores
 
-    def _mix(
-        self, readings: list[Reading], a: Mapping[Reading, list[Response]], b: Mapping[Reading, list[Response]]
-    ) -> Tensor | None:
-        """Average the plain channels over all readings, weighted by their kind; None without any."""
-        total, count = None, 0
-        for reading in readings:
-            weights = self.mix[ROLES.index(reading.site.when)]
-            for response_a, response_b in zip(a[reading], b[reading], strict=True):
-                for weight, channel in zip(weights, channels(response_a, response_b), strict=False):
-                    part = weight * standardise(channel)
-                    total = part if total is None else total + part
-                    count += 1
-        return None if total is None else total / count
-
     def _encode(
-        self,
-        probing: Probing,
-        wiring: Wiring,
-        responses: Mapping[Reading, list[Response]],
-        weights: Mapping[str, Tensor],
+        self, probing: Probing, wiring: Wiring, responses: Responses, weights: Mapping[str, Tensor]
     ) -> dict[str, UnitFeatures]:
         """Compute the features of the units of one network, centred over probes."""
         count = probing.batch.size
@@ -109,10 +100,10 @@ class ProbeEncoder(Aligner):
         matrices = {c: c.matrix(weights) for c in wiring.connections if {c.source.group, c.target.group} <= base.keys()}
         numbers = {group: unit_statistics(wiring, group, weights, len(values)) for group, values in base.items()}
         state = {group: values.new_zeros(*values.shape[:2], self.channels) for group, values in base.items()}
-        for layer in cast(Iterable[Messages], self.layers):
-            full = {group: torch.cat([values, state[group]], -1) for group, values in base.items()}
-            forward, backward = layer.gather(full, matrices)
-            state = {g: layer(full[g], state[g], forward[g], backward[g], numbers[g]) for g in base}
+        for layer in self.layers:
+            state = layer(
+                {g: torch.cat([values, state[g]], -1) for g, values in base.items()}, state, matrices, numbers
+            )
         features = {group: self.read_out(torch.cat([values, state[group]], -1)) for group, values in base.items()}
         return {group: values - values.mean(1, keepdim=True) for group, values in features.items()}
 
@@ -133,44 +124,39 @@ class Messages(nn.Module):
         self.hidden = nn.Linear(3 * channels + width + STATISTICS, 4 * channels)
         self.change = nn.Linear(4 * channels, channels)
 
-    def gather(
-        self, full: Mapping[str, UnitFeatures], matrices: Mapping[Any, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Average the messages that reach each group, along the weights and against them."""
+    def forward(
+        self, full: Features, state: Features, matrices: Mapping[Connection, Tensor], numbers: Mapping[str, Tensor]
+    ) -> dict[str, UnitFeatures]:
+        """Return the next states, of root mean square about 1 over each group.
+
+        Messages are averaged over all matrices that reach a group, along the weights and against them.
+        """
 
         def send(matrix: Tensor, features: UnitFeatures) -> UnitFeatures:
             return (matrix @ features.flatten(1)).reshape(-1, *features.shape[1:])
 
         before = {group: self.before(features) for group, features in full.items()}
         behind = {group: self.behind(features) for group, features in full.items()}
-        forward: dict[str, list[Tensor]] = {group: [] for group in full}
-        backward: dict[str, list[Tensor]] = {group: [] for group in full}
+        received: dict[str, tuple[list[Tensor], list[Tensor]]] = {group: ([], []) for group in full}
         for connection, matrix in matrices.items():
             # Rows of a matrix have norm 1 on average; those of its transpose are brought there.
             turned = matrix.T * (matrix.shape[1] / matrix.shape[0]) ** 0.5
             source, target = connection.source.group, connection.target.group
-            forward[target].append(send(matrix, before[source]))
-            backward[source].append(send(turned, behind[target]))
-        means = [
-            {g: torch.stack(parts).mean(0) if parts else torch.zeros_like(before[g]) for g, parts in side.items()}
-            for side in (forward, backward)
-        ]
-        return means[0], means[1]
-
-    def forward(
-        self, full: UnitFeatures, state: UnitFeatures, forward: Tensor, backward: Tensor, numbers: Tensor
-    ) -> UnitFeatures:
-        """Return the next state, of root mean square about 1 over the group."""
-        probes = full.shape[1]
-        pooled = self.pool(torch.cat([full.mean(1), full.square().mean(1)], -1))[:, None].expand(-1, probes, -1)
-        inputs = torch.cat([forward, backward, pooled, full, numbers[:, None].expand(-1, probes, -1)], -1)
-        state = state + self.change(functional.relu(self.hidden(inputs)))
-        return state / (state.square().mean().sqrt() + 0.1)
+            received[target][0].append(send(matrix, before[source]))
+            received[source][1].append(send(turned, behind[target]))
+        states = {}
+        for group, features in full.items():
+            silence = torch.zeros_like(before[group])
+            messages = [torch.stack(parts).mean(0) if parts else silence for parts in received[group]]
+            pooled = self.pool(torch.cat([features.mean(1), features.square().mean(1)], -1))
+            pooled, own = (x[:, None].expand(-1, features.shape[1], -1) for x in (pooled, numbers[group]))
+            inputs = torch.cat([*messages, pooled, features, own], -1)
+            moved = state[group] + self.change(functional.relu(self.hidden(inputs)))
+            states[group] = moved / (moved.square().mean().sqrt() + 0.1)
+        return states
 
 
-def signals(
-    readings: list[Reading], responses: Mapping[Reading, list[Response]], probes: int
-) -> Float[Tensor, "units probes signals"] | None:
+def signals(readings: list[Reading], responses: Responses, probes: int) -> UnitFeatures | None:
     """Collect what the units of a group do on each probe, averaged over positions and readings; None if never seen.
 
     Args:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.deepalign.aligner import AlignerInput
 from alignkit.deepalign.consensus import SHARPNESS
 from alignkit.deepalign.relaxation import relax
 from alignkit.deepalign.scores import Scores, standardise
 from alignkit.errors import SolverError
-from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.families import best_element
 from alignkit.tasks.batches import Batch, tensors_in
@@ -31,15 +31,11 @@ sets of the universal encoder (`tests/benchmarks/paper/data.py`)."""
 ALIKE = 1e-6
 """Deviation of the middle below which nothing is left to mend: rounding of float32 outputs."""
 
-Weights = Mapping[str, Tensor]
-
 
 def meet_in_the_middle(
-    graph: SymmetryGraph,
     task: Task,
     batches: Sequence[Batch],
-    a: Weights,
-    b: Weights,
+    pair: AlignerInput,
     scores: Scores,
     *,
     steps: int = STEPS,
@@ -53,12 +49,10 @@ def meet_in_the_middle(
     hard; the mean of both ways takes twice the time and was no better.
 
     Args:
-        graph: The graph.
         task: Runs the networks. Its loss tells what outputs are: logits, or numbers.
         batches: The inputs, on the task's device; targets are not used. They should be data: on noise the middle learns
             what nobody asks for.
-        a: Weights of A, in the form that the model takes.
-        b: Weights of B.
+        pair: The networks, their weights in the form that the model takes.
         scores: Standardised scores, float64.
         steps: How many steps.
         rate: Length of the first step, in standard deviations of the scores; later ones are as much shorter as their
@@ -68,7 +62,7 @@ def meet_in_the_middle(
     Raises:
         SolverError: The model returns no floating-point tensor.
     """
-    middle = _Middle(graph, task, batches, a, b, sharpness)
+    middle = _Middle(task, batches, pair, sharpness)
     before = middle.deviation_of(scores)
     if before < ALIKE:
         return dict(scores)
@@ -84,23 +78,19 @@ def meet_in_the_middle(
 class _Middle:
     """The network halfway between two, as scores move it."""
 
-    def __init__(
-        self, graph: SymmetryGraph, task: Task, batches: Sequence[Batch], a: Weights, b: Weights, sharpness: float
-    ) -> None:
-        self.graph, self.task, self.a, self.b, self.sharpness = graph, task, a, b, sharpness
-        self.samples = sum(batch.size for batch in batches)
-        self.deviations: list[tuple[Batch, Callable[[Any], Tensor]]] = []
+    def __init__(self, task: Task, batches: Sequence[Batch], pair: AlignerInput, sharpness: float) -> None:
+        self.pair, self.graph, self.device, self.sharpness = pair, pair.graph, task.device, sharpness
+        samples = sum(batch.size for batch in batches)
         with torch.no_grad():
-            for batch in batches:
-                ends = [task.outputs(side, batch.inputs) for side in (a, b)]
-                self.deviations.append((batch, _deviation_from(*ends, is_logits=task.loss is cross_entropy)))
+            # From weights in the middle to the share of each batch in the mean deviation over all samples.
+            self.parts = [_deviation_from(pair, task, batch, batch.size / samples) for batch in batches]
 
     def deviation_of(self, scores: Scores) -> float:
         """Measure the deviation of the outputs in the middle once units are assigned."""
         alignment = Alignment(self.graph, best_element(self.graph, scores))
         with torch.no_grad():
             weights = self._weights(alignment.apply_tensor)
-            return sum(float(self._part(at, weights)) for at in range(len(self.deviations)))
+            return sum(float(part(weights)) for part in self.parts)
 
     def slopes(self, scores: Scores) -> dict[str, Tensor]:
         """Compute the gradient of the deviation between A and softly aligned B with respect to the scores.
@@ -108,7 +98,7 @@ class _Middle:
         Batches are run one after the other, down to the weights in the middle: memory is that of one of them.
         """
         with torch.enable_grad():
-            live = {group: matrix.detach().to(self.task.device).requires_grad_() for group, matrix in scores.items()}
+            live = {group: matrix.detach().to(self.device).requires_grad_() for group, matrix in scores.items()}
             soft = relax(self.graph, {group: matrix[None] for group, matrix in live.items()}, self.sharpness)
             in_dtype = cache(lambda dtype: soft.alignment(0, dtype))
             weights = self._weights(lambda name, tensor: in_dtype(tensor.dtype).apply_tensor(name, tensor))
@@ -119,8 +109,8 @@ class _Middle:
             ends = {id(tensor): tensor.detach().requires_grad_() for tensor in moving}
             leaves = {name: ends.get(id(tensor), tensor) for name, tensor in weights.items()}
             pulled = [torch.zeros_like(tensor) for tensor in moving]
-            for at in range(len(self.deviations)):
-                gradients = torch.autograd.grad(self._part(at, leaves), list(ends.values()), allow_unused=True)
+            for part in self.parts:
+                gradients = torch.autograd.grad(part(leaves), list(ends.values()), allow_unused=True)
                 for total, gradient in zip(pulled, gradients, strict=True):
                     if gradient is not None:
                         total += gradient
@@ -129,33 +119,33 @@ class _Middle:
 
     def _weights(self, move: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """Compute the mean of A and of B whose tensors are moved, under every name."""
-        a = {name: self.a[name] for name in self.graph.tensors}
-        moved = {name: move(name, self.b[name]) if t.is_floating_point() else t for name, t in a.items()}
+        a = {name: self.pair.a[name] for name in self.graph.tensors}
+        moved = {name: move(name, self.pair.b[name]) if t.is_floating_point() else t for name, t in a.items()}
         middle = Line(a, moved).at(0.5)
-        return {**self.a, **{name: middle[first] for name, first in self.graph.first_names.items()}}
-
-    def _part(self, at: int, weights: Weights) -> Tensor:
-        """Compute one batch's share of the mean deviation over all samples."""
-        batch, deviation = self.deviations[at]
-        return batch.size / self.samples * deviation(self.task.outputs(weights, batch.inputs))
+        return {**self.pair.a, **{name: middle[first] for name, first in self.graph.first_names.items()}}
 
 
-def _deviation_from(left: Any, right: Any, *, is_logits: bool) -> Callable[[Any], Tensor]:
-    """Return a function that says how far outputs are from the mean of those of two networks, in float64.
+def _deviation_from(
+    pair: AlignerInput, task: Task, batch: Batch, share: float
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Return a function of weights: how far outputs are from the mean of those of a pair, times a share, in float64.
 
     For logits the Kullback-Leibler divergence of probabilities, in nats a sample or token; for other outputs the mean
     squared deviation as a share of the variance of what is wanted.
     """
-    (a, axis), (b, _) = _main_output(left, is_logits), _main_output(right, is_logits)
+
+    def run(weights: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
+        output, axis = _main_output(task.outputs(weights, batch.inputs), task.loss is cross_entropy)
+        return output.double(), axis
+
+    (a, axis), (b, _) = run(pair.a), run(pair.b)
     if axis is not None:
-        wanted = torch.lerp(a.double().softmax(axis), b.double().softmax(axis), 0.5)
+        wanted = torch.lerp(a.softmax(axis), b.softmax(axis), 0.5)
         entropy = torch.special.entr(wanted).sum(axis).mean()
-        return lambda outputs: (
-            -(wanted * _main_output(outputs, is_logits)[0].double().log_softmax(axis)).sum(axis).mean() - entropy
-        )
-    mean = torch.lerp(a.double(), b.double(), 0.5)
+        return lambda weights: share * (-(wanted * run(weights)[0].log_softmax(axis)).sum(axis).mean() - entropy)
+    mean = torch.lerp(a, b, 0.5)
     spread = (mean - mean.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return lambda outputs: (_main_output(outputs, is_logits)[0].double() - mean).square().mean() / spread
+    return lambda weights: share * ((run(weights)[0] - mean).square().mean() / spread)
 
 
 def _main_output(outputs: Any, is_logits: bool) -> tuple[Tensor, int | None]:

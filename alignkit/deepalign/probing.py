@@ -10,7 +10,7 @@ from torch import nn
 
 from alignkit.activations import find_readings, random_batch
 from alignkit.activations.random_inputs import traced_batch
-from alignkit.deepalign.aligner import Probing
+from alignkit.deepalign.aligner import AlignerInput, Probing
 from alignkit.errors import AlignkitError
 from alignkit.solver import Problem
 from alignkit.tasks.batches import Batch
@@ -21,18 +21,18 @@ Inputs = Literal["auto", "data", "random"]
 
 @dataclass(frozen=True)
 class Probed:
-    """How a pair can be probed.
+    """A pair of networks with what they are run on.
 
     Attributes:
-        probing: What runs it; None where only weights are known.
-        task: Brings weights into the form that the model takes.
-        why: One sentence about it.
+        pair: The pair. Its probing is None where only weights are known.
+        why: One sentence about what they are run on.
+        task: Runs the pair.
         is_data: Whether the inputs are data of a task.
     """
 
-    probing: Probing | None
-    task: Task | None
+    pair: AlignerInput
     why: str
+    task: Task | None = None
     is_data: bool = False
 
 
@@ -48,36 +48,36 @@ def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tupl
         inputs: Data of the task, or random inputs in its shape; "auto" takes data where there are any.
         input_shape: Shape of one input, or None.
     """
-    model = problem.bound.module_a
-    generator = problem.generator()
+    model, graph, generator = problem.bound.module_a, problem.graph, problem.generator()
+
+    def prepare(batch: Batch, why: str, task: Task, is_data: bool = False) -> Probed:
+        a, b = (task.checked(side) for side in (problem.a, problem.b))
+        probing = Probing(task.model, find_readings(graph, task, a)[0], batch.to(task.device))
+        return Probed(AlignerInput(graph, a, b, probing, problem.seed), why, task, is_data)
+
+    def task_of(module: nn.Module, batch: Batch) -> Task:
+        return Task(module, [(batch.inputs, batch.targets)], "mse", device=problem.device)
+
     if model is not None and input_shape is not None:
         normal = torch.randn(count, *input_shape, generator=generator).to(problem.dtype)
         batch = Batch(normal, torch.zeros(count), "probes")
-        return _run_on(problem, model, batch, f"{count} random inputs of the shape that was given")
+        return prepare(batch, f"{count} random inputs of the shape that was given", task_of(model, batch))
     if problem.task is not None:
         first = next(iter(problem.task.batches))
         if inputs == "random":
-            batch, what = random_batch(first, count, generator), f"{count} random inputs in the task's shape"
-        else:
-            batch = first.head(count)
-            what = f"{batch.size} inputs of the task"
-        return _prepare(problem, problem.task, batch, what, is_data=inputs != "random")
-    traced = problem.graph.provenance.inputs
-    if model is not None and traced:
+            batch = random_batch(first, count, generator)
+            return prepare(batch, f"{count} random inputs in the task's shape", problem.task)
+        batch = first.head(count)
+        return prepare(batch, f"{batch.size} inputs of the task", problem.task, is_data=True)
+    if model is None:
+        why = "none, weights alone: no module is bound, and there is no task"
+    elif not graph.provenance.inputs:
+        why = "none, weights alone: the graph was not traced and input_shape is not given, and there is no task"
+    else:
         try:
-            return _run_on(problem, model, traced_batch(traced, count, generator), f"{count} random inputs as traced")
+            batch = traced_batch(graph.provenance.inputs, count, generator)
+            return prepare(batch, f"{count} random inputs as traced", task_of(model, batch))
         except (AlignkitError, RuntimeError, ValueError, IndexError, TypeError) as error:
             # A model that takes one fixed shape only: what it was traced on had another number of samples.
-            return Probed(None, None, f"none, the model does not run on {count} random inputs ({type(error).__name__})")
-    missing = "no module is bound" if model is None else "the graph was not traced and input_shape is not given"
-    return Probed(None, None, f"none, weights alone: {missing}, and there is no task")
-
-
-def _run_on(problem: Problem, model: nn.Module, batch: Batch, what: str) -> Probed:
-    task = Task(model, [(batch.inputs, batch.targets)], "mse", device=problem.device)
-    return _prepare(problem, task, batch, what)
-
-
-def _prepare(problem: Problem, task: Task, batch: Batch, what: str, *, is_data: bool = False) -> Probed:
-    readings, _ = find_readings(problem.graph, task, task.checked(problem.a))
-    return Probed(Probing(task.model, readings, batch.to(task.device)), task, what, is_data)
+            why = f"none, the model does not run on {count} random inputs ({type(error).__name__})"
+    return Probed(AlignerInput(graph, problem.a, problem.b, seed=problem.seed), why)

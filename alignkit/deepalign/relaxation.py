@@ -95,6 +95,12 @@ def relax(
     Returns:
         Logits and soft alignments, differentiable with respect to scores and sharpness.
     """
+
+    def split_pairs(matrix: Float[Tensor, "k units units"], group: str) -> Float[Tensor, "k p p n n"]:
+        size = graph.groups[group].size
+        parents = matrix.shape[-1] // size
+        return matrix.reshape(-1, parents, size, parents, size).transpose(2, 3)
+
     logits: dict[str, Tensor] = {}
     families: dict[str, Tensor] = {}
     depth = {name: len(graph.ancestors(name)) for name in graph.groups}
@@ -103,16 +109,11 @@ def relax(
             parts = [scores[name]] if name in scores else []
             for child in graph.children(name):
                 if child in scores:
-                    pairs = _split_pairs(scores[child], graph.groups[child].size)
-                    parts.append(standardise((families[child] * pairs).sum((-1, -2))))
+                    together = (families[child] * split_pairs(scores[child], child)).sum((-1, -2))
+                    parts.append(standardise(together))
             if parts:
-                matrices = _split_pairs(sharpness * standardise(sum(parts[1:], parts[0])), graph.groups[name].size)
+                matrices = split_pairs(sharpness * standardise(sum(parts[1:], parts[0])), name)
                 logits[name] = matrices[:, 0, 0] if level == 0 else matrices
         if level:
             families.update(project({name: matrix for name, matrix in logits.items() if depth[name] == level}))
     return Relaxed(graph, logits, families, project)
-
-
-def _split_pairs(matrix: Float[Tensor, "k units units"], size: int) -> Float[Tensor, "k p p n n"]:
-    parents = matrix.shape[-1] // size
-    return matrix.reshape(-1, parents, size, parents, size).transpose(2, 3)

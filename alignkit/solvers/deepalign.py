@@ -6,7 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from alignkit.deepalign import SHIPPED_CHECKPOINT, Aligner, AlignerInput, load_a
 from alignkit.deepalign.consensus import CARRY_OVER, ROUNDS, SHARPNESS, consensus
 from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
-from alignkit.deepalign.probing import Inputs, Probed, find_probing
+from alignkit.deepalign.probing import Inputs, find_probing
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.families import best_element
@@ -71,7 +70,14 @@ class DeepAlign(Solver[DeepAlignOptions]):
         probed = None
         if aligner is None or aligner.needs_probes or options.midpoint_steps:
             probed = find_probing(problem, options.probes, options.inputs, options.input_shape)
-        scores, notes = self._encode(problem, aligner, probed)
+        notes = {} if aligner is None else {"aligner": aligner.fingerprint}
+        if probed is not None:
+            notes["probes"] = probed.why
+        scores: dict[str, Tensor] = {}  # of every group that the encoder sees
+        if aligner is not None and not aligner.needs_probes:
+            scores = aligner.score(AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed))
+        elif probed is not None and (probing := probed.pair.probing) is not None:
+            scores = probe_similarities(probed.pair, probing) if aligner is None else aligner.score(probed.pair)
         rounds = options.consensus_rounds
         if rounds is None:
             rounds = 0 if options.encoder == "dws" else ROUNDS
@@ -82,15 +88,15 @@ class DeepAlign(Solver[DeepAlignOptions]):
         if steps is None:
             steps = STEPS if probed is not None and probed.is_data else 0
         if steps:
-            if probed is None or probed.probing is None or probed.task is None:
+            if probed is None or probed.pair.probing is None or probed.task is None:
                 reason = "" if probed is None else f": {probed.why}"
                 raise SolverError(
                     f"midpoint_steps={steps} runs both networks: give a task, or leave midpoint_steps= out{reason}."
                 )
-            task, sharpness = probed.task, options.sharpness
-            a, b = (task.checked(side) for side in (problem.a, problem.b))
-            batches = first_batches(task, SAMPLES) if probed.is_data else [probed.probing.batch]
-            scores = meet_in_the_middle(problem.graph, task, batches, a, b, scores, steps=steps, sharpness=sharpness)
+            batches = first_batches(probed.task, SAMPLES) if probed.is_data else [probed.pair.probing.batch]
+            scores = meet_in_the_middle(
+                probed.task, batches, probed.pair, scores, steps=steps, sharpness=options.sharpness
+            )
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1, problem.objective.distance2(alignment)))
         return Outcome(alignment, notes=notes)
@@ -113,28 +119,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         reason = aligner.fits(problem.graph)
         if reason is not None:
             raise SolverError(f"the aligner of {path} does not fit this graph: {reason}")
-        return aligner
-
-    def _encode(
-        self, problem: Problem, aligner: Aligner | None, probed: Probed | None
-    ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the scores of every group that the encoder sees, and what is to be said about them."""
-        notes = {} if aligner is None else {"aligner": aligner.fingerprint}
-        if probed is not None:
-            notes["probes"] = probed.why
-        if aligner is not None and not aligner.needs_probes:
-            pair = AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed)
-        elif probed is None or probed.probing is None or probed.task is None:
-            return {}, notes
-        else:
-            probing = probed.probing
-            a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
-            if aligner is None:
-                return probe_similarities(probing.model, probing.readings, a, b, probing.batch, problem.seed), notes
-            pair = AlignerInput(problem.graph, a, b, probing, problem.seed)
-        with torch.no_grad():
-            scores = aligner.to(problem.device)(pair)
-        return {group: matrix.double().cpu() for group, matrix in scores.items()}, notes
+        return aligner.to(problem.device)
 
 
 @lru_cache(maxsize=4)

@@ -25,7 +25,7 @@ class Minibatches:
 
     def __init__(self, task: Task, samples: int, size: int, generator: torch.Generator) -> None:
         self.size, self.generator = size, generator
-        self.pools = _pool(first_batches(task, samples))
+        self.pools = join_batches(first_batches(task, samples))
         """All samples in as few batches as their shapes allow."""
         self._left: list[tuple[Batch, Tensor | None]] = []
 
@@ -69,7 +69,7 @@ def first_batches(task: Task, samples: int) -> list[Batch]:
     return batches
 
 
-def _pool(batches: list[Batch]) -> list[Batch]:
+def join_batches(batches: list[Batch]) -> list[Batch]:
     """Put batches of the same shapes together, so that minibatches of any size can be drawn from them."""
     by_shape: dict[object, list[Batch]] = {}
     for at, batch in enumerate(batches):

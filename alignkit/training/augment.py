@@ -22,6 +22,7 @@ from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.task import call_with
 
 Kind = Literal["positive", "sign"]
+KINDS: tuple[Kind, ...] = ("positive", "sign")
 
 CHECK_TOLERANCE = 1e-3
 """Largest change of the outputs, as a share of their size, of a change that counts as leaving the function."""
@@ -62,24 +63,22 @@ class Freedom:
     writes: tuple[Use, ...]
     reads: tuple[Use, ...]
 
-    def apply(self, weights: dict[str, Tensor], factors: Tensor) -> None:
-        """Change weights in place.
+    def apply(self, weights: dict[str, Tensor], largest: float, generator: torch.Generator) -> None:
+        """Change weights in place, by a factor for each unit that is drawn.
 
         Args:
             weights: By the first name of each tensor.
-            factors: One number for each unit.
+            largest: Positive numbers are drawn from 1 / this to this, evenly in logs. Signs need none.
+            generator: A CPU generator.
         """
+        drawn = torch.rand(self.units, generator=generator)
+        factors = ((2 * drawn - 1) * math.log(largest)).exp()
+        if self.kind == "sign":
+            factors = torch.where(drawn < 0.5, -1.0, 1.0)
         for uses, numbers in ((self.writes, factors), (self.reads, 1 / factors)):
             for use in uses:
                 view = use.block.view(weights[use.tensor])
                 view.mul_(use.broadcast(numbers).to(view.device, view.dtype))
-
-    def draw(self, largest: float, generator: torch.Generator) -> Tensor:
-        """Draw factors of all units: signs, or positive numbers from 1 / ``largest`` to ``largest``, evenly in logs."""
-        drawn = torch.rand(self.units, generator=generator)
-        if self.kind == "sign":
-            return torch.where(drawn < 0.5, -1.0, 1.0)
-        return ((2 * drawn - 1) * math.log(largest)).exp()
 
 
 def find_freedoms(
@@ -102,35 +101,27 @@ def find_freedoms(
     before = run(weights)
     freedoms = []
     for group in graph.groups:
-        writes, reads = _find_uses(graph, model, group)
-        if not writes or not reads:
-            continue
-        units = graph.unit_count(group)
-        for kind in ("positive", "sign"):
-            freedom = Freedom(group, kind, units, writes, reads)
+        writes: list[Use] = []
+        reads: list[Use] = []
+        norms: list[Use] = []
+        # Where units are made and where they are used is judged by axes; running the model is the proof.
+        for use in graph.uses[group]:
+            node, owner = graph.tensors[use.tensor], model.get_submodule(use.tensor.rpartition(".")[0])
+            made_on = 1 if isinstance(owner, nn.Embedding | nn.modules.conv._ConvTransposeNd) else 0
+            if len(node.shape) > 1:
+                (writes if use.block.dims[use.at].axis == made_on else reads).append(use)
+            elif node.role != "buffer":
+                (norms if "Norm" in type(owner).__name__ else writes).append(use)
+        # A norm undoes whatever the layer before it does, so that its own parameters are what makes the units.
+        writes = norms or writes
+        for kind in KINDS if writes and reads else ():
+            freedom = Freedom(group, kind, graph.unit_count(group), tuple(writes), tuple(reads))
             changed = _copy(weights)
-            freedom.apply(changed, freedom.draw(2.0, generator))
+            freedom.apply(changed, 2.0, generator)
             outputs = zip(before, run(changed), strict=True)
             if all(relative_difference([x], [y]) <= CHECK_TOLERANCE for x, y in outputs):
                 freedoms.append(freedom)
     return tuple(freedoms)
-
-
-def _find_uses(graph: SymmetryGraph, model: nn.Module, group: str) -> tuple[tuple[Use, ...], tuple[Use, ...]]:
-    """Find where a group's units are made and where they are used, judged by axes; running the model is the proof."""
-    writes: list[Use] = []
-    reads: list[Use] = []
-    norms: list[Use] = []
-    for use in graph.uses[group]:
-        node = graph.tensors[use.tensor]
-        owner = model.get_submodule(use.tensor.rpartition(".")[0])
-        made_on = 1 if isinstance(owner, nn.Embedding | nn.modules.conv._ConvTransposeNd) else 0
-        if len(node.shape) > 1:
-            (writes if use.block.dims[use.at].axis == made_on else reads).append(use)
-        elif node.role != "buffer":
-            (norms if "Norm" in type(owner).__name__ else writes).append(use)
-    # A norm undoes whatever the layer before it does, so that its own parameters are what makes the units.
-    return tuple(norms or writes), tuple(reads)
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,5 +162,5 @@ def augment(
             tensor *= 1 + settings.scaling * (2 * float(torch.rand((), generator=generator)) - 1)
     for freedom in freedoms:
         if settings.flips if freedom.kind == "sign" else settings.rescaling > 1:
-            freedom.apply(changed, freedom.draw(settings.rescaling, generator))
+            freedom.apply(changed, settings.rescaling, generator)
     return changed

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
+import math
+from collections.abc import Callable, Sequence
 
 from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.consensus import consensus
@@ -23,19 +21,6 @@ FLOOR = 1e-4
 the barriers that matter."""
 
 
-@dataclass(frozen=True)
-class HeldOutResult:
-    """Barriers on held-out pairs.
-
-    Attributes:
-        barriers: Mean barrier of each set; NaN for a set without held-out pairs.
-        score: Mean over sets of the barrier relative to that of weight matching; below 1 is better than it.
-    """
-
-    barriers: tuple[float, ...]
-    score: float
-
-
 class HeldOut:
     """Held-out pairs of every set, with the barriers of weight matching.
 
@@ -43,58 +28,58 @@ class HeldOut:
         pools: The sets.
         settings: How many pairs, and how they are judged.
         probed: Whether the aligner needs probes.
+
+    Attributes:
+        references: Mean barrier of each set after weight matching; NaN for a set without held-out pairs.
     """
 
     def __init__(self, pools: Sequence[Pool], settings: TrainingSettings, *, probed: bool) -> None:
         self.pools, self.settings = pools, settings
         self.pairs = [list(pool.held_out_pairs(settings.validation_pairs, probed=probed)) for pool in pools]
-        self.references = [
-            _mean([self._barrier(pool, pair, left, solve(_bind(pair)).alignment) for pair, left in pairs])
-            for pool, pairs in zip(pools, self.pairs, strict=True)
-        ]
+        self.references = self._barriers(lambda pair: solve(on_cpu(pair)).alignment)
 
     def __bool__(self) -> bool:
         return any(self.pairs)
 
-    def measure(self, aligner: Aligner) -> HeldOutResult:
-        """Align every pair as the solver does and measure its barrier."""
+    def measure(self, aligner: Aligner) -> tuple[float, tuple[float, ...]]:
+        """Align every pair as the solver does: scores, rounds of consensus, assignment.
+
+        Returns:
+            The mean over sets of the barrier relative to that of weight matching, below 1 is better than it; and the
+            mean barrier of each set, NaN for a set without held-out pairs.
+        """
+
+        def align(pair: AlignerInput) -> Alignment:
+            scores = aligner.score(pair)
+            if self.settings.validation_rounds:
+                scores = consensus(Objective(on_cpu(pair)), scores, self.settings.validation_rounds)
+            return Alignment(pair.graph, best_element(pair.graph, scores))
+
         was_training = aligner.training
         aligner.eval()
-        rounds = self.settings.validation_rounds
-        barriers = [
-            _mean([self._barrier(pool, pair, left, align(aligner, pair, rounds)) for pair, left in pairs])
-            for pool, pairs in zip(self.pools, self.pairs, strict=True)
-        ]
+        barriers = self._barriers(align)
         aligner.train(was_training)
-        ratios = [
-            (barrier + FLOOR) / (reference + FLOOR)
-            for barrier, reference in zip(barriers, self.references, strict=True)
-            if barrier == barrier  # not NaN
-        ]
-        return HeldOutResult(tuple(barriers), _mean(ratios))
+        both = zip(barriers, self.references, strict=True)
+        ratios = [(barrier + FLOOR) / (reference + FLOOR) for barrier, reference in both if not math.isnan(barrier)]
+        return _mean(ratios), barriers
 
-    def _barrier(self, pool: Pool, pair: AlignerInput, left: int, alignment: Alignment) -> float:
-        moved = {name: alignment.apply_tensor(name, tensor) for name, tensor in pair.b.items()}
-        first_names = pair.graph.first_names
-        a, b = ({name: side[first] for name, first in first_names.items()} for side in (pair.a, moved))
-        return interpolate(pool.task("test", left), a, b, points=self.settings.validation_points).barrier
-
-
-def align(aligner: Aligner, pair: AlignerInput, rounds: int) -> Alignment:
-    """Align B to A by an aligner: scores, rounds of consensus, assignment."""
-    with torch.no_grad():
-        scores = {name: matrix.detach().cpu().double() for name, matrix in aligner(pair).items()}
-    if rounds:
-        scores = consensus(pair_objective(pair), scores, rounds)
-    return Alignment(pair.graph, best_element(pair.graph, scores))
+    def _barriers(self, align: Callable[[AlignerInput], Alignment]) -> tuple[float, ...]:
+        """Measure the mean barrier of each set after an alignment of its pairs."""
+        means = []
+        for pool, pairs in zip(self.pools, self.pairs, strict=True):
+            barriers = []
+            for pair, left in pairs:
+                alignment, first_names = align(pair), pair.graph.first_names
+                moved = {name: alignment.apply_tensor(name, tensor) for name, tensor in pair.b.items()}
+                a, b = ({name: side[first] for name, first in first_names.items()} for side in (pair.a, moved))
+                line = interpolate(pool.task("test", left), a, b, points=self.settings.validation_points)
+                barriers.append(line.barrier)
+            means.append(_mean(barriers))
+        return tuple(means)
 
 
-def pair_objective(pair: AlignerInput) -> Objective:
-    """Make the weight-matching objective of a pair, in float64 on the CPU."""
-    return Objective(_bind(pair))
-
-
-def _bind(pair: AlignerInput) -> Pair:
+def on_cpu(pair: AlignerInput) -> Pair:
+    """Bind the weights of a pair to its graph, on the CPU."""
     a, b = ({name: tensor.cpu() for name, tensor in side.items()} for side in (pair.a, pair.b))
     return Pair(pair.graph, a, b)
 

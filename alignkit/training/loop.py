@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,30 +109,6 @@ def train(
     Source: [Navon24], sections 4.2 and 4.3.
     """
     settings = settings or RECOMMENDED.get(aligner.encoder, TrainingSettings())
-    try:
-        from lightning_fabric import Fabric
-    except ImportError as error:
-        raise MissingExtraError('training needs Lightning Fabric: pip install "alignkit[train]"') from error
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device is cuda, but torch sees no GPU. Train with device cpu.")
-    fabric = Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
-    _check_sets(aligner, sets, settings)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = _identify(aligner, sets, settings)
-    if not resume and (folder / CHECKPOINT).exists():
-        raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
-    state = TrainingCheckpoint.load(folder, run)
-    pools = [Pool(one, settings, None if data is None else Path(data), fabric.device) for one in sets]
-    trainer = _Trainer(aligner, pools, settings, fabric, folder, state or TrainingCheckpoint(run))
-    metrics = Metrics(folder, len(sets), trainer.state.step if state else 0, tensorboard=tensorboard)
-    try:
-        return trainer.run(metrics, report or (lambda row: None))
-    finally:
-        metrics.close()
-
-
-def _check_sets(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSettings) -> None:
     if not sets:
         raise TrainingError("there are no sets of networks to train on.")
     for at, networks in enumerate(sets):
@@ -146,54 +123,54 @@ def _check_sets(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSe
         raise TrainingError(f"validation_points is {settings.validation_points}: give an odd number.")
     if not settings.supervised + settings.alignment + settings.interpolation:
         raise TrainingError("all three losses have weight 0, so there is nothing to learn from.")
-
-
-def _identify(aligner: Aligner, sets: Sequence[Networks], settings: TrainingSettings) -> dict[str, Any]:
-    """Collect what decides the result of a run, as JSON values."""
-    facts = {
-        "settings": settings.model_dump(mode="json", exclude={"checkpoint_every"}),
-        "sets": [{"graph": one.graph.fingerprint, "networks": len(one)} for one in sets],
-        "encoder": aligner.encoder,
-        "aligner": aligner.settings(),
-        "start": aligner.fingerprint,
-    }
-    return dict(json.loads(json.dumps(facts)))
-
-
-# ---------------------------------------------------------------------- the loop
+    if not resume and (Path(folder) / CHECKPOINT).exists():
+        raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
+    trainer = _Trainer(aligner, sets, settings, Path(folder), None if data is None else Path(data))
+    with closing(Metrics(trainer.folder, len(sets), trainer.state.step, tensorboard=tensorboard)) as metrics:
+        return trainer.run(metrics, report)
 
 
 class _Trainer:
     """The loop over steps, and everything that a checkpoint holds."""
 
     def __init__(
-        self,
-        aligner: Aligner,
-        pools: Sequence[Pool],
-        settings: TrainingSettings,
-        fabric: Any,
-        folder: Path,
-        state: TrainingCheckpoint,
+        self, aligner: Aligner, sets: Sequence[Networks], settings: TrainingSettings, folder: Path, data: Path | None
     ) -> None:
-        self.aligner, self.pools, self.settings = aligner, pools, settings
-        self.fabric, self.folder, self.state = fabric, folder, state
-        optimizer = torch.optim.AdamW(
-            aligner.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.losses, self.optimizer = fabric.setup(StepLosses(aligner, settings), optimizer)
-        self.held_out = HeldOut(pools, settings, probed=aligner.needs_probes)
-        self.skipped = 0
-        if state.step:
-            aligner.load_state_dict(state.aligner)
-            self.optimizer.load_state_dict(state.optimizer)
+        try:
+            from lightning_fabric import Fabric
+        except ImportError as error:
+            raise MissingExtraError('training needs Lightning Fabric: pip install "alignkit[train]"') from error
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise TrainingError("device is cuda, but torch sees no GPU. Train with device cpu.")
+        self.fabric: Any = Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
+        folder.mkdir(parents=True, exist_ok=True)
+        # What decides the result of a run, as JSON values.
+        facts = {
+            "settings": settings.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "sets": [{"graph": one.graph.fingerprint, "networks": len(one)} for one in sets],
+            "encoder": aligner.encoder,
+            "aligner": aligner.settings(),
+            "start": aligner.fingerprint,
+        }
+        self.state = TrainingCheckpoint.load(folder, json.loads(json.dumps(facts)))
+        self.aligner, self.settings, self.folder, self.skipped = aligner, settings, folder, 0
+        self.pools = [Pool(one, settings, data, self.fabric.device) for one in sets]
+        rate, decay = settings.learning_rate, settings.weight_decay
+        optimizer = torch.optim.AdamW(aligner.parameters(), lr=rate, weight_decay=decay)
+        self.losses, self.optimizer = self.fabric.setup(StepLosses(aligner, settings), optimizer)
+        self.held_out = HeldOut(self.pools, settings, probed=aligner.needs_probes)
+        if self.state.step:
+            aligner.load_state_dict(self.state.aligner)
+            self.optimizer.load_state_dict(self.state.optimizer)
 
-    def run(self, metrics: Metrics, report: Report) -> TrainingResult:
+    def run(self, metrics: Metrics, report: Report | None) -> TrainingResult:
         """Do all steps that are left."""
         settings, state = self.settings, self.state
 
         def note(row: MetricsRow) -> None:
             metrics.add(row)
-            report(row)
+            if report is not None:
+                report(row)
 
         if not state.step:
             self._measure(note)
@@ -214,13 +191,19 @@ class _Trainer:
             state.start,
             state.best_score if self.held_out else None,
             tuple(state.best_barriers),
-            tuple(self.held_out.references),
+            self.held_out.references,
             state.stopped,
         )
 
     def _step(self, step: int) -> MetricsRow:
         settings, started = self.settings, time.perf_counter()
-        at, labelled = self._choose_set(step)
+        if settings.set_weights is None:
+            turn, at = divmod(step, len(self.pools))
+        else:
+            weights = torch.tensor(settings.set_weights, dtype=torch.float64)
+            at = int(torch.multinomial(weights, 1, generator=seeded(settings.seed, step, "set")))
+            turn = step
+        labelled = settings.supervised > 0 and turn % settings.supervised_every == 0
         done = step / max(1, settings.steps - 1)
         share = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
         for group in self.optimizer.param_groups:
@@ -251,24 +234,10 @@ class _Trainer:
             seconds=time.perf_counter() - started,
         )
 
-    def _choose_set(self, step: int) -> tuple[int, bool]:
-        """Choose the set that a step draws from, and whether it has labelled pairs."""
-        settings, count = self.settings, len(self.pools)
-        turn = step
-        if settings.set_weights is None:
-            at, turn = step % count, step // count
-        else:
-            weights = torch.tensor(settings.set_weights, dtype=torch.float64)
-            at = int(torch.multinomial(weights, 1, generator=seeded(settings.seed, step, "set")))
-        return at, settings.supervised > 0 and turn % settings.supervised_every == 0
-
     def _update(self) -> float:
         """Clip the gradient and step; a gradient that is not finite is left out."""
-        norm = float(
-            self.fabric.clip_gradients(
-                self.losses, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False
-            )
-        )
+        limits = {"max_norm": self.settings.clip, "error_if_nonfinite": False}
+        norm = float(self.fabric.clip_gradients(self.losses, self.optimizer, **limits))
         if math.isfinite(norm):
             self.optimizer.step()
             self.skipped = 0
@@ -288,14 +257,13 @@ class _Trainer:
             state.best, state.best_step = self._parameters(), state.step
             return
         started = time.perf_counter()
-        result = self.held_out.measure(self.aligner)
-        seconds = time.perf_counter() - started
-        note(MetricsRow(state.step, seconds=seconds, held_out=result.score, barriers=result.barriers))
+        score, barriers = self.held_out.measure(self.aligner)
+        note(MetricsRow(state.step, seconds=time.perf_counter() - started, held_out=score, barriers=barriers))
         if state.step == 0:
-            state.start = result.score
-        if result.score < state.best_score:
-            state.best, state.best_step, state.best_score = self._parameters(), state.step, result.score
-            state.best_barriers, state.idle = list(result.barriers), 0
+            state.start = score
+        if score < state.best_score:
+            state.best, state.best_step, state.best_score = self._parameters(), state.step, score
+            state.best_barriers, state.idle = list(barriers), 0
             save_aligner(self.folder / BEST, self.aligner, {"step": str(state.step)})
         else:
             state.idle += 1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from alignkit.errors import TrainingError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.tasks.batches import Batch
-from alignkit.tasks.minibatches import Minibatches
+from alignkit.tasks.minibatches import first_batches, join_batches
 from alignkit.tasks.task import Task
 from alignkit.training.augment import Freedom, augment, find_freedoms
 from alignkit.training.settings import TrainingSettings
@@ -28,6 +28,9 @@ PROOF_ROWS = 16
 """Samples on which changes are proved to leave the function: an output that moves on none of them does not move."""
 KEPT_BYTES = 1 << 30
 """Sets of networks that take no more than this are kept in memory."""
+
+Item = TypeVar("Item")
+Device = torch.device | str
 
 
 class Networks(Protocol):
@@ -50,9 +53,7 @@ class Networks(Protocol):
     def model(self) -> nn.Module:
         """Make a module of the architecture."""
 
-    def task(
-        self, split: str, samples: int | None, folder: Path | None, *, index: int, device: torch.device | None
-    ) -> Task:
+    def task(self, split: str, samples: int | None, folder: Path | None, *, index: int, device: Device | None) -> Task:
         """Make a task of what a network learnt, on the data of the split "train" or "test"."""
 
 
@@ -73,8 +74,7 @@ def seeded(*parts: object) -> torch.Generator:
 
 def seed_of(*parts: object) -> int:
     """Make a seed that depends on all parts, the same in every process."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:6], "big")
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:6], "big")
 
 
 class Pool:
@@ -91,15 +91,17 @@ class Pool:
     """
 
     def __init__(
-        self,
-        networks: Networks,
-        settings: TrainingSettings,
-        folder: Path | None = None,
-        device: torch.device | str = "cpu",
+        self, networks: Networks, settings: TrainingSettings, folder: Path | None = None, device: Device = "cpu"
     ) -> None:
         self.networks, self.settings, self.graph, self.folder = networks, settings, networks.graph, folder
         self.device = torch.device(device)
-        self.train, self.held_out = (self._group(split) for split in ("train", "validation"))
+        splits = []
+        for split in ("train", "validation"):
+            by_target: dict[int, list[int]] = defaultdict(list)
+            for index in networks.indices(split):
+                by_target[networks.target(index)].append(index)
+            splits.append([together for together in by_target.values() if len(together) > 1])
+        self.train, self.held_out = splits  # Groups of networks that learnt the same.
         if not self.train:
             raise TrainingError(
                 f"pairs need two networks that learnt the same, and the training split of a set of {len(networks)} "
@@ -111,13 +113,6 @@ class Pool:
         self._kept: dict[int, dict[str, Tensor]] = {}
         size = sum(tensor.nbytes for tensor in networks[self.train[0][0]].values())
         self._keep = size * len(networks) <= KEPT_BYTES
-
-    def _group(self, split: str) -> list[list[int]]:
-        """Group the networks of a split by what they learnt, where there are two or more."""
-        by_target: dict[int, list[int]] = {}
-        for index in self.networks.indices(split):
-            by_target.setdefault(self.networks.target(index), []).append(index)
-        return [together for together in by_target.values() if len(together) > 1]
 
     def task(self, split: str, index: int) -> Task:
         """Return what a network learnt, on samples to learn from ("train") or held out ("test")."""
@@ -131,17 +126,14 @@ class Pool:
         """Return all samples to learn from, for one network, in as few batches as can be."""
         target = self.networks.target(index)
         if target not in self._samples:
-            settings = self.settings
-            batches = Minibatches(self.task("train", index), settings.samples, settings.batch_size, seeded("samples"))
-            self._samples[target] = batches.pools
+            self._samples[target] = join_batches(first_batches(self.task("train", index), self.settings.samples))
         return self._samples[target]
 
     @cached_property
     def readings(self) -> dict[str, list[Reading]]:
         """Where the units of each group are seen, proved on one network."""
-        index = self.train[0][0]
-        task = self.task("train", index)
-        return find_readings(self.graph, task, task.checked(dict(self.networks[index])))[0]
+        task, first = self.task("train", self.train[0][0]), self.networks[self.train[0][0]]
+        return find_readings(self.graph, task, task.checked(first))[0]
 
     @cached_property
     def freedoms(self) -> tuple[Freedom, ...]:
@@ -161,19 +153,17 @@ class Pool:
             self._kept[index] = weights
         return weights
 
-    # ---------------------------------------------------------------- pairs
-
     def unlabelled(self, *seed: object, probed: bool) -> tuple[AlignerInput, int]:
         """Draw two different networks that learnt the same; returns the number of the first, too."""
         generator = seeded(*seed, "networks")
-        together = self.train[self._draw([len(group) for group in self.train], generator)]
+        together = _draw(self.train, len, generator)
         left, right = (together[i] for i in torch.randperm(len(together), generator=generator)[:2].tolist())
         return self._pair(left, self.weights(right), *seed, probed=probed), left
 
     def labelled(self, *seed: object, probed: bool) -> tuple[AlignerInput, Alignment]:
         """Draw a network, a changed and permuted copy of it, and the alignment that brings the copy back."""
         generator = seeded(*seed, "network")
-        together = self.train[self._draw([len(group) for group in self.train], generator)]
+        together = _draw(self.train, len, generator)
         left = together[int(torch.randint(len(together), (), generator=generator))]
         changed = augment(self.graph, self.weights(left), self.freedoms, self.settings.augmentations, generator)
         moved = Alignment.random(self.graph, seed_of(*seed, "order"))
@@ -185,39 +175,37 @@ class Pool:
 
         Neighbours in the split first, then the next but one, so that few pairs are of many networks.
         """
-        for number, (left, right) in enumerate(islice(self._neighbours(), count)):
+        largest = max(map(len, self.held_out), default=0)
+        neighbours = (
+            (together[at], together[at + distance])
+            for distance, at, together in product(range(1, largest), range(largest), self.held_out)
+            if at + distance < len(together)
+        )
+        for number, (left, right) in enumerate(islice(neighbours, count)):
             yield self._pair(left, self.weights(right), "held out", number, probed=probed), left
 
-    def _neighbours(self) -> Iterator[tuple[int, int]]:
-        largest = max((len(together) for together in self.held_out), default=0)
-        for distance in range(1, largest):
-            for at in range(largest):
-                for together in self.held_out:
-                    if at + distance < len(together):
-                        yield together[at], together[at + distance]
-
     def _pair(self, left: int, b: Mapping[str, Tensor], *seed: object, probed: bool) -> AlignerInput:
-        if not probed:
-            return AlignerInput(self.graph, self.weights(left), b, None, seed_of(*seed))
-        generator, kind, count = seeded(*seed, "probes"), self.settings.probe_inputs, self.settings.probes
-        coin = float(torch.rand((), generator=generator))
-        batch = self.minibatch(left, generator, count)
-        if batch.splittable and (kind == "random" or (kind == "mixed" and coin < 0.5)):
-            batch = random_batch(batch, count, generator)
-        probing = Probing(self.model, self.readings, batch)
+        probing = None
+        if probed:
+            generator, kind, count = seeded(*seed, "probes"), self.settings.probe_inputs, self.settings.probes
+            coin = float(torch.rand((), generator=generator))
+            batch = self.minibatch(left, generator, count)
+            if batch.splittable and (kind == "random" or (kind == "mixed" and coin < 0.5)):
+                batch = random_batch(batch, count, generator)
+            probing = Probing(self.model, self.readings, batch)
         return AlignerInput(self.graph, self.weights(left), b, probing, seed_of(*seed))
 
     def minibatch(self, index: int, generator: torch.Generator, rows: int | None = None) -> Batch:
         """Draw random samples of what a network learnt."""
-        batches = self.samples(index)
-        batch = batches[self._draw([one.size for one in batches], generator)]
+        batch = _draw(self.samples(index), lambda batch: batch.size, generator)
         if not batch.splittable:
             return batch
         return batch.pick(torch.randperm(batch.size, generator=generator)[: rows or self.settings.batch_size])
 
-    @staticmethod
-    def _draw(sizes: Sequence[int], generator: torch.Generator) -> int:
-        """Draw a position, as often as its size says."""
-        if len(sizes) == 1:
-            return 0
-        return int(torch.multinomial(torch.tensor(sizes, dtype=torch.float64), 1, generator=generator))
+
+def _draw(items: Sequence[Item], size: Callable[[Item], int], generator: torch.Generator) -> Item:
+    """Draw one of some items, each as often as its size says."""
+    if len(items) == 1:
+        return items[0]
+    sizes = torch.tensor([size(item) for item in items], dtype=torch.float64)
+    return items[int(torch.multinomial(sizes, 1, generator=generator))]

@@ -58,15 +58,15 @@ class TrainingCheckpoint:
             torch.save({**FORMAT.header, **fields, "run": json.dumps(self.run)}, temporary)
 
     @classmethod
-    def load(cls, folder: Path, run: Mapping[str, Any]) -> TrainingCheckpoint | None:
-        """Read the checkpoint of a folder, None where there is none.
+    def load(cls, folder: Path, run: dict[str, Any]) -> TrainingCheckpoint:
+        """Read the checkpoint of a folder, or return that of a run before its first step where there is none.
 
         Raises:
             TrainingError: It cannot be read, or belongs to another run.
         """
         path = folder / CHECKPOINT
         if not path.exists():
-            return None
+            return cls(run)
         try:
             state = FORMAT.check(load_pickle(path), path)
         except WeightsError as error:
@@ -88,12 +88,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             differences += _differences(before, after, f"{name}.")
         elif before != after:
-            differences.append(f"{name} was {_short(before)} and is {_short(after)}")
+            before, after = (shorten(json.dumps(value), 60) for value in (before, after))
+            differences.append(f"{name} was {before} and is {after}")
     return differences
-
-
-def _short(value: object) -> str:
-    return shorten(json.dumps(value), 60)
 
 
 @dataclass
@@ -138,7 +135,13 @@ class Metrics:
             writer.writerows(kept)
         self._stream = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._stream, self.columns)
-        self._board = _board(folder, after) if tensorboard else None
+        self._board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise MissingExtraError("--tensorboard needs TensorBoard: pip install tensorboard") from error
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 
     def add(self, row: MetricsRow) -> None:
         """Write one line; it is on disk when this returns."""
@@ -162,11 +165,3 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     """Lines of a ``metrics.csv``; a last line that was cut off is left out."""
     with path.open(newline="", encoding="utf-8") as stream:
         return [line for line in csv.DictReader(stream) if None not in line.values()]
-
-
-def _board(folder: Path, after: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("--tensorboard needs TensorBoard: pip install tensorboard") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.consensus import consensus
 from alignkit.deepalign.relaxation import Relaxed, relax
-from alignkit.training.held_out import pair_objective
+from alignkit.matching.objective import Objective
+from alignkit.training.held_out import on_cpu
 from alignkit.training.losses import alignment_loss, interpolation_loss, move_softly, supervised_loss
 from alignkit.training.pairs import Pool, seeded
 from alignkit.training.settings import TrainingSettings
@@ -30,11 +31,31 @@ class StepLosses(nn.Module):
             numbers: Numbers of the pairs in the step.
             labelled: Whether there are labelled pairs, too.
         """
+        settings, graph, probed = self.settings, pool.graph, self.aligner.needs_probes
         losses: dict[str, Tensor] = {}
-        if self.settings.alignment or self.settings.interpolation:
-            losses |= self._unlabelled(pool, step, numbers)
+        if settings.alignment or settings.interpolation:
+            seeds = [(settings.seed, step, i, "unlabelled") for i in numbers]
+            pairs, lefts = zip(*(pool.unlabelled(*seed, probed=probed) for seed in seeds), strict=True)
+            scores = [self._agree(pair) for pair in pairs]
+            with torch.autocast(pool.device.type, enabled=False):
+                a, moved = (
+                    [pair.a for pair in pairs],
+                    move_softly(self._relax(pool, scores), [pair.b for pair in pairs]),
+                )
+                if settings.alignment:
+                    losses["alignment"] = alignment_loss(graph, a, moved)
+                if settings.interpolation:
+                    generators = [seeded(*seed, "task") for seed in seeds]
+                    lambdas = [1 - float(torch.rand((), generator=generator)) for generator in generators]
+                    batches = [pool.minibatch(left, one) for left, one in zip(lefts, generators, strict=True)]
+                    tasks = [pool.task("train", left) for left in lefts]
+                    losses["interpolation"] = interpolation_loss(tasks, graph, a, moved, lambdas, batches)
         if labelled:
-            losses["supervised"] = self._labelled(pool, step, numbers)
+            seeds = [(settings.seed, step, i, "labelled") for i in numbers]
+            pairs, answers = zip(*(pool.labelled(*seed, probed=probed) for seed in seeds), strict=True)
+            scores = [self.aligner(pair) for pair in pairs]
+            with torch.autocast(pool.device.type, enabled=False):
+                losses["supervised"] = supervised_loss(self._relax(pool, scores), answers)
         return losses
 
     def _relax(self, pool: Pool, scores: list[dict[str, Tensor]]) -> Relaxed:
@@ -50,31 +71,5 @@ class StepLosses(nn.Module):
         device = next(iter(scores.values())).device
         with torch.autocast(device.type, enabled=False):
             wide = {group: matrix.double().cpu() for group, matrix in scores.items()}
-            agreed = consensus(pair_objective(pair), wide, self.settings.rounds)
+            agreed = consensus(Objective(on_cpu(pair)), wide, self.settings.rounds)
         return {group: matrix.to(device, torch.float32) for group, matrix in agreed.items()}
-
-    def _labelled(self, pool: Pool, step: int, numbers: tuple[int, ...]) -> Tensor:
-        seeds = [(self.settings.seed, step, i, "labelled") for i in numbers]
-        drawn = [pool.labelled(*seed, probed=self.aligner.needs_probes) for seed in seeds]
-        scores = [self.aligner(pair) for pair, _ in drawn]
-        with torch.autocast(pool.device.type, enabled=False):
-            return supervised_loss(self._relax(pool, scores), [answer for _, answer in drawn])
-
-    def _unlabelled(self, pool: Pool, step: int, numbers: tuple[int, ...]) -> dict[str, Tensor]:
-        settings = self.settings
-        seeds = [(settings.seed, step, i, "unlabelled") for i in numbers]
-        drawn = [pool.unlabelled(*seed, probed=self.aligner.needs_probes) for seed in seeds]
-        pairs, lefts = [pair for pair, _ in drawn], [left for _, left in drawn]
-        scores = [self._agree(pair) for pair in pairs]
-        losses = {}
-        with torch.autocast(pool.device.type, enabled=False):
-            a, moved = [pair.a for pair in pairs], move_softly(self._relax(pool, scores), [pair.b for pair in pairs])
-            if settings.alignment:
-                losses["alignment"] = alignment_loss(pool.graph, a, moved)
-            if settings.interpolation:
-                generators = [seeded(*seed, "task") for seed in seeds]
-                lambdas = [1 - float(torch.rand((), generator=generator)) for generator in generators]
-                batches = [pool.minibatch(left, one) for left, one in zip(lefts, generators, strict=True)]
-                tasks = [pool.task("train", left) for left in lefts]
-                losses["interpolation"] = interpolation_loss(tasks, pool.graph, a, moved, lambdas, batches)
-        return losses

@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from alignkit.errors import ZooError
 from alignkit.text import describe_validation
+from alignkit.zoo.frozen import Frozen
 from alignkit.zoo.modules import ResidualBlock, RowReader, Sine, VisionTransformer
 
 Positive = Annotated[int, Field(ge=1)]
@@ -22,10 +23,9 @@ Activation = Literal["relu", "gelu", "tanh", "sin"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "sin": Sine}
 
 
-class Architecture(BaseModel, ABC):
+class Architecture(Frozen, ABC):
     """What the networks of a data set look like. One subclass a family; `architecture` makes one by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     family: str
     shape: tuple[Positive, ...] | None = None
     """Shape of one input, such as ``(1, 28, 28)``. None until a source is chosen, see `for_source`."""
@@ -125,18 +125,19 @@ class Cnn(Architecture):
     def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         stride = 2 if self.pooling == "stride" else 1
-        side = (shape[1], shape[2])
+        sides = list(shape[1:])
         for index, (before, width) in enumerate(pairwise((shape[0], *self.channels)), start=1):
             layers[f"conv{index}"] = nn.Conv2d(before, width, self.kernel, stride, padding=self.kernel // 2)
             layers[f"act{index}"] = ACTIVATIONS[self.activation]()
             if self.pooling != "stride":
                 layers[f"pool{index}"] = nn.MaxPool2d(2) if self.pooling == "max" else nn.AvgPool2d(2)
-            side = tuple((s + 2 * (self.kernel // 2) - self.kernel) // stride + 1 for s in side)  # type: ignore[assignment]
-            side = (side[0], side[1]) if stride == 2 else (side[0] // 2, side[1] // 2)
-        if min(side) < 1:
+            # An even kernel makes the image larger by one; pooling halves it after the convolution.
+            sides = [(side + 2 * (self.kernel // 2) - self.kernel) // stride + 1 for side in sides]
+            sides = sides if stride == 2 else [side // 2 for side in sides]
+        if min(sides) < 1:
             raise ValueError(f"{len(self.channels)} halvings leave nothing of the image")
         layers["read"] = nn.Flatten() if self.head == "flatten" else _MeanOverPositions()
-        units = self.channels[-1] * (math.prod(side) if self.head == "flatten" else 1)
+        units = self.channels[-1] * (math.prod(sides) if self.head == "flatten" else 1)
         for index, (before, width) in enumerate(pairwise((units, *self.dense_widths)), start=1):
             layers[f"hidden{index}"] = nn.Linear(before, width)
             layers[f"hidden_act{index}"] = ACTIVATIONS[self.activation]()
@@ -204,10 +205,8 @@ class Vit(Architecture):
             raise ValueError(f"dim {self.dim} cannot be divided among {self.heads} heads")
         if height % self.patch or width % self.patch:
             raise ValueError(f"{height}x{width} pixels cannot be cut into patches of {self.patch}x{self.patch}")
-        hidden = self.hidden or 2 * self.dim
-        return VisionTransformer(
-            (channels, height, width), self.patch, self.dim, self.heads, self.depth, hidden, outputs
-        )
+        tokens, hidden = (height // self.patch) * (width // self.patch), self.hidden or 2 * self.dim
+        return VisionTransformer(channels, tokens, self.patch, self.dim, self.heads, self.depth, hidden, outputs)
 
 
 class Siren(Architecture):
@@ -250,7 +249,6 @@ class Lstm(Architecture):
 
 
 AnyArchitecture = Annotated[Mlp | Cnn | ResNet | Vit | Siren | Lstm, Field(discriminator="family")]
-FAMILIES = ("mlp", "cnn", "resnet", "vit", "siren", "lstm")
 _ADAPTER: TypeAdapter[Architecture] = TypeAdapter(AnyArchitecture)
 
 

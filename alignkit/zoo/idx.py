@@ -34,7 +34,15 @@ def read_images(name: str, folder: str | Path | None, split: str) -> tuple[Tenso
         MissingExtraError: The digits are asked for and scikit-learn is not installed.
     """
     if name == "digits":
-        return _digits(split)
+        try:
+            from sklearn.datasets import load_digits
+            from sklearn.model_selection import train_test_split
+        except ImportError as error:
+            raise MissingExtraError("the digits come with scikit-learn: pip install 'alignkit[demo]'.") from error
+        pixels, labels = load_digits(return_X_y=True)
+        rows = train_test_split(range(len(labels)), test_size=DIGITS_TEST, stratify=labels, random_state=0)
+        chosen = torch.as_tensor(rows[split == "test"])
+        return torch.as_tensor(pixels.reshape(-1, 1, 8, 8)).float()[chosen] / 16, torch.as_tensor(labels).long()[chosen]
     if folder is None:
         raise ZooError(
             f"{name} is read from idx files: give the folder that holds {PREFIX[split]}-images-idx3-ubyte.gz and its "
@@ -75,16 +83,3 @@ def _read_idx(path: Path, axes: int) -> Tensor:
     if data.size != np.prod(shape):
         raise ZooError(f"{path} is cut off or damaged: {data.size} values instead of {'x'.join(map(str, shape))}.")
     return torch.from_numpy(data.reshape(shape).copy())
-
-
-def _digits(split: str) -> tuple[Tensor, Tensor]:
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise MissingExtraError("the digits come with scikit-learn: pip install 'alignkit[demo]'.") from error
-    digits = load_digits()
-    rows = train_test_split(range(len(digits.target)), test_size=DIGITS_TEST, stratify=digits.target, random_state=0)
-    chosen = torch.as_tensor(rows[split == "test"])
-    images = torch.as_tensor(digits.images).float()[chosen] / 16
-    return images[:, None], torch.as_tensor(digits.target).long()[chosen]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import ZooError
 from alignkit.text import describe_validation
 from alignkit.zoo.architectures import AnyArchitecture, Architecture
+from alignkit.zoo.frozen import Frozen
 from alignkit.zoo.recipe import Recipe, complete_recipe
 from alignkit.zoo.sources import AnySource, Source
 
@@ -23,10 +24,9 @@ SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
-class NetworkRecord(BaseModel):
+class NetworkRecord(Frozen):
     """One network of a data set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     index: int
     """Number in the data set."""
     seed: int
@@ -39,20 +39,18 @@ class NetworkRecord(BaseModel):
     """Share of the test split that is classified right, None for signals."""
 
 
-class SetShard(BaseModel):
+class SetShard(Frozen):
     """One file of stacked weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     file: str
     first: int
     """Number of its first network."""
     networks: tuple[NetworkRecord, ...]
 
 
-class SetPlan(BaseModel):
+class SetPlan(Frozen):
     """Everything that decides the weights of a data set: equal plans give equal networks. `plan_set` makes one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     architecture: AnyArchitecture
     source: AnySource
     recipe: Recipe
@@ -125,10 +123,9 @@ def plan_set(
         raise ZooError(f"this set of networks cannot be planned: {describe_validation(error)}") from error
 
 
-class Manifest(BaseModel):
+class Manifest(Frozen):
     """What stands in ``manifest.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     plan: SetPlan
     splits: dict[SplitName, tuple[int, ...]]
     """Numbers of the networks of each split. All views of one signal are in the same."""

@@ -56,13 +56,11 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix the tokens."""
-        query, key, value = (self._split(layer(tokens)) for layer in (self.query, self.key, self.value))
+        projected = [layer(tokens) for layer in (self.query, self.key, self.value)]
+        query, key, value = (x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2) for x in projected)
         weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
         mixed: Tensor = self.out((weights @ value).transpose(1, 2).flatten(2))
         return mixed
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.view(*tokens.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class EncoderBlock(nn.Module):
@@ -85,11 +83,10 @@ class VisionTransformer(nn.Module):
     """Patches, encoder blocks, mean over tokens, classifier; ``[n, c, h, w]`` to ``[n, outputs]``."""
 
     def __init__(
-        self, shape: tuple[int, int, int], patch: int, dim: int, heads: int, depth: int, hidden: int, outputs: int
+        self, channels: int, tokens: int, patch: int, dim: int, heads: int, depth: int, hidden: int, outputs: int
     ) -> None:
         super().__init__()
-        tokens = (shape[1] // patch) * (shape[2] // patch)
-        self.patches = nn.Conv2d(shape[0], dim, patch, patch)
+        self.patches = nn.Conv2d(channels, dim, patch, patch)
         self.positions = nn.Parameter(0.02 * torch.randn(1, tokens, dim))
         self.blocks = nn.Sequential(*(EncoderBlock(dim, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
@@ -116,13 +113,9 @@ class RowReader(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Classify images."""
         rows = images.squeeze(1)
-        states = self._unrolled(rows) if self.training else self.lstm(rows)[0]
-        scores: Tensor = self.head(states[:, -1])
-        return scores
-
-    def _unrolled(self, rows: Tensor) -> Tensor:
-        """Compute the states ``[n, h, hidden]`` of the last layer."""
-        for layer in range(self.lstm.num_layers):
+        if not self.training:
+            rows = self.lstm(rows)[0]
+        for layer in range(self.lstm.num_layers if self.training else 0):
             read, keep, bias_read, bias_keep = (getattr(self.lstm, f"{name}_l{layer}") for name in LSTM_TENSORS)
             inputs = functional.linear(rows, read, bias_read + bias_keep)
             states: list[Tensor] = []
@@ -133,4 +126,5 @@ class RowReader(nn.Module):
                 cell = forget.sigmoid() * cell + enter.sigmoid() * content.tanh()
                 states.append(leave.sigmoid() * cell.tanh())
             rows = torch.stack(states, 1)
-        return rows
+        scores: Tensor = self.head(rows[:, -1])  # by now the states ``[n, h, hidden]`` of the last layer
+        return scores

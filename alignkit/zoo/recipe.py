@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from alignkit.zoo.architectures import Architecture
+from alignkit.zoo.frozen import Frozen
 from alignkit.zoo.sources import Source
 
 Count = Annotated[int, Field(ge=1)]
@@ -15,14 +16,13 @@ FINAL_SHARE = 0.01
 """The learning rate of the last step, as a share of the highest."""
 
 
-class Recipe(BaseModel):
+class Recipe(Frozen):
     """Settings of one training run: Adam with decoupled weight decay; its rate rises, then falls by a cosine.
 
     What trains networks by a recipe takes what suits the family and the source in place of fields that were not given
     (`complete_recipe`): ``Recipe(epochs=10)`` changes the epochs only.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     epochs: Count | None = None
     """Passes over the training split, each in an order of the network's own. None where ``steps`` is given."""
     steps: Count | None = None

@@ -12,12 +12,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from alignkit.errors import ZooError
 from alignkit.text import describe_validation
+from alignkit.zoo.frozen import Frozen
 from alignkit.zoo.idx import read_images
 
 Split = Literal["train", "test"]
@@ -59,13 +60,14 @@ class Data:
         return inputs, self.targets[torch.arange(len(rows), device=rows.device)[:, None], rows]
 
 
-class Source(BaseModel, ABC):
+class Source(Frozen, ABC):
     """What the networks of a data set learn. `source` makes one by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: str
     loss: ClassVar[Literal["cross_entropy", "mse"]]
     metric: ClassVar[Literal["accuracy"] | None]
+    outputs: ClassVar[int]
+    """Size of the output."""
     own_targets: ClassVar[bool] = False
     """Whether networks have targets of their own, so that only views of one target can be compared by a task."""
 
@@ -73,11 +75,6 @@ class Source(BaseModel, ABC):
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
-
-    @property
-    @abstractmethod
-    def outputs(self) -> int:
-        """Size of the output."""
 
     @abstractmethod
     def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
@@ -121,6 +118,8 @@ class ImageSource(Source):
     name: Literal["digits", "mnist", "fashion-mnist"]
     loss: ClassVar[Literal["cross_entropy", "mse"]] = "cross_entropy"
     metric: ClassVar[Literal["accuracy"] | None] = "accuracy"
+    outputs: ClassVar[int] = CLASSES
+    """Ten, also when fewer classes are learnt."""
     size: Annotated[int, Field(ge=2)] | None = None
     """Pixels of a side, by average pooling: 28 or 14 for MNIST, 8 or 4 for the digits. None is the full size."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -153,11 +152,6 @@ class ImageSource(Source):
         side = self.size or NATIVE[self.name]
         return (1, side, side)
 
-    @property
-    def outputs(self) -> int:
-        """Ten, also when fewer classes are learnt."""
-        return CLASSES
-
     def describe(self) -> str:
         """Return a name such as ``"mnist 14x14 rotated by up to 45, 95 % of classes 0 1 2 3 4"``."""
         side = self.shape[1]
@@ -171,35 +165,41 @@ class ImageSource(Source):
         return Data(*_images(self, None if folder is None else str(folder), split))
 
 
-class SineSource(Source):
+class Signals(Source, ABC):
+    """Functions from coordinates to one number, one for some networks; consecutive networks are views of one."""
+
+    loss: ClassVar[Literal["cross_entropy", "mse"]] = "mse"
+    metric: ClassVar[Literal["accuracy"] | None] = None
+    outputs: ClassVar[int] = 1
+    own_targets: ClassVar[bool] = True
+    coordinates: ClassVar[int]
+    """Numbers that say where a value is asked for."""
+    views: Annotated[int, Field(ge=1)]
+    """Networks that learn the same signal from different initial weights."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One number for each coordinate."""
+        return (self.coordinates,)
+
+    def target(self, index: int) -> int:
+        """Return the signal of a network."""
+        return index // self.views
+
+
+class SineSource(Signals):
     """Sine waves ``f(x) = sin(a x)`` on ``[-pi, pi]``, ``a`` uniform in 0.5..10 ([Navon24])."""
 
     name: Literal["sine"] = "sine"
-    loss: ClassVar[Literal["cross_entropy", "mse"]] = "mse"
-    metric: ClassVar[Literal["accuracy"] | None] = None
-    own_targets: ClassVar[bool] = True
+    coordinates: ClassVar[int] = 1
     views: Annotated[int, Field(ge=1)] = 2
     """Networks that learn the same wave from different initial weights."""
     points: Annotated[int, Field(ge=8)] = 512
     """Coordinates of the training split, evenly spaced; the test split lies in the middles between them."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One coordinate."""
-        return (1,)
-
-    @property
-    def outputs(self) -> int:
-        """One value."""
-        return 1
-
     def describe(self) -> str:
         """Return a name such as ``"sine waves, 2 views"``."""
         return f"sine waves, {self.views} views"
-
-    def target(self, index: int) -> int:
-        """Return the wave of a network; consecutive networks are views of one."""
-        return index // self.views
 
     def frequency(self, target: int, seed: int) -> float:
         """Draw ``a`` of one wave."""
@@ -214,47 +214,28 @@ class SineSource(Source):
         return Data(points, torch.sin(frequencies[:, None, None] * points), own_targets=True)
 
 
-class SignalSource(Source):
+class SignalSource(Signals):
     """Single images as functions from coordinates in ``[-1, 1]^2`` to grey values (image INRs, [Navon24])."""
 
     name: Literal["image-inr"] = "image-inr"
-    loss: ClassVar[Literal["cross_entropy", "mse"]] = "mse"
-    metric: ClassVar[Literal["accuracy"] | None] = None
-    own_targets: ClassVar[bool] = True
+    coordinates: ClassVar[int] = 2
     images: ImageSource = ImageSource(name="mnist")
     """Where the images are drawn from, without repeats (its training split)."""
     views: Annotated[int, Field(ge=1)] = 5
     """Networks that learn the same image from different initial weights."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Row and column."""
-        return (2,)
-
-    @property
-    def outputs(self) -> int:
-        """One grey value."""
-        return 1
-
     def describe(self) -> str:
         """Return a name such as ``"single images of mnist 28x28, 5 views"``."""
         return f"single images of {self.images.describe()}, {self.views} views"
-
-    def target(self, index: int) -> int:
-        """Return the image of a network; consecutive networks are views of one."""
-        return index // self.views
 
     def data(self, folder: Folder, split: Split, targets: Sequence[int], seed: int) -> Data:
         """Return coordinates ``[pixels, 2]`` and grey values ``[networks, pixels, 1]``, normalised, for any split."""
         images, _ = self.images.load(folder, "train")
         order = np.random.default_rng(seed).permutation(len(images))
-        if max(targets) >= len(images):
-            raise ZooError(
-                f"{self.images.describe()} has {len(images)} images, too few for {max(targets) + 1} signals."
-            )
-        height, width = images.shape[2:]
-        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-        pixels = torch.cartesian_prod(rows, columns)
+        wanted = max(targets) + 1
+        if wanted > len(images):
+            raise ZooError(f"{self.images.describe()} has {len(images)} images, too few for {wanted} signals.")
+        pixels = torch.cartesian_prod(*(torch.linspace(-1, 1, side) for side in images.shape[2:]))
         chosen = torch.stack([images[order[target]].flatten() for target in targets])
         return Data(pixels, chosen[..., None], own_targets=True)
 
@@ -283,33 +264,22 @@ def source(name: str, **fields: Any) -> Source:
 def _images(source: ImageSource, folder: str | None, split: Split) -> tuple[Tensor, Tensor]:
     images, labels = read_images(source.name, folder, split)
     if source.classes is not None:
-        rows = _rows_of(labels, source.classes, source.share, split)
-        images, labels = images[rows], labels[rows]
+        is_chosen = torch.isin(labels, torch.tensor(source.classes))
+        keep = is_chosen | (source.share < 1)  # With a share, the test split keeps all classes.
+        if source.share < 1 and split == "train":
+            for label in range(CLASSES):
+                rows = (labels == label).nonzero().flatten()
+                cut = round(source.share * len(rows))
+                keep[rows[cut:] if label in source.classes else rows[:cut]] = False
+        images, labels = images[keep], labels[keep]
     if source.rotate:
-        images = _rotated(images, source.rotate)
+        draws = torch.rand(len(images), generator=torch.Generator().manual_seed(0))
+        angles = (2 * draws - 1) * math.radians(source.rotate)
+        zero = torch.zeros_like(angles)
+        turns = torch.stack([angles.cos(), -angles.sin(), zero, angles.sin(), angles.cos(), zero], 1).view(-1, 2, 3)
+        grid = functional.affine_grid(turns, list(images.shape), align_corners=False)
+        images = functional.grid_sample(images, grid, align_corners=False)
     if source.size is not None and source.size != images.shape[-1]:
         images = functional.avg_pool2d(images, images.shape[-1] // source.size)
     mean, deviation = MOMENTS[source.name]
     return (images - mean) / deviation, labels
-
-
-def _rows_of(labels: Tensor, classes: tuple[int, ...], share: float, split: Split) -> Tensor:
-    """Return the rows that a class split leaves; with a share, the test split keeps all classes."""
-    chosen = torch.isin(labels, torch.tensor(classes))
-    if share == 1 or split == "test":
-        return (chosen | (share < 1)).nonzero().flatten()
-    keep = []
-    for label in range(CLASSES):
-        rows = (labels == label).nonzero().flatten()
-        cut = round(share * len(rows))
-        keep.append(rows[:cut] if label in classes else rows[cut:])
-    return torch.cat(keep).sort().values
-
-
-def _rotated(images: Tensor, degrees: float) -> Tensor:
-    draws = torch.rand(len(images), generator=torch.Generator().manual_seed(0))
-    angles = (2 * draws - 1) * math.radians(degrees)
-    zero = torch.zeros_like(angles)
-    turns = torch.stack([angles.cos(), -angles.sin(), zero, angles.sin(), angles.cos(), zero], 1).view(-1, 2, 3)
-    grid = functional.affine_grid(turns, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, align_corners=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,170 +99,113 @@ def train(
     except (RuntimeError, AssertionError) as error:
         raise ZooError(f"device={str(device)!r} cannot be used: {first_line(error)}") from error
     size = chunk or (architecture.cpu_chunk if where.type == "cpu" else GPU_CHUNK)
-    parts = []
+    states: list[State] = []
+    records: list[NetworkRecord] = []
     for start in range(first, first + count, size):
         numbers = range(start, min(start + size, first + count))
 
-        def on_step(step: int, total: int, start: int = start, numbers: range = numbers) -> None:
+        def on_step(share: float, start: int = start, numbers: range = numbers) -> None:
             if progress is not None:
-                progress(start - first + len(numbers) * step / total)
+                progress(start - first + len(numbers) * share)
 
-        parts.append(_train_chunk(architecture, source, numbers, seed, data, recipe, where, on_step))
-    weights = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
-    return Trained(weights, tuple(record for part in parts for record in part[1]), recipe)
-
-
-def network_seed(seed: int, index: int) -> int:
-    """Return the seed of the initial weights of one network of a data set."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _train_chunk(
-    architecture: Architecture,
-    source: Source,
-    numbers: range,
-    seed: int,
-    folder: str | Path | None,
-    recipe: Recipe,
-    device: torch.device,
-    on_step: Callable[[int, int], None],
-) -> tuple[State, list[NetworkRecord]]:
-    seeds = [network_seed(seed, number) for number in numbers]
-    targets = [source.target(number) for number in numbers]
-    models = [architecture.build(network) for network in seeds]
-    orders = [torch.Generator().manual_seed(network + 1) for network in seeds]
-    try:
-        learnt, judged = (source.data(folder, split, targets, seed).to(device) for split in SPLITS)
-        stack = Stack(models, source.loss, device, recipe.precision)
-        fit(stack, learnt, recipe, orders, on_step)
-        losses, accuracies = stack.evaluate(judged, source.metric)
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise ZooError(f"{len(numbers)} networks at once do not fit {device}: give a smaller chunk.") from error
-        raise
-    records = [
-        NetworkRecord(index=number, seed=network, target=target, loss=loss, accuracy=accuracy)
-        for number, network, target, loss, accuracy in zip(numbers, seeds, targets, losses, accuracies, strict=True)
-    ]
-    lost = [record.index for record in records if not np.isfinite(record.loss)]
-    if lost:
-        raise ZooError(f"networks {lost} of {architecture.describe()} did not stay finite: lower the learning rate.")
-    return stack.cpu(), records
-
-
-def fit(
-    stack: Stack,
-    data: Data,
-    recipe: Recipe,
-    orders: list[torch.Generator],
-    on_step: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Train a stack of networks in place.
-
-    Args:
-        stack: Networks.
-        data: What they learn.
-        recipe: How.
-        orders: One generator a network, for its order of samples.
-        on_step: Called after every step with the steps done and the steps in all.
-    """
-    optimizer = torch.optim.AdamW(
-        stack.parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    total = recipe.total_steps(len(data.inputs))
-    rows = _batches(len(data.inputs), recipe.batch_size, orders, data.inputs.device)
-    for step in range(total):
-        inputs, targets = data.gather(next(rows))
-        stack.backward(inputs, targets, recipe.clip)
-        optimizer.param_groups[0]["lr"] = recipe.rate(step, total)
-        optimizer.step()
-        on_step(step + 1, total)
+        try:
+            stack = Stack(architecture, source, recipe, numbers, seed, where)
+            learnt, judged = (source.data(data, split, stack.targets, seed).to(where) for split in SPLITS)
+            stack.fit(learnt, on_step)
+            records += stack.evaluate(judged)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise ZooError(f"{len(numbers)} networks at once do not fit {where}: give a smaller chunk.") from error
+            raise
+        states.append(stack.cpu())
+        lost = [record.index for record in records if not np.isfinite(record.loss)]
+        if lost:
+            name = architecture.describe()
+            raise ZooError(f"networks {lost} of {name} did not stay finite: lower the learning rate.")
+    weights = {name: torch.cat([state[name] for state in states]) for name in states[0]}
+    return Trained(weights, tuple(records), recipe)
 
 
 class Stack:
-    """Networks of one architecture as stacked tensors ``[k, ...]``.
+    """Networks of one architecture as stacked tensors ``[k, ...]``. A stack of one runs without vmap."""
 
-    A stack of one runs without vmap.
-    """
-
-    def __init__(self, models: list[nn.Module], loss: str, device: torch.device, precision: str = "float32") -> None:
-        if precision == "bf16" and any(
-            isinstance(part, nn.modules.batchnorm._BatchNorm) for part in models[0].modules()
-        ):
+    def __init__(
+        self, architecture: Architecture, source: Source, recipe: Recipe, numbers: range, seed: int, where: torch.device
+    ) -> None:
+        self.recipe, self.numbers, self.targets = recipe, numbers, [source.target(i) for i in numbers]
+        # The seed of a network's initial weights; the next number seeds its order of samples.
+        self.seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] >> 1) for i in numbers]
+        models = [architecture.build(seed_of_weights) for seed_of_weights in self.seeds]
+        self.device, self._loss, self._half = where, LOSSES[source.loss], recipe.precision == "bf16"
+        self._judges_classes = source.metric == "accuracy"
+        batch_norm = nn.modules.batchnorm._BatchNorm
+        if self._half and any(isinstance(part, batch_norm) for part in models[0].modules()):
             raise ZooError("BatchNorm cannot be trained in bf16 here: use precision float32.")
-        self.count = len(models)
-        self.device = device
-        self._half = precision == "bf16"
-        self._loss = LOSSES[loss]
         parameters, buffers = stack_module_state(models)
-        self.parameters: State = {n: p.detach().to(device).requires_grad_() for n, p in parameters.items()}
-        self.buffers: State = {n: b.to(device) for n, b in buffers.items()}
+        self.parameters: State = {n: p.detach().to(where).requires_grad_() for n, p in parameters.items()}
+        self.buffers: State = {n: b.to(where) for n, b in buffers.items()}
         self._model = copy.deepcopy(models[0]).to("meta")
+
+    def fit(self, data: Data, on_step: Callable[[float], None]) -> None:
+        """Train the networks in place; after every step ``on_step`` is told the share of the steps that are done."""
+        recipe, parameters = self.recipe, self.parameters.values()
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+        orders, samples = [torch.Generator().manual_seed(seed + 1) for seed in self.seeds], len(data.inputs)
+        total, size = recipe.total_steps(samples), min(recipe.batch_size, samples)
+        batches: list[Tensor] = []
+        for step in range(total):
+            if not batches:
+                # The next epoch, each network in its own order; the rest at the end is dropped.
+                shuffled = torch.stack([torch.randperm(samples, generator=order) for order in orders])
+                batches = [rows for rows in torch.split(shuffled.to(self.device), size, 1) if rows.shape[1] == size]
+            self.backward(*data.gather(batches.pop(0)), recipe.clip)
+            optimizer.param_groups[0]["lr"] = recipe.rate(step, total)
+            optimizer.step()
+            on_step((step + 1) / total)
 
     def backward(self, inputs: Tensor, targets: Tensor, clip: float | None) -> None:
         """Set ``.grad`` of all parameters; running statistics move on. Inputs and targets: ``[k, batch, ...]``."""
+
+        def objective(parameters: State, buffers: State, inputs: Tensor, targets: Tensor) -> Tensor:
+            outputs: Tensor = functional_call(self._model, (parameters, buffers), (inputs,))
+            return torch.as_tensor(self._loss(outputs.float(), targets))
+
         self._model.train()
         detached = {name: value.detach() for name, value in self.parameters.items()}
-        gradient = grad_and_value(self._objective)
-        with self._precision():
-            if self.count == 1:
+        with warnings.catch_warnings(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            # A slower batching rule of vmap is nothing that the caller could change.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            if len(self.seeds) == 1:
                 # Buffers are views, so that running statistics move on.
-                parameters, buffers = (
-                    {n: value[0] for n, value in state.items()} for state in (detached, self.buffers)
-                )
-                grads, _ = gradient(parameters, buffers, inputs[0], targets[0])
+                first, buffers = ({n: value[0] for n, value in state.items()} for state in (detached, self.buffers))
+                grads, _ = grad_and_value(objective)(first, buffers, inputs[0], targets[0])
                 grads = {name: value[None] for name, value in grads.items()}
             else:
-                grads, _ = torch.vmap(gradient)(detached, self.buffers, inputs, targets)
-        if clip is not None:
-            _clip(grads, clip)
+                grads, _ = torch.vmap(grad_and_value(objective))(detached, self.buffers, inputs, targets)
+        if clip is not None:  # the norm of each network's own gradient
+            squares = torch.stack([grad.flatten(1).square().sum(1) for grad in grads.values()]).sum(0)
+            factors = (clip / squares.sqrt().clamp_min(1e-12)).clamp(max=1)
+            for grad in grads.values():
+                grad *= factors.view(-1, *(1,) * (grad.ndim - 1))
         for name, value in self.parameters.items():
             value.grad = grads[name]
 
     @torch.no_grad()
-    def evaluate(self, data: Data, metric: str | None) -> tuple[list[float], list[float | None]]:
-        """Compute the mean loss, and the accuracy if that is the metric, of each network in turn."""
+    def evaluate(self, data: Data) -> list[NetworkRecord]:
+        """Compute the mean loss, and the accuracy where classes are learnt, of each network in turn."""
         self._model.eval()
-        losses: list[float] = []
-        accuracies: list[float | None] = []
-        for index in range(self.count):
-            state = {name: value[index] for name, value in {**self.parameters, **self.buffers}.items()}
-            targets = data.targets[index] if data.own_targets else data.targets
+        records = []
+        for at, (index, seed, target) in enumerate(zip(self.numbers, self.seeds, self.targets, strict=True)):
+            state = {name: value[at] for name, value in {**self.parameters, **self.buffers}.items()}
+            wanted = data.targets[at] if data.own_targets else data.targets
             parts = [functional_call(self._model, state, (rows,)) for rows in torch.split(data.inputs, EVALUATION_ROWS)]
             outputs = torch.cat(parts)
-            losses.append(float(self._loss(outputs.double(), targets.double() if data.own_targets else targets)))
-            right = (outputs.argmax(-1) == targets).double().mean() if metric == "accuracy" else None
-            accuracies.append(None if right is None else float(right))
-        return losses, accuracies
+            loss = float(self._loss(outputs.double(), wanted.double() if data.own_targets else wanted))
+            accuracy = float((outputs.argmax(-1) == wanted).double().mean()) if self._judges_classes else None
+            records.append(NetworkRecord(index=index, seed=seed, target=target, loss=loss, accuracy=accuracy))
+        return records
 
     def cpu(self) -> State:
         """Copy parameters and buffers by name to the CPU, detached."""
         return {name: value.detach().cpu() for name, value in {**self.parameters, **self.buffers}.items()}
-
-    def _objective(self, parameters: State, buffers: State, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(self._model, (parameters, buffers), (inputs,))
-        return torch.as_tensor(self._loss(outputs.float(), targets))
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        with warnings.catch_warnings(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            # A slower batching rule of vmap is nothing that the caller could change.
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            yield
-
-
-def _clip(grads: State, limit: float) -> None:
-    """Shorten each network's gradient to at most the limit, in place."""
-    squares = torch.stack([grad.flatten(1).square().sum(1) for grad in grads.values()]).sum(0)
-    factors = (limit / squares.sqrt().clamp_min(1e-12)).clamp(max=1)
-    for grad in grads.values():
-        grad *= factors.view(-1, *(1,) * (grad.ndim - 1))
-
-
-def _batches(samples: int, batch: int, orders: list[torch.Generator], device: torch.device) -> Iterator[Tensor]:
-    """Yield rows ``[k, batch]`` of endless epochs, each network in its own order; the rest at the end is dropped."""
-    size = min(batch, samples)
-    while True:
-        shuffled = torch.stack([torch.randperm(samples, generator=order) for order in orders]).to(device)
-        for start in range(0, samples - size + 1, size):
-            yield shuffled[:, start : start + size]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 import alignkit
-from alignkit.deepalign import SHIPPED_CHECKPOINT, AlignerInput, load_aligner
+from alignkit.deepalign import SHIPPED_CHECKPOINT, load_aligner
 from alignkit.deepalign.consensus import SHARPNESS, consensus, soft_elements
 from alignkit.deepalign.probes import channels, respond
 from alignkit.deepalign.probing import find_probing
@@ -27,17 +26,14 @@ def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int
     """
     graph = alignkit.trace(model_a, example)
     problem = Problem(graph.bind(model_a, model_b))
-    probed = find_probing(problem, 128, "auto", None)
-    assert probed.probing is not None and probed.task is not None
-    a, b = (probed.task.checked(side) for side in (problem.a, problem.b))
-    probing = probed.probing
+    pair = find_probing(problem, 128, "auto", None).pair
+    probing = pair.probing
+    assert probing is not None
     group = list(graph.groups)[group_at]
     reading = next(r for r in probing.readings[group] if r.site.when == "post")
-    responses = [respond(probing.model, [reading], side, probing.batch, 0)[reading][0] for side in (a, b)]
+    responses = [respond(probing, side, 0)[reading][0] for side in (pair.a, pair.b)]
     value, gradient, product = channels(*responses)
-    with torch.no_grad():
-        first_scores = load_aligner(SHIPPED_CHECKPOINT)(AlignerInput(graph, a, b, probing))
-    scores = {name: matrix.double() for name, matrix in first_scores.items()}
+    scores = load_aligner(SHIPPED_CHECKPOINT).score(pair)
     agreed = consensus(problem.objective, scores)
     elements = best_element(graph, agreed)
     soft = soft_elements(graph, agreed, SHARPNESS)[group]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from alignkit import Task
-from alignkit.deepalign import AlignerInput, ProbeEncoder
+from alignkit.deepalign import ProbeEncoder
 from alignkit.deepalign.probing import find_probing
 from alignkit.solver import Problem
 from alignkit.testing import attention, convnet, mlp, residual
@@ -36,8 +36,7 @@ def task_of(pair, architecture, dtype=torch.float32):
 
 def pair_of(bound, task):
     problem = Problem(bound, task=task)
-    probed = find_probing(problem, 16, "auto", None)
-    return AlignerInput(bound.graph, task.checked(bound.a), task.checked(bound.b), probed.probing)
+    return find_probing(problem, 16, "auto", None).pair
 
 
 def scores_of(aligner, pair):

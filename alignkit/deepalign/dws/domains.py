@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from math import prod
 
 from torch import Tensor
@@ -120,56 +121,40 @@ def find_incidences(graph: SymmetryGraph) -> Incidences:
     diagonal come on top, and more than two dims or families get the part of the span that passes through single groups.
     """
     numbers: dict[Domain, int] = {}
-    units = {name: numbers.setdefault(_group_domain(graph, name), len(numbers)) for name in graph.groups}
+    units = {}
+    for name in graph.groups:
+        chain = (*graph.ancestors(name), name)
+        domain = Domain(chain, tuple(tuple(range(i)) for i in range(len(chain))), graph.element_shape(name))
+        units[name] = numbers.setdefault(domain, len(numbers))
     placements = []
-    for name, node in graph.tensors.items():
-        for block in node.blocks:
-            if block.groups:
-                number = numbers.setdefault(_block_domain(block), len(numbers))
-                placements.append(FeaturePlacement(name, block, number))
-    domains = tuple(numbers)
-    faces = [face for number, domain in enumerate(domains) for face in _faces(number, domain, units)]
-    return Incidences(domains, units, tuple(placements), tuple(faces), tuple(_swaps(domain) for domain in domains))
+    for name, block in ((name, block) for name, node in graph.tensors.items() for block in node.blocks if block.groups):
+        moved = [i for i, dim in enumerate(block.dims) if dim.group is not None]
+        dims = [block.dims[i] for i in moved]
+        ancestors = tuple(tuple(moved.index(a) for a in dim.ancestors) for dim in dims)
+        domain = Domain(tuple(str(dim.group) for dim in dims), ancestors, tuple(dim.size for dim in dims))
+        placements.append(FeaturePlacement(name, block, numbers.setdefault(domain, len(numbers))))
+    meetings = [_meet(number, domain, units) for domain, number in numbers.items()]
+    faces = tuple(face for own, _ in meetings for face in own)
+    return Incidences(tuple(numbers), units, tuple(placements), faces, tuple(swaps for _, swaps in meetings))
 
 
-def _group_domain(graph: SymmetryGraph, name: str) -> Domain:
-    chain = (*graph.ancestors(name), name)
-    return Domain(chain, tuple(tuple(range(i)) for i in range(len(chain))), graph.element_shape(name))
-
-
-def _block_domain(block: Block) -> Domain:
-    moved = [i for i, dim in enumerate(block.dims) if dim.group is not None]
-    dims = [block.dims[i] for i in moved]
-    ancestors = tuple(tuple(moved.index(a) for a in dim.ancestors) for dim in dims)
-    return Domain(tuple(str(dim.group) for dim in dims), ancestors, tuple(dim.size for dim in dims))
-
-
-def _faces(number: int, domain: Domain, units: dict[str, int]) -> list[Incidence]:
-    faces = [
-        Incidence(number, units[group], domain.chain(at))
-        for at, group in enumerate(domain.groups)
-        if len(domain.chain(at)) < len(domain.groups)
-    ]
-    for left, right in _repeats(domain):
-        chain = domain.chain(left)
-        tied = tuple((u, v) for u, v in zip(chain, domain.chain(right), strict=True) if u != v)
-        faces.append(Incidence(number, units[domain.groups[left]], chain, tied))
-    return faces
-
-
-def _repeats(domain: Domain) -> list[tuple[int, int]]:
-    """List pairs of dimensions of the same group."""
+def _meet(number: int, domain: Domain, units: dict[str, int]) -> tuple[list[Incidence], tuple[tuple[int, ...], ...]]:
+    """Find the faces of a domain, and the exchanges of its dimensions that commute with the group."""
     count = len(domain.groups)
-    return [(i, j) for i in range(count) for j in range(i + 1, count) if domain.groups[i] == domain.groups[j]]
-
-
-def _swaps(domain: Domain) -> tuple[tuple[int, ...], ...]:
+    chains = [domain.chain(at) for at in range(count)]
+    faces = [Incidence(number, units[domain.groups[at]], chains[at]) for at in range(count) if len(chains[at]) < count]
     swaps = []
-    for left, right in _repeats(domain):
-        order = list(range(len(domain.groups)))
-        for u, v in zip(domain.chain(left), domain.chain(right), strict=True):
+    for left, right in combinations(range(count), 2):
+        if domain.groups[left] != domain.groups[right]:
+            continue
+        pairs = tuple(zip(chains[left], chains[right], strict=True))
+        faces.append(
+            Incidence(number, units[domain.groups[left]], chains[left], tuple(p for p in pairs if p[0] != p[1]))
+        )
+        order = list(range(count))
+        for u, v in pairs:
             order[u], order[v] = v, u
         # Children have to go with their parents, or the exchange would tear units out of them.
         if all(domain.ancestors[o] == tuple(order[a] for a in domain.ancestors[i]) for i, o in enumerate(order)):
             swaps.append(tuple(order))
-    return tuple(dict.fromkeys(swaps))
+    return faces, tuple(dict.fromkeys(swaps))

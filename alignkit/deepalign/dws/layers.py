@@ -38,16 +38,6 @@ def layer_norm(features: Float[Tensor, "batch channels *sizes"]) -> tuple[Tensor
     return normal.reshape(features.shape), share.reshape(shape)
 
 
-def spread_out_together(features: Float[Tensor, "batch channels *sizes"]) -> Tensor:
-    """Spread out as `spread_out`, but divide all channels of a network by one number, so that their ratio is kept."""
-    centred = features - features.mean(tuple(range(2, features.ndim)), keepdim=True)
-    every = tuple(range(1, features.ndim))
-    variance, size = (x.square().mean(every, keepdim=True) for x in (centred, features))
-    info = torch.finfo(features.dtype)
-    scale: Tensor = (variance + (FLAT * info.eps) ** 2 * size + info.tiny**0.5).rsqrt()
-    return centred * scale
-
-
 def mix(weight: Float[Tensor, "out in"], features: Float[Tensor, "batch in *sizes"]) -> Tensor:
     """Map the channels linearly, in the same way at every combination of units."""
     flat = features.flatten(2)
@@ -82,18 +72,18 @@ class Features:
             x = self.values[face.domain]
             rest = tuple(i + 2 for i in range(x.ndim - 2) if i not in face.chain)
             if face.tied:
-                x = x * diagonal(face, x)
+                x = x * _diagonal(face, x)
             self._pooled[face] = spread_out(x.mean(rest))
         return self._pooled[face]
 
     def broadcast(self, face: Incidence, x: Tensor) -> Tensor:
         """Shape features of a group's units to be added to those of the larger domain."""
-        sizes = self.facts.domains[face.domain].sizes
-        x = x.reshape(*x.shape[:2], *(size if i in face.chain else 1 for i, size in enumerate(sizes)))
-        return x * diagonal(face, x) if face.tied else x
+        sizes = enumerate(self.facts.domains[face.domain].sizes)
+        x = x.reshape(*x.shape[:2], *(size if i in face.chain else 1 for i, size in sizes))
+        return x * _diagonal(face, x) if face.tied else x
 
 
-def diagonal(face: Incidence, like: Tensor) -> Tensor:
+def _diagonal(face: Incidence, like: Tensor) -> Tensor:
     """Make a mask that is 1 where the tied dimensions of a domain agree and 0 elsewhere."""
     mask = like.new_ones(())
     for left, right in face.tied:
@@ -156,17 +146,20 @@ class Lift(nn.Module):
         # Divided by the largest entry of each network, so that squares neither overflow nor vanish.
         largest = part.flatten(1).abs().amax(1).clamp(min=1e-30)
         part = (part / largest.reshape(-1, *([1] * (part.ndim - 1)))).to(dtype)
-        return spread_out_together(part if placed.channels <= self.lifted else self._sketch(part, placed.channels))
-
-    def _sketch(self, part: Tensor, channels: int) -> Tensor:
-        """Make a count sketch of the channels: each is added to one of ``lifted`` with a sign, both from a hash."""
-        # Multiplicative hashing by Knuth: 2654435761 is the prime next to 2^32 over the golden ratio.
-        code = torch.arange(channels, device=part.device) * 2654435761 % 2**32
-        sign = 1 - 2 * (code >> 31).to(part.dtype)
-        bucket = (code * 40503 >> 7) % self.lifted
-        shape = [-1, *([1] * (part.ndim - 2))]
-        sketch = part.new_zeros(part.shape[0], self.lifted, *part.shape[2:])
-        return sketch.index_add(1, bucket, part * sign.reshape(shape))
+        if placed.channels > self.lifted:
+            # A count sketch: each channel is added to one of ``lifted`` with a sign, both from a multiplicative hash
+            # by Knuth: 2654435761 is the prime next to 2^32 over the golden ratio.
+            code = torch.arange(placed.channels, device=part.device) * 2654435761 % 2**32
+            sign = 1 - 2 * (code >> 31).to(dtype)
+            bucket = (code * 40503 >> 7) % self.lifted
+            sketch = part.new_zeros(part.shape[0], self.lifted, *part.shape[2:])
+            part = sketch.index_add(1, bucket, part * sign.reshape(-1, *([1] * (part.ndim - 2))))
+        # As `spread_out`, but all channels of a network are divided by one number, so that their ratio is kept.
+        centred = part - part.mean(tuple(range(2, part.ndim)), keepdim=True)
+        variance, size = (x.square().mean(tuple(range(1, x.ndim)), keepdim=True) for x in (centred, part))
+        info = torch.finfo(dtype)
+        scale: Tensor = (variance + (FLAT * info.eps) ** 2 * size + info.tiny**0.5).rsqrt()
+        return centred * scale
 
 
 class Affine(nn.Module):
@@ -188,11 +181,9 @@ class Affine(nn.Module):
         self, facts: Incidences, domain: int, before: list[int], width: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.swaps = facts.swaps[domain]
+        self.domain, self.swaps, own = domain, facts.swaps[domain], before[domain]
         self.outward = [face for face in facts.faces if face.domain == domain]
         self.inward = [face for face in facts.faces if face.group == domain]
-        self.domain = domain
-        own = before[domain]
         self.own = _weight(width, own, generator)
         self.swapped = nn.ParameterList(_weight(width, own, generator) for _ in self.swaps)
         self.broadcast = nn.ParameterList(_weight(width, before[f.group] + own, generator) for f in self.outward)
@@ -223,10 +214,7 @@ class DwsLayer(nn.Module):
         super().__init__()
         between = [b if d.is_group else a for d, b, a in zip(facts.domains, before, after, strict=True)]
         count = range(len(facts.domains))
-        self.steps = (
-            [i for i in count if not facts.domains[i].is_group],
-            [i for i in count if facts.domains[i].is_group],
-        )
+        self.steps = [[i for i in count if facts.domains[i].is_group == is_group] for is_group in (False, True)]
         self.maps = nn.ModuleList(
             Affine(facts, i, between if facts.domains[i].is_group else before, after[i], generator) for i in count
         )
@@ -236,11 +224,10 @@ class DwsLayer(nn.Module):
     def forward(self, features: Features) -> Features:
         """Apply the layer."""
         for step in self.steps:
-            features = features.replace({i: self._activate(i, self.maps[i](features)) for i in step})
+            changed = {}
+            for i in step:
+                normal, share = layer_norm(self.maps[i](features))
+                gain, bias = (x.reshape(-1, *([1] * (normal.ndim - 2))) for x in (self.gains[i], self.biases[i]))
+                changed[i] = nn.functional.silu(torch.addcmul(bias, normal, gain * share))
+            features = features.replace(changed)
         return features
-
-    def _activate(self, domain: int, x: Tensor) -> Tensor:
-        shape = (-1, *([1] * (x.ndim - 2)))
-        normal, share = layer_norm(x)
-        gain, bias = self.gains[domain].reshape(shape), self.biases[domain].reshape(shape)
-        return nn.functional.silu(torch.addcmul(bias, normal, gain * share))
