@@ -92,13 +92,23 @@ class ProbeEncoder(Aligner):
         self, probing: Probing, wiring: Wiring, responses: Responses, weights: Mapping[str, Tensor]
     ) -> dict[str, UnitFeatures]:
         """Compute the features of the units of one network, centred over probes."""
-        count = probing.batch.size
+        count, dtype = probing.batch.size, self.read_out.weight.dtype
         seen = {group: signals(readings, responses, count) for group, readings in probing.readings.items()}
-        dtype = self.read_out.weight.dtype
         base = {group: values[:, : self.probes].to(dtype) for group, values in seen.items() if values is not None}
         weights = {name: tensor.to(dtype) for name, tensor in weights.items() if tensor.is_floating_point()}
         matrices = {c: c.matrix(weights) for c in wiring.connections if {c.source.group, c.target.group} <= base.keys()}
-        numbers = {group: unit_statistics(wiring, group, weights, len(values)) for group, values in base.items()}
+        # Bias, scale, and norms of the weights that write and that read, each a mean over the tensors that have it.
+        kinds: dict[str, list[list[Tensor]]] = {group: [[] for _ in range(STATISTICS)] for group in base}
+        for vector in (vector for vector in wiring.vectors if vector.use.group in base):
+            kinds[vector.use.group][int(vector.is_scale)].append(vector.values(weights))
+        for connection in wiring.connections:
+            for kind, use in ((2, connection.target), (3, connection.source)):
+                if use.group in base:
+                    kinds[use.group][kind].append(unit_norms(use, weights))
+        numbers = {}
+        for group, values in base.items():
+            means = [torch.stack(parts).mean(0) if parts else values.new_zeros(len(values)) for parts in kinds[group]]
+            numbers[group] = torch.stack(means, -1)
         state = {group: values.new_zeros(*values.shape[:2], self.channels) for group, values in base.items()}
         for layer in self.layers:
             state = layer(
@@ -191,22 +201,6 @@ def signals(readings: list[Reading], responses: Responses, probes: int) -> UnitF
         scaled = [part / part.square().mean().sqrt().clamp(min=FLOOR) for part in parts]
         columns.append(torch.stack(scaled).mean(0) if scaled else torch.zeros_like(first))
     return torch.stack(columns, -1)
-
-
-def unit_statistics(
-    wiring: Wiring, group: str, weights: Mapping[str, Tensor], units: int
-) -> Float[Tensor, "units statistics"]:
-    """Collect bias, scale, and norms of the weights before and behind, each a mean over the tensors that have it."""
-    kinds: list[list[Tensor]] = [[] for _ in range(STATISTICS)]
-    for vector in wiring.vectors:
-        if vector.use.group == group:
-            kinds[int(vector.is_scale)].append(vector.values(weights))
-    for connection in wiring.connections:
-        for kind, use in ((2, connection.target), (3, connection.source)):
-            if use.group == group:
-                kinds[kind].append(unit_norms(use, weights))
-    nothing = next(iter(weights.values())).new_zeros(units)
-    return torch.stack([torch.stack(parts).mean(0) if parts else nothing for parts in kinds], -1)
 
 
 def _by_probe(values: Float[Tensor, "samples units"], probes: int) -> Float[Tensor, "units probes"]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,10 +132,21 @@ def _deviation_from(
     For logits the Kullback-Leibler divergence of probabilities, in nats a sample or token; for other outputs the mean
     squared deviation as a share of the variance of what is wanted.
     """
+    is_logits = task.loss is cross_entropy
 
     def run(weights: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
-        output, axis = _main_output(task.outputs(weights, batch.inputs), task.loss is cross_entropy)
-        return output.double(), axis
+        """Return what a network is for among all that it returns, and the axis of classes if it is logits.
+
+        Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
+        """
+        outputs = task.outputs(weights, batch.inputs)
+        if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+            return outputs["logits"].double(), -1
+        first = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
+        if first is None:
+            kind = type(outputs).__name__
+            raise SolverError(f"midpoint steps compare outputs, and the model returns {kind} without any.")
+        return first.double(), 1 if is_logits and first.ndim > 1 else None
 
     (a, axis), (b, _) = run(pair.a), run(pair.b)
     if axis is not None:
@@ -146,18 +156,3 @@ def _deviation_from(
     mean = torch.lerp(a, b, 0.5)
     spread = (mean - mean.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
     return lambda weights: share * ((run(weights)[0] - mean).square().mean() / spread)
-
-
-def _main_output(outputs: Any, is_logits: bool) -> tuple[Tensor, int | None]:
-    """Pick what a network is for among all that it returns, and the axis of classes if it is logits.
-
-    Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
-    """
-    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
-        return outputs["logits"], -1
-    first = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
-    if first is None:
-        raise SolverError(
-            f"midpoint steps compare outputs, and the model returns {type(outputs).__name__} without any."
-        )
-    return first, 1 if is_logits and first.ndim > 1 else None

@@ -28,26 +28,25 @@ def training_card(
         command: What makes the same aligner again.
     """
     looks = [row for row in read_metrics(folder / METRICS) if row["held_out"]]
-    barriers = [
-        {"set": describe_networks(networks), "barrier": _round(barrier), "weight matching": _round(reference)}
-        for networks, barrier, reference in zip(sets, result.barriers, result.references, strict=False)
-    ]
+    names = [describe_networks(networks) for networks in sets]
+    held_out = {
+        "mean barrier relative to weight matching before training": _round(result.start),
+        "after": _round(result.score),
+        "pairs a set": settings.validation_pairs,
+        "sets": [
+            {"set": name, "barrier": _round(barrier), "weight matching": _round(reference)}
+            for name, barrier, reference in zip(names, result.barriers, result.references, strict=False)
+        ],
+    }
     return {
         "encoder": result.aligner.encoder,
         "parameters": str(sum(parameter.numel() for parameter in result.aligner.parameters())),
-        "data": json.dumps([describe_networks(networks) for networks in sets]),
+        "data": json.dumps(names),
         "command": command,
         "seed": str(settings.seed),
         "steps": f"{result.steps} of {settings.steps}, the best was {result.best_step}",
         "settings": settings.model_dump_json(),
-        "held out": json.dumps(
-            {
-                "mean barrier relative to weight matching before training": _round(result.start),
-                "after": _round(result.score),
-                "pairs a set": settings.validation_pairs,
-                "sets": barriers,
-            }
-        ),
+        "held out": json.dumps(held_out),
         "log": json.dumps({row["step"]: _round(float(row["held_out"])) for row in looks}),
         "versions": f"alignkit {__version__}, torch {torch.__version__}",
     }

@@ -53,9 +53,8 @@ class TrainingCheckpoint:
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; the one before is there until this one is whole."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         with staged(folder / CHECKPOINT) as temporary:
-            torch.save({**FORMAT.header, **fields, "run": json.dumps(self.run)}, temporary)
+            torch.save({**FORMAT.header, **vars(self), "run": json.dumps(self.run)}, temporary)
 
     @classmethod
     def load(cls, folder: Path, run: dict[str, Any]) -> TrainingCheckpoint:

@@ -108,17 +108,11 @@ def plan_set(
     Raises:
         ZooError: A value is out of range, or the architecture does not fit the source.
     """
-    fields = {
-        "architecture": architecture.for_source(source.shape, source.outputs),
-        "source": source,
-        "recipe": complete_recipe(recipe, architecture, source),
-        "count": count,
-        "seed": seed,
-        "shard": shard,
-        "shares": tuple(shares),
-    }
+    architecture = architecture.for_source(source.shape, source.outputs)
+    recipe = complete_recipe(recipe, architecture, source)
+    fields = {"architecture": architecture, "source": source, "recipe": recipe}
     try:
-        return SetPlan.model_validate(fields)
+        return SetPlan.model_validate({**fields, "count": count, "seed": seed, "shard": shard, "shares": tuple(shares)})
     except ValidationError as error:
         raise ZooError(f"this set of networks cannot be planned: {describe_validation(error)}") from error
 
