@@ -5,12 +5,4 @@ from alignkit.activations.proof import find_readings
 from alignkit.activations.random_inputs import probe_batches, random_batch
 from alignkit.activations.readings import Reading
 
-__all__ = [
-    "CrossMoments",
-    "Moments",
-    "Reading",
-    "cross_moments",
-    "find_readings",
-    "probe_batches",
-    "random_batch",
-]
+__all__ = ["CrossMoments", "Moments", "Reading", "cross_moments", "find_readings", "probe_batches", "random_batch"]

@@ -101,11 +101,6 @@ class CrossMoments:
         """Number of samples."""
         return self.a.count
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether no NaN or infinity was met."""
-        return bool(torch.isfinite(self.cross.sum()))
-
     def covariance(self) -> Float[Tensor, "units units"]:
         """Return the covariances of A's units (rows) and B's (columns), divided by the number of samples."""
         return self.cross / self.count
@@ -168,7 +163,7 @@ def cross_moments(
             with hooked(task.model, by_module, compare):
                 task.outputs(b, part.inputs)
         for reading, streamed in moments.items():
-            if not streamed.is_finite:
+            if not bool(torch.isfinite(streamed.cross.sum())):
                 raise SolverError(
                     f"{batch.name}: the {reading.site.label} of module {reading.module!r} holds NaN or infinity. Are "
                     "the inputs finite?"

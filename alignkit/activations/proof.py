@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from alignkit.activations.readings import Reading, hooked
 from alignkit.activations.sites import (
-    ActivationSite,
     ModuleCall,
     Positions,
     find_sites,
@@ -77,17 +77,11 @@ def find_readings(
 
 
 class _Search:
-    """Runs a model with hooks that collect candidates in the first run and read them in every run.
-
-    Attributes:
-        parts: For each module the axes of its tensors that groups act on: attribute, axis, size of the axis, and where
-            on it the units are.
-        candidates: For each tensor and set of positions two readings, the plain one and the one that averages over all
-            axes but the first; the first that is proved counts.
-    """
+    """Runs a model with hooks that collect candidates in the first run and read them in every run."""
 
     def __init__(self, graph: SymmetryGraph, task: Task) -> None:
         self.task = task
+        # For each module the axes that groups act on: attribute, axis, its size, and where on it the units are.
         self.parts: dict[str, list[tuple[str, int, int, list[Positions]]]] = defaultdict(list)
         for node in graph.tensors.values():
             for axis in range(len(node.shape)):
@@ -97,6 +91,8 @@ class _Search:
                 for name in node.names if positions else ():
                     path, attribute = owner_of(task.model, name)
                     self.parts[path].append((attribute, axis, node.shape[axis], positions))
+        # For each tensor and set of positions two readings, the plain one and the one that averages over all axes but
+        # the first; the first that is proved counts.
         self.candidates: dict[tuple[object, ...], list[Reading]] = {}
         self._alive: list[Tensor] = []
 
@@ -127,33 +123,30 @@ class _Search:
         for attribute, axis, size, positions in self.parts[path]:
             sites = find_sites(call.module, attribute, axis)
             for site in find_sites_by_size(call, size) if sites is None else sites:
-                for part in positions:
-                    reading = Reading(path, site, part)
-                    key = (self._identity(path, site, call), site.when, part.key) if reading.fits(call) else None
-                    if key is not None and key not in self.candidates:
-                        self.candidates[key] = [reading, Reading(path, site, part, pooled=True)]
+                for reading in (Reading(path, site, part) for part in positions):
+                    if not reading.fits(call):
+                        continue
+                    # The input that three projections share is one tensor and counts once.
+                    shown: tuple[object, ...] = (path, site.label)
+                    if not site.computed:
+                        tensor = site.read(call)
+                        self._alive.append(tensor)  # While it lives, no other tensor has its address.
+                        view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version)
+                        shown = (*view, site.axis, site.start)
+                    key = (shown, site.when, reading.positions.key)
+                    if key not in self.candidates:
+                        self.candidates[key] = [reading, replace(reading, pooled=True)]
                         new += self.candidates[key]
         return new
-
-    def _identity(self, path: str, site: ActivationSite, call: ModuleCall) -> tuple[object, ...]:
-        """Name the tensor of a site: the input that three projections share is one tensor and counts once."""
-        if site.computed:
-            return (path, site.label)
-        tensor = site.read(call)
-        self._alive.append(tensor)  # While it lives, no other tensor has its address.
-        return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version, site.axis, site.start)
 
 
 def _follows(before: list[Tensor], after: list[Tensor], shuffle: Alignment, reading: Reading) -> bool:
     """Return whether the features of every call are shuffled as the units are."""
-    if not before or len(before) != len(after):
-        return False
     order = shuffle.flat(reading.group)
-    for plain, shuffled in zip(before, after, strict=True):
-        expected = plain[:, order.to(plain.device)]
+    for plain, shuffled in zip(before, after, strict=False):
         spread = (plain - plain.mean(1, keepdim=True)).norm()
-        if plain.shape != shuffled.shape or not (expected - shuffled).norm() <= PROOF_TOLERANCE * spread:
+        if plain.shape != shuffled.shape or not spread > 0:  # Units that are all alike prove nothing.
             return False
-        if not spread > 0:  # Units that are all alike prove nothing.
+        if not (plain[:, order.to(plain.device)] - shuffled).norm() <= PROOF_TOLERANCE * spread:
             return False
-    return True
+    return len(before) == len(after) > 0

@@ -49,8 +49,7 @@ def traced_batch(traced: Sequence[TracedInput], count: int, generator: torch.Gen
     Raises:
         ValueError: Some inputs were passed by position and some by name.
     """
-    lengths = {one.shape[0] if one.shape else None for one in traced}
-    resizable = len(lengths) == 1 and None not in lengths and all(len(one.shape) > 1 for one in traced)
+    resizable = all(len(one.shape) > 1 and one.shape[0] == traced[0].shape[0] for one in traced)
     drawn: list[tuple[str | None, Tensor]] = []
     for one in traced:
         span = None if one.low is None or one.high is None else (one.low, one.high)

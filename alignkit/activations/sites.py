@@ -28,7 +28,7 @@ Inputs of a module are ``"post"`` (after the activation function), outputs are `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -90,72 +90,59 @@ def find_sites(module: nn.Module, attribute: str, axis: int) -> list[ActivationS
     Returns:
         None for a module that is not in the table; `find_sites_by_size` searches those.
     """
-    for kinds, rule in RULES:
-        if isinstance(module, kinds):
-            site = rule(module, attribute, axis)
-            return [] if site is None else [site]
-    return None
+    site: ActivationSite | None
+    match module:
+        case nn.Linear():
+            site = _INPUT if attribute == "weight" and axis == 1 else _OUTPUT
+        case _ConvNd():
+            site = _convolution(module, attribute, axis)
+        case _NormBase() | nn.GroupNorm():
+            site = ActivationSite("output", "pre", -1, _channels_last)
+        case nn.LayerNorm() | nn.RMSNorm():
+            site = replace(_OUTPUT, axis=axis - len(module.normalized_shape))
+        case nn.PReLU():
+            site = ActivationSite("output", "post", -1, _channels_last)
+        case nn.Embedding() | nn.EmbeddingBag():
+            site = replace(_OUTPUT, when="both") if axis == 1 else None
+        case nn.RNNBase():
+            site = _recurrent(module, attribute) if axis == 1 else None
+        case nn.RNNCellBase():
+            state = ActivationSite("state", "both", -1, _output(0))
+            site = {"weight_hh": state, "weight_ih": _INPUT}.get(attribute) if axis == 1 else None
+        case nn.MultiheadAttention():
+            site = _attention(attribute, axis)
+        case _:
+            return None
+    return [] if site is None else [site]
 
 
 def find_sites_by_size(call: ModuleCall, size: int) -> list[ActivationSite]:
     """Find every axis of a call's inputs and outputs that has ``size`` positions."""
     sites: list[ActivationSite] = []
-    sides: list[tuple[str, When, list[Tensor]]] = [("input", "post", call.inputs), ("output", "pre", call.outputs)]
-    for label, when, tensors in sides:
+    for site, tensors, reader in ((_INPUT, call.inputs, _input), (_OUTPUT, call.outputs, _output)):
         for at, tensor in enumerate(tensors):
             if tensor.is_floating_point():
-                reader = _input(at) if label == "input" else _output(at)
                 axes = [axis for axis in range(-1, -tensor.ndim - 1, -1) if tensor.shape[axis] == size]
-                sites += [ActivationSite(f"{label} {at}", when, axis, reader) for axis in axes]
+                sites += [replace(site, label=f"{site.label} {at}", axis=axis, read=reader(at)) for axis in axes]
     return sites
 
 
 # ---------------------------------------------------------------------- one rule for each kind of module
 
 
-def _linear(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    if attribute == "weight" and axis == 1:
-        return ActivationSite("input", "post", -1, _input(0))
-    return ActivationSite("output", "pre", -1, _output(0))
-
-
-def _convolution(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    assert isinstance(module, _ConvNd)
+def _convolution(module: _ConvNd, attribute: str, axis: int) -> ActivationSite | None:
+    if axis > 1 or (axis == 1 and module.groups > 1):
+        return None
     channels = -1 - len(module.kernel_size)
-    inputs = ActivationSite("input", "post", channels, _input(0))
-    outputs = ActivationSite("output", "pre", channels, _output(0))
-    if attribute == "bias":
-        return outputs
-    transposed = isinstance(module, _ConvTransposeNd)
-    if axis == 0:
-        return inputs if transposed else outputs
-    if axis > 1 or module.groups > 1:
-        return None
-    return outputs if transposed else inputs
+    # Axis 0 of a weight, and the bias, are the channels of the output; a transposed weight has them on axis 1.
+    if attribute == "bias" or (axis == 0) != isinstance(module, _ConvTransposeNd):
+        return replace(_OUTPUT, axis=channels)
+    return replace(_INPUT, axis=channels)
 
 
-def _channel_norm(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    return ActivationSite("output", "pre", -1, _channels_last)
-
-
-def _prelu(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    return ActivationSite("output", "post", -1, _channels_last)
-
-
-def _last_axes_norm(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    return ActivationSite("output", "pre", axis - len(module.normalized_shape), _output(0))  # type: ignore[arg-type]
-
-
-def _embedding(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    return ActivationSite("output", "both", -1, _output(0)) if axis == 1 else None
-
-
-def _recurrent(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    assert isinstance(module, nn.RNNBase)
-    if axis != 1:
-        return None
+def _recurrent(module: nn.RNNBase, attribute: str) -> ActivationSite | None:
     if attribute.startswith("weight_ih_l0"):
-        return ActivationSite("input", "post", -1, _input(0))
+        return _INPUT
     kind, reverse = attribute.removesuffix("_reverse"), attribute.endswith("_reverse")
     if not kind.startswith(("weight_hh_l", "weight_hr_l")):
         return None
@@ -166,31 +153,23 @@ def _recurrent(module: nn.Module, attribute: str, axis: int) -> ActivationSite |
     if layer < module.num_layers - 1:
         return ActivationSite("state", "both", -1, lambda call: call.outputs[1][at])
     width = module.proj_size or module.hidden_size
-    return ActivationSite("output", "both", -1, _output(0), start=-width if reverse else 0)
+    return replace(_OUTPUT, when="both", start=-width if reverse else 0)
 
 
-def _cell(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    if attribute == "weight_hh" and axis == 1:
-        return ActivationSite("state", "both", -1, _output(0))
-    return ActivationSite("input", "post", -1, _input(0)) if attribute == "weight_ih" and axis == 1 else None
-
-
-def _attention(module: nn.Module, attribute: str, axis: int) -> ActivationSite | None:
-    assert isinstance(module, nn.MultiheadAttention)
+def _attention(attribute: str, axis: int) -> ActivationSite | None:
     if attribute in ("out_proj.weight", "out_proj.bias"):
         values = ActivationSite("values", "both", -1, lambda call: _projected(call, 2), computed=True)
-        return values if axis == 1 else ActivationSite("output", "pre", -1, _output(0))
-    separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    if attribute in separate:
-        at = separate.index(attribute)
-        if axis == 1:
-            return ActivationSite(f"{'qkv'[at]} input", "post", -1, _attention_input(at))
-        return ActivationSite(f"{'qkv'[at]} projection", "pre", -1, lambda call: _projected(call, at), computed=True)
-    if attribute == "in_proj_weight" and axis == 1:
-        return ActivationSite("input", "post", -1, _attention_input(0))
+        return values if axis == 1 else _OUTPUT
     if attribute in ("in_proj_weight", "in_proj_bias"):
-        return ActivationSite("projections", "pre", -1, _projections, computed=True)
-    return None
+        projections = ActivationSite("projections", "pre", -1, _projections, computed=True)
+        return ActivationSite("input", "post", -1, _attention_input(0)) if axis == 1 else projections
+    separate = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    if attribute not in separate:
+        return None
+    at = separate.index(attribute)
+    if axis == 1:
+        return ActivationSite(f"{'qkv'[at]} input", "post", -1, _attention_input(at))
+    return ActivationSite(f"{'qkv'[at]} projection", "pre", -1, lambda call: _projected(call, at), computed=True)
 
 
 def _projections(call: ModuleCall) -> Tensor:
@@ -204,9 +183,7 @@ def _projected(call: ModuleCall, at: int) -> Tensor:
     """Compute the queries (0), keys (1) or values (2) of an attention module."""
     module = call.module
     assert isinstance(module, nn.MultiheadAttention)
-    width = module.embed_dim
-    rows = slice(at * width, (at + 1) * width)
-    packed = module.in_proj_weight
+    rows, packed = slice(at * module.embed_dim, (at + 1) * module.embed_dim), module.in_proj_weight
     separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
     weight = packed[rows] if packed is not None else separate[at]
     bias = None if module.in_proj_bias is None else module.in_proj_bias[rows]
@@ -215,12 +192,7 @@ def _projected(call: ModuleCall, at: int) -> Tensor:
 
 def _attention_input(at: int) -> Callable[[ModuleCall], Tensor]:
     name = ("query", "key", "value")[at]
-
-    def read(call: ModuleCall) -> Tensor:
-        tensor: Tensor = call.args[at] if len(call.args) > at else call.kwargs[name]
-        return tensor
-
-    return read
+    return lambda call: call.args[at] if len(call.args) > at else call.kwargs[name]
 
 
 def _input(at: int) -> Callable[[ModuleCall], Tensor]:
@@ -237,19 +209,8 @@ def _channels_last(call: ModuleCall) -> Tensor:
     return output.movedim(1, -1) if output.ndim > 1 else output
 
 
-SiteRule = Callable[[nn.Module, str, int], ActivationSite | None]
-RULES: tuple[tuple[tuple[type[nn.Module], ...], SiteRule], ...] = (
-    ((nn.Linear,), _linear),
-    ((_ConvNd,), _convolution),
-    ((_NormBase, nn.GroupNorm), _channel_norm),
-    ((nn.LayerNorm, nn.RMSNorm), _last_axes_norm),
-    ((nn.PReLU,), _prelu),
-    ((nn.Embedding, nn.EmbeddingBag), _embedding),
-    ((nn.RNNBase,), _recurrent),
-    ((nn.RNNCellBase,), _cell),
-    ((nn.MultiheadAttention,), _attention),
-)
-"""Modules with a rule of their own; the first that fits counts."""
+_INPUT = ActivationSite("input", "post", -1, _input(0))
+_OUTPUT = ActivationSite("output", "pre", -1, _output(0))
 
 
 # ---------------------------------------------------------------------- owners and positions

@@ -104,9 +104,14 @@ class Fit:
             raise error(f"{what}, {count}:\n" + "\n".join(lines))
 
 
+def is_number(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds numbers that can be averaged, rather than whole numbers or truth values."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Say whether a tensor holds neither NaN nor infinity; whole numbers never do."""
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if not is_number(tensor):
         return True
     wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch.isfinite lacks most floats of 8 bits
     return bool(torch.isfinite(wide).all())

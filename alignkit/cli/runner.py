@@ -94,13 +94,7 @@ class Runner:
         """Prove that reordering units keeps the function of one network, where it can be run."""
         check = files.function_check(index)
         self._function = {"function_error": None if check is None else check.error}
-        if check is None:
-            self._lines.append(NOT_RUN)
-            return None
-        self._lines.append(
-            f"Function check: {check.draws} random reorderings change the outputs by at most {check.error:.1g} of "
-            f"their size (tolerance {check.tolerance:.0e}, {check.dtype})."
-        )
+        self._lines.append(NOT_RUN if check is None else f"Function check: {check.explain()}")
         return check
 
     def finish(

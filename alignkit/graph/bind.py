@@ -14,7 +14,8 @@ from alignkit.checkpoints.weights import read_weights
 from alignkit.errors import AlignkitError, BindError
 from alignkit.graph.structure import GraphStructure
 
-WeightsSource: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
+Weights: TypeAlias = nn.Module | Mapping[str, Tensor]
+WeightsSource: TypeAlias = Weights | str | Path
 
 
 def weights_of(source: WeightsSource) -> dict[str, Tensor]:

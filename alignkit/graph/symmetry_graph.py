@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from networkx import MultiDiGraph
 from torch import Tensor, nn
 
@@ -178,6 +179,11 @@ class Pair:
     b: Mapping[str, Tensor] = field(repr=False)
     module_a: nn.Module | None = field(default=None, repr=False)
     module_b: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of A's first tensor: where jobs work unless another is given."""
+        return next((tensor.device for tensor in self.a.values()), torch.device("cpu"))
 
     def swapped(self) -> Pair:
         """Return the same pair with the roles of A and B exchanged."""

@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.checkpoints.fit import Fit
+from alignkit.checkpoints.fit import Fit, is_number
 from alignkit.checkpoints.ties import first_names
 from alignkit.errors import MergeError
-from alignkit.graph.bind import weights_of
+from alignkit.graph.bind import Weights, weights_of
 
 Method = Literal["linear", "slerp"]
-Weights = nn.Module | Mapping[str, Tensor]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 PARALLEL = 1e-6
@@ -153,11 +152,6 @@ def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) ->
     ]
     fit.raise_if_any(MergeError, "the models do not fit each other")
     return fitting
-
-
-def is_number(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds numbers that can be averaged, rather than whole numbers or truth values."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def widen(tensor: Tensor, device: torch.device) -> Tensor:

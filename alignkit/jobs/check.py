@@ -37,11 +37,7 @@ class Checked:
 
     def explain(self) -> str:
         """Say in a few lines what was tried and what it changed."""
-        lines = [
-            f"Passed with {kind}: {proof.draws} random symmetries change the outputs by at most {proof.error:.1g} of "
-            f"their size (tolerance {proof.tolerance:.0e}, {proof.dtype})."
-            for kind, proof in self.proofs.items()
-        ]
+        lines = [f"Passed with {kind}: {proof.explain()}" for kind, proof in self.proofs.items()]
         return "\n".join((*lines, f"{len(self.graph.groups)} groups, 10^{self.graph.log10_order:.1f} symmetries."))
 
     def facts(self) -> dict[str, Any]:

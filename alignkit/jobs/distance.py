@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from alignkit.checkpoints.fit import is_number
 from alignkit.graph import Pair
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.equivalence import relative_difference
 from alignkit.graph.symmetry_graph import SymmetryGraph
-from alignkit.jobs.average import is_number
 from alignkit.jobs.pairs import bound_pair
 from alignkit.jobs.solve import SolverLike, solve
 from alignkit.reports import Facts, Report, Section, Table

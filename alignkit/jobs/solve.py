@@ -69,7 +69,7 @@ def solve(
     registry = registry if registry is not None else process_registry()
     bound = bound_pair("solve", pair, a, b)
     stages = build_solvers(solver, options, seed, registry)
-    where = next((tensor.device for tensor in bound.a.values()), torch.device("cpu"))
+    where = bound.device
     if device is not None:
         try:
             where = torch.empty(0, device=device).device

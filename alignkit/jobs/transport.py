@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignkit.checkpoints.fit import is_number
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.verify import Verification
-from alignkit.jobs.average import is_number, widen, with_tensors
+from alignkit.jobs.average import widen, with_tensors
 from alignkit.jobs.pairs import bound_pair
 from alignkit.jobs.solve import SolverLike, solve
 from alignkit.reports import Facts, Report

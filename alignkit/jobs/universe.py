@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from alignkit.graph.elements.action import act_on_block
+from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.matching.families import best_element
@@ -102,10 +102,5 @@ def _objective_on_line(nodes: Float[np.ndarray, " nodes"], samples: Iterable[Seq
 
 def _move(model: Relaxation, elements: Mapping[str, Tensor]) -> Tensors:
     """Move the model's tensors on which groups act by matrices or by indices."""
-    moved = {}
-    for name, tensor in model.b.items():
-        result = torch.empty_like(tensor)
-        for block in model.graph.tensors[name].blocks:
-            block.view(result).copy_(act_on_block(block, block.view(tensor), elements))
-        moved[name] = result
-    return moved
+    tensors = model.graph.tensors
+    return {name: act_on_blocks(tensors[name].blocks, tensor, elements) for name, tensor in model.b.items()}

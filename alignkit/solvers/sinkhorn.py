@@ -182,7 +182,7 @@ class Goal:
         batch = self.path.minibatches.draw()
         drawn, coin = torch.rand(2, generator=self.generator).tolist()
         is_middle = self.kind == "midpoint" or (self.kind == "mixed" and coin < 0.5)
-        loss = self.path.loss(self.path.between(moved, 0.5 if is_middle else 1 - drawn), batch)
+        loss = self.path.task.loss_on(self.path.between(moved, 0.5 if is_middle else 1 - drawn), batch)
         return loss + self.distance_weight * self.distance(soft).to(loss.device) if self.distance_weight else loss
 
     def distance(self, soft: SoftAlignment) -> Tensor:

@@ -61,7 +61,7 @@ class StraightThrough(Solver[StraightThroughOptions]):
         def descend(fraction: float) -> tuple[float, Alignment]:
             current = free.project()
             middle = {n: t.requires_grad_(t.is_floating_point()) for n, t in free.middle(current).items()}
-            loss = path.loss(path.named(middle), path.minibatches.draw())
+            loss = path.task.loss_on(path.named(middle), path.minibatches.draw())
             free.step(loss, middle, fraction)
             return float(loss.detach()), current
 

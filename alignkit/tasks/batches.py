@@ -91,7 +91,8 @@ class Batches:
             raise TaskError(f"chunk is {chunk}: give a positive number of samples, or None.")
         if isinstance(source, Dataset):
             raise TaskError("batches is a Dataset of single samples: wrap it in a torch.utils.data.DataLoader.")
-        if isinstance(source, (Tensor, Mapping)) or not (isinstance(source, Iterable) or _is_sequence(source)):
+        self._is_sequence = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+        if isinstance(source, (Tensor, Mapping)) or not (isinstance(source, Iterable) or self._is_sequence):
             raise TaskError(
                 f"batches is a {type(source).__name__}: give (inputs, targets), a list of such pairs or a DataLoader."
             )
@@ -106,12 +107,20 @@ class Batches:
         Raises:
             TaskError: There is no batch, a batch is empty, or one is not a pair of inputs and targets.
         """
-        if not self._whole and not _is_sequence(self._source):
-            self._source = list(self._source)
+        if not self._is_sequence:
+            self._source, self._is_sequence = list(self._source), True
         count = 1 if self._whole else len(self._source)
         for index in range(count):
             name = "the data" if self._whole else f"batch {index}"
-            batch = _checked(self._source if self._whole else self._source[index], name)
+            pair = self._source if self._whole else self._source[index]
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                what = f"{len(pair)} entries" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
+                raise TaskError(f"{name} is not a pair (inputs, targets) but {what}.")
+            batch = Batch(pair[0], pair[1], name)
+            if batch.size == 0:
+                raise TaskError(f"{name} is empty: it holds 0 samples.")
+            if isinstance(pair[0], Tensor) and isinstance(pair[1], Tensor) and len(pair[0]) != len(pair[1]):
+                raise TaskError(f"{name} has {len(pair[0])} inputs but {len(pair[1])} targets.")
             rows = self._chunk or batch.size
             if batch.size <= rows or not batch.splittable:
                 yield batch
@@ -146,19 +155,3 @@ def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, (tuple, list)):
         return type(tree)(map_tensors(change, value) for value in tree)
     return tree
-
-
-def _is_sequence(source: Any) -> bool:
-    return hasattr(source, "__len__") and hasattr(source, "__getitem__")
-
-
-def _checked(pair: Any, name: str) -> Batch:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        what = f"{len(pair)} entries" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
-        raise TaskError(f"{name} is not a pair (inputs, targets) but {what}.")
-    batch = Batch(pair[0], pair[1], name)
-    if batch.size == 0:
-        raise TaskError(f"{name} is empty: it holds 0 samples.")
-    if isinstance(pair[0], Tensor) and isinstance(pair[1], Tensor) and len(pair[0]) != len(pair[1]):
-        raise TaskError(f"{name} has {len(pair[0])} inputs but {len(pair[1])} targets.")
-    return batch

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import TaskError
+from alignkit.graph.bind import Weights
 from alignkit.plotting.pictures import Curve, plot_interpolations
 from alignkit.tasks.line import Line
 from alignkit.tasks.task import CannotBatchError, OutOfMemoryError, Task, TaskResult
+from alignkit.text import html_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,10 +70,8 @@ class Interpolation(Curve):
     @property
     def auc(self) -> float:
         """Integral of the excess over lambda by the trapezoid rule, 0 if that is negative. Source: [Navon24]."""
-        excess = self.excess
-        widths = [right - left for left, right in pairwise(self.lambdas)]
-        heights = [(left + right) / 2 for left, right in pairwise(excess)]
-        return max(0.0, sum(width * height for width, height in zip(widths, heights, strict=True)))
+        pieces = pairwise(zip(self.lambdas, self.excess, strict=True))
+        return max(0.0, sum((right - left) * ((low + high) / 2) for (left, low), (right, high) in pieces))
 
     @property
     def midpoint(self) -> Midpoint:
@@ -86,14 +85,11 @@ class Interpolation(Curve):
 
     def _repr_html_(self) -> str:
         """Show loss and metric of A, of the average and of B as a table, for notebooks."""
-        columns = ["", "loss"] if self.metrics is None else ["", "loss", self.metric_name or "metric"]
-        rows = [columns]
-        for name, at in (("A", 0), ("average", len(self.lambdas) // 2), ("B", -1)):
-            metric = [] if self.metrics is None else [f"{self.metrics[at]:.4g}"]
-            rows.append([name, f"{self.losses[at]:.4g}", *metric])
-        cells = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in rows)
-        table = "".join(f"<tr>{row}</tr>" for row in cells)
-        return f"<table><caption>{escape(repr(self))}</caption>{table}</table>"
+        metric = [] if self.metrics is None else [self.metrics]
+        header = ("", "loss", self.metric_name or "metric")[: 2 + len(metric)]
+        shares = {"A": 0, "average": len(self.lambdas) // 2, "B": -1}
+        rows = [(name, *(f"{values[at]:.4g}" for values in (self.losses, *metric))) for name, at in shares.items()]
+        return html_table(header, rows, repr(self))
 
     def plot(self, target: str | PathLike[str] | Axes | None = None) -> Figure:
         """Draw the line. `alignkit.plotting.plot_interpolations` draws several in one picture.
@@ -108,27 +104,15 @@ class Interpolation(Curve):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as plain values; barrier and AUC are there to be read, and are never read back."""
-        return {
-            "label": self.label,
-            "lambdas": list(self.lambdas),
-            "losses": list(self.losses),
-            "metrics": None if self.metrics is None else list(self.metrics),
-            "metric_name": self.metric_name,
-            "barrier": self.barrier,
-            "auc": self.auc,
-        }
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return {**values, "barrier": self.barrier, "auc": self.auc}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Interpolation:
         """Read what `to_dict` returned."""
-        metrics = values["metrics"]
-        return cls(
-            tuple(map(float, values["lambdas"])),
-            tuple(map(float, values["losses"])),
-            None if metrics is None else tuple(map(float, metrics)),
-            values["metric_name"],
-            values["label"],
-        )
+        lambdas, losses = (tuple(map(float, values[name])) for name in ("lambdas", "losses"))
+        metrics = None if values["metrics"] is None else tuple(map(float, values["metrics"]))
+        return cls(lambdas, losses, metrics, values["metric_name"], values["label"])
 
     def to_json(self) -> str:
         """Return everything as JSON text."""
@@ -146,13 +130,7 @@ class Interpolation(Curve):
             return cls.from_dict(values)
 
 
-def interpolate(
-    task: Task,
-    a: nn.Module | Mapping[str, Tensor],
-    b: nn.Module | Mapping[str, Tensor],
-    points: int = 25,
-    label: str | None = None,
-) -> Interpolation:
+def interpolate(task: Task, a: Weights, b: Weights, points: int = 25, label: str | None = None) -> Interpolation:
     """Evaluate a task on the straight line from A to B.
 
     Points are evaluated together by ``torch.vmap`` where the model allows it and memory suffices, else one by one;
@@ -176,9 +154,7 @@ def interpolate(
         raise TaskError(f"points is {points}: give an odd number, at least 3, so that the midpoint is one of them.")
     lambdas = torch.linspace(0, 1, points, dtype=torch.float64)
     line = Line(task.checked(a), task.checked(b))
-    budget = BYTES_AT_ONCE
-    if task.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(task.device)[0] // 2
+    budget = torch.cuda.mem_get_info(task.device)[0] // 2 if task.device.type == "cuda" else BYTES_AT_ONCE
     at_once = max(1, min(points, budget // max(1, task.bytes_for(a))))
     with torch.no_grad():
         results = list(_evaluate(task, line, lambdas, at_once))
@@ -193,10 +169,9 @@ def _evaluate(task: Task, line: Line, lambdas: Tensor, at_once: int) -> Iterator
     start = 0
     while start < len(lambdas):
         some = lambdas[start : start + at_once]
-        where = f"between lambda = {some[0]:.3g} and {some[-1]:.3g}" if len(some) > 1 else ""
+        where = f"between lambda = {some[0]:.3g} and {some[-1]:.3g}"
         try:
-            stacked = line.stack(some) if len(some) > 1 else {}
-            if stacked:
+            if len(some) > 1 and (stacked := line.stack(some)):
                 results = task.evaluate_stack(stacked, line.shared)
             else:
                 where = f"at lambda = {some[0]:.3g}"

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.fit import is_number
+
 
 class Line:
     """All points between A and B; what is computed from them is differentiable with respect to both.
@@ -23,7 +25,7 @@ class Line:
     """
 
     def __init__(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-        self._ends = {name: (tensor, b[name].to(tensor.device)) for name, tensor in a.items() if _has_points(tensor)}
+        self._ends = {name: (tensor, b[name].to(tensor.device)) for name, tensor in a.items() if is_number(tensor)}
         self.shared = {name: tensor for name, tensor in a.items() if name not in self._ends}
         """Tensors that are the same at every lambda."""
 
@@ -34,10 +36,6 @@ class Line:
     def stack(self, lambdas: Tensor) -> dict[str, Tensor]:
         """Compute the weights at ``k`` lambdas ``[k]``, without the shared ones: tensors ``[k, ...]``."""
         return {name: _point(a, b, lambdas.reshape(-1, *[1] * a.ndim)) for name, (a, b) in self._ends.items()}
-
-
-def _has_points(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _point(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:

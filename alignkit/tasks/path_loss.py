@@ -11,7 +11,6 @@ from torch import Tensor
 from alignkit.errors import TaskError
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.tasks.batches import Batch
 from alignkit.tasks.line import Line
 from alignkit.tasks.minibatches import Minibatches
 from alignkit.tasks.task import Task
@@ -59,10 +58,6 @@ class PathLoss:
         cast = {name: tensor.to(self.task.device, self.a[name].dtype) for name, tensor in weights.items()}
         return {name: cast[first] for name, first in self.graph.first_names.items()}
 
-    def loss(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Compute the mean loss on one batch; see `Task.loss_on`."""
-        return self.task.loss_on(weights, batch)
-
     def score(self, alignment: Alignment) -> float:
         """Compute the mean loss over the fixed samples and over ``lambdas``.
 
@@ -73,7 +68,7 @@ class PathLoss:
         total, count = 0.0, 0
         with torch.no_grad():
             for batch in self._score_on:
-                losses = [float(self.loss(self.between(moved, share), batch)) for share in self.lambdas]
+                losses = [float(self.task.loss_on(self.between(moved, share), batch)) for share in self.lambdas]
                 total += batch.size * sum(losses) / len(losses)
                 count += batch.size
         if not math.isfinite(total):

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
+from alignkit.graph.bind import Weights
 from alignkit.graph.proof.example_call import call_arguments
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.text import describe_error, dtype_name
@@ -90,13 +91,23 @@ class Task:
         self.batches: Iterable[Batch] = Batches(batches, chunk)
         self.loss = _measure("loss", loss, LOSSES)
         self.metric = None if metric is None else _measure("metric", metric, METRICS)
-        self.metric_name = None if metric is None else _name(metric)
-        self._model = _architecture(model, self.device)
+        self.metric_name = None if self.metric is None else measure_name(self.metric)
+        parameters = model.parameters()
+        empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in parameters}
+        try:
+            architecture = copy.deepcopy(model, dict(empty)).eval()
+        except Exception as error:  # deepcopy runs code of any class that the model holds
+            raise TaskError(f"the model {type(model).__name__} cannot be copied: {error}") from error
+        for module in architecture.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(self.device)
+        self.model = architecture
+        """The architecture, in eval mode; its own weights take no memory and mean nothing. Not to be changed."""
         first: dict[int, str] = {}
-        tensors = _tensors(self._model.state_dict(keep_vars=True))
+        tensors = _tensors(self.model.state_dict(keep_vars=True))
         self._first_names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
         self._shapes = {name: tuple(tensors[name].shape) for name in first.values()}
-        self._buffers = frozenset(name for name, _ in self._model.named_buffers(remove_duplicate=False))
+        self._buffers = frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
         self._rows: int | None = None  # shrinks when memory runs out
 
     @classmethod
@@ -120,7 +131,7 @@ class Task:
             raise TaskError(f"{name} gives a {type(task).__name__}, not an alignkit.Task.")
         return task
 
-    def evaluate(self, weights: nn.Module | Mapping[str, Tensor]) -> TaskResult:
+    def evaluate(self, weights: Weights) -> TaskResult:
         """Compute the mean loss and metric over all samples, with these weights.
 
         Args:
@@ -154,14 +165,11 @@ class Task:
         count = len(next(iter(stacked.values())))
 
         def forward(inputs: Any) -> Sequence[Any]:
-            def one(weights: dict[str, Tensor]) -> Any:
-                return self.outputs({**shared, **weights}, inputs)
-
             try:
                 with warnings.catch_warnings():
                     # A slower batching rule of vmap is nothing that the caller could change.
                     warnings.filterwarnings("ignore", message="There is a performance drop")
-                    outputs = torch.vmap(one)(dict(stacked))
+                    outputs = torch.vmap(lambda weights: self.outputs({**shared, **weights}, inputs))(dict(stacked))
             except (RuntimeError, ValueError, TypeError) as error:
                 if is_out_of_memory(error):
                     raise
@@ -181,7 +189,7 @@ class Task:
         """
         # Running statistics take no gradient: batch_norm has none for them.
         live = {name: tensor.detach() if name in self._buffers else tensor for name, tensor in weights.items()}
-        return call_with(self._model, live, inputs)
+        return call_with(self.model, live, inputs)
 
     def loss_on(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Compute the mean loss on one batch; differentiable with respect to the parameters.
@@ -200,7 +208,7 @@ class Task:
                 raise
             raise TaskError(f"the model fails on {batch.name}: {describe_error(error)}") from error
 
-    def checked(self, weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def checked(self, weights: Weights) -> dict[str, Tensor]:
         """Bring weights to the task's device, as a dictionary that is complete and has the model's shapes.
 
         Names of tied tensors that were left out are filled in from their twins.
@@ -211,17 +219,12 @@ class Task:
         state = _tensors(weights)
         fit = Fit(self._shapes, self._first_names, "the model")
         fit.check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, "the weights")
-        fit.raise_if_any(TaskError, f"the weights do not fit the task's model {type(self._model).__name__}")
+        fit.raise_if_any(TaskError, f"the weights do not fit the task's model {type(self.model).__name__}")
         twins = {self._first_names[name]: tensor for name, tensor in state.items()}
         whole = {name: state.get(name, twins[first]) for name, first in self._first_names.items()}
         return {name: tensor.to(self.device) for name, tensor in whole.items()}
 
-    @property
-    def model(self) -> nn.Module:
-        """The architecture, in eval mode; its own weights mean nothing. Not to be changed."""
-        return self._model
-
-    def bytes_for(self, weights: nn.Module | Mapping[str, Tensor]) -> int:
+    def bytes_for(self, weights: Weights) -> int:
         """Estimate the memory of one forward call: the weights and the two largest outputs of modules.
 
         Args:
@@ -234,7 +237,7 @@ class Task:
             nonlocal largest
             largest = max(largest, sum(tensor.nbytes for tensor in tensors_in(outputs)))
 
-        hooks = [module.register_forward_hook(record) for module in self._model.modules()]
+        hooks = [module.register_forward_hook(record) for module in self.model.modules()]
         try:
             batch = next(iter(self.batches))
             with torch.no_grad():
@@ -246,48 +249,41 @@ class Task:
 
     def _means(self, forward: Forward, count: int) -> list[TaskResult]:
         """Compute means over all batches, for each of the ``count`` outputs that ``forward`` returns."""
-        losses = torch.zeros(count, dtype=torch.float64)
-        metrics = torch.zeros(count, dtype=torch.float64)
-        samples = 0
+        totals, samples = torch.zeros(1 if self.metric is None else 2, count, dtype=torch.float64), 0
         for batch in self.batches:
             start = 0
             while start < batch.size:
                 rows = min(self._rows or batch.size, batch.size - start)
                 part = batch.rows(start, start + rows) if batch.splittable else batch
                 values = self._attempt(forward, part, count)
-                if values is None:  # out of memory: the smaller chunk is tried on the same samples
-                    continue
-                losses += part.size * values[0]
-                metrics += part.size * values[1]
-                samples += part.size
-                start += part.size
-        if self.metric is None:
-            return [TaskResult(float(loss) / samples, None, samples) for loss in losses]
-        return [
-            TaskResult(float(x) / samples, float(y) / samples, samples) for x, y in zip(losses, metrics, strict=True)
-        ]
+                if values is not None:  # else out of memory: the smaller chunk is tried on the same samples
+                    totals += part.size * values
+                    samples += part.size
+                    start += part.size
+        losses, *metrics = (totals / samples).tolist()
+        both = zip(losses, metrics[0] if metrics else [None] * count, strict=True)
+        return [TaskResult(loss, metric, samples) for loss, metric in both]
 
-    def _attempt(self, forward: Forward, part: Batch, count: int) -> tuple[Tensor, Tensor] | None:
-        """Compute losses and metrics ``[count]`` of one chunk, or make the chunk smaller and return None."""
+    def _attempt(self, forward: Forward, part: Batch, count: int) -> Tensor | None:
+        """Compute losses, and metrics, ``[1 or 2, count]`` of one chunk, or make the chunk smaller and return None."""
+        measures = {"loss": self.loss} | ({} if self.metric is None else {"metric": self.metric})
         try:
             with torch.no_grad():
                 part = part.to(self.device)
                 every = forward(part.inputs)
-                losses = [_scalar("loss", self.loss(outputs, part.targets), part) for outputs in every]
-                metrics = [0.0] * len(losses)
-                if self.metric is not None:
-                    metrics = [_scalar("metric", self.metric(outputs, part.targets), part) for outputs in every]
-                return torch.tensor(losses, dtype=torch.float64), torch.tensor(metrics, dtype=torch.float64)
+                values = [[_scalar(m, measures[m](outputs, part.targets), part) for outputs in every] for m in measures]
+                return torch.tensor(values, dtype=torch.float64)
         except AlignkitError:
             raise
         except Exception as error:  # the model, the loss and the metric are the user's: anything can happen here
+            shapes = ", ".join(f"{dtype_name(tensor.dtype)}{list(tensor.shape)}" for tensor in part.tensors)
             if not is_out_of_memory(error):
-                raise TaskError(f"the model fails on {_describe(part)}: {describe_error(error)}") from error
+                raise TaskError(f"the model fails on {part.name} ({shapes}): {describe_error(error)}") from error
             if count > 1:
                 raise OutOfMemoryError(str(error)) from error
             if part.size == 1 or not part.splittable:
                 why = "is one sample" if part.size == 1 else "cannot be split (axis 0 does not count its samples)"
-                raise TaskError(f"out of memory on {_describe(part)}, which {why}: {error}") from error
+                raise TaskError(f"out of memory on {part.name} ({shapes}), which {why}: {error}") from error
         self._rows = (part.size + 1) // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -354,8 +350,10 @@ def _measure(kind: str, given: str | Measure, known: Mapping[str, Measure]) -> M
     return given
 
 
-def _name(measure: str | Measure) -> str:
-    return measure if isinstance(measure, str) else getattr(measure, "__name__", type(measure).__name__)
+def measure_name(measure: Measure) -> str:
+    """Return the name of a loss or metric: that of the function, or of the object's class."""
+    name: str = getattr(measure, "__name__", type(measure).__name__)
+    return name
 
 
 def _scalar(kind: str, value: Any, part: Batch) -> float:
@@ -369,28 +367,7 @@ def _scalar(kind: str, value: Any, part: Batch) -> float:
     return number
 
 
-def _describe(part: Batch) -> str:
-    shapes = ", ".join(f"{dtype_name(tensor.dtype)}{list(tensor.shape)}" for tensor in part.tensors)
-    return f"{part.name} ({shapes})"
-
-
-def _architecture(model: nn.Module, device: torch.device) -> nn.Module:
-    """Copy a model in eval mode; parameters of the copy take no memory, and its buffers are on the device."""
-    empty = {
-        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-        for parameter in model.parameters()
-    }
-    try:
-        skeleton = copy.deepcopy(model, dict(empty)).eval()
-    except Exception as error:  # deepcopy runs code of any class that the model holds
-        raise TaskError(f"the model {type(model).__name__} cannot be copied: {error}") from error
-    for module in skeleton.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(device)
-    return skeleton
-
-
-def _tensors(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _tensors(weights: Weights) -> dict[str, Tensor]:
     """List every tensor of a state dict or a module, tied ones under all their names."""
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     if not isinstance(state, Mapping):

@@ -218,5 +218,5 @@ def test_start_does_not_matter_and_hooks_are_gone():
     found = solve(pair.bind(), solver="activation_matching", task=task)
     init = Alignment.random(pair.graph, 3)
     assert solve(pair.bind(), solver="activation_matching", task=task, init=init).alignment == found.alignment
-    assert not any(module._forward_hooks for module in task._model.modules())
+    assert not any(module._forward_hooks for module in task.model.modules())
     assert torch.backends.mha.get_fastpath_enabled()

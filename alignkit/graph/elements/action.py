@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -49,3 +49,11 @@ def act_on_block(
         matrix = elements[str(dims[at].group)].to(part.device, part.dtype).reshape(*sizes, *sizes, size, size)
         operands += [matrix, [*(result[i] for i in ancestors), *ancestors, result[at], at]]
     return torch.einsum(*operands, result)
+
+
+def act_on_blocks(blocks: Iterable[Block], tensor: Tensor, elements: Mapping[str, Tensor]) -> Tensor:
+    """Return a tensor, of which these are all blocks, with each of them moved; see `act_on_block`."""
+    result = torch.empty_like(tensor)
+    for block in blocks:
+        block.view(result).copy_(act_on_block(block, block.view(tensor), elements))
+    return result

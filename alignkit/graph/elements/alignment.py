@@ -15,7 +15,7 @@ from alignkit.checkpoints.documents import Format
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.description import group_table
-from alignkit.graph.elements.action import act_on_block
+from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import html_table
 
@@ -179,11 +179,7 @@ class Alignment:
         node = self.graph.tensors[name]
         if not node.groups:
             return tensor.detach().clone()
-        result = torch.empty_like(tensor, requires_grad=False)
-        source = tensor.detach()
-        for block in node.blocks:
-            block.view(result).copy_(act_on_block(block, block.view(source), self.elements))
-        return result
+        return act_on_blocks(node.blocks, tensor.detach(), self.elements)
 
     # ---------------------------------------------------------------- files
 

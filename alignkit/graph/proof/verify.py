@@ -34,6 +34,13 @@ class Verification:
     dtype: str
     draws: int
 
+    def explain(self) -> str:
+        """Say in a sentence what was tried and what it changed."""
+        return (
+            f"{self.draws} random reorderings of all groups change the outputs by at most {self.error:.1g} of their "
+            f"size (tolerance {self.tolerance:.0e}, {self.dtype})."
+        )
+
 
 def verify(
     graph: GraphStructure, model: nn.Module, *args: Any, draws: int = 3, seed: int = 0, **kwargs: Any

@@ -42,9 +42,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.points < 3 or self.points % 2 == 0:
-            raise ComparisonError(
-                f"points is {self.points}: give an odd number, at least 3, so that the middle is one of them."
-            )
+            how = "give an odd number, at least 3, so that the middle is one of them"
+            raise ComparisonError(f"points is {self.points}: {how}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +63,7 @@ class ComparisonSetup:
     @property
     def where(self) -> torch.device:
         """The device on which solvers work."""
-        if self.device is not None:
-            return torch.device(self.device)
-        return next((tensor.device for tensor in self.pair.a.values()), torch.device("cpu"))
+        return self.pair.device if self.device is None else torch.device(self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +104,9 @@ def run_job(setup: ComparisonSetup, job: Job) -> ComparisonRow:
     row = ComparisonRow(job.name, job.seed, solution.status.name, options=job.settings)
     if solution.status.failed:
         return replace(row, reason=f"{solution.status.value} {solution.detail}".rstrip())
-    row = replace(
-        row,
-        distance_before=solution.objective_before,
-        distance=solution.objective_after,
-        seconds=solution.seconds,
-        peak_memory=memory.peak,
-        moved=sum(solution.moved.values()),
-    )
+    before, after, moved = solution.objective_before, solution.objective_after, sum(solution.moved.values())
+    row = replace(row, distance_before=before, distance=after, moved=moved)
+    row = replace(row, seconds=solution.seconds, peak_memory=memory.peak)
     test, pair, evaluation = setup.test, setup.pair, setup.evaluation
     if test is None:
         return row
@@ -148,9 +140,8 @@ def setup_bytes(setup: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
         "model A": pair.module_a,
         "model B": pair.module_b,
         "the task": setup.task,
-        "the task test=": setup.test if setup.test is not setup.task else None,
-        "the same task": setup.test is setup.task,
-        "the settings": (setup.evaluation.points, setup.evaluation.repair, setup.device),
+        "the task test=": setup.evaluation,
+        "the device": setup.device,
         "the solvers": tuple(jobs),
     }
     try:
@@ -162,21 +153,15 @@ def setup_bytes(setup: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
                 pickle.dumps(part)
             except Exception:
                 guilty.append(name)
-        which = ", ".join(guilty) or "the comparison"
         raise ComparisonError(
-            f"{which} cannot be sent to the executor: {error}. Classes and functions have to be "
-            "defined at the top level of a module that the workers can import, not in a function or as a lambda; or "
-            "run without an executor."
+            f"{', '.join(guilty) or 'the comparison'} cannot be sent to the executor: {error}. Classes and functions "
+            "have to be defined at the top level of a module that the workers can import, not in a function or as a "
+            "lambda; or run without an executor."
         ) from error
 
 
 def run_job_from_bytes(packed: bytes, index: int) -> ComparisonRow:
     """Run one job of `setup_bytes`; called in the worker."""
-    parts = pickle.loads(packed)
-    graph = SymmetryGraph.from_json(parts["the graph"])
-    a, b = parts["the weights"]
-    pair = Pair(graph, a, b, parts["model A"], parts["model B"])
-    points, wants_repair, device = parts["the settings"]
-    test = parts["the task"] if parts["the same task"] else parts["the task test="]
-    setup = ComparisonSetup(pair, parts["the task"], Evaluation(test, points, wants_repair), device)
-    return run_job(setup, parts["the solvers"][index])
+    graph, (a, b), module_a, module_b, task, evaluation, device, jobs = pickle.loads(packed).values()
+    pair = Pair(SymmetryGraph.from_json(graph), a, b, module_a, module_b)
+    return run_job(ComparisonSetup(pair, task, evaluation, device), jobs[index])

@@ -17,8 +17,7 @@ from alignkit.checkpoints.documents import Format
 from alignkit.errors import ComparisonError
 from alignkit.jobs.compare.comparison import ComparisonRow
 from alignkit.jobs.compare.job import ComparisonSetup
-from alignkit.tasks.batches import tensors_in
-from alignkit.tasks.task import Task
+from alignkit.tasks.task import Task, measure_name
 
 FORMAT = Format("alignkit.comparison-rows", "file of rows", "compare(..., path=...)", ComparisonError)
 
@@ -108,6 +107,5 @@ def _digest(tensors: Iterable[tuple[str, Tensor]], head: str = "") -> str:
 def _task_digest(task: Task | None) -> str | None:
     if task is None:
         return None
-    loss, first = getattr(task.loss, "__name__", type(task.loss).__name__), next(iter(task.batches))
-    tensors = [*tensors_in(first.inputs), *tensors_in(first.targets)]
-    return _digest(((str(i), tensor) for i, tensor in enumerate(tensors)), f"{loss} {task.metric_name}")
+    tensors = ((str(i), tensor) for i, tensor in enumerate(next(iter(task.batches)).tensors))
+    return _digest(tensors, f"{measure_name(task.loss)} {task.metric_name}")

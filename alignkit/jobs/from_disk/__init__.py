@@ -4,10 +4,4 @@ from alignkit.jobs.from_disk.applying import align_checkpoint, aligned_values, m
 from alignkit.jobs.from_disk.budget import parse_memory
 from alignkit.jobs.from_disk.matching import match_checkpoints
 
-__all__ = [
-    "align_checkpoint",
-    "aligned_values",
-    "match_checkpoints",
-    "merge_checkpoints",
-    "parse_memory",
-]
+__all__ = ["align_checkpoint", "aligned_values", "match_checkpoints", "merge_checkpoints", "parse_memory"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from alignkit.checkpoints import Checkpoint, OnProgress, write_checkpoint
 from alignkit.checkpoints.shard import Values, ValuesOf
@@ -76,25 +74,23 @@ def merge_checkpoints(
     """
     shares = shares_of(weights, len(checkpoints))
     orders = [order.alignment if isinstance(order, Solution) else order for order in alignments]
-    graphs = {id(order.graph): order.graph for order in orders if order is not None}
+    graphs = list({id(order.graph): order.graph for order in orders if order is not None}.values())
     if len(orders) != len(checkpoints) or not graphs:
         raise MergeError("give one alignment, or None, for each checkpoint, and one alignment at least.")
-    graph = next(iter(graphs.values()))
-    if any(other != graph for other in graphs.values()):
+    graph = graphs[0]
+    if any(other != graph for other in graphs):
         raise MergeError("the alignments belong to different graphs.")
     budget = Budget(parse_memory(memory))
     sources = [fit_on_disk(graph, checkpoints[0], checkpoint, budget)[1] for checkpoint in checkpoints]
     elements = [(Alignment.identity(graph) if order is None else order).elements for order in orders]
     nodes = graph.first_names
 
-    def averaged(name: str) -> Iterator[Tensor]:
-        moved = [Reordered(graph.tensors[nodes[name]], element) for element in elements]
-        for span in moved[0].pieces(budget.piece):
-            parts = [each.at(source, span) for each, source in zip(moved, sources, strict=True)]
-            yield average([{name: part} for part in parts], shares)[name]
-
     def values(name: str) -> Values:
-        return averaged(name) if Reordered(graph.tensors[nodes[name]], {}).splits else next(averaged(name))
+        moved = [Reordered(graph.tensors[nodes[name]], element) for element in elements]
+        spans = moved[0].pieces(budget.piece)
+        rows = ([each.at(side, span) for each, side in zip(moved, sources, strict=True)] for span in spans)
+        pieces = (average([{name: part} for part in parts], shares)[name] for parts in rows)
+        return pieces if moved[0].splits else next(pieces)
 
     write_checkpoint(output, checkpoints[0], values, on_progress, overwrite=overwrite)
 

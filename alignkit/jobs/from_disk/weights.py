@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkit.checkpoints import Checkpoint, TensorEntry
 from alignkit.errors import GraphError
-from alignkit.graph.elements.action import act_on_block
+from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.layout import Axis, Block, Fixed, Segment, layout_blocks
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.structure import GraphStructure
@@ -99,11 +99,7 @@ class Reordered:
         axis = self.node.layout[0]
         if axis.is_fixed:
             return None
-        rows = torch.arange(self.node.shape[0])
-        moved = torch.empty_like(rows)
-        for block in layout_blocks((axis,), self.node.name):
-            block.view(moved).copy_(act_on_block(block, block.view(rows), self.elements))
-        return moved
+        return act_on_blocks(layout_blocks((axis,), self.node.name), torch.arange(self.node.shape[0]), self.elements)
 
     @cached_property
     def splits(self) -> bool:
@@ -126,13 +122,7 @@ class Reordered:
             sources = self.sources
             stored = weights.piece(name, span) if sources is None else weights.take(name, sources[start:stop])
             blocks = () if all(axis.is_fixed for axis in self.node.layout[1:]) else self._blocks(stop - start)
-        if not blocks:
-            return stored
-        source = bits(stored)
-        result = torch.empty_like(source)
-        for block in blocks:
-            block.view(result).copy_(act_on_block(block, block.view(source), self.elements))
-        return result.view(stored.dtype)
+        return act_on_blocks(blocks, bits(stored), self.elements).view(stored.dtype) if blocks else stored
 
     def pieces(self, size: int) -> Iterator[Span]:
         """Yield spans of rows of about ``size`` bytes in float64; None for a tensor that cannot be split."""
