@@ -155,8 +155,8 @@ def cross_moments(
             moments[reading].update(kept[reading].pop(0), reading.features(call))
 
     for batch in batches:
-        for start in range(0, batch.size, rows) if batch.splittable else (0,):
-            part = (batch.rows(start, min(start + rows, batch.size)) if batch.splittable else batch).to(task.device)
+        for piece in batch.pieces(rows):
+            part = piece.to(task.device)
             kept.clear()
             with hooked(task.model, by_module, keep):
                 task.outputs(a, part.inputs)

@@ -115,7 +115,7 @@ class Sinkhorn(Solver[SinkhornOptions]):
         if problem.task is None:
             task = "pass task=alignkit.Task(model, batches, loss)"
             raise SolverError(f"objective={kind!r} works with data: {task}, or take objective='distance'.")
-        path = PathLoss(problem.task, problem.bound, LAMBDAS[kind], problem.generator(), *options.sample_counts)
+        path = PathLoss(problem.task, problem.bound, LAMBDAS[kind], problem.generator(), options.sample_counts)
         return Goal(problem, kind, path, options.distance_weight)
 
 

@@ -74,7 +74,7 @@ class StraightThrough(Solver[StraightThroughOptions]):
 
     def _path(self, problem: Problem) -> PathLoss:
         assert problem.task is not None, "needs.check asked for a task"
-        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), *self.options.sample_counts)
+        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), self.options.sample_counts)
 
 
 class FreeWeights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,15 @@ class Batch:
         """Cut out the first ``count`` samples; a batch that is smaller or cannot be cut stays whole."""
         return self.rows(0, min(self.size, count)) if self.splittable else self
 
+    def pieces(self, rows: int) -> Iterator[Batch]:
+        """Cut the batch into pieces of at most ``rows`` samples; one that cannot be cut stays whole."""
+        if self.size <= rows or not self.splittable:
+            yield self
+            return
+        for start in range(0, self.size, rows):
+            stop = min(start + rows, self.size)
+            yield replace(self.rows(start, stop), name=f"{self.name} (samples {start} to {stop - 1})")
+
     def pick(self, rows: Tensor) -> Batch:
         """Copy the samples with these numbers."""
         return self.map(lambda tensor: tensor[rows.to(tensor.device)])
@@ -121,14 +130,7 @@ class Batches:
                 raise TaskError(f"{name} is empty: it holds 0 samples.")
             if isinstance(pair[0], Tensor) and isinstance(pair[1], Tensor) and len(pair[0]) != len(pair[1]):
                 raise TaskError(f"{name} has {len(pair[0])} inputs but {len(pair[1])} targets.")
-            rows = self._chunk or batch.size
-            if batch.size <= rows or not batch.splittable:
-                yield batch
-                continue
-            for start in range(0, batch.size, rows):
-                stop = min(start + rows, batch.size)
-                piece = batch.rows(start, stop)
-                yield Batch(piece.inputs, piece.targets, f"{name} (samples {start} to {stop - 1})")
+            yield from batch.pieces(self._chunk or batch.size)
         if not count:
             raise TaskError("there are no batches: the list or loader is empty.")
 

@@ -24,28 +24,21 @@ class PathLoss:
         pair: The two networks.
         lambdas: Where on the line alignments are scored.
         generator: A CPU generator, for the order of samples.
-        samples: Maximum number of samples to learn from.
-        batch_size: Samples in a minibatch.
-        score_samples: Samples on which alignments are scored, the same for all.
+        counts: Maximum number of samples to learn from; samples in a minibatch; samples on which alignments are
+            scored, the same for all.
 
     Raises:
         TaskError: The weights do not fit the task's model, or the data is not finite.
     """
 
     def __init__(
-        self,
-        task: Task,
-        pair: Pair,
-        lambdas: Sequence[float],
-        generator: torch.Generator,
-        samples: int,
-        batch_size: int,
-        score_samples: int,
+        self, task: Task, pair: Pair, lambdas: Sequence[float], generator: torch.Generator, counts: tuple[int, int, int]
     ) -> None:
         self.task, self.graph, self.lambdas = task, pair.graph, tuple(lambdas)
         self.a = {name: tensor.detach().to(task.device) for name, tensor in pair.a.items()}
         self.b = {name: tensor.detach().to(task.device) for name, tensor in pair.b.items()}
         task.checked(self.between(self.b, 0.5))
+        samples, batch_size, score_samples = counts
         self.minibatches = Minibatches(task, samples, batch_size, generator)
         self._score_on = self.minibatches.fixed(score_samples)
 

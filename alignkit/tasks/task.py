@@ -333,10 +333,8 @@ METRICS: dict[str, Measure] = {"accuracy": accuracy}
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that an accelerator or the host has no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
+    says_so = any(words in str(error) for words in ("out of memory", "DefaultCPUAllocator"))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and says_so)
 
 
 def _measure(kind: str, given: str | Measure, known: Mapping[str, Measure]) -> Measure:

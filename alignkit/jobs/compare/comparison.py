@@ -211,14 +211,13 @@ class Comparison:
             MissingExtraError: matplotlib is not installed.
             ComparisonError: Every row failed, so there is nothing to draw.
         """
-        lines = [average.line for average in self.averages]
-        if any(line is not None for line in lines):
-            return plot_interpolations([line for line in lines if line is not None], path, title=title)
-        bars = {average.solver: average.mean("distance") for average in self.averages}
-        found = {name: value for name, value in bars.items() if value is not None}
-        if not found:
+        averages = self.averages
+        if lines := [line for average in averages if (line := average.line) is not None]:
+            return plot_interpolations(lines, path, title=title)
+        bars = {average.solver: mean for average in averages if (mean := average.mean("distance")) is not None}
+        if not bars:
             raise ComparisonError("every solver failed, there is nothing to draw: see the reasons in the rows.")
-        return bar_chart(found, "squared distance of A to aligned B", path)
+        return bar_chart(bars, "squared distance of A to aligned B", path)
 
     def table(self) -> rich.table.Table:
         """Return the comparison as a rich table: a line for each solver, means over the seeds."""
@@ -311,13 +310,14 @@ class Column(NamedTuple):
     always: bool = True
 
 
-def _mean(quantity: str, form: str, unless: str | None = None) -> Callable[[Average], str]:
+def _mean(quantity: str, form: str, unless: str | None = None, scale: float = 1.0) -> Callable[[Average], str]:
     """Write a mean over the seeds; nothing where there is none, or one of ``unless``, which says more in less room."""
 
     def write(average: Average) -> str:
         mean = average.mean(quantity)
-        hidden = mean is None or (unless is not None and average.mean(unless) is not None)
-        return "" if hidden else format(mean, form)
+        if mean is None or (unless is not None and average.mean(unless) is not None):
+            return ""
+        return form.format(mean * scale)
 
     return write
 
@@ -334,23 +334,18 @@ def _seeds(average: Average) -> str:
     return str(len(average.rows)) + (f", {failed} failed" if failed else "")
 
 
-def _memory(average: Average) -> str:
-    mean = average.mean("peak_memory")
-    return "" if mean is None else f"{mean / 2**20:.1f} MB"
-
-
 COLUMNS = (
     Column("solver", lambda average: average.solver),
     Column("seeds", _seeds, always=False),
-    Column("squared\ndistance", _mean("distance", ".5g")),
+    Column("squared\ndistance", _mean("distance", "{:.5g}")),
     Column("gain", _gain),
-    Column("barrier", _mean("barrier", ".4f"), always=False),
-    Column("AUC", _mean("auc", ".4f"), always=False),
-    Column("middle\nloss", _mean("middle_loss", ".4f", unless="middle_metric"), always=False),
-    Column("middle\nmetric", _mean("middle_metric", ".4f"), always=False),
-    Column("repaired\nloss", _mean("repaired_loss", ".4f", unless="repaired_metric"), always=False),
-    Column("repaired\nmetric", _mean("repaired_metric", ".4f"), always=False),
-    Column("seconds", _mean("seconds", ".2g")),
-    Column("peak\nmemory", _memory, always=False),
+    Column("barrier", _mean("barrier", "{:.4f}"), always=False),
+    Column("AUC", _mean("auc", "{:.4f}"), always=False),
+    Column("middle\nloss", _mean("middle_loss", "{:.4f}", unless="middle_metric"), always=False),
+    Column("middle\nmetric", _mean("middle_metric", "{:.4f}"), always=False),
+    Column("repaired\nloss", _mean("repaired_loss", "{:.4f}", unless="repaired_metric"), always=False),
+    Column("repaired\nmetric", _mean("repaired_metric", "{:.4f}"), always=False),
+    Column("seconds", _mean("seconds", "{:.2g}")),
+    Column("peak\nmemory", _mean("peak_memory", "{:.1f} MB", scale=2**-20), always=False),
     Column("status", lambda average: ", ".join(sorted({row.status for row in average.rows} - {"OK"})), always=False),
 )

@@ -37,7 +37,7 @@ class AscentOnDisk(Ascent):
         self._on_progress = on_progress
         self._sweep = self._read = self._to_read = 0
         self._work = self._to_work = self._started = 0.0
-        self._current: tuple[int, int, float] | None = None
+        self._current = (0, 0, 0.0)
         """The tree that is updated: bytes read before it, bytes that it takes, work that it takes."""
 
     def run(self, start: Mapping[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
@@ -69,7 +69,7 @@ class AscentOnDisk(Ascent):
         size, work = self._expected(root, elements)
         self._current = (self._read, size, work)
         proposal = super().propose(root, elements)
-        self._current = None
+        self._current = (0, 0, 0.0)
         self._work += work
         self._count(0)
         return proposal
@@ -90,11 +90,9 @@ class AscentOnDisk(Ascent):
         """Count bytes that were read, and report how far the sweep has come."""
         self._read += size
         self._to_read = max(self._to_read, self._read)
-        work = self._work
-        if self._current is not None:
-            began, expected, in_all = self._current
-            work += in_all * min(1.0, (self._read - began) / max(1, expected))
         if self._on_progress is not None:
+            began, expected, in_all = self._current
+            work = self._work + in_all * min(1.0, (self._read - began) / max(1, expected))
             share = work / self._to_work if self._to_work else 1.0
             seconds = perf_counter() - self._started
             self._on_progress(ByteProgress(self._read, self._to_read, seconds, f"sweep {self._sweep}", share))
