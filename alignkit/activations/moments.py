@@ -18,6 +18,7 @@ from torch import Tensor
 from alignkit.activations.readings import Reading, hooked
 from alignkit.activations.sites import ModuleCall
 from alignkit.errors import SolverError
+from alignkit.graph.bind import StateDict
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.task import Task
 
@@ -117,8 +118,8 @@ class CrossMoments:
 def cross_moments(
     readings: Mapping[str, list[Reading]],
     task: Task,
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
+    a: StateDict,
+    b: StateDict,
     batches: Iterable[Batch],
     sample_bytes: int,
 ) -> dict[Reading, CrossMoments]:
@@ -156,12 +157,12 @@ def cross_moments(
 
     for batch in batches:
         for piece in batch.pieces(rows):
-            part = piece.to(task.device)
+            inputs = piece.to(task.device).inputs
             kept.clear()
             with hooked(task.model, by_module, keep):
-                task.outputs(a, part.inputs)
+                task.outputs(a, inputs)
             with hooked(task.model, by_module, compare):
-                task.outputs(b, part.inputs)
+                task.outputs(b, inputs)
         for reading, streamed in moments.items():
             if not bool(torch.isfinite(streamed.cross.sum())):
                 raise SolverError(

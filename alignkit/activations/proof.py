@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -26,6 +25,7 @@ from alignkit.activations.sites import (
     positions_on_axis,
 )
 from alignkit.graph import SymmetryGraph
+from alignkit.graph.bind import StateDict
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.task import Task
@@ -38,9 +38,7 @@ PROOF_TOLERANCE = 0.05
 """Largest deviation, as a share of how much units differ. Rounding stays far below it, a wrong site is near 1.4."""
 
 
-def find_readings(
-    graph: SymmetryGraph, task: Task, weights: Mapping[str, Tensor]
-) -> tuple[dict[str, list[Reading]], int]:
+def find_readings(graph: SymmetryGraph, task: Task, weights: StateDict) -> tuple[dict[str, list[Reading]], int]:
     """Find where the units of each group are seen, each site proved by running the model twice.
 
     Args:
@@ -96,7 +94,7 @@ class _Search:
         self.candidates: dict[tuple[object, ...], list[Reading]] = {}
         self._alive: list[Tensor] = []
 
-    def run(self, weights: Mapping[str, Tensor], batch: Batch) -> dict[Reading, list[Tensor]]:
+    def run(self, weights: StateDict, batch: Batch) -> dict[Reading, list[Tensor]]:
         """Read the features of every candidate, one entry for each call of its module."""
         features: dict[Reading, list[Tensor]] = defaultdict(list)
         is_first_run = not self.candidates

@@ -14,7 +14,8 @@ from alignkit.checkpoints.weights import read_weights
 from alignkit.errors import AlignkitError, BindError
 from alignkit.graph.structure import GraphStructure
 
-Weights: TypeAlias = nn.Module | Mapping[str, Tensor]
+StateDict: TypeAlias = Mapping[str, Tensor]
+Weights: TypeAlias = nn.Module | StateDict
 WeightsSource: TypeAlias = Weights | str | Path
 
 

@@ -137,12 +137,11 @@ def _build_chains(
             used.update(own)
             stages.append(type(stage)(**own))
             labels.append(stage.name)
-        name = " > ".join(labels) if given_name is None else given_name
-        if repr(built.setdefault(name, tuple(stages))) != repr(tuple(stages)):
+        name, chain = " > ".join(labels) if given_name is None else given_name, tuple(stages)
+        if repr(built.setdefault(name, chain)) != repr(chain):
             raise ComparisonError(
                 f"two solvers would be called {name!r}. Give them names: solvers={{'first': ..., 'second': ...}}."
             )
-        built[name] = tuple(stages)
     if unused := [option for option in options if option not in used]:
         fields = sorted({f for stages in built.values() for stage in stages for f in type(stage).Options.model_fields})
         raise SolverError(
