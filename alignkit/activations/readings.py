@@ -50,14 +50,10 @@ class Reading:
 
     def fits(self, call: ModuleCall) -> bool:
         """Return whether the site has all the positions."""
-        tensor = self.site.read(call)
-        low, high = int(self.positions.index.min()), int(self.positions.index.max())
-        return (
-            tensor.is_floating_point()
-            and -self.site.axis <= tensor.ndim
-            and self.site.start <= low
-            and high - self.site.start < tensor.shape[self.site.axis]
-        )
+        tensor, axis = self.site.read(call), self.site.axis
+        index = self.positions.index - self.site.start
+        has_axis = tensor.is_floating_point() and -axis <= tensor.ndim
+        return has_axis and int(index.min()) >= 0 and int(index.max()) < tensor.shape[axis]
 
 
 @contextmanager

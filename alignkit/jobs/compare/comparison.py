@@ -134,11 +134,6 @@ class Average:
     solver: str
     rows: tuple[ComparisonRow, ...]
 
-    @property
-    def done(self) -> tuple[ComparisonRow, ...]:
-        """The rows that did not fail."""
-        return tuple(row for row in self.rows if not row.failed)
-
     def mean(self, quantity: str) -> float | None:
         """Return the mean of an attribute of `ComparisonRow` over the rows that have it; None if none has."""
         values = [value for row in self.rows if (value := getattr(row, quantity)) is not None]
@@ -147,7 +142,7 @@ class Average:
     @property
     def line(self) -> Interpolation | None:
         """Losses and metrics on the line, averaged over the seeds."""
-        lines = [row.line for row in self.done if row.line is not None]
+        lines = [row.line for row in self.rows if row.line is not None and not row.failed]
         if not lines:
             return None
         label = self.solver if len(lines) == 1 else f"{self.solver} (mean of {len(lines)} seeds)"
@@ -330,7 +325,7 @@ def _gain(average: Average) -> str:
 def _seeds(average: Average) -> str:
     if len(average.rows) == 1:
         return ""
-    failed = len(average.rows) - len(average.done)
+    failed = sum(row.failed for row in average.rows)
     return str(len(average.rows)) + (f", {failed} failed" if failed else "")
 
 
