@@ -1,21 +1,10 @@
 """Bytes on disk: checkpoints of any size, weights in memory, and documents; each is written whole or not at all."""
 
-from alignkit.checkpoints.byte_progress import ByteProgress, OnProgress
 from alignkit.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from alignkit.checkpoints.shard import Shard, TensorEntry
 from alignkit.checkpoints.staging import write_text
 from alignkit.checkpoints.weights import read_weights, write_weights
-from alignkit.checkpoints.writer import write_checkpoint
+from alignkit.checkpoints.writer import ByteProgress, OnProgress, write_checkpoint
 
-__all__ = [
-    "ByteProgress",
-    "Checkpoint",
-    "OnProgress",
-    "Shard",
-    "TensorEntry",
-    "open_checkpoint",
-    "read_weights",
-    "write_checkpoint",
-    "write_text",
-    "write_weights",
-]
+__all__ = ["ByteProgress", "Checkpoint", "OnProgress", "Shard", "TensorEntry", "open_checkpoint", "read_weights"]
+__all__ += ["write_checkpoint", "write_text", "write_weights"]

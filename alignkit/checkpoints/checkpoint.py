@@ -18,9 +18,7 @@ from alignkit.errors import WeightsError
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """Named tensors in files. A tensor is read when it is asked for, and is not kept.
-
-    Made by `open_checkpoint`.
+    """Named tensors in files, made by `open_checkpoint`. A tensor is read when it is asked for, and is not kept.
 
     Attributes:
         path: What was opened: a file, or a folder.
@@ -86,9 +84,8 @@ class Checkpoint(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor into memory of its own.
 
-        Raises:
-            KeyError: There is no such tensor.
-            WeightsError: The file was changed since it was opened, or cannot be read.
+        `KeyError` if there is none of the name; `WeightsError` if the file was changed since it was opened, or cannot
+        be read.
         """
         return self._shard_of[name].read(name)
 
@@ -147,7 +144,6 @@ def _open_shard(path: Path) -> Shard:
     """Open one weights file, by its suffix."""
     kind = file_kind(path)
     if kind is None:
-        raise WeightsError(
-            f"{path}: weights files end in {KNOWN_SUFFIXES}. Convert the file, or rename it if it is one of these."
-        )
+        help_text = "Convert the file, or rename it if it is one of these"
+        raise WeightsError(f"{path}: weights files end in {KNOWN_SUFFIXES}. {help_text}.")
     return SafetensorsShard(path) if kind == "safetensors" else PickleShard(path)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from alignkit.checkpoints.ties import tensor_identity
 from alignkit.errors import AlignkitError
 from alignkit.text import did_you_mean, dtype_name, plural, shorten_list
 
@@ -48,9 +47,8 @@ class Fit:
         for name, shape in shapes.items():
             expected = self._shapes[self._first_names[name]] if name in self._first_names else shape
             if tuple(shape) != tuple(expected):
-                self.problems.append(
-                    f"{name!r} has shape {tuple(shape)} in {label}, {self._owner} says {tuple(expected)}"
-                )
+                shapes_differ = f"{tuple(shape)} in {label}, {self._owner} says {tuple(expected)}"
+                self.problems.append(f"{name!r} has shape {shapes_differ}")
 
     def check_tensors(self, tensors: Mapping[str, Tensor], label: str, *, values: bool = True) -> dict[str, Tensor]:
         """Compare names, shapes, ties and values of one side.
@@ -107,6 +105,20 @@ class Fit:
 def is_number(tensor: Tensor) -> bool:
     """Tell whether a tensor holds numbers that can be averaged, rather than whole numbers or truth values."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def tensor_identity(tensor: Tensor) -> object:
+    """Return a key that tied tensors share: the same place of the same storage, seen in the same way."""
+    if tensor.numel() == 0:
+        return id(tensor)
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every name to the first name of the same tensor."""
+    first: dict[object, str] = {}
+    return {name: first.setdefault(tensor_identity(tensor), name) for name, tensor in tensors.items()}
 
 
 def all_finite(tensor: Tensor) -> bool:

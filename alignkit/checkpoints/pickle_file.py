@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.fit import first_names
 from alignkit.checkpoints.shard import Shard, TensorEntry, ValuesOf
-from alignkit.checkpoints.ties import first_names
 from alignkit.errors import WeightsError
 from alignkit.text import first_line
 
 NESTED = "state_dict"
 """Key of the tensors in training checkpoints that hold more."""
+_SAVE_ALONE = "Save the state dict alone: torch.save(model.state_dict(), path)."
 _REMAP = 1 << 26
 """Bytes read through one memory map before it is dropped, so that its pages do not pile up in memory."""
 
@@ -59,10 +60,8 @@ class PickleShard(Shard):
             state = nested if isinstance(nested, Mapping) else loaded
             for name, value in state.items():
                 if not isinstance(value, Tensor):
-                    raise WeightsError(
-                        f"{self.path}: entry {name!r} is a {type(value).__name__}, not a tensor. Save the state dict "
-                        "alone: torch.save(model.state_dict(), path)."
-                    )
+                    entry = f"entry {name!r} is a {type(value).__name__}, not a tensor"
+                    raise WeightsError(f"{self.path}: {entry}. {_SAVE_ALONE}")
             self._module_versions: Any = getattr(state, "_metadata", None)  # as nn.Module.state_dict has them
             self._mapped, self._read = {str(name): tensor.detach() for name, tensor in state.items()}, 0
         return self._mapped
@@ -121,10 +120,8 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
             warnings.simplefilter("ignore")  # Of a file that is damaged or old; the outcome is checked below.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} holds more than tensors, and reading it could run code from the file, so it is refused. Save "
-            "the state dict alone: torch.save(model.state_dict(), path)."
-        ) from error
+        danger = "holds more than tensors, and reading it could run code from the file, so it is refused"
+        raise WeightsError(f"{path} {danger}. {_SAVE_ALONE}") from error
     except Exception as error:
         # A damaged pickle can make the unpickler stumble anywhere: IndexError, TypeError, and more.
         raise WeightsError(f"{path} cannot be read: {type(error).__name__}: {first_line(error)}.") from error

@@ -81,17 +81,12 @@ class SafetensorsShard(Shard):
             if length > MAX_HEADER:
                 raise ValueError(f"the header claims {length} bytes, the maximum is {MAX_HEADER}")
             if _PREFIX + length > size:
-                raise ValueError(
-                    f"the header claims {length} bytes, but the file has {size} bytes in all: it is cut short"
-                )
+                both = f"the header claims {length} bytes, but the file has {size} bytes in all"
+                raise ValueError(f"{both}: it is cut short")
             return prefix + stream.read(length)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read a tensor, or rows ``start`` to ``stop`` of it, into memory of its own.
-
-        Raises:
-            WeightsError: The file was changed since it was opened, or cannot be read.
-        """
+        """Read a tensor or rows of it; `WeightsError` if the file was changed since it was opened or cannot be read."""
         entry = self.entries[name]
         if not entry.shape:
             return self._read_spans(entry, (), [(entry.begin, entry.nbytes)])

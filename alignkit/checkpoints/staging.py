@@ -68,11 +68,7 @@ def staged(output: Path, *, folder: bool = False, overwrite: bool = True) -> Ite
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8; either the whole file appears or nothing changes.
-
-    Raises:
-        WeightsError: The folder does not exist or cannot be written to.
-    """
+    """Write a text file in UTF-8; either the whole file appears, or nothing changes and `WeightsError` is raised."""
     with staged(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

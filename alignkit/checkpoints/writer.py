@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TypeAlias
 
-from alignkit.checkpoints.byte_progress import ByteProgress, OnProgress
 from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.checkpoints.folder import INDEX_SUFFIX, WEIGHTS_SUFFIXES
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf, file_kind
@@ -17,6 +19,42 @@ from alignkit.text import readable_bytes
 
 _SPARE = 1 << 20
 """Bytes that have to be free beyond the size of the output: folders and block sizes."""
+
+
+@dataclass(frozen=True)
+class ByteProgress:
+    """One report of a pass over tensors.
+
+    Attributes:
+        done: Bytes processed.
+        total: Bytes to process in this pass, as known now.
+        seconds: Seconds since the pass began.
+        stage: What is being done, such as ``"write"`` or ``"sweep 2"``.
+        share: Part of the work that is done, where bytes alone would say it wrongly; None where they say it.
+    """
+
+    done: int
+    total: int
+    seconds: float
+    stage: str = ""
+    share: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        """Part of the pass that is done, from 0 to 1."""
+        if self.share is not None:
+            return min(1.0, self.share)
+        return min(1.0, self.done / self.total) if self.total else 1.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to the end of this pass at the pace so far; None before anything is done."""
+        if not self.fraction:
+            return None
+        return self.seconds * (1 - self.fraction) / self.fraction
+
+
+OnProgress: TypeAlias = Callable[[ByteProgress], None]
 
 
 def write_checkpoint(
@@ -100,7 +138,5 @@ def _check_place(output: Path, like: Checkpoint, overwrite: bool) -> None:
             path = Path(place, name)
             is_weights = path.suffix in WEIGHTS_SUFFIXES or name.endswith(INDEX_SUFFIX)
             if not is_weights and path.relative_to(output) not in known:
-                raise WeightsError(
-                    f"cannot replace {output}: it holds {path.relative_to(output)}, which would be lost. Choose "
-                    "another output, or remove the folder."
-                )
+                loss = f"it holds {path.relative_to(output)}, which would be lost"
+                raise WeightsError(f"cannot replace {output}: {loss}. Choose another output, or remove the folder.")

@@ -9,23 +9,5 @@ from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.graph.uses import Use
 
-__all__ = [
-    "Axis",
-    "Block",
-    "Dim",
-    "Fixed",
-    "GraphStructure",
-    "Group",
-    "Pair",
-    "PinnedAxis",
-    "Provenance",
-    "Segment",
-    "SymmetryGraph",
-    "TensorNode",
-    "TracedInput",
-    "Units",
-    "Use",
-    "builders",
-    "format_layout",
-    "parse_layout",
-]
+__all__ = ["GraphStructure", "Group", "Pair", "PinnedAxis", "Provenance", "SymmetryGraph", "TensorNode", "TracedInput"]
+__all__ += ["Axis", "Block", "Dim", "Fixed", "Segment", "Units", "Use", "builders", "format_layout", "parse_layout"]

@@ -17,6 +17,7 @@ from alignkit.graph.symmetry_graph import SymmetryGraph
 
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 """Last parts of the names of the buffers that norms keep."""
+_WAY_OUT = "Write its spec by hand, or trace the model."
 _KINDS = {1: "norm", 2: "linear", 3: "convolution", 4: "convolution", 5: "convolution"}
 """Kind of a layer by the number of axes of its weight."""
 
@@ -42,13 +43,7 @@ def siren(like: Like) -> SymmetryGraph:
 
     Its permutations are those of an MLP. The sine is odd, so the sign of each unit is a further symmetry
     (``sin(-x) = -sin(x)``), which a group of kind ``"permutation"`` does not hold. Source: Sitzmann et al., "Implicit
-    Neural Representations with Periodic Activation Functions", 2020.
-
-    Args:
-        like: Module, state dict or shapes, layers in the order in which they run.
-
-    Raises:
-        GraphError: A tensor does not fit; the message names it.
+    Neural Representations with Periodic Activation Functions", 2020. ``like`` and errors are those of `mlp`.
     """
     refused = {kind: f"is a {kind}; a SIREN has linear layers only" for kind in ("convolution", "norm")}
     return _chain_graph(like, "a SIREN", refused)
@@ -58,13 +53,8 @@ def cnn(like: Like) -> SymmetryGraph:
     """Build the graph of a plain CNN: convolutions, each with a BatchNorm or without, a flatten, linear layers.
 
     One group for the channels of each convolution and for each hidden linear layer. How many columns of the first
-    linear layer a channel owns is read from the shapes; after a global pooling it is one.
-
-    Args:
-        like: Module, state dict or shapes, layers in the order in which they run.
-
-    Raises:
-        GraphError: A tensor does not fit; the message names it.
+    linear layer a channel owns is read from the shapes; after a global pooling it is one. ``like`` and errors are those
+    of `mlp`.
     """
     return _chain_graph(like, "a plain CNN", {})
 
@@ -75,12 +65,7 @@ def resnet(like: Like) -> SymmetryGraph:
     Blocks are named ``<stage>.<number>`` and hold their convolutions and BatchNorms, and the projection of their
     shortcut in a child of its own (``downsample.0``, ``shortcut.0``). Blocks without a projection share one group for
     the residual stream; a projection starts a new one. Inside a block each convolution but the last owns a group.
-
-    Args:
-        like: Module, state dict or shapes, layers in the order in which they run.
-
-    Raises:
-        GraphError: A tensor does not fit; the message names it.
+    ``like`` and errors are those of `mlp`.
     """
     layers = _layers(like, "a ResNet")
     parents = {layer.parent for layer in layers if layer.kind == "convolution"}
@@ -90,10 +75,8 @@ def resnet(like: Like) -> SymmetryGraph:
         path = next((p for p in paths if layer.path.startswith(p + ".")), layer.path)
         blocks.setdefault(path, []).append(layer)
     if not paths:
-        raise GraphError(
-            "this does not look like a ResNet: no block such as 'layer1.0' with convolutions of its own was found. "
-            "Write its spec by hand, or trace the model."
-        )
+        problem = "no block such as 'layer1.0' with convolutions of its own was found"
+        raise GraphError(f"this does not look like a ResNet: {problem}. {_WAY_OUT}")
     chain = _Chain("a ResNet")
     for path, members in blocks.items():
         if path in paths:
@@ -162,10 +145,8 @@ def _layers(like: Like, family: str) -> list[_Layer]:
     layers: dict[str, _Layer] = {}
     for facts in read_tensor_nodes(like).values():
         if len(facts.names) > 1:
-            raise GraphError(
-                f"tensors {facts.names[0]!r} and {facts.names[1]!r} are tied, which {family} does not have. Write the "
-                "spec by hand, or trace the model."
-            )
+            both = f"{facts.names[0]!r} and {facts.names[1]!r}"
+            raise GraphError(f"tensors {both} are tied, which {family} does not have. {_WAY_OUT}")
         path, _, tensor = facts.names[0].rpartition(".")
         layers.setdefault(path, _Layer(path)).shapes[tensor] = facts.shape
     for layer in layers.values():
@@ -173,15 +154,13 @@ def _layers(like: Like, family: str) -> list[_Layer]:
         layer.kind = _KINDS.get(len(layer.weight), "")
         if unknown or not layer.kind:
             odd = unknown[0] if unknown else next(iter(layer.shapes))
-            raise GraphError(
-                f"tensor {layer.name(odd)!r} of shape {layer.shapes[odd]} is not the weight or bias of a linear layer, "
-                f"a convolution or a norm, so this is not {family}. Write its spec by hand, or trace the model."
-            )
+            problem = "is not the weight or bias of a linear layer, a convolution or a norm, so this is not"
+            tensor = f"tensor {layer.name(odd)!r} of shape {layer.shapes[odd]}"
+            raise GraphError(f"{tensor} {problem} {family}. {_WAY_OUT}")
         for tensor, shape in layer.shapes.items():
             if tensor != "weight" and shape not in ((), layer.weight[:1]):
-                raise GraphError(
-                    f"tensor {layer.name(tensor)!r} has shape {shape}, but its layer has {layer.weight[0]} outputs."
-                )
+                outputs = f"{layer.weight[0]} outputs"
+                raise GraphError(f"tensor {layer.name(tensor)!r} has shape {shape}, but its layer has {outputs}.")
     if all(layer.kind == "norm" for layer in layers.values()):
         raise GraphError(f"there is no linear layer and no convolution, so this is not {family}.")
     return list(layers.values())
@@ -199,11 +178,9 @@ class _Chain:
     last: str = ""
 
     def error(self, layer: _Layer, what: str) -> GraphError:
-        tensor = next(iter(layer.shapes))
-        return GraphError(
-            f"tensor {layer.name(tensor)!r} of shape {layer.shapes[tensor]} {what}, so this is not {self.family} that "
-            "the builder knows. Write its spec by hand, or trace the model."
-        )
+        tensor, shape = next(iter(layer.shapes.items()))
+        family = f"{self.family} that the builder knows"
+        return GraphError(f"tensor {layer.name(tensor)!r} of shape {shape} {what}, so this is not {family}. {_WAY_OUT}")
 
     def add(self, layer: _Layer, units: str | None = None) -> None:
         """Append a layer; its outputs are the group ``units``, or a new one named after the layer."""

@@ -18,7 +18,6 @@ class Group:
     """A set of interchangeable units.
 
     Attributes:
-        name: Name of the group.
         size: Number of units; for a family, of each unit of the parent.
         parent: Group whose units own these units, or None.
         kind: How units may be exchanged. Only ``"permutation"`` is in use; the others are reserved for signed
@@ -36,9 +35,7 @@ class TensorNode:
     """A parameter or buffer with the layout of each of its axes.
 
     Attributes:
-        name: Its first name.
-        names: All its names; more than one when tensors are tied.
-        shape: Its shape.
+        names: All its names, ``name`` first; more than one when tensors are tied.
         dtype: Its dtype as text, for example ``"float32"``; ``""`` when not known.
         layout: One axis layout for each dimension, all sizes known.
         role: ``"parameter"``, ``"buffer"``, or ``"tensor"`` when a plain mapping was given.

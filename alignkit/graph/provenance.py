@@ -8,13 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PinnedAxis:
-    """An axis of a tensor that a trace could not free.
+    """Axis number ``axis`` of a tensor, which a trace could not free.
 
-    Attributes:
-        tensor: Name of the tensor.
-        axis: Index of the axis.
-        op: The operation that pinned it, for example ``aten.index``.
-        where: Path of the module that ran the operation, ``""`` for the root.
+    ``op`` is the operation that pinned it, such as ``aten.index``, ``where`` the path of the module that ran it (``""``
+    for the root).
     """
 
     tensor: str
@@ -31,12 +28,8 @@ class PinnedAxis:
 class TracedInput:
     """One tensor that the traced run was called with, without its values.
 
-    Attributes:
-        name: Its keyword, or None for a positional argument.
-        shape: Its shape.
-        dtype: Its dtype as text, for example ``"float32"``.
-        low: Smallest value of a tensor of integers, None for other tensors.
-        high: Largest value of a tensor of integers.
+    ``name`` is its keyword (None for a positional argument), ``dtype`` a text such as ``"float32"``; ``low`` and
+    ``high`` are the smallest and largest value of a tensor of integers, None for other tensors.
     """
 
     name: str | None

@@ -1,17 +1,18 @@
-"""A symmetry graph as JSON: networkx's node-link form, with a version and the provenance."""
+"""A symmetry graph as a networkx `MultiDiGraph`, and as JSON: its node-link form, with a version and the provenance."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal, TypeVar
 
+import networkx as nx
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter
 
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import SpecError
-from alignkit.graph.network import build_network
+from alignkit.graph.layout import Axis, Units
 from alignkit.graph.nodes import Group, GroupKind, Role, TensorNode
 from alignkit.graph.notation import parse_layout
 from alignkit.graph.provenance import Provenance
@@ -46,6 +47,43 @@ _NODES = TypeAdapter(list[Annotated[_GroupFacts | _TensorFacts, Field(discrimina
 _PROVENANCE = TypeAdapter(Provenance)
 
 
+def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
+    """Make groups and tensors nodes, and where groups act and what they are nested in edges.
+
+    Returns:
+        A frozen graph. Nodes carry ``node="group"`` with ``size``, ``kind`` and ``parent``, or ``node="tensor"`` with
+        ``names``, ``shape``, ``dtype``, ``layout`` (the notation) and ``role``. Edges tensor -> group carry
+        ``relation="acts_on"`` with ``axis``, ``segment`` (index within the axis) and ``factor``: the path inside the
+        segment, one index for a factor, then segment and factor again for each nested sum. Edges child -> parent
+        carry ``relation="nested_in"``.
+    """
+    network = nx.MultiDiGraph()
+    for group in graph.groups.values():
+        network.add_node(group.name, node="group", size=group.size, kind=group.kind, parent=group.parent)
+    for name, tensor in graph.tensors.items():
+        facts = {"names": tensor.names, "shape": tensor.shape, "dtype": tensor.dtype, "layout": tensor.notation()}
+        network.add_node(name, node="tensor", **facts, role=tensor.role)
+    for group in graph.groups.values():
+        if group.parent is not None:
+            network.add_edge(group.name, group.parent, relation="nested_in")
+    for tensor in graph.tensors.values():
+        for index, axis in enumerate(tensor.layout):
+            for (segment, *factor), units in _mentions(axis):
+                place = {"axis": index, "segment": segment, "factor": tuple(factor)}
+                network.add_edge(tensor.name, units.group, relation="acts_on", **place)
+    return nx.freeze(network)
+
+
+def _mentions(axis: Axis) -> Iterator[tuple[tuple[int, ...], Units]]:
+    """List every mention of a group with its path: segment, factor, and again for each nested sum."""
+    for s, segment in enumerate(axis.segments):
+        for f, factor in enumerate(segment.factors):
+            if isinstance(factor, Units):
+                yield (s, f), factor
+            elif isinstance(factor, Axis):
+                yield from (((s, f, *path), units) for path, units in _mentions(factor))
+
+
 def graph_to_json(graph: GraphStructure) -> str:
     """Write a graph as JSON; `graph_from_json` reads it back, and so does `networkx.node_link_graph`."""
     network = build_network(graph)
@@ -58,11 +96,7 @@ def graph_to_json(graph: GraphStructure) -> str:
 
 
 def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
-    """Read what `graph_to_json` wrote.
-
-    Args:
-        text: The JSON text.
-        kind: Class of the graph that is made.
+    """Read what `graph_to_json` wrote, as a graph of the class ``kind``.
 
     Raises:
         SpecError: The text is not JSON, not a graph of this version, or was changed so that its parts disagree.
@@ -91,8 +125,6 @@ def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
     rebuilt = json.loads(graph_to_json(graph))
     for key in ("graph", "nodes", "edges"):  # What follows from the rest has to agree with it, fingerprint too.
         if values.get(key) != rebuilt[key]:
-            raise SpecError(
-                f"this symmetry graph was changed after it was written: its {key} do not agree with the layouts. "
-                "Build it again with SymmetryGraph.from_spec."
-            )
+            problem = f"this symmetry graph was changed after it was written: its {key} do not agree with the layouts"
+            raise SpecError(f"{problem}. Build it again with SymmetryGraph.from_spec.")
     return graph

@@ -52,11 +52,9 @@ class _SizeTable:
         known = self.sizes.setdefault(group, size)
         self.origin.setdefault(group, origin)
         if known != size:
-            raise ShapeMismatchError(
-                f"group {group!r} has {known} units ({self.origin[group]}) but {size} ({origin}). If a flatten stands "
-                f"between them, say how many positions each unit owns: "
-                f"'({group} {max(known, size) // min(known, size)})'."
-            )
+            clash = f"group {group!r} has {known} units ({self.origin[group]}) but {size} ({origin})"
+            hint = f"say how many positions each unit owns: '({group} {max(known, size) // min(known, size)})'"
+            raise ShapeMismatchError(f"{clash}. If a flatten stands between them, {hint}.")
 
     def settle(self) -> None:
         """Use axes one after the other, and drop those about which nothing is open, until none tells anything new."""
@@ -82,10 +80,8 @@ class _SizeTable:
         named = [f"{group} = {self.sizes[group]}" for group in groups if group in self.sizes]
         known = f" with {', '.join(named)}" if named else ""
         if open_groups:
-            raise ShapeMismatchError(
-                f"{sized}: no whole size of group {min(open_groups)!r} makes {sized.notation!r} {sized.size} "
-                f"long{known}. Check the layout against the shape."
-            )
+            problem = f"no whole size of group {min(open_groups)!r} makes {sized.notation!r} {sized.size} long{known}"
+            raise ShapeMismatchError(f"{sized}: {problem}. Check the layout against the shape.")
         total, hint = factor_size(_fill(sized.axis, self.sizes, 1)), ""
         if len(groups) == 1 and total and sized.size:
             (group,), ask = groups, " Is a flatten between them? Then"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from alignkit.checkpoints.ties import first_names
+from alignkit.checkpoints.fit import first_names
 from alignkit.errors import GraphError, ShapeMismatchError, SpecError
 from alignkit.graph.layout import Layout, Units
 from alignkit.graph.nodes import Group, Role, TensorNode
@@ -23,11 +23,7 @@ Like = nn.Module | Mapping[str, Tensor] | Mapping[str, tuple[int, ...]]
 def read_spec(
     spec: Mapping[str, str], like: Like, sizes: Mapping[str, int]
 ) -> tuple[dict[str, TensorNode], dict[str, Group]]:
-    """Read a spec against the tensors that it is written for; see `SymmetryGraph.from_spec`.
-
-    Returns:
-        The tensors and the groups of the graph, parents first.
-    """
+    """Read the tensors and groups (parents first) of a graph from a spec; see `SymmetryGraph.from_spec`."""
     nodes = read_tensor_nodes(like)
     layouts, group_sizes = resolve_sizes(_parse_layouts(spec, nodes), {n: t.shape for n, t in nodes.items()}, sizes)
     mentions: dict[str, tuple[Units, str]] = {}
@@ -37,20 +33,17 @@ def read_spec(
             known, known_where = mentions.setdefault(units.group, (units, where))
             if known.parent != units.parent:
                 here, there = (f"nested in {u.parent!r}" if u.parent else "without a parent" for u in (units, known))
-                raise GraphError(
-                    f"group {units.group!r} is {here} at {where}, but {there} at {known_where}. Write the same "
-                    "parent in brackets everywhere, or use another name."
-                )
+                clash = f"group {units.group!r} is {here} at {where}, but {there} at {known_where}"
+                raise GraphError(f"{clash}. Write the same parent in brackets everywhere, or use another name.")
     groups: dict[str, Group] = {}
     for name in mentions:
         chain = [name]  # from the group outwards; its outermost ancestor is added first
         while (parent := mentions[chain[-1]][0].parent) is not None:
             child, where = chain[-1], mentions[chain[-1]][1]
             if parent not in mentions:
-                raise GraphError(
-                    f"{where}: group {child!r} is nested in {parent!r}, but no tensor mentions {parent!r}. Write the "
-                    f"parent further left: '({parent} {child}[{parent}])'."
-                )
+                problem = f"group {child!r} is nested in {parent!r}, but no tensor mentions {parent!r}"
+                both = f"'({parent} {child}[{parent}])'"
+                raise GraphError(f"{where}: {problem}. Write the parent further left: {both}.")
             if parent in chain:
                 where = mentions[parent][1]
                 raise GraphError(f"groups {' -> '.join((*chain, parent))} are nested in a circle ({where}).")
@@ -62,13 +55,9 @@ def read_spec(
 
 
 def read_tensor_nodes(like: Like) -> dict[str, TensorNode]:
-    """Read names, shapes, dtypes, roles and ties of tensors, by first name; only metadata is read.
+    """Read names, shapes, dtypes, roles and ties of tensors, by first name, into nodes whose layouts are still empty.
 
-    Returns:
-        Nodes whose layouts are still empty.
-
-    Raises:
-        GraphError: A value is neither a tensor nor a shape.
+    Only metadata is read. A value that is neither a tensor nor a shape is a `GraphError`.
     """
     tensors: dict[str, Tensor] = {}
     roles: dict[str, Role] = {}
@@ -77,9 +66,8 @@ def read_tensor_nodes(like: Like) -> dict[str, TensorNode]:
         tensors = {n: t for n, t in like.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
         roles = {name: "parameter" if name in parameters else "buffer" for name in tensors}
     elif not isinstance(like, Mapping):
-        raise GraphError(
-            f"like= takes a module, a state dict or a mapping of names to shapes, found {type(like).__name__}."
-        )
+        kinds = "a module, a state dict or a mapping of names to shapes"
+        raise GraphError(f"like= takes {kinds}, found {type(like).__name__}.")
     elif any(isinstance(value, Tensor) for value in like.values()):
         for name, value in like.items():
             if not isinstance(value, Tensor):
@@ -120,15 +108,12 @@ def _parse_layouts(spec: Mapping[str, str], nodes: Mapping[str, TensorNode]) -> 
         layout, first = parse_layout(text, name), known_names[name]
         shape = nodes[first].shape
         if len(layout) != len(shape):
-            raise ShapeMismatchError(
-                f"tensor {name!r} has {len(shape)} axes (shape {shape}), but its layout {text!r} has {len(layout)}. "
-                "Write one entry for each axis, '.' where nothing moves."
-            )
+            counts = f"tensor {name!r} has {len(shape)} axes (shape {shape}), but its layout {text!r} has {len(layout)}"
+            raise ShapeMismatchError(f"{counts}. Write one entry for each axis, '.' where nothing moves.")
         if layouts.get(first, layout) != layout:
             other = written_as[first]
-            raise SpecError(
-                f"tensors {other!r} and {name!r} are tied, but their layouts differ: {spec[other]!r} and {text!r}."
-            )
+            both = f"{spec[other]!r} and {text!r}"
+            raise SpecError(f"tensors {other!r} and {name!r} are tied, but their layouts differ: {both}.")
         layouts[first], written_as[first] = layout, name
     if missing := [node for name, node in nodes.items() if name not in layouts and node.shape]:
         lines = "\n".join(f'    "{node.name}": "{" ".join("." * len(node.shape))}",' for node in missing)

@@ -35,10 +35,8 @@ class GraphStructure:
         self.provenance = provenance or Provenance()
         for name, group in groups.items():
             if not is_group_name(name):
-                raise GraphError(
-                    f"{name!r} is not a name for a group: letters, digits and '_.-/' are allowed, and not digits "
-                    "alone. '__metadata__' is reserved."
-                )
+                rule = "letters, digits and '_.-/' are allowed, and not digits alone. '__metadata__' is reserved"
+                raise GraphError(f"{name!r} is not a name for a group: {rule}.")
             if group.size < 1:
                 raise GraphError(f"group {name!r} has {group.size} units. Leave an empty group out.")
             if group.parent is not None and group.parent not in groups:
@@ -64,15 +62,12 @@ class GraphStructure:
             if group is None:
                 raise GraphError(f"tensor {node.name!r} mentions group {name!r}, which is not a group of this graph.")
             if (unit.size, unit.parent) != (group.size, group.parent):
-                raise GraphError(
-                    f"tensor {node.name!r}, axis {index}: group {name!r} has {unit.size} units and the parent "
-                    f"{unit.parent!r} here, but the graph says {group.size} and {group.parent!r}."
-                )
+                here = f"{unit.size} units and the parent {unit.parent!r} here"
+                where, there = f"tensor {node.name!r}, axis {index}", f"{group.size} and {group.parent!r}"
+                raise GraphError(f"{where}: group {name!r} has {here}, but the graph says {there}.")
         if (sizes := tuple(map(factor_size, node.layout))) != node.shape:
             raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")
         node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents
-
-    # ---------------------------------------------------------------- the trees of groups
 
     @cached_property
     def roots(self) -> tuple[str, ...]:
@@ -97,8 +92,6 @@ class GraphStructure:
         """All groups, one tree after the other, parents before children."""
         return tuple(name for root in self.roots for name in self.tree(root))
 
-    # ---------------------------------------------------------------- units
-
     def element_shape(self, group: str) -> tuple[int, ...]:
         """Return the shape of a group's indices in an alignment: the sizes of its ancestors, then its own."""
         return (*(self.groups[name].size for name in self.ancestors(group)), self.groups[group].size)
@@ -120,8 +113,6 @@ class GraphStructure:
     def log10_order(self) -> float:
         """Decimal logarithm of `order`; 0 for a graph without groups."""
         return sum(self.instances(n) * math.lgamma(g.size + 1) for n, g in self.groups.items()) / math.log(10)
-
-    # ---------------------------------------------------------------- tensors
 
     @cached_property
     def first_names(self) -> Mapping[str, str]:
@@ -159,8 +150,6 @@ class GraphStructure:
     def components(self) -> tuple[frozenset[str], ...]:
         """List independent subproblems: sets of groups that no tensor couples with the rest."""
         return tuple(frozenset(names) for names in connected_components(self._adjacency))
-
-    # ---------------------------------------------------------------- identity
 
     @cached_property
     def fingerprint(self) -> str:

@@ -17,10 +17,9 @@ from alignkit.errors import AlignkitError, BindError, GraphError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.description import describe, group_table
 from alignkit.graph.drawing import diagrams
-from alignkit.graph.network import build_network
 from alignkit.graph.proof.verify import Verification, verify
 from alignkit.graph.provenance import Provenance
-from alignkit.graph.serial import graph_from_json, graph_to_json
+from alignkit.graph.serial import build_network, graph_from_json, graph_to_json
 from alignkit.graph.spec import Like, read_spec, write_spec
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import html_table
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
 class SymmetryGraph(GraphStructure):
     """The symmetries of an architecture.
 
-    An immutable value: groups, tensors, and the layout of every axis. The same facts are a networkx
-    `MultiDiGraph` in `nx`: an edge tensor -> group says where the group acts, an edge child -> parent that units are
-    nested in units.
+    An immutable value: groups, tensors, and the layout of every axis. The same facts are a networkx `MultiDiGraph` in
+    `nx`: an edge tensor -> group says where the group acts, an edge child -> parent that units are nested in units.
 
     Args:
         tensors: Tensor nodes with resolved layouts.
@@ -71,10 +69,7 @@ class SymmetryGraph(GraphStructure):
         return cls(*read_spec(spec, like, sizes or {}), provenance)
 
     def spec(self) -> dict[str, str]:
-        """Write the notation of every tensor; `from_spec` reads it back.
-
-        Sizes are written only where shapes leave them open.
-        """
+        """Write the notation of every tensor, sizes only where shapes leave them open; `from_spec` reads it back."""
         return write_spec(self)
 
     @cached_property
@@ -151,11 +146,7 @@ class SymmetryGraph(GraphStructure):
 
     @classmethod
     def from_json(cls, text: str) -> SymmetryGraph:
-        """Read what `to_json` wrote.
-
-        Raises:
-            SpecError: The text is not a graph of a version that this release reads.
-        """
+        """Read what `to_json` wrote; `SpecError` if it is not a graph of a version that this release reads."""
         return graph_from_json(text, cls)
 
     def _repr_html_(self) -> str:
@@ -166,12 +157,8 @@ class SymmetryGraph(GraphStructure):
 class Pair:
     """A graph with the weights of two models, checked to fit.
 
-    Attributes:
-        graph: The graph.
-        a: Weights of the reference model, by the first name of each tensor.
-        b: Weights of the model to be aligned.
-        module_a: The module that ``a`` came from, when one was given.
-        module_b: The module that ``b`` came from, when one was given.
+    ``a`` are those of the reference model, by the first name of each tensor, ``b`` those of the model to be aligned;
+    ``module_a`` and ``module_b`` are the modules that they came from, None for weights given otherwise.
     """
 
     graph: SymmetryGraph

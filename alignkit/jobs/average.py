@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.checkpoints.fit import Fit, is_number
-from alignkit.checkpoints.ties import first_names
+from alignkit.checkpoints.fit import Fit, first_names, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import Weights, weights_of
 

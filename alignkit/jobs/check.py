@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 
 from alignkit.graph import SymmetryGraph
-from alignkit.graph.proof.equivalence import Equivalence, same_function
 from alignkit.graph.proof.perturb import perturbed
-from alignkit.graph.proof.verify import Verification, verify
+from alignkit.graph.proof.verify import Equivalence, Verification, same_function, verify
 from alignkit.jobs.distance import Distance, distance
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, uncovered_section

@@ -10,7 +10,7 @@ from alignkit.checkpoints.fit import is_number
 from alignkit.graph import Pair
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.proof.equivalence import relative_difference
+from alignkit.graph.proof.verify import relative_difference
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.pairs import bound_pair
 from alignkit.jobs.solve import SolverLike, solve

@@ -12,9 +12,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
-from alignkit.checkpoints.fit import Fit
+from alignkit.checkpoints.fit import Fit, first_names
 from alignkit.checkpoints.shard import file_kind
-from alignkit.checkpoints.ties import first_names
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph

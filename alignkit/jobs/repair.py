@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from alignkit.activations import Moments
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
-from alignkit.graph.proof.example_call import call_arguments
+from alignkit.graph.proof.model_run import call_arguments
 from alignkit.jobs.average import check_alike, shares_of
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.tasks.task import Task

@@ -8,7 +8,7 @@ import importlib.util
 from torch import nn
 
 from alignkit.errors import ModelSourceError, UsageError
-from alignkit.graph.proof.example_call import call_arguments
+from alignkit.graph.proof.model_run import call_arguments
 from alignkit.models.building import Example, build_model
 from alignkit.text import describe_error, did_you_mean, show_type
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
-from alignkit.graph.proof.example_call import call_arguments
+from alignkit.graph.proof.model_run import call_arguments
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.text import describe_error, dtype_name
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.proof.equivalence import relative_difference
+from alignkit.graph.proof.verify import relative_difference
 from alignkit.jobs.solve import solve
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.solver import Problem, Solver

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from alignkit.graph import Provenance, SymmetryGraph, TracedInput
-from alignkit.graph.proof.example_call import example_call
+from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.text import dtype_name
 from alignkit.tracing.interpreter import Interpreter, live_steps

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from alignkit.graph import SymmetryGraph, Use
-from alignkit.graph.proof.equivalence import relative_difference
+from alignkit.graph.proof.verify import relative_difference
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.task import call_with
 

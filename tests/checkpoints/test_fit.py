@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit.checkpoints.fit import MAX_LISTED, Fit, all_finite
-from alignkit.checkpoints.ties import first_names
+from alignkit.checkpoints.fit import MAX_LISTED, Fit, all_finite, first_names
 from alignkit.errors import MergeError
 
 SHAPES = {"fc1.weight": (2, 3), "head": (3,)}

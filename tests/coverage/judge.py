@@ -12,8 +12,8 @@ from torch import nn
 import zoo_models
 from alignkit.errors import AlignkitError, VerificationError
 from alignkit.graph import SymmetryGraph
+from alignkit.graph.proof.model_run import output_tensors
 from alignkit.graph.proof.perturb import perturbed
-from alignkit.graph.proof.precision import output_tensors
 from alignkit.tracing import trace
 
 DRAWS = 3

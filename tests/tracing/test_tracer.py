@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import TraceError
-from alignkit.graph.proof.equivalence import same_function
+from alignkit.graph.proof.verify import same_function
 from alignkit.tasks.task import Task
 from alignkit.tracing import trace
 from helpers.trace_checks import counts

@@ -50,16 +50,12 @@ class Alignment:
             element = torch.as_tensor(elements[name])
             shape = graph.element_shape(name)
             if element.is_floating_point() or element.dtype == torch.bool or tuple(element.shape) != shape:
-                raise AlignmentError(
-                    f"group {name!r} needs whole numbers of shape {shape}, "
-                    f"found {element.dtype} of shape {tuple(element.shape)}."
-                )
+                needed = f"group {name!r} needs whole numbers of shape {shape}"
+                raise AlignmentError(f"{needed}, found {element.dtype} of shape {tuple(element.shape)}.")
             checked[name] = element.detach().to("cpu", torch.int64)
             if not torch.equal(checked[name].sort(-1).values, torch.arange(shape[-1]).expand(shape)):
-                raise AlignmentError(
-                    f"the indices of group {name!r} are not a permutation of 0 .. {shape[-1] - 1}: an index is missing "
-                    "or there twice."
-                )
+                problem = f"the indices of group {name!r} are not a permutation of 0 .. {shape[-1] - 1}"
+                raise AlignmentError(f"{problem}: an index is missing or there twice.")
         self.elements: Mapping[str, Tensor] = MappingProxyType(checked)
 
     @classmethod
@@ -74,8 +70,6 @@ class Alignment:
         generator = torch.Generator().manual_seed(seed)
         draws = {n: torch.rand(graph.element_shape(n), generator=generator, dtype=torch.float64) for n in graph.groups}
         return cls(graph, {name: draw.argsort(-1) for name, draw in draws.items()})
-
-    # ---------------------------------------------------------------- the group
 
     def flat(self, group: str) -> Tensor:
         """Return where every unit comes from, over all parents: int64 of shape ``[instances * size]``, row-major."""
@@ -144,8 +138,6 @@ class Alignment:
         rows = [(name, units, str(moved[name.strip()])) for name, units, _ in group_table(self.graph)]
         return html_table(("group", "units", "moved"), rows, f"Alignment: {self.summary}")
 
-    # ---------------------------------------------------------------- weights
-
     @overload
     def apply(self, weights: ModuleT) -> ModuleT: ...
     @overload
@@ -181,14 +173,8 @@ class Alignment:
             return tensor.detach().clone()
         return act_on_blocks(node.blocks, tensor.detach(), self.elements)
 
-    # ---------------------------------------------------------------- files
-
     def save(self, path: str | Path) -> None:
-        """Write the alignment as a safetensors file, bound to the graph by its fingerprint; atomic.
-
-        Raises:
-            WeightsError: The file cannot be written.
-        """
+        """Write a safetensors file, bound to the graph by its fingerprint, whole or not at all (`WeightsError`)."""
         FORMAT.write_tensors(Path(path), self.elements, {"graph": self.graph.fingerprint})
 
     @classmethod
@@ -207,7 +193,5 @@ class Alignment:
 def check_same_graph(path: str | Path, fingerprint: object, graph: GraphStructure) -> None:
     """Raise AlignmentError where the fingerprint in a file is not that of the graph that it is loaded with."""
     if fingerprint != graph.fingerprint:
-        raise AlignmentError(
-            f"{path} belongs to another graph (fingerprint {fingerprint}, not {graph.fingerprint}). Load it with the "
-            "graph that it was made for."
-        )
+        both = f"fingerprint {fingerprint}, not {graph.fingerprint}"
+        raise AlignmentError(f"{path} belongs to another graph ({both}). Load it with the graph that it was made for.")

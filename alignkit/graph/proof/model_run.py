@@ -1,4 +1,4 @@
-"""Running a model in one precision: its outputs in float64, where casts that it makes inside are widened."""
+"""Running a model on example inputs, in one precision: its outputs in float64, where casts inside it are widened."""
 
 from __future__ import annotations
 
@@ -91,3 +91,26 @@ def output_tensors(result: Any) -> list[Tensor]:
     else:
         values = [getattr(result, name) for name in getattr(result, "__dataclass_fields__", ())]
     return [tensor for value in values for tensor in output_tensors(value)]
+
+
+def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments with which a model is called on `inputs`.
+
+    Args:
+        inputs: A tuple or list holds positional arguments, a mapping arguments by name; anything else, such as a
+            tensor, is the only argument.
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def example_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of an example call `f(model, *args, **kwargs)`.
+
+    A single mapping holds inputs by name, as in the batches of a `Task`: `trace(model, {"x": x})` is
+    `trace(model, x=x)`. A model that takes a dict as its argument gets it by the argument's name.
+    """
+    if len(args) == 1 and not kwargs and isinstance(args[0], Mapping):
+        return call_arguments(args[0])
+    return args, dict(kwargs)
