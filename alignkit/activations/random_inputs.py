@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import SolverError
-from alignkit.graph.provenance import TracedInput
+from alignkit.graph.nodes import TracedInput
 from alignkit.tasks.batches import Batch, map_tensors
 
 PROBE_ROWS = 256

@@ -75,10 +75,9 @@ class Format:
         version = document.get("version")
         if version != self.version:
             newer = isinstance(version, int) and version > self.version
-            raise self.error(
-                f"{source} has version {version!r} of {self.name}; this release reads version {self.version}. "
-                + ("Upgrade alignkit to a newer release." if newer else f"Write it again with {self.writer}.")
-            )
+            way_out = "Upgrade alignkit to a newer release." if newer else f"Write it again with {self.writer}."
+            versions = f"version {version!r} of {self.name}; this release reads version {self.version}"
+            raise self.error(f"{source} has {versions}. {way_out}")
         return {key: value for key, value in document.items() if key not in self.header}
 
     @contextmanager

@@ -29,9 +29,7 @@ _SOUGHT: tuple[tuple[str, ...], ...] = (
 
 
 def find_weights(folder: Path) -> Path:
-    """Find the weights file, or the index of shards, of a folder.
-
-    The names of Hugging Face are looked for first, safetensors before pickles; then any one file of a known format.
+    """Find the weights file or index of a folder: by the names of Hugging Face, then any one file of a known format.
 
     Raises:
         WeightsError: There is none, or it is not clear which is meant.
@@ -43,10 +41,9 @@ def find_weights(folder: Path) -> Path:
             raise WeightsError(f"{folder} holds several weights files, {listed}. Name the one that is meant.")
         if candidates:
             return candidates[0]
-    raise WeightsError(
-        f"{folder} is a folder that holds no weights: no model.safetensors, no model.safetensors.index.json, no "
-        "pytorch_model.bin and no other file of a known format. Name the weights file."
-    )
+    sought = "no model.safetensors, no model.safetensors.index.json, no pytorch_model.bin"
+    problem = f"{folder} is a folder that holds no weights: {sought} and no other file of a known format"
+    raise WeightsError(f"{problem}. Name the weights file.")
 
 
 def read_index(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:

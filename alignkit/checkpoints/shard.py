@@ -41,18 +41,13 @@ class TensorEntry:
         return prod(self.shape) * self.dtype.itemsize
 
     def check(self, values: Tensor, path: Path, rows: int | None = None) -> None:
-        """Raise `WeightsError` unless new values for the file ``path`` are a dense tensor of this dtype and shape.
-
-        ``rows`` is the number of rows of a piece; None stands for the whole tensor.
-        """
+        """Raise `WeightsError` unless new values (or a piece of ``rows`` rows) are dense, of this dtype and shape."""
         shape = self.shape if rows is None else (rows, *self.shape[1:])
         if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
             raise WeightsError(f"cannot write {path}: the new values of {self.name!r} are not a dense tensor.")
         if values.dtype != self.dtype or tuple(values.shape) != shape:
-            raise WeightsError(
-                f"cannot write {path}: {self.name!r} is {dtype_name(self.dtype)} {[*self.shape]}, the new values are "
-                f"{dtype_name(values.dtype)} {[*values.shape]}."
-            )
+            old, new = f"{dtype_name(self.dtype)} {[*self.shape]}", f"{dtype_name(values.dtype)} {[*values.shape]}"
+            raise WeightsError(f"cannot write {path}: {self.name!r} is {old}, the new values are {new}.")
 
 
 def file_kind(path: Path) -> Literal["safetensors", "pickle"] | None:
@@ -63,13 +58,7 @@ def file_kind(path: Path) -> Literal["safetensors", "pickle"] | None:
 
 
 class Shard(ABC):
-    """One weights file, opened without its values.
-
-    Attributes:
-        path: The file.
-        entries: Facts of its tensors, by name.
-        metadata: Text entries of its header.
-    """
+    """One weights file, opened without its values: facts of its tensors, by name, and text entries of its header."""
 
     path: Path
     entries: Mapping[str, TensorEntry]

@@ -2,9 +2,8 @@
 
 from alignkit.graph import builders
 from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Units
-from alignkit.graph.nodes import Group, TensorNode
+from alignkit.graph.nodes import Group, PinnedAxis, Provenance, TensorNode, TracedInput
 from alignkit.graph.notation import format_layout, parse_layout
-from alignkit.graph.provenance import PinnedAxis, Provenance, TracedInput
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.graph.uses import Use

@@ -46,7 +46,7 @@ def fit_models(
     """Hold the weights of models against a graph.
 
     Args:
-        graph: The graph.
+        graph: What they have to fit.
         models: The weights of each model, by what messages call it.
         error: Class of the error.
         what: Begins the message, such as ``"the weights do not fit the graph"``.

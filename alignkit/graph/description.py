@@ -15,11 +15,10 @@ def describe(graph: GraphStructure) -> str:
     source = {"written": "written by hand", "traced": "traced"}[provenance.source]
     if provenance.tensors:
         source += f" on {provenance.tensors} tensors"
-    summary = (
-        f"{plural(len(graph.tensors), 'tensor')}, {plural(len(graph.roots), 'group')}, "
-        f"{plural(len(graph.groups) - len(graph.roots), 'family', 'families')}, "
-        f"{plural(len(graph.components()), 'component')}, 10^{graph.log10_order:.1f} symmetries; {source}."
-    )
+    families = plural(len(graph.groups) - len(graph.roots), "family", "families")
+    counts = f"{plural(len(graph.tensors), 'tensor')}, {plural(len(graph.roots), 'group')}, {families}"
+    components = plural(len(graph.components()), "component")
+    summary = f"{counts}, {components}, 10^{graph.log10_order:.1f} symmetries; {source}."
     if graph.groups:
         table = group_table(graph)
         wide, right = (max(len(row[column]) for row in table) for column in (0, 1))

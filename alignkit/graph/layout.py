@@ -165,11 +165,7 @@ def _axis_terms(axis: Axis, stride: int) -> Iterator[_Term]:
 
 
 def layout_blocks(layout: Layout, tensor: str) -> tuple[Block, ...]:
-    """Multiply a layout out into blocks.
-
-    Args:
-        layout: One axis for each dimension of the tensor, all sizes known.
-        tensor: Name of the tensor, for messages.
+    """Multiply a layout whose sizes are all known out into blocks; messages name the ``tensor``.
 
     Raises:
         GraphError: A child group stands without its parent further left, or it is ambiguous which parent is meant.
@@ -194,13 +190,10 @@ def _find_parent(dims: list[Dim], units: Units, axis: int, tensor: str) -> int:
     here = [i for i in candidates if dims[i].axis == axis]
     if here or len(candidates) == 1:
         return (here or candidates)[-1]
-    both = f"'({units.parent} {units.group}[{units.parent}])'"
+    where, both = f"tensor {tensor!r}, axis {axis}", f"'({units.parent} {units.group}[{units.parent}])'"
     if not candidates:
-        raise GraphError(
-            f"tensor {tensor!r}, axis {axis}: group {units.group!r} stands without its parent {units.parent!r}. "
-            f"A child needs its parent further left, in the same segment or on an earlier axis: write {both}."
-        )
-    raise GraphError(
-        f"tensor {tensor!r}, axis {axis}: it is ambiguous which {units.parent!r} owns {units.group!r}, because the "
-        f"parent acts on axes {[dims[i].axis for i in candidates]}. Write both in one segment: {both}."
-    )
+        rule = "A child needs its parent further left, in the same segment or on an earlier axis"
+        problem = f"group {units.group!r} stands without its parent {units.parent!r}"
+        raise GraphError(f"{where}: {problem}. {rule}: write {both}.")
+    reason = f"because the parent acts on axes {[dims[i].axis for i in candidates]}. Write both in one segment: {both}"
+    raise GraphError(f"{where}: it is ambiguous which {units.parent!r} owns {units.group!r}, {reason}.")

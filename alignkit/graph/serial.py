@@ -13,9 +13,8 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import SpecError
 from alignkit.graph.layout import Axis, Units
-from alignkit.graph.nodes import Group, GroupKind, Role, TensorNode
+from alignkit.graph.nodes import Group, GroupKind, Provenance, Role, TensorNode
 from alignkit.graph.notation import parse_layout
-from alignkit.graph.provenance import Provenance
 from alignkit.graph.sizes import resolve_sizes
 from alignkit.graph.structure import GraphStructure
 

@@ -14,9 +14,8 @@ from networkx import Graph, connected_components
 
 from alignkit.errors import GraphError, ShapeMismatchError
 from alignkit.graph.layout import factor_size
-from alignkit.graph.nodes import Group, TensorNode
+from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
-from alignkit.graph.provenance import Provenance
 from alignkit.graph.uses import Use, uses_of_block
 
 

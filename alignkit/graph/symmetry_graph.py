@@ -17,8 +17,8 @@ from alignkit.errors import AlignkitError, BindError, GraphError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.description import describe, group_table
 from alignkit.graph.drawing import diagrams
+from alignkit.graph.nodes import Provenance
 from alignkit.graph.proof.verify import Verification, verify
-from alignkit.graph.provenance import Provenance
 from alignkit.graph.serial import build_network, graph_from_json, graph_to_json
 from alignkit.graph.spec import Like, read_spec, write_spec
 from alignkit.graph.structure import GraphStructure

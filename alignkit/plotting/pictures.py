@@ -30,12 +30,8 @@ STYLES = ("-", "--", "-.", ":")
 class Curve:
     """Loss and metric on a line between two networks; `alignkit.Interpolation` is one.
 
-    Attributes:
-        lambdas: Shares of B, from 0 to 1.
-        losses: Mean loss at each lambda.
-        metrics: Mean metric at each lambda, None without a metric.
-        metric_name: What the metric is called.
-        label: Name of the line in pictures and tables.
+    Losses and metrics (None without a metric) are means at each of ``lambdas``, the shares of B from 0 to 1. ``label``
+    is the name of the line in pictures and tables.
     """
 
     lambdas: tuple[float, ...]
@@ -55,9 +51,6 @@ def plot_interpolations(
         target: A file to write (its suffix gives the format; written whole or not at all), matplotlib axes on which
             only the losses are drawn, or None for a new figure.
         title: Text above the picture.
-
-    Returns:
-        The figure.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -83,17 +76,9 @@ def plot_interpolations(
 def bar_chart(
     values: Mapping[str, float], label: str, target: str | PathLike[str] | None = None, *, title: str | None = None
 ) -> Figure:
-    """Draw one horizontal bar for each name, the first on top.
+    """Draw one horizontal bar for each name, the first on top, whose length is the value; ``label`` says what it is.
 
-    Args:
-        values: Lengths of the bars by name.
-        label: What the lengths are.
-        target: A file to write, or None for a new figure.
-        title: Text above the picture.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        TaskError: The suffix is not that of a picture.
+    The other arguments and the errors are those of `plot_interpolations`.
     """
     figure = _new_figure(target, panels=1)
     axes = figure.axes[0]

@@ -43,13 +43,10 @@ def relative_difference(left: Sequence[Tensor], right: Sequence[Tensor]) -> floa
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification measured.
+    """What a verification measured, with ``draws`` random elements of the symmetry group.
 
-    Attributes:
-        error: Largest change of an output element over all draws, relative to the largest output element.
-        tolerance: The largest error that passes.
-        dtype: The dtype of the run, ``"float64"`` wherever the model runs in it.
-        draws: Number of random elements of the symmetry group that were applied.
+    ``error`` is the largest change of an output element over all draws, relative to the largest output element,
+    ``tolerance`` the largest that passes, ``dtype`` that of the run, ``"float64"`` wherever the model runs in it.
     """
 
     error: float
