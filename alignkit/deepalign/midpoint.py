@@ -32,14 +32,7 @@ ALIKE = 1e-6
 
 
 def meet_in_the_middle(
-    task: Task,
-    batches: Sequence[Batch],
-    pair: AlignerInput,
-    scores: Scores,
-    *,
-    steps: int = STEPS,
-    rate: float = RATE,
-    sharpness: float = SHARPNESS,
+    task: Task, batches: Sequence[Batch], pair: AlignerInput, scores: Scores, steps: int, sharpness: float = SHARPNESS
 ) -> dict[str, Tensor]:
     """Move scores against the gradient of the deviation in the middle, and return the new ones.
 
@@ -53,9 +46,7 @@ def meet_in_the_middle(
             what nobody asks for.
         pair: The networks, their weights in the form that the model takes.
         scores: Standardised scores, float64.
-        steps: How many steps.
-        rate: Length of the first step, in standard deviations of the scores; later ones are as much shorter as their
-            gradients.
+        steps: How many steps. The first has length `RATE`; later ones are as much shorter as their gradients.
         sharpness: Factor of scores before Sinkhorn.
 
     Raises:
@@ -70,7 +61,7 @@ def meet_in_the_middle(
         for group, slope in middle.slopes(current).items():
             length = first_lengths.setdefault(group, slope.square().mean().sqrt())
             if length > 0:
-                current[group] = standardise(current[group] - rate * slope / length)
+                current[group] = standardise(current[group] - RATE * slope / length)
     return current if middle.deviation_of(current) < before else dict(scores)
 
 
@@ -80,8 +71,7 @@ class _Middle:
     def __init__(self, task: Task, batches: Sequence[Batch], pair: AlignerInput, sharpness: float) -> None:
         self.pair, self.graph, self.device, self.sharpness = pair, pair.graph, task.device, sharpness
         samples = sum(batch.size for batch in batches)
-        with torch.no_grad():
-            # From weights in the middle to the share of each batch in the mean deviation over all samples.
+        with torch.no_grad():  # each from weights in the middle to the share of a batch in the mean deviation
             self.parts = [_deviation_from(pair, task, batch, batch.size / samples) for batch in batches]
 
     def deviation_of(self, scores: Scores) -> float:

@@ -94,9 +94,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
                     f"midpoint_steps={steps} runs both networks: give a task, or leave midpoint_steps= out{reason}."
                 )
             batches = first_batches(probed.task, SAMPLES) if probed.is_data else [probed.pair.probing.batch]
-            scores = meet_in_the_middle(
-                probed.task, batches, probed.pair, scores, steps=steps, sharpness=options.sharpness
-            )
+            scores = meet_in_the_middle(probed.task, batches, probed.pair, scores, steps, options.sharpness)
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1, problem.objective.distance2(alignment)))
         return Outcome(alignment, notes=notes)

@@ -8,19 +8,20 @@ running it (`find_freedoms`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from alignkit.graph import SymmetryGraph, Use
 from alignkit.graph.proof.verify import relative_difference
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.task import call_with
 
+Weights = Mapping[str, Tensor]
 Kind = Literal["positive", "sign"]
 KINDS: tuple[Kind, ...] = ("positive", "sign")
 
@@ -63,7 +64,7 @@ class Freedom:
     writes: tuple[Use, ...]
     reads: tuple[Use, ...]
 
-    def apply(self, weights: dict[str, Tensor], largest: float, generator: torch.Generator) -> None:
+    def apply(self, weights: dict[str, Tensor], largest: float, generator: Generator) -> None:
         """Change weights in place, by a factor for each unit that is drawn.
 
         Args:
@@ -81,9 +82,7 @@ class Freedom:
                 view.mul_(use.broadcast(numbers).to(view.device, view.dtype))
 
 
-def find_freedoms(
-    graph: SymmetryGraph, model: nn.Module, weights: Mapping[str, Tensor], batch: Batch
-) -> tuple[Freedom, ...]:
+def find_freedoms(graph: SymmetryGraph, model: nn.Module, weights: Weights, batch: Batch) -> tuple[Freedom, ...]:
     """Find groups whose units can be rescaled, or flipped, without a change of the function: each proved by running.
 
     Args:
@@ -92,9 +91,9 @@ def find_freedoms(
         weights: Trained weights, by the first name of each tensor.
         batch: Inputs to run the model on.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = Generator().manual_seed(0)
 
-    def run(state: Mapping[str, Tensor]) -> list[Tensor]:
+    def run(state: Weights) -> list[Tensor]:
         with torch.no_grad():
             return [tensor.float() for tensor in tensors_in(call_with(model, state, batch.inputs))]
 
@@ -124,16 +123,12 @@ def find_freedoms(
     return tuple(freedoms)
 
 
-def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copy(weights: Weights) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
 def augment(
-    graph: SymmetryGraph,
-    weights: Mapping[str, Tensor],
-    freedoms: tuple[Freedom, ...],
-    settings: Augmentations,
-    generator: torch.Generator,
+    graph: SymmetryGraph, weights: Weights, freedoms: Iterable[Freedom], settings: Augmentations, generator: Generator
 ) -> dict[str, Tensor]:
     """Make a changed copy of a network.
 
@@ -161,6 +156,7 @@ def augment(
         if settings.scaling:
             tensor *= 1 + settings.scaling * (2 * float(torch.rand((), generator=generator)) - 1)
     for freedom in freedoms:
-        if settings.flips if freedom.kind == "sign" else settings.rescaling > 1:
+        is_wanted = settings.flips if freedom.kind == "sign" else settings.rescaling > 1
+        if is_wanted:
             freedom.apply(changed, settings.rescaling, generator)
     return changed

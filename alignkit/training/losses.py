@@ -16,6 +16,8 @@ from alignkit.tasks.batches import Batch
 from alignkit.tasks.line import Line
 from alignkit.tasks.task import Task
 
+Weights = Mapping[str, Tensor]
+
 
 def supervised_loss(relaxed: Relaxed, answers: Sequence[Alignment]) -> Float[Tensor, ""]:
     """Compute the cross-entropy of rows and of columns of the logits against known alignments; mean over groups, pairs.
@@ -29,10 +31,9 @@ def supervised_loss(relaxed: Relaxed, answers: Sequence[Alignment]) -> Float[Ten
     """
     losses = []
     for name, logits in relaxed.logits.items():
-        size = relaxed.graph.groups[name].size
-        device = logits.device
+        group, device = relaxed.graph.groups[name], logits.device
+        size, parent = group.size, group.parent
         target = torch.stack([answer.elements[name].reshape(-1, size) for answer in answers]).to(device)
-        parent = relaxed.graph.groups[name].parent
         if parent is not None:
             sources = torch.stack([answer.flat(parent) for answer in answers]).to(device)
             count = sources.shape[1]
@@ -45,7 +46,7 @@ def supervised_loss(relaxed: Relaxed, answers: Sequence[Alignment]) -> Float[Ten
     return torch.stack(losses).mean()
 
 
-def move_softly(relaxed: Relaxed, b: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+def move_softly(relaxed: Relaxed, b: Sequence[Weights]) -> list[dict[str, Tensor]]:
     """Compute ``F # B`` of each pair: every floating-point tensor that a group acts on is moved; differentiable."""
     moved = []
     for at, weights in enumerate(b):
@@ -54,9 +55,7 @@ def move_softly(relaxed: Relaxed, b: Sequence[Mapping[str, Tensor]]) -> list[dic
     return moved
 
 
-def alignment_loss(
-    graph: SymmetryGraph, a: Sequence[Mapping[str, Tensor]], moved: Sequence[Mapping[str, Tensor]]
-) -> Float[Tensor, ""]:
+def alignment_loss(graph: SymmetryGraph, a: Sequence[Weights], moved: Sequence[Weights]) -> Float[Tensor, ""]:
     """Compute ``|| A - F # B ||^2 / (2 |A|^2)`` over the tensors that groups act on; mean over pairs.
 
     0 for networks that are permutations of each other and aligned; about 1 for unrelated ones that a permutation
@@ -79,8 +78,8 @@ def alignment_loss(
 def interpolation_loss(
     tasks: Sequence[Task],
     graph: SymmetryGraph,
-    a: Sequence[Mapping[str, Tensor]],
-    moved: Sequence[Mapping[str, Tensor]],
+    a: Sequence[Weights],
+    moved: Sequence[Weights],
     lambdas: Sequence[float],
     batches: Sequence[Batch],
 ) -> Float[Tensor, ""]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
+        self.folder, self.manifest = folder, manifest
         self._starts = [shard.first for shard in manifest.shards]
 
     @classmethod
@@ -60,10 +60,8 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         return {name: value[0] for name, value in self.stack([number]).items()}
 
     def __repr__(self) -> str:
-        plan = self.manifest.plan
-        return (
-            f"NetworkSet({str(self.folder)!r}: {len(self)} x {plan.architecture.describe()}, {plan.source.describe()})"
-        )
+        architecture, source = self.manifest.plan.architecture.describe(), self.manifest.plan.source.describe()
+        return f"NetworkSet({str(self.folder)!r}: {len(self)} x {architecture}, {source})"
 
     def explain(self) -> str:
         """Say in a few lines what the set holds and how well its networks do."""
@@ -91,26 +89,19 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         outside = [index for index in wanted if not 0 <= index < len(self)]
         if outside or not wanted:
             raise ZooError(f"{self.folder} holds networks 0 to {len(self) - 1}; asked for {outside or 'none'}.")
-        homes = [bisect_right(self._starts, index) - 1 for index in wanted]
-        read = {home: self._read(home, [i for i, h in zip(wanted, homes, strict=True) if h == home]) for home in homes}
-        return {
-            name: torch.stack([read[home][index][name] for index, home in zip(wanted, homes, strict=True)])
-            for name in read[homes[0]][wanted[0]]
-        }
-
-    def _read(self, home: int, indices: list[int]) -> dict[int, dict[str, Tensor]]:
-        shard = self.manifest.shards[home]
-        path = self.folder / shard.file
-        try:
-            with safetensors.safe_open(path, framework="pt") as stream:
-                names = list(stream.keys())
-                slices = {name: stream.get_slice(name) for name in names}
-                return {
-                    index: {name: slices[name][index - shard.first : index - shard.first + 1][0] for name in names}
-                    for index in dict.fromkeys(indices)
-                }
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ZooError(f"{path} cannot be read: {error}.") from error
+        read: dict[int, dict[str, Tensor]] = {}
+        for home, numbers in groupby(sorted(set(wanted)), lambda index: bisect_right(self._starts, index) - 1):
+            shard = self.manifest.shards[home]
+            path = self.folder / shard.file
+            try:
+                with safetensors.safe_open(path, framework="pt") as stream:
+                    slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  not a mapping
+                    for index in numbers:
+                        at = index - shard.first
+                        read[index] = {name: part[at : at + 1][0] for name, part in slices.items()}
+            except (OSError, safetensors.SafetensorError) as error:
+                raise ZooError(f"{path} cannot be read: {error}.") from error
+        return {name: torch.stack([read[index][name] for index in wanted]) for name in read[wanted[0]]}
 
     def indices(self, split: str) -> list[int]:
         """Return the numbers of the networks of a split: ``"train"``, ``"validation"`` or ``"test"``.
