@@ -8,7 +8,7 @@ running it (`find_freedoms`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 
 from alignkit.graph import SymmetryGraph, Use
+from alignkit.graph.bind import StateDict
 from alignkit.graph.proof.verify import relative_difference
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.task import call_with
 
-Weights = Mapping[str, Tensor]
 Kind = Literal["positive", "sign"]
 KINDS: tuple[Kind, ...] = ("positive", "sign")
 
@@ -82,7 +82,7 @@ class Freedom:
                 view.mul_(use.broadcast(numbers).to(view.device, view.dtype))
 
 
-def find_freedoms(graph: SymmetryGraph, model: nn.Module, weights: Weights, batch: Batch) -> tuple[Freedom, ...]:
+def find_freedoms(graph: SymmetryGraph, model: nn.Module, weights: StateDict, batch: Batch) -> tuple[Freedom, ...]:
     """Find groups whose units can be rescaled, or flipped, without a change of the function: each proved by running.
 
     Args:
@@ -93,7 +93,7 @@ def find_freedoms(graph: SymmetryGraph, model: nn.Module, weights: Weights, batc
     """
     generator = Generator().manual_seed(0)
 
-    def run(state: Weights) -> list[Tensor]:
+    def run(state: StateDict) -> list[Tensor]:
         with torch.no_grad():
             return [tensor.float() for tensor in tensors_in(call_with(model, state, batch.inputs))]
 
@@ -123,12 +123,12 @@ def find_freedoms(graph: SymmetryGraph, model: nn.Module, weights: Weights, batc
     return tuple(freedoms)
 
 
-def _copy(weights: Weights) -> dict[str, Tensor]:
+def _copy(weights: StateDict) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
 def augment(
-    graph: SymmetryGraph, weights: Weights, freedoms: Iterable[Freedom], settings: Augmentations, generator: Generator
+    graph: SymmetryGraph, weights: StateDict, freedoms: Iterable[Freedom], settings: Augmentations, generator: Generator
 ) -> dict[str, Tensor]:
     """Make a changed copy of a network.
 

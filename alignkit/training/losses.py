@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,12 +11,11 @@ from torch.nn.functional import cross_entropy
 
 from alignkit.deepalign.relaxation import Relaxed
 from alignkit.graph import SymmetryGraph
+from alignkit.graph.bind import StateDict
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.line import Line
 from alignkit.tasks.task import Task
-
-Weights = Mapping[str, Tensor]
 
 
 def supervised_loss(relaxed: Relaxed, answers: Sequence[Alignment]) -> Float[Tensor, ""]:
@@ -46,7 +45,7 @@ def supervised_loss(relaxed: Relaxed, answers: Sequence[Alignment]) -> Float[Ten
     return torch.stack(losses).mean()
 
 
-def move_softly(relaxed: Relaxed, b: Sequence[Weights]) -> list[dict[str, Tensor]]:
+def move_softly(relaxed: Relaxed, b: Sequence[StateDict]) -> list[dict[str, Tensor]]:
     """Compute ``F # B`` of each pair: every floating-point tensor that a group acts on is moved; differentiable."""
     moved = []
     for at, weights in enumerate(b):
@@ -55,7 +54,7 @@ def move_softly(relaxed: Relaxed, b: Sequence[Weights]) -> list[dict[str, Tensor
     return moved
 
 
-def alignment_loss(graph: SymmetryGraph, a: Sequence[Weights], moved: Sequence[Weights]) -> Float[Tensor, ""]:
+def alignment_loss(graph: SymmetryGraph, a: Sequence[StateDict], moved: Sequence[StateDict]) -> Float[Tensor, ""]:
     """Compute ``|| A - F # B ||^2 / (2 |A|^2)`` over the tensors that groups act on; mean over pairs.
 
     0 for networks that are permutations of each other and aligned; about 1 for unrelated ones that a permutation
@@ -63,7 +62,7 @@ def alignment_loss(graph: SymmetryGraph, a: Sequence[Weights], moved: Sequence[W
 
     Args:
         graph: The graph.
-        a: Weights of A of each pair, by the first name of each tensor.
+        a: StateDict of A of each pair, by the first name of each tensor.
         moved: What `move_softly` returns.
     """
     losses = []
@@ -78,8 +77,8 @@ def alignment_loss(graph: SymmetryGraph, a: Sequence[Weights], moved: Sequence[W
 def interpolation_loss(
     tasks: Sequence[Task],
     graph: SymmetryGraph,
-    a: Sequence[Weights],
-    moved: Sequence[Weights],
+    a: Sequence[StateDict],
+    moved: Sequence[StateDict],
     lambdas: Sequence[float],
     batches: Sequence[Batch],
 ) -> Float[Tensor, ""]:
@@ -88,7 +87,7 @@ def interpolation_loss(
     Args:
         tasks: For each pair, what runs the model and measures the loss; batches of the tasks are not used.
         graph: The graph.
-        a: Weights of A of each pair, by the first name of each tensor.
+        a: StateDict of A of each pair, by the first name of each tensor.
         moved: What `move_softly` returns.
         lambdas: Where on the line each pair is measured.
         batches: Samples for each pair, on the task's device.
