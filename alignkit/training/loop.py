@@ -21,10 +21,10 @@ from torch import Tensor
 from alignkit.deepalign import Aligner, save_aligner
 from alignkit.errors import MissingExtraError, TrainingError
 from alignkit.training.held_out import HeldOut
+from alignkit.training.losses import StepLosses
 from alignkit.training.pairs import Networks, Pool, describe_networks, seeded
 from alignkit.training.records import BEST, CHECKPOINT, Metrics, MetricsRow, TrainingCheckpoint
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
-from alignkit.training.step_losses import StepLosses
 
 MOST_SKIPPED = 20
 """Steps in a row without a finite gradient after which a run gives up: by then the parameters themselves are lost."""

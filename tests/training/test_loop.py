@@ -14,7 +14,7 @@ from alignkit import builders
 from alignkit.deepalign import Aligner, DwsAligner, load_aligner
 from alignkit.errors import MissingExtraError, TrainingError
 from alignkit.training import CHECKPOINT, METRICS, RECOMMENDED, Augmentations, TrainingSettings, read_metrics, train
-from alignkit.training.step_losses import StepLosses
+from alignkit.training.losses import StepLosses
 from helpers.training_runs import QUICK, Small, fresh, parameters, perceptron, pool_of, same
 
 LIGHT = {"augmentations": Augmentations(noise=0.5, zeroing=0.1)}
@@ -87,7 +87,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(kind, stop_after, small
 KILLED = """
 import sys, torch
 from helpers.training_runs import QUICK, Small, fresh
-from alignkit.training.step_losses import StepLosses
+from alignkit.training.losses import StepLosses
 from alignkit.training import TrainingSettings, train
 small = Small(width=6, count=6)
 train(fresh("dws", small.graph), [small], TrainingSettings(steps=500, **QUICK), sys.argv[1], resume=True)

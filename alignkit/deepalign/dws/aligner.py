@@ -117,13 +117,8 @@ class DwsAligner(Aligner):
 
     def encode(self, weights: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "networks output units"]]:
         """Compute features of the units of each group, over all parents, of networks stacked along a first axis."""
-        nodes = self.graph.tensors.values()
-        used = {placed.tensor for placed in self.facts.placements}
-        tensors = {
-            node.name: next(weights[name] for name in node.names if name in weights)
-            for node in nodes
-            if node.name in used
-        }
+        used = {placed.tensor: self.graph.tensors[placed.tensor].names for placed in self.facts.placements}
+        tensors = {first: next(weights[name] for name in names if name in weights) for first, names in used.items()}
         features: Features = self.lift(tensors, self.log_sharpness.dtype)
         for layer in self.layers:
             features = layer(features)
