@@ -72,14 +72,12 @@ class ProbeEncoder(Aligner):
         scores = {}
         for group, readings in probing.readings.items():
             # The mean of the plain channels over all readings, weighted by the kind of each reading.
-            plain = [
-                weight * standardise(channel)
-                for reading in readings
-                for responses_a_b in zip(*(side[reading] for side in responses), strict=True)
-                for weight, channel in zip(
-                    self.mix[ROLES.index(reading.site.when)], channels(*responses_a_b), strict=False
-                )
-            ]
+            plain: list[Tensor] = []
+            for reading in readings:
+                shares = self.mix[ROLES.index(reading.site.when)]
+                for both in zip(*(side[reading] for side in responses), strict=True):
+                    parts = zip(shares, channels(*both), strict=False)
+                    plain += [share * standardise(channel) for share, channel in parts]
             terms = [sum(plain[1:], plain[0]) / len(plain)] if plain else []
             if group in a and group in b:
                 learned = self.learned * standardise(cosines(a[group].flatten(1), b[group].flatten(1)))
