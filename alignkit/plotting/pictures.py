@@ -78,7 +78,7 @@ def bar_chart(
 ) -> Figure:
     """Draw one horizontal bar for each name, the first on top, whose length is the value; ``label`` says what it is.
 
-    The other arguments and the errors are those of `plot_interpolations`.
+    ``target`` is a file to write, or None for a new figure. Title and errors are those of `plot_interpolations`.
     """
     figure = _new_figure(target, panels=1)
     axes = figure.axes[0]
