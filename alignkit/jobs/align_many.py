@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.proof.verify import Verification
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
-from alignkit.jobs.pairs import graph_and_models
-from alignkit.jobs.solve import SolverLike, solve
+from alignkit.jobs.solve import SolverLike, graph_and_models, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together
 from alignkit.plotting.pictures import bar_chart
-from alignkit.reports import Facts, Names, Picture, Report, Section, Table
+from alignkit.reports import Check, Facts, Names, Picture, Report, Section, Table
 from alignkit.reports.sections import facts_section, function_section, side_by_side_section, uncovered_section
 from alignkit.solver import Step
 from alignkit.tasks.task import Task
@@ -36,6 +34,7 @@ from alignkit.text import list_some
 Method: TypeAlias = Literal["reference", "merge_many", "universe"]
 WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
 METHODS: tuple[Method, ...] = ("reference", "merge_many", "universe")
+TITLE = "Models in one order of units"
 LISTED = 20
 """Maximum number of uncovered tensors that an explanation names."""
 GROUPS = 200
@@ -120,7 +119,7 @@ class ManyAlignment:
         title: str = "Models in one order of units",
         *,
         names: Names = None,
-        check: Verification | None = None,
+        check: Check = None,
         facts: Facts = None,
     ) -> Report:
         """Say what moved in each model, with pictures."""
@@ -211,17 +210,13 @@ def align_many(
     else:
         alignments = work.universe(device)
     back = alignments[reference].inverse()
-    identity = [Alignment.identity(graph)] * len(weights)
-    return ManyAlignment(
-        alignments=tuple(back @ alignment for alignment in alignments),
-        method=method,
-        solver=solver if isinstance(solver, str) else solver.name,
-        reference=reference,
-        spread_before=spread(weights, identity),
-        spread_after=spread(weights, alignments),
-        history=tuple(work.history),
-        seconds=perf_counter() - started,
+    moved, name = (
+        tuple(back @ alignment for alignment in alignments),
+        solver if isinstance(solver, str) else solver.name,
     )
+    before, after = spread(weights, [Alignment.identity(graph)] * len(weights)), spread(weights, alignments)
+    history = tuple(work.history)
+    return ManyAlignment(moved, method, name, reference, before, after, history, perf_counter() - started)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,8 @@ from alignkit.errors import MergeError
 from alignkit.graph.bind import Weights, weights_of
 
 Method = Literal["linear", "slerp"]
+State: TypeAlias = Mapping[str, Tensor]
+Shares: TypeAlias = Sequence[float] | None
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 PARALLEL = 1e-6
@@ -28,15 +30,11 @@ STATISTICS = ("running_mean", "running_var")
 
 
 @overload
-def average(
-    models: Sequence[ModuleT], weights: Sequence[float] | None = None, method: Method = "linear"
-) -> ModuleT: ...
+def average(models: Sequence[ModuleT], weights: Shares = None, method: Method = "linear") -> ModuleT: ...
 @overload
+def average(models: Sequence[State], weights: Shares = None, method: Method = "linear") -> dict[str, Tensor]: ...
 def average(
-    models: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None, method: Method = "linear"
-) -> dict[str, Tensor]: ...
-def average(
-    models: Sequence[Weights], weights: Sequence[float] | None = None, method: Method = "linear"
+    models: Sequence[Weights], weights: Shares = None, method: Method = "linear"
 ) -> nn.Module | dict[str, Tensor]:
     """Average networks whose units are in the same order.
 
@@ -109,12 +107,8 @@ def check_method(method: str, count: int) -> None:
         raise MergeError(f"method='slerp' turns from one model to another, found {count} models.")
 
 
-def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return shares of ``count`` models that add up to 1; equal ones for None.
-
-    Raises:
-        MergeError: There are no models, or the shares are negative, not finite, all zero or not one for each model.
-    """
+def shares_of(weights: Shares, count: int) -> list[float]:
+    """Return finite shares of one model or more that add up to 1, equal ones for None; else raise `MergeError`."""
     if not count:
         raise MergeError("there are no models: give at least one.")
     if weights is None:
@@ -125,17 +119,13 @@ def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     for at, share in enumerate(shares):
         if not math.isfinite(share) or share < 0:
             raise MergeError(f"weights[{at}] is {share}: shares are finite and not negative.")
-    total = sum(shares)
-    if total <= 0:
+    if not (total := sum(shares)):
         raise MergeError("all weights are 0: give at least one model a share.")
     return [share / total for share in shares]
 
 
 def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> list[dict[str, Tensor]]:
-    """Hold the tensors of several models against those of the first.
-
-    Returns:
-        The tensors of each model, by the first of the names that tied tensors of the first model have.
+    """Return the tensors of each model by the first name of tied ones, held against those of the first model.
 
     Raises:
         MergeError: Names, shapes, kinds, ties or values do not fit; every mismatch is listed by model and tensor.
@@ -164,10 +154,10 @@ def slerp(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], t: float) -> F
     Source: Shoemake 1985. Where the two are parallel, opposite or zero there is no arc, and the line is taken.
     """
     lengths = [float(torch.linalg.vector_norm(side)) for side in (a, b)]
-    if min(lengths) == 0 or t in (0.0, 1.0):
-        return (1 - t) * a + t * b
-    cosine = float((a.conj() * b).real.sum()) / (lengths[0] * lengths[1])
-    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    angle = 0.0
+    if min(lengths) > 0 and t not in (0.0, 1.0):
+        cosine = float((a.conj() * b).real.sum()) / (lengths[0] * lengths[1])
+        angle = math.acos(max(-1.0, min(1.0, cosine)))
     if math.sin(angle) < PARALLEL:
         return (1 - t) * a + t * b
     return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)

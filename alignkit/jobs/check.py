@@ -19,20 +19,14 @@ from alignkit.tracing import trace
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checked:
-    """A graph that was proved on a model.
-
-    Attributes:
-        graph: The graph.
-        proofs: What was measured, by the kind of weights: perturbed ones, and those of the model.
-    """
+    """A graph that was proved on a model, with ``proofs`` by the kind of weights: perturbed ones, and its own."""
 
     graph: SymmetryGraph
     proofs: Mapping[str, Verification]
 
     def __repr__(self) -> str:
-        return (
-            f"Checked({len(self.graph.groups)} groups, largest change {max(p.error for p in self.proofs.values()):.1g})"
-        )
+        largest = max(proof.error for proof in self.proofs.values())
+        return f"Checked({len(self.graph.groups)} groups, largest change {largest:.1g})"
 
     def explain(self) -> str:
         """Say in a few lines what was tried and what it changed."""
@@ -92,13 +86,7 @@ def check(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sameness:
-    """Whether two networks compute the same, and whether one is the other with its units reordered.
-
-    Attributes:
-        equivalence: How far their outputs are apart.
-        distance: How far their weights are apart, as they are and aligned.
-        names: What the two are called.
-    """
+    """Whether two networks compute the same (outputs), and one is the other with its units reordered (weights)."""
 
     equivalence: Equivalence
     distance: Distance

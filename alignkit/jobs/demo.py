@@ -40,13 +40,9 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything that the demo found out.
+    """Every solver on the two networks, judged on the test split, the identity first; and the test accuracy of A and B.
 
-    Attributes:
-        comparison: Every solver on the two networks, judged on the test split; the identity first.
-        accuracies: Test accuracy of A and of B.
-        seed: Seed of model A; that of B is one larger.
-        seconds: Time of the whole demo up to the pictures, training included.
+    ``seed`` is that of model A, B's is one larger; ``seconds`` is the time up to the pictures, training included.
     """
 
     comparison: Comparison

@@ -12,8 +12,7 @@ from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.verify import relative_difference
 from alignkit.graph.symmetry_graph import SymmetryGraph
-from alignkit.jobs.pairs import bound_pair
-from alignkit.jobs.solve import SolverLike, solve
+from alignkit.jobs.solve import SolverLike, bound_pair, solve
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
 from alignkit.solver.solution import Solution
@@ -21,12 +20,9 @@ from alignkit.solver.solution import Solution
 
 @dataclass(frozen=True)
 class TensorDistance:
-    """One tensor of two networks.
+    """One tensor of two networks: ``|A - B|^2`` in float64 as the weights were given, ``|A - P # B|^2`` aligned.
 
-    Attributes:
-        before: ``|A - B|^2`` as the weights were given, in float64.
-        after: ``|A - P # B|^2``.
-        largest: Largest difference of an element after alignment, relative to the largest element of either tensor.
+    ``largest`` is the largest difference of an element after alignment, relative to the largest of either tensor.
     """
 
     before: float
@@ -36,12 +32,9 @@ class TensorDistance:
 
 @dataclass(frozen=True, eq=False)
 class Distance:
-    """How far two networks are apart.
+    """How far two networks are apart, by the first name of each tensor.
 
-    Attributes:
-        tensors: Every tensor by its first name.
-        solution: The solution of the solver.
-        tolerance: Largest relative difference of an element up to which networks count as the same.
+    Up to ``tolerance``, a relative difference of an element, networks count as the same.
     """
 
     tensors: Mapping[str, TensorDistance]

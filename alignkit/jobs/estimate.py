@@ -53,8 +53,6 @@ class Estimate:
     """What a job would do and take. Printed, it is the text of `explain`.
 
     Attributes:
-        job: The job.
-        graph: Its graph.
         solver: The solver, None where there is none.
         memory: Bytes that the job takes beyond the program itself, estimated.
         seconds: Time that it takes on this machine, estimated within a factor of about four; None where nothing is

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, weights_of
-from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Method, average, check_method, shares_of
-from alignkit.jobs.pairs import graph_and_models
-from alignkit.jobs.solve import SolverLike, solve
-from alignkit.reports import Facts, Lines, Names, Report
+from alignkit.jobs.solve import SolverLike, graph_and_models, solve
+from alignkit.reports import Check, Facts, Lines, Names, Report
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import interpolate
 from alignkit.tasks.task import Task
@@ -67,12 +65,7 @@ class Merged:
         return {**self.alignment.facts(), **({} if self.lines is None else {"task": self.lines.facts()})}
 
     def report(
-        self,
-        title: str = "Merged networks",
-        *,
-        names: Names = None,
-        check: Verification | None = None,
-        facts: Facts = None,
+        self, title: str = "Merged networks", *, names: Names = None, check: Check = None, facts: Facts = None
     ) -> Report:
         """Say what alignment gained beside no alignment, with pictures."""
         if isinstance(self.alignment, Solution):

@@ -47,27 +47,17 @@ class NetworkFiles:
     @cached_property
     def weights(self) -> tuple[dict[str, Tensor], ...]:
         """The tensors of each network, in memory, without those that the model does not have."""
-        return tuple(
-            {name: tensor for name, tensor in read_weights(path).items() if name not in self.unknown}
-            for path in self.paths
-        )
+        networks = map(read_weights, self.paths)
+        return tuple({name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks)
 
     @cached_property
     def pair(self) -> Pair:
-        """The first network and the second, bound to the graph.
-
-        Raises:
-            BindError: They do not fit.
-        """
+        """The first network and the second, bound to the graph; a `BindError` says how they do not fit."""
         return self.graph.bind(self.weights[0], self.weights[1])
 
     @cached_property
     def example(self) -> Example | None:
-        """The model with random weights and an example call; None where there is none, or it is too large for weights.
-
-        Raises:
-            ModelSourceError: It cannot be built.
-        """
+        """The model with random weights and an example call; None where there is none, or it is too large."""
         if self.model is None:
             return None
         example = load_model(self.model)
@@ -91,14 +81,6 @@ class NetworkFiles:
         module.load_state_dict(weights, strict=False)
         return module
 
-    def module_pair(self) -> Pair:
-        """Return the first two networks as a pair of modules, for jobs that run them.
-
-        Raises:
-            UsageError: There is only a spec, or the model is too large.
-        """
-        return self.graph.bind(self.module(0), self.module(1))
-
     def function_check(self, index: int) -> Verification | None:
         """Prove that reordering units leaves the function of one network as it is.
 
@@ -112,18 +94,6 @@ class NetworkFiles:
         if self.example is None:
             return None
         return self.graph.verify(self.module(index), *self.example[1], **self.example[2])
-
-    def check_fit(self) -> None:
-        """Hold names and shapes of all checkpoints against the graph; no values are read.
-
-        Raises:
-            BindError: They do not fit; every mismatch is listed.
-        """
-        fit = fit_of(self.graph)
-        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
-            shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
-            fit.check_shapes(shapes, str(path))
-        fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
 
     def estimate(
         self,
@@ -144,15 +114,20 @@ class NetworkFiles:
         Raises:
             BindError: The checkpoints do not fit the graph; every mismatch is listed.
         """
-        self.check_fit()
+        fit = fit_of(self.graph)
+        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
+            shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
+            fit.check_shapes(shapes, str(path))
+        fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
+        size, reads = self.checkpoints[0].nbytes if self.checkpoints else None, list(map(str, self.paths))
         return estimate(
             self.graph,
             job,
-            models=len(self.paths),
+            models=len(reads),
             solver=solver,
             memory=memory,
-            bytes_each=self.checkpoints[0].nbytes if self.checkpoints else None,
-            reads=[str(path) for path in self.paths],
+            bytes_each=size,
+            reads=reads,
             writes=writes,
         )
 
@@ -175,12 +150,11 @@ class NetworkFiles:
         weights = network.state_dict() if isinstance(network, nn.Module) else network
         own, kind = self.checkpoints[like], file_kind(output)
         if kind == (None if own.folder is not None else file_kind(own.shards[0].path)):
-            write_checkpoint(
-                output,
-                own,
-                lambda name: weights[name].to(own.entry(name).dtype) if name in weights else own[name],
-                overwrite=overwrite,
-            )
+
+            def tensor(name: str) -> Tensor:
+                return weights[name].to(own.entry(name).dtype) if name in weights else own[name]
+
+            write_checkpoint(output, own, tensor, overwrite=overwrite)
         else:
             whole = {name: weights[name] if name in weights else own[name] for name in own}
             write_weights(output, whole, {"format": "pt"})

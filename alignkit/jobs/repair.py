@@ -115,9 +115,6 @@ def repair(
     return fixed
 
 
-# ---------------------------------------------------------------------- layers with channels
-
-
 @dataclass(frozen=True)
 class Target:
     """Statistics that the channels of a layer are to have."""
@@ -214,9 +211,6 @@ def channel_layers(model: nn.Module) -> dict[str, ChannelLayer]:
     return layers
 
 
-# ---------------------------------------------------------------------- measuring
-
-
 def _layer_moments(model: nn.Module, data: Batches) -> dict[str, Moments]:
     """Measure the outputs of every layer with channels, by its path."""
     moments: dict[str, Moments] = {}
@@ -229,10 +223,7 @@ def _layer_moments(model: nn.Module, data: Batches) -> dict[str, Moments]:
 
 
 def _repair_layers(model: nn.Module, data: Batches, targets: Mapping[str, Target]) -> None:
-    """Bring layers to their targets, and recompute the statistics of all norms, from one pass over the data.
-
-    Each layer is measured with those before it repaired already, and norms use the statistics of the batch.
-    """
+    """Bring each layer to its target behind repaired ones, and pool the batch statistics of all norms, in one pass."""
     layers = channel_layers(model)
     reached: dict[str, Moments] = {}
     norms: dict[str, Moments] = {}

@@ -9,11 +9,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from alignkit.errors import AlignkitError, AlignmentError, SolverError
+from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.jobs.pairs import bound_pair
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Solver, Status, Step
@@ -104,11 +103,7 @@ def solve(
 def build_solvers(
     solver: SolverLike | Sequence[SolverLike], options: Mapping[str, Any], seed: int | None, registry: Registry
 ) -> list[Solver[Any]]:
-    """Return the stages that ``solver`` describes, each with the options that belong to it.
-
-    Raises:
-        SolverError: A name is unknown, a stage is empty, or an option is wrong or belongs to no stage.
-    """
+    """Return the stages that ``solver`` describes, each with its options; raise `SolverError` where one is wrong."""
     chain = [solver] if isinstance(solver, str) or not isinstance(solver, Sequence) else solver
     if not chain:
         raise SolverError("solver= is an empty sequence: name at least one solver.")
@@ -227,3 +222,40 @@ def account(
         soft=outcome.soft,
         detail=detail,
     )
+
+
+def bound_pair(call: str, pair: Pair | SymmetryGraph, a: WeightsSource | None, b: WeightsSource | None) -> Pair:
+    """Return the pair that a job works on: ``pair``, or a graph bound to ``a`` and ``b``; ``call`` is for messages.
+
+    Raises:
+        BindError: The arguments are neither a pair nor a graph with two networks, or these do not fit the graph.
+    """
+    if isinstance(pair, Pair):
+        if a is not None or b is not None:
+            raise BindError(f"the graph is bound to its networks already: call {call}(pair) without a and b.")
+        return pair
+    if isinstance(pair, SymmetryGraph):
+        if a is None or b is None:
+            raise BindError(f"a graph alone says nothing about weights: call {call}(graph, a, b).")
+        return pair.bind(a, b)
+    raise BindError(
+        f"{call}() takes a pair or a SymmetryGraph first, not {type(pair).__name__}. Make a graph with "
+        "alignkit.trace(model, example), or with SymmetryGraph.from_spec(spec, like=model)."
+    )
+
+
+def graph_and_models(
+    call: str, pair: Pair | SymmetryGraph, models: tuple[WeightsSource, ...]
+) -> tuple[SymmetryGraph, list[WeightsSource]]:
+    """Return graph and networks of a job that takes ``(pair)``, or ``(graph, a, b, ...)``; else raise `BindError`."""
+    if isinstance(pair, Pair):
+        if models:
+            raise BindError(f"the graph is bound to its networks already: call {call}(pair) without more of them.")
+        a = pair.a if pair.module_a is None else pair.module_a
+        b = pair.b if pair.module_b is None else pair.module_b
+        return pair.graph, [a, b]
+    if not isinstance(pair, SymmetryGraph):
+        raise BindError(f"{call}() takes a pair or a SymmetryGraph first, not {type(pair).__name__}.")
+    if len(models) < 2:
+        raise BindError(f"{call}() needs at least two networks: call {call}(graph, a, b), with more behind them.")
+    return pair, list(models)

@@ -1,9 +1,12 @@
-"""How far several networks are apart, and how much the maps between them disagree."""
+"""How far several networks are apart, and how much maps disagree that align every pair alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +14,14 @@ from torch import Tensor, nn
 from alignkit.errors import AlignmentError, BindError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
+from alignkit.jobs.solve import SolverLike, solve
 
 
 def cycle_error(alignments: Mapping[tuple[int, int], Alignment]) -> float:
     """Return the share of units that three maps around a circle do not bring back to their place.
 
-    Args:
-        alignments: For each pair of models ``(i, j)`` with ``i < j`` the alignment that brings model j to model i.
-
-    Returns:
-        The mean over all circles of three models; 0 when there are only two models.
+    It is the mean over all circles of three models; 0 for two. ``alignments[i, j]``, ``i < j``, brings model j to i.
     """
     models = sorted({i for pair in alignments for i in pair})
     shares = []
@@ -55,3 +55,52 @@ def spread(weights: Sequence[Mapping[str, Tensor]], alignments: Sequence[Alignme
         total += sum(float((tensor - mean).square().sum()) for tensor in moved)
     # The sum over pairs is `count` times the sum of squared distances to the mean.
     return total * count / (count * (count - 1) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class DirectPairs:
+    """Alignments ``(i, j)``, ``i < j``, of every pair of models, each solved alone: the comparison for a common place.
+
+    ``spread`` is the mean of ``||A_i - P_ij # A_j||^2`` over the pairs, ``seconds`` the wall-clock time.
+    """
+
+    alignments: Mapping[tuple[int, int], Alignment]
+    spread: float
+    seconds: float
+
+    @property
+    def cycle_error(self) -> float:
+        """Share of units that a circle of three maps does not bring back."""
+        return cycle_error(self.alignments)
+
+
+def direct_pairs(
+    graph: SymmetryGraph,
+    models: Sequence[WeightsSource],
+    *,
+    solver: SolverLike = "weight_matching",
+    seed: int = 0,
+    **arguments: Any,
+) -> DirectPairs:
+    """Align every pair of models alone; their `DirectPairs.cycle_error` says how much the maps disagree.
+
+    Args:
+        graph: The graph that they share.
+        models: Two or more modules, state dicts or checkpoint paths.
+        solver: Solver of pairs.
+        seed: Seed of the solver.
+        arguments: Further arguments of `alignkit.solve`.
+
+    Raises:
+        AlignmentError: There are fewer than two models.
+        BindError: A model does not fit the graph; the message names the model.
+    """
+    started = perf_counter()
+    weights = fitted_models(graph, models)
+    solutions = {
+        (i, j): solve(Pair(graph, weights[i], weights[j]), solver=solver, seed=seed, **arguments)
+        for i, j in combinations(range(len(weights)), 2)
+    }
+    mean = sum(solution.objective_after for solution in solutions.values()) / len(solutions)
+    alignments = {pair: solution.alignment for pair, solution in solutions.items()}
+    return DirectPairs(alignments, mean, perf_counter() - started)

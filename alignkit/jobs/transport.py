@@ -14,25 +14,22 @@ from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.average import widen, with_tensors
-from alignkit.jobs.pairs import bound_pair
-from alignkit.jobs.solve import SolverLike, solve
-from alignkit.reports import Facts, Report
+from alignkit.jobs.solve import SolverLike, bound_pair, solve
+from alignkit.reports import Check, Facts, Report
 from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
 
 
+TITLE = "A fine-tune carried to another base"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Transported:
-    """A fine-tune on another base.
+    """A fine-tune on another base: ``network`` is the tuned base B, a module where one was given, else a state dict.
 
-    Attributes:
-        network: The tuned base B: a module where a module was given, else a state dict.
-        alignment: Brings base B to base A.
-        solution: How the alignment was found; None where it was given.
-        length: Length of the task vector, ``||tuned A - base A||`` in float64.
-        scale: Factor of the task vector.
+    ``alignment`` brings base B to base A; there is no ``solution`` where it was given. ``length`` is that of the task
+    vector, ``||tuned A - base A||`` in float64, ``scale`` its factor.
     """
 
     network: nn.Module | dict[str, Tensor]
@@ -59,7 +56,7 @@ class Transported:
         title: str = "A fine-tune carried to another base",
         *,
         pair: Pair | None = None,
-        check: Verification | None = None,
+        check: Check = None,
         facts: Facts = None,
     ) -> Report:
         """Say what was carried, with pictures of the alignment where one was solved."""

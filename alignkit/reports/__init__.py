@@ -5,10 +5,11 @@ several of them share, and the writing of files.
 """
 
 from alignkit.reports.document import Facts, Names, Picture, Report, Section, Table, Text
-from alignkit.reports.sections import Lines
+from alignkit.reports.sections import Check, Lines
 from alignkit.reports.write import html, is_report_path, markdown, pictures_folder, write_report
 
 __all__ = [
+    "Check",
     "Facts",
     "Lines",
     "Names",

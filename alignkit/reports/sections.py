@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from alignkit.graph import GraphStructure
 from alignkit.graph.description import why_fixed
@@ -11,6 +12,9 @@ from alignkit.graph.proof.verify import Verification
 from alignkit.plotting.pictures import plot_interpolations
 from alignkit.reports.document import Picture, Section, Table, Text
 from alignkit.tasks.interpolation import Interpolation
+
+Check: TypeAlias = Verification | None
+"""The function check of a report, if there was one."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def lines_section(lines: Lines) -> Section:
     return Section("On the line between the networks", (Picture.of(figure, "line", description),))
 
 
-def function_section(check: Verification | None) -> Section:
+def function_section(check: Check) -> Section:
     """Say what reordering units does to the outputs of the network."""
     not_done = "Not done: it runs the network, which a spec or a limit of memory does not allow."
     return Section("Function check", (Text(not_done if check is None else f"Passed: {check.explain()}"),))

@@ -16,7 +16,7 @@ import torch
 import alignkit
 import networks
 from alignkit import SymmetryGraph, align_many, builders, canonicalize
-from alignkit.jobs.direct_pairs import direct_pairs
+from alignkit.jobs.spread import direct_pairs
 
 SMALL_SPEC = {"w1": "a .", "b1": "a", "w2": "b a", "b2": "b", "w3": ". b", "b3": "."}
 SMALL_SHAPES = {"w1": (32, 2), "b1": (32,), "w2": (32, 32), "b2": (32,), "w3": (1, 32), "b3": (1,)}

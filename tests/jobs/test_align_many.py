@@ -11,8 +11,7 @@ from torch import nn
 from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import AlignmentError, BindError, SolverError
 from alignkit.jobs.align_many import METHODS, align_many
-from alignkit.jobs.direct_pairs import direct_pairs
-from alignkit.jobs.spread import cycle_error, fitted_models, spread
+from alignkit.jobs.spread import cycle_error, direct_pairs, fitted_models, spread
 from alignkit.testing.problems import ARCHITECTURES, ProblemArchitecture, independent_pair, mlp, planted_pair
 from helpers.small_pairs import every_alignment
 

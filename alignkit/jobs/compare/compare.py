@@ -13,8 +13,7 @@ from alignkit.graph.bind import WeightsSource
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
 from alignkit.jobs.compare.job import ComparisonSetup, Evaluation, Job, run_job, run_job_from_bytes, setup_bytes
 from alignkit.jobs.compare.rows_file import RowFile, identity_of
-from alignkit.jobs.pairs import bound_pair
-from alignkit.jobs.solve import SolverLike, build_solvers
+from alignkit.jobs.solve import SolverLike, bound_pair, build_solvers
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Solver
