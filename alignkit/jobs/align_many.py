@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignmentError, SolverError
+from alignkit.graph import GraphStructure, Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.structure import GraphStructure
-from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.solve import SolverLike, graph_and_models, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together
@@ -47,13 +46,11 @@ class ManyAlignment:
 
     Attributes:
         alignments: For each model the alignment that brings it to the common place.
-        method: How it was found.
         solver: Name of the solver of pairs.
         reference: The model whose order of units is the common place; its alignment is the identity.
         spread_before: Mean of ``||A_i - A_j||^2`` over all pairs of the models as given, in float64.
         spread_after: The same for the aligned models.
         history: Spread after each sweep over the models.
-        seconds: Wall-clock time.
     """
 
     alignments: tuple[Alignment, ...]
@@ -114,14 +111,7 @@ class ManyAlignment:
             "seconds": self.seconds,
         }
 
-    def report(
-        self,
-        title: str = "Models in one order of units",
-        *,
-        names: Names = None,
-        check: Check = None,
-        facts: Facts = None,
-    ) -> Report:
+    def report(self, title: str = TITLE, *, names: Names = None, check: Check = None, facts: Facts = None) -> Report:
         """Say what moved in each model, with pictures."""
         called = [f"model {i}" for i in range(len(self.alignments))] if names is None else list(names)
         summary = {
@@ -180,9 +170,6 @@ def align_many(
         max_sweeps: Maximum number of sweeps over the models.
         options: Options of the solver.
 
-    Returns:
-        The alignments, with the mean squared distance over all pairs before and after.
-
     Raises:
         AlignmentError: ``init`` does not fit.
         BindError: There are fewer than two models, or one does not fit the graph; the message names it.
@@ -210,10 +197,8 @@ def align_many(
     else:
         alignments = work.universe(device)
     back = alignments[reference].inverse()
-    moved, name = (
-        tuple(back @ alignment for alignment in alignments),
-        solver if isinstance(solver, str) else solver.name,
-    )
+    moved = tuple(back @ alignment for alignment in alignments)
+    name = solver if isinstance(solver, str) else solver.name
     before, after = spread(weights, [Alignment.identity(graph)] * len(weights)), spread(weights, alignments)
     history = tuple(work.history)
     return ManyAlignment(moved, method, name, reference, before, after, history, perf_counter() - started)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Literal, TypeAlias, TypeVar, overload
 
 import torch
 from jaxtyping import Float
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from alignkit.checkpoints.fit import Fit, first_names, is_number
 from alignkit.errors import MergeError
-from alignkit.graph.bind import Weights, weights_of
+from alignkit.graph.bind import StateDict, Weights, weights_of
 
 Method = Literal["linear", "slerp"]
-State: TypeAlias = Mapping[str, Tensor]
 Shares: TypeAlias = Sequence[float] | None
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -32,10 +31,8 @@ STATISTICS = ("running_mean", "running_var")
 @overload
 def average(models: Sequence[ModuleT], weights: Shares = None, method: Method = "linear") -> ModuleT: ...
 @overload
-def average(models: Sequence[State], weights: Shares = None, method: Method = "linear") -> dict[str, Tensor]: ...
-def average(
-    models: Sequence[Weights], weights: Shares = None, method: Method = "linear"
-) -> nn.Module | dict[str, Tensor]:
+def average(models: Sequence[StateDict], weights: Shares = None, method: Method = "linear") -> dict[str, Tensor]: ...
+def average(models: Sequence[Weights], weights: Shares = None, method: Method = "linear") -> Weights:
     """Average networks whose units are in the same order.
 
     Args:
@@ -67,15 +64,12 @@ def average(
     tied: dict[str, Tensor] = {}
     for name, tensor in fitting[0].items():
         if not is_number(tensor):
-            others = [side[name].to(tensor.device) for side in fitting[1:]]
-            if name.endswith("num_batches_tracked"):
-                tied[name] = torch.stack([tensor, *others]).amax(0)
-                continue
-            for at, other in enumerate(others, 1):
-                if not torch.equal(tensor, other):
-                    kind = f"whole numbers ({tensor.dtype})"
-                    raise MergeError(f"{name!r} holds {kind}, which have no average, and model {at} differs.")
-            tied[name] = tensor.detach().clone()
+            values = [side[name].to(tensor.device) for side in fitting]
+            counts = name.endswith("num_batches_tracked")
+            if differs := [at for at, other in enumerate(values) if not counts and not torch.equal(tensor, other)]:
+                kind = f"whole numbers ({tensor.dtype})"
+                raise MergeError(f"{name!r} holds {kind}, which have no average, and model {differs[0]} differs.")
+            tied[name] = torch.stack(values).amax(0) if counts else tensor.detach().clone()
             continue
         wide = [widen(side[name], tensor.device) for side in fitting]
         if method == "slerp" and not name.endswith(STATISTICS):

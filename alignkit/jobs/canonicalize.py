@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignmentError, BindError
+from alignkit.graph import Block, Pair, SymmetryGraph, Use
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.layout import Block
-from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
-from alignkit.graph.uses import Use
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.plotting.pictures import bar_chart
 from alignkit.reports.document import Facts, Names, Part, Picture, Report, Section, Table, Text
@@ -40,12 +38,10 @@ class Canonical:
     """A set of networks in the order of units of a reference.
 
     Attributes:
-        graph: Their graph.
         weights: The networks in their new order, ``[networks, *shape]`` for each tensor by its first name.
         elements: Indices of every group, ``[networks, *graph.element_shape(group)]``.
         before: ``||reference - network||^2`` as the networks were given, float64 ``[networks]``.
         after: The same in the new order.
-        seconds: Wall-clock time.
         batched: Whether networks were matched in batches. Graphs with families, or with a group that acts twice on one
             part of a tensor, are matched one network after the other.
     """
@@ -77,11 +73,9 @@ class Canonical:
     def explain(self) -> str:
         """Say in two lines what it was worth and how long it took."""
         how = "in batches" if self.batched else "one after the other"
-        return (
-            f"{len(self)} networks, mean squared distance to the reference {float(self.before.mean()):.6g} -> "
-            f"{float(self.after.mean()):.6g}.\n{self.seconds:.3g} s, {self.networks_per_second:.0f} networks a second, "
-            f"{how}."
-        )
+        gain = f"{float(self.before.mean()):.6g} -> {float(self.after.mean()):.6g}"
+        speed = f"{self.seconds:.3g} s, {self.networks_per_second:.0f} networks a second, {how}."
+        return f"{len(self)} networks, mean squared distance to the reference {gain}.\n{speed}"
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
@@ -116,9 +110,9 @@ class Canonical:
         return Report(title, (facts_section(summary), side_by_side, uncovered_section(self.graph)))
 
     def __repr__(self) -> str:
+        gain = f"{float(self.before.mean()):.6g} -> {float(self.after.mean()):.6g}"
         return (
-            f"Canonical({len(self)} networks, mean squared distance {float(self.before.mean()):.6g} -> "
-            f"{float(self.after.mean()):.6g}, {self.networks_per_second:.0f} networks/s)"
+            f"Canonical({len(self)} networks, mean squared distance {gain}, {self.networks_per_second:.0f} networks/s)"
         )
 
 
@@ -140,9 +134,6 @@ def canonicalize(
         device: Where similarities are computed. Default: where the reference's tensors are.
         rtol: A sweep that improves the distance of a network by less than this fraction is its last.
         max_steps: Maximum number of sweeps.
-
-    Returns:
-        The networks in their new order, with distances before and after.
 
     Raises:
         AlignmentError: There are no networks.

@@ -107,11 +107,9 @@ class Sameness:
         if self.same:
             order = "units reordered, every tensor" if apart.same else f"not a reordering, most in {apart.differs}"
             return f"Passed: {b} computes what {a} does ({measured}). Weights: {order}."
-        where = (
-            f"its units are those of {a} in another order that the model does not allow"
-            if apart.same
-            else f"after alignment the tensor that differs most is {apart.differs!r}"
-        )
+        where = f"after alignment the tensor that differs most is {apart.differs!r}"
+        if apart.same:
+            where = f"its units are those of {a} in another order that the model does not allow"
         return f"{b} does not compute what {a} does: {measured}; {where}."
 
     def facts(self) -> dict[str, Any]:

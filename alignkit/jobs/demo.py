@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -52,11 +52,8 @@ class DemoResult:
 
     def explain(self) -> str:
         """Return the table, and below it what A and B do alone."""
-        a, b = self.accuracies
-        return (
-            f"Two MLPs on digits, B aligned to A\n{self.comparison.explain()}\n"
-            f"Test accuracy: A {a:.3f}, B {b:.3f}. {self.seconds:.1f} s in all."
-        )
+        alone = "Test accuracy: A {:.3f}, B {:.3f}.".format(*self.accuracies)
+        return f"Two MLPs on digits, B aligned to A\n{self.comparison.explain()}\n{alone} {self.seconds:.1f} s in all."
 
     def facts(self) -> dict[str, Any]:
         """Return the numbers of the table and of the curves as plain values, as JSON takes them."""
@@ -114,11 +111,10 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
     data = Task(model_a, (inputs, targets), "cross_entropy", "accuracy")
     pair = trace(model_a, test_inputs[:1]).bind(model_a, model_b)
     names = sorted(list_solvers())
-    finished: list[str] = []
+    number = count(1)
 
     def solved(row: ComparisonRow) -> None:
-        finished.append(row.solver)
-        report(f"aligned with {row.solver}", 0.8 + 0.2 * len(finished) / len(names))
+        report(f"aligned with {row.solver}", 0.8 + 0.2 * next(number) / len(names))
 
     report("aligning", 0.8)
     evaluation = Evaluation(test, POINTS)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.checkpoints.fit import is_number
-from alignkit.graph import Pair
+from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.verify import relative_difference
-from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.jobs.solve import SolverLike, bound_pair, solve
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number

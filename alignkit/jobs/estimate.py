@@ -58,8 +58,6 @@ class Estimate:
         seconds: Time that it takes on this machine, estimated within a factor of about four; None where nothing is
             known of the solver.
         basis: How ``seconds`` was estimated, or why it was not.
-        reads: Files that would be read.
-        writes: Files that would be written.
     """
 
     job: Job
@@ -125,12 +123,9 @@ class Estimate:
             *shorten_list([f"{name}: {reason}" for name, reason in uncovered.items()], LISTED, ", see --json"),
             f"Memory: about {readable_bytes(self.memory)} beside the program.",
         ]
-        if self.seconds is None:
-            lines.append(f"Time: {self.basis}.")
-        else:
-            took = f"{self.seconds:.2g} s ({self.basis})" if self.seconds >= QUICK else "a second or less"
-            lines.append(f"Time: about {took}.")
-        return "\n".join(lines)
+        seconds = self.seconds or 0.0
+        took = f"{seconds:.2g} s ({self.basis})" if seconds >= QUICK else "a second or less"
+        return "\n".join((*lines, f"Time: {self.basis if self.seconds is None else f'about {took}'}."))
 
     __str__ = explain
 

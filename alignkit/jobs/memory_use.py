@@ -21,12 +21,9 @@ _running: set[MemoryReading] = set()
 
 @dataclass(eq=False)
 class MemoryReading:
-    """Filled in when the block of `peak_memory` ends.
+    """Filled in when the block of `peak_memory` ends: the peak in bytes above what was in use when the block began.
 
-    Attributes:
-        peak: Bytes above what was in use when the block began; None where it cannot be told.
-        alone: False if another measured block ran in the same process at the same time: their peaks cannot be told
-            apart, and ``peak`` is None.
+    It is None where it cannot be told, also if the block was not ``alone``: another ran in this process meanwhile.
     """
 
     peak: int | None = None

@@ -18,7 +18,6 @@ from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
-from alignkit.graph.proof.verify import Verification
 from alignkit.jobs.estimate import Estimate, Job, estimate
 from alignkit.models import Example, load_model, source_of
 from alignkit.tracing import trace
@@ -31,9 +30,7 @@ class NetworkFiles:
     Names, shapes and files are known at once. Values are read when they are asked for.
 
     Attributes:
-        graph: Their graph.
-        paths: Files and folders, as they were given.
-        checkpoints: The same, opened.
+        paths: Files and folders, as they were given; ``checkpoints`` are the same, opened.
         model: Name of the model, as `alignkit.models.load_model` takes it; None where there is only a spec.
         unknown: Tensors of the checkpoints that the model does not have. They stay as they are.
     """
@@ -81,20 +78,6 @@ class NetworkFiles:
         module.load_state_dict(weights, strict=False)
         return module
 
-    def function_check(self, index: int) -> Verification | None:
-        """Prove that reordering units leaves the function of one network as it is.
-
-        Returns:
-            What was measured; None where there is only a spec, which cannot be run, or the model is too large.
-
-        Raises:
-            VerificationError: The function changes; the message names the groups.
-            ShapeMismatchError: The weights do not fit the model.
-        """
-        if self.example is None:
-            return None
-        return self.graph.verify(self.module(index), *self.example[1], **self.example[2])
-
     def estimate(
         self,
         job: Job,
@@ -103,13 +86,7 @@ class NetworkFiles:
         memory: int | None = None,
         writes: Sequence[str] = (),
     ) -> Estimate:
-        """Estimate what a job on these networks needs, once their names and shapes are held against the graph.
-
-        Args:
-            job: The job, named as its command.
-            solver: What aligns the networks; None where nothing is solved.
-            memory: A limit in bytes that the job keeps.
-            writes: Files that the job writes, for the text.
+        """Estimate by `alignkit.estimate` what a job needs, once names and shapes are held against the graph.
 
         Raises:
             BindError: The checkpoints do not fit the graph; every mismatch is listed.
@@ -119,30 +96,19 @@ class NetworkFiles:
             shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
             fit.check_shapes(shapes, str(path))
         fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
-        size, reads = self.checkpoints[0].nbytes if self.checkpoints else None, list(map(str, self.paths))
+        reads = list(map(str, self.paths))
+        count, size = len(reads), self.checkpoints[0].nbytes if self.checkpoints else None
         return estimate(
-            self.graph,
-            job,
-            models=len(reads),
-            solver=solver,
-            memory=memory,
-            bytes_each=size,
-            reads=reads,
-            writes=writes,
+            self.graph, job, models=count, solver=solver, memory=memory, bytes_each=size, reads=reads, writes=writes
         )
 
     def write(
         self, output: Path, network: nn.Module | Mapping[str, Tensor], *, like: int, overwrite: bool = False
     ) -> None:
-        """Write weights in the form of one of the checkpoints, or of the suffix of the output where that is another.
+        """Write weights in the form of the checkpoint numbered ``like``, or of the output's suffix if that is another.
 
-        Tensors of the checkpoint that the network lacks are written as they are in it.
-
-        Args:
-            output: File or folder.
-            network: A state dict or a module.
-            like: Number of the checkpoint whose form is taken.
-            overwrite: Replace an output that exists.
+        Tensors of the checkpoint that the network lacks are written as they are in it. With ``overwrite`` an output
+        that exists is replaced.
 
         Raises:
             WeightsError: The output cannot be written.
@@ -188,23 +154,17 @@ def open_networks(
     text = model if model is not None or config is None else source_of(config)
     if text is None:
         about = "" if config is None else f" {config} names no model of transformers, diffusers or timm."
-        raise UsageError(
-            f"say what the architecture is: either --spec spec.json, or --model torchvision:resnet18.{about}"
-        )
+        ways = "--spec spec.json, or --model torchvision:resnet18"
+        raise UsageError(f"say what the architecture is: either {ways}.{about}")
     module, args, kwargs = load_model(text, bare=True)
     graph = trace(module, *args, **kwargs)
-    unknown: tuple[str, ...] = ()
-    if model is None:  # real folders hold tensors that their model never reads, such as position ids
-        unknown = tuple(name for name in opened[0] if name not in graph.first_names)
-    return NetworkFiles(graph, locations, opened, text, unknown)
+    # Real folders hold tensors that their model never reads, such as position ids.
+    unknown = [name for name in opened[0] if name not in graph.first_names] if model is None else ()
+    return NetworkFiles(graph, locations, opened, text, tuple(unknown))
 
 
 def read_spec(path: str | Path) -> dict[str, str]:
-    """Read a JSON object that maps names of tensors to their notation.
-
-    Raises:
-        SpecError: The file does not exist, is not JSON, or holds something else.
-    """
+    """Read a JSON object that maps names of tensors to their notation; raise `SpecError` where there is none."""
     try:
         spec = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -132,14 +132,14 @@ class Target:
 
 @dataclass(frozen=True)
 class ChannelLayer:
-    """A module that writes channels, and how a factor for each of them is put into the weights of its ``owner``.
+    """A module that writes channels, and how a factor for each of them is put into the weights of its module ``owner``.
 
     Channels are counted by ``weight_axis`` of the weight; those of a transposed convolution with ``groups`` are spread
     over two axes. The output has ``spatial`` axes behind them.
     """
 
     path: str
-    owner: nn.Module
+    owner: Any
     weight_axis: int = 0
     groups: int = 1
     spatial: int = 0
@@ -161,8 +161,7 @@ class ChannelLayer:
 
     def change(self, factor: Tensor, shift: Tensor) -> None:
         """Put a factor and a shift for each channel into weight and bias."""
-        weight = self.owner.weight
-        assert isinstance(weight, Tensor)
+        weight: Tensor = self.owner.weight
         shape = [1] * weight.ndim
         shape[self.weight_axis] = -1
         if self.groups == 1:
@@ -172,8 +171,7 @@ class ChannelLayer:
             scaled = (parts * factor.to(weight.device).reshape(self.groups, *shape)).flatten(0, 1)
         values = {"weight": scaled}
         if self.has_bias:
-            bias = self.owner.bias
-            assert isinstance(bias, Tensor)
+            bias: Tensor = self.owner.bias
             values["bias"] = bias.double() * factor.to(bias.device) + shift.to(bias.device)
         for name, new in values.items():
             tensor = getattr(self.owner, name)
@@ -247,10 +245,7 @@ def _repair_layers(model: nn.Module, data: Batches, targets: Mapping[str, Target
             has_bias = layers[path].has_bias
             layers[path].change(*targets[path].change(before.mean, before.variance.sqrt(), has_bias))
         for path, moments in _checked_moments(norms).items():
-            module = model.get_submodule(path)
-            assert isinstance(module, _BatchNorm)
-            assert module.running_mean is not None
-            assert module.running_var is not None
+            module: Any = model.get_submodule(path)
             module.running_mean.copy_(moments.mean)
             module.running_var.copy_(moments.squares / max(moments.count - 1, 1))
 
@@ -265,9 +260,8 @@ def _run(
     """Run a network over batches in eval mode, with hooks that may replace outputs; all is put back at the end."""
     layers = channel_layers(model)
 
-    def visit(path: str, module: nn.Module, args: Any, output: Any) -> Any:
+    def visit(path: str, module: Any, args: Any, output: Any) -> Any:
         if path not in layers:
-            assert isinstance(module, _BatchNorm)
             return after_norm(path, module, args[0])
         first = output if isinstance(output, Tensor) else tensors_in(output)[0]
         changed = after_layer(layers[path], first)

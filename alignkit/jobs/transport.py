@@ -20,7 +20,6 @@ from alignkit.reports import Check, Facts, Report
 from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
 
-
 TITLE = "A fine-tune carried to another base"
 
 
@@ -52,12 +51,7 @@ class Transported:
         return {**solved, "scale": self.scale, "task_vector": self.length}
 
     def report(
-        self,
-        title: str = "A fine-tune carried to another base",
-        *,
-        pair: Pair | None = None,
-        check: Check = None,
-        facts: Facts = None,
+        self, title: str = TITLE, *, pair: Pair | None = None, check: Check = None, facts: Facts = None
     ) -> Report:
         """Say what was carried, with pictures of the alignment where one was solved."""
         own = {**(facts or {}), "length of the task vector": f"{self.length:.6g}", "scale": f"{self.scale:g}"}

@@ -36,13 +36,9 @@ def ascend_together(
 ) -> list[Alignment]:
     """Return rounded alignments of all models to a common order of units, in the order of the models.
 
-    Args:
-        graph: The graph that the models share; with at least one group.
-        weights: Tensors of each model.
-        start: Alignments to begin with: half-way between them and the centre.
-        device: Where products are computed. Default: where the first model's tensors are.
-        rtol: Stop when the objective can rise by less than this fraction to first order.
-        max_steps: Maximum number of steps.
+    It begins half-way between ``start`` and the centre, and stops when the objective can rise by less than the fraction
+    ``rtol`` to first order. The graph has at least one group; products are computed where the first model is, or on
+    ``device``.
     """
     first = next(iter(weights[0].values()))
     where = first.device if device is None else torch.device(device)
