@@ -12,9 +12,7 @@ from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.rules.table import Call, RuleTable
 
-_METADATA_ONLY = {
-    "transpose_", "t_", "unsqueeze_", "squeeze_", "as_strided_", "resize_", "set_", "swapaxes_", "detach_",
-}  # fmt: skip
+_NO_WRITE = {"transpose_", "t_", "unsqueeze_", "squeeze_", "as_strided_", "resize_", "set_", "swapaxes_", "detach_"}
 """In-place ops that write no element: other views of the storage keep their labels."""
 _NO_DATA = {"prim::device", "aten::sym_size", "aten::is_same_size", "aten::sym_numel", "aten::_assert_async"}
 """Ops whose results are not computed from elements."""
@@ -28,23 +26,16 @@ def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[
     live = {ref.storage for ref in results}
     kept = []
     for step in reversed(list(steps)):
-        outputs = step.outputs
-        if step.op in _NO_DATA or (outputs and not any(ref.storage in live for ref in outputs)):
-            continue
-        kept.append(step)
-        live.update(ref.storage for ref in step.inputs)
+        is_live = not step.outputs or any(ref.storage in live for ref in step.outputs)
+        if is_live and step.op not in _NO_DATA:
+            kept.append(step)
+            live.update(ref.storage for ref in step.inputs)
     return kept[::-1]
 
 
 @dataclass
 class Interpreter:
-    """Gives every tensor of a run its labels, in order.
-
-    Attributes:
-        table: Rules by op.
-        constraints: Collects what the rules demand.
-        unknown: Ops that fixed what they touched, each with the reason.
-    """
+    """Gives every tensor of a run its labels, in order. `unknown` holds ops that fixed what they touched, and why."""
 
     table: RuleTable
     constraints: Constraints
@@ -64,8 +55,7 @@ class Interpreter:
         """Return the labels of a tensor; tensors from outside (inputs, constants) are fixed."""
         if ref.key in self._stale:
             # Written through another view: fixing everything that the storage ever held is always right.
-            for labels in self._written[ref.storage]:
-                self.constraints.fix_labels(labels)
+            self.constraints.fix_labels(*self._written[ref.storage])
             return Labels.of(ref.shape)
         known = self._labels.get(ref.key)
         if known is None or known.shape != ref.shape:
@@ -81,7 +71,7 @@ class Interpreter:
             self.constraints.blame(step.op.replace("::", "."), step.where)
             outputs = step.outputs
             output_labels = self._apply_rule(step, outputs)
-            if step.func._schema.is_mutable and step.op.split("::")[1] not in _METADATA_ONLY:
+            if step.func._schema.is_mutable and step.op.split("::")[1] not in _NO_WRITE:
                 self._write_through(step, output_labels)
             for ref, labels in zip(outputs, output_labels, strict=True):
                 self.set_labels(ref, labels)
@@ -105,8 +95,7 @@ class Interpreter:
         operands = [self.labels_of(ref) for ref in step.inputs]
         if any(x.blocks for x in operands) and outputs:
             self.unknown[f"{step.op} ({reason})" if reason else step.op] = None
-        for labels in operands:
-            self.constraints.fix_labels(labels)
+        self.constraints.fix_labels(*operands)
         return [Labels.of(ref.shape) for ref in outputs]
 
     def _write_through(self, step: OpRecord, output_labels: list[Labels]) -> None:

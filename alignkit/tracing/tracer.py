@@ -13,9 +13,8 @@ from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.text import dtype_name
 from alignkit.tracing.interpreter import Interpreter, live_steps
+from alignkit.tracing.labels import parameters
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.parameters import ParameterUse, constant_buffers, first_labels, parameter_uses
-from alignkit.tracing.labels.recurrent_state import close_states, state_weights
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.reading.axes import write_axis
 from alignkit.tracing.reading.causes import pinned_axes
@@ -82,32 +81,30 @@ def build_graph(
     read = {ref.storage for step in steps for ref in step.inputs}
     movable = _movable_tensors(model, run)
     tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
-    uses = parameter_uses(steps, tensors)
+    uses = parameters.parameter_uses(steps, tensors)
     # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
-    plain = {name for pair in state_weights(model, tensors) for name in pair}
+    plain = {name for pair in parameters.state_weights(model, tensors) for name in pair}
     while True:
         constraints = Constraints()
         interpreter = Interpreter(table, constraints)
         labels: dict[str, Labels] = {}
         for name, ref in tensors.items():
-            use = uses.get(ref.storage, ParameterUse())
-            labels[name] = first_labels(constraints, ref.shape, use, contextual=name not in plain)
+            use = uses.get(ref.storage, parameters.ParameterUse())
+            labels[name] = parameters.first_labels(constraints, ref.shape, use, contextual=name not in plain)
             interpreter.set_labels(ref, labels[name])
-        for ref in constant_buffers(model, run):
+        for ref in parameters.constant_buffers(model, run):
             interpreter.set_labels(ref, Labels.constant(ref.shape))
-        close_states(constraints, model, labels)
+        parameters.close_states(constraints, model, labels)
         interpreter.run(steps, run.results)
         traced = read_layouts(constraints, labels)
         if not traced.varying:
             break
         plain |= set(traced.varying)
     names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
-    orbits, texts, layouts = traced.symmetry.orbits, {}, {}
-    for group, name in names.items():
-        parent = orbits[group].parent
-        texts[group] = name if parent is None else f"{name}[{names[parent]}]"
-    for name, axes in traced.axes.items():
-        layouts[tensors[name].key] = " ".join(write_axis(axis, texts) for axis in axes)
+    orbits = traced.symmetry.orbits
+    parents = {group: orbits[group].parent for group in names}
+    texts = {g: name if (parent := parents[g]) is None else f"{name}[{names[parent]}]" for g, name in names.items()}
+    layouts = {tensors[name].key: " ".join(write_axis(a, texts) for a in axes) for name, axes in traced.axes.items()}
     provenance = Provenance(
         source="traced",
         tensors=run.tensors,
@@ -126,10 +123,7 @@ def build_graph(
 
 
 def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:
-    """Return the tensors that permutations may touch: parameters and running statistics.
-
-    They are in the order of the state dict, tied ones under their first name.
-    """
+    """Return parameters and running statistics in the order of the state dict, tied ones under their first name."""
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     names += [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in _RUNNING_STATISTICS]
     position = {name: i for i, name in enumerate(model.state_dict(keep_vars=True))}

@@ -21,8 +21,10 @@ import numpy as np
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
 
+Dims = Collection[int]
 
-def factor(c: Constraints, block: LabelBlock, first: Collection[int]) -> tuple[LabelBlock, LabelBlock]:
+
+def factor(c: Constraints, block: LabelBlock, first: Dims) -> tuple[LabelBlock, LabelBlock]:
     """Split a block that owns several dimensions: `first` get atoms of their own, the rest stays, inside of them.
 
     Example: a view has split four positions into two heads of two, so one block owns both dimensions, with atoms
@@ -34,7 +36,7 @@ def factor(c: Constraints, block: LabelBlock, first: Collection[int]) -> tuple[L
     return outer, LabelBlock(inner_dims, tuple(sorted(block.context + outer.dims)), block.atoms)
 
 
-def label_rows(c: Constraints, block: LabelBlock, gone: Collection[int]) -> list[LabelBlock]:
+def label_rows(c: Constraints, block: LabelBlock, gone: Dims) -> list[LabelBlock]:
     """Return a block for the rows of a block that loses dimensions; none if it owned no other."""
     dims, context = (tuple(d for d in old if d not in gone) for old in (block.dims, block.context))
     return [LabelBlock(dims, context, c.rows(block.atoms, block.axes(dims + context)))] if dims else []
@@ -62,9 +64,7 @@ def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> L
     return Labels.of(shape, [all(x.uniform[d] for x in operands) for d in range(len(shape))], settled)
 
 
-def settle(
-    c: Constraints, shape: Sequence[int], blocks: Iterable[LabelBlock], fixed: Collection[int] = ()
-) -> list[LabelBlock]:
+def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[LabelBlock], fixed: Dims = ()) -> list[LabelBlock]:
     """Reconcile blocks of several tensors until each dimension has one owner.
 
     Each block meets the settled ones in turn. Two that own the same dimensions become one. If one owns more
@@ -112,9 +112,7 @@ def _is_single(block: LabelBlock) -> bool:
     return len(np.unique(block.atoms)) == block.atoms.size
 
 
-def _merge_owners(
-    c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelBlock, fixed: Collection[int]
-) -> LabelBlock:
+def _merge_owners(c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelBlock, fixed: Dims) -> LabelBlock:
     """Reconcile two blocks that own the same dimensions; return the one that stays.
 
     Example: units of two heads have atoms `[[0 1] [2 3]]`, in the context of the heads. With `[[4 5] [6 7]]` of the
@@ -147,7 +145,7 @@ def _merge_owners(
     return LabelBlock(a.dims, tuple(d for d in span if d not in a.dims), atoms)
 
 
-def drop(c: Constraints, labels: Labels, gone: Collection[int]) -> list[LabelBlock]:
+def drop(c: Constraints, labels: Labels, gone: Dims) -> list[LabelBlock]:
     """Return the blocks that are left when an op reduces over dimensions in an order-independent way.
 
     Blocks keep the numbering of the dimensions. What a lost dimension owned stays a set that symmetries keep; labels
@@ -156,42 +154,26 @@ def drop(c: Constraints, labels: Labels, gone: Collection[int]) -> list[LabelBlo
     """
     remaining: list[LabelBlock] = []
     for block in labels.blocks:
-        if set(block.span) & set(gone):
+        touched = set(block.span) & set(gone)
+        if touched:
             c.colour(block.atoms)
-            remaining += label_rows(c, block, gone)
-        else:
-            remaining.append(block)
+        remaining += label_rows(c, block, gone) if touched else [block]
     return remaining
 
 
-def reduce(c: Constraints, labels: Labels, gone: Collection[int], keep_dims: bool) -> Labels:
+def reduce(c: Constraints, labels: Labels, gone: Dims, keep_dims: bool) -> Labels:
     """Return the labels after an order-independent reduction (sum, mean, max, norm) over dimensions."""
     blocks = drop(c, labels, gone)
-    uniform = [d in gone or flag for d, flag in enumerate(labels.uniform)]
-    if keep_dims:
-        return Labels.of([1 if d in gone else n for d, n in enumerate(labels.shape)], uniform, blocks)
-    remaining = [d for d in range(len(labels.shape)) if d not in gone]
-    return Labels.of(labels.shape, uniform, blocks).permute(remaining)
-
-
-def contract(c: Constraints, operands: Sequence[Labels], gone: Collection[int], shape: Sequence[int]) -> Labels:
-    """Return the labels of a product of tensors in common coordinates, summed over `gone`.
-
-    The operands have one rank, and their size-1 dimensions broadcast. `shape` has the sizes of all coordinates, the
-    summed ones too.
-    """
-    return reduce(c, unify(c, shape, operands), gone, keep_dims=False)
+    reduced = Labels.of([1 if d in gone else n for d, n in enumerate(labels.shape)], labels.uniform, blocks)
+    return reduced if keep_dims else reduced.permute([d for d in range(len(labels.shape)) if d not in gone])
 
 
 def matmul(c: Constraints, a: Labels, b: Labels) -> Labels:
-    """Return the labels of `a @ b` for [..., m, k] and [..., k, n] of equal rank.
-
-    In the common coordinates [..., m, k, n], a has size 1 along n, and b along m.
-    """
+    """Return the labels of `a @ b` for [..., m, k] and [..., k, n] of equal rank, summed over k in [..., m, k, n]."""
     rank = len(a.shape)
     left, right = a.insert_dim(rank), b.insert_dim(rank - 2)
     shape = [max(m, n) if min(m, n) else 0 for m, n in zip(left.shape, right.shape, strict=True)]
-    return contract(c, [left, right], {rank - 1}, shape)
+    return reduce(c, unify(c, shape, [left, right]), {rank - 1}, keep_dims=False)
 
 
 def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
@@ -204,11 +186,7 @@ def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
     parts = [_isolate(c, x, dim) for x in operands]
     shape = tuple(sum(x.shape[dim] for x in operands) if d == dim else n for d, n in enumerate(operands[0].shape))
     thin = tuple(1 if d == dim else n for d, n in enumerate(shape))
-    others = [
-        Labels.of(thin, [d == dim or f for d, f in enumerate(x.uniform)], [b for b in x.blocks if dim not in b.span])
-        for x in parts
-    ]
-    aligned = unify(c, thin, others)
+    aligned = unify(c, thin, [Labels.of(thin, x.uniform, [b for b in x.blocks if dim not in b.span]) for x in parts])
     uniform = [d != dim and f for d, f in enumerate(aligned.uniform)]
     owners = [x.owner.get(dim) for x in parts]
     if all(owner is None for owner in owners):

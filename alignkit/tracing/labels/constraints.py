@@ -57,14 +57,9 @@ class Colour:
 class Constraints:
     """The atoms in use and what a symmetry has to respect.
 
-    Attributes:
-        count: Number of atoms.
-        merges: Pairs of arrays of atoms that move together.
-        relations: Maps between atoms, see `Relation`.
-        colours: Kept properties, see `Colour`.
-        causes: Ops and modules; `Relation.cause` and `Colour.cause` index this list. The first stands for no op.
-        products: For the atoms of a joined dimension (by digest), the labels that it was joined from.
-        joined: Atoms of a joined dimension, by what it was joined from.
+    `merges` are pairs of arrays of atoms that move together. `Relation.cause` and `Colour.cause` index `causes`, whose
+    first entry stands for no op. `joined` holds the atoms of a joined dimension by what it was joined from, `products`
+    the labels that it was joined from by the digest of its atoms.
     """
 
     count: int = 0
@@ -96,10 +91,9 @@ class Constraints:
             self.merges.append((a.ravel(), b.ravel()))
 
     def relate(self, children: IntArray, targets: IntArray, apart: tuple[int, ...] = ()) -> None:
-        """Make the map children[i] -> targets[i] one that symmetries respect. The arrays broadcast against each other.
+        """Make the map children[i] -> targets[i] one that symmetries respect, see `Relation`.
 
-        Other atoms name the positions along the axes `apart` of the targets already, so that a target may repeat along
-        them in any order.
+        Other atoms name the positions along the axes `apart` already, so that a target may repeat there in any order.
         """
         if self._is_new(b"r", children, targets):
             self.relations.append(Relation(children, targets, len(self.causes) - 1, apart))
@@ -113,18 +107,16 @@ class Constraints:
 
     def fix_axis(self, atoms: IntArray, axis: int) -> None:
         """Keep each atom's position along one axis of the array."""
-        shape = [1] * atoms.ndim
-        shape[axis] = atoms.shape[axis]
-        self.colour(atoms, np.arange(atoms.shape[axis]).reshape(shape))
+        self.colour(atoms, np.indices(atoms.shape, sparse=True)[axis])
 
     def fix(self, atoms: IntArray) -> None:
         """Keep every atom where it is."""
         if atoms.size:
             self.colour(atoms, np.arange(atoms.size).reshape(atoms.shape))
 
-    def fix_labels(self, labels: Labels) -> None:
-        """Keep every labelled position of a tensor where it is."""
-        for block in labels.blocks:
+    def fix_labels(self, *operands: Labels) -> None:
+        """Keep every labelled position of some tensors where it is."""
+        for block in (block for labels in operands for block in labels.blocks):
             self.fix(block.atoms)
 
     def rows(self, atoms: IntArray, keep: tuple[int, ...]) -> IntArray:
@@ -156,8 +148,6 @@ class Constraints:
 
     def _is_new(self, kind: bytes, *arrays: IntArray) -> bool:
         """Record a constraint's kind and arrays; return whether they were not recorded before."""
-        key = (kind, *(part for a in arrays for part in (digest(a), str(a.shape).encode())))
-        if key in self._recorded:
-            return False
-        self._recorded.add(key)
-        return True
+        before = len(self._recorded)
+        self._recorded.add((kind, *(part for a in arrays for part in (digest(a), str(a.shape).encode()))))
+        return len(self._recorded) > before

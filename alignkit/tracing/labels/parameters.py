@@ -1,8 +1,13 @@
-"""First labels: which axes of which parameters may move, and which buffers are constant, before anything is known."""
+"""First labels: which axes of which parameters may move, and which buffers are constant, before anything is known.
+
+Recurrent layers return the state that they take. A run of a single time step does not show it, because there the
+weights of the state multiply the zeros it starts from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +20,10 @@ from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.recording.run import RecordedRun
 
 _CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution"}
-_PASSES_ON = {
-    "add", "sub", "mul", "div", "native_batch_norm", "clone", "_to_copy", "detach", "alias", "view", "reshape",
-    "_unsafe_view",
-}  # fmt: skip
+_PASSES_ON = {"add", "sub", "mul", "div", "native_batch_norm", "clone", "_to_copy", "detach", "alias", "view",
+              "reshape", "_unsafe_view"}  # fmt: skip
 _TABLE_OPS = {"t", "mm", "addmm", "linear", "embedding", "matmul", "addmv", "mv"}
+_STATE_WEIGHT = re.compile(r"(parametrizations\.)?(?P<gates>weight_hh)(_l\d+)?(_reverse)?(\.original\d*|_v|_orig)?")
 _MAX_ATOMS = 1 << 22
 """Maximum number of atoms of one axis that depends on another: 32 MiB. Larger axes move by themselves."""
 _MAX_ELEMENTS = 16 * _MAX_ATOMS
@@ -28,11 +32,9 @@ _MAX_ELEMENTS = 16 * _MAX_ATOMS
 
 @dataclass(frozen=True)
 class ParameterUse:
-    """How a run uses a parameter.
+    """How a run uses a parameter: `matrix` tells factors of a matrix product and tables of embeddings from others.
 
-    Attributes:
-        groups: If it is the weight of a convolution, the number of groups; else 0.
-        matrix: Whether it is a factor of a matrix product, or a table of embeddings.
+    `groups` is the number of groups of the convolution whose weight it is; else 0.
     """
 
     groups: int = 0
@@ -91,10 +93,7 @@ def first_labels(c: Constraints, shape: tuple[int, ...], use: ParameterUse, *, c
 
 
 def constant_buffers(model: nn.Module, run: RecordedRun) -> list[TensorRef]:
-    """Return the buffers that hold one value everywhere and that neither a state dict nor the run can change.
-
-    Those on the meta device have no values and are not among them.
-    """
+    """Return the buffers with one known value everywhere, which neither a state dict nor the run can change."""
     saved = set(model.state_dict(keep_vars=True))
     changeable = {ref.storage for step in run.steps for ref in step.written}
     changeable |= {ref.storage for name, ref in run.state.items() if name in saved or name in run.replaced}
@@ -106,3 +105,35 @@ def constant_buffers(model: nn.Module, run: RecordedRun) -> list[TensorRef]:
         if has_values and bool((buffer == buffer.flatten()[0]).all()):
             constant.append(run.state[name])
     return constant
+
+
+def state_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the weights that torch's recurrent layers and cells multiply their state with, and those that write it.
+
+    The state of an LSTM with projections is written by its projection, any other by the same weight. Weights under
+    `weight_norm` and other parametrizations are those that these keep.
+    """
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            continue
+        dot = f"{path}." if path else ""
+        for name in names:
+            match = _STATE_WEIGHT.fullmatch(name.removeprefix(dot)) if name.startswith(dot) else None
+            if match is not None:
+                local = name.removeprefix(dot)
+                projected = local[: match.start("gates")] + "weight_hr" + local[match.end("gates") :]
+                yield name, dot + (projected if getattr(module, "proj_size", 0) else local)
+
+
+def close_states(c: Constraints, model: nn.Module, labels: Mapping[str, Labels]) -> None:
+    """Make the columns of recurrent weights [gates * units, state] move with the rows that write the state.
+
+    The rows of each gate move together in any run. The labels are first ones, with each axis by itself.
+    """
+    for reader, writer in state_weights(model, labels):
+        columns = labels[reader].owner.get(1)
+        rows = labels[writer].owner.get(0) if writer in labels else None
+        if columns is None or rows is None or columns.context or rows.context:
+            continue
+        c.blame("recurrence", reader.rpartition(".")[0])
+        c.merge(rows.atoms.reshape(-1, columns.atoms.size), columns.atoms)

@@ -31,11 +31,7 @@ as a product ("(49 c)")."""
 
 
 class InexpressibleError(Exception):
-    """An axis has no faithful notation unless `groups` stay where they are."""
-
-    def __init__(self, groups: set[int]) -> None:
-        super().__init__(groups)
-        self.groups = groups
+    """An axis has no faithful notation unless the groups in the error's only argument, a set, stay where they are."""
 
 
 class VaryingRowsError(Exception):
@@ -44,13 +40,7 @@ class VaryingRowsError(Exception):
 
 @dataclass(frozen=True)
 class LabelledSegment:
-    """Part of an axis.
-
-    Attributes:
-        group: The group that acts, None for fixed positions.
-        size: Number of positions.
-        inner: If a group acts, the positions that each of its units owns.
-    """
+    """Part of an axis: the group that acts (None: fixed), the number of positions, and those that each unit owns."""
 
     group: int | None
     size: int
@@ -113,10 +103,7 @@ def _units_at(classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:
 
 
 def _read_sum(places: Places, orbits: IntArray, outer: frozenset[int], symmetry: Symmetry) -> LabelledAxis:
-    """Read positions with these orbits as segments laid end to end.
-
-    A unit of each group in `outer` is settled by an outer factor, or by the context.
-    """
+    """Read positions as segments laid end to end. Units of groups in `outer` are settled by an outer factor."""
     segments: list[LabelledSegment] = []
     while len(orbits):
         inner = {g: place for g, place in places.items() if g not in outer}

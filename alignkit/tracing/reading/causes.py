@@ -9,7 +9,7 @@ import numpy as np
 from alignkit.graph import PinnedAxis
 from alignkit.tracing.labels.constraints import Cause, Constraints
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
-from alignkit.tracing.reading.axes import LabelledAxis
+from alignkit.tracing.reading.axes import LabelledAxis, LabelledSegment
 from alignkit.tracing.reading.traced_layouts import TracedLayouts
 
 _NOTATION = Cause("no faithful notation")
@@ -40,16 +40,12 @@ def pinned_axes(c: Constraints, traced: TracedLayouts, tensors: Mapping[str, Lab
 
 def _has_fixed(axis: LabelledAxis) -> bool:
     """Return whether any position, or several positions inside of a unit, cannot move."""
-    for segment in axis:
-        if segment.group is None:
-            return True
-        if any(part.size > 1 or part.group is not None for part in segment.inner) and _has_fixed(segment.inner):
-            return True
-    return False
+    single = (LabelledSegment(None, 1),)
+    return any(part.group is None or (part.inner != single and _has_fixed(part.inner)) for part in axis)
 
 
 def _find_causes(c: Constraints, traced: TracedLayouts) -> IntArray:
-    """Return for each class the number of the cause that first fixed it or a relative of it, -1 if nothing did.
+    """Return for each class the number of the cause that first fixed it or a relative, -1 if nothing did.
 
     The number after the last cause stands for the notation.
     """

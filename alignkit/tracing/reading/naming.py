@@ -55,10 +55,7 @@ def group_names(axes: Axes, shapes: Mapping[str, tuple[int, ...]], symmetry: Sym
 
 
 def _unit_name(group: int, tensor: str, axis: LabelledAxis, rank: int, parent: int | None) -> str:
-    """Return the name that units would like to have.
-
-    The path of their module, and what tells them apart inside of it.
-    """
+    """Return the name that units would like to have: the path of their module, and what tells them apart inside."""
     module, _, leaf = tensor.rpartition(".")
     suffix = _LEAF.sub("", leaf)
     if suffix == leaf or not suffix:

@@ -1,7 +1,4 @@
-"""From constraints to layouts.
-
-Solve, read off, and give up what the notation cannot say, until all of it is faithful.
-"""
+"""From constraints to layouts: solve, read off, and give up what the notation cannot say, until all is faithful."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
 from alignkit.tracing.reading.axes import InexpressibleError, LabelledAxis, VaryingRowsError, read_axes
 from alignkit.tracing.solving.closure import Closed, close, seeded_hash
-from alignkit.tracing.solving.orbits import Symmetry, solve
-from alignkit.tracing.solving.symmetry_check import broken_groups
+from alignkit.tracing.solving.orbits import Symmetry, broken_groups, solve
 
 _MAX_ROUNDS = 200
 """Maximum number of solutions that are read and rejected. Each tells classes apart, so that rounds end by themselves;
@@ -27,15 +23,10 @@ _ROUND_SEED = 100
 
 @dataclass(eq=False)
 class TracedLayouts:
-    """The layouts of a traced model, as segments that groups act on.
+    """The layouts of a traced model: the segments of each axis of each tensor, on which the groups of `symmetry` act.
 
-    Attributes:
-        axes: Segments of each axis of each tensor.
-        symmetry: The groups.
-        closed: Classes of atoms and their relations.
-        given_up: Classes told apart because the notation cannot express how they move.
-        varying: Tensors whose axes depend on each other in a way that has no notation; label them without contexts
-            and read again.
+    Classes in `given_up` were told apart because the notation cannot express how they move. Tensors in `varying` have
+    axes that depend on each other in a way that has no notation; label them without contexts and read again.
     """
 
     axes: dict[str, tuple[LabelledAxis, ...]]
@@ -65,7 +56,7 @@ def read_layouts(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts
                 try:
                     traced.axes[name] = read_axes(labels, closed.classes, symmetry)
                 except InexpressibleError as error:
-                    groups |= error.groups
+                    groups |= error.args[0]
                 except VaryingRowsError:
                     varying.append(name)
             if varying:

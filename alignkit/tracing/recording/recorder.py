@@ -24,12 +24,8 @@ _MAX_VALUES = 1 << 14
 class TensorRef:
     """A tensor as it was at one call (in-place ops may change its shape later).
 
-    Attributes:
-        key: Identity of the tensor object.
-        storage: Identity of its storage; views share it.
-        shape: Sizes.
-        dtype: Type of its elements.
-        values: The elements of a small integer tensor, where the run knew them. Usable only once its labels are fixed.
+    `key` identifies the tensor object, `storage` its storage, which views share. `values` are the elements of a small
+    integer tensor, where the run knew them; they are usable only once its labels are fixed.
     """
 
     key: int
@@ -81,12 +77,10 @@ class OpRecord:
     @property
     def written(self) -> list[TensorRef]:
         """Tensors among the arguments that the op writes, or whose shape it changes."""
-        schema = self.func._schema.arguments
-        by_position = zip(schema, self.args, strict=False)
-        by_name = ((a, self.kwargs[a.name]) for a in schema if a.name in self.kwargs)
-        return refs(
-            [value for a, value in (*by_position, *by_name) if a.alias_info is not None and a.alias_info.is_write]
-        )
+        arguments = self.func._schema.arguments
+        by_position = zip(arguments, self.args, strict=False)
+        by_name = ((a, self.kwargs[a.name]) for a in arguments if a.name in self.kwargs)
+        return refs([x for a, x in (*by_position, *by_name) if a.alias_info is not None and a.alias_info.is_write])
 
 
 def refs(tree: object) -> list[TensorRef]:
@@ -108,9 +102,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive += [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
         return pytree.tree_map_only(torch.Tensor, TensorRef.of, tree)
 
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         """Run and record one op. Its arguments are described before the call, which may change their shapes."""
         kwargs = kwargs or {}
         if func.namespace == "prim":  # asks for a device or a layout
@@ -123,10 +115,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def follow_modules(model: nn.Module) -> Iterator[Sequence[str]]:
-    """Follow which modules of the model are running, while the context lasts: the paths, the innermost one last.
-
-    The path of the model itself is "".
-    """
+    """Follow which modules of the model are running: the paths, the innermost one last; "" is the model itself."""
     names = {module: name for name, module in model.named_modules()}
     path = [""]
     thread = threading.get_ident()
@@ -139,12 +128,6 @@ def follow_modules(model: nn.Module) -> Iterator[Sequence[str]]:
         if threading.get_ident() == thread and len(path) > 1:
             path.pop()
 
-    handles = [
-        nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    ]
-    try:
+    entering = nn.modules.module.register_module_forward_pre_hook(enter)
+    with entering, nn.modules.module.register_module_forward_hook(leave, always_call=True):
         yield path
-    finally:
-        for handle in handles:
-            handle.remove()

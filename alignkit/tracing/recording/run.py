@@ -23,15 +23,10 @@ from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, f
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run of a model, op by op.
+    """One run of a model: all ops in order, and the tensors that the model returned.
 
-    Attributes:
-        steps: All ops in order.
-        results: Tensors that the model returned.
-        state: Parameters and buffers as the ops saw them, by name; tied ones have one `TensorRef`.
-        tensors: Whether the run was on "fake" or "real" tensors.
-        replaced: Buffers that the run replaced by another tensor.
-        alive: All tensors of the run, kept so that identities stay unique.
+    `state` holds parameters and buffers as the ops saw them, by name; tied ones have one `TensorRef`. `replaced` names
+    buffers that the run replaced by another tensor. `alive` keeps all tensors, so that identities stay unique.
     """
 
     steps: list[OpRecord]
@@ -69,7 +64,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         )
     try:
         with _borrow(model):
-            return _run(model, args, kwargs, FakeTensorMode(allow_non_fake_inputs=True))
+            return _run(model, (args, dict(kwargs)), FakeTensorMode(allow_non_fake_inputs=True))
     except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
         fake_error = error
     meta = [name for name, p in state if p.device.type == "meta"]
@@ -81,7 +76,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         ) from fake_error
     try:
         with _borrow(model):
-            return _run(model, args, kwargs, None)
+            return _run(model, (args, dict(kwargs)), None)
     except Exception as error:
         raise TraceError(_explain(model, error)) from error
 
@@ -147,9 +142,7 @@ def _borrow(model: nn.Module) -> Iterator[None]:
                 container.extend(content) if isinstance(container, list) else container.update(content)
 
 
-def _run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], mode: FakeTensorMode | None
-) -> RecordedRun:
+def _run(model: nn.Module, inputs: tuple[Any, dict[str, Any]], mode: FakeTensorMode | None) -> RecordedRun:
     """Run the model on fake tensors where there is a mode for them.
 
     Without one it runs on its own parameters, and on copies of its buffers and the inputs: ops may write into them.
@@ -174,7 +167,7 @@ def _run(
         return copied
 
     copy_input = torch.clone if mode is None else copy_tensor
-    args, kwargs = pytree.tree_map_only(Tensor, copy_input, (args, dict(kwargs)))
+    args, kwargs = pytree.tree_map_only(Tensor, copy_input, inputs)
     state = _replace_tensors(model, copy_tensor)
     with ExitStack() as stack:
         path = stack.enter_context(follow_modules(model))
@@ -182,12 +175,11 @@ def _run(
             stack.enter_context(mode)
         recorder = stack.enter_context(Recorder(path))
         result = model(*args, **kwargs)
-    results = [recorder.describe(t) for t in tensors_in(result)]
+    results = [recorder.describe(tensor) for tensor in tensors_in(result)]
     refs = {name: recorder.describe(tensor) for name, tensor in state.items()}
     buffers = dict(model.named_buffers(remove_duplicate=False))
     replaced = frozenset(name for name, tensor in state.items() if buffers.get(name, tensor) is not tensor)
-    kind: Literal["fake", "real"] = "real" if mode is None else "fake"
-    return RecordedRun(recorder.steps, results, refs, kind, replaced, recorder.alive)
+    return RecordedRun(recorder.steps, results, refs, "fake" if mode else "real", replaced, recorder.alive)
 
 
 def _replace_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

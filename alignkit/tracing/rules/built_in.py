@@ -10,6 +10,5 @@ from alignkit.tracing.rules.table import Rule
 
 _FILES = (contraction, index, pointwise, reduce, shape, spatial)
 
-
 BUILT_IN: Mapping[str, Rule] = MappingProxyType({name: rule for file in _FILES for name, rule in file.RULES.items()})
 """Built-in rules by op name, such as "aten::add". No op has a rule in two files."""

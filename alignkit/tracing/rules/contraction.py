@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignkit.tracing.labels.combine import contract, drop, matmul
+from alignkit.tracing.labels.combine import drop, matmul, reduce
 from alignkit.tracing.labels.reshape import repeat_each, reshape
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.rules.table import Call, RuleSet
@@ -15,8 +15,7 @@ RULES = RuleSet()
 @RULES.rule("mm", "bmm", "matmul", "mv", "dot", "vdot")
 def product(call: Call) -> Labels:
     """Multiply [..., m, k] by [..., k, n], with broadcasting."""
-    a, b = call.operands()
-    return _multiply(call, a, b)
+    return _multiply(call, *call.operands())
 
 
 @RULES.rule("addmm", "baddbmm", "addmv")
@@ -54,18 +53,14 @@ def grouped_product(call: Call) -> Labels:
     """Multiply [tokens, in] by [experts, in, out], each run of tokens by its expert: which expert is which matters."""
     x, weight = call.labels("self"), call.labels("mat2")
     if len(x.shape) != 2 or len(weight.shape) != 3:
-        call.fix(x, weight)
-        return Labels.of(call.shape)
+        return call.fix(x, weight)
     shared = call.fix_dims(weight, [0]).permute((1, 2))
     return matmul(call.constraints, call.fix_dims(x, [0]), shared)
 
 
 @RULES.rule("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution")
 def convolution(call: Call) -> Labels:
-    """Multiply in coordinates [batch, groups, outputs of a group, inputs of a group], and sum over the last.
-
-    Space is fixed, whatever its dimension.
-    """
+    """Multiply as [batch, groups, outputs of a group, inputs of a group], and sum over the last. Space is fixed."""
     c, groups = call.constraints, call.arg("groups", 1)
     x, weight = call.labels("input"), call.labels("weight")
     batch, channels, *space = x.shape
@@ -76,8 +71,8 @@ def convolution(call: Call) -> Labels:
         filters = reshape(c, filters, (1, groups, per_group_in, per_group_out)).permute((0, 1, 3, 2))
     else:
         filters = reshape(c, filters, (1, groups, per_group_out, per_group_in))
-    result = contract(c, [filters, signal], {3}, (batch, groups, per_group_out, per_group_in))
-    result = reshape(c, result, (batch, call.shape[1]))
+    terms = call.unify((batch, groups, per_group_out, per_group_in), [filters, signal])
+    result = reshape(c, reduce(c, terms, {3}, keep_dims=False), (batch, call.shape[1]))
     result = result.move_dims((batch, call.shape[1], *[1] * len(space)), {0: 0, 1: 1})
     bias = call.arg("bias")
     if bias is not None:
@@ -85,12 +80,11 @@ def convolution(call: Call) -> Labels:
     return Labels.of(call.shape, (*result.uniform[:2], *[False] * len(space)), result.blocks)
 
 
-@RULES.rule(
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math",
-    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
-)  # fmt: skip
+@RULES.rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math",
+            "scaled_dot_product_attention", "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_fused_attention_overrideable",
+            "_scaled_dot_product_attention_math_for_mps")  # fmt: skip
 def attention(call: Call) -> Sequence[Labels]:
     """Compute softmax(q k^T + mask) v. Units of q and k meet, units of v pass through, heads are a batch dimension."""
     c = call.constraints
@@ -103,7 +97,6 @@ def attention(call: Call) -> Sequence[Labels]:
     if masks:
         scores = call.unify(scores.shape, [scores, *masks])
     if call.arg("is_causal"):
-        positions = [rank - 2, rank - 1]
-        scores = call.fix_dims(scores, positions).with_fixed(positions, scores.shape)
+        scores = call.fix_dims(scores, [rank - 2, rank - 1], scores.shape)
     drop(c, scores, {rank - 1})
     return [matmul(c, scores, v), *call.fixed_outputs()[1:]]

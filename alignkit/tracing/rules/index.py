@@ -35,11 +35,10 @@ def pick(call: Call) -> Labels:
         values = call.arg("index").values
         if values is not None:
             return restrict(call.constraints, x, dim, values.ravel())
-        return call.fix_dims(x, [dim]).with_fixed([dim], call.shape)
+        return call.fix_dims(x, [dim], call.shape)
     free = call.fix_dims(x, [dim])
     if any(m != n for d, (m, n) in enumerate(zip(x.shape, call.shape, strict=True)) if d != dim):
-        call.fix(free, indices)
-        return Labels.of(call.shape)
+        return call.fix(free, indices)
     thin = [1 if d == dim else n for d, n in enumerate(call.shape)]
     operands = [Labels.of(thin, y.uniform, y.blocks) for y in (free, call.fix_dims(indices, [dim]))]
     return call.unify(thin, operands).with_fixed([dim], call.shape)
@@ -54,8 +53,7 @@ def index(call: Call) -> Labels:
     tensors = [i for i in indices if isinstance(i, TensorRef)]
     call.fix(*[call.labels(i) for i in tensors])
     if any(i.dtype in (torch.bool, torch.uint8) for i in tensors):
-        call.fix(x)
-        return Labels.of(call.shape)
+        return call.fix(x)
     if len(tensors) == 1 and tensors[0].values is not None:
         # The indices cannot move, so their values are those of every symmetric copy of the model.
         picked = restrict(call.constraints, x, dims[0], tensors[0].values.ravel())
@@ -71,12 +69,11 @@ def index(call: Call) -> Labels:
     return call.fix_dims(x, dims).move_dims(call.shape, new_dim).with_fixed(inserted, call.shape)
 
 
-@RULES.rule(
-    "nonzero", "unique", "_unique2", "unique_consecutive", "bincount", "histc", "bucketize", "searchsorted",
-    "masked_select", "one_hot", "arange", "linspace", "logspace", "randn", "rand", "randint", "eye", "tril_indices",
-    "triu_indices", "randperm", "normal", "uniform", "bernoulli", "rand_like", "randn_like", "randint_like",
-    "hann_window", "hamming_window", "multinomial", "exponential", "_efficientzerotensor",
-)  # fmt: skip
+@RULES.rule("nonzero", "unique", "_unique2", "unique_consecutive", "bincount", "histc", "bucketize", "searchsorted",
+            "masked_select", "one_hot", "arange", "linspace", "logspace", "randn", "rand", "randint", "eye",
+            "tril_indices", "triu_indices", "randperm", "normal", "uniform", "bernoulli", "rand_like", "randn_like",
+            "randint_like", "hann_window", "hamming_window", "multinomial", "exponential",
+            "_efficientzerotensor")  # fmt: skip
 def distinct(call: Call) -> Sequence[Labels]:
     """Return values that tell positions apart, whatever the operands: places, counts, ranges, random numbers."""
     call.fix(*call.operands())

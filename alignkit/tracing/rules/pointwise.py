@@ -48,11 +48,9 @@ def prelu(call: Call) -> Labels:
     return call.unify(x.shape, [x, weight])
 
 
-@RULES.rule(
-    "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
-    "new_full", "new_empty", "scalar_tensor", "empty_strided", "new_empty_strided", "zero", "fill",
-    "empty_permuted",
-)  # fmt: skip
+@RULES.rule("zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros",
+            "new_ones", "new_full", "new_empty", "scalar_tensor", "empty_strided", "new_empty_strided", "zero", "fill",
+            "empty_permuted")  # fmt: skip
 def uniform(call: Call) -> Sequence[Labels]:
     """Fill with one value; uninitialised memory is always written before it is read."""
     return [Labels.constant(ref.shape) for ref in call.outputs]
@@ -62,8 +60,7 @@ def uniform(call: Call) -> Sequence[Labels]:
 def triangle(call: Call) -> Labels:
     """Set a triangle to zero: positions along the last two dimensions matter."""
     x = call.labels("self")
-    dims = [len(x.shape) - 2, len(x.shape) - 1]
-    return call.fix_dims(x, dims).with_fixed(dims, x.shape)
+    return call.fix_dims(x, [len(x.shape) - 2, len(x.shape) - 1], x.shape)
 
 
 @RULES.rule("glu")

@@ -13,10 +13,8 @@ from alignkit.tracing.rules.table import Call, RuleSet
 RULES = RuleSet()
 
 
-@RULES.rule(
-    "mean", "sum", "amax", "amin", "var", "var_mean", "std", "std_mean", "prod", "any", "all", "linalg_vector_norm",
-    "norm", "logsumexp", "nansum", "count_nonzero", "aminmax",
-)  # fmt: skip
+@RULES.rule("mean", "sum", "amax", "amin", "var", "var_mean", "std", "std_mean", "prod", "any", "all",
+            "linalg_vector_norm", "norm", "logsumexp", "nansum", "count_nonzero", "aminmax")  # fmt: skip
 def order_independent(call: Call) -> Sequence[Labels]:
     """Reduce dimensions; the result does not depend on the order along them."""
     x = call.labels("self")
@@ -57,10 +55,9 @@ def softmax(call: Call) -> Labels:
     return x
 
 
-@RULES.rule(
-    "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
-    "miopen_batch_norm", "_batch_norm_impl_index", "_batch_norm_no_update", "_batch_norm_with_update",
-)  # fmt: skip
+@RULES.rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
+            "miopen_batch_norm", "_batch_norm_impl_index", "_batch_norm_no_update",
+            "_batch_norm_with_update")  # fmt: skip
 def batch_norm(call: Call) -> Sequence[Labels]:
     """Normalise each channel. Batch statistics sum over the other dimensions."""
     labels = _scale_channels(call, "weight", "bias", "running_mean", "running_var")

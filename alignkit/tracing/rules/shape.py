@@ -20,9 +20,8 @@ def view(call: Call) -> Labels:
     return reshape(call.constraints, call.labels("self"), call.shape)
 
 
-@RULES.rule(
-    "t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy", "permute_copy"
-)
+@RULES.rule("t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy",
+            "permute_copy")  # fmt: skip
 def permute(call: Call) -> Labels:
     """Reorder dimensions."""
     x = call.labels("self")
@@ -40,8 +39,7 @@ def permute(call: Call) -> Labels:
 @RULES.rule("unsqueeze")
 def unsqueeze(call: Call) -> Labels:
     """Insert a dimension of size 1."""
-    x = call.labels("self")
-    return x.insert_dim(call.arg("dim") % (len(x.shape) + 1))
+    return call.labels("self").insert_dim(call.arg("dim") % len(call.shape))
 
 
 @RULES.rule("squeeze")
@@ -74,8 +72,7 @@ def repeat_interleave(call: Call) -> Labels:
     """Repeat each position: every unit owns a run of equal values."""
     x, times, dim = call.labels("self"), call.arg("repeats"), call.arg("dim")
     if not isinstance(times, int) or dim is None:
-        call.fix(x)
-        return Labels.of(call.shape)
+        return call.fix(x)
     return repeat_each(call.constraints, x, x.dim(dim), times)
 
 
@@ -103,10 +100,8 @@ def slice_(call: Call) -> Labels:
     return x if len(index) == size else restrict(call.constraints, x, dim, index)
 
 
-@RULES.rule(
-    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes",
-    "split_copy",
-)  # fmt: skip
+@RULES.rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split",
+            "unsafe_split_with_sizes", "split_copy")  # fmt: skip
 def split(call: Call) -> Sequence[Labels]:
     """Cut into pieces; the sizes are those of the outputs."""
     x = call.labels("self")
@@ -130,8 +125,7 @@ def roll(call: Call) -> Labels:
     """Move positions around a circle."""
     x, dims = call.labels("self"), call.arg("dims")
     if not dims:
-        call.fix(x)
-        return Labels.of(x.shape)
+        return call.fix(x)
     for shift, dim in zip(call.arg("shifts"), dims, strict=True):
         size = x.shape[dim]
         x = x.index_select(x.dim(dim), (np.arange(size) - shift) % size)
@@ -144,8 +138,7 @@ def as_strided(call: Call) -> Labels:
     x = call.labels("self")
     if tuple(call.arg("size")) == x.shape and call.step.op.endswith("_"):
         return x
-    call.fix(x)
-    return Labels.of(call.shape)
+    return call.fix(x)
 
 
 @RULES.rule("diagonal")
@@ -154,14 +147,12 @@ def diagonal(call: Call) -> Labels:
     x = call.labels("self")
     first, second = x.dim(call.arg("dim1", 0)), x.dim(call.arg("dim2", 1))
     if call.arg("offset", 0) or x.shape[first] != x.shape[second]:
-        call.fix(x)
-        return Labels.of(call.shape)
+        return call.fix(x)
     order = list(range(len(x.shape)))
     order[first], order[second] = second, first
     both = call.unify(x.shape, [x, x.permute(order)])
     if any({first, second} & set(b.span) and len(b.span) > 1 for b in both.blocks):
-        call.fix(both)
-        return Labels.of(call.shape)
+        return call.fix(both)
     blocks = [b for b in both.blocks if second not in b.dims]
     thin = Labels.of([1 if d == second else n for d, n in enumerate(x.shape)], both.uniform, blocks)
     return thin.permute([*(d for d in range(len(x.shape)) if d not in (first, second)), first])
@@ -171,9 +162,8 @@ def diagonal(call: Call) -> Labels:
 def cat(call: Call) -> Labels:
     """Lay tensors end to end. Empty one-dimensional operands are ignored, as torch does."""
     operands = [call.labels(ref) for ref in call.step.inputs if ref.shape != (0,)]
-    if len(operands) == 1:
-        return operands[0]
-    return concatenate(call.constraints, operands, call.arg("dim", 0) % len(call.shape))
+    dim = call.arg("dim", 0) % len(call.shape)
+    return operands[0] if len(operands) == 1 else concatenate(call.constraints, operands, dim)
 
 
 @RULES.rule("stack")

@@ -13,16 +13,15 @@ from alignkit.tracing.rules.table import Call, RuleSet
 RULES = RuleSet()
 
 
-@RULES.rule(
-    "max_pool1d", "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
-    "max_pool3d_with_indices", "mkldnn_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
-    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "reflection_pad1d", "reflection_pad2d",
-    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_linear1d",
-    "upsample_nearest1d", "_upsample_nearest_exact1d", "upsample_bilinear2d", "upsample_bicubic2d",
-    "upsample_nearest2d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-    "upsample_trilinear3d", "upsample_nearest3d", "_upsample_nearest_exact3d",
-)  # fmt: skip
+@RULES.rule("max_pool1d", "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
+            "max_pool3d_with_indices", "mkldnn_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+            "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d",
+            "_adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+            "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
+            "replication_pad3d", "upsample_linear1d", "upsample_nearest1d", "_upsample_nearest_exact1d",
+            "upsample_bilinear2d", "upsample_bicubic2d", "upsample_nearest2d", "_upsample_nearest_exact2d",
+            "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_trilinear3d", "upsample_nearest3d",
+            "_upsample_nearest_exact3d")  # fmt: skip
 def space(call: Call) -> Sequence[Labels]:
     """Pool, pad or resample: positions in space are fixed, batch and channels pass through."""
     x = call.labels(call.step.inputs[0])
@@ -105,7 +104,7 @@ def col2im(call: Call) -> Labels:
     x = call.labels("self")
     channels = call.shape[1]
     apart = reshape(call.constraints, x, (x.shape[0], channels, x.shape[1] // channels, x.shape[2]))
-    return call.fix_dims(apart, [2, 3]).with_fixed([2, 3], call.shape)
+    return call.fix_dims(apart, [2, 3], call.shape)
 
 
 @RULES.rule("unfold")
@@ -122,5 +121,4 @@ def grid_sampler(call: Call) -> Labels:
     """Sample an image at given positions, which are fixed: channels pass through."""
     x, grid = call.labels("input"), call.labels("grid")
     call.fix(grid)
-    others = [d for d in range(len(x.shape)) if d != 1]
-    return call.fix_dims(x, others).with_fixed(others, call.shape)
+    return call.fix_dims(x, [d for d in range(len(x.shape)) if d != 1], call.shape)

@@ -68,8 +68,7 @@ class Call:
 
     def labels(self, argument: str | TensorRef) -> Labels:
         """Return the labels of a tensor argument, given by its name in the schema or as a `TensorRef`."""
-        ref = self.arg(argument) if isinstance(argument, str) else argument
-        return self.labels_of(ref)
+        return self.labels_of(self.arg(argument) if isinstance(argument, str) else argument)
 
     def labels_of_tensors(self, *names: str) -> list[Labels]:
         """Return the labels of those of the named arguments that are tensors: optional ones may be missing."""
@@ -89,13 +88,16 @@ class Call:
         """Align tensors elementwise, with broadcasting; return the labels of the result."""
         return combine.unify(self.constraints, shape, [x.pad_rank(len(shape)) for x in operands])
 
-    def fix(self, *operands: Labels) -> None:
-        """Fix every labelled position of some tensors."""
-        for labels in operands:
-            self.constraints.fix_labels(labels)
+    def fix(self, *operands: Labels) -> Labels:
+        """Fix every labelled position of some tensors; return labels that fix the first output."""
+        self.constraints.fix_labels(*operands)
+        return self.fixed_outputs()[0]
 
-    def fix_dims(self, labels: Labels, dims: Iterable[int]) -> Labels:
-        """Fix the positions along some dimensions; return labels without blocks there. Other dimensions keep theirs."""
+    def fix_dims(self, labels: Labels, dims: Iterable[int], shape: Sequence[int] | None = None) -> Labels:
+        """Fix the positions along some dimensions; return labels without blocks there. Other dimensions keep theirs.
+
+        Given the shape of a result with other sizes along these dimensions, or other values, they are fixed in it too.
+        """
         gone = set(dims)
         blocks: list[LabelBlock] = []
         for block in labels.blocks:
@@ -103,7 +105,8 @@ class Call:
                 self.constraints.fix_axis(block.atoms, axis)
             touched = gone.intersection(block.span)
             blocks += combine.label_rows(self.constraints, block, gone) if touched else [block]
-        return labels.with_blocks(blocks)
+        free = labels.with_blocks(blocks)
+        return free if shape is None else free.with_fixed(gone, shape)
 
     def fixed_outputs(self) -> list[Labels]:
         """Return labels that fix every output."""
@@ -127,10 +130,7 @@ class RuleTable:
         self._rules = dict(rules)
 
     def find(self, func: Any) -> Rule | None:
-        """Return the rule of an overload, or None.
-
-        An in-place op without a rule of its own has that of its out-of-place form.
-        """
+        """Return the rule of an overload, or None. An in-place op without one has that of its out-of-place form."""
         name, overload = str(func._schema.name), str(func._schema.overload_name) or "default"
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         for key in (f"{name}.{overload}", name, f"{plain}.{overload}", plain):

@@ -40,16 +40,11 @@ _RELATION_SEED = 10**7
 
 @dataclass(eq=False)
 class Closed:
-    """Classes of atoms and the relations between them.
+    """The class of each atom, and the relations between the `count` classes, children ascending.
 
-    Attributes:
-        classes: Class of each atom.
-        count: Number of classes.
-        maps: Relations with one target for each child, as arrays (children, targets) of classes, children ascending.
-        multiple: Relations with several targets for some child: which target is meant depends on the position.
-        nested: Relations with several rows for some child.
-        base: Hash of the kept properties of each class.
-        first: Lowest atom of each class.
+    `maps` have one target for each child. Those in `multiple` have several for some child: which one is meant depends
+    on the position. Those in `nested` have several rows for some child. `base` is a hash of the kept properties of each
+    class, `first` its lowest atom.
     """
 
     classes: IntArray
@@ -242,9 +237,8 @@ def _compare_targets(
     Among the children of a kind, u determines v if there are as many distinct pairs (u, v) as distinct u. In the
     example, the pairs are (h0, g0) and (h1, g1): two pairs, two u and two v, so that both determine each other.
 
-    Children have kinds from 0, a first target u and a second v; what follows is added to `merges` and `implied`. Return
-    whether one determines the other for all kinds. A relation to one class says no more than the maps do and counts
-    too.
+    What follows is added to `merges` and `implied`. Return whether one determines the other for all kinds; a relation
+    to one class says no more than the maps do and counts too.
     """
     # The triple (kind, u, v) is coded as (kind * count + u) * count + v: 63 bits, for 512 kinds of 10**8 classes.
     codes = _distinct((kind * count + u) * count + v)

@@ -1,4 +1,4 @@
-"""Solving the constraints, second half: colour refinement and the groups that it leaves.
+"""Solving the constraints, second half: colour refinement, the groups that it leaves, and a check of these.
 
 Classes that refinement (Weisfeiler and Leman 1968) cannot tell apart form an orbit. An orbit is either *free* (its
 classes may be exchanged, all of them or those with equal ancestors) or *determined*: each class is the only one with
@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from alignkit.tracing.labels.tensor_labels import IntArray
 from alignkit.tracing.solving.closure import Closed, HashArray, Map, mix, seeded_hash
@@ -28,16 +29,11 @@ from alignkit.tracing.solving.closure import Closed, HashArray, Map, mix, seeded
 
 @dataclass(eq=False)
 class Orbit:
-    """Classes that no constraint tells apart.
+    """Classes that no constraint tells apart, ascending, and whether they are the units of a group or family.
 
-    Attributes:
-        members: The classes, ascending.
-        coordinates: For each group (by the number of its orbit) the unit among each member's ancestors, itself
-            included, as a class.
-        group: Whether the orbit is a group or family.
-        parent: The group whose units each own an instance of this family, or None.
-        place: If a group, the place of each member among the units of its instance.
-        size: If a group, the number of units of an instance.
+    `coordinates` are, for each group (by the number of its orbit), the unit among each member's ancestors, itself
+    included, as a class. Each unit of the `parent` owns an instance of a family; a group has one instance. An instance
+    has `size` units; `place` says where each member is among them.
     """
 
     members: IntArray
@@ -50,13 +46,10 @@ class Orbit:
 
 @dataclass(eq=False)
 class Symmetry:
-    """The solved symmetry: orbits with at least two classes, and which class is where in them.
+    """The solved symmetry: orbits with at least two classes by number, parents before children.
 
-    Attributes:
-        orbits: Orbits by number, parents before children.
-        orbit_of: Number of each class's orbit, -1 where the class cannot move.
-        index_of: Position of each class among the members of its orbit.
-        undecided: Classes, each with keys that must be kept, because the notation cannot express how they move.
+    `orbit_of` is the number of each class's orbit, -1 where it cannot move, `index_of` its position among the members.
+    Classes in `undecided` have keys that must be kept, because the notation cannot express how they move.
     """
 
     orbits: dict[int, Orbit]
@@ -172,3 +165,60 @@ def _find_coordinates(symmetry: Symmetry, key: int, orbit: Orbit, parents: list[
     elif sizes[0] > 1:
         orbit.group, orbit.size = True, int(sizes[0])
         orbit.coordinates[key] = orbit.members
+
+
+def broken_groups(closed: Closed, symmetry: Symmetry, seed: int = 0) -> set[int]:
+    """Return groups whose permutations do not respect the constraints; none, unless refinement was not exact.
+
+    An *instance* is a group, or the units of a family inside of one parent unit. One element moves all instances. Then,
+    for each bit, one moves those whose number has this bit: of any two instances some element moves one and not the
+    other, so that groups which are tied to each other are always found, however small they are.
+    """
+    rng = np.random.default_rng(seed)
+    count = sum(len(orbit.members) // orbit.size for orbit in symmetry.orbits.values() if orbit.group)
+    numbers = np.arange(count)
+    masks = [(numbers >> bit) % 2 == 1 for bit in range(max(count - 1, 0).bit_length())]
+    tries = (_groups_broken_by(closed, symmetry, mask, rng) for mask in (np.ones(count, bool), *masks))
+    return next((broken for broken in tries if broken), set())
+
+
+def _groups_broken_by(
+    closed: Closed, symmetry: Symmetry, mask: npt.NDArray[np.bool_], rng: np.random.Generator
+) -> set[int]:
+    """Return groups of classes whose relations are lost by an element that moves the instances in `mask`."""
+    image = np.arange(closed.count)
+    broken: set[int] = set()
+    start = 0
+    for orbit in symmetry.orbits.values():
+        if not orbit.group:
+            # Classes that their coordinates determine go where these go, if a class is there.
+            coordinates = np.stack(list(orbit.coordinates.values()), axis=1)
+            moved = image[coordinates]
+            order, moved_order = np.lexsort(coordinates.T[::-1]), np.lexsort(moved.T[::-1])
+            if np.array_equal(coordinates[order], moved[moved_order]):
+                image[orbit.members[moved_order]] = orbit.members[order]
+            else:
+                broken |= set(orbit.coordinates)
+            continue
+        # All units of an instance go where their parent goes; those of instances in the mask change places, too.
+        instances = len(orbit.members) // orbit.size
+        target = instance = np.zeros(len(orbit.members), np.int64)
+        if orbit.parent is not None:
+            owners, instance = np.unique(orbit.coordinates[orbit.parent], return_inverse=True)
+            target = np.searchsorted(owners, image[owners])[instance]
+        table = np.empty((instances, orbit.size), np.int64)
+        table[instance, orbit.place] = orbit.members
+        new_place = np.tile(np.arange(orbit.size), (instances, 1))
+        for number in np.flatnonzero(mask[start : start + instances]):
+            order = rng.permutation(orbit.size)
+            new_place[number, order] = np.roll(order, 1)  # a cycle: nothing stays in its place
+        image[orbit.members] = table[target, new_place[instance, orbit.place]]
+        start += instances
+    for child, target in (*closed.maps, *closed.multiple, *closed.nested):
+        # The image of every pair (child, target) has to be a pair of the relation; its codes are ascending.
+        codes = child * closed.count + target
+        moved = image[child] * closed.count + image[target]
+        wrong = codes[np.searchsorted(codes, moved).clip(max=len(codes) - 1)] != moved
+        for key in np.unique(symmetry.orbit_of[np.concatenate([child[wrong], target[wrong]])]).tolist():
+            broken |= set(symmetry.orbits[key].coordinates) if key >= 0 else set()
+    return broken
