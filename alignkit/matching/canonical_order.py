@@ -23,16 +23,14 @@ from alignkit.matching.families import read_off
 class Frame:
     """A pair of networks with their units in canonical order, and exchanged when B comes before A.
 
-    Attributes:
-        bound: The pair in the frame.
-        to_a: Brings the units of the first network of ``bound`` into order; ``to_b`` those of the second.
-        exchanged: Whether the first network of ``bound`` is the B that was given.
+    ``to_a`` brings the units of the first network of ``bound`` into order, ``to_b`` those of the second.
     """
 
     bound: Pair
     to_a: Alignment
     to_b: Alignment
     exchanged: bool
+    """Whether the first network of ``bound`` is the B that was given."""
 
     @classmethod
     def of(cls, bound: Pair) -> Frame:

@@ -36,16 +36,13 @@ def split_pairs(similarity: Float[Tensor, "units units"], size: int) -> Float[Te
 def nested_assignment(
     graph: GraphStructure, root: str, similarity: Mapping[str, Float[Tensor, "units units"]]
 ) -> dict[str, Tensor]:
-    """Find the best element of a tree of groups for given similarities of units.
+    """Find the best element of a tree of groups, as indices for each group of it, for given similarities of units.
 
     Args:
         graph: The graph.
         root: A group without a parent.
         similarity: For each group of the tree, similarities of A's units (rows) to B's (columns) over all parents,
             row-major: ``[instances * n, instances * n]``. A group that is left out has no similarities of its own.
-
-    Returns:
-        Indices for each group of the tree, as in `Alignment`.
 
     Raises:
         AssignmentError: Similarities hold NaN or infinity.
@@ -54,8 +51,7 @@ def nested_assignment(
 
     def solve(group: str) -> Tensor:
         """Assign the group for each pair of parents; the values are the parents' similarities."""
-        own = similarity.get(group)
-        units = graph.unit_count(group)
+        own, units = similarity.get(group), graph.unit_count(group)
         total = torch.zeros(units, units, dtype=torch.float64) if own is None else own.detach().cpu().double()
         for child in graph.children(group):
             total = total + solve(child)
@@ -76,11 +72,7 @@ def unit_masses(graph: GraphStructure, matrices: Mapping[str, Tensor]) -> dict[s
     """Multiply soft matrices down the trees: shares of all units (columns) at all places (rows), over all parents.
 
     With 2 heads of 3 units, the mass of unit ``j`` of head ``q`` at place ``i`` of head ``p`` is the share of head
-    ``q`` at place ``p`` times ``matrices["d"][p, q, i, j]``.
-
-    Args:
-        graph: The graph.
-        matrices: As in `SoftAlignment`.
+    ``q`` at place ``p`` times ``matrices["d"][p, q, i, j]``. Matrices are as in `SoftAlignment`.
     """
     masses: dict[str, Tensor] = {}
     for group in graph.parents_first:

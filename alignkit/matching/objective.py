@@ -48,17 +48,12 @@ class Objective:
         dtype: Type of values; sums over tensors are always float64.
     """
 
-    a: Mapping[str, Tensor]
-    b: Mapping[str, Tensor]
-
     def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> None:
         self.bound, self.graph = bound, bound.graph
         self.device, self.dtype, self.products = torch.device(device), dtype, dtype
         moved = [name for name, node in self.graph.tensors.items() if node.groups]
-        self.a, self.b = (
-            {name: side[name].detach().to(self.device, dtype).contiguous() for name in moved}
-            for side in (bound.a, bound.b)
-        )
+        self.a: Mapping[str, Tensor] = {n: bound.a[n].detach().to(self.device, dtype).contiguous() for n in moved}
+        self.b: Mapping[str, Tensor] = {n: bound.b[n].detach().to(self.device, dtype).contiguous() for n in moved}
         self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
         self._cached = 0
         self._views: dict[Use, tuple[Tensor, Tensor]] = {}
@@ -143,14 +138,11 @@ class Objective:
         else in the block. Assigning it best is the best update of this group alone, exactly where the group acts once
         on each block. What a use adds is kept until the order of a group that it depends on changes.
 
-        Args:
-            group: A group of the graph.
-            elements: Indices for the other groups. A group that is None counts as unknown: what it indexes is averaged,
-                which is the centre of all its orders. The group's ancestors have to be known.
+        Of ``elements`` those of the other groups count. A group that is None counts as unknown: what it indexes is
+        averaged, which is the centre of all its orders. The group's ancestors have to be known.
 
         Returns:
-            ``[instances, n, n]``, one matrix for each unit of the parent at its aligned place (one for a root), in
-            squared units of the weights.
+            One matrix for each unit of the parent (one for a root), in squared units of the weights.
         """
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
@@ -204,13 +196,12 @@ class Objective:
         unknown groups A is summed and B averaged; they are kept, of size 1.
         """
         averaged = frozenset(average) | (unknown_dims(use, elements) - set(use.branches))
-        still = averaged | set(use.branches) | set(use.chain)
+        still, order = averaged | set(use.branches) | set(use.chain), (*use.chain, *use.rest)
         a, b = (use.block.view(side[use.tensor]) for side in (self.a, self.b))
         moving = [dim.group for i, dim in enumerate(use.block.dims) if dim.group and i not in still]
         b = act_on_block(use.block, b, known(elements, moving), skip=still)
         if averaged:
             a, b = a.sum(tuple(averaged), keepdim=True), b.mean(tuple(averaged), keepdim=True)
-        order = (*use.chain, *use.rest)
         return a.permute(order), b.permute(order)
 
 

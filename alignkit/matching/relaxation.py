@@ -86,17 +86,13 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """The objective at a point, and its derivative by every mass.
-
-    Attributes:
-        values: ``<A, P # B>`` of each term, in squared units of the weights.
-        uses: The derivative at each use.
-        groups: The sum over the uses of each group; zeros for a group that acts only through its children.
-    """
+    """The objective at a point, and its derivative by every mass: at each use, and summed over those of each group."""
 
     values: Mapping[Term, float]
+    """``<A, P # B>`` of each term, in squared units of the weights."""
     uses: Mapping[Use, Float[Tensor, "units units"]]
     groups: Mapping[str, Float[Tensor, "units units"]]
+    """Zeros for a group that acts only through its children."""
 
     @property
     def value(self) -> float:
@@ -115,12 +111,10 @@ class Relaxation:
 
     def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.graph, self.device, self.dtype = bound.graph, torch.device(device), dtype
-        moved = [name for name, node in self.graph.tensors.items() if node.groups]
+        moved = {name: node for name, node in self.graph.tensors.items() if node.groups}
         self.a = {name: bound.a[name].detach().to(self.device, dtype).contiguous() for name in moved}
         self.b = {name: bound.b[name].detach().to(self.device, dtype).contiguous() for name in moved}
-        self.terms = tuple(
-            Term(name, block) for name in moved for block in self.graph.tensors[name].blocks if block.groups
-        )
+        self.terms = tuple(Term(name, block) for name, node in moved.items() for block in node.blocks if block.groups)
         self._constant: dict[Use, Tensor] = {}
 
     def facing(self, a: Mapping[str, Tensor]) -> Relaxation:
@@ -223,12 +217,7 @@ class Relaxation:
             f(step) = f(0) + f'(0) step + (f(1) - f(0) - f'(0)) step^2,    f'(0) = sum_uses <derivative, end - start>
 
         Terms of higher degree are interpolated at Chebyshev points: exact, except where branches of a family meet.
-
-        Args:
-            start: The point.
-            end: The masses of the corner.
-            elements: Its indices.
-            at_start: Value and derivative at ``start``.
+        ``end`` holds the masses of the corner and ``elements`` its indices; ``at_start`` is the gradient at ``start``.
         """
         coefficients = np.zeros(3)
         higher: list[Term] = []

@@ -32,18 +32,12 @@ LOWEST_LOGIT = -80.0
 
 @dataclass(frozen=True)
 class Potentials:
-    """Logarithms of the factors of rows and columns, ``[..., n]`` each, and how far they have come.
-
-    Attributes:
-        rows: Added to the logits of each row.
-        columns: Added to the logits of each column.
-        error: Largest deviation of a row or column sum from 1.
-        scalings: How many times rows and columns were scaled.
-    """
+    """Logarithms of the factors of rows and columns, which are added to the logits, and how far they have come."""
 
     rows: Float[Tensor, "*batch n"]
     columns: Float[Tensor, "*batch n"]
     error: float
+    """Largest deviation of a row or column sum from 1."""
     scalings: int
 
 
@@ -73,13 +67,9 @@ def potentials(
     max_scalings: int = 1000,
     tolerance: float | None = None,
 ) -> Potentials:
-    """Find the potentials of rows and columns, without gradients.
+    """Find the potentials of rows and columns, without gradients; the arguments are those of `sinkhorn`.
 
-    Args:
-        logits: As in `sinkhorn`.
-        start: Potentials of similar logits, from which fewer scalings are needed.
-        max_scalings: As in `sinkhorn`.
-        tolerance: As in `sinkhorn`.
+    From ``start``, potentials of similar logits, fewer scalings are needed.
     """
     if tolerance is None:
         tolerance = 1e-9 if logits.dtype == torch.float64 else 1e-4
@@ -89,7 +79,7 @@ def potentials(
         rows, columns = _scale_in_logs(logits, columns)
         scalings = 1
         while True:
-            kernel = _kernel(logits, rows, columns)
+            kernel = (logits + rows[..., :, None] + columns[..., None, :]).exp()
             error = float((kernel.sum(-1) - 1).abs().max()) if kernel.numel() else 0.0
             if error <= tolerance or scalings >= max_scalings or not math.isfinite(error):
                 return Potentials(rows, columns, error, scalings)
@@ -114,24 +104,18 @@ def plan(
 ) -> Float[Tensor, "*batch n n"]:
     """Return the matrix of logits and their potentials, differentiable with respect to the logits.
 
-    Args:
-        logits: As in `sinkhorn`.
-        scaling: Their potentials. They need not have converged: the gradient is that of the matrix with the row and
-            column sums that it has.
-        gradient_steps: ``max_steps`` of `implicit_gradient`. None solves to rounding.
+    The potentials need not have converged: the gradient is that of the matrix with the row and column sums that it has.
+    ``gradient_steps`` is ``max_steps`` of `implicit_gradient`; None solves to rounding.
     """
     result: Tensor = _Plan.apply(logits, scaling.rows, scaling.columns, gradient_steps)  # type: ignore[no-untyped-call]
     return result
 
 
 def doubly_stochastic(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    """Return a doubly stochastic matrix close to one whose sums are only nearly 1.
+    """Return a doubly stochastic matrix close to one without negative entries whose sums are only nearly 1.
 
     Rows, then columns, that are too heavy are scaled down; what is then missing is added as a matrix of rank one.
     Source: Altschuler et al., 2017, Algorithm 2.
-
-    Args:
-        matrix: Matrices without negative entries.
     """
     matrix = matrix / matrix.sum(-1, keepdim=True).clamp_min(1)
     matrix = matrix / matrix.sum(-2, keepdim=True).clamp_min(1)
@@ -148,9 +132,7 @@ def balanced_sinkhorn(logits: Float[Tensor, "*batch n n"], scalings: int) -> Flo
 
         u <- sqrt(u / (kernel v)),    v <- sqrt(v / (kernel^T u))
 
-    Args:
-        logits: Any finite matrices. Gradients flow through every scaling.
-        scalings: How many times rows and columns are scaled.
+    Logits are any finite matrices. Gradients flow through every one of the scalings.
     """
     highest = logits.detach().amax((-1, -2), keepdim=True)
     kernel = (logits - highest).clamp(min=LOWEST_LOGIT).exp()
@@ -164,10 +146,6 @@ def balanced_sinkhorn(logits: Float[Tensor, "*batch n n"], scalings: int) -> Flo
     return rows * kernel * columns
 
 
-def _kernel(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return (logits + rows[..., :, None] + columns[..., None, :]).exp()
-
-
 def _scale_in_logs(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     rows = -(logits + columns[..., None, :]).logsumexp(-1)
     return rows, -(logits + rows[..., :, None]).logsumexp(-2)
@@ -178,8 +156,7 @@ class _Plan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, rows: Tensor, columns: Tensor, steps: int | None) -> Tensor:
-        matrix = _kernel(logits, rows, columns)
-        ctx.steps = steps
+        matrix, ctx.steps = (logits + rows[..., :, None] + columns[..., None, :]).exp(), steps
         ctx.save_for_backward(matrix)
         return matrix
 

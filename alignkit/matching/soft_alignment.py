@@ -40,16 +40,13 @@ class SoftAlignment:
             if matrix is None:
                 raise AlignmentError(f"group {name!r} has no matrix.")
             if tuple(matrix.shape) != shape or not matrix.is_floating_point():
-                raise AlignmentError(
-                    f"group {name!r} needs a floating-point matrix of shape {shape}, found {matrix.dtype} of shape "
-                    f"{tuple(matrix.shape)}."
-                )
+                needed = f"group {name!r} needs a floating-point matrix of shape {shape}"
+                raise AlignmentError(f"{needed}, found {matrix.dtype} of shape {tuple(matrix.shape)}.")
             values = matrix.detach()
             worst = max(float((values.sum(axis) - 1).abs().max()) for axis in (-1, -2))
             if not worst <= tolerance or float(values.min()) < -tolerance:
-                raise AlignmentError(
-                    f"the matrix of group {name!r} is not doubly stochastic: a row or column sum is off by {worst:.2g}."
-                )
+                off = f"a row or column sum is off by {worst:.2g}"
+                raise AlignmentError(f"the matrix of group {name!r} is not doubly stochastic: {off}.")
         self.matrices: Mapping[str, Tensor] = MappingProxyType({name: matrices[name] for name in graph.groups})
 
     @classmethod
@@ -137,8 +134,7 @@ class ProjectedAlignment(SoftAlignment):
         filled = {}
         for name, group in graph.groups.items():
             matrix = matrices.get(name)
-            if matrix is None:
-                matrix = torch.full(matrix_shape(graph, name), 1.0 / group.size)
+            matrix = torch.full(matrix_shape(graph, name), 1.0 / group.size) if matrix is None else matrix
             filled[name] = matrix if dtype is None else matrix.to(dtype)
         self.matrices = MappingProxyType(filled)
 

@@ -38,14 +38,8 @@ def unit_similarity(
 ) -> dict[str, UnitSimilarity]:
     """Cosine of every unit of A and the unit of B at its place, before and after alignment.
 
-    One tensor is looked at after the other, so ``a`` and ``b`` may be lazy mappings of checkpoints that do not fit into
-    memory. No matrix of all units against all units is made.
-
-    Args:
-        graph: The graph of both.
-        a: Tensors of A by first name.
-        b: Tensors of B by first name.
-        alignment: The order of B's units.
+    The tensors ``a`` and ``b`` by first name are looked at one after the other, so these may be lazy mappings of
+    checkpoints that do not fit into memory. No matrix of all units against all units is made.
     """
     shapes = {name: (graph.instances(name), group.size) for name, group in graph.groups.items()}
     sums = {name: torch.zeros(5, *shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -73,18 +67,11 @@ def similarity_matrix(
 ) -> Float[Tensor, "instances size size"]:
     """Cosine of each unit of A (row) and each place of aligned B (column).
 
-    All groups of B are aligned; its diagonal is `UnitSimilarity.after`. Only the tensors of the group are read.
-
-    Args:
-        graph: The graph of both.
-        a: Tensors of A by first name.
-        b: Tensors of B by first name.
-        alignment: The order of B's units.
-        group: The group whose units are compared, for a family within each aligned parent.
+    All groups of B are aligned; its diagonal is `UnitSimilarity.after`. The units of a family are compared within each
+    aligned parent. Of the tensors ``a`` and ``b`` by first name only those of the group are read.
     """
-    shape = (graph.instances(group), graph.groups[group].size)
-    total = torch.zeros(*shape, shape[1], dtype=torch.float64)
-    squares = torch.zeros(2, *shape, dtype=torch.float64)
+    instances, size = graph.instances(group), graph.groups[group].size
+    total, squares = (torch.zeros(*shape, size, dtype=torch.float64) for shape in ((instances, size), (2, instances)))
     for use in graph.uses[group]:
         left, right = (use.block.view(side[use.tensor].detach().cpu()) for side in (a, b))
         right = act_on_block(use.block, right, alignment.elements)

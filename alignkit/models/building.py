@@ -32,9 +32,8 @@ def import_library(module: str, package: str) -> Any:
         MissingExtraError: It is not installed, or cannot be imported.
     """
     if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(
-            f"the source {package!r} needs {package}, which is not installed: pip install {package}."
-        )
+        needed = f"the source {package!r} needs {package}"
+        raise MissingExtraError(f"{needed}, which is not installed: pip install {package}.")
     try:
         return importlib.import_module(module)
     except Exception as error:
@@ -97,10 +96,8 @@ def read_config(source: str, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(
-            f"{source}:{path}: {file} cannot be read: {error.strerror}. Give a folder with a {CONFIG}, or the file; "
-            "nothing is downloaded."
-        ) from error
+        advice = f"Give a folder with a {CONFIG}, or the file; nothing is downloaded."
+        raise UsageError(f"{source}:{path}: {file} cannot be read: {error.strerror}. {advice}") from error
     except ValueError as error:
         raise ModelSourceError(f"{source}:{path}: {file} is not JSON: {error}.") from error
     if not isinstance(content, dict):
@@ -110,10 +107,8 @@ def read_config(source: str, path: Path) -> dict[str, Any]:
 
 def refuse_input(model: nn.Module, name: str) -> ModelSourceError:
     """Make the error for a model whose main input is of a kind that no example is made of."""
-    return ModelSourceError(
-        f"{type(model).__name__} takes {name!r}, for which there is no example input. Give a factory that returns the "
-        "model and its inputs: package.module:factory."
-    )
+    advice = "Give a factory that returns the model and its inputs: package.module:factory."
+    return ModelSourceError(f"{type(model).__name__} takes {name!r}, for which there is no example input. {advice}")
 
 
 def draw_noise(*shape: int) -> Tensor:

@@ -17,8 +17,7 @@ def python_model(text: str) -> Example:
     """Call a function, or a module class, without arguments: ``package.module:factory``.
 
     It returns a model, or a model and its example inputs: a tensor, a tuple of arguments, or a mapping of keywords. A
-    model alone needs an attribute ``example_input_array`` or ``dummy_inputs``, as Lightning and transformers have
-    them.
+    model alone needs an attribute ``example_input_array`` or ``dummy_inputs``, as Lightning and transformers have them.
     """
     module_name, colon, factory_name = text.partition(":")
     if not colon or not factory_name:

@@ -33,13 +33,8 @@ PYTHON = "python"
 @hookimpl
 def alignkit_register_model_sources() -> Mapping[str, ModelSource]:
     """Offer the built-in sources. Their libraries are imported only when one is used."""
-    return {
-        "torchvision": torchvision_model,
-        "timm": timm_model,
-        "transformers": transformers_model,
-        "diffusers": diffusers_model,
-        PYTHON: python_model,
-    }
+    vision: dict[str, ModelSource] = {"torchvision": torchvision_model, "timm": timm_model}
+    return {**vision, "transformers": transformers_model, "diffusers": diffusers_model, PYTHON: python_model}
 
 
 def load_model(text: str, *, bare: bool = False) -> Example:
@@ -60,10 +55,8 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     known = registry.model_sources()
     source, colon, name = text.partition(":")
     if not colon or not source or not name:
-        raise UsageError(
-            f"{text!r} does not name a model: write SOURCE:NAME, for example torchvision:resnet18, or "
-            f"package.module:factory. Sources: {', '.join(sorted(known))}."
-        )
+        forms = "SOURCE:NAME, for example torchvision:resnet18, or package.module:factory"
+        raise UsageError(f"{text!r} does not name a model: write {forms}. Sources: {', '.join(sorted(known))}.")
     if source not in known and is_module(source):
         source, name = PYTHON, text
     build = registry.model_source(source)
@@ -78,8 +71,8 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     except Exception as error:  # sources may be third-party code
         raise ModelSourceError(f"{text}: the source {source!r} failed: {describe_error(error)}") from error
     if not isinstance(result, tuple | list) or len(result) != 3:
-        shown = show_value(result)
-        raise ModelSourceError(f"{text}: the source {source!r} returned {shown}, not (model, args, kwargs).")
+        wrong = f"{text}: the source {source!r} returned {show_value(result)}"
+        raise ModelSourceError(f"{wrong}, not (model, args, kwargs).")
     model, args, kwargs = result
     if not (isinstance(model, nn.Module) and isinstance(args, tuple | list) and isinstance(kwargs, Mapping)):
         kinds = ", ".join(type(part).__name__ for part in result)

@@ -31,10 +31,9 @@ def transformers_model(path: str, bare: bool = False) -> Example:
     config = building.build_model(f"transformers:{path}", lambda: known[kind].from_dict(content))
     architecture = (config.architectures or [None])[0]
     if architecture is not None and not hasattr(transformers, architecture):
-        raise ModelSourceError(
-            f"transformers:{path}: the installed transformers {transformers.__version__} has no {architecture}. "
-            "Models whose code comes with their weights are not supported: give a factory, package.module:factory."
-        )
+        problem = f"the installed transformers {transformers.__version__} has no {architecture}."
+        advice = "Models whose code comes with their weights are not supported: give a factory, package.module:factory."
+        raise ModelSourceError(f"transformers:{path}: {problem} {advice}")
     model_class = getattr(transformers, architecture) if architecture else transformers.AutoModel
     build = model_class if architecture else model_class.from_config
     model = building.build_with_weights(f"transformers:{path}", lambda: build(config), bare)
@@ -71,8 +70,7 @@ def _ids(config: Any) -> Tensor:
     """Return token ids from the middle of the vocabulary, where no special tokens are."""
     vocabulary = _field(config, "vocab_size", 1000)
     first = vocabulary // 2
-    ids: Tensor = torch.arange(TOKENS) % max(1, vocabulary - first) + first
-    return ids.reshape(1, TOKENS)
+    return torch.arange(TOKENS).reshape(1, TOKENS) % max(1, vocabulary - first) + first
 
 
 def _field(config: Any, name: str, default: Any) -> Any:

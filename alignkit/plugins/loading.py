@@ -50,21 +50,16 @@ class BrokenPlugin:
 
 
 class PluginSet:
-    """Plugins with the packages that they come from.
-
-    Attributes:
-        manager: The pluggy manager that holds them.
-        packages: Distribution and version of each plugin, by the name that it is registered under.
-        broken: Plugins that failed.
-        skipped: Names of entry points that were found but are disabled.
-    """
+    """Plugins with the packages that they come from."""
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager("alignkit")
         self.manager.add_hookspecs(hookspecs)
         self.packages: dict[str, str] = {}
+        """Distribution and version of each plugin, by the name that it is registered under."""
         self.broken: list[BrokenPlugin] = []
         self.skipped: list[str] = []
+        """Names of entry points that were found but are disabled."""
 
     def register(self, plugin: object, name: str | None, package: str) -> str:
         """Add a plugin; see `Registry.register`."""
@@ -98,12 +93,7 @@ class PluginSet:
         del self.packages[name]
 
     def load(self, entries: Iterable[EntryPoint] | None, disabled: Iterable[str] | None) -> None:
-        """Import and register the plugins of entry points; what fails is remembered, with one warning.
-
-        Args:
-            entries: Entry points. None: those of all installed packages.
-            disabled: Entry-point or package names to leave out. None: those in ``ALIGNKIT_DISABLE_PLUGINS``.
-        """
+        """Import and register plugins, as `Registry` says; what fails is remembered, with one warning."""
         if disabled is None:
             disabled = os.environ.get(DISABLE_VARIABLE, "").split(",")
         unwanted = {_normalise(name) for name in disabled if name.strip()}
@@ -111,16 +101,13 @@ class PluginSet:
             try:
                 entries = entry_points(group=GROUP)
             except Exception as error:  # one damaged entry_points.txt is enough
-                warn_of_plugin(
-                    f"the entry points of the installed packages cannot be read: {describe_error(error)}. No plugin is "
-                    "loaded; an entry_points.txt next to a package is damaged."
-                )
+                problem = f"the entry points of the installed packages cannot be read: {describe_error(error)}"
+                warn_of_plugin(f"{problem}. No plugin is loaded; an entry_points.txt next to a package is damaged.")
                 entries = ()
         for entry in entries:
-            distribution = version = None
             try:
-                if entry.dist is not None:
-                    distribution, version = entry.dist.name, entry.dist.version
+                installed = entry.dist
+                distribution, version = (installed.name, installed.version) if installed is not None else (None, None)
             except Exception:  # an installation that was removed by halves: damaged metadata is no obstacle
                 distribution = version = None
             if not isinstance(distribution, str) or not distribution:

@@ -83,10 +83,6 @@ class Registry:
     Args:
         entries: Entry points to load. By default those of all installed packages.
         disabled: Entry-point or package names to leave out. By default those in ``ALIGNKIT_DISABLE_PLUGINS``.
-
-    Attributes:
-        plugins: The plugins themselves.
-        broken: Plugins that failed, with the reason.
     """
 
     def __init__(self, entries: Iterable[EntryPoint] | None = None, *, disabled: Iterable[str] | None = None) -> None:
@@ -102,8 +98,7 @@ class Registry:
     def register(self, plugin: object, *, name: str | None = None, package: str = "registered by hand") -> str:
         """Add a module or object that implements hooks, and return the name that it is registered under.
 
-        A module or object that is there already, because its package is installed or a notebook's cell ran twice, stays
-        as it is, and its name is returned.
+        One that is there already, as its package is installed or a notebook's cell ran twice, stays as it is.
 
         Raises:
             PluginError: It implements no hook, misspells one, asks for arguments that the hook lacks, or its name is

@@ -141,16 +141,9 @@ class Solution:
         return "\n".join([*lines, *shorten_list(uncovered, LISTED, ", see solution.uncovered")])
 
     def plot(self, pair: Pair, target: str | Path | None = None, *, groups: Sequence[str] | None = None) -> Figure:
-        """Draw heat maps of the units before and after alignment; see `alignkit.plotting.pictures.plot_alignment`.
+        """Draw heat maps of the units of a pair, ``graph.bind(a, b)``, before and after alignment.
 
-        Args:
-            pair: The two networks, ``graph.bind(a, b)``.
-            target: A file to write, or None for a new figure.
-            groups: Groups to draw as matrices of units; None draws every group as a strip.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-            TaskError: There is no group to draw.
+        Arguments and errors are those of `alignkit.plotting.pictures.plot_alignment`.
         """
         return plot_alignment(pair, self.alignment, target, groups=groups)
 
@@ -179,7 +172,7 @@ class Solution:
         """Say what the alignment did, with pictures.
 
         Args:
-            title: Heading of the report.
+            title: Heading.
             pair: The two networks, for heat maps of their units. None leaves these out.
             check: The function check, if there was one.
             lines: Losses between the networks, if there is a task.
@@ -229,10 +222,8 @@ class Solution:
             return _from_values(values["solution"], tensors, "", graph)
 
     def __repr__(self) -> str:
-        return (
-            f"Solution({self.solver}: {self.status.name}, squared distance {self.objective_before:.6g} -> "
-            f"{self.objective_after:.6g}, {sum(self.moved.values())} units moved)"
-        )
+        distances = f"squared distance {self.objective_before:.6g} -> {self.objective_after:.6g}"
+        return f"Solution({self.solver}: {self.status.name}, {distances}, {sum(self.moved.values())} units moved)"
 
     def _repr_html_(self) -> str:
         units = [(name, count) for name, count, _ in group_table(self.graph)]
@@ -262,16 +253,10 @@ def _gains_section(solution: Solution, ranked: list[str]) -> Section:
     if not groups:
         return Section("Groups", (Text("The graph has no groups: no unit may change its place."),))
     total = solution.objective_before - solution.objective_after
-    rows = tuple(
-        (
-            name,
-            f"{solution.graph.unit_count(name)}",
-            f"{solution.moved[name]}",
-            number(solution.gain[name]),
-            f"{100 * solution.gain[name] / total:.1f}%" if total > 0 else "-",
-        )
-        for name in groups
-    )
+    rows = []
+    for name, gain in ((name, solution.gain[name]) for name in groups):
+        share = f"{100 * gain / total:.1f}%" if total > 0 else "-"
+        rows.append((name, f"{solution.graph.unit_count(name)}", f"{solution.moved[name]}", number(gain), share))
     parts: list[Part] = []
     if any(solution.gain.values()):
         more = f" The {BARS} largest of {len(groups)}." if len(groups) > BARS else ""
@@ -279,28 +264,23 @@ def _gains_section(solution: Solution, ranked: list[str]) -> Section:
         parts.append(Picture.of(figure, "gain", f"Gain of each group.{more}"))
     if not any(solution.moved.values()):
         parts.append(Text(_why_nothing_moved(solution)))
-    parts.append(Table(("group", "units", "moved", "gain", "share of the gain"), rows))
+    parts.append(Table(("group", "units", "moved", "gain", "share of the gain"), tuple(rows)))
     return Section("Groups: gain and units moved", tuple(parts))
 
 
 def _units_section(solution: Solution, pair: Pair, ranked: list[str]) -> Section:
-    about_strips = (
-        "Every group is a strip: how alike the units of A and B at the same place are, least alike on the left."
-    )
-    about_matrices = (
-        "Units of A (rows) against units of B (columns) in the groups that gained most: in B's own order, and in the "
-        "order of the alignment, where partners stand on the diagonal."
-    )
     strips = plot_alignment(pair, solution.alignment)
     matrices = plot_alignment(pair, solution.alignment, groups=ranked[:MATRICES])
-    pictures = (
+    parts = (
+        Text("Every group is a strip: how alike the units of A and B at the same place are, least alike on the left."),
         Picture.of(strips, "units", "Similarity of units before and after alignment, and units moved."),
+        Text(
+            "Units of A (rows) against units of B (columns) in the groups that gained most: in B's own order, and in "
+            "the order of the alignment, where partners stand on the diagonal."
+        ),
         Picture.of(matrices, "matrices", "Similarity of all units of A and B before and after alignment."),
     )
-    return Section("Units before and after", (Text(about_strips), pictures[0], Text(about_matrices), pictures[1]))
-
-
-# ---------------------------------------------------------------------- files
+    return Section("Units before and after", parts)
 
 
 def _to_values(solution: Solution) -> dict[str, Any]:
@@ -334,13 +314,12 @@ def _from_values(
         start = f"{prefix}{part}/"
         return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
+    stages = enumerate(values["stages"])
     return Solution(
         alignment=Alignment(graph, under("elements")),
         status=Status[values["status"]],
         history=tuple(Step(*step) for step in values["history"]),
         soft=SoftAlignment(graph, under("soft")) if values["soft"] else None,
-        stages=tuple(
-            _from_values(stage, tensors, f"{prefix}stages/{i}/", graph) for i, stage in enumerate(values["stages"])
-        ),
+        stages=tuple(_from_values(stage, tensors, f"{prefix}stages/{i}/", graph) for i, stage in stages),
         **{name: values[name] for name in _PLAIN},
     )

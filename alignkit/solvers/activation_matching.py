@@ -74,9 +74,8 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
             status = _match_by_weights(problem, elements, frozenset(by_weights))
             note = f"not seen in activations, matched by weights: {', '.join(by_weights)}"
             report(Step(2, observed.objective(elements), note))
-        counts = {"samples": observed.samples, "readings": observed.readings, "groups_by_weights": len(by_weights)}
-        stats = {name: float(count) for name, count in counts.items()}
-        return Outcome(Alignment(problem.graph, elements), status, stats)
+        stats = {"samples": observed.samples, "readings": observed.readings, "groups_by_weights": len(by_weights)}
+        return Outcome(Alignment(problem.graph, elements), status, {n: float(count) for n, count in stats.items()})
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:
         """Return minus the mean correlation (or covariance) of matched units."""
@@ -103,18 +102,13 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
 
 @dataclass(frozen=True)
 class Observed:
-    """Similarities of units, from their activations.
-
-    Attributes:
-        graph: The graph.
-        similarity: For each group that was seen, ``[units, units]`` over all parents, summed over its readings.
-        samples: Maximum number of samples seen in one reading, positions counted.
-        readings: Number of readings.
-    """
+    """Similarities of units, from their activations."""
 
     graph: SymmetryGraph
     similarity: Mapping[str, Tensor]
+    """For each group that was seen, ``[units, units]`` over all parents, summed over its readings."""
     samples: int
+    """Maximum number of samples seen in one reading, positions counted."""
     readings: int
 
     @classmethod
@@ -128,16 +122,9 @@ class Observed:
         activation: str = "post",
         statistic: str = "correlation",
     ) -> Observed:
-        """Run A and B on batches, and sum up the statistic over the readings of each group.
+        """Run A and B, weights that the task checked, on batches; sum up the statistic over each group's readings.
 
-        Args:
-            graph: The graph.
-            task: What runs the model.
-            a: Weights of A as the task checked them.
-            b: Weights of B.
-            batches: The data.
-            activation: As in `ActivationMatchingOptions`.
-            statistic: As in `ActivationMatchingOptions`.
+        ``activation`` and ``statistic`` are as in `ActivationMatchingOptions`.
         """
         every, sample_bytes = find_readings(graph, task, a)
         sides = (activation, "both")

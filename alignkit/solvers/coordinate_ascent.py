@@ -67,18 +67,12 @@ class Ascent:
         self.rtol, self.max_sweeps = rtol, max_sweeps
         self.negligible = ROUNDING * max(objective.squares, TINY)
         self.trees = {root: TreeObjective(objective, root) for root in self.graph.roots}
-        self.acts_once = {
-            name: all(sum(dim.group == name for dim in use.block.dims) == 1 for use in uses)
-            for name, uses in self.graph.uses.items()
-        }
         self.around = neighbours_of_trees(self.graph)
 
     def run(self, start: Mapping[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
-        """Update until nothing improves.
+        """Update until nothing improves; a sweep goes over all classes, which `colour_roots` returns.
 
-        Args:
-            start: Indices for each group, or None for a group that is taken at the centre of all its orders.
-            classes: Roots whose trees do not meet, as `colour_roots` returns them; a sweep goes over all classes.
+        It starts from indices for each group; one that is None is taken at the centre of all its orders.
         """
         elements = dict(start)
         dirty = set(self.graph.roots)
@@ -131,7 +125,8 @@ class Ascent:
             return Proposal({group: assigned}, math.inf)
         if torch.equal(assigned, current):
             return None
-        if not self.acts_once[group] or self.objective.products != self.objective.dtype:
+        repeats = any(sum(dim.group == group for dim in use.block.dims) > 1 for use in self.graph.uses[group])
+        if repeats or self.objective.products != self.objective.dtype:
             return self._if_better({group: assigned}, elements)
         values = [assignment_value(similarity, p.reshape(similarity.shape[:-1])) for p in (assigned, current)]
         gain = float((values[0] - values[1]).sum())
@@ -171,19 +166,16 @@ class Ascent:
 
 def neighbours_of_trees(graph: GraphStructure) -> dict[str, frozenset[str]]:
     """Return for each root the roots of the other trees that meet its tree in a tensor."""
-    owner = {name: root for root in graph.roots for name in graph.tree(root)}
-    return {
-        root: frozenset(owner[other] for name in graph.tree(root) for other in graph.neighbours(name)) - {root}
-        for root in graph.roots
-    }
+    trees = {root: graph.tree(root) for root in graph.roots}
+    owner = {name: root for root, tree in trees.items() for name in tree}
+    meets = {root: (other for name in tree for other in graph.neighbours(name)) for root, tree in trees.items()}
+    return {root: frozenset(owner[other] for other in others) - {root} for root, others in meets.items()}
 
 
 def colour_roots(graph: GraphStructure, generator: torch.Generator | None = None) -> list[list[str]]:
     """Put roots into classes whose trees do not meet, so that a class can be updated at once.
 
-    Args:
-        graph: The graph.
-        generator: Draws the order in which roots are coloured; None takes that of the graph.
+    The generator draws the order in which roots are coloured; None takes that of the graph.
     """
     roots = list(graph.roots)
     if generator is not None:

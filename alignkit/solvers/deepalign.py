@@ -90,9 +90,8 @@ class DeepAlign(Solver[DeepAlignOptions]):
         if steps:
             if probed is None or probed.pair.probing is None or probed.task is None:
                 reason = "" if probed is None else f": {probed.why}"
-                raise SolverError(
-                    f"midpoint_steps={steps} runs both networks: give a task, or leave midpoint_steps= out{reason}."
-                )
+                advice = f"give a task, or leave midpoint_steps= out{reason}"
+                raise SolverError(f"midpoint_steps={steps} runs both networks: {advice}.")
             batches = first_batches(probed.task, SAMPLES) if probed.is_data else [probed.pair.probing.batch]
             scores = meet_in_the_middle(probed.task, batches, probed.pair, scores, steps, options.sharpness)
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
@@ -108,14 +107,12 @@ class DeepAlign(Solver[DeepAlignOptions]):
             return None
         path = options.checkpoint or (SHIPPED_CHECKPOINT if options.encoder == "learned" else None)
         if path is None:
-            raise SolverError(
-                'encoder="dws" is trained for one graph: give checkpoint=, a file that alignkit train-deepalign wrote.'
-            )
+            wanted = "give checkpoint=, a file that alignkit train-deepalign wrote"
+            raise SolverError(f'encoder="dws" is trained for one graph: {wanted}.')
         aligner = _load_once(Path(path), Path(path).stat().st_mtime_ns if Path(path).exists() else 0)
         if aligner.encoder != options.encoder:
             raise SolverError(f'{path} holds an aligner with encoder="{aligner.encoder}", not "{options.encoder}".')
-        reason = aligner.fits(problem.graph)
-        if reason is not None:
+        if (reason := aligner.fits(problem.graph)) is not None:
             raise SolverError(f"the aligner of {path} does not fit this graph: {reason}")
         return aligner.to(problem.device)
 

@@ -98,15 +98,14 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
 
     def _start(self, relaxation: Relaxation, problem: Problem, frame: Frame) -> Point:
         """Return where the first run starts."""
-        centre = relaxation.point(SoftAlignment.centre(problem.graph))
-        if problem.init is not None:
-            return relaxation.between(centre, relaxation.corner(frame.enter(problem.init).elements), 0.5)
-        if self.options.start == "random":
+        if problem.init is None and self.options.start == "random":
             return relaxation.point(random_point(problem.graph, problem.generator()))
-        if self.options.start == "identity":
-            identity = frame.enter(Alignment.identity(problem.graph))
-            return relaxation.point(SoftAlignment.from_alignment(identity))
-        return centre
+        if problem.init is None and self.options.start == "identity":
+            return relaxation.point(SoftAlignment.from_alignment(frame.enter(problem.start)))
+        centre = relaxation.point(SoftAlignment.centre(problem.graph))
+        if problem.init is None:
+            return centre
+        return relaxation.between(centre, relaxation.corner(frame.enter(problem.init).elements), 0.5)
 
 
 def random_point(graph: SymmetryGraph, generator: torch.Generator) -> SoftAlignment:
@@ -121,11 +120,7 @@ def random_point(graph: SymmetryGraph, generator: torch.Generator) -> SoftAlignm
 def ascend(
     relaxation: Relaxation, start: Point, options: FrankWolfeOptions, concavity: float = 0.0
 ) -> tuple[Point, int, bool]:
-    """Run Frank-Wolfe from a point, with a concave term that fades out over the stages.
-
-    Returns:
-        Where it ended, the number of steps, and whether it converged.
-    """
+    """Run Frank-Wolfe, with a fading concave term; return its end, the number of steps, and whether it converged."""
     point, steps = start, 0
     stages = options.stages if concavity else 0
     for stage in range(stages + 1):
@@ -177,8 +172,7 @@ class _Best:
     offers: int = 0
 
     def __post_init__(self) -> None:
-        self.ascent = Ascent(self.objective)
-        self.classes = colour_roots(self.objective.graph)
+        self.ascent, self.classes = Ascent(self.objective), colour_roots(self.objective.graph)
 
     def offer(self, elements: Mapping[str, Tensor | None], note: str) -> None:
         """Polish an alignment and keep it if it is the best; report how far the best is."""

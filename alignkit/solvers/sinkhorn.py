@@ -120,10 +120,7 @@ class Sinkhorn(Solver[SinkhornOptions]):
 
 
 class Logits:
-    """Logits of every group, those of one shape stacked so that they are projected together.
-
-    Rounding the first soft alignment gives ``start``.
-    """
+    """Logits of every group, stacked by shape to be projected together; they round to ``start`` at first."""
 
     def __init__(self, start: Alignment, problem: Problem, options: SinkhornOptions) -> None:
         self.graph, self.options = start.graph, options
@@ -167,10 +164,8 @@ class Goal:
     def __post_init__(self) -> None:
         problem, tensors = self.problem, self.problem.graph.tensors
         moved = [name for name, node in tensors.items() if node.groups and problem.b[name].is_floating_point()]
-        self.a, self.b = (
-            {name: side[name].detach().to(problem.device, problem.dtype) for name in moved}
-            for side in (problem.a, problem.b)
-        )
+        self.a = {name: problem.a[name].detach().to(problem.device, problem.dtype) for name in moved}
+        self.b = {name: problem.b[name].detach().to(problem.device, problem.dtype) for name in moved}
         self.squares = max(problem.objective.squares, 1e-300)
         self.generator = problem.generator()
 

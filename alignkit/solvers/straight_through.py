@@ -84,13 +84,12 @@ class FreeWeights:
     """
 
     def __init__(self, problem: Problem, start: Alignment, options: StraightThroughOptions) -> None:
-        self.graph, self.device, self.options = problem.graph, problem.device, options
-        device, dtype = problem.device, problem.dtype
-        self.a, self.b = (
-            {n: t.detach().to(device, dtype if t.is_floating_point() else t.dtype) for n, t in side.items()}
-            for side in (problem.a, problem.b)
-        )
-        self.current = start
+        self.graph, self.device, self.options, self.current = problem.graph, problem.device, options, start
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(problem.device, problem.dtype if tensor.is_floating_point() else tensor.dtype)
+
+        self.a, self.b = ({name: move(tensor) for name, tensor in side.items()} for side in (problem.a, problem.b))
         self.weights = self.middle(start)
         self.moving = {n: t for n, t in self.weights.items() if t.is_floating_point()}
         self.optimizer = torch.optim.Adam(list(self.moving.values()), lr=options.learning_rate)

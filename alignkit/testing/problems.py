@@ -23,21 +23,16 @@ from alignkit.graph.elements.alignment import Alignment
 
 @dataclass(frozen=True)
 class ProblemArchitecture:
-    """A model with its hand-written graph.
-
-    Attributes:
-        name: Name for messages.
-        model: The model; its weights are drawn anew for every pair.
-        spec: Layout of every tensor.
-        input_shape: Shape of one example, without the batch.
-        sizes: Sizes of groups that shapes leave open.
-    """
+    """A model, whose weights are drawn anew for every pair, with its hand-written graph."""
 
     name: str
     model: nn.Module
     spec: Mapping[str, str]
+    """Layout of every tensor."""
     input_shape: tuple[int, ...]
+    """Shape of one example, without the batch."""
     sizes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of groups that shapes leave open."""
 
     def graph(self) -> SymmetryGraph:
         """Write the graph of the model."""
@@ -50,16 +45,7 @@ class ProblemArchitecture:
 
 @dataclass(frozen=True, repr=False)
 class ProblemPair:
-    """Two networks of one architecture.
-
-    Attributes:
-        name: Name for messages.
-        architecture: What both are.
-        graph: Its graph.
-        a: The reference.
-        b: The network to be aligned.
-        answer: The alignment that turns B into A (up to the noise); None when the two are independent.
-    """
+    """Two networks of one architecture: the reference A, and B, which is to be aligned."""
 
     name: str
     architecture: ProblemArchitecture
@@ -67,6 +53,7 @@ class ProblemPair:
     a: nn.Module
     b: nn.Module
     answer: Alignment | None = None
+    """The alignment that turns B into A (up to the noise); None when the two are independent."""
 
     def bind(self) -> Pair:
         """Bind both modules to the graph."""
@@ -79,10 +66,7 @@ class ProblemPair:
 def planted_pair(architecture: ProblemArchitecture, *, seed: int = 0, noise: float = 0.0) -> ProblemPair:
     """Draw a random network A, and B: a copy of A with its units reordered at random, plus noise.
 
-    Args:
-        architecture: What to draw.
-        seed: Seed of the weights, the order and the noise.
-        noise: Standard deviation of the noise on B, relative to each tensor. 0: B computes what A does.
+    ``noise`` is its standard deviation on B, relative to each tensor. 0: B computes what A does.
     """
     graph = architecture.graph()
     a = _drawn(architecture.model, seed)
@@ -111,11 +95,10 @@ def _drawn(model: nn.Module, seed: int) -> nn.Module:
     drawn = copy.deepcopy(model).eval()
     with torch.no_grad():
         for name, tensor in drawn.state_dict().items():
-            if not tensor.is_floating_point():
-                continue
-            fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
-            values = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
-            tensor.copy_(values.abs() + 0.1 if name.endswith("running_var") else values)
+            if tensor.is_floating_point():
+                fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
+                values = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
+                tensor.copy_(values.abs() + 0.1 if name.endswith("running_var") else values)
     return drawn
 
 
@@ -165,9 +148,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch tokens 4"]) -> Float[Tensor, "batch tokens 3"]:
         x = self.embed(x)
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, dim=-1)
-        )
+        parts = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         x = x + self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
         out: Tensor = self.read(x + self.down(gelu(self.up(x))))
         return out
