@@ -40,13 +40,7 @@ class Sums:
 
 
 class Objective:
-    """Values and similarities of one pair of networks.
-
-    Args:
-        bound: The pair.
-        device: Where products are computed.
-        dtype: Type of values; sums over tensors are always float64.
-    """
+    """Values and similarities of one pair of networks, of type ``dtype``; sums over tensors are always float64."""
 
     def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> None:
         self.bound, self.graph = bound, bound.graph

@@ -101,13 +101,7 @@ class Gradient:
 
 
 class Relaxation:
-    """``<A, P # B>`` of one pair for soft ``P``.
-
-    Args:
-        bound: The pair.
-        device: Where products are computed.
-        dtype: Type of the products; sums over tensors are float64.
-    """
+    """``<A, P # B>`` of one pair for soft ``P``; ``dtype`` is that of the products, sums over tensors are float64."""
 
     def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.graph, self.device, self.dtype = bound.graph, torch.device(device), dtype

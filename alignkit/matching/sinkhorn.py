@@ -178,12 +178,7 @@ def implicit_gradient(
         diag(P 1) u + P v = (P * gradient) 1,    P^T u + diag(P^T 1) v = (P * gradient)^T 1.
 
     ``u`` is eliminated and the rest solved by conjugate gradients, which need products with ``P`` only and find the
-    smallest solution where the system is singular.
-
-    Args:
-        matrix: What `sinkhorn` returned.
-        gradient: Derivative of a loss by the matrix.
-        max_steps: Maximum number of steps of conjugate gradients; after a few the result is close to the gradient.
+    smallest solution where the system is singular. After a few of ``max_steps`` the result is close to the gradient.
     """
     weighted = matrix * gradient
     turned = matrix.mT.contiguous()

@@ -25,12 +25,7 @@ from alignkit.matching.objective import Elements, Objective
 
 
 class TreeObjective:
-    """The update of one tree of groups, all groups outside it being fixed.
-
-    Args:
-        objective: The objective of the pair.
-        root: A group without a parent.
-    """
+    """The update of the tree of groups under a root, all groups outside it being fixed."""
 
     def __init__(self, objective: Objective, root: str) -> None:
         self.objective, self.graph, self.root = objective, objective.graph, root

@@ -26,11 +26,7 @@ TOKENS = 8
 
 
 def import_library(module: str, package: str) -> Any:
-    """Import the library of a source.
-
-    Raises:
-        MissingExtraError: It is not installed, or cannot be imported.
-    """
+    """Import the library of a source, or raise a `MissingExtraError`: it is not installed, or cannot be imported."""
     if importlib.util.find_spec(package) is None:
         needed = f"the source {package!r} needs {package}"
         raise MissingExtraError(f"{needed}, which is not installed: pip install {package}.")

@@ -68,7 +68,7 @@ def transformers_inputs(model: nn.Module) -> dict[str, Any]:
 
 def _ids(config: Any) -> Tensor:
     """Return token ids from the middle of the vocabulary, where no special tokens are."""
-    vocabulary = _field(config, "vocab_size", 1000)
+    vocabulary: int = _field(config, "vocab_size", 1000)
     first = vocabulary // 2
     return torch.arange(TOKENS).reshape(1, TOKENS) % max(1, vocabulary - first) + first
 

@@ -66,11 +66,9 @@ class Claims(Generic[T]):
         return {n: tuple(p for p, _ in offers) for n, offers in sorted(self.offers.items()) if len(offers) > 1}
 
     def find(self, name: str, error: type[AlignkitError]) -> T:
-        """Return what is offered under a name.
+        """Return what is offered under a name; where no plugin or more than one offers it, raise an ``error``.
 
-        Raises:
-            AlignkitError: Of type ``error``: no plugin, or more than one, offers it. Broken and disabled plugins are
-                named.
+        Broken and disabled plugins are named.
         """
         offers = self.offers.get(name, [])
         if len(offers) == 1:

@@ -45,11 +45,7 @@ OptionsT = TypeVar("OptionsT", bound=SolverOptions)
 
 
 def check_options(solver: str, kind: type[OptionsT], values: Mapping[str, object]) -> OptionsT:
-    """Return ``kind(**values)``.
-
-    Raises:
-        SolverError: Options are unknown or out of range; the message names every one of them.
-    """
+    """Return ``kind(**values)``, or raise a `SolverError` that names every option unknown or out of range."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:

@@ -41,11 +41,7 @@ def fault(outcome: object, problem: Problem) -> str:
 
 
 def check_step(step: object) -> None:
-    """Refuse a report that is not a step.
-
-    Raises:
-        SolverError: It is not a `Step`, or its fields are not numbers. It ends the solver that reported it.
-    """
+    """Raise a `SolverError`, which ends the solver, for a report that is not a `Step` or has fields of other types."""
     if not isinstance(step, Step):
         raise SolverError(f"the solver reported {show_value(step)}: report(Step(iteration, objective, note)).")
     kinds = ((step.iteration, Integral), (step.objective, Real), (step.note, str))
