@@ -88,6 +88,7 @@ class Registry:
     def __init__(self, entries: Iterable[EntryPoint] | None = None, *, disabled: Iterable[str] | None = None) -> None:
         self.plugins = PluginSet()
         self.broken = self.plugins.broken
+        """Plugins that failed, with the reason."""
         self._claimed: dict[str, Claims[Any]] = {}
         self._reported: set[object] = set()
         """What was warned about once and is not warned about again."""
