@@ -90,14 +90,13 @@ class ManyAlignment:
 
     def explain(self) -> str:
         """Say in a few lines what was done, what it was worth, and what could not move."""
-        text = (
-            f"{len(self.alignments)} models, {self.method} with {self.solver}, {len(self.history)} sweeps in "
-            f"{self.seconds:.3g} s.\nMean squared distance of a pair: {self.spread_before:.6g} unaligned, "
-            f"{self.spread_after:.6g} aligned."
+        how, count = f"{self.method} with {self.solver}", len(self.alignments)
+        text = f"{count} models, {how}, {len(self.history)} sweeps in {self.seconds:.3g} s."
+        text += (
+            f"\nMean squared distance of a pair: {self.spread_before:.6g} unaligned, {self.spread_after:.6g} aligned."
         )
-        if uncovered := self.graph.uncovered:
-            text += f"\nNot covered: {list_some(uncovered, LISTED)}."
-        return text
+        uncovered = self.graph.uncovered
+        return f"{text}\nNot covered: {list_some(uncovered, LISTED)}." if uncovered else text
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
@@ -132,10 +131,8 @@ class ManyAlignment:
         return Report(title, (facts_section(summary), distance, units, *ends))
 
     def __repr__(self) -> str:
-        return (
-            f"ManyAlignment({len(self.alignments)} models, {self.method} with {self.solver}, mean squared distance "
-            f"{self.spread_before:.6g} -> {self.spread_after:.6g})"
-        )
+        how, gain = f"{self.method} with {self.solver}", f"{self.spread_before:.6g} -> {self.spread_after:.6g}"
+        return f"ManyAlignment({len(self.alignments)} models, {how}, mean squared distance {gain})"
 
 
 def align_many(

@@ -20,6 +20,7 @@ from alignkit.text import list_some, readable_bytes, shorten_list
 Job: TypeAlias = Literal[
     "align-many", "canonicalize", "check", "compare", "demo", "distance", "merge", "solve", "transport"
 ]
+SolverNames: TypeAlias = str | Sequence[str] | None
 
 SWEEPS = 3
 """Sweeps of weight matching that an estimate assumes: transformers take one or two, deep chains ten or more."""
@@ -135,7 +136,7 @@ def estimate(
     job: Job = "merge",
     *,
     models: int = 2,
-    solver: str | Sequence[str] | None = "weight_matching",
+    solver: SolverNames = "weight_matching",
     memory: int | None = None,
     bytes_each: int | None = None,
     reads: Sequence[str] = (),
@@ -158,10 +159,9 @@ def estimate(
         product and one assignment that are timed now.
     """
     names = [solver] if isinstance(solver, str) else list(solver or ())
-    weight = bytes_each
-    if weight is None:
-        dtypes = {name: getattr(torch, node.dtype or "float32", torch.float32) for name, node in graph.tensors.items()}
-        weight = sum(prod(node.shape) * dtypes[name].itemsize for name, node in graph.tensors.items())
+    nodes = graph.tensors.values()
+    sizes = (prod(node.shape) * getattr(torch, node.dtype or "float32", torch.float32).itemsize for node in nodes)
+    weight = sum(sizes) if bytes_each is None else bytes_each
     needed = memory if memory is not None else _memory(graph, job, models, weight, bool(names))
     seconds: float | None = None
     if job == "check":

@@ -18,7 +18,7 @@ from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
-from alignkit.jobs.estimate import Estimate, Job, estimate
+from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
 from alignkit.models import Example, load_model, source_of
 from alignkit.tracing import trace
 
@@ -82,7 +82,7 @@ class NetworkFiles:
         self,
         job: Job,
         *,
-        solver: str | Sequence[str] | None = "weight_matching",
+        solver: SolverNames = "weight_matching",
         memory: int | None = None,
         writes: Sequence[str] = (),
     ) -> Estimate:

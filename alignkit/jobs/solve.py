@@ -135,14 +135,12 @@ def build_solvers(
             f"no stage of the chain ({stages}) has an option {foreign[0]!r}.{did_you_mean(foreign[0], known)} "
             f"Options: {', '.join(known)}."
         )
-    built: list[Solver[Any]] = []
-    for stage in named:
-        if isinstance(stage, Solver):
-            built.append(stage)
-            continue
-        own = options if len(to_build) == 1 else {k: v for k, v in options.items() if k in stage.Options.model_fields}
-        built.append(stage(**own) if seed is None else stage(**own, seed=seed))
-    return built
+    seeded, alone = {} if seed is None else {"seed": seed}, len(to_build) == 1
+
+    def build(stage: type[Solver[Any]]) -> Solver[Any]:
+        return stage(**{k: v for k, v in options.items() if alone or k in stage.Options.model_fields}, **seeded)
+
+    return [stage if isinstance(stage, Solver) else build(stage) for stage in named]
 
 
 def find_start(graph: SymmetryGraph, init: object) -> Alignment | None:

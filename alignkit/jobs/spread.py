@@ -33,12 +33,7 @@ def cycle_error(alignments: Mapping[tuple[int, int], Alignment]) -> float:
 
 
 def fitted_models(graph: SymmetryGraph, models: Sequence[WeightsSource]) -> list[dict[str, Tensor]]:
-    """Return the weights of every model by the first name of each tensor.
-
-    Raises:
-        AlignmentError: There are fewer than two models.
-        BindError: Models do not fit the graph; the message lists every mismatch with the number of its model.
-    """
+    """Return the weights of two or more models by first names; a `BindError` lists every mismatch by model."""
     if isinstance(models, nn.Module | Mapping | str) or len(models) < 2:
         raise AlignmentError("aligning many takes a sequence of at least two models.")
     labelled = {f"model {i}": model for i, model in enumerate(models)}

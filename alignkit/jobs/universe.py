@@ -7,7 +7,7 @@ groups at the same time. Along a line every softly moved tensor is a polynomial 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import torch
@@ -89,11 +89,8 @@ def _objective_on_line(nodes: Float[np.ndarray, " nodes"], samples: Iterable[Seq
     for k, node in enumerate(nodes):
         others = np.delete(nodes, k)
         bases.append(Polynomial.fromroots(others) / float(np.prod(node - others)))
-    line = Polynomial([0.0])
-    for i, left in enumerate(bases):
-        for j, right in enumerate(bases):
-            line += float(gram[i, j]) * left * right
-    return line
+    pairs = product(range(len(bases)), repeat=2)
+    return sum((float(gram[i, j]) * bases[i] * bases[j] for i, j in pairs), Polynomial([0.0]))
 
 
 def _move(model: Relaxation, elements: Mapping[str, Tensor]) -> Tensors:
