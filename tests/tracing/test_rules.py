@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -157,3 +159,39 @@ def test_a_rule_of_a_plugin_replaces_the_built_in_one(registry: plugins.Registry
     graph = alignkit.trace(model, X)
     assert not graph.groups
     assert "no such thing" in graph.provenance.unknown_ops[0]
+
+
+class Reordered(nn.Module):
+    """Hidden units on the last of three dimensions of one size, reordered, then summed with a weight each."""
+
+    def __init__(self, reorder: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.weight, self.reorder = nn.Linear(4, 4), nn.Parameter(torch.randn(4)), reorder
+        # The place that the function itself gives to the last dimension.
+        self.axis = reorder(torch.empty(7, 8, 9)).shape.index(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.reorder(torch.relu(self.a(x)))
+        return (hidden * self.weight.reshape([4 if i == self.axis else 1 for i in range(3)])).sum(self.axis)
+
+
+REORDERINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"permute{dims}": partial(torch.permute, dims=dims) for dims in permutations(range(3))},
+    **{f"permute_copy{dims}": partial(torch.permute_copy, dims=dims) for dims in permutations(range(3))},
+    "permute_copy(-1, 0, 1)": partial(torch.permute_copy, dims=(-1, 0, 1)),
+    **{f"transpose({i}, {j})": partial(torch.transpose, dim0=i, dim1=j) for i, j in combinations(range(3), 2)},
+    **{f"transpose_copy{ij}": lambda x, ij=ij: torch.transpose_copy(x, *ij) for ij in combinations(range(-3, 0), 2)},
+    **{f"swapaxes{ij}": lambda x, ij=ij: x.swapaxes(*ij) for ij in combinations(range(3), 2)},
+    **{f"movedim{ij}": lambda x, ij=ij: x.movedim(*ij) for ij in combinations(range(3), 2)},
+    "mT": lambda x: x.mT,
+    "mH": lambda x: x.mH,
+}
+
+
+@pytest.mark.parametrize("name", REORDERINGS)
+def test_every_reordering_keeps_the_hidden_units_where_the_function_puts_them(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Reordered(REORDERINGS[name]), torch.randn(4, 4, 4)
+    graph = alignkit.trace(model, x)
+    assert [group.size for group in graph.groups.values()] == [4]
+    assert graph.verify(model, x).error < 1e-5

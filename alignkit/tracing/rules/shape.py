@@ -20,19 +20,18 @@ def view(call: Call) -> Labels:
     return reshape(call.constraints, call.labels("self"), call.shape)
 
 
-@RULES.rule("t", "transpose", "permute", "swapaxes", "movedim", "numpy_T", "mT", "t_copy", "transpose_copy",
-            "permute_copy")  # fmt: skip
+@RULES.rule("t", "t_copy", "numpy_T", "transpose", "transpose_copy", "swapaxes", "mT", "permute", "permute_copy")
 def permute(call: Call) -> Labels:
     """Reorder dimensions."""
     x = call.labels("self")
     order = list(range(len(x.shape)))
-    if call.name == "permute":
+    if call.name in ("permute", "permute_copy"):
         order = [x.dim(d) for d in call.arg("dims")]
-    elif call.name in ("transpose", "swapaxes"):
-        i, j = x.dim(call.arg("dim0")), x.dim(call.arg("dim1"))
-        order[i], order[j] = order[j], order[i]
+    elif call.name in ("t", "t_copy", "numpy_T"):
+        order.reverse()
     else:
-        order = order[::-1]
+        i, j = (-2, -1) if call.name == "mT" else (x.dim(call.arg("dim0")), x.dim(call.arg("dim1")))
+        order[i], order[j] = order[j], order[i]
     return x.permute(order)
 
 
