@@ -53,7 +53,7 @@ class DemoResult:
     def explain(self) -> str:
         """Return the table, and below it what A and B do alone."""
         alone = "Test accuracy: A {:.3f}, B {:.3f}.".format(*self.accuracies)
-        return f"Two MLPs on digits, B aligned to A\n{self.comparison.explain()}\n{alone} {self.seconds:.1f} s in all."
+        return f"Two MLPs on digits, B aligned to A\n{self.comparison.explain()}\n{alone}"
 
     def facts(self) -> dict[str, Any]:
         """Return the numbers of the table and of the curves as plain values, as JSON takes them."""
