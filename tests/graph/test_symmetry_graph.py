@@ -15,22 +15,9 @@ from alignkit import SymmetryGraph
 from alignkit.errors import BindError, GraphError, ShapeMismatchError
 from alignkit.graph import Group, TensorNode, builders, parse_layout
 from helpers.graph_strategies import all_alignments, graphs
+from helpers.small_graphs import ATTENTION, MLP
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-
-MLP = SymmetryGraph.from_spec(
-    {"fc1.weight": "h1 .", "fc1.bias": "h1", "fc2.weight": "h2 h1", "fc2.bias": "h2", "fc3.weight": ". h2"},
-    {"fc1.weight": (4, 7), "fc1.bias": (4,), "fc2.weight": (5, 4), "fc2.bias": (5,), "fc3.weight": (3, 5)},
-)
-ATTENTION = SymmetryGraph.from_spec(
-    {
-        "qkv.weight": "(heads qk[heads])+(heads qk[heads])+(heads v[heads]) model",
-        "out.weight": "model (heads v[heads])",
-        "scale": "",
-    },
-    {"qkv.weight": (4 * 8, 6), "out.weight": (6, 8), "scale": ()},
-    sizes={"heads": 4},
-)
 
 
 class TestSizes:

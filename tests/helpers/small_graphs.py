@@ -10,7 +10,6 @@ MLP = SymmetryGraph.from_spec(
     {"fc1.weight": (4, 7), "fc1.bias": (4,), "fc2.weight": (5, 4), "fc2.bias": (5,), "fc3.weight": (3, 5)},
 )
 
-
 ATTENTION = SymmetryGraph.from_spec(
     {
         "qkv.weight": "(heads qk[heads])+(heads qk[heads])+(heads v[heads]) model",
@@ -20,7 +19,6 @@ ATTENTION = SymmetryGraph.from_spec(
     {"qkv.weight": (4 * 8, 6), "out.weight": (6, 8), "scale": ()},
     sizes={"heads": 4},
 )
-
 
 TRACED = Provenance(
     "traced", "fake", (PinnedAxis("out.weight", 0, "aten.index", "block.0"),), ("aten.foo",), ("scale",)
