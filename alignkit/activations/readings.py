@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignkit.activations.sites import ActivationSite, ModuleCall, Positions
+from alignkit.graph.proof.process_switch import NO_FUSED_ATTENTION
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +59,8 @@ class Reading:
 
 @contextmanager
 def hooked(model: nn.Module, paths: Iterable[str], record: Callable[[str, ModuleCall], None]) -> Iterator[None]:
-    """Call ``record`` after each call of the named modules, without gradients and without fused fast paths.
-
-    Fused paths of attention and encoder layers skip the hooks of the modules inside.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack, torch.no_grad():
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
+    """Call ``record`` after each call of the named modules, without gradients and fused attention."""
+    with ExitStack() as stack, torch.no_grad(), NO_FUSED_ATTENTION.held():
         for path in paths:
             module = model.get_submodule(path)
             handle = module.register_forward_hook(

@@ -24,6 +24,7 @@ from alignkit.activations import Moments
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
 from alignkit.graph.proof.model_run import call_arguments
+from alignkit.graph.proof.process_switch import NO_FUSED_ATTENTION
 from alignkit.jobs.average import check_alike, shares_of
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.tasks.task import Task
@@ -268,10 +269,7 @@ def _run(
         return changed if changed is None or output is first else type(output)((changed, *output[1:]))
 
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    with ExitStack() as stack, torch.no_grad():
-        # Fused attention would pass by the output projection and its hook.
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
+    with ExitStack() as stack, torch.no_grad(), NO_FUSED_ATTENTION.held():
         for path, module in model.named_modules():
             if module.training:
                 stack.callback(setattr, module, "training", True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from alignkit.errors import TraceError
+from alignkit.graph.proof.process_switch import NO_FAKE_TENSOR_LOG, NO_FUSED_ATTENTION, NO_MKLDNN
 from alignkit.text import dtype_name, first_line, list_some
 from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, follow_modules
 
@@ -112,27 +112,17 @@ def _explain(model: nn.Module, error: Exception) -> str:
 def _borrow(model: nn.Module) -> Iterator[None]:
     """Switch to eval mode, off gradients and fused fast paths, and leave every attribute of every module as it was.
 
-    Models may store what they compute (masks, rotary tables): a fake tensor must not stay behind. Fake tensors do not
-    log what they refuse, because real ones are tried next.
+    Models may store what they compute (masks, rotary tables): a fake tensor must not stay behind.
     """
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
     kept = []  # each module, its attributes, and the content of those that are containers
     for module in model.modules():
         held = {k: copy.copy(v) for k, v in module.__dict__.items() if type(v) in (dict, list, set, OrderedDict)}
         kept.append((module, dict(module.__dict__), held))
-    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch._C._set_mkldnn_enabled(False)
-    logger.setLevel(logging.CRITICAL + 1)
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), NO_FUSED_ATTENTION.held(), NO_MKLDNN.held(), NO_FAKE_TENSOR_LOG.held():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch._C._set_mkldnn_enabled(fused)
-        logger.setLevel(level)
         for module, before, held in kept:
             module.__dict__.clear()
             module.__dict__.update(before)
