@@ -88,5 +88,5 @@ def test_its_command_solves(installed: tuple[Environment, Path]) -> None:
         "-o",
         "c.safetensors",
     )
-    found = load_file(environment.work / "c.safetensors")
-    assert all(torch.equal(tensor, found[name]) for name, tensor in model.state_dict().items())
+    tensors = load_file(environment.work / "c.safetensors")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())

@@ -33,8 +33,10 @@ def many() -> None:
         print(f"{count:8} {'direct pairs':16} {direct.spread:22.1f} {direct.cycle_error:12.2f} {_since(start):8.2f}")
         for method in ("reference", "merge_many", "universe"):
             start = time.process_time()
-            found = align_many(graph, *models, method=method)
-            print(f"{count:8} {method:16} {found.spread_after:22.1f} {found.cycle_error:12.2f} {_since(start):8.2f}")
+            aligned = align_many(graph, *models, method=method)
+            print(
+                f"{count:8} {method:16} {aligned.spread_after:22.1f} {aligned.cycle_error:12.2f} {_since(start):8.2f}"
+            )
 
 
 def small(count: int = 2000) -> None:

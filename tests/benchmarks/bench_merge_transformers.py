@@ -199,16 +199,16 @@ def main() -> None:
         print("|---|---:|---:|---:|---:|---:|")
         rows = {"not aligned": ("--no-align",), **{s: ("--solver", s) for s in SOLVERS}}
         for name, switches in rows.items():
-            found = merge(given.kind, given.folder, other, name, *switches)
-            if "problem" in found:
-                print(f"| {name} | failed: {found['problem']} | | | | |", flush=True)
+            merged = merge(given.kind, given.folder, other, name, *switches)
+            if "problem" in merged:
+                print(f"| {name} | failed: {merged['problem']} | | | | |", flush=True)
                 continue
-            written = held_out.evaluate(alignkit.read_weights(found["folder"] / "model.safetensors")).loss
-            distance = f"{found['after']:.4g}" if "after" in found else "-"
-            barrier = found["task"]["barrier_aligned"]
+            written = held_out.evaluate(alignkit.read_weights(merged["folder"] / "model.safetensors")).loss
+            distance = f"{merged['after']:.4g}" if "after" in merged else "-"
+            barrier = merged["task"]["barrier_aligned"]
             print(
-                f"| {name} | {distance} | {written:.4f} | {barrier:.4f} | {found['function_error']:.0e} | "
-                f"{found['seconds']:.1f} |",
+                f"| {name} | {distance} | {written:.4f} | {barrier:.4f} | {merged['function_error']:.0e} | "
+                f"{merged['seconds']:.1f} |",
                 flush=True,
             )
 

@@ -47,10 +47,10 @@ def main(count: int) -> None:
             a, b = networks.mnist_mlp(i), networks.mnist_mlp(j)
             pair = alignkit.SymmetryGraph.from_spec(SPEC, like=a).bind(a, b)
             started = time.process_time()
-            found = alignkit.solve(pair, solver=solver, task=learn)
+            solution = alignkit.solve(pair, solver=solver, task=learn)
             seconds = time.process_time() - started
-            curve = alignkit.interpolate(test, a, found.apply(b), points=25)
-            rows.append((curve.barrier, curve.auc, found.objective_after, seconds))
+            curve = alignkit.interpolate(test, a, solution.apply(b), points=25)
+            rows.append((curve.barrier, curve.auc, solution.objective_after, seconds))
         barrier, auc, distance, seconds = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
         worst = max(row[0] for row in rows)
         print(f"{name:34}{barrier:9.4f}{worst:9.4f}{auc:9.4f}{distance:10.1f}{seconds:8.2f}", flush=True)

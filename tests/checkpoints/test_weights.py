@@ -29,11 +29,11 @@ WEIGHTS = {
 def test_what_was_written_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"
     write_weights(path, WEIGHTS)
-    found = read_weights(str(path))
-    assert found.keys() == WEIGHTS.keys()
+    weights = read_weights(str(path))
+    assert weights.keys() == WEIGHTS.keys()
     for name, tensor in WEIGHTS.items():
-        assert torch.equal(found[name], tensor)
-        assert found[name].dtype == tensor.dtype
+        assert torch.equal(weights[name], tensor)
+        assert weights[name].dtype == tensor.dtype
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -52,10 +52,10 @@ def test_ties_and_nesting_of_pickles_are_kept(tmp_path: Path) -> None:
     torch.save({"state_dict": {"embed": shared, "head": shared, "x": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pt")
     checkpoint = open_checkpoint(tmp_path / "a.pt")
     write_checkpoint(tmp_path / "b.pt", checkpoint, lambda name: 2 * checkpoint[name])
-    found = torch.load(tmp_path / "b.pt", weights_only=True)
-    assert found.keys() == {"state_dict"}
-    assert found["state_dict"]["embed"].data_ptr() == found["state_dict"]["head"].data_ptr()
-    assert torch.equal(found["state_dict"]["head"], 2 * shared)
+    loaded = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert loaded.keys() == {"state_dict"}
+    assert loaded["state_dict"]["embed"].data_ptr() == loaded["state_dict"]["head"].data_ptr()
+    assert torch.equal(loaded["state_dict"]["head"], 2 * shared)
 
 
 @pytest.mark.parametrize(

@@ -20,19 +20,19 @@ def test_compare_shows_a_table_and_draws_it(folder):
 def test_compare_with_a_task_in_processes_resumes(folder):
     arguments = ["compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", "job_nets:task", "--json"]
     arguments += ["--solver", "identity > weight_matching", "--resume", "rows.jsonl", "--points", 5]
-    found = alignkit_comparison(run(*arguments, "--seed", 0, "--jobs", 1))
-    assert found.solvers == ("identity", "activation_matching", "identity > weight_matching")
-    assert all(row.barrier is not None for row in found.rows)
+    comparison = alignkit_comparison(run(*arguments, "--seed", 0, "--jobs", 1))
+    assert comparison.solvers == ("identity", "activation_matching", "identity > weight_matching")
+    assert all(row.barrier is not None for row in comparison.rows)
     rows = (folder / "rows.jsonl").read_bytes()
     more = alignkit_comparison(run(*arguments, "--seed", 0, "--seed", 1, "--jobs", 2))
     assert (folder / "rows.jsonl").read_bytes().startswith(rows)
-    assert [row for row in more.rows if row.seed == 0] == list(found.rows)
+    assert [row for row in more.rows if row.seed == 0] == list(comparison.rows)
 
 
 def test_compare_measures_the_repaired_average(folder):
     arguments = ["compare", "a.safetensors", "b.safetensors", "--task", "job_nets:task", "--repair", "--json"]
-    found = alignkit_comparison(run(*arguments, "--solver", "weight_matching", "--model", "job_nets:net"))
-    assert all(row.repaired_loss is not None for row in found.rows)
+    comparison = alignkit_comparison(run(*arguments, "--solver", "weight_matching", "--model", "job_nets:net"))
+    assert all(row.repaired_loss is not None for row in comparison.rows)
     assert "--model" in run(*arguments, *GIVEN, code=2)
 
 

@@ -21,10 +21,10 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(job: str, folder: Path) -> 
     assert f"Estimate of {call[0]}: nothing was solved or written." in said
     for word in ("3 of 4 tensors move", "2.bias", "Memory: about", "Time: ", f"Would write {output}" if output else ""):
         assert word in said
-    found = json.loads(run(*call, "--dry-run", "--json"))
-    assert found["job"] == call[0]
-    assert found["groups"][0]["units"] == 6
-    assert set(found["tensors_moved"]) == {"0.weight", "0.bias", "2.weight"}
+    facts = json.loads(run(*call, "--dry-run", "--json"))
+    assert facts["job"] == call[0]
+    assert facts["groups"][0]["units"] == 6
+    assert set(facts["tensors_moved"]) == {"0.weight", "0.bias", "2.weight"}
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 

@@ -39,13 +39,13 @@ def copies(architecture: ProblemArchitecture, count: int, noise: float) -> tuple
 @pytest.mark.parametrize("build", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_planted_orders_are_recovered(build, method) -> None:
     graph, models = copies(build(), 4, 0.1)
-    found = align_many(graph, *models, method=method, reference=1)
+    many_alignment = align_many(graph, *models, method=method, reference=1)
     for i in range(4):
         planted = Alignment.identity(graph) if i == 0 else Alignment.random(graph, i).inverse()
         start = Alignment.random(graph, 1)
-        assert found.alignments[i] == start @ planted
-    assert found.cycle_error == 0
-    assert found.spread_after < 0.1 * found.spread_before
+        assert many_alignment.alignments[i] == start @ planted
+    assert many_alignment.cycle_error == 0
+    assert many_alignment.spread_after < 0.1 * many_alignment.spread_before
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -53,12 +53,12 @@ def test_planted_orders_are_recovered(build, method) -> None:
 def test_compositions_close_every_circle_and_keep_the_function(build, method) -> None:
     architecture = build()
     graph, models = unrelated(architecture, 4)
-    found = align_many(graph, *models, method=method, reference=2)
-    assert found.alignments[2].is_identity
+    many_alignment = align_many(graph, *models, method=method, reference=2)
+    assert many_alignment.alignments[2].is_identity
     for i, j, k in product(range(4), repeat=3):
-        assert found.pairwise(i, j) @ found.pairwise(j, k) == found.pairwise(i, k)
+        assert many_alignment.pairwise(i, j) @ many_alignment.pairwise(j, k) == many_alignment.pairwise(i, k)
     inputs = architecture.inputs()
-    for before, after in zip(models, found.apply(models), strict=True):
+    for before, after in zip(models, many_alignment.apply(models), strict=True):
         assert torch.allclose(before(inputs), after(inputs), atol=1e-4)
 
 
@@ -85,28 +85,28 @@ def test_it_comes_close_to_the_best_of_all_elements(method) -> None:
     weights = fitted_models(graph, models)
     elements = list(every_alignment(graph))
     best = min(spread(weights, (elements[0], g, h)) for g, h in product(elements, repeat=2))
-    found = align_many(graph, *models, method=method)
-    assert best - 1e-9 <= found.spread_after <= 1.1 * best
-    assert found.spread_after < found.spread_before
+    many_alignment = align_many(graph, *models, method=method)
+    assert best - 1e-9 <= many_alignment.spread_after <= 1.1 * best
+    assert many_alignment.spread_after < many_alignment.spread_before
 
 
 def test_the_spread_is_the_mean_squared_distance_of_pairs() -> None:
     graph, models = unrelated(ARCHITECTURES["attention"](), 3)
-    found = align_many(graph, *models)
-    moved = [model.state_dict() for model in found.apply(models)]
+    many_alignment = align_many(graph, *models)
+    moved = [model.state_dict() for model in many_alignment.apply(models)]
     squares = [sum(float((x[n] - y[n]).double().square().sum()) for n in x) for x, y in combinations(moved, 2)]
-    assert found.spread_after == pytest.approx(sum(squares) / 3, rel=1e-5)
+    assert many_alignment.spread_after == pytest.approx(sum(squares) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["merge_many", "universe"])
 def test_sweeps_never_raise_the_spread(method) -> None:
     graph, models = unrelated(mlp(4, 12, 12, 3), 5)
     reference = align_many(graph, *models, method="reference")
-    found = align_many(graph, *models, method=method)
-    values = [step.objective for step in found.history]
+    many_alignment = align_many(graph, *models, method=method)
+    values = [step.objective for step in many_alignment.history]
     assert values == sorted(values, reverse=True)
-    assert found.spread_after <= values[-1] * (1 + 1e-9)
-    assert found.spread_after < reference.spread_after
+    assert many_alignment.spread_after <= values[-1] * (1 + 1e-9)
+    assert many_alignment.spread_after < reference.spread_after
 
 
 @pytest.mark.parametrize("method", ["merge_many", "universe"])
@@ -122,9 +122,9 @@ def test_a_warm_start_is_never_made_worse(method) -> None:
 
 def test_to_a_reference_is_what_solving_each_pair_gives() -> None:
     graph, models = unrelated(mlp(4, 12, 12, 3), 3)
-    found = align_many(graph, *models, method="reference", solver="frank_wolfe", reference=0)
+    many_alignment = align_many(graph, *models, method="reference", solver="frank_wolfe", reference=0)
     direct = direct_pairs(graph, models, solver="frank_wolfe")
-    assert found.alignments[1:] == (direct.alignments[0, 1], direct.alignments[0, 2])
+    assert many_alignment.alignments[1:] == (direct.alignments[0, 1], direct.alignments[0, 2])
 
 
 def test_the_universe_does_not_depend_on_the_order_of_the_models() -> None:
@@ -152,8 +152,8 @@ def test_two_models_are_solved_as_a_pair() -> None:
 def test_a_graph_without_groups_is_left_alone() -> None:
     graph, models = unrelated(mlp(3, 2), 3)
     for method in METHODS:
-        found = align_many(graph, *models, method=method)
-        assert found.spread_after == found.spread_before
+        many_alignment = align_many(graph, *models, method=method)
+        assert many_alignment.spread_after == many_alignment.spread_before
 
 
 def test_wrong_calls_say_what_is_wrong() -> None:

@@ -37,10 +37,10 @@ class Tied(nn.Module):
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=5).filter(lambda shares: sum(shares) > 1e-3))
 def test_average_is_the_weighted_mean(shares):
     models = states(len(shares))
-    found = average(models, shares)
+    averaged = average(models, shares)
     for name in ("w", "b"):
         expected = sum(s * m[name].double() for s, m in zip(shares, models, strict=True)) / sum(shares)
-        assert torch.allclose(found[name].double(), expected, atol=1e-6)
+        assert torch.allclose(averaged[name].double(), expected, atol=1e-6)
 
 
 def test_equal_shares_without_weights():
@@ -53,23 +53,23 @@ def test_modules_give_a_module_and_stay_as_they_are():
     before = [{n: t.clone() for n, t in m.state_dict().items()} for m in models]
     models[1].norm.num_batches_tracked.fill_(7)
     before[1]["norm.num_batches_tracked"].fill_(7)
-    found = average(models, [3, 1])
-    assert isinstance(found, Tied)
-    assert found.head.weight is found.embed.weight, "tied tensors were torn apart"
+    averaged = average(models, [3, 1])
+    assert isinstance(averaged, Tied)
+    assert averaged.head.weight is averaged.embed.weight, "tied tensors were torn apart"
     expected = 0.75 * models[0].embed.weight + 0.25 * models[1].embed.weight
-    assert torch.allclose(found.embed.weight, expected, atol=1e-6)
-    assert int(found.norm.num_batches_tracked) == 7
-    assert found.embed.weight.requires_grad
+    assert torch.allclose(averaged.embed.weight, expected, atol=1e-6)
+    assert int(averaged.norm.num_batches_tracked) == 7
+    assert averaged.embed.weight.requires_grad
     for model, kept in zip(models, before, strict=True):
         assert all(torch.equal(t, kept[n]) for n, t in model.state_dict().items())
 
 
 def test_mapping_keeps_ties_and_dtypes():
     state = Tied().half().state_dict()
-    found = average([state, {n: t.clone() for n, t in state.items()}])
-    assert found["embed.weight"].data_ptr() == found["head.weight"].data_ptr()
-    assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in state.items()}
-    assert all(torch.equal(t, state[n]) for n, t in found.items()), "the mean of a model with itself moved"
+    averaged = average([state, {n: t.clone() for n, t in state.items()}])
+    assert averaged["embed.weight"].data_ptr() == averaged["head.weight"].data_ptr()
+    assert {n: t.dtype for n, t in averaged.items()} == {n: t.dtype for n, t in state.items()}
+    assert all(torch.equal(t, state[n]) for n, t in averaged.items()), "the mean of a model with itself moved"
 
 
 def test_half_precision_sums_do_not_overflow():
@@ -85,10 +85,10 @@ def test_slerp_keeps_length_and_speed(t, seed):
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))
     a, b = a / a.norm(), b / b.norm()
-    found = slerp(a, b, t)
+    averaged = slerp(a, b, t)
     angle = torch.acos((a @ b).clamp(-1, 1))
-    assert math.isclose(float(found.norm()), 1, abs_tol=1e-9)
-    assert math.isclose(float(torch.acos((a @ found).clamp(-1, 1))), t * float(angle), abs_tol=1e-6)
+    assert math.isclose(float(averaged.norm()), 1, abs_tol=1e-9)
+    assert math.isclose(float(torch.acos((a @ averaged).clamp(-1, 1))), t * float(angle), abs_tol=1e-6)
 
 
 def test_slerp_ends_at_the_models_and_averages_statistics():

@@ -50,15 +50,15 @@ def wide(name: str, count: int) -> tuple[SymmetryGraph, dict[str, Tensor], list[
 
 
 def check_against_one_by_one(graph, reference, networks) -> None:
-    found = canonicalize(graph, networks, reference)
-    assert found.batched == can_be_batched(graph)
+    ordered = canonicalize(graph, networks, reference)
+    assert ordered.batched == can_be_batched(graph)
     for i, network in enumerate(networks):
         alone = solve(graph, reference, network, solver="weight_matching")
-        assert found.alignment(i) == alone.alignment
-        assert float(found.before[i]) == pytest.approx(alone.objective_before, rel=1e-9)
-        assert float(found.after[i]) == pytest.approx(alone.objective_after, rel=1e-9)
+        assert ordered.alignment(i) == alone.alignment
+        assert float(ordered.before[i]) == pytest.approx(alone.objective_before, rel=1e-9)
+        assert float(ordered.after[i]) == pytest.approx(alone.objective_after, rel=1e-9)
         moved = alone.apply(network)
-        assert all(torch.equal(moved[name], tensor) for name, tensor in found.network(i).items())
+        assert all(torch.equal(moved[name], tensor) for name, tensor in ordered.network(i).items())
 
 
 @pytest.mark.parametrize("name", WIDE)
@@ -87,12 +87,12 @@ def test_the_size_of_a_batch_is_irrelevant(monkeypatch) -> None:
 def test_reordered_copies_become_the_reference() -> None:
     graph, reference, _ = wide("mlp", 1)
     networks = [Alignment.random(graph, seed).apply(reference) for seed in range(10)]
-    found = canonicalize(graph, networks, reference)
-    assert float(found.after.max()) == 0
-    assert all(torch.equal(tensor, reference[n].expand_as(tensor)) for n, tensor in found.weights.items())
-    assert len(found) == 10
-    assert found.networks_per_second > 0
-    assert "10 networks" in repr(found)
+    ordered = canonicalize(graph, networks, reference)
+    assert float(ordered.after.max()) == 0
+    assert all(torch.equal(tensor, reference[n].expand_as(tensor)) for n, tensor in ordered.weights.items())
+    assert len(ordered) == 10
+    assert ordered.networks_per_second > 0
+    assert "10 networks" in repr(ordered)
 
 
 def test_modules_and_stacked_tensors_are_taken() -> None:

@@ -61,8 +61,8 @@ def test_identity_is_first_and_activation_matching_is_there_with_a_task(pair, ta
 
 
 def test_numbers_are_those_of_solve_and_interpolate(pair, task):
-    found = compare(pair.bind(), solvers=["weight_matching"], task=task, evaluation=Evaluation(points=5))
-    row = found.row("weight_matching")
+    comparison = compare(pair.bind(), solvers=["weight_matching"], task=task, evaluation=Evaluation(points=5))
+    row = comparison.row("weight_matching")
     solution = solve(pair.bind())
     line = interpolate(task, pair.a, solution.apply(pair.b), 5)
     assert row.distance == solution.objective_after
@@ -70,7 +70,7 @@ def test_numbers_are_those_of_solve_and_interpolate(pair, task):
     assert (row.barrier, row.auc) == pytest.approx((line.barrier, line.auc))
     assert (row.middle_loss, row.middle_metric) == pytest.approx((line.midpoint.loss, line.midpoint.metric))
     assert row.moved == sum(solution.moved.values())
-    identity = found.row("identity")
+    identity = comparison.row("identity")
     assert identity.gain == 0
     assert identity.barrier == pytest.approx(interpolate(task, pair.a, pair.b, 5).barrier)
 
@@ -99,34 +99,37 @@ def test_the_repaired_average_is_measured_when_asked(pair, task, tmp_path):
 
 
 def test_seeds_make_rows_but_the_identity_is_run_once(pair):
-    found = compare(pair.bind(), solvers=[Shuffle(), "weight_matching"], seeds=(0, 1, 1, 2))
-    assert [row.seed for row in found.rows] == [0, 0, 1, 2, 0, 1, 2]
+    comparison = compare(pair.bind(), solvers=[Shuffle(), "weight_matching"], seeds=(0, 1, 1, 2))
+    assert [row.seed for row in comparison.rows] == [0, 0, 1, 2, 0, 1, 2]
     assert (
-        found.row("shuffle", 1).distance == compare(pair.bind(), solvers=[Shuffle()], seeds=[1]).row("shuffle").distance
+        comparison.row("shuffle", 1).distance
+        == compare(pair.bind(), solvers=[Shuffle()], seeds=[1]).row("shuffle").distance
     )
-    mean = found.averages[1].mean("distance")
-    assert mean == pytest.approx(sum(found.row("shuffle", seed).distance for seed in range(3)) / 3)
+    mean = comparison.averages[1].mean("distance")
+    assert mean == pytest.approx(sum(comparison.row("shuffle", seed).distance for seed in range(3)) / 3)
 
 
 def test_chains_start_where_the_stage_before_ended(pair):
-    found = compare(pair.bind(), solvers=["weight_matching", "identity > weight_matching", [Shuffle(), "identity"]])
-    assert found.solvers == ("identity", "weight_matching", "identity > weight_matching", "shuffle > identity")
+    comparison = compare(
+        pair.bind(), solvers=["weight_matching", "identity > weight_matching", [Shuffle(), "identity"]]
+    )
+    assert comparison.solvers == ("identity", "weight_matching", "identity > weight_matching", "shuffle > identity")
     chained = solve(pair.bind(), solver=[Shuffle(), "identity"], seed=0)
-    assert found.row("shuffle > identity").distance == chained.objective_after
+    assert comparison.row("shuffle > identity").distance == chained.objective_after
 
 
 def test_options_go_to_the_solvers_that_have_them(pair):
-    found = compare(pair.bind(), solvers=["weight_matching", "identity"], restarts=3)
-    assert found.row("weight_matching").options["restarts"] == 3
-    assert "restarts" not in found.row("identity").options
+    comparison = compare(pair.bind(), solvers=["weight_matching", "identity"], restarts=3)
+    assert comparison.row("weight_matching").options["restarts"] == 3
+    assert "restarts" not in comparison.row("identity").options
     with pytest.raises(SolverError, match=r"none of the compared solvers has an option 'restart'.*'restarts'"):
         compare(pair.bind(), solvers=["weight_matching"], restart=3)
 
 
 def test_one_solver_with_several_options_needs_names_or_shows_them(pair):
-    found = compare(pair.bind(), solvers={"plain": "weight_matching", "many": WeightMatching(restarts=5)})
-    assert found.solvers == ("identity", "plain", "many")
-    assert found.row("many").options["restarts"] == 5
+    comparison = compare(pair.bind(), solvers={"plain": "weight_matching", "many": WeightMatching(restarts=5)})
+    assert comparison.solvers == ("identity", "plain", "many")
+    assert comparison.row("many").options["restarts"] == 5
     shown = compare(pair.bind(), solvers=["weight_matching", WeightMatching(restarts=5)]).solvers
     assert shown[1:] == ("weight_matching", "weight_matching(restarts=5)")
     with pytest.raises(ComparisonError, match="two solvers would be called 'shuffle'"):
@@ -134,23 +137,23 @@ def test_one_solver_with_several_options_needs_names_or_shows_them(pair):
 
 
 def test_every_registered_solver_is_a_row_with_numbers_or_with_a_reason(pair):
-    found = compare(pair.bind(), solvers=list(list_solvers()), max_steps=5)
-    assert set(found.solvers) == set(list_solvers())
-    for row in found.rows:
+    comparison = compare(pair.bind(), solvers=list(list_solvers()), max_steps=5)
+    assert set(comparison.solvers) == set(list_solvers())
+    for row in comparison.rows:
         assert (row.distance is None) == bool(row.reason)
-    assert "pass task=" in found.row("activation_matching").reason
+    assert "pass task=" in comparison.row("activation_matching").reason
 
 
 # ---------------------------------------------------------------------- failures
 
 
 def test_a_solver_that_fails_is_a_row_and_the_others_go_on(pair, task):
-    found = compare(pair.bind(), solvers=[Raises(), "weight_matching"], task=task)
-    row = found.row("raises")
+    comparison = compare(pair.bind(), solvers=[Raises(), "weight_matching"], task=task)
+    row = comparison.row("raises")
     assert (row.status, row.failed, row.distance) == ("FAILED", True, None)
     assert "the matrix is singular" in row.reason
-    assert not found.row("weight_matching").failed
-    assert "the matrix is singular" in str(found)
+    assert not comparison.row("weight_matching").failed
+    assert "the matrix is singular" in str(comparison)
 
 
 def test_a_result_that_cannot_be_evaluated_keeps_its_distance(pair):
@@ -183,9 +186,9 @@ def test_wrong_calls_raise_before_anything_is_solved(pair, tmp_path):
 
 
 def test_json_holds_everything(pair, task):
-    found = compare(pair.bind(), solvers=[Raises(), "weight_matching"], task=task, seeds=(0, 1))
-    assert Comparison.from_json(found.to_json()) == found
-    json.loads(found.to_json(), parse_constant=pytest.fail)
+    comparison = compare(pair.bind(), solvers=[Raises(), "weight_matching"], task=task, seeds=(0, 1))
+    assert Comparison.from_json(comparison.to_json()) == comparison
+    json.loads(comparison.to_json(), parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "alignkit.interpolation", "version": 1}', "null"])
@@ -209,13 +212,15 @@ def test_the_table_names_its_columns(pair, task):
 
 
 def test_numbers_fit_a_terminal_of_80_columns(pair, task):
-    found = compare(pair.bind(), solvers={"a name that is far too long for its column": "weight_matching"}, task=task)
+    comparison = compare(
+        pair.bind(), solvers={"a name that is far too long for its column": "weight_matching"}, task=task
+    )
     text = StringIO()
-    Console(file=text, width=80).print(found)
+    Console(file=text, width=80).print(comparison)
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in text.getvalue()
-    row = found.row("identity")
+    row = comparison.row("identity")
     assert f"{row.distance:.5g}" in text.getvalue()
     assert f"{row.middle_metric:.4f}" in text.getvalue()
 
@@ -372,8 +377,8 @@ def test_threads_give_the_same_rows(pair, task):
 @pytest.mark.slow
 def test_a_worker_that_dies_is_rows_with_the_reason(pair):
     with pool() as executor:
-        found = compare(pair.bind(), solvers={"x": Shuffle(die_at=1)}, seeds=(1,), executor=executor)
-    assert "the executor failed: BrokenProcessPool" in found.row("x").reason
+        comparison = compare(pair.bind(), solvers={"x": Shuffle(die_at=1)}, seeds=(1,), executor=executor)
+    assert "the executor failed: BrokenProcessPool" in comparison.row("x").reason
 
 
 def test_what_cannot_be_sent_is_named(pair, task):

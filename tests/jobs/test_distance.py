@@ -15,25 +15,25 @@ from helpers.small_pairs import SPECS, every_alignment, pair_of
 @pytest.mark.parametrize("build", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_a_reordered_copy_is_the_same_and_the_order_is_the_proof(build) -> None:
     pair = planted_pair(build(), seed=2)
-    found = distance(pair.graph, pair.a, pair.b)
-    assert found.same
-    assert found.differs is None
-    assert found.alignment == pair.answer
-    assert (found.after, found.before > 0) == (0.0, True)
-    assert "the same up to permutation" in repr(found)
+    measured = distance(pair.graph, pair.a, pair.b)
+    assert measured.same
+    assert measured.differs is None
+    assert measured.alignment == pair.answer
+    assert (measured.after, measured.before > 0) == (0.0, True)
+    assert "the same up to permutation" in repr(measured)
 
 
 def test_distances_are_those_of_the_tensors() -> None:
     pair = independent_pair(ARCHITECTURES["convnet"]())
-    found = distance(pair.graph, pair.a, pair.b, solver="frank_wolfe")
+    measured = distance(pair.graph, pair.a, pair.b, solver="frank_wolfe")
     objective = Objective(pair.bind())
-    assert found.before == pytest.approx(objective.distance2(Alignment.identity(pair.graph)), rel=1e-12)
-    assert found.after == pytest.approx(objective.distance2(found.alignment), rel=1e-12)
-    assert found.after == pytest.approx(found.solution.objective_after, rel=1e-12)
-    aligned = found.alignment.apply(dict(pair.b.state_dict()))
+    assert measured.before == pytest.approx(objective.distance2(Alignment.identity(pair.graph)), rel=1e-12)
+    assert measured.after == pytest.approx(objective.distance2(measured.alignment), rel=1e-12)
+    assert measured.after == pytest.approx(measured.solution.objective_after, rel=1e-12)
+    aligned = measured.alignment.apply(dict(pair.b.state_dict()))
     weight = (pair.a.state_dict()["3.weight"].double() - aligned["3.weight"].double()).square().sum()
-    assert found.tensors["3.weight"].after == pytest.approx(float(weight))
-    assert not found.same
+    assert measured.tensors["3.weight"].after == pytest.approx(float(weight))
+    assert not measured.same
 
 
 @pytest.mark.parametrize(("noise", "same"), [(1e-8, True), (1e-3, False)])
@@ -41,9 +41,9 @@ def test_the_tolerance_decides(noise: float, same: bool) -> None:
     pair = planted_pair(mlp(4, 8, 7, 3), seed=1)
     with torch.no_grad():
         pair.b.get_parameter("2.weight")[1, 2] += noise * float(pair.a.get_parameter("2.weight").abs().max())
-    found = distance(pair.graph, pair.a, pair.b)
-    assert found.same == same
-    assert found.differs == (None if same else "2.weight")
+    measured = distance(pair.graph, pair.a, pair.b)
+    assert measured.same == same
+    assert measured.differs == (None if same else "2.weight")
     assert distance(pair.graph, pair.a, pair.b, tolerance=1e-2).same
 
 
@@ -61,5 +61,5 @@ def test_no_order_is_closer_than_the_one_found(name: str) -> None:
     pair = pair_of(name)
     objective = Objective(pair)
     best = objective.squares - 2 * max(objective.value(g) for g in every_alignment(pair.graph))
-    found = distance(pair.graph, pair.a, pair.b, solver="weight_matching", restarts=60, patience=60, shuffle=1.0)
-    assert found.after == pytest.approx(best, rel=1e-9)
+    measured = distance(pair.graph, pair.a, pair.b, solver="weight_matching", restarts=60, patience=60, shuffle=1.0)
+    assert measured.after == pytest.approx(best, rel=1e-9)

@@ -10,15 +10,15 @@ from alignkit import SymmetryGraph
 
 
 def test_an_estimate_names_groups_tensors_and_memory(graph: SymmetryGraph) -> None:
-    found = alignkit.estimate(graph, "merge", reads=["a.pt", "b.pt"], writes=["m.pt"])
-    assert [(g.name, g.units, g.tensors, g.numbers) for g in found.groups] == [("h", 6, 3, 48)]
-    assert set(found.moved) == {"0.weight", "0.bias", "2.weight"}
-    assert found.uncovered == {"2.bias": "the spec fixes all its axes"}
-    assert found.memory >= 4 * 4 * 51  # two models read, one aligned, one merged
-    assert found.seconds is not None and found.seconds > 0
+    estimates = alignkit.estimate(graph, "merge", reads=["a.pt", "b.pt"], writes=["m.pt"])
+    assert [(g.name, g.units, g.tensors, g.numbers) for g in estimates.groups] == [("h", 6, 3, 48)]
+    assert set(estimates.moved) == {"0.weight", "0.bias", "2.weight"}
+    assert estimates.uncovered == {"2.bias": "the spec fixes all its axes"}
+    assert estimates.memory >= 4 * 4 * 51  # two models read, one aligned, one merged
+    assert estimates.seconds is not None and estimates.seconds > 0
     for said in ("Estimate of merge", "Reads a.pt", "Would write m.pt", "3 of 4 tensors move", "2.bias: the spec"):
-        assert said in str(found)
-    assert found.facts()["memory_bytes"] == found.memory
+        assert said in str(estimates)
+    assert estimates.facts()["memory_bytes"] == estimates.memory
 
 
 def test_an_estimate_grows_with_the_networks_and_keeps_a_limit(graph: SymmetryGraph) -> None:
@@ -33,6 +33,6 @@ def test_an_estimate_grows_with_the_networks_and_keeps_a_limit(graph: SymmetryGr
 @pytest.mark.parametrize("job", ["check", "merge"])
 def test_an_estimate_admits_what_it_does_not_know(job: str, graph: SymmetryGraph) -> None:
     solver = None if job == "check" else ["weight_matching", "sinkhorn"]
-    found = alignkit.estimate(graph, job, solver=solver)  # type: ignore[arg-type]
-    assert found.seconds is None
-    assert "not known" in str(found)
+    estimates = alignkit.estimate(graph, job, solver=solver)  # type: ignore[arg-type]
+    assert estimates.seconds is None
+    assert "not known" in str(estimates)

@@ -185,15 +185,15 @@ def test_any_graph_is_worked_in_pieces(graph: SymmetryGraph, data: st.DataObject
 def test_the_solution_is_that_of_the_solver_in_memory(tmp_path: Path, name: str, noise: float, products: str) -> None:
     graph, a, b = pair(name, noise)
     expected = solve(graph, a, b, solver="weight_matching", products=products)
-    found = match_checkpoints(graph, *saved(tmp_path, a=a, b=b), "2MB", products=products)
-    assert found.alignment == expected.alignment
-    assert found.objective_before == pytest.approx(expected.objective_before)
-    assert found.objective_after == pytest.approx(expected.objective_after, abs=1e-9)
-    assert found.gain == pytest.approx(expected.gain)
-    assert [step.objective for step in found.history] == pytest.approx(
+    solution = match_checkpoints(graph, *saved(tmp_path, a=a, b=b), "2MB", products=products)
+    assert solution.alignment == expected.alignment
+    assert solution.objective_before == pytest.approx(expected.objective_before)
+    assert solution.objective_after == pytest.approx(expected.objective_after, abs=1e-9)
+    assert solution.gain == pytest.approx(expected.gain)
+    assert [step.objective for step in solution.history] == pytest.approx(
         [s.objective for s in expected.history], abs=1e-9
     )
-    assert found.solver == "weight_matching"
+    assert solution.solver == "weight_matching"
 
 
 def test_start_restarts_and_steps_are_those_of_weight_matching(tmp_path: Path) -> None:
@@ -209,11 +209,11 @@ def test_half_precision_is_matched(tmp_path: Path) -> None:
     graph, a, b = pair("transformer", 0.1)
     halves = [{key: t.bfloat16() for key, t in side.items()} for side in (a, b)]
     sides = saved(tmp_path, a=halves[0], b=halves[1])
-    found = match_checkpoints(graph, *sides, "1MiB", products="float32")
-    assert found.alignment == solve(graph, *halves).alignment
-    align_checkpoint(tmp_path / "aligned.safetensors", sides[1], found, memory="1MiB")
+    solution = match_checkpoints(graph, *sides, "1MiB", products="float32")
+    assert solution.alignment == solve(graph, *halves).alignment
+    align_checkpoint(tmp_path / "aligned.safetensors", sides[1], solution, memory="1MiB")
     aligned = open_checkpoint(tmp_path / "aligned.safetensors")
-    expected = found.apply(halves[1])
+    expected = solution.apply(halves[1])
     assert all(torch.equal(aligned[key], t) and aligned[key].dtype == torch.bfloat16 for key, t in expected.items())
 
 
@@ -241,9 +241,9 @@ def test_tied_names_are_written_under_each(tmp_path: Path) -> None:
     graph = SymmetryGraph.from_spec({"embed": ". h", "fc": "m h", "fc2": "h m"}, weights)
     shuffled = Alignment.random(graph, 1).apply(weights)
     (a, b) = saved(tmp_path, a=weights, b=shuffled)
-    found = match_checkpoints(graph, a, b, "1MB")
-    assert found.objective_after == 0
-    align_checkpoint(tmp_path / "c.safetensors", b, found)
+    solution = match_checkpoints(graph, a, b, "1MB")
+    assert solution.objective_after == 0
+    align_checkpoint(tmp_path / "c.safetensors", b, solution)
     c = open_checkpoint(tmp_path / "c.safetensors")
     assert all(torch.equal(c[name], tensor) for name, tensor in weights.items())
     del weights["head"]  # as transformers leaves it out
@@ -257,9 +257,9 @@ def test_tied_names_are_written_under_each(tmp_path: Path) -> None:
 def test_progress_ends_at_the_whole_sweep(tmp_path: Path) -> None:
     graph, a, b = pair("transformer", 0.2)
     seen: list[ByteProgress] = []
-    found = match_checkpoints(graph, *saved(tmp_path, a=a, b=b), "2MB", on_progress=seen.append)
+    solution = match_checkpoints(graph, *saved(tmp_path, a=a, b=b), "2MB", on_progress=seen.append)
     sweeps = list(dict.fromkeys(report.stage for report in seen))
-    assert sweeps == [f"sweep {i + 1}" for i in range(len(found.history))]
+    assert sweeps == [f"sweep {i + 1}" for i in range(len(solution.history))]
     for sweep in sweeps:
         reports = [report for report in seen if report.stage == sweep]
         assert all(0 <= report.done <= report.total for report in reports)

@@ -98,12 +98,12 @@ def test_every_layer_has_the_statistics_of_its_parents(build, shape):
     shares = [0.5, 0.3, 0.2]
     fixed = repair(average(parents, shares), parents, [(inputs, torch.zeros(64))], shares)
     wanted = [layer_statistics(parent, inputs) for parent in parents]
-    found = layer_statistics(fixed, inputs)
+    statistics = layer_statistics(fixed, inputs)
     behind_norm = {"wide", "0"}
-    for path in found.keys() - behind_norm:
+    for path in statistics.keys() - behind_norm:
         for part in (0, 1):
             expected = sum(share * side[path][part] for share, side in zip(shares, wanted, strict=True))
-            assert torch.allclose(found[path][part], expected, atol=1e-3, rtol=1e-2), f"{path}: {part}"
+            assert torch.allclose(statistics[path][part], expected, atol=1e-3, rtol=1e-2), f"{path}: {part}"
 
 
 def test_a_network_without_change_is_left_as_it_is():

@@ -98,8 +98,8 @@ def test_nested_assignment_finds_the_best_of_a_wreath_product() -> None:
         return float(own[torch.arange(3), parents].sum() + inner[torch.arange(6), units].sum())
 
     best = max(map(value, every_alignment(graph)))
-    found = nested_assignment(graph, "p", {"p": own, "c": inner})
-    assert value(Alignment(graph, found)) == pytest.approx(best)
+    assignment = nested_assignment(graph, "p", {"p": own, "c": inner})
+    assert value(Alignment(graph, assignment)) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("name", SPECS)

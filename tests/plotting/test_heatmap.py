@@ -38,9 +38,9 @@ def graph() -> SymmetryGraph:
 def test_units_of_a_permuted_copy_are_alike_after_alignment_only(graph: SymmetryGraph) -> None:
     a = weights(0)
     shuffle = Alignment.random(graph, 2)
-    found = unit_similarity(graph, a, shuffle.apply(a), shuffle.inverse())
-    assert found.keys() == graph.groups.keys()
-    for name, value in found.items():
+    similarity = unit_similarity(graph, a, shuffle.apply(a), shuffle.inverse())
+    assert similarity.keys() == graph.groups.keys()
+    for name, value in similarity.items():
         assert value.after.shape == (graph.instances(name), graph.groups[name].size)
         assert torch.allclose(value.after, torch.ones_like(value.after), atol=1e-6)
         assert value.before.mean() < 0.7
@@ -49,17 +49,17 @@ def test_units_of_a_permuted_copy_are_alike_after_alignment_only(graph: Symmetry
 def test_the_diagonal_of_a_matrix_is_the_similarity_of_the_units(graph: SymmetryGraph) -> None:
     a, b = weights(0), weights(1)
     alignment = alignkit.solve(graph, a, b).alignment
-    found = unit_similarity(graph, a, b, alignment)
+    similarity = unit_similarity(graph, a, b, alignment)
     for name in graph.groups:
         matrix = similarity_matrix(graph, a, b, alignment, name)
-        assert torch.allclose(matrix.diagonal(dim1=-2, dim2=-1), found[name].after)
+        assert torch.allclose(matrix.diagonal(dim1=-2, dim2=-1), similarity[name].after)
         assert matrix.abs().max() <= 1 + 1e-9
 
 
 def test_units_of_zeros_have_no_similarity(graph: SymmetryGraph) -> None:
     a = {name: torch.zeros_like(tensor) for name, tensor in weights(0).items()}
-    found = unit_similarity(graph, a, weights(1), Alignment.identity(graph))
-    assert all(not bool(value.after.any()) for value in found.values())
+    similarity = unit_similarity(graph, a, weights(1), Alignment.identity(graph))
+    assert all(not bool(value.after.any()) for value in similarity.values())
 
 
 def test_pictures_of_all_groups_and_of_some(graph: SymmetryGraph, tmp_path: Path) -> None:

@@ -74,11 +74,13 @@ def value_of(folder: Path) -> float | None:
     """The one number of the output, None where there is no output; raises where it is not whole."""
     if not (folder / "out").exists():
         return None
-    found = open_checkpoint(folder / "out")
-    assert {str(p) for p in found.side_files} == {"config.json", "tokenizer.json", "model.safetensors.index.json"}
-    assert all((folder / "out" / side).read_bytes() == (folder / "a" / side).read_bytes() for side in found.side_files)
-    values = {float(v) for tensor in found.values() for v in (tensor.min(), tensor.max())}
-    assert len(found) == LAYERS and len(values) == 1, f"half of one merge and half of another: {values}"
+    checkpoint = open_checkpoint(folder / "out")
+    assert {str(p) for p in checkpoint.side_files} == {"config.json", "tokenizer.json", "model.safetensors.index.json"}
+    assert all(
+        (folder / "out" / side).read_bytes() == (folder / "a" / side).read_bytes() for side in checkpoint.side_files
+    )
+    values = {float(v) for tensor in checkpoint.values() for v in (tensor.min(), tensor.max())}
+    assert len(checkpoint) == LAYERS and len(values) == 1, f"half of one merge and half of another: {values}"
     return values.pop()
 
 

@@ -119,8 +119,8 @@ def test_the_report_of_a_solution_says_what_the_solution_says(graph: SymmetryGra
     pair = graph.bind(a, b)
     solution = alignkit.solve(pair)
     check = graph.verify(net(), torch.randn(2, 4))
-    found = lines(graph, a, b, solution.apply(b))
-    report = solution.report("A and B", pair=pair, check=check, lines=found, facts={"A": "a.pt"})
+    both_lines = lines(graph, a, b, solution.apply(b))
+    report = solution.report("A and B", pair=pair, check=check, lines=both_lines, facts={"A": "a.pt"})
     text = markdown(report)
     assert [picture.name for picture in report.pictures] == ["line", "gain", "units", "matrices"]
     assert all(picture.png.startswith(PNG) for picture in report.pictures)
@@ -129,7 +129,7 @@ def test_the_report_of_a_solution_says_what_the_solution_says(graph: SymmetryGra
     assert "3 random reorderings of all groups change the outputs by at most" in text
     assert "2.bias | the spec fixes all its axes" in text
     assert "as good as the worse of the two networks or better" in text
-    assert f"| loss barrier | {found.identity.barrier:.5g} |" in text
+    assert f"| loss barrier | {both_lines.identity.barrier:.5g} |" in text
 
 
 def test_the_report_tells_when_alignment_did_not_help(graph: SymmetryGraph) -> None:

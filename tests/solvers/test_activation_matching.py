@@ -34,10 +34,10 @@ def matched(pair, inputs=None, **options):
 def test_permuted_copies_are_recovered_from_activations_alone(kind, statistic, activation):
     pair = planted_pair(KINDS[kind](), seed=1)
     pair.graph.verify(pair.a, pair.architecture.inputs(4))
-    found = matched(pair, activation=activation, statistic=statistic)
-    assert found.stats["groups_by_weights"] == 0, found.history
-    assert found.objective_after < 1e-9 * found.objective_before
-    assert found.alignment == pair.answer
+    solution = matched(pair, activation=activation, statistic=statistic)
+    assert solution.stats["groups_by_weights"] == 0, solution.history
+    assert solution.objective_after < 1e-9 * solution.objective_before
+    assert solution.alignment == pair.answer
 
 
 @pytest.mark.parametrize("kind", ["attention", "convnet", "encoder", "lstm", "up and down"])
@@ -48,9 +48,9 @@ def test_traced_graphs_are_matched_as_written_ones(kind):
     graph = trace(pair.a, inputs[:2])
     shuffle = Alignment.random(graph, 5)
     task = Task(pair.a, (inputs, torch.zeros(32)), "mse")
-    found = solve(graph.bind(pair.a, shuffle.apply(pair.a)), solver="activation_matching", task=task)
-    assert found.alignment == shuffle.inverse()
-    assert found.stats["groups_by_weights"] == 0
+    solution = solve(graph.bind(pair.a, shuffle.apply(pair.a)), solver="activation_matching", task=task)
+    assert solution.alignment == shuffle.inverse()
+    assert solution.stats["groups_by_weights"] == 0
 
 
 def test_weights_that_say_nothing_are_no_obstacle():
@@ -70,10 +70,10 @@ def test_weights_that_say_nothing_are_no_obstacle():
 
 def test_groups_that_are_not_seen_are_matched_by_weights_and_named():
     pair = planted_pair(functional(), seed=0)
-    found = matched(pair)
-    assert found.alignment == pair.answer
-    assert found.stats["groups_by_weights"] == 1
-    assert found.history[-1].note == "not seen in activations, matched by weights: a"
+    solution = matched(pair)
+    assert solution.alignment == pair.answer
+    assert solution.stats["groups_by_weights"] == 1
+    assert solution.history[-1].note == "not seen in activations, matched by weights: a"
 
 
 def test_constant_units_are_told_apart_by_their_weights():
@@ -82,8 +82,8 @@ def test_constant_units_are_told_apart_by_their_weights():
         for model, bias in ((pair.a, pair.a[0].bias), (pair.b, pair.b[0].bias)):
             dead = model[0].weight[:, 0] > model[0].weight[:, 0].median()
             bias[dead] -= 100
-    found = matched(pair)
-    assert found.alignment == pair.answer
+    solution = matched(pair)
+    assert solution.alignment == pair.answer
 
 
 def test_wrong_places_are_not_used():
@@ -120,10 +120,10 @@ def test_the_result_is_the_best_of_all_orders():
                 table = table / right.std(0, correction=0).clamp(min=1e-12)
             orders = [torch.tensor(order) for order in itertools.permutations(range(5))]
             values = torch.stack([table[torch.arange(5), order].sum() for order in orders])
-            found = matched(pair, inputs, activation=activation, statistic=statistic)
-            own = table[torch.arange(5), found.alignment.elements["h1"]].sum()
+            solution = matched(pair, inputs, activation=activation, statistic=statistic)
+            own = table[torch.arange(5), solution.alignment.elements["h1"]].sum()
             assert float(own) == pytest.approx(float(values.max()), abs=1e-6)
-            assert found.history[0].objective == pytest.approx(-float(values.max()) / 5, abs=1e-6)
+            assert solution.history[0].objective == pytest.approx(-float(values.max()) / 5, abs=1e-6)
 
 
 def test_families_are_matched_as_well_as_any_order_of_heads_and_units():
@@ -169,21 +169,21 @@ def test_max_batches_reads_only_the_first():
 
 def test_probes_need_no_data():
     pair = planted_pair(convnet(), seed=0)
-    found = solve(pair.bind(), solver="activation_matching", input_shape=(2, 6, 6), probes=300)
-    assert found.alignment == pair.answer
-    assert found.stats["samples"] >= 300
+    solution = solve(pair.bind(), solver="activation_matching", input_shape=(2, 6, 6), probes=300)
+    assert solution.alignment == pair.answer
+    assert solution.stats["samples"] >= 300
     again = solve(pair.bind(), solver="activation_matching", input_shape=(2, 6, 6), probes=300)
-    assert again.history == found.history
-    assert solve(pair.bind(), solver="activation_matching", input_shape=(2, 6, 6), seed=1).history != found.history
+    assert again.history == solution.history
+    assert solve(pair.bind(), solver="activation_matching", input_shape=(2, 6, 6), seed=1).history != solution.history
 
 
 def test_probes_have_the_shape_and_kind_of_the_tasks_inputs():
     pair = planted_pair(words(), seed=0)
     tokens = torch.randint(0, 9, (8, 7), generator=torch.Generator().manual_seed(0))
     task = Task(pair.a, (tokens, torch.zeros(8)), "mse")
-    found = solve(pair.bind(), solver="activation_matching", task=task, probes=100)
-    assert found.alignment == pair.answer
-    assert found.stats["samples"] == 700
+    solution = solve(pair.bind(), solver="activation_matching", task=task, probes=100)
+    assert solution.alignment == pair.answer
+    assert solution.stats["samples"] == 700
 
 
 def test_state_dicts_are_enough_with_a_task():
@@ -215,8 +215,8 @@ def test_start_does_not_matter_and_hooks_are_gone():
     pair = independent_pair(attention(), seed=0)
     inputs = pair.architecture.inputs(32)
     task = Task(pair.a, (inputs, torch.zeros(32)), "mse")
-    found = solve(pair.bind(), solver="activation_matching", task=task)
+    solution = solve(pair.bind(), solver="activation_matching", task=task)
     init = Alignment.random(pair.graph, 3)
-    assert solve(pair.bind(), solver="activation_matching", task=task, init=init).alignment == found.alignment
+    assert solve(pair.bind(), solver="activation_matching", task=task, init=init).alignment == solution.alignment
     assert not any(module._forward_hooks for module in task.model.modules())
     assert torch.backends.mha.get_fastpath_enabled()

@@ -46,11 +46,11 @@ def test_task_objectives_lower_the_loss_between_the_models(build, objective):
     pair = independent_pair(build(), seed=1)
     solver = Sinkhorn(objective=objective, **QUICK)
     init = alignkit.Alignment.random(pair.graph, 3)
-    found = alignkit.solve(pair.bind(), solver=solver, init=init, task=task_of(pair))
+    solution = alignkit.solve(pair.bind(), solver=solver, init=init, task=task_of(pair))
     problem = Problem(pair.bind(), init, task_of(pair))
-    before, after = solver.objective(problem, init), solver.objective(problem, found.alignment)
+    before, after = solver.objective(problem, init), solver.objective(problem, solution.alignment)
     assert after < before
-    assert (found.history[0].objective, found.history[-1].objective) == pytest.approx((before, after), rel=1e-5)
+    assert (solution.history[0].objective, solution.history[-1].objective) == pytest.approx((before, after), rel=1e-5)
 
 
 def test_midpoint_finds_the_best_of_all_orders_of_a_small_network():
@@ -63,21 +63,21 @@ def test_midpoint_finds_the_best_of_all_orders_of_a_small_network():
         solver.objective(problem, alignkit.Alignment(pair.graph, {"h1": torch.tensor(p), "h2": torch.tensor(q)}))
         for p, q in orders
     )
-    found = alignkit.solve(pair.bind(), solver=solver, task=task)
-    assert solver.objective(problem, found.alignment) <= scores[2]
+    solution = alignkit.solve(pair.bind(), solver=solver, task=task)
+    assert solver.objective(problem, solution.alignment) <= scores[2]
 
 
 def test_distance_goes_down_from_a_bad_start():
     pair = planted_pair(mlp(6, 10, 10, 4), noise=0.2)
     init = alignkit.Alignment.random(pair.graph, 1)
-    found = alignkit.solve(pair.bind(), solver=Sinkhorn(objective="distance", patience=100), init=init)
-    assert found.objective_after < 0.6 * found.objective_init
+    solution = alignkit.solve(pair.bind(), solver=Sinkhorn(objective="distance", patience=100), init=init)
+    assert solution.objective_after < 0.6 * solution.objective_init
 
 
 def test_distance_is_taken_without_a_task_and_a_loss_needs_one():
     pair = independent_pair(mlp(3, 5, 2))
-    found = alignkit.solve(pair.bind(), solver="sinkhorn", start="identity", max_steps=20, check_every=5)
-    assert found.history[-1].objective == pytest.approx(found.objective_after)
+    solution = alignkit.solve(pair.bind(), solver="sinkhorn", start="identity", max_steps=20, check_every=5)
+    assert solution.history[-1].objective == pytest.approx(solution.objective_after)
     with pytest.raises(SolverError, match=r"objective='mixed' works with data: pass task=alignkit\.Task"):
         alignkit.solve(pair.bind(), solver="sinkhorn", objective="mixed")
 
@@ -93,18 +93,18 @@ def test_weight_of_the_distance_counts_in_the_score():
 
 def test_the_start_can_be_any_alignment_and_a_chain_works():
     pair = independent_pair(mlp(4, 8, 7, 3))
-    found = alignkit.solve(
+    solution = alignkit.solve(
         pair.bind(), solver="weight_matching > sinkhorn", task=task_of(pair), objective="midpoint", max_steps=20
     )
-    first, second = found.stages
+    first, second = solution.stages
     assert second.objective_init == first.objective_after
     assert second.soft is not None
 
 
 def test_soft_families_mix_the_units_of_every_pair_of_parents():
     pair = independent_pair(attention())
-    found = alignkit.solve(pair.bind(), solver="sinkhorn", max_steps=10, check_every=5)
-    assert {name: tuple(m.shape) for name, m in found.soft.matrices.items()} == {
+    solution = alignkit.solve(pair.bind(), solver="sinkhorn", max_steps=10, check_every=5)
+    assert {name: tuple(m.shape) for name, m in solution.soft.matrices.items()} == {
         "model": (6, 6),
         "heads": (3, 3),
         "qk": (3, 3, 4, 4),
@@ -115,10 +115,10 @@ def test_soft_families_mix_the_units_of_every_pair_of_parents():
 
 def test_early_stopping_and_steps_are_reported():
     pair = independent_pair(mlp(4, 6, 3))
-    found = alignkit.solve(pair.bind(), solver="sinkhorn", check_every=2, patience=3, learning_rate=1e-9)
-    assert found.stats["steps"] == 6
-    assert found.status is Status.OK
-    assert [step.iteration for step in found.history] == [0, 2, 4, 6]
+    solution = alignkit.solve(pair.bind(), solver="sinkhorn", check_every=2, patience=3, learning_rate=1e-9)
+    assert solution.stats["steps"] == 6
+    assert solution.status is Status.OK
+    assert [step.iteration for step in solution.history] == [0, 2, 4, 6]
 
 
 def test_a_diverging_loss_says_so_and_keeps_the_best():
@@ -129,9 +129,9 @@ def test_a_diverging_loss_says_so_and_keeps_the_best():
 
     inputs = pair.architecture.inputs(16)
     task = Task(pair.a, (inputs, torch.zeros(16, 3)), explodes)
-    found = alignkit.solve(pair.bind(), solver="sinkhorn", task=task, throw=False)
-    assert found.status is Status.NONFINITE
-    assert found.alignment.graph == pair.graph
+    solution = alignkit.solve(pair.bind(), solver="sinkhorn", task=task, throw=False)
+    assert solution.status is Status.NONFINITE
+    assert solution.alignment.graph == pair.graph
     with pytest.raises(SolverError, match="Lower its learning rate"):
         alignkit.solve(pair.bind(), solver="sinkhorn", task=task)
 

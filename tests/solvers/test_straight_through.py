@@ -33,11 +33,11 @@ def test_the_loss_in_the_middle_goes_down(build):
     pair = independent_pair(build(), seed=1)
     init = alignkit.Alignment.random(pair.graph, 3)
     solver = StraightThrough(**QUICK)
-    found = alignkit.solve(pair.bind(), solver=solver, init=init, task=task_of(pair))
+    solution = alignkit.solve(pair.bind(), solver=solver, init=init, task=task_of(pair))
     problem = Problem(pair.bind(), init, task_of(pair))
-    before, after = solver.objective(problem, init), solver.objective(problem, found.alignment)
+    before, after = solver.objective(problem, init), solver.objective(problem, solution.alignment)
     assert after < before
-    assert (found.history[0].objective, found.history[-1].objective) == pytest.approx((before, after), rel=1e-5)
+    assert (solution.history[0].objective, solution.history[-1].objective) == pytest.approx((before, after), rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -51,8 +51,8 @@ def test_the_best_of_all_orders_of_a_small_network(seed):
         solver.objective(problem, alignkit.Alignment(pair.graph, {"h1": torch.tensor(p), "h2": torch.tensor(q)}))
         for p, q in product(permutations(range(4)), permutations(range(3)))
     ]
-    found = alignkit.solve(pair.bind(), solver=solver, task=task)
-    assert solver.objective(problem, found.alignment) <= sorted(scores)[2]
+    solution = alignkit.solve(pair.bind(), solver=solver, task=task)
+    assert solver.objective(problem, solution.alignment) <= sorted(scores)[2]
 
 
 @pytest.mark.parametrize("build", [lambda: mlp(4, 8, 7, 3), attention])
@@ -93,7 +93,7 @@ def test_without_a_task_it_says_what_to_pass():
 
 def test_early_stopping_and_steps_are_reported():
     pair = independent_pair(mlp(4, 6, 3))
-    found = alignkit.solve(
+    solution = alignkit.solve(
         pair.bind(),
         solver="straight_through",
         task=task_of(pair),
@@ -101,8 +101,8 @@ def test_early_stopping_and_steps_are_reported():
         check_every=2,
         patience=3,
     )
-    assert [step.iteration for step in found.history] == [0, 2, 4, 6]
-    assert found.status is Status.OK
+    assert [step.iteration for step in solution.history] == [0, 2, 4, 6]
+    assert solution.status is Status.OK
 
 
 def test_a_diverging_loss_says_so():
@@ -112,8 +112,8 @@ def test_a_diverging_loss_says_so():
         return (outputs - targets).square().mean() * (math.nan if outputs.requires_grad else 1.0)
 
     task = Task(pair.a, (pair.architecture.inputs(16), torch.zeros(16, 3)), explodes)
-    found = alignkit.solve(pair.bind(), solver="straight_through", task=task, throw=False)
-    assert found.status is Status.NONFINITE
+    solution = alignkit.solve(pair.bind(), solver="straight_through", task=task, throw=False)
+    assert solution.status is Status.NONFINITE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -123,5 +123,5 @@ def test_cuda_lowers_the_loss_too():
     inputs = pair.architecture.inputs(64, seed=5)
     task = Task(pair.a, (inputs, pair.a(inputs).detach()), "mse", device="cuda")
     init = alignkit.Alignment.random(pair.graph, 3)
-    found = alignkit.solve(on_device, solver=StraightThrough(**QUICK), init=init, task=task)
-    assert found.history[-1].objective < found.history[0].objective
+    solution = alignkit.solve(on_device, solver=StraightThrough(**QUICK), init=init, task=task)
+    assert solution.history[-1].objective < solution.history[0].objective

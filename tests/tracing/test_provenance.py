@@ -37,8 +37,8 @@ def pins(model: nn.Module, x: Tensor) -> dict[tuple[str, int], tuple[str, str]]:
 
 
 def test_inputs_and_outputs_pin_the_ends() -> None:
-    found = pins(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), X)
-    assert found == {
+    pinned = pins(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), X)
+    assert pinned == {
         ("0.weight", 1): ("aten.addmm", "0"),
         ("2.weight", 0): ("output", ""),
         ("2.bias", 0): ("output", ""),
@@ -46,14 +46,14 @@ def test_inputs_and_outputs_pin_the_ends() -> None:
 
 
 def test_an_op_that_tells_positions_apart_is_named_with_its_module() -> None:
-    found = pins(nn.Sequential(nn.Linear(5, 8), Picks(), nn.Linear(8, 3)), X)
-    assert found["0.weight", 0] == ("aten.argsort", "1") or found["0.weight", 0] == ("aten.sort", "1")
+    pinned = pins(nn.Sequential(nn.Linear(5, 8), Picks(), nn.Linear(8, 3)), X)
+    assert pinned["0.weight", 0] == ("aten.argsort", "1") or pinned["0.weight", 0] == ("aten.sort", "1")
 
 
 def test_units_inside_rotary_heads_are_told_though_the_heads_move() -> None:
     torch.manual_seed(0)
-    found = pins(Rotary(), torch.linspace(-1, 1, 30).reshape(1, 6, 5))
-    assert found["q.weight", 0] == ("aten.mul", "")
+    pinned = pins(Rotary(), torch.linspace(-1, 1, 30).reshape(1, 6, 5))
+    assert pinned["q.weight", 0] == ("aten.mul", "")
 
 
 def test_what_never_ran_is_unused_and_fixed() -> None:

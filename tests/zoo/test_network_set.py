@@ -30,62 +30,64 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_set_reads_back_what_was_trained(made: Path) -> None:
-    found = zoo.NetworkSet.open(made)
+    network_set = zoo.NetworkSet.open(made)
     trained = zoo.train(MLP, DIGITS, 8, seed=4, chunk=3, recipe=zoo.Recipe(epochs=2))
-    assert len(found) == 8
+    assert len(network_set) == 8
     for index in range(8):
-        assert all(torch.allclose(value, trained[index][name], atol=1e-4) for name, value in found[index].items())
-    stacked = found.stack([7, 0, 7])
-    assert torch.equal(stacked["out.bias"][0], found[7]["out.bias"])
-    assert torch.equal(stacked["out.bias"][1], found[0]["out.bias"])
-    assert torch.equal(found[-1]["out.bias"], found[7]["out.bias"])
-    assert sum(1 for _ in found) == 8 and len(found[2:4]) == 2
+        assert all(torch.allclose(value, trained[index][name], atol=1e-4) for name, value in network_set[index].items())
+    stacked = network_set.stack([7, 0, 7])
+    assert torch.equal(stacked["out.bias"][0], network_set[7]["out.bias"])
+    assert torch.equal(stacked["out.bias"][1], network_set[0]["out.bias"])
+    assert torch.equal(network_set[-1]["out.bias"], network_set[7]["out.bias"])
+    assert sum(1 for _ in network_set) == 8 and len(network_set[2:4]) == 2
 
 
 def test_splits_hold_every_network_once(made: Path) -> None:
-    found = zoo.NetworkSet.open(made)
-    splits = [found.indices(name) for name in ("train", "validation", "test")]
+    network_set = zoo.NetworkSet.open(made)
+    splits = [network_set.indices(name) for name in ("train", "validation", "test")]
     assert [len(split) for split in splits] == [4, 2, 2]
     assert sorted(index for split in splits for index in split) == list(range(8))
-    assert len(found.pairs("train")) == 6
+    assert len(network_set.pairs("train")) == 6
 
 
 def test_views_of_a_signal_stay_in_one_split(tmp_path: Path) -> None:
     waves = zoo.source("sine", points=32, views=2)
-    found = zoo.write_set(
+    network_set = zoo.write_set(
         tmp_path / "waves",
         zoo.plan_set(zoo.Siren(widths=(4,)), waves, 12, recipe=zoo.Recipe(steps=2), shares=(0.5, 0.0, 0.5)),
     )
     for name in ("train", "test"):
-        indices = found.indices(name)
+        indices = network_set.indices(name)
         assert len(indices) == 6
-        assert sorted(found.target(index) for index in indices) == sorted(2 * [found.target(i) for i in indices[::2]])
-        assert len(found.pairs(name)) == 3
-        assert all(found.target(i) == found.target(j) for i, j in found.pairs(name))
+        assert sorted(network_set.target(index) for index in indices) == sorted(
+            2 * [network_set.target(i) for i in indices[::2]]
+        )
+        assert len(network_set.pairs(name)) == 3
+        assert all(network_set.target(i) == network_set.target(j) for i, j in network_set.pairs(name))
 
 
 def test_model_graph_and_task_belong_to_the_set(made: Path) -> None:
-    found = zoo.NetworkSet.open(made)
-    graph = found.graph
-    assert graph is found.graph
-    assert set(graph.tensors) == set(found[0])
-    model = found.model()
+    network_set = zoo.NetworkSet.open(made)
+    graph = network_set.graph
+    assert graph is network_set.graph
+    assert set(graph.tensors) == set(network_set[0])
+    model = network_set.model()
     graph.verify(model, torch.randn(3, 1, 8, 8))
-    task, record = found.task(), found.manifest.networks[5]
-    result = task.evaluate(found[5])
+    task, record = network_set.task(), network_set.manifest.networks[5]
+    result = task.evaluate(network_set[5])
     assert result.loss == pytest.approx(record.loss, rel=1e-4)
     assert result.metric == pytest.approx(record.accuracy)
-    assert found.task("train", samples=100).evaluate(found[5]).samples == 100
+    assert network_set.task("train", samples=100).evaluate(network_set[5]).samples == 100
 
 
 def test_the_task_of_a_wave_is_that_of_its_network(tmp_path: Path) -> None:
     waves = zoo.source("sine", points=64)
-    found = zoo.write_set(
+    network_set = zoo.write_set(
         tmp_path / "waves", zoo.plan_set(zoo.Siren(widths=(16,)), waves, 4, recipe=zoo.Recipe(steps=100))
     )
     for index in (1, 3):
-        result = found.task(index=index).evaluate(found[index])
-        assert result.loss == pytest.approx(found.manifest.networks[index].loss, rel=1e-3, abs=1e-6)
+        result = network_set.task(index=index).evaluate(network_set[index])
+        assert result.loss == pytest.approx(network_set.manifest.networks[index].loss, rel=1e-3, abs=1e-6)
 
 
 class Killed(BaseException):
@@ -122,8 +124,8 @@ def test_another_process_on_the_same_folder_does_no_harm(made: Path, tmp_path: P
             once.append(1)
             zoo.write_set(folder, plan_mlps())
 
-    found = zoo.write_set(folder, plan_mlps(), progress=other)
-    assert found.manifest.complete
+    network_set = zoo.write_set(folder, plan_mlps(), progress=other)
+    assert network_set.manifest.complete
     for path in made.glob("*.safetensors"):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
@@ -161,14 +163,14 @@ def test_a_damaged_set_is_refused(made: Path, tmp_path: Path, damage: str) -> No
 
 
 def test_wrong_requests_are_errors(made: Path) -> None:
-    found = zoo.NetworkSet.open(made)
+    network_set = zoo.NetworkSet.open(made)
     with pytest.raises(ZooError, match="no split is named 'tset'"):
-        found.indices("tset")
+        network_set.indices("tset")
     with pytest.raises(ZooError, match=r"holds networks 0 to 7; asked for \[8\]"):
-        found.stack([0, 8])
+        network_set.stack([0, 8])
     with pytest.raises(IndexError):
-        found[8]
+        network_set[8]
     with pytest.raises(ZooError, match="no split 'validation'"):
-        found.task("validation")
+        network_set.task("validation")
     with pytest.raises(ZooError, match="add up to 1"):
         zoo.plan_set(MLP, DIGITS, 2, shares=(0.5, 0.1, 0.1))

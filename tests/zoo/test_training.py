@@ -96,25 +96,25 @@ def test_networks_differ_from_one_another_and_between_seeds() -> None:
 
 @pytest.mark.slow
 def test_digits_are_learnt() -> None:
-    found = zoo.train(zoo.Mlp(widths=(64,)), DIGITS, 4, recipe=zoo.Recipe(epochs=20))
-    assert min(record.accuracy or 0 for record in found.records) > 0.95
+    networks = zoo.train(zoo.Mlp(widths=(64,)), DIGITS, 4, recipe=zoo.Recipe(epochs=20))
+    assert min(record.accuracy or 0 for record in networks.records) > 0.95
 
 
 @pytest.mark.slow
 def test_waves_are_learnt() -> None:
-    found = zoo.train(zoo.Siren(widths=(24, 24)), zoo.source("sine", points=256), 4, recipe=zoo.Recipe(steps=400))
-    assert max(record.loss for record in found.records) < 0.01
-    assert [record.target for record in found.records] == [0, 0, 1, 1]
-    assert all(record.accuracy is None for record in found.records)
+    networks = zoo.train(zoo.Siren(widths=(24, 24)), zoo.source("sine", points=256), 4, recipe=zoo.Recipe(steps=400))
+    assert max(record.loss for record in networks.records) < 0.01
+    assert [record.target for record in networks.records] == [0, 0, 1, 1]
+    assert all(record.accuracy is None for record in networks.records)
 
 
 def test_half_precision_trains_to_nearly_the_same_loss() -> None:
     losses = []
     for precision in ("float32", "bf16"):
         recipe = zoo.Recipe(epochs=5, batch_size=64, precision=precision)
-        found = zoo.train(zoo.Mlp(widths=(32,)), DIGITS, 2, recipe=recipe)
-        assert found.weights["hidden1.weight"].dtype == torch.float32
-        losses.append(found.records[0].loss)
+        networks = zoo.train(zoo.Mlp(widths=(32,)), DIGITS, 2, recipe=recipe)
+        assert networks.weights["hidden1.weight"].dtype == torch.float32
+        losses.append(networks.records[0].loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.2)
 
 

@@ -124,8 +124,8 @@ def main() -> None:
             shard=20,
             shares=wanted.splits,
         )
-        found = zoo.write_set(folder, plan, data=arguments.data, device=arguments.device)
-        records = found.manifest.networks
+        network_set = zoo.write_set(folder, plan, data=arguments.data, device=arguments.device)
+        records = network_set.manifest.networks
         loss = sum(record.loss for record in records) / len(records)
         right = [record.accuracy for record in records if record.accuracy is not None]
         accuracy = f", accuracy {sum(right) / len(right):.4f}" if right else ""

@@ -102,8 +102,8 @@ def make(folder: Path, data: Path | None, names: list[str], *, small: bool = Fal
             shard=24,
             shares=wanted.splits,
         )
-        found = zoo.write_set(folder / name, plan, data=data)
-        records = found.manifest.networks
+        network_set = zoo.write_set(folder / name, plan, data=data)
+        records = network_set.manifest.networks
         loss = sum(record.loss for record in records) / len(records)
         right = [record.accuracy for record in records if record.accuracy is not None]
         accuracy = f", accuracy {sum(right) / len(right):.4f}" if right else ""

@@ -36,27 +36,27 @@ def start_columns(aligners: Path, trained_on: str) -> list[columns.Column]:
 
 def weight_matching(pair: alignkit.Pair, init: alignkit.Alignment | None) -> tuple[alignkit.Solution, Curve]:
     """One run and its squared distance after each sweep."""
-    found = alignkit.solve(pair, solver="weight_matching", init=init)
-    return found, [(step.iteration, step.objective) for step in found.history]
+    solution = alignkit.solve(pair, solver="weight_matching", init=init)
+    return solution, [(step.iteration, step.objective) for step in solution.history]
 
 
 def frank_wolfe(pair: alignkit.Pair, init: alignkit.Alignment | None) -> tuple[alignkit.Solution, Curve]:
     """The method of [Crisostomi24], cut off after several numbers of steps and rounded; no weight matching after it."""
     curve = []
     for steps in FRANK_WOLFE_STEPS:
-        found = alignkit.solve(pair, solver="frank_wolfe", init=init, max_steps=steps, polish=False, concavity=0.0)
-        curve.append((steps, found.objective_after))
-    return found, curve
+        solution = alignkit.solve(pair, solver="frank_wolfe", init=init, max_steps=steps, polish=False, concavity=0.0)
+        curve.append((steps, solution.objective_after))
+    return solution, curve
 
 
 def sinkhorn(
     pair: alignkit.Pair, init: alignkit.Alignment | None, task: alignkit.Task, objective: str, steps: int
 ) -> tuple[alignkit.Solution, Curve]:
     """One run and the objective of the best rounded alignment."""
-    found = alignkit.solve(
+    solution = alignkit.solve(
         pair, solver="sinkhorn", init=init, task=task, objective=objective, max_steps=steps, patience=steps
     )
-    return found, [(step.iteration, step.objective) for step in found.history]
+    return solution, [(step.iteration, step.objective) for step in solution.history]
 
 
 def carried(curve: Curve, places: range) -> list[float]:
