@@ -30,14 +30,14 @@ SHOWN = {
 def barriers() -> str:
     """Mean barriers of the columns, a row a shape; the best of each row but for Sinkhorn is bold."""
     lines = [f"| shape | {' | '.join(SHOWN.values())} |", "|---|" + "---:|" * len(SHOWN)]
-    for name, found in RESULTS.items():
-        row = [found["barrier"].get(column) for column in SHOWN]
+    for name, measured in RESULTS.items():
+        row = [measured["barrier"].get(column) for column in SHOWN]
         best = min(value for value in row[:-1] if value is not None)
         cells = ["" if v is None else f"**{v:.4g}**" if v == best else f"{v:.4g}" for v in row]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     means = []
     for column in SHOWN:
-        values = [found["barrier"][column] for found in RESULTS.values() if column in found["barrier"]]
+        values = [measured["barrier"][column] for measured in RESULTS.values() if column in measured["barrier"]]
         means.append(f"{np.exp(np.mean(np.log(values))):.4g}" if len(values) == len(RESULTS) else "")
     lines.append(f"| geometric mean | {' | '.join(means)} |")
     return "\n".join(lines)
@@ -46,7 +46,7 @@ def barriers() -> str:
 def seeds() -> str:
     """Geometric means over the shapes of the encoder trained from several seeds, in words."""
     names = ["learned", *(name for name in next(iter(RESULTS.values()))["barrier"] if name.startswith("learned, seed"))]
-    means = [np.exp(np.mean([np.log(found["barrier"][name]) for found in RESULTS.values()])) for name in names]
+    means = [np.exp(np.mean([np.log(measured["barrier"][name]) for measured in RESULTS.values()])) for name in names]
     return (
         f"P trained from {len(means)} seeds: geometric means {', '.join(f'{mean:.4f}' for mean in means)}, deviation "
         f"{np.std(means, ddof=1):.4f}."
@@ -57,14 +57,14 @@ def ratios() -> str:
     """Ratios of mean barriers with 95 % intervals."""
     names = list(next(iter(RESULTS.values()))["ratios"])
     lines = [f"| shape | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    for name, found in RESULTS.items():
-        cells = [_interval(found["ratios"][ratio]) for ratio in names]
+    for name, measured in RESULTS.items():
+        cells = [_interval(measured["ratios"][ratio]) for ratio in names]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _interval(found: list[float]) -> str:
-    value, low, high = found
+def _interval(measured: list[float]) -> str:
+    value, low, high = measured
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -72,16 +72,16 @@ def seconds() -> str:
     """CPU milliseconds a pair on one thread."""
     columns = {name: text for name, text in SHOWN.items() if name != "naive"}
     lines = [f"| shape | {' | '.join(columns.values())} |", "|---|" + "---:|" * len(columns)]
-    for name, found in RESULTS.items():
-        cells = [f"{found['milliseconds'][c]:.0f}" if c in found["milliseconds"] else "" for c in columns]
+    for name, measured in RESULTS.items():
+        cells = [f"{measured['milliseconds'][c]:.0f}" if c in measured["milliseconds"] else "" for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def counts() -> str:
     """How many networks and pairs."""
-    pairs = sorted({found["pairs"] for found in RESULTS.values()})
-    networks = sorted({found["networks"] for found in RESULTS.values()})
+    pairs = sorted({measured["pairs"] for measured in RESULTS.values()})
+    networks = sorted({measured["networks"] for measured in RESULTS.values()})
     return f"{networks[0]} to {networks[-1]} held-out networks a shape, {pairs[0]} to {pairs[-1]} pairs"
 
 
@@ -94,8 +94,8 @@ def figure() -> str:
     }
     size, panel = plt.subplots(figsize=(7.5, 0.4 * len(RESULTS) + 1.2), layout="constrained")
     for shift, (ratio, colour) in enumerate(drawn.items()):
-        for at, found in enumerate(RESULTS.values()):
-            value, low, high = found["ratios"][ratio]
+        for at, measured in enumerate(RESULTS.values()):
+            value, low, high = measured["ratios"][ratio]
             place = at + 0.2 * (shift - 1)
             panel.plot([low, high], [place, place], color=colour)
             panel.plot(value, place, "o", color=colour, label=ratio if at == 0 else None)

@@ -27,9 +27,9 @@ class TestMySolver(SolverContract):
 @pytest.fixture
 def registry() -> Registry:
     """With this package and nothing else that is installed."""
-    made = Registry([])
-    made.register(alignkit_mine)
-    return made
+    registry = Registry([])
+    registry.register(alignkit_mine)
+    return registry
 
 
 def test_the_solver_is_found_by_its_name(registry: Registry) -> None:

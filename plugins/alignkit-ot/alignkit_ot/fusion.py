@@ -50,13 +50,13 @@ class Fusion:
     a: Mapping[str, Tensor] = field(repr=False)
 
     def merged(self, share: float = 0.5) -> dict[str, Tensor]:
-        """``share * A + (1 - share) * fused``; tensors of whole numbers are A's."""
-        found = {}
+        """Compute ``(1 - share) * A + share * B`` with the carried B; tensors of whole numbers are A's."""
+        weights = {}
         for name, carried in self.weights.items():
             own = self.a[name]
-            mixed = share * own.double() + (1 - share) * carried.double()
-            found[name] = mixed.to(own.dtype) if own.is_floating_point() else own.clone()
-        return found
+            mixed = (1 - share) * own.double() + share * carried.double()
+            weights[name] = mixed.to(own.dtype) if own.is_floating_point() else own.clone()
+        return weights
 
 
 def fuse(
@@ -208,7 +208,7 @@ def _owner(module: nn.Module, name: str) -> str:
 
 def _differences(graph_a: SymmetryGraph, graph_b: SymmetryGraph) -> list[str]:
     """List what differs beside the sizes of groups, as text."""
-    found = [
+    differences = [
         f"units inside units do not fit: group {g.name!r} is owned by {g.parent!r}"
         for g in graph_a.groups.values()
         if g.parent
@@ -217,16 +217,16 @@ def _differences(graph_a: SymmetryGraph, graph_b: SymmetryGraph) -> list[str]:
         ("group", graph_a.groups, graph_b.groups),
         ("tensor", graph_a.tensors, graph_b.tensors),
     ):
-        found += [f"{what} {name!r} is only in A" for name in left if name not in right]
-        found += [f"{what} {name!r} is only in B" for name in right if name not in left]
+        differences += [f"{what} {name!r} is only in A" for name in left if name not in right]
+        differences += [f"{what} {name!r} is only in B" for name in right if name not in left]
     for name in graph_a.tensors.keys() & graph_b.tensors.keys():
         one, two = graph_a.tensors[name], graph_b.tensors[name]
         if _pattern(one) != _pattern(two):
-            found.append(
+            differences.append(
                 f"tensor {name!r} is {one.notation()!r} of shape {one.shape} in A and {two.notation()!r} of shape "
                 f"{two.shape} in B"
             )
-    return sorted(found)
+    return sorted(differences)
 
 
 def _pattern(node: TensorNode) -> list[list[tuple[int, str | int]]]:
@@ -242,13 +242,15 @@ def _out_of_reach(graph_a: SymmetryGraph, graph_b: SymmetryGraph, axes: Mapping[
             for dim in block.dims:
                 if dim.group is not None:
                     roles[dim.group].add(dim.axis in axes[name])
-    found = []
+    reasons = []
     for name, group in graph_a.groups.items():
         sizes = f"group {name!r} has {group.size} units in A and {graph_b.groups[name].size} in B"
         if group.size == graph_b.groups[name].size:
             continue
         if True not in roles[name]:
-            found.append(f"{sizes}, and no weight reads it, so an operation does (as attention reads queries and keys)")
+            reasons.append(
+                f"{sizes}, and no weight reads it, so an operation does (as attention reads queries and keys)"
+            )
         if False not in roles[name]:
-            found.append(f"{sizes}, and no weight writes it; if an axis is taken for the wrong one, say so by reads=")
-    return found
+            reasons.append(f"{sizes}, and no weight writes it; if an axis is taken for the wrong one, say so by reads=")
+    return reasons

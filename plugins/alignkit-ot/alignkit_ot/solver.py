@@ -74,10 +74,10 @@ class OptimalTransport(Solver[OptimalTransportOptions]):
                 elements.update(ground.transported(root, elements, self.options.regularization))
             moved = SoftAlignment(graph, {name: matrix for name, matrix in elements.items() if matrix is not None})
             rounded = moved.round()
-            found = ground.score(rounded)
+            reached = ground.score(rounded)
             idle += 1
-            if score is None or found < score:
-                best, score, soft, idle = rounded, found, moved, 0
+            if score is None or reached < score:
+                best, score, soft, idle = rounded, reached, moved, 0
             report(Step(step, score))
             if idle >= PATIENCE or _change(before, elements) <= SETTLED:
                 status = Status.OK
@@ -139,18 +139,18 @@ class Ground:
     def _similarities(self, tree: TreeObjective, elements: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         graph = tree.graph
         members = graph.tree(tree.root)
-        found = {}
+        similarities = {}
         for name in members:
             units = graph.instances(name) * graph.groups[name].size
-            found[name] = torch.zeros(units, units, dtype=torch.float64)
+            similarities[name] = torch.zeros(units, units, dtype=torch.float64)
             for use in (*tree.plain[name], *tree.coupled[name]):
-                found[name] += tree.objective.pair_similarity(use, elements).cpu().double()
+                similarities[name] += tree.objective.pair_similarity(use, elements).cpu().double()
         seen = [self.activations[name] for name in members if name in self.activations]
         if not seen:
-            return found
-        largest = max(float(matrix.abs().max()) for matrix in found.values())
+            return similarities
+        largest = max(float(matrix.abs().max()) for matrix in similarities.values())
         scale = TIE_BREAK * max(float(matrix.abs().max()) for matrix in seen) / max(largest, 1e-300)
-        return {name: scale * matrix + self.activations.get(name, 0.0) for name, matrix in found.items()}
+        return {name: scale * matrix + self.activations.get(name, 0.0) for name, matrix in similarities.items()}
 
 
 def _observed(problem: Problem) -> Observed:

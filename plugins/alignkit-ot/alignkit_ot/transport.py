@@ -73,8 +73,8 @@ def _entropic(costs: Float[Tensor, "batch n_a n_b"], regularization: float) -> F
     left, right = (costs.new_full((len(costs), size), 1 / size) for size in costs.shape[-2:])
     logits = -costs / regularization
     if float(logits.abs().max()) < KERNEL_RANGE:
-        found = batch.bregman_projection_batch(logits.exp(), left, right, max_iter=SWEEPS, tol=TOLERANCE)
+        result = batch.bregman_projection_batch(logits.exp(), left, right, max_iter=SWEEPS, tol=TOLERANCE)
     else:
-        found = batch.bregman_log_projection_batch(logits, left, right, max_iter=SWEEPS, tol=TOLERANCE)
-    plans: Tensor = found["T"]
+        result = batch.bregman_log_projection_batch(logits, left, right, max_iter=SWEEPS, tol=TOLERANCE)
+    plans: Tensor = result["T"]
     return plans

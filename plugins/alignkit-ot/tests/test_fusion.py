@@ -64,11 +64,11 @@ def test_a_wider_copy_is_carried_back_exactly(name: str, times: int) -> None:
     like = {n: t for n, t in weights.items() if n in architecture.spec}
     narrow = SymmetryGraph.from_spec(architecture.spec, like=like)
     wide = widened(narrow, like, times, seed=1)
-    found = fuse(narrow, like, graph_of(wide, architecture), wide)
-    for tensor, value in found.weights.items():
+    fusion = fuse(narrow, like, graph_of(wide, architecture), wide)
+    for tensor, value in fusion.weights.items():
         assert torch.allclose(value, like[tensor], rtol=0, atol=1e-12), tensor
-    assert found.distance2 < 1e-20
-    for group, plan in found.plans.items():
+    assert fusion.distance2 < 1e-20
+    for group, plan in fusion.plans.items():
         size = narrow.groups[group].size
         assert plan.shape == (size, times * size)
         assert torch.allclose(plan.sum(1), torch.full((size,), 1 / size, dtype=torch.float64))
@@ -82,35 +82,36 @@ def test_a_narrower_network_carried_to_a_wider_one_computes_the_same(name: str) 
     narrow = SymmetryGraph.from_spec(architecture.spec, like=small)
     wide = widened(narrow, small, 2, seed=3)
     target = graph_of(wide, architecture)
-    found = fuse(target, wide, narrow, small)
-    assert {n: t.shape for n, t in found.weights.items()} == {n: t.shape for n, t in wide.items()}
+    fusion = fuse(target, wide, narrow, small)
+    assert {n: t.shape for n, t in fusion.weights.items()} == {n: t.shape for n, t in wide.items()}
     builder = {"mlp": lambda: mlp(4, 12, 10, 3), "residual": lambda: residual(width=12, hidden=14)}[name]
-    assert torch.allclose(outputs(builder(), found.weights), outputs(architecture, small), rtol=0, atol=1e-12)
+    assert torch.allclose(outputs(builder(), fusion.weights), outputs(architecture, small), rtol=0, atol=1e-12)
 
 
 def test_widths_that_do_not_divide_each_other() -> None:
     """Seven units from five: no exact answer, but plans with the right sums, and a result close to A."""
     one, two = mlp(4, 7, 6, 3), mlp(4, 5, 8, 3)
     a, b = drawn(one), drawn(two, seed=1)
-    found = fuse(one.graph(), a, two.graph(), b)
-    assert [tuple(plan.shape) for plan in found.plans.values()] == [(7, 5), (6, 8)]
+    fusion = fuse(one.graph(), a, two.graph(), b)
+    assert [tuple(plan.shape) for plan in fusion.plans.values()] == [(7, 5), (6, 8)]
     model = copy.deepcopy(a)
-    model.load_state_dict(found.weights)
-    middle = found.merged(0.5)
-    distance = sum(float((a.state_dict()[n].double() - t.double()).square().sum()) for n, t in found.weights.items())
-    assert found.distance2 == pytest.approx(distance, rel=1e-5)
+    model.load_state_dict(fusion.weights)
+    merged = {share: fusion.merged(share) for share in (0.0, 0.25, 0.5, 1.0)}
+    distance = sum(float((a.state_dict()[n].double() - t.double()).square().sum()) for n, t in fusion.weights.items())
+    assert fusion.distance2 == pytest.approx(distance, rel=1e-5)
     for name, tensor in a.state_dict().items():
-        assert torch.allclose(middle[name], (tensor + found.weights[name]) / 2, atol=1e-6)
-        assert middle[name].dtype == tensor.dtype
+        for share, weights in merged.items():
+            assert torch.allclose(weights[name], torch.lerp(tensor, fusion.weights[name], share), atol=1e-6)
+            assert weights[name].dtype == tensor.dtype
 
 
 def test_equal_widths_give_what_exact_transport_gives() -> None:
     pair = independent_pair(mlp(4, 8, 7, 3))
     shuffled = Alignment.random(pair.graph, 5).apply(pair.a)
-    found = fuse(pair.graph, pair.a, pair.graph, shuffled)
-    assert found.distance2 == 0
+    fusion = fuse(pair.graph, pair.a, pair.graph, shuffled)
+    assert fusion.distance2 == 0
     for name, tensor in pair.a.state_dict().items():
-        assert torch.equal(found.weights[name], tensor)
+        assert torch.equal(fusion.weights[name], tensor)
 
 
 def test_an_embedding_writes_its_last_axis() -> None:
@@ -163,8 +164,8 @@ def test_inputs_stay_as_they_were() -> None:
     one, two = mlp(4, 7, 3), mlp(4, 5, 3)
     a, b = drawn(one), drawn(two)
     kept = copy.deepcopy((a.state_dict(), b.state_dict()))
-    found = fuse(one.graph(), a, two.graph(), b, regularization=0.1)
-    for tensor in found.weights.values():
+    fusion = fuse(one.graph(), a, two.graph(), b, regularization=0.1)
+    for tensor in fusion.weights.values():
         tensor.zero_()
     for before, after in zip(kept, (a.state_dict(), b.state_dict()), strict=True):
         assert all(torch.equal(before[name], after[name]) for name in before)
