@@ -26,7 +26,7 @@ def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[
     live = {ref.storage for ref in results}
     kept = []
     for step in reversed(list(steps)):
-        is_live = not step.outputs or any(ref.storage in live for ref in step.outputs)
+        is_live = not step.outputs or any(ref.storage in live for ref in (*step.outputs, *step.written))
         if is_live and step.op not in _NO_DATA:
             kept.append(step)
             live.update(ref.storage for ref in step.inputs)
@@ -72,7 +72,7 @@ class Interpreter:
             outputs = step.outputs
             output_labels = self._apply_rule(step, outputs)
             if step.func._schema.is_mutable and step.op.split("::")[1] not in _NO_WRITE:
-                self._write_through(step, output_labels)
+                self._write_through(step, outputs, output_labels)
             for ref, labels in zip(outputs, output_labels, strict=True):
                 self.set_labels(ref, labels)
         self.constraints.blame("output", "")
@@ -98,18 +98,20 @@ class Interpreter:
         self.constraints.fix_labels(*operands)
         return [Labels.of(ref.shape) for ref in outputs]
 
-    def _write_through(self, step: OpRecord, output_labels: list[Labels]) -> None:
-        """Mark other views of tensors that an op writes as stale: their labels no longer hold."""
-        for argument, value in zip(step.func._schema.arguments, step.args, strict=False):
-            if argument.alias_info is None or not argument.alias_info.is_write or not isinstance(value, TensorRef):
-                continue
+    def _write_through(self, step: OpRecord, outputs: list[TensorRef], output_labels: list[Labels]) -> None:
+        """Mark other views of tensors that an op writes as stale: their labels no longer hold.
+
+        A tensor may be written by position, by name (``out=``) or in a list (``_foreach_add_``).
+        """
+        for value in step.written:
             before = self.labels_of(value)
-            after = output_labels[0] if output_labels else Labels.of(value.shape)
+            returned = [x for ref, x in zip(outputs, output_labels, strict=True) if ref.storage == value.storage]
+            after = returned[0] if returned else Labels.of(value.shape)
             if before.same_as(after):
                 continue
             others = {key for key in self._aliases[value.storage] if key != value.key}
             self._written[value.storage] += [before, after, *(self._labels[key] for key in others)]
             self._stale |= others
-            if not output_labels:
+            if not returned:
                 self.constraints.fix_labels(before)
                 self.set_labels(value, after)

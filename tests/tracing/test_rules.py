@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations, permutations
+from typing import Any
 
 import pytest
 import torch
@@ -195,3 +196,61 @@ def test_every_reordering_keeps_the_hidden_units_where_the_function_puts_them(na
     graph = alignkit.trace(model, x)
     assert [group.size for group in graph.groups.values()] == [4]
     assert graph.verify(model, x).error < 1e-5
+
+
+class Writes(nn.Module):
+    """Hidden units and a weight for each, that ``write`` puts somewhere, before an outer layer reads them."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.scale, self.o, self.write = nn.Linear(5, 4), nn.Parameter(torch.randn(4)), nn.Linear(4, 3), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.write(self.a(x), self.scale))
+
+
+def through_a_view(write: Callable[[Tensor, Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Write into half a tensor through a view of it, and read the whole tensor."""
+
+    def run(hidden: Tensor, scale: Tensor) -> Tensor:
+        whole = torch.zeros(len(hidden), 8)
+        write(whole[:, :4], hidden, scale)
+        return whole[:, :4] + whole[:, 4:]
+
+    return run
+
+
+def whole(write: Callable[[Tensor, Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Write into a tensor and read it."""
+
+    def run(hidden: Tensor, scale: Tensor) -> Tensor:
+        target = torch.zeros_like(hidden)
+        write(target, hidden, scale)
+        return target
+
+    return run
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
+    "by position": lambda target, h, p: target.add_(h * p),
+    "copy_": lambda target, h, p: target.copy_(h * p),
+    "out=": lambda target, h, p: torch.mul(h, p, out=target),
+    "out= of two": lambda target, h, p: torch.max(
+        torch.stack([h, h * p]), 0, out=(target, torch.zeros_like(target, dtype=torch.long))
+    ),
+    "in a list": lambda target, h, p: torch._foreach_add_([target], [h * p]),
+    "in a list of pairs": lambda target, h, p: torch._foreach_copy_([target], [h * p]),
+}
+
+
+@pytest.mark.parametrize("place", [whole, through_a_view])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_is_seen_wherever_the_op_names_its_target(name: str, place: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Writes(place(WRITES[name])), torch.randn(6, 5)
+    with torch.no_grad():
+        graph = alignkit.trace(model, x)
+        if graph.groups:
+            assert graph.verify(model, x).error < 1e-5
+    if place is whole and name in ("by position", "copy_", "out="):
+        assert [group.size for group in graph.groups.values()] == [4]
