@@ -159,9 +159,9 @@ def cross_moments(
         for piece in batch.pieces(rows):
             inputs = piece.to(task.device).inputs
             kept.clear()
-            with hooked(task.model, by_module, keep):
+            with piece.named_in_errors(), hooked(task.model, by_module, keep):
                 task.outputs(a, inputs)
-            with hooked(task.model, by_module, compare):
+            with piece.named_in_errors(), hooked(task.model, by_module, compare):
                 task.outputs(b, inputs)
         for reading, streamed in moments.items():
             if not bool(torch.isfinite(streamed.cross.sum())):

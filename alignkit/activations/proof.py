@@ -110,7 +110,7 @@ class _Search:
                 if reading.fits(call):
                     features[reading].append(reading.features(call))
 
-        with hooked(self.task.model, self.parts, record):
+        with batch.named_in_errors(), hooked(self.task.model, self.parts, record):
             self.task.outputs(weights, batch.inputs)
         self._alive.clear()
         return features

@@ -129,7 +129,8 @@ def _deviation_from(
 
         Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
         """
-        outputs = task.outputs(weights, batch.inputs)
+        with batch.named_in_errors():
+            outputs = task.outputs(weights, batch.inputs)
         if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
             return outputs["logits"].double(), -1
         first = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)

@@ -277,8 +277,9 @@ def _run(
             if path in layers or _has_statistics(module):
                 stack.callback(module.register_forward_hook(partial(visit, path)).remove)
         for batch in data:
-            args, kwargs = call_arguments(batch.to(device).inputs)
-            model(*args, **kwargs)
+            with batch.named_in_errors():
+                args, kwargs = call_arguments(batch.to(device).inputs)
+                model(*args, **kwargs)
 
 
 def _checked_moments(moments: dict[str, Moments]) -> dict[str, Moments]:

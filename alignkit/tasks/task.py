@@ -19,7 +19,7 @@ from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.tasks.batches import Batch, Batches, tensors_in
-from alignkit.text import describe_error, dtype_name
+from alignkit.text import describe_error
 
 Measure = Callable[[Any, Any], Any]
 """Called with outputs and targets; returns the mean over the samples as a scalar tensor or a float."""
@@ -61,8 +61,8 @@ class Task:
         model: The architecture.
         batches: ``(inputs [n, ...], targets [n, ...])`` as two whole tensors, or an iterable of such pairs: a list, a
             DataLoader, a generator. ``inputs`` may be a tuple (positional arguments) or a dict (keyword arguments).
-            Read at the first evaluation; sequences are used as they are, any other iterable is read once and kept, so
-            that every evaluation sees the same samples (see `alignkit.tasks.batches.Batches`).
+            Read at the first evaluation; sequences are used as they are, any other iterable is read once, as far as
+            needed, and kept, so that every evaluation sees the same samples (see `alignkit.tasks.batches.Batches`).
         loss: ``"cross_entropy"``, ``"mse"`` or a callable ``(outputs, targets) -> mean over the samples``.
         metric: ``"accuracy"``, a callable like ``loss``, or None.
         device: Where to compute. None is the device of the model's first parameter.
@@ -201,12 +201,8 @@ class Task:
         Raises:
             TaskError: The model or the loss fails on the batch.
         """
-        try:
+        with batch.named_in_errors():
             return torch.as_tensor(self.loss(self.outputs(weights, batch.inputs), batch.targets))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if isinstance(error, TaskError | torch.OutOfMemoryError):
-                raise
-            raise TaskError(f"the model fails on {batch.name}: {describe_error(error)}") from error
 
     def checked(self, weights: Weights) -> dict[str, Tensor]:
         """Bring weights to the task's device, as a dictionary that is complete and has the model's shapes.
@@ -240,7 +236,7 @@ class Task:
         hooks = [module.register_forward_hook(record) for module in self.model.modules()]
         try:
             batch = next(iter(self.batches))
-            with torch.no_grad():
+            with torch.no_grad(), batch.named_in_errors():
                 self.outputs(state, batch.head(self._rows or batch.size).to(self.device).inputs)
         finally:
             for hook in hooks:
@@ -276,14 +272,13 @@ class Task:
         except AlignkitError:
             raise
         except Exception as error:  # the model, the loss and the metric are the user's: anything can happen here
-            shapes = ", ".join(f"{dtype_name(tensor.dtype)}{list(tensor.shape)}" for tensor in part.tensors)
             if not is_out_of_memory(error):
-                raise TaskError(f"the model fails on {part.name} ({shapes}): {describe_error(error)}") from error
+                raise TaskError(f"the model fails on {part.label}: {describe_error(error)}") from error
             if count > 1:
                 raise OutOfMemoryError(str(error)) from error
             if part.size == 1 or not part.splittable:
                 why = "is one sample" if part.size == 1 else "cannot be split (axis 0 does not count its samples)"
-                raise TaskError(f"out of memory on {part.name} ({shapes}), which {why}: {error}") from error
+                raise TaskError(f"out of memory on {part.label}, which {why}: {error}") from error
         self._rows = (part.size + 1) // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
