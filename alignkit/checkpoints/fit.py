@@ -102,9 +102,23 @@ class Fit:
             raise error(f"{what}, {count}:\n" + "\n".join(lines))
 
 
-def is_number(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds numbers that can be averaged, rather than whole numbers or truth values."""
-    return tensor.is_floating_point() or tensor.is_complex()
+def is_number(tensor: Tensor | torch.dtype) -> bool:
+    """Tell whether a tensor, or one of this dtype, holds weights: numbers that have differences and averages.
+
+    Whole numbers and truth values are counters, indices, masks or the codes of quantised weights. They belong to no
+    distance, no average and no task vector. Codes mean something with their scale and offset alone: weights have to be
+    dequantised before they are compared. An alignment moves whole numbers as it moves everything else.
+    """
+    dtype = tensor.dtype if isinstance(tensor, Tensor) else tensor
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def is_counter(name: str) -> bool:
+    """Tell whether a tensor counts the steps of a training, which no output depends on; two networks may differ in it.
+
+    These are the counters of torch's norms and of ``torch.optim.swa_utils.AveragedModel``.
+    """
+    return name.rpartition(".")[2] in ("num_batches_tracked", "n_averaged")
 
 
 def tensor_identity(tensor: Tensor) -> object:

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignkit.checkpoints.fit import Fit, first_names, is_number
+from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import StateDict, Weights, weights_of
+from alignkit.text import dtype_name
 
 Method = Literal["linear", "slerp"]
 Shares: TypeAlias = Sequence[float] | None
@@ -45,8 +46,9 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
     Returns:
         A module where modules were given (a copy of the first with new values; tied tensors stay tied), a dict where
         mappings were given. Dtypes and devices are those of the first model; sums are taken in float64. Whole numbers
-        have no average: they have to be alike, only ``num_batches_tracked`` becomes the largest. The running statistics
-        of a merged network do not fit it: see `alignkit.reset_batchnorm`.
+        and truth values have no average: they have to be equal, only counters (``num_batches_tracked``) become the
+        largest. The running statistics of a merged network do not fit it: ``network =
+        alignkit.reset_batchnorm(network, batches)`` computes them anew.
 
     Raises:
         MergeError: Models differ in names, shapes, ties or whole numbers (model and tensor are named), hold NaN or
@@ -65,10 +67,13 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
     for name, tensor in fitting[0].items():
         if not is_number(tensor):
             values = [side[name].to(tensor.device) for side in fitting]
-            counts = name.endswith("num_batches_tracked")
+            counts = is_counter(name)
             if differs := [at for at, other in enumerate(values) if not counts and not torch.equal(tensor, other)]:
-                kind = f"whole numbers ({tensor.dtype})"
-                raise MergeError(f"{name!r} holds {kind}, which have no average, and model {differs[0]} differs.")
+                kind = "truth values" if tensor.dtype == torch.bool else "whole numbers"
+                raise MergeError(
+                    f"{name!r} holds {kind} ({dtype_name(tensor.dtype)}), which have no average, and model "
+                    f"{differs[0]} differs from model 0. Make them equal, or floats if they are quantised weights."
+                )
             tied[name] = torch.stack(values).amax(0) if counts else tensor.detach().clone()
             continue
         wide = [widen(side[name], tensor.device) for side in fitting]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignmentError, BindError
 from alignkit.graph import Block, Pair, SymmetryGraph, Use
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
@@ -183,11 +184,12 @@ class _Batch:
         self, graph: SymmetryGraph, target: Mapping[str, Tensor], networks: Mapping[str, Tensor], device: torch.device
     ) -> None:
         self.graph, self.device = graph, device
-        self.a = {name: tensor.to(device, torch.float64) for name, tensor in target.items()}
-        self.b = {name: tensor.to(device, torch.float64).contiguous() for name, tensor in networks.items()}
-        self.count = len(next(iter(self.b.values())))
-        squares = sum((b.reshape(self.count, -1).square().sum(1) + self.a[n].square().sum() for n, b in self.b.items()))
-        self.squares = torch.as_tensor(squares).cpu()
+        self.a = {name: tensor.to(device, torch.float64) for name, tensor in target.items() if is_number(tensor)}
+        self.b = {name: networks[name].to(device, torch.float64).contiguous() for name in self.a}
+        self.count = len(next(iter(networks.values())))
+        self.squares = torch.zeros(self.count, dtype=torch.float64)
+        for name, b in self.b.items():
+            self.squares += (b.reshape(self.count, -1).square().sum(1) + self.a[name].square().sum()).cpu()
         self.elements: dict[str, Tensor] = {}
         """Indices ``[networks, n]`` of the groups that were matched."""
         self._constant: dict[Use, Tensor] = {}
@@ -225,7 +227,7 @@ class _Batch:
         """Match one group of some networks; return which of them changed, and what each gained."""
         size = self.graph.groups[group].size
         total = torch.zeros(len(turn), size, size, dtype=torch.float64, device=self.device)
-        for use in self.graph.uses[group]:
+        for use in (use for use in self.graph.uses[group] if use.tensor in self.a):
             if use.others:
                 total += self._similarity(use, turn)
                 continue
@@ -295,6 +297,8 @@ def _distances(target: Mapping[str, Tensor], networks: Mapping[str, Tensor]) -> 
     """Return ``||reference - network||^2`` of every network, float64 ``[networks]``, from a batch at a time."""
     total = torch.zeros(len(next(iter(networks.values()))), dtype=torch.float64)
     for name, stacked in networks.items():
+        if not is_number(stacked):
+            continue
         own = target[name].detach().to(stacked.device).double()
         parts = torch.split(stacked, max(1, BATCH_ELEMENTS // max(1, own.numel())))
         total += torch.cat([(part.double() - own).reshape(len(part), -1).square().sum(1) for part in parts]).cpu()

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.checkpoints.fit import is_number
+import torch
+
+from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
@@ -21,7 +23,8 @@ from alignkit.solver.solution import Solution
 class TensorDistance:
     """One tensor of two networks: ``|A - B|^2`` in float64 as the weights were given, ``|A - P # B|^2`` aligned.
 
-    ``largest`` is the largest difference of an element after alignment, relative to the largest of either tensor.
+    ``largest`` is the largest difference of an element after alignment, relative to the largest of either tensor. Whole
+    numbers and truth values have no distance: theirs is 0, and ``largest`` is 1 where an element differs.
     """
 
     before: float
@@ -124,7 +127,8 @@ def distance(
         b: The network to compare, if ``pair`` is a graph.
         solver: Solver that aligns them, as in `alignkit.solve`.
         tolerance: Networks count as the same when no element differs by more than this, relative to the largest
-            element of its tensor. Whole-number tensors have to be equal.
+            element of its tensor. Whole numbers and truth values have to be equal, but for counters such as
+            ``num_batches_tracked``.
         arguments: Further arguments of `alignkit.solve`: a task, a device, a seed, options.
 
     Raises:
@@ -136,10 +140,11 @@ def distance(
     aligned = solution.alignment.apply(dict(bound.b))
     tensors = {}
     for name, tensor in bound.a.items():
+        if not is_number(tensor):
+            differs = not is_counter(name) and not torch.equal(tensor, aligned[name].to(tensor.device))
+            tensors[name] = TensorDistance(0.0, 0.0, float(differs))
+            continue
         left, right, moved = (t.detach().double() for t in (tensor, bound.b[name], aligned[name]))
         before, after = (float((left - other).square().sum()) for other in (right, moved))
-        largest = relative_difference([left], [moved])
-        if largest and not is_number(tensor):
-            largest = float("inf")
-        tensors[name] = TensorDistance(before, after, largest)
+        tensors[name] = TensorDistance(before, after, relative_difference([left], [moved]))
     return Distance(tensors, solution, tolerance)

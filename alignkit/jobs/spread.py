@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignmentError, BindError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.elements.alignment import Alignment
@@ -44,7 +45,7 @@ def spread(weights: Sequence[Mapping[str, Tensor]], alignments: Sequence[Alignme
     """Return the mean squared distance over all pairs of aligned models, in float64."""
     count = len(weights)
     total = 0.0
-    for name in weights[0]:
+    for name in (name for name, tensor in weights[0].items() if is_number(tensor)):
         moved = [a.apply_tensor(name, w[name]).double() for a, w in zip(alignments, weights, strict=True)]
         mean = torch.stack(moved).mean(0)
         total += sum(float((tensor - mean).square().sum()) for tensor in moved)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.checkpoints.fit import is_number
+from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
@@ -19,6 +19,7 @@ from alignkit.jobs.solve import SolverLike, bound_pair, solve
 from alignkit.reports import Check, Facts, Report
 from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
+from alignkit.text import list_some
 
 TITLE = "A fine-tune carried to another base"
 
@@ -28,7 +29,8 @@ class Transported:
     """A fine-tune on another base: ``network`` is the tuned base B, a module where one was given, else a state dict.
 
     ``alignment`` brings base B to base A; there is no ``solution`` where it was given. ``length`` is that of the task
-    vector, ``||tuned A - base A||`` in float64, ``scale`` its factor.
+    vector, ``||tuned A - base A||`` in float64, ``scale`` its factor. ``whole_numbers_left`` are tensors of whole
+    numbers or truth values, counters left out, that tuning changed: they have no difference that could be carried.
     """
 
     network: nn.Module | dict[str, Tensor]
@@ -36,6 +38,7 @@ class Transported:
     solution: Solution | None
     length: float
     scale: float
+    whole_numbers_left: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Transported(task vector of length {self.length:.6g}, times {self.scale:g})"
@@ -43,12 +46,17 @@ class Transported:
     def explain(self) -> str:
         """Say in a few lines what was carried, and how the bases were aligned."""
         how = "The bases were aligned before." if self.solution is None else self.solution.explain()
-        return f"{how}\nTask vector of length {self.length:.6g}, times {self.scale:g}."
+        text = f"{how}\nTask vector of length {self.length:.6g}, times {self.scale:g}."
+        if self.whole_numbers_left:
+            names = list_some([repr(name) for name in self.whole_numbers_left])
+            text += f"\nWhole numbers have no task vector. Tuning changed some, which stay those of base B: {names}."
+        return text
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
         solved = {} if self.solution is None else self.solution.facts()
-        return {**solved, "scale": self.scale, "task_vector": self.length}
+        left = list(self.whole_numbers_left)
+        return {**solved, "scale": self.scale, "task_vector": self.length, "whole_numbers_left": left}
 
     def report(
         self, title: str = TITLE, *, pair: Pair | None = None, check: Check = None, facts: Facts = None
@@ -88,7 +96,7 @@ def transport(
 
     Returns:
         The result, whose ``network`` is a module or a dict, as base B is, in its dtypes and on its devices. Whole
-        numbers are those of B. Running variances stay positive.
+        numbers and truth values are those of B. Running variances stay positive.
 
     Raises:
         MergeError: ``tuned`` does not fit the graph (every mismatch is named), or the scale is not finite.
@@ -108,11 +116,13 @@ def transport(
         fit.problems.append("the alignment belongs to another graph")
     fit.raise_if_any(MergeError, "the models do not fit the graph")
     back, carried = order.inverse(), {}
-    squares = 0.0
+    squares, left = 0.0, []
     with torch.no_grad():
         for name, target in bases.b.items():
             if not is_number(target):
                 carried[name] = target.detach().clone()
+                if not is_counter(name) and not torch.equal(after[name].cpu(), bases.a[name].cpu()):
+                    left.append(name)
                 continue
             vector = widen(after[name], target.device) - widen(bases.a[name], target.device)
             squares += float(vector.abs().square().sum())
@@ -125,4 +135,4 @@ def transport(
         network: nn.Module | dict[str, Tensor] = with_tensors(bases.module_b, named)
     else:
         network = {name: named[name] for name in (bases.b if b is None else weights_of(b))}
-    return Transported(network, order, solution, squares**0.5, scale)
+    return Transported(network, order, solution, squares**0.5, scale, tuple(left))

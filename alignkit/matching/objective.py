@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignkit.checkpoints.fit import is_number
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair
@@ -45,12 +46,21 @@ class Objective:
     def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> None:
         self.bound, self.graph = bound, bound.graph
         self.device, self.dtype, self.products = torch.device(device), dtype, dtype
-        moved = [name for name, node in self.graph.tensors.items() if node.groups]
+        moved = [name for name, node in self.graph.tensors.items() if node.groups and self.weighs(name)]
         self.a: Mapping[str, Tensor] = {n: bound.a[n].detach().to(self.device, dtype).contiguous() for n in moved}
         self.b: Mapping[str, Tensor] = {n: bound.b[n].detach().to(self.device, dtype).contiguous() for n in moved}
         self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
         self._cached = 0
         self._views: dict[Use, tuple[Tensor, Tensor]] = {}
+
+    def weighs(self, name: str) -> bool:
+        """Tell whether a tensor counts in sums: see `alignkit.checkpoints.fit.is_number`."""
+        return is_number(self.bound.a[name])
+
+    @cached_property
+    def uses(self) -> dict[str, tuple[Use, ...]]:
+        """Uses of each group, without those in tensors that do not count."""
+        return {group: tuple(use for use in uses if self.weighs(use.tensor)) for group, uses in self.graph.uses.items()}
 
     def with_products(self, dtype: torch.dtype) -> Self:
         """Return the same objective with similarity matrices that are multiplied in another type.
@@ -65,7 +75,12 @@ class Objective:
         return other
 
     def pieces(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one tensor of A and of aligned B piece by piece; B as it stands where no elements are given."""
+        """Yield one tensor of A and of aligned B piece by piece; B as it stands where no elements are given.
+
+        Nothing for a tensor that does not count.
+        """
+        if not self.weighs(name):
+            return
         a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, self.bound.b[name]).detach()
         for block in self.graph.tensors[name].blocks:
             part = block.view(b)
@@ -73,7 +88,7 @@ class Objective:
 
     @cached_property
     def sums(self) -> dict[str, Sums]:
-        """Sums over each tensor, all from one pass over both networks; integer buffers count as numbers too."""
+        """Sums over each tensor, all from one pass over both networks; zeros for those that do not count."""
         sums = {}
         for name in self.graph.tensors:
             total = torch.zeros(4, dtype=torch.float64)
@@ -140,7 +155,7 @@ class Objective:
         """
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
-        for use in self.graph.uses[group]:
+        for use in self.uses[group]:
             depends = [elements.get(name) for name in use.others]
             kept = self._cache.get(use)
             if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignkit.checkpoints.fit import is_number
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
@@ -105,7 +106,7 @@ class Relaxation:
 
     def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.graph, self.device, self.dtype = bound.graph, torch.device(device), dtype
-        moved = {name: node for name, node in self.graph.tensors.items() if node.groups}
+        moved = {name: node for name, node in self.graph.tensors.items() if node.groups and is_number(bound.a[name])}
         self.a = {name: bound.a[name].detach().to(self.device, dtype).contiguous() for name in moved}
         self.b = {name: bound.b[name].detach().to(self.device, dtype).contiguous() for name in moved}
         self.terms = tuple(Term(name, block) for name, node in moved.items() for block in node.blocks if block.groups)

@@ -35,7 +35,7 @@ class TreeObjective:
         self.coupled: dict[str, list[Use]] = {name: [] for name in self.members}
         """Uses of each group where it meets what is nested in the same parents."""
         for name in self.members:
-            for use in self.graph.uses[name]:
+            for use in objective.uses[name]:
                 if not use.is_innermost:
                     continue  # A deeper group of the tree speaks for this use.
                 (self.coupled if use.branches else self.plain)[name].append(use)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignkit.checkpoints.fit import is_number
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
@@ -22,7 +23,7 @@ TINY = 1e-300
 class UnitSimilarity:
     """Cosine similarities of the units of one group.
 
-    A unit's vector is everything that the group indexes with it: its rows, columns and biases in every tensor.
+    A unit's vector is every weight that the group indexes with it: its rows, columns and biases in every tensor.
 
     Attributes:
         before: Float64 ``[instances, size]``: unit i of A and unit i of B, as the weights were given.
@@ -48,6 +49,8 @@ def unit_similarity(
         if not node.groups:
             continue
         left, right = (side[name].detach().cpu() for side in (a, b))
+        if not is_number(left):
+            continue
         for block in node.blocks:
             mine = block.view(left).double()
             plain, moved = (act_on_block(block, block.view(right), p).double() for p in (identity, alignment.elements))
@@ -74,6 +77,8 @@ def similarity_matrix(
     total, squares = (torch.zeros(*shape, size, dtype=torch.float64) for shape in ((instances, size), (2, instances)))
     for use in graph.uses[group]:
         left, right = (use.block.view(side[use.tensor].detach().cpu()) for side in (a, b))
+        if not is_number(left):
+            continue
         right = act_on_block(use.block, right, alignment.elements)
         mine, other = (use.unfold(part).double() for part in (left, right))
         total += mine @ other.mT

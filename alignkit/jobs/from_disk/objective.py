@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignkit.checkpoints.fit import is_number
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair
@@ -41,8 +42,14 @@ class ObjectiveOnDisk(Objective):
         # Whole tensors in float64, for trees that cannot be worked in pieces.
         self.a, self.b = (side.widened() for side in self.on_disk)
 
+    def weighs(self, name: str) -> bool:
+        """Tell whether a tensor counts in sums; see `Objective.weighs`."""
+        return is_number(self.on_disk[0].entry(name).dtype)
+
     def pieces(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield rows of one tensor of A and of aligned B, in float64; see `Objective.pieces`."""
+        if not self.weighs(name):
+            return
         node = self.graph.tensors[name]
         aligned = Reordered(node, {} if elements is None else known(elements, node.groups))
         for span in aligned.pieces(self.budget.piece):
@@ -54,7 +61,7 @@ class ObjectiveOnDisk(Objective):
         """Return how alike each unit of A is to each unit of B; see `Objective.similarity`."""
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=torch.float64)
-        for use in self.graph.uses[group]:
+        for use in self.uses[group]:
             _Summing(self, use, elements).add_to(total)
         release_freed()
         return total

@@ -80,7 +80,7 @@ class AscentOnDisk(Ascent):
         for group in self.graph.tree(root):
             units = self.graph.unit_count(group)
             work += _ASSIGN * units**3
-            for use in self.objective.graph.uses[group]:
+            for use in self.objective.uses[group]:
                 size += self.objective.reads(use)
                 averaged = prod(use.block.dims[at].size for at in unknown_dims(use, elements))
                 work += prod(dim.size for dim in use.block.dims) * (_READ + units / averaged)
