@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.description import describe, group_table
 from alignkit.graph.drawing import diagrams
 from alignkit.graph.nodes import Provenance
+from alignkit.graph.owned import ReadOnly
 from alignkit.graph.proof.verify import Verification, verify
 from alignkit.graph.serial import build_network, graph_from_json, graph_to_json
 from alignkit.graph.spec import Like, read_spec, write_spec
@@ -158,7 +160,8 @@ class Pair:
     """A graph with the weights of two models, checked to fit.
 
     ``a`` are those of the reference model, by the first name of each tensor, ``b`` those of the model to be aligned;
-    ``module_a`` and ``module_b`` are the modules that they came from, None for weights given otherwise.
+    ``module_a`` and ``module_b`` are the modules that they came from, None for weights given otherwise. The mappings
+    are the pair's own and cannot be written to; the tensors in them are the caller's, and are not copied.
     """
 
     graph: SymmetryGraph
@@ -166,6 +169,12 @@ class Pair:
     b: Mapping[str, Tensor] = field(repr=False)
     module_a: nn.Module | None = field(default=None, repr=False)
     module_b: nn.Module | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for side in ("a", "b"):
+            tensors = getattr(self, side)
+            if isinstance(tensors, dict | MappingProxyType):  # other mappings read their tensors from disk when asked
+                object.__setattr__(self, side, ReadOnly(tensors))
 
     @property
     def device(self) -> torch.device:

@@ -62,6 +62,10 @@ class ManyAlignment:
     history: tuple[Step, ...] = ()
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alignments", tuple(self.alignments))
+        object.__setattr__(self, "history", tuple(self.history))
+
     @property
     def graph(self) -> GraphStructure:
         """The graph that all models share."""

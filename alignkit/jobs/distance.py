@@ -12,6 +12,7 @@ from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.owned import ReadOnly
 from alignkit.graph.proof.verify import relative_difference
 from alignkit.jobs.solve import SolverLike, bound_pair, solve
 from alignkit.reports import Facts, Report, Section, Table
@@ -42,6 +43,9 @@ class Distance:
     tensors: Mapping[str, TensorDistance]
     solution: Solution
     tolerance: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", ReadOnly(self.tensors))
 
     @property
     def before(self) -> float:

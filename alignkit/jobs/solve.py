@@ -92,7 +92,7 @@ def solve(
     return replace(  # where the last stage ended, seen from where the first began
         solution,
         solver=" > ".join(stage.name for stage in stages),
-        options={f"{i} {stage.solver}": stage.options for i, stage in enumerate(solutions, 1)},
+        options={f"{i} {stage.solver}": dict(stage.options) for i, stage in enumerate(solutions, 1)},
         objective_init=solutions[0].objective_init,
         history=tuple(step for stage in solutions for step in stage.history),
         seconds=sum(stage.seconds for stage in solutions),
@@ -195,16 +195,17 @@ def account(
     problem: Problem, solver: Solver[Any], outcome: Outcome, history: tuple[Step, ...], seconds: float, detail: str
 ) -> Solution:
     """Return the solution that an outcome amounts to: distances before and after, and the gain of every group."""
-    objective = problem.objective
-    before, after = objective.unaligned, objective.distances2(outcome.alignment)
+    # What a solver returns may be of a class of its own, whose elements change later.
+    objective, alignment = problem.objective, Alignment(problem.graph, outcome.alignment.elements)
+    before, after = objective.unaligned, objective.distances2(alignment)
     # The gain of every tensor is shared equally among the groups that act on it and moved.
-    gain, moved = dict.fromkeys(problem.graph.groups, 0.0), outcome.alignment.moved()
+    gain, moved = dict.fromkeys(problem.graph.groups, 0.0), alignment.moved()
     for name, node in problem.graph.tensors.items():
         movers = [group for group in node.groups if moved[group]]
         for group in movers:
             gain[group] += (before[name] - after[name]) / len(movers)
     return Solution(
-        alignment=outcome.alignment,
+        alignment=alignment,
         solver=solver.name,
         options={**solver.options.model_dump(mode="json"), "seed": problem.seed},
         status=outcome.status,
@@ -214,8 +215,8 @@ def account(
         gain=gain,
         moved=moved,
         history=history,
-        stats=dict(outcome.stats),
-        notes=dict(outcome.notes),
+        stats=outcome.stats,
+        notes=outcome.notes,
         seconds=seconds,
         soft=outcome.soft,
         detail=detail,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from alignkit.errors import AlignmentError
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.owned import Owned, ReadOnly
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.families import best_element, unit_masses
 from alignkit.text import html_table
@@ -22,7 +22,8 @@ class SoftAlignment:
     """Where each unit goes, in parts: a doubly stochastic matrix in place of each index vector.
 
     Row ``i`` holds the shares of B's units at place ``i``. A family has one matrix for each pair of parents: how the
-    units are ordered if the parent at one place is the parent from another.
+    units are ordered if the parent at one place is the parent from another. It holds copies of its matrices, and
+    ``matrices`` hands out copies.
 
     Args:
         graph: The graph.
@@ -34,7 +35,6 @@ class SoftAlignment:
     """
 
     def __init__(self, graph: GraphStructure, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
-        self.graph = graph
         for name in graph.groups:
             matrix, shape = matrices.get(name), matrix_shape(graph, name)
             if matrix is None:
@@ -47,7 +47,18 @@ class SoftAlignment:
             if not worst <= tolerance or float(values.min()) < -tolerance:
                 off = f"a row or column sum is off by {worst:.2g}"
                 raise AlignmentError(f"the matrix of group {name!r} is not doubly stochastic: {off}.")
-        self.matrices: Mapping[str, Tensor] = MappingProxyType({name: matrices[name] for name in graph.groups})
+        self._graph = graph
+        self._matrices: ReadOnly[Tensor] = Owned({name: matrices[name] for name in graph.groups})
+
+    @property
+    def graph(self) -> GraphStructure:
+        """The graph."""
+        return self._graph
+
+    @property
+    def matrices(self) -> Mapping[str, Tensor]:
+        """For each group a copy of its matrix."""
+        return self._matrices
 
     @classmethod
     def centre(cls, graph: GraphStructure) -> SoftAlignment:
@@ -100,11 +111,11 @@ class SoftAlignment:
         return Alignment(self.graph, best_element(self.graph, unit_masses(self.graph, matrices)))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Mapping proxies cannot be pickled or copied, nor can tensors inside a computation of gradients.
+        # Tensors inside a computation of gradients cannot be pickled or copied.
         return {"graph": self.graph, "matrices": {name: matrix.detach() for name, matrix in self.matrices.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.graph, self.matrices = state["graph"], MappingProxyType(state["matrices"])
+        self._graph, self._matrices = state["graph"], Owned(state["matrices"])
 
     def _certainty(self) -> dict[str, float]:
         """Mean of the largest share of every row, for each group: 1 where a matrix is hard."""
@@ -122,7 +133,7 @@ class SoftAlignment:
 
 
 class ProjectedAlignment(SoftAlignment):
-    """A soft alignment whose matrices come from the Sinkhorn operator: they are not checked again.
+    """A soft alignment whose matrices come from the Sinkhorn operator: they are neither checked nor copied again.
 
     A group whose matrix is missing or None is at the centre. Matrices are turned into ``dtype`` unless it is None.
     """
@@ -130,13 +141,12 @@ class ProjectedAlignment(SoftAlignment):
     def __init__(
         self, graph: GraphStructure, matrices: Mapping[str, Tensor | None], dtype: torch.dtype | None = None
     ) -> None:
-        self.graph = graph
         filled = {}
         for name, group in graph.groups.items():
             matrix = matrices.get(name)
             matrix = torch.full(matrix_shape(graph, name), 1.0 / group.size) if matrix is None else matrix
             filled[name] = matrix if dtype is None else matrix.to(dtype)
-        self.matrices = MappingProxyType(filled)
+        self._graph, self._matrices = graph, ReadOnly(filled)
 
 
 def matrix_shape(graph: GraphStructure, group: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.owned import ReadOnly
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver.outcome import Outcome, Status, Step
 from alignkit.solver.problem import Problem
@@ -24,8 +25,8 @@ def fault(outcome: object, problem: Problem) -> str:
         return "The alignment belongs to another graph."
     try:
         Alignment(problem.graph, outcome.alignment.elements)
-    except AlignmentError as error:  # its indices were written to after it was made
-        return f"The alignment was changed after it was made: {error}"
+    except AlignmentError as error:  # a class of its own, which checks nothing
+        return f"The alignment is not an element of the symmetry group: {error}"
     if not isinstance(outcome.status, Status):
         return f"The status is {show_value(outcome.status)}, not a Status."
     if not isinstance(outcome.stats, Mapping):
@@ -53,11 +54,11 @@ class WriteGuard:
     """Notices in-place writes to the tensors of a problem, by the counters that torch keeps for autograd.
 
     Writes that torch does not count, such as those through ``tensor.data`` or numpy, are not noticed. A side
-    that is not a dict, such as a checkpoint on disk, gives a new tensor at every look: there is nothing to write to.
+    on disk gives a new tensor at every look: there is nothing to write to.
     """
 
     def __init__(self, problem: Problem) -> None:
-        sides = [(label, side) for label, side in (("A", problem.a), ("B", problem.b)) if isinstance(side, dict)]
+        sides = [(label, side) for label, side in (("A", problem.a), ("B", problem.b)) if isinstance(side, ReadOnly)]
         self._tensors = {f"{name!r} of {label}": tensor for label, side in sides for name, tensor in side.items()}
         self._before = {label: _version(tensor) for label, tensor in self._tensors.items()}
 

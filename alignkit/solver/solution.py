@@ -14,6 +14,7 @@ from alignkit.errors import WeightsError
 from alignkit.graph import Pair
 from alignkit.graph.description import group_table, why_fixed
 from alignkit.graph.elements.alignment import Alignment, check_same_graph
+from alignkit.graph.owned import Owned
 from alignkit.graph.proof.verify import Verification
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.soft_alignment import SoftAlignment
@@ -49,7 +50,7 @@ _PLAIN = ("solver", "options", *_DISTANCES, "gain", "moved", "stats", "seconds",
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The order of B's units that a solver found.
+    """The order of B's units that a solver found; it holds copies of all that it is made of, and hands out copies.
 
     Attributes:
         alignment: Place i of aligned B holds unit ``element[i]`` of B.
@@ -87,6 +88,12 @@ class Solution:
     detail: str = ""
     stages: tuple[Solution, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("options", "gain", "moved", "stats", "notes"):
+            object.__setattr__(self, name, Owned(getattr(self, name)))
+        for name in ("history", "stages"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def graph(self) -> GraphStructure:

@@ -25,13 +25,13 @@ def act_on_block(
         The moved block. Differentiable with respect to ``part`` and to the matrices.
     """
     dims = block.dims
-    soft: list[int] = []
+    soft: dict[int, Tensor] = {}
     for at, dim in enumerate(dims):
         if dim.group is None or at in skip:
             continue
         element = elements[dim.group]
         if element.is_floating_point():
-            soft.append(at)
+            soft[at] = element
         elif dim.ancestors:
             shape = [d.size if i in (*dim.ancestors, at) else 1 for i, d in enumerate(dims)]
             part = torch.take_along_dim(part, element.to(part.device).reshape(shape), at)
@@ -43,10 +43,10 @@ def act_on_block(
     # the place and on the source of its parents.
     operands: list[Tensor | list[int]] = [part, list(range(len(dims)))]
     result = [len(dims) + at if at in soft else at for at in range(len(dims))]
-    for at in soft:
+    for at, element in soft.items():
         ancestors, size = dims[at].ancestors, dims[at].size
         sizes = [dims[i].size for i in ancestors]
-        matrix = elements[str(dims[at].group)].to(part.device, part.dtype).reshape(*sizes, *sizes, size, size)
+        matrix = element.to(part.device, part.dtype).reshape(*sizes, *sizes, size, size)
         operands += [matrix, [*(result[i] for i in ancestors), *ancestors, result[at], at]]
     return torch.einsum(*operands, result)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,14 @@ from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_blocks
+from alignkit.graph.owned import Owned
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import html_table
 
 FORMAT = Format("alignkit.alignment", "alignment", "Alignment.save", AlignmentError)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+WHOLE = frozenset(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
+"""Dtypes of indices."""
 
 
 class Alignment:
@@ -29,6 +31,8 @@ class Alignment:
     Gather convention: place ``i`` of the aligned network holds unit ``element[i]`` of the network that is aligned.
     For a family, ``element[p, i]`` is the unit, within the parent unit that was moved to place ``p``, that comes to
     place ``i``.
+
+    An alignment never changes: it holds copies of its indices, and ``elements`` hands out copies.
 
     Args:
         graph: The graph whose symmetry group the alignment belongs to.
@@ -40,23 +44,24 @@ class Alignment:
     """
 
     def __init__(self, graph: GraphStructure, elements: Mapping[str, Tensor]) -> None:
-        self.graph = graph
         if unknown := [name for name in elements if name not in graph.groups]:
             raise AlignmentError(f"the graph has no groups {', '.join(map(repr, unknown))}.")
         checked = {}
         for name in graph.groups:
             if name not in elements:
                 raise AlignmentError(f"group {name!r} has no indices.")
-            element = torch.as_tensor(elements[name])
-            shape = graph.element_shape(name)
-            if element.is_floating_point() or element.dtype == torch.bool or tuple(element.shape) != shape:
-                needed = f"group {name!r} needs whole numbers of shape {shape}"
-                raise AlignmentError(f"{needed}, found {element.dtype} of shape {tuple(element.shape)}.")
-            checked[name] = element.detach().to("cpu", torch.int64)
-            if not torch.equal(checked[name].sort(-1).values, torch.arange(shape[-1]).expand(shape)):
-                problem = f"the indices of group {name!r} are not a permutation of 0 .. {shape[-1] - 1}"
-                raise AlignmentError(f"{problem}: an index is missing or there twice.")
-        self.elements: Mapping[str, Tensor] = MappingProxyType(checked)
+            checked[name] = _checked_indices(name, elements[name], graph.element_shape(name))
+        self._graph, self._elements = graph, Owned(checked)
+
+    @property
+    def graph(self) -> GraphStructure:
+        """The graph whose symmetry group the alignment belongs to."""
+        return self._graph
+
+    @property
+    def elements(self) -> Mapping[str, Tensor]:
+        """For each group a copy of its indices, int64 on the CPU."""
+        return self._elements
 
     @classmethod
     def identity(cls, graph: GraphStructure) -> Alignment:
@@ -119,10 +124,6 @@ class Alignment:
         Row ``i`` has its one at column ``element[i]``, so that the matrix times B's units gives the aligned units.
         """
         return {n: nn.functional.one_hot(element, element.shape[-1]).float() for n, element in self.elements.items()}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Mapping proxies cannot be pickled or copied; the constructor makes them anew.
-        return (type(self), (self.graph, dict(self.elements)))
 
     @property
     def summary(self) -> str:
@@ -188,6 +189,24 @@ class Alignment:
         check_same_graph(path, values.get("graph"), graph)
         with FORMAT.rebuilding(path):
             return cls(graph, elements)
+
+
+def _checked_indices(group: str, given: object, shape: tuple[int, ...]) -> Tensor:
+    """Return the indices of a group as int64 on the CPU; raise `AlignmentError` unless they are permutations."""
+    needed = f"group {group!r} needs whole numbers of shape {shape}"
+    try:
+        indices = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise AlignmentError(f"{needed}, found {type(given).__name__}.") from error
+    if indices.dtype not in WHOLE or indices.layout != torch.strided or tuple(indices.shape) != shape:
+        raise AlignmentError(f"{needed}, found {indices.dtype} of shape {tuple(indices.shape)}.")
+    if indices.is_meta:
+        raise AlignmentError(f"{needed}, found a tensor on the meta device, which has no values.")
+    whole = indices.detach().to("cpu", torch.int64)
+    if not torch.equal(whole.sort(-1).values, torch.arange(shape[-1]).expand(shape)):
+        problem = f"the indices of group {group!r} are not a permutation of 0 .. {shape[-1] - 1}"
+        raise AlignmentError(f"{problem}: an index is missing or there twice.")
+    return whole
 
 
 def check_same_graph(path: str | Path, fingerprint: object, graph: GraphStructure) -> None:
