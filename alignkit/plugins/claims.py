@@ -1,4 +1,7 @@
-"""Names that plugins claim with their offers: a name is usable while exactly one package claims it."""
+"""Names that plugins claim with their offers: a name is usable while exactly one package claims it.
+
+What alignkit itself offers is claimed first, and no other package can take it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from alignkit.errors import AlignkitError, PluginError
 from alignkit.plugins.loading import DISABLE_VARIABLE, PluginSet, PluginWarning, warn_if_slow
-from alignkit.text import describe_error, did_you_mean, one_line
+from alignkit.text import describe_error, did_you_mean, list_some, one_line
 
 MOST = 10_000
 """Maximum number of offers of one plugin to one hook. An answer that never ends is cut off here."""
@@ -17,6 +20,8 @@ MOST = 10_000
 T = TypeVar("T")
 Reader: TypeAlias = Callable[[object], Iterator[tuple[str, T]]]
 """Checks the answer to a hook and yields its offers by name; raises `PluginError`."""
+Cover: TypeAlias = Callable[[str], Iterable[str]]
+"""Yields the names under which a name may be taken: itself, and those that mean the same or more."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +35,39 @@ class Claims(Generic[T]):
     """What is offered, for messages: ``"solver"``."""
 
     @classmethod
-    def collect(cls, plugins: PluginSet, what: str, hook: str, read: Reader[T]) -> Claims[T]:
-        """Ask every plugin for what it offers to a hook. An answer that cannot be read breaks only its own plugin."""
+    def collect(cls, plugins: PluginSet, what: str, hook: str, read: Reader[T], cover: Cover) -> Claims[T]:
+        """Ask every plugin for what it offers to a hook. An answer that cannot be read breaks only its own plugin.
+
+        Offers under a name of alignkit's own are left out, with one warning; the others of the same plugin count.
+        """
         claims: dict[str, list[tuple[str, T]]] = {}
-        for key, call in plugins.implementations(hook, {}):
-            package = plugins.packages[key]
+        built_in: set[str] = set()
+        calls = sorted(plugins.implementations(hook, {}), key=lambda pair: pair[0] not in plugins.built_in)
+        for key, call in calls:
+            package, is_own = plugins.packages[key], key in plugins.built_in
             plugin = key.partition(":")[2] or key
             try:
                 with warn_if_slow(f"Plugin {plugin!r} ({package}) is still working on {hook}", plugin):
                     offers = list(islice(read(call()), MOST + 1))
                 if len(offers) > MOST:
                     raise PluginError(f"it offers more than {MOST} things; does its generator end?")
-            except (KeyboardInterrupt, PluginWarning):
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note(f"Interrupted while plugin {plugin!r} ({package}) was at work on {hook}.")
+                raise
+            except PluginWarning:
                 raise
             except BaseException as error:  # third-party code: exits and panics too
-                if package == "alignkit":
+                if is_own:
                     raise
                 reason = one_line(error) if isinstance(error, AlignkitError) else describe_error(error)
                 plugins.mark_broken(plugin, package, f"{hook}: {reason}")
                 continue
+            if is_own:
+                built_in.update(name for name, _ in offers)
+            elif taken := [name for name, _ in offers if not built_in.isdisjoint(cover(name))]:
+                offers = [(name, offer) for name, offer in offers if name not in taken]
+                names = list_some([repr(name) for name in dict.fromkeys(taken)], 3)
+                plugins.mark_broken(plugin, package, f"{hook}: it offers {names}, where alignkit's own {what} stays")
             for name, offer in offers:
                 claimed = claims.setdefault(name, [])
                 if not any(other is offer and by == package for by, other in claimed):  # a package may repeat itself

@@ -36,8 +36,9 @@ ModelSource: TypeAlias = Callable[[str], tuple[nn.Module, tuple[Any, ...], dict[
 def alignkit_register_solvers() -> Iterable[type[Solver[Any]]]:
     """Offer solvers, as classes. Called once, when a solver is first looked up.
 
-    The results of all plugins are joined. A name that two packages claim cannot be used until one of them is
-    disabled (``ALIGNKIT_DISABLE_PLUGINS=name``); the error names both. Every other solver keeps working::
+    The results of all plugins are joined. A name of alignkit's own stays alignkit's: an offer under it is left out,
+    with a warning. A name that two other packages claim cannot be used until one of them is disabled
+    (``ALIGNKIT_DISABLE_PLUGINS=name``); the error names both. Every other solver keeps working::
 
         @alignkit.hookimpl
         def alignkit_register_solvers():
@@ -51,9 +52,10 @@ def alignkit_register_trace_rules() -> Mapping[str, Rule]:
     """Offer rules for operators that the tracer does not know. Called once, before the first trace.
 
     Keys are operator names with their namespace: ``"mylib::fold"``, or ``"mylib::fold.default"`` for one
-    overload. A rule takes an `alignkit.tracing.Call` and returns the labels of the result; it replaces a built-in
-    rule of the same name. The results of all plugins are joined. If two packages claim one operator, neither
-    rule is used and a warning names both; what the operator touches then stays fixed, which is always safe::
+    overload. A rule takes an `alignkit.tracing.Call` and returns the labels of the result. The results of all plugins
+    are joined. An operator that alignkit has a rule for keeps it, and a warning names the plugin. If two other packages
+    claim one operator, neither rule is used and a warning names both; what the operator touches then stays fixed,
+    which is always safe::
 
         @alignkit.hookimpl
         def alignkit_register_trace_rules():
@@ -80,7 +82,8 @@ def alignkit_register_model_sources() -> Mapping[str, ModelSource]:
 def alignkit_solve_started(problem: Problem, solver: Solver[Any]) -> None:
     """Watch a solver start. Called once for each stage of a chain, in the thread that solves.
 
-    An observer that raises is warned about once; the solve continues. That holds for all three observer hooks::
+    An observer that raises or exits is warned about once; the solve continues. That holds for all three observer
+    hooks::
 
         @alignkit.hookimpl
         def alignkit_solve_started(solver):

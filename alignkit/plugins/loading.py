@@ -55,6 +55,8 @@ class PluginSet:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager("alignkit")
         self.manager.add_hookspecs(hookspecs)
+        self.built_in: set[str] = set()
+        """Names of the modules of alignkit itself among the plugins."""
         self.packages: dict[str, str] = {}
         """Distribution and version of each plugin, by the name that it is registered under."""
         self.broken: list[BrokenPlugin] = []
@@ -120,7 +122,10 @@ class PluginSet:
                 with warn_if_slow(f"Plugin {entry.name!r} ({package}) is still being imported", entry.name):
                     plugin = entry.load()
                 self.register(plugin, f"{distribution}:{entry.name}", package)
-            except (KeyboardInterrupt, PluginWarning):
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note(f"Interrupted while plugin {entry.name!r} ({package}) was being imported.")
+                raise
+            except PluginWarning:
                 raise
             except PluginError as error:
                 self.mark_broken(entry.name, package, one_line(error.__cause__ or error))

@@ -70,3 +70,14 @@ def read_rules(answer: object) -> Iterator[tuple[str, Any]]:
         if "::" not in name:
             raise PluginError(f"operator {name!r} has no namespace, write it as 'aten::{name}' or 'mylib::{name}'")
         yield name, offer
+
+
+def rules_covering(name: str) -> Iterator[str]:
+    """Yield the names of rules that an operator may have already: its own, all overloads, the out-of-place form.
+
+    ``"aten::add_.Tensor"`` is covered by ``"aten::add_.Tensor"``, ``"aten::add_"``, ``"aten::add.Tensor"`` and
+    ``"aten::add"``, as in `alignkit.tracing.rules.table.RuleTable`.
+    """
+    operator, dot, overload = name.partition(".")
+    plain = operator[:-1] if operator.endswith("_") and not operator.endswith("__") else operator
+    yield from (name, operator, f"{plain}{dot}{overload}", plain)

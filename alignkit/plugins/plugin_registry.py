@@ -14,21 +14,21 @@ from alignkit.errors import SolverError, UsageError
 from alignkit.plugins.claims import Claims, join_names
 from alignkit.plugins.hookspecs import ModelSource
 from alignkit.plugins.loading import PluginSet, warn_of_plugin
-from alignkit.plugins.offers import read_rules, read_solvers, read_sources
+from alignkit.plugins.offers import read_rules, read_solvers, read_sources, rules_covering
 from alignkit.solver import Needs, Returns, Solver, SolverOptions
 from alignkit.text import describe_error
 
 if TYPE_CHECKING:
     from alignkit.plugins.hookspecs import Rule
 
-BUILT_IN = ("alignkit.solvers", "alignkit.models.sources")
+BUILT_IN = ("alignkit.solvers", "alignkit.tracing.rules.built_in", "alignkit.models.sources")
 """Modules of alignkit itself that implement hooks. Named, not imported: they stand above this room."""
 OFFERS = {
-    "solver": ("alignkit_register_solvers", read_solvers),
-    "trace rule": ("alignkit_register_trace_rules", read_rules),
-    "model source": ("alignkit_register_model_sources", read_sources),
+    "solver": ("alignkit_register_solvers", read_solvers, lambda name: (name,)),
+    "trace rule": ("alignkit_register_trace_rules", read_rules, rules_covering),
+    "model source": ("alignkit_register_model_sources", read_sources, lambda name: (name,)),
 }
-"""What can be offered, each with its hook and what reads an answer to it."""
+"""What can be offered, each with its hook, what reads an answer to it, and under which names a name is taken."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Registry:
         self._reported: set[object] = set()
         """What was warned about once and is not warned about again."""
         for module in BUILT_IN:
-            self.plugins.register(import_module(module), None, "alignkit")
+            self.plugins.built_in.add(self.plugins.register(import_module(module), None, "alignkit"))
         self.plugins.load(entries, disabled)
 
     def register(self, plugin: object, *, name: str | None = None, package: str = "registered by hand") -> str:
@@ -134,7 +134,10 @@ class Registry:
         return self._claims("solver").contested
 
     def trace_rules(self) -> dict[str, Rule]:
-        """Return all trace rules by operator; an operator that two packages claim is left out, with one warning."""
+        """Return all trace rules by operator, those of alignkit and those of plugins.
+
+        An operator that two packages claim is left out, with one warning.
+        """
         rules = self._claims("trace rule")
         for operator, packages in rules.contested.items():
             if operator not in self._reported:
@@ -166,12 +169,17 @@ class Registry:
         for key, call in self.plugins.implementations(hook, arguments):
             try:
                 call()
-            except Exception as error:
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note(f"Interrupted while {self._observer(key)} was at work on {hook}.")
+                raise
+            except BaseException as error:  # third-party code: exits and panics too
                 if (key, hook) not in self._reported:
                     self._reported.add((key, hook))
-                    who = f"observer {key!r} ({self.plugins.packages.get(key, 'removed')})"
                     reason = f"raised in {hook}: {describe_error(error)}"
-                    warn_of_plugin(f"{who} {reason}. The solve continues; this is said once.")
+                    warn_of_plugin(f"{self._observer(key)} {reason}. The solve continues; this is said once.")
+
+    def _observer(self, key: str) -> str:
+        return f"observer {key!r} ({self.plugins.packages.get(key, 'removed')})"
 
 
 @cache

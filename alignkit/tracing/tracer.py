@@ -22,7 +22,6 @@ from alignkit.tracing.reading.naming import group_names
 from alignkit.tracing.reading.traced_layouts import read_layouts
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.recording.run import RecordedRun, record
-from alignkit.tracing.rules.built_in import BUILT_IN
 from alignkit.tracing.rules.table import RuleTable
 
 _RUNNING_STATISTICS = ("running_mean", "running_var")
@@ -55,7 +54,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
     labelled tensor elements; the page "Tracing" of the documentation explains them.
     """
     args, kwargs = example_call(args, kwargs)
-    table = RuleTable({**BUILT_IN, **plugin_registry.registry().trace_rules()})
+    table = RuleTable(plugin_registry.registry().trace_rules())
     return build_graph(model, record(model, args, kwargs), table, _traced_inputs(args, kwargs))
 
 

@@ -1,4 +1,4 @@
-"""Names that two plugins offer: no one gets them, and the message says how to choose."""
+"""Names that two plugins offer: no one gets them, and the message says how to choose. alignkit's own stay its own."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from alignkit.errors import SolverError
-from alignkit.jobs.solve import solve
 from alignkit.plugins import PluginWarning, Registry
-from alignkit.testing import mlp, planted_pair
+from alignkit.plugins.hookspecs import hookimpl
 from helpers.plugin_code import GOOD, plugin_offering, rule_plugin, solver_class, works
 
 
@@ -30,12 +29,58 @@ def test_one_package_with_two_solvers_of_one_name(code_entry):
     works(registry)
 
 
-def test_the_name_of_a_built_in_solver_stays_an_error_that_says_how_to_go_on(code_entry):
-    code = GOOD.replace("'good'", "'weight_matching'")
+BUILT_IN = Registry([])
+
+
+@pytest.mark.parametrize("name", BUILT_IN.solvers())
+def test_a_built_in_solver_keeps_its_name(code_entry, name):
+    code = GOOD.replace("return [Good]", f"return [Good, type('Twin', (Good,), {{'name': {name!r}}})]")
     registry = Registry([code_entry(code)])
-    with pytest.raises(SolverError, match=r"offered by alignkit and alignkit-odd 0\.3.*ALIGNKIT_DISABLE_PLUGINS"):
-        solve(planted_pair(mlp(3, 5, 2)).bind(), registry=registry)
-    works(Registry([code_entry(code)], disabled=["odd"]))
+    with pytest.warns(PluginWarning, match=rf"'odd' \(alignkit-odd 0\.3\).* it offers {name!r}, where alignkit's own"):
+        assert registry.solver(name) is BUILT_IN.solver(name)
+    assert registry.solvers()[name].package == "alignkit"
+    assert registry.contested == {}
+    assert registry.solver("good").name == "good"  # the other offers count
+    works(registry)
+
+
+def test_a_plugin_that_repeats_the_built_in_solvers_is_told(entry):
+    solvers = [info.solver for info in BUILT_IN.solvers().values()]
+    registry = Registry([entry("copy", "alignkit-copy", plugin_offering(*solvers, solver_class("mine")))])
+    with pytest.warns(PluginWarning, match=r"alignkit-copy 0\.3.* and \d+ more, where alignkit's own solver stays"):
+        assert set(registry.solvers()) == set(BUILT_IN.solvers()) | {"mine"}
+    works(registry)
+
+
+def test_a_package_that_calls_itself_alignkit_takes_no_name(entry):
+    registry = Registry([entry("alignkit", "alignkit", plugin_offering(solver_class("identity")))])
+    registry.register(plugin_offering(solver_class("identity")), package="alignkit")
+    with pytest.warns(PluginWarning, match="identity"):
+        assert registry.solver("identity") is BUILT_IN.solver("identity")
+
+
+@pytest.mark.parametrize(
+    "operator", ["aten::add", "aten::add.Tensor", "aten::add_", "aten::add_.Tensor", "aten::mm", "aten::view.default"]
+)
+def test_an_operator_with_a_built_in_rule_keeps_it(entry, operator):
+    rules = {operator: lambda call: None, "mylib::fold": lambda call: None}
+    registry = Registry([entry("one", "alignkit-one", rule_plugin(rules))])
+    with pytest.warns(PluginWarning, match=rf"alignkit-one 0\.3.* it offers {operator!r}"):
+        assert {**registry.trace_rules(), "mylib::fold": None} == {**BUILT_IN.trace_rules(), "mylib::fold": None}
+
+
+@pytest.mark.parametrize("name", BUILT_IN.model_sources())
+def test_a_built_in_model_source_keeps_its_name(name):
+    class Sources:
+        @hookimpl
+        def alignkit_register_model_sources(self):
+            return {name: lambda text: None, "hub": lambda text: None}
+
+    registry = Registry([])
+    registry.register(Sources())
+    with pytest.warns(PluginWarning, match=f"registered by hand.* it offers {name!r}"):
+        assert registry.model_source(name) is BUILT_IN.model_source(name)
+    assert "hub" in registry.model_sources()
 
 
 def test_two_packages_with_one_solver_name_are_both_named_and_the_rest_works(entry):

@@ -59,8 +59,9 @@ def test_an_import_that_fails_is_one_warning(code_entry, case):
 
 
 def test_ctrl_c_while_a_plugin_is_imported_is_the_users_own(code_entry):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         Registry([code_entry("raise KeyboardInterrupt")])
+    assert "plugin 'odd' (alignkit-odd 0.3) was being imported" in caught.value.__notes__[0]
 
 
 def test_a_plugin_that_hangs_while_it_is_imported_is_named(code_entry, monkeypatch):

@@ -7,9 +7,11 @@ import warnings
 import pytest
 
 from alignkit.errors import PluginError, SolverError, UsageError
+from alignkit.jobs.solve import solve
 from alignkit.plugins import Registry
 from alignkit.plugins.hookspecs import hookimpl
 from alignkit.solver import SolverOptions
+from alignkit.testing import mlp, planted_pair
 from helpers.plugin_code import plugin_offering, solver_class
 
 
@@ -105,3 +107,32 @@ def test_model_sources_are_found_by_name(entry):
     assert registry.model_sources()["hub"] is build
     with pytest.raises(UsageError, match=r"no model source is named 'hbu'\. Did you mean 'hub'\?"):
         registry.model_source("hbu")
+
+
+class Interrupting:
+    """An observer, an offer and an import that Ctrl-C meets."""
+
+    @hookimpl
+    def alignkit_solve_step(self):
+        raise KeyboardInterrupt
+
+    @hookimpl
+    def alignkit_register_model_sources(self):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_an_observer_is_at_work_interrupts_and_names_it():
+    registry = Registry([])
+    registry.register(Interrupting(), name="busy", package="alignkit-busy 1.0")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        solve(planted_pair(mlp(3, 5, 2)).bind(), registry=registry)
+    note = "Interrupted while observer 'busy' (alignkit-busy 1.0) was at work on alignkit_solve_step."
+    assert note in caught.value.__notes__
+
+
+def test_ctrl_c_while_a_plugin_makes_its_offers_interrupts_and_names_it():
+    registry = Registry([])
+    registry.register(Interrupting(), name="busy", package="alignkit-busy 1.0")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        registry.model_sources()
+    assert "plugin 'busy' (alignkit-busy 1.0)" in caught.value.__notes__[0]

@@ -116,9 +116,11 @@ class Raises:
         raise self.error
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("x"), RecursionError(), MemoryError(), StopIteration(), AssertionError("y")]
-)
+ERRORS = [ValueError("x"), RecursionError(), MemoryError(), StopIteration(), AssertionError("y")]
+EXITS = [SystemExit(5), GeneratorExit(), BaseException("panic")]
+
+
+@pytest.mark.parametrize("error", [*ERRORS, *EXITS])
 def test_an_observer_that_raises_everywhere_costs_three_warnings_and_no_result(error):
     registry, observer = Registry([]), Raises(error)
     registry.register(observer, name="bad")
