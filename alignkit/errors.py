@@ -11,6 +11,10 @@ class AlignkitError(Exception):
     """Root of all errors raised by alignkit."""
 
 
+class ArgumentError(AlignkitError, TypeError, ValueError):
+    """An argument of a public function is missing or unknown, has a wrong type, or is none of the choices."""
+
+
 class SpecError(AlignkitError, ValueError):
     """A notation string or a spec cannot be read."""
 

@@ -21,6 +21,7 @@ from alignkit import Alignment, Solution, SymmetryGraph, read_weights, write_wei
 from alignkit.errors import (
     AlignkitError,
     AlignmentError,
+    ArgumentError,
     AssignmentError,
     BindError,
     GraphError,
@@ -100,7 +101,9 @@ SPECS = {
     ),
     "a layout that is no text": row(SpecError, "'fc1.bias'", "found list")(lambda _: build({"fc1.bias": ["h"]})),
     "a name that is no text": row(SpecError, "do not exist: 3")(lambda _: build({3: "h"})),
-    "a spec that is no mapping": row(SpecError, "found list")(lambda _: build(["h ."])),
+    "a spec that is no mapping": row(ArgumentError, "spec= has to be a Mapping", "of type list")(
+        lambda _: build(["h ."])
+    ),
     "two sizes of one group": row(ShapeMismatchError, "'fc2.weight', axis 0 has size 3", "'h' makes 4", "'fc1.weight'")(
         lambda _: build({"fc2.weight": "h ."})
     ),
@@ -168,7 +171,9 @@ SPECS = {
     "tied tensors with two layouts": row(SpecError, "'a' and 'b' are tied", "'h' and '.'")(
         lambda _: SymmetryGraph.from_spec({"a": "h", "b": "."}, {"a": SHARED, "b": SHARED})
     ),
-    "like= of no use": row(GraphError, "like= takes a module", "found list")(lambda _: build({}, like=[1])),
+    "like= of no use": row(ArgumentError, "like= has to be a Module or a Mapping", "of type list")(
+        lambda _: build({}, like=[1])
+    ),
     "a shape that is none": row(GraphError, "like['fc1.bias']", "'four'")(
         lambda _: build({}, like={**SHAPES, "fc1.bias": "four"})
     ),
@@ -198,7 +203,7 @@ WEIGHTS = {
     "a value that is no tensor": row(BindError, "weights['fc1.bias'] is not a tensor but list")(
         lambda _: bind(fc1_bias=[0.0] * 4)
     ),
-    "weights that are none": row(BindError, "found int")(lambda _: GRAPH.bind(3, good())),
+    "weights that are none": row(ArgumentError, "a= has to be", "of type int")(lambda _: GRAPH.bind(3, good())),
     "a file with NaN": row(BindError, "'fc1.bias' of B holds NaN")(lambda f: GRAPH.bind(good(), f / "nan.pt")),
     "a module of another architecture": row(BindError, "'fc1.weight' is missing in A", "'weight' of A is not in")(
         lambda _: GRAPH.bind(nn.Linear(7, 4), good())
@@ -342,7 +347,7 @@ SOLVING = {
         lambda _: solve(solver="weight_matching >")
     ),
     "no stage": row(SolverError, "empty sequence")(lambda _: solve(solver=[])),
-    "a solver that is none": row(SolverError, "not int")(lambda _: solve(solver=3)),
+    "a solver that is none": row(ArgumentError, "solver= has to be", "of type int")(lambda _: solve(solver=3)),
     "an unknown option": row(SolverError, "no option 'restart'", "Did you mean 'restarts'?")(
         lambda _: solve(restart=3)
     ),
@@ -353,7 +358,7 @@ SOLVING = {
     "a start from another graph": row(AlignmentError, "init= belongs to another graph")(
         lambda _: solve(init=Alignment.identity(OTHER))
     ),
-    "a start that is none": row(SolverError, "init= takes a Solution or an Alignment, not str")(
+    "a start that is none": row(ArgumentError, "init= has to be a Solution, an Alignment or None")(
         lambda _: solve(init="right.safetensors")
     ),
     "a device that is not there": row(SolverError, "device='abacus'")(lambda _: solve(device="abacus")),

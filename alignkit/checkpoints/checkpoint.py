@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.folder import CONFIG, INDEX_SUFFIX, find_weights, inside, read_index, side_files
 from alignkit.checkpoints.pickle_file import PickleShard
 from alignkit.checkpoints.safetensors_file import SafetensorsShard
@@ -102,6 +103,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return f"Checkpoint({str(self.path)!r}: {len(self)} tensors, {self.nbytes} bytes, {len(self.shards)} files)"
 
 
+@check_arguments
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint without reading its values.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.checkpoint import open_checkpoint
 from alignkit.checkpoints.pickle_file import save_pickle
 from alignkit.checkpoints.safetensors_file import RESERVED_NAME, save_safetensors
@@ -17,6 +18,7 @@ from alignkit.errors import WeightsError
 from alignkit.text import show_type
 
 
+@check_arguments
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the named tensors of a checkpoint to the CPU. `open_checkpoint` does so without its values.
 
@@ -31,6 +33,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return dict(open_checkpoint(path))
 
 
+@check_arguments
 def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors to a file; either the whole file appears or nothing changes.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.checkpoints.folder import INDEX_SUFFIX, WEIGHTS_SUFFIXES
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf, file_kind
@@ -57,6 +58,7 @@ class ByteProgress:
 OnProgress: TypeAlias = Callable[[ByteProgress], None]
 
 
+@check_arguments
 def write_checkpoint(
     output: str | Path,
     like: Checkpoint,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.deepalign.aligner import Aligner
 from alignkit.errors import AlignkitError, WeightsError
@@ -25,6 +26,7 @@ def aligner_class(encoder: str) -> type[Aligner]:
     return kind
 
 
+@check_arguments
 def save_aligner(path: str | Path, aligner: Aligner, card: Mapping[str, str] | None = None) -> None:
     """Write an aligner and its model card to one safetensors file; the whole file appears or nothing.
 
@@ -40,6 +42,7 @@ def save_aligner(path: str | Path, aligner: Aligner, card: Mapping[str, str] | N
     FORMAT.write_tensors(Path(path), aligner.state_dict(), values)
 
 
+@check_arguments
 def load_aligner(path: str | Path) -> Aligner:
     """Read an aligner that `save_aligner` wrote, in eval mode.
 
@@ -63,6 +66,7 @@ def load_aligner(path: str | Path) -> Aligner:
     return aligner.eval()
 
 
+@check_arguments
 def read_card(path: str | Path) -> dict[str, str]:
     """Read the model card of an aligner's file.
 

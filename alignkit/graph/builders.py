@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import GraphError
 from alignkit.graph.notation import is_group_name
 from alignkit.graph.spec import Like, read_tensor_nodes
@@ -22,6 +23,7 @@ _KINDS = {1: "norm", 2: "linear", 3: "convolution", 4: "convolution", 5: "convol
 """Kind of a layer by the number of axes of its weight."""
 
 
+@check_arguments
 def mlp(like: Like) -> SymmetryGraph:
     """Build the graph of a multilayer perceptron: one group for each hidden layer.
 
@@ -38,6 +40,7 @@ def mlp(like: Like) -> SymmetryGraph:
     return _chain_graph(like, "an MLP", {"convolution": hint})
 
 
+@check_arguments
 def siren(like: Like) -> SymmetryGraph:
     """Build the graph of a SIREN: a chain of linear layers with sine activations.
 
@@ -49,6 +52,7 @@ def siren(like: Like) -> SymmetryGraph:
     return _chain_graph(like, "a SIREN", refused)
 
 
+@check_arguments
 def cnn(like: Like) -> SymmetryGraph:
     """Build the graph of a plain CNN: convolutions, each with a BatchNorm or without, a flatten, linear layers.
 
@@ -59,6 +63,7 @@ def cnn(like: Like) -> SymmetryGraph:
     return _chain_graph(like, "a plain CNN", {})
 
 
+@check_arguments
 def resnet(like: Like) -> SymmetryGraph:
     """Build the graph of a ResNet as torchvision writes it, with BasicBlock or Bottleneck.
 

@@ -65,9 +65,6 @@ def read_tensor_nodes(like: Like) -> dict[str, TensorNode]:
         parameters = {name for name, _ in like.named_parameters(remove_duplicate=False)}
         tensors = {n: t for n, t in like.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
         roles = {name: "parameter" if name in parameters else "buffer" for name in tensors}
-    elif not isinstance(like, Mapping):
-        kinds = "a module, a state dict or a mapping of names to shapes"
-        raise GraphError(f"like= takes {kinds}, found {type(like).__name__}.")
     elif any(isinstance(value, Tensor) for value in like.values()):
         for name, value in like.items():
             if not isinstance(value, Tensor):
@@ -96,8 +93,6 @@ def write_spec(graph: GraphStructure) -> dict[str, str]:
 
 def _parse_layouts(spec: Mapping[str, str], nodes: Mapping[str, TensorNode]) -> dict[str, Layout]:
     """Parse the layout of each tensor, by first name, and check it against axes and ties."""
-    if not isinstance(spec, Mapping):
-        raise SpecError(f"a spec maps tensor names to layouts, found {type(spec).__name__}.")
     known_names = {name: first for first, node in nodes.items() for name in node.names}
     if unknown := [name for name in spec if name not in known_names]:
         hint = did_you_mean(str(unknown[0]), known_names)

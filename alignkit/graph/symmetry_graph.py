@@ -13,6 +13,7 @@ import torch
 from networkx import MultiDiGraph
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import AlignkitError, BindError, GraphError
 from alignkit.graph.bind import WeightsSource, fit_models
@@ -46,6 +47,7 @@ class SymmetryGraph(GraphStructure):
     """
 
     @classmethod
+    @check_arguments
     def from_spec(
         cls,
         spec: Mapping[str, str],
@@ -79,6 +81,7 @@ class SymmetryGraph(GraphStructure):
         """The graph as a frozen networkx `MultiDiGraph`; nodes are named by tensor and group."""
         return build_network(self)
 
+    @check_arguments
     def bind(self, a: WeightsSource, b: WeightsSource) -> Pair:
         """Hold the weights of two models against the graph.
 
@@ -97,6 +100,7 @@ class SymmetryGraph(GraphStructure):
         module_a, module_b = (source if isinstance(source, nn.Module) else None for source in (a, b))
         return Pair(self, side_a, side_b, module_a, module_b)
 
+    @check_arguments
     def verify(self, model: nn.Module, *args: Any, **kwargs: Any) -> Verification:
         """Prove on real weights that symmetries keep the outputs; see `alignkit.graph.proof.verify.verify`."""
         return verify(self, model, *args, **kwargs)
@@ -113,6 +117,7 @@ class SymmetryGraph(GraphStructure):
         """Write the graph as Graphviz text."""
         return diagrams.graphviz(self)
 
+    @check_arguments
     def draw(self, path: str | Path | None = None) -> Figure:
         """Draw the graph as a picture; see `alignkit.graph.drawing.picture.paint` for how to read it.
 
@@ -147,6 +152,7 @@ class SymmetryGraph(GraphStructure):
         return graph_to_json(self)
 
     @classmethod
+    @check_arguments
     def from_json(cls, text: str) -> SymmetryGraph:
         """Read what `to_json` wrote; `SpecError` if it is not a graph of a version that this release reads."""
         return graph_from_json(text, cls)

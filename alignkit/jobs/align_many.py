@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph import GraphStructure, Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
@@ -32,7 +33,6 @@ from alignkit.text import list_some
 
 Method: TypeAlias = Literal["reference", "merge_many", "universe"]
 WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
-METHODS: tuple[Method, ...] = ("reference", "merge_many", "universe")
 TITLE = "Models in one order of units"
 LISTED = 20
 """Maximum number of uncovered tensors that an explanation names."""
@@ -71,6 +71,7 @@ class ManyAlignment:
         """The graph that all models share."""
         return self.alignments[0].graph
 
+    @check_arguments
     def apply(self, models: Sequence[WeightsT]) -> list[WeightsT]:
         """Return every model with its units in the common order: modules for modules, mappings for mappings.
 
@@ -114,6 +115,7 @@ class ManyAlignment:
             "seconds": self.seconds,
         }
 
+    @check_arguments
     def report(self, title: str = TITLE, *, names: Names = None, check: Check = None, facts: Facts = None) -> Report:
         """Say what moved in each model, with pictures."""
         called = [f"model {i}" for i in range(len(self.alignments))] if names is None else list(names)
@@ -139,6 +141,7 @@ class ManyAlignment:
         return f"ManyAlignment({len(self.alignments)} models, {how}, mean squared distance {gain})"
 
 
+@check_arguments
 def align_many(
     pair: Pair | SymmetryGraph,
     *models: WeightsSource,
@@ -177,8 +180,6 @@ def align_many(
         SolverError: The method, the reference or an option of the solver is wrong.
     """
     started = perf_counter()
-    if method not in METHODS:
-        raise SolverError(f"method={method!r} is not known. Methods: {', '.join(METHODS)}.")
     graph, sources = graph_and_models("align_many", pair, models)
     weights = fitted_models(graph, sources)
     if not 0 <= reference < len(weights):

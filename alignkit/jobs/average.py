@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import StateDict, Weights, weights_of
@@ -33,6 +34,7 @@ STATISTICS = ("running_mean", "running_var")
 def average(models: Sequence[ModuleT], weights: Shares = None, method: Method = "linear") -> ModuleT: ...
 @overload
 def average(models: Sequence[StateDict], weights: Shares = None, method: Method = "linear") -> dict[str, Tensor]: ...
+@check_arguments
 def average(models: Sequence[Weights], weights: Shares = None, method: Method = "linear") -> Weights:
     """Average networks whose units are in the same order.
 
@@ -99,9 +101,7 @@ def with_tensors(module: ModuleT, tensors: Mapping[str, Tensor]) -> ModuleT:
 
 
 def check_method(method: str, count: int) -> None:
-    """Refuse, by a `MergeError`, a method that does not exist or that cannot take ``count`` models."""
-    if method not in ("linear", "slerp"):
-        raise MergeError(f"there is no method {method!r}: take 'linear' or 'slerp'.")
+    """Refuse, by a `MergeError`, a method that cannot take ``count`` models."""
     if method == "slerp" and count != 2:
         raise MergeError(f"method='slerp' turns from one model to another, found {count} models.")
 

@@ -13,8 +13,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignmentError, BindError
 from alignkit.graph import Block, Pair, SymmetryGraph, Use
@@ -63,10 +64,12 @@ class Canonical:
         """Networks matched and permuted in a second."""
         return len(self) / max(self.seconds, 1e-9)
 
+    @check_arguments
     def alignment(self, index: int) -> Alignment:
         """Return the alignment that brought one network to the reference."""
         return Alignment(self.graph, {name: element[index] for name, element in self.elements.items()})
 
+    @check_arguments
     def network(self, index: int) -> dict[str, Tensor]:
         """Return the weights of one network in the new order."""
         return {name: tensor[index] for name, tensor in self.weights.items()}
@@ -88,6 +91,7 @@ class Canonical:
             "batched": self.batched,
         }
 
+    @check_arguments
     def report(
         self, title: str = "Networks in the order of one reference", *, names: Names = None, facts: Facts = None
     ) -> Report:
@@ -117,6 +121,7 @@ class Canonical:
         )
 
 
+@check_arguments
 def canonicalize(
     graph: SymmetryGraph,
     networks: Sequence[WeightsSource] | Mapping[str, Tensor],
@@ -309,8 +314,6 @@ def _stack_networks(
     graph: SymmetryGraph, networks: Sequence[WeightsSource] | Mapping[str, Tensor], reference: WeightsSource
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the networks as stacked tensors and the reference, both by first name and checked."""
-    if isinstance(networks, nn.Module | str):
-        raise AlignmentError("networks are a sequence, or one mapping of stacked tensors [networks, *shape].")
     fit = fit_of(graph)
     target = fit.check_tensors(weights_of(reference), "the reference")
     if isinstance(networks, Mapping):

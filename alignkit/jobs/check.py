@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from alignkit.arguments import check_arguments
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import Equivalence, Verification, same_function, verify
@@ -38,6 +39,7 @@ class Checked:
         checks = {kind: {**vars(proof), "passed": True} for kind, proof in self.proofs.items()}
         return {"groups": len(self.graph.groups), "log10_order": self.graph.log10_order, "checks": checks}
 
+    @check_arguments
     def report(self, title: str = "Function check", *, facts: Facts = None) -> Report:
         """Show what was measured, and the groups."""
         rows = tuple(
@@ -57,6 +59,7 @@ class Checked:
         return Report(title, (summary, proved, listed, uncovered_section(graph)))
 
 
+@check_arguments
 def check(
     model: nn.Module, *args: Any, graph: SymmetryGraph | None = None, draws: int = 3, seed: int = 0, **kwargs: Any
 ) -> Checked:
@@ -122,11 +125,13 @@ class Sameness:
             "differs": self.distance.differs,
         }
 
+    @check_arguments
     def report(self, title: str = "Two networks", *, facts: Facts = None) -> Report:
         """Show how far outputs and weights are apart."""
         return self.distance.report(title, facts={**(facts or {}), "outputs": self.explain()})
 
 
+@check_arguments
 def check_same(
     graph: SymmetryGraph, a: nn.Module, b: nn.Module, *args: Any, names: tuple[str, str] = ("A", "B"), **kwargs: Any
 ) -> Sameness:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.checkpoints.staging import write_text
 from alignkit.checkpoints.weights import write_weights
@@ -65,6 +66,7 @@ class DemoResult:
             "comparison": self.comparison.facts(),
         }
 
+    @check_arguments
     def report(self, title: str = "Two MLPs on digits", *, facts: Facts = None) -> Report:
         """Show the comparison as picture and table."""
         a, b = self.accuracies
@@ -72,6 +74,7 @@ class DemoResult:
         return self.comparison.report(title, facts={**(facts or {}), **alone})
 
 
+@check_arguments
 def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress: Progress | None = None) -> DemoResult:
     """Train two MLPs 64-128-128-10 on scikit-learn's digits, align them with every solver, and write what came out.
 
@@ -133,6 +136,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
     return result
 
 
+@check_arguments
 def estimate_demo(writes: Sequence[str] = ()) -> Estimate:
     """Estimate what the demo needs beside the training of its two networks; ``writes`` are its files, for the text."""
     graph = trace(_network(), torch.zeros(1, WIDTHS[0]))

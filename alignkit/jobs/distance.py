@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
@@ -101,6 +102,7 @@ class Distance:
             "tensors": {name: vars(tensor) for name, tensor in self.tensors.items()},
         }
 
+    @check_arguments
     def report(self, title: str = "Two networks", *, pair: Pair | None = None, facts: Facts = None) -> Report:
         """Say how far the networks are apart, with the tensors in which they differ."""
         summary = {**(facts or {}), "the networks are": self.verdict, "tolerance": f"{self.tolerance:g}"}
@@ -114,6 +116,7 @@ class Distance:
         return f"Distance(squared {self.before:.6g} -> {self.after:.6g}, {self.verdict})"
 
 
+@check_arguments
 def distance(
     pair: Pair | SymmetryGraph,
     a: WeightsSource | None = None,

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from alignkit.arguments import check_arguments
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.description import why_fixed
 from alignkit.matching.assignment import linear_assignment
@@ -131,6 +132,7 @@ class Estimate:
     __str__ = explain
 
 
+@check_arguments
 def estimate(
     graph: SymmetryGraph,
     job: Job = "merge",

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from alignkit.arguments import check_arguments
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 """Written to ``clear_refs``, it makes the high-water mark of the resident set start anew (proc(5))."""
@@ -31,6 +33,7 @@ class MemoryReading:
 
 
 @contextmanager
+@check_arguments
 def peak_memory(device: torch.device | str = "cpu") -> Iterator[MemoryReading]:
     """Measure how far the memory in use rises inside the block.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, weights_of
@@ -64,6 +65,7 @@ class Merged:
         """Return what came out as plain values, as JSON takes them."""
         return {**self.alignment.facts(), **({} if self.lines is None else {"task": self.lines.facts()})}
 
+    @check_arguments
     def report(
         self, title: str = "Merged networks", *, names: Names = None, check: Check = None, facts: Facts = None
     ) -> Report:
@@ -73,6 +75,7 @@ class Merged:
         return self.alignment.report(title, names=names, check=check, facts=facts)
 
 
+@check_arguments
 def merge(
     pair: Pair | SymmetryGraph,
     *models: WeightsSource,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
 from alignkit.checkpoints.fit import Fit, first_names
 from alignkit.checkpoints.shard import file_kind
@@ -60,6 +61,7 @@ class NetworkFiles:
         example = load_model(self.model)
         return None if any(parameter.is_meta for parameter in example[0].parameters()) else example
 
+    @check_arguments
     def module(self, index: int) -> nn.Module:
         """Return the model with the weights of one network.
 
@@ -78,6 +80,7 @@ class NetworkFiles:
         module.load_state_dict(weights, strict=False)
         return module
 
+    @check_arguments
     def estimate(
         self,
         job: Job,
@@ -102,6 +105,7 @@ class NetworkFiles:
             self.graph, job, models=count, solver=solver, memory=memory, bytes_each=size, reads=reads, writes=writes
         )
 
+    @check_arguments
     def write(
         self, output: Path, network: nn.Module | Mapping[str, Tensor], *, like: int, overwrite: bool = False
     ) -> None:
@@ -126,6 +130,7 @@ class NetworkFiles:
             write_weights(output, whole, {"format": "pt"})
 
 
+@check_arguments
 def open_networks(
     *paths: str | Path, spec: str | Path | None = None, model: str | None = None, read: bool = True
 ) -> NetworkFiles:
@@ -163,6 +168,7 @@ def open_networks(
     return NetworkFiles(graph, locations, opened, text, tuple(unknown))
 
 
+@check_arguments
 def read_spec(path: str | Path) -> dict[str, str]:
     """Read a JSON object that maps names of tensors to their notation; raise `SpecError` where there is none."""
     try:

@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from alignkit.activations import Moments
+from alignkit.arguments import check_arguments
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
 from alignkit.graph.proof.model_run import call_arguments
@@ -35,6 +36,7 @@ SILENT = 1e-6
 """A channel whose deviation is below this share of the largest in its layer is shifted, but not rescaled."""
 
 
+@check_arguments
 def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
     """Recompute the running statistics of every BatchNorm from data.
 
@@ -60,6 +62,7 @@ def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
     return fresh
 
 
+@check_arguments
 def repair(
     merged: ModuleT, parents: Sequence[nn.Module], batches: Any, weights: Sequence[float] | None = None
 ) -> ModuleT:

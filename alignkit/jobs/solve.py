@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
@@ -24,6 +25,7 @@ from alignkit.text import describe_error, did_you_mean
 SolverLike: TypeAlias = str | Solver[Any] | type[Solver[Any]]
 
 
+@check_arguments
 def solve(
     pair: Pair | SymmetryGraph,
     a: WeightsSource | None = None,
@@ -112,9 +114,6 @@ def build_solvers(
         if isinstance(part, Solver) or (isinstance(part, type) and issubclass(part, Solver)):
             named.append(part)
             continue
-        if not isinstance(part, str):
-            kind = type(part).__name__
-            raise SolverError(f"solver= takes a name, a Solver class, an instance or a chain of them, not {kind}.")
         names = [name.strip() for name in part.split(">")]
         if "" in names:
             raise SolverError(
@@ -143,13 +142,11 @@ def build_solvers(
     return [stage if isinstance(stage, Solver) else build(stage) for stage in named]
 
 
-def find_start(graph: SymmetryGraph, init: object) -> Alignment | None:
+def find_start(graph: SymmetryGraph, init: Solution | Alignment | None) -> Alignment | None:
     """Return where to start as an alignment of the graph; None where nothing is given."""
     if init is None:
         return None
     start = init.alignment if isinstance(init, Solution) else init
-    if not isinstance(start, Alignment):
-        raise SolverError(f"init= takes a Solution or an Alignment, not {type(init).__name__}.")
     if start.graph != graph:
         raise AlignmentError("init= belongs to another graph than the one that is solved. Solve its own graph first.")
     return start
@@ -227,20 +224,15 @@ def bound_pair(call: str, pair: Pair | SymmetryGraph, a: WeightsSource | None, b
     """Return the pair that a job works on: ``pair``, or a graph bound to ``a`` and ``b``; ``call`` is for messages.
 
     Raises:
-        BindError: The arguments are neither a pair nor a graph with two networks, or these do not fit the graph.
+        BindError: Networks are missing, there are more than two, or they do not fit the graph.
     """
     if isinstance(pair, Pair):
         if a is not None or b is not None:
             raise BindError(f"the graph is bound to its networks already: call {call}(pair) without a and b.")
         return pair
-    if isinstance(pair, SymmetryGraph):
-        if a is None or b is None:
-            raise BindError(f"a graph alone says nothing about weights: call {call}(graph, a, b).")
-        return pair.bind(a, b)
-    raise BindError(
-        f"{call}() takes a pair or a SymmetryGraph first, not {type(pair).__name__}. Make a graph with "
-        "alignkit.trace(model, example), or with SymmetryGraph.from_spec(spec, like=model)."
-    )
+    if a is None or b is None:
+        raise BindError(f"a graph alone says nothing about weights: call {call}(graph, a, b).")
+    return pair.bind(a, b)
 
 
 def graph_and_models(
@@ -253,8 +245,6 @@ def graph_and_models(
         a = pair.a if pair.module_a is None else pair.module_a
         b = pair.b if pair.module_b is None else pair.module_b
         return pair.graph, [a, b]
-    if not isinstance(pair, SymmetryGraph):
-        raise BindError(f"{call}() takes a pair or a SymmetryGraph first, not {type(pair).__name__}.")
     if len(models) < 2:
         raise BindError(f"{call}() needs at least two networks: call {call}(graph, a, b), with more behind them.")
     return pair, list(models)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
@@ -58,6 +59,7 @@ class Transported:
         left = list(self.whole_numbers_left)
         return {**solved, "scale": self.scale, "task_vector": self.length, "whole_numbers_left": left}
 
+    @check_arguments
     def report(
         self, title: str = TITLE, *, pair: Pair | None = None, check: Check = None, facts: Facts = None
     ) -> Report:
@@ -68,6 +70,7 @@ class Transported:
         return Report(title, (facts_section(own), function_section(check), uncovered_section(self.alignment.graph)))
 
 
+@check_arguments
 def transport(
     pair: Pair | SymmetryGraph,
     a: WeightsSource | None = None,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import AlignmentError
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
@@ -34,6 +35,7 @@ class SoftAlignment:
         AlignmentError: A group is missing, or a matrix has the wrong shape or is not doubly stochastic.
     """
 
+    @check_arguments
     def __init__(self, graph: GraphStructure, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
         for name in graph.groups:
             matrix, shape = matrices.get(name), matrix_shape(graph, name)
@@ -61,11 +63,13 @@ class SoftAlignment:
         return self._matrices
 
     @classmethod
+    @check_arguments
     def centre(cls, graph: GraphStructure) -> SoftAlignment:
         """Return the mean of the whole symmetry group: every unit is everywhere in equal parts."""
         return cls(graph, {n: torch.full(matrix_shape(graph, n), 1.0 / graph.groups[n].size) for n in graph.groups})
 
     @classmethod
+    @check_arguments
     def from_alignment(cls, alignment: Alignment) -> SoftAlignment:
         """Return an alignment as matrices; where a pair of parents is not matched, the centre."""
         matrices = {}
@@ -80,6 +84,7 @@ class SoftAlignment:
             matrices[name][torch.arange(len(hot)), alignment.flat(parent)] = hot
         return cls(alignment.graph, matrices)
 
+    @check_arguments
     def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
         """Move one floating-point tensor of the graph, given by its first name; differentiable."""
         node = self.graph.tensors[name]
@@ -98,6 +103,7 @@ class SoftAlignment:
             result = result + torch.as_strided_scatter(place, part, view.shape, view.stride(), view.storage_offset())
         return result
 
+    @check_arguments
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move every floating-point tensor that a group acts on; others are passed on as they are."""
         first = self.graph.first_names
@@ -138,6 +144,7 @@ class ProjectedAlignment(SoftAlignment):
     A group whose matrix is missing or None is at the centre. Matrices are turned into ``dtype`` unless it is None.
     """
 
+    @check_arguments
     def __init__(
         self, graph: GraphStructure, matrices: Mapping[str, Tensor | None], dtype: torch.dtype | None = None
     ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import AlignkitError, ModelSourceError, UsageError
 from alignkit.models.building import Example
 from alignkit.models.diffusers import diffusers_model
@@ -37,6 +38,7 @@ def alignkit_register_model_sources() -> Mapping[str, ModelSource]:
     return {**vision, "transformers": transformers_model, "diffusers": diffusers_model, PYTHON: python_model}
 
 
+@check_arguments
 def load_model(text: str, *, bare: bool = False) -> Example:
     """Return the model that a text names, in eval mode, with the arguments and keywords of an example call.
 
@@ -80,6 +82,7 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     return model.eval(), tuple(args), dict(kwargs)
 
 
+@check_arguments
 def source_of(config: Path) -> str | None:
     """Name the model of a ``config.json``, such as ``transformers:folder``; None if no source builds it."""
     try:

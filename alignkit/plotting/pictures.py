@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import AlignmentError, MissingExtraError, TaskError
 from alignkit.matching.unit_similarity import unit_similarity
@@ -41,6 +42,7 @@ class Curve:
     label: str | None = None
 
 
+@check_arguments
 def plot_interpolations(
     lines: Iterable[Curve], target: str | PathLike[str] | Axes | None = None, *, title: str | None = None
 ) -> Figure:
@@ -73,6 +75,7 @@ def plot_interpolations(
     return _finish(figure, title, target)
 
 
+@check_arguments
 def bar_chart(
     values: Mapping[str, float], label: str, target: str | PathLike[str] | None = None, *, title: str | None = None
 ) -> Figure:
@@ -90,6 +93,7 @@ def bar_chart(
     return _finish(figure, title, target)
 
 
+@check_arguments
 def plot_alignment(
     pair: Pair,
     alignment: Alignment,
@@ -129,6 +133,7 @@ def plot_alignment(
     return _finish(figure, title, target)
 
 
+@check_arguments
 def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
     """Write a figure to a file, whole or not at all.
 

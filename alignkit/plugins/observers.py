@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from alignkit.arguments import check_arguments
 from alignkit.plugins.hookspecs import hookimpl
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
@@ -35,6 +36,7 @@ log = logging.getLogger("alignkit")
 
 
 @contextmanager
+@check_arguments
 def watched(observer: object, registry: Registry | None = None) -> Iterator[None]:
     """Let an object with observer hooks watch every solve inside the block, and no longer.
 
@@ -54,6 +56,7 @@ def watched(observer: object, registry: Registry | None = None) -> Iterator[None
 
 
 @contextmanager
+@check_arguments
 def progress(
     after: float = AFTER, *, console: Console | None = None, registry: Registry | None = None
 ) -> Iterator[None]:
@@ -78,6 +81,7 @@ def progress(
 
 
 @contextmanager
+@check_arguments
 def logged(registry: Registry | None = None) -> Iterator[None]:
     """Log every solve inside the block to the logger ``"alignkit"``: start and end at INFO, steps at DEBUG.
 

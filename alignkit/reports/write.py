@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from markdown_it import MarkdownIt
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.staging import staged, write_text
 from alignkit.errors import ReportError
 from alignkit.reports.document import Part, Picture, Report, Text
@@ -42,6 +43,7 @@ pre {{ background: #f6f6f8; padding: 0.6rem; overflow-x: auto; font-size: 0.85re
 """
 
 
+@check_arguments
 def markdown(report: Report, pictures: str = "") -> str:
     """Return the whole text. Pictures are shown from the folder ``pictures``, named relative to the file."""
     parts = [f"# {_plain(report.title)}"]
@@ -51,6 +53,7 @@ def markdown(report: Report, pictures: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
+@check_arguments
 def html(report: Report) -> str:
     """Return one page that needs no other file. It has no scripts and no links, and names in it are escaped."""
     body = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table").render(markdown(report))
@@ -60,6 +63,7 @@ def html(report: Report) -> str:
     return PAGE.format(title=escape(report.title), body=body)
 
 
+@check_arguments
 def write_report(report: Report, path: str | Path) -> None:
     """Write a report: ``.html`` is one file, ``.md`` has its pictures in the folder `pictures_folder`.
 
@@ -87,11 +91,13 @@ def write_report(report: Report, path: str | Path) -> None:
     write_text(path, markdown(report, folder.name))
 
 
+@check_arguments
 def is_report_path(path: Path) -> bool:
     """Tell whether a file name is that of a report."""
     return path.suffix in HTML_SUFFIXES + MARKDOWN_SUFFIXES
 
 
+@check_arguments
 def pictures_folder(path: Path) -> Path:
     """Return the folder of the pictures of a Markdown report: ``merge.md`` has them in ``merge_files``."""
     return path.with_name(f"{path.stem}_files")

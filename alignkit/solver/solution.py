@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import WeightsError
 from alignkit.graph import Pair
@@ -109,6 +110,7 @@ class Solution:
     def apply(self, b: ModuleT) -> ModuleT: ...
     @overload
     def apply(self, b: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    @check_arguments
     def apply(self, b: nn.Module | Mapping[str, Tensor]) -> nn.Module | dict[str, Tensor]:
         """Return B with its units in the new order: a module for a module, a dict for a mapping.
 
@@ -147,6 +149,7 @@ class Solution:
         lines.append(f"Not covered, {len(uncovered)} of {len(self.graph.tensors)} tensors stay as they are:")
         return "\n".join([*lines, *shorten_list(uncovered, LISTED, ", see solution.uncovered")])
 
+    @check_arguments
     def plot(self, pair: Pair, target: str | Path | None = None, *, groups: Sequence[str] | None = None) -> Figure:
         """Draw heat maps of the units of a pair, ``graph.bind(a, b)``, before and after alignment.
 
@@ -167,6 +170,7 @@ class Solution:
             "seconds": self.seconds,
         }
 
+    @check_arguments
     def report(
         self,
         title: str = "B aligned to A",
@@ -205,6 +209,7 @@ class Solution:
             sections.append(_units_section(self, pair, ranked))
         return Report(title, (*sections, function_section(check), uncovered_section(self.graph)))
 
+    @check_arguments
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file with a versioned header; the whole file appears, or none.
 
@@ -215,6 +220,7 @@ class Solution:
         FORMAT.write_tensors(Path(path), _to_tensors(self, ""), values)
 
     @classmethod
+    @check_arguments
     def load(cls, path: str | Path, graph: GraphStructure) -> Solution:
         """Read a solution that `save` wrote.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import TaskError
 from alignkit.graph.bind import Weights
@@ -91,6 +92,7 @@ class Interpolation(Curve):
         rows = [(name, *(f"{values[at]:.4g}" for values in (self.losses, *metric))) for name, at in shares.items()]
         return html_table(header, rows, repr(self))
 
+    @check_arguments
     def plot(self, target: str | PathLike[str] | Axes | None = None) -> Figure:
         """Draw the line. `alignkit.plotting.plot_interpolations` draws several in one picture.
 
@@ -108,6 +110,7 @@ class Interpolation(Curve):
         return {**values, "barrier": self.barrier, "auc": self.auc}
 
     @classmethod
+    @check_arguments
     def from_dict(cls, values: Mapping[str, Any]) -> Interpolation:
         """Read what `to_dict` returned."""
         lambdas, losses = (tuple(map(float, values[name])) for name in ("lambdas", "losses"))
@@ -119,6 +122,7 @@ class Interpolation(Curve):
         return FORMAT.to_json(self.to_dict())
 
     @classmethod
+    @check_arguments
     def from_json(cls, text: str) -> Interpolation:
         """Read what `to_json` wrote.
 
@@ -130,6 +134,7 @@ class Interpolation(Curve):
             return cls.from_dict(values)
 
 
+@check_arguments
 def interpolate(task: Task, a: Weights, b: Weights, points: int = 25, label: str | None = None) -> Interpolation:
     """Evaluate a task on the straight line from A to B.
 

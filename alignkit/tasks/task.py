@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
@@ -74,6 +75,7 @@ class Task:
             be copied.
     """
 
+    @check_arguments
     def __init__(
         self,
         model: nn.Module,
@@ -84,8 +86,6 @@ class Task:
         device: torch.device | str | None = None,
         chunk: int | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TaskError(f"model is a {type(model).__name__}: a task needs the nn.Module itself.")
         first_device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         self.device = torch.device(device or ("cpu" if first_device.type == "meta" else first_device))
         self.batches: Iterable[Batch] = Batches(batches, chunk)
@@ -111,6 +111,7 @@ class Task:
         self._rows: int | None = None  # shrinks when memory runs out
 
     @classmethod
+    @check_arguments
     def from_name(cls, name: str) -> Task:
         """Call the function that ``package.module:function`` names, and return its task.
 
@@ -131,6 +132,7 @@ class Task:
             raise TaskError(f"{name} gives a {type(task).__name__}, not an alignkit.Task.")
         return task
 
+    @check_arguments
     def evaluate(self, weights: Weights) -> TaskResult:
         """Compute the mean loss and metric over all samples, with these weights.
 
@@ -180,6 +182,7 @@ class Task:
 
         return self._means(forward, count)
 
+    @check_arguments
     def outputs(self, weights: Mapping[str, Tensor], inputs: Any) -> Any:
         """Call the model with these weights. Differentiable with respect to them.
 
@@ -191,6 +194,7 @@ class Task:
         live = {name: tensor.detach() if name in self._buffers else tensor for name, tensor in weights.items()}
         return call_with(self.model, live, inputs)
 
+    @check_arguments
     def loss_on(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Compute the mean loss on one batch; differentiable with respect to the parameters.
 
@@ -220,6 +224,7 @@ class Task:
         whole = {name: state.get(name, twins[first]) for name, first in self._first_names.items()}
         return {name: tensor.to(self.device) for name, tensor in whole.items()}
 
+    @check_arguments
     def bytes_for(self, weights: Weights) -> int:
         """Estimate the memory of one forward call: the weights and the two largest outputs of modules.
 
@@ -338,8 +343,6 @@ def _measure(kind: str, given: str | Measure, known: Mapping[str, Measure]) -> M
             names = ", ".join(repr(name) for name in known)
             raise TaskError(f"no {kind} is named {given!r}. Known: {names}; or pass a callable(outputs, targets).")
         return known[given]
-    if not callable(given):
-        raise TaskError(f"{kind} is a {type(given).__name__}: pass a name or a callable(outputs, targets).")
     return given
 
 
@@ -363,6 +366,4 @@ def _scalar(kind: str, value: Any, part: Batch) -> float:
 def _tensors(weights: Weights) -> dict[str, Tensor]:
     """List every tensor of a state dict or a module, tied ones under all their names."""
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    if not isinstance(state, Mapping):
-        raise TaskError(f"weights is a {type(weights).__name__}: give a module or its state dict.")
     return {name: state[name] for name in state if isinstance(state[name], Tensor)}

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from alignkit.arguments import check_arguments
 from alignkit.graph import Provenance, SymmetryGraph, TracedInput
 from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
@@ -28,6 +29,7 @@ _RUNNING_STATISTICS = ("running_mean", "running_var")
 """Buffers that belong to units, as weights do. All other buffers are constants."""
 
 
+@check_arguments
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
     """Return the permutation symmetries of a model, inferred from one run on example inputs.
 

@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.graph import SymmetryGraph, Use
 from alignkit.graph.bind import StateDict
 from alignkit.graph.proof.verify import relative_difference
@@ -82,6 +83,7 @@ class Freedom:
                 view.mul_(use.broadcast(numbers).to(view.device, view.dtype))
 
 
+@check_arguments
 def find_freedoms(graph: SymmetryGraph, model: nn.Module, weights: StateDict, batch: Batch) -> tuple[Freedom, ...]:
     """Find groups whose units can be rescaled, or flipped, without a change of the function: each proved by running.
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from alignkit import __version__
+from alignkit.arguments import check_arguments
 from alignkit.training.loop import TrainingResult
 from alignkit.training.pairs import Networks, describe_networks
 from alignkit.training.records import METRICS, read_metrics
 from alignkit.training.settings import TrainingSettings
 
 
+@check_arguments
 def training_card(
     sets: Sequence[Networks], settings: TrainingSettings, result: TrainingResult, folder: Path, command: str
 ) -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.deepalign import Aligner, save_aligner
 from alignkit.errors import MissingExtraError, TrainingError
 from alignkit.training.held_out import HeldOut
@@ -79,6 +80,7 @@ class TrainingResult:
         return {"fingerprint": self.aligner.fingerprint, "stopped early": self.stopped}
 
 
+@check_arguments
 def train(
     aligner: Aligner,
     sets: Sequence[Networks],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice, product
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ Item = TypeVar("Item")
 Device = torch.device | str
 
 
+@runtime_checkable
 class Networks(Protocol):
     """What training needs of a set of networks; `alignkit.zoo.NetworkSet` has it."""
 

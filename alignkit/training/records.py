@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.checkpoints.pickle_file import load_pickle
 from alignkit.checkpoints.staging import staged
@@ -160,6 +161,7 @@ class Metrics:
             self._board.close()
 
 
+@check_arguments
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """Lines of a ``metrics.csv``; a last line that was cut off is left out."""
     with path.open(newline="", encoding="utf-8") as stream:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from alignkit.arguments import check_arguments
 from alignkit.deepalign import Aligner, load_aligner
 from alignkit.deepalign.aligner_file import KINDS, aligner_class
 from alignkit.errors import UsageError
@@ -19,6 +20,7 @@ from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.zoo import NetworkSet
 
 
+@check_arguments
 def starting_aligner(
     sets: Sequence[NetworkSet],
     encoder: str | None = None,
@@ -55,6 +57,7 @@ def starting_aligner(
             raise UsageError(f"the encoder {name!r} cannot take these arguments: {error}") from error
 
 
+@check_arguments
 def settings_for(encoder: str, seed: int, steps: int | None, changes: Mapping[str, Any]) -> TrainingSettings:
     """Return the recommended settings of an encoder with some changes.
 
@@ -84,6 +87,7 @@ def settings_for(encoder: str, seed: int, steps: int | None, changes: Mapping[st
         raise UsageError(f"wrong settings: {describe_validation(error)}") from error
 
 
+@check_arguments
 def command_line(sets: Sequence[Path], encoder: str, start: Path | None, settings: TrainingSettings) -> str:
     """Write the command that makes the same aligner again, without the folders of this machine."""
     usual = RECOMMENDED.get(encoder, TrainingSettings()).model_dump()

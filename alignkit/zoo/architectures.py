@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import ZooError
 from alignkit.text import describe_validation
 from alignkit.zoo.frozen import Frozen
@@ -252,6 +253,7 @@ AnyArchitecture = Annotated[Mlp | Cnn | ResNet | Vit | Siren | Lstm, Field(discr
 _ADAPTER: TypeAdapter[Architecture] = TypeAdapter(AnyArchitecture)
 
 
+@check_arguments
 def architecture(family: str, **fields: Any) -> Architecture:
     """Make an architecture by the name of its family.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, ValidationError, field_validator
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import ZooError
 from alignkit.text import describe_validation
@@ -69,6 +70,7 @@ class SetPlan(Frozen):
             raise ValueError("give the shares of train, validation and test, which add up to 1")
         return shares
 
+    @check_arguments
     def split(self) -> dict[SplitName, tuple[int, ...]]:
         """Draw the numbers of the networks of each split; all views of one signal fall into the same."""
         views: dict[int, list[int]] = {}
@@ -84,6 +86,7 @@ class SetPlan(Frozen):
         }
 
 
+@check_arguments
 def plan_set(
     architecture: Architecture,
     source: Source,

@@ -13,6 +13,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import ZooError
 from alignkit.graph import SymmetryGraph
 from alignkit.tasks.task import Task
@@ -31,6 +32,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         self._starts = [shard.first for shard in manifest.shards]
 
     @classmethod
+    @check_arguments
     def open(cls, folder: str | Path) -> NetworkSet:
         """Open a data set.
 
@@ -79,6 +81,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
             f"{len(manifest.shards)} files in {self.folder}; {manifest.seconds:.1f} s of training{rate}"
         )
 
+    @check_arguments
     def stack(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Read stacked weights ``[k, ...]`` of some networks, in the order given.
 
@@ -103,6 +106,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
                 raise ZooError(f"{path} cannot be read: {error}.") from error
         return {name: torch.stack([read[index][name] for index in wanted]) for name in read[wanted[0]]}
 
+    @check_arguments
     def indices(self, split: str) -> list[int]:
         """Return the numbers of the networks of a split: ``"train"``, ``"validation"`` or ``"test"``.
 
@@ -113,10 +117,12 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
             raise ZooError(f"no split is named {split!r}: choose {', '.join(SPLITS)}.")
         return list(self.manifest.splits[split])
 
+    @check_arguments
     def target(self, index: int) -> int:
         """Return what network ``index`` learnt; networks with the same target are views of one signal."""
         return self.manifest.networks[index].target
 
+    @check_arguments
     def pairs(self, split: str) -> list[tuple[int, int]]:
         """List all pairs ``(i, j)``, ``i < j``, of a split that learnt the same: one task judges the line between them.
 
@@ -126,6 +132,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         chosen = self.indices(split)
         return [(i, j) for i in chosen for j in chosen if i < j and self.target(i) == self.target(j)]
 
+    @check_arguments
     def model(self) -> nn.Module:
         """Make a module of the architecture in eval mode, with the weights of network 0."""
         module = self.manifest.plan.architecture.build()
@@ -137,6 +144,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         """The symmetry graph of the architecture, traced once."""
         return trace(self.model(), self.manifest.plan.architecture.example())
 
+    @check_arguments
     def data(
         self, split: str = "test", samples: int | None = None, folder: str | Path | None = None, *, index: int = 0
     ) -> tuple[Tensor, Tensor]:
@@ -158,6 +166,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         inputs, targets = data.of_first()
         return inputs[:samples], targets[:samples]
 
+    @check_arguments
     def task(
         self,
         split: str = "test",

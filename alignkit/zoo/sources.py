@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from torch import Tensor
 from torch.nn import functional
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import ZooError
 from alignkit.text import describe_validation
 from alignkit.zoo.frozen import Frozen
@@ -244,6 +245,7 @@ AnySource = Annotated[ImageSource | SineSource | SignalSource, Field(discriminat
 _ADAPTER: TypeAdapter[Source] = TypeAdapter(AnySource)
 
 
+@check_arguments
 def source(name: str, **fields: Any) -> Source:
     """Make a source by its name.
 

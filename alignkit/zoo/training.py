@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import ZooError
 from alignkit.tasks.task import LOSSES, is_out_of_memory
 from alignkit.text import first_line
@@ -51,6 +52,7 @@ class Trained:
         return {name: value[index] for name, value in self.weights.items()}
 
 
+@check_arguments
 def train(
     architecture: Architecture,
     source: Source,

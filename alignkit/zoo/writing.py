@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import ZooError
 from alignkit.zoo.manifest import MANIFEST, Manifest, SetPlan, SetShard, read_manifest, write_manifest
@@ -18,6 +19,7 @@ Progress = Callable[[float, int], None]
 """Called with the networks done and the networks in all; those at work count by their share of the steps."""
 
 
+@check_arguments
 def write_set(
     folder: str | Path,
     plan: SetPlan,

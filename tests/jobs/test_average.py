@@ -154,7 +154,6 @@ def test_ties_have_to_agree():
         ({"models": states(2), "weights": [1, -1]}, r"weights\[1\] is -1"),
         ({"models": states(2), "weights": [1, math.nan]}, r"weights\[1\] is nan"),
         ({"models": states(2), "weights": [0, 0]}, "all weights are 0"),
-        ({"models": states(2), "method": "cubic"}, "no method 'cubic'"),
         ({"models": states(3), "method": "slerp"}, "found 3 models"),
         ({"models": [nn.Linear(2, 2), nn.Linear(2, 2).state_dict()]}, "a module, a mapping"),
     ],

@@ -73,8 +73,6 @@ def test_averaged_statistics_are_told_with_the_way_out():
 def test_wrong_calls_are_refused_before_anything_is_solved(pair):
     with pytest.raises(MergeError, match="1 weights for 2 models"):
         merge(pair.bind(), weights=[1])
-    with pytest.raises(MergeError, match="no method 'cubic'"):
-        merge(pair.bind(), method="cubic")
     with pytest.raises(BindError, match="at least two networks"):
         merge(pair.graph, pair.a)
     with pytest.raises(SolverError, match="no option 'restart'"):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import alignkit
-from alignkit.errors import BindError
+from alignkit.errors import ArgumentError, BindError
 from alignkit.testing.problems import mlp, planted_pair
 
 PAIR = planted_pair(mlp(5, 8, 6, 3), seed=3, noise=0.05)
@@ -43,7 +43,7 @@ def test_a_job_says_how_it_is_called(name):
         job(PAIR.graph, **arguments)
     with pytest.raises(BindError, match="bound to its networks already"):
         job(PAIR.bind(), PAIR.a, PAIR.b, **arguments)
-    with pytest.raises(BindError, match="takes a pair or a SymmetryGraph first, not Sequential"):
+    with pytest.raises(ArgumentError, match=r"pair= has to be a Pair or a SymmetryGraph.* alignkit\.trace"):
         job(PAIR.a, PAIR.a, PAIR.b, **arguments)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_of, weights_of
@@ -43,6 +44,7 @@ class Alignment:
         AlignmentError: A group is missing, or its indices have the wrong shape or are not a permutation.
     """
 
+    @check_arguments
     def __init__(self, graph: GraphStructure, elements: Mapping[str, Tensor]) -> None:
         if unknown := [name for name in elements if name not in graph.groups]:
             raise AlignmentError(f"the graph has no groups {', '.join(map(repr, unknown))}.")
@@ -64,18 +66,21 @@ class Alignment:
         return self._elements
 
     @classmethod
+    @check_arguments
     def identity(cls, graph: GraphStructure) -> Alignment:
         """Return the alignment that moves nothing."""
         shapes = {name: graph.element_shape(name) for name in graph.groups}
         return cls(graph, {name: torch.arange(shape[-1]).expand(shape).contiguous() for name, shape in shapes.items()})
 
     @classmethod
+    @check_arguments
     def random(cls, graph: GraphStructure, seed: int = 0) -> Alignment:
         """Draw an element of the symmetry group uniformly; the same seed gives the same element."""
         generator = torch.Generator().manual_seed(seed)
         draws = {n: torch.rand(graph.element_shape(n), generator=generator, dtype=torch.float64) for n in graph.groups}
         return cls(graph, {name: draw.argsort(-1) for name, draw in draws.items()})
 
+    @check_arguments
     def flat(self, group: str) -> Tensor:
         """Return where every unit comes from, over all parents: int64 of shape ``[instances * size]``, row-major."""
         parent = self.graph.groups[group].parent
@@ -143,6 +148,7 @@ class Alignment:
     def apply(self, weights: ModuleT) -> ModuleT: ...
     @overload
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    @check_arguments
     def apply(self, weights: nn.Module | Mapping[str, Tensor]) -> nn.Module | dict[str, Tensor]:
         """Permute weights. The input is left as it is.
 
@@ -167,6 +173,7 @@ class Alignment:
                     tensor.data.copy_(permuted[first[name]])
         return module
 
+    @check_arguments
     def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
         """Permute one tensor of the graph, given by its first name; a new tensor comes back."""
         node = self.graph.tensors[name]
@@ -174,11 +181,13 @@ class Alignment:
             return tensor.detach().clone()
         return act_on_blocks(node.blocks, tensor.detach(), self.elements)
 
+    @check_arguments
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, bound to the graph by its fingerprint, whole or not at all (`WeightsError`)."""
         FORMAT.write_tensors(Path(path), self.elements, {"graph": self.graph.fingerprint})
 
     @classmethod
+    @check_arguments
     def load(cls, path: str | Path, graph: GraphStructure) -> Alignment:
         """Read an alignment that was saved for the same graph.
 

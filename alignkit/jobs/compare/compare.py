@@ -7,6 +7,7 @@ from concurrent.futures import Executor, as_completed
 from os import PathLike
 from typing import Any, TypeAlias
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import AlignkitError, ComparisonError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
@@ -27,6 +28,7 @@ ALWAYS, ALWAYS_WITH_TASK = "identity", "activation_matching"
 """Solvers that every comparison shows: wide networks sometimes merge best unpermuted, and users must see it."""
 
 
+@check_arguments
 def compare(
     pair: Pair | SymmetryGraph,
     a: WeightsSource | None = None,

@@ -16,6 +16,7 @@ import rich.markup
 import rich.table
 import rich.text
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.errors import ComparisonError
 from alignkit.plotting.pictures import bar_chart, plot_interpolations
@@ -116,6 +117,7 @@ class ComparisonRow:
         return {**values, "line": None if self.line is None else self.line.to_dict()}
 
     @classmethod
+    @check_arguments
     def from_dict(cls, values: Mapping[str, Any]) -> ComparisonRow:
         """Read what `to_dict` wrote.
 
@@ -182,6 +184,7 @@ class Comparison:
         """One line for each solver."""
         return tuple(Average(name, tuple(r for r in self.rows if r.solver == name)) for name in self.solvers)
 
+    @check_arguments
     def row(self, solver: str, seed: int | None = None) -> ComparisonRow:
         """Return the row of a solver; the first one if ``seed`` is None.
 
@@ -195,6 +198,7 @@ class Comparison:
         existing = ", ".join(f"{row.solver} (seed {row.seed})" for row in self.rows)
         raise ComparisonError(f"no row of {wanted}. Rows: {existing}.")
 
+    @check_arguments
     def plot(self, path: str | PathLike[str] | None = None, *, title: str | None = None) -> Figure:
         """Draw loss and metric on the line from A to B; without a task the squared distances as bars.
 
@@ -242,6 +246,7 @@ class Comparison:
         rows = [row.to_dict() for row in self.rows]
         return {**FORMAT.header, "device": self.device, "measured": self.measured, "rows": rows}
 
+    @check_arguments
     def report(self, title: str = "Solvers side by side", *, facts: Facts = None) -> Report:
         """Show the comparison as picture and table.
 
@@ -282,6 +287,7 @@ class Comparison:
         return FORMAT.to_json(self.facts())
 
     @classmethod
+    @check_arguments
     def from_json(cls, text: str) -> Comparison:
         """Read what `to_json` wrote.
 

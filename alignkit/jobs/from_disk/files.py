@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints import OnProgress, open_checkpoint
 from alignkit.errors import UsageError
 from alignkit.jobs.from_disk.applying import align_checkpoint, merge_checkpoints
@@ -16,6 +17,7 @@ from alignkit.jobs.network_files import NetworkFiles
 from alignkit.solver.solution import Solution
 
 
+@check_arguments
 def memory_limit(memory: str, *, solver: str, device: str | None, count: int, others: Sequence[str] = ()) -> int:
     """Return the bytes that a limit allows, once it is clear that the job can keep it.
 
@@ -41,6 +43,7 @@ def memory_limit(memory: str, *, solver: str, device: str | None, count: int, ot
     return limit
 
 
+@check_arguments
 def solve_files(
     files: NetworkFiles,
     output: Path,
@@ -71,6 +74,7 @@ def solve_files(
     return solution
 
 
+@check_arguments
 def merge_files(
     files: NetworkFiles,
     output: Path,

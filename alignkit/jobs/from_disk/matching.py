@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
 from alignkit.errors import BindError
 from alignkit.graph.bind import fit_of
@@ -29,6 +30,7 @@ from alignkit.solvers.weight_matching import WeightMatching
 MISFIT = "the weights do not fit the graph"
 
 
+@check_arguments
 def match_checkpoints(
     graph: SymmetryGraph,
     a: Checkpoint | str | Path,

@@ -43,8 +43,6 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     Raises:
         TraceError: The model cannot run on these inputs, or is not a plain module; the message says what to do.
     """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"trace() takes a torch.nn.Module and its inputs, found {type(model).__name__}.")
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule) or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         raise TraceError(

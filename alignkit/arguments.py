@@ -1,0 +1,158 @@
+"""The checked front: arguments of public functions held against their annotations, before anything runs.
+
+A wrong type told at the door names the call, the argument and what is needed. Further inside it would be a traceback
+of torch or numpy. What a value means (a range, a shape, a name) is for the function itself to check.
+
+Libraries that check types read every value of a mapping and refuse numbers of numpy. Here mappings may be checkpoints
+that are read when they are asked, and seeds come from ``numpy.arange``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
+
+from alignkit.errors import ArgumentError
+from alignkit.text import did_you_mean, show_value, with_article
+
+CallableT = TypeVar("CallableT", bound=Callable[..., Any])
+_ADVICE = {
+    "SymmetryGraph": "A graph comes from alignkit.trace(model, example), or SymmetryGraph.from_spec(spec, like=model).",
+    "Task": "A task is alignkit.Task(model, batches, loss).",
+}
+"""How to come by what is needed, by its class."""
+_BOOLS = ("builtins.bool", "numpy.bool", "numpy.bool_")
+_INT64 = range(-(2**63), 2**63)
+
+
+class Kind(NamedTuple):
+    """What an annotation admits, in words and as a test."""
+
+    needed: str
+    admits: Callable[[Any], bool]
+
+
+ANYTHING = Kind("anything", lambda _: True)
+_PLAIN: dict[Any, Kind] = {
+    Any: ANYTHING,
+    object: ANYTHING,
+    None: Kind("None", lambda value: value is None),
+    types.NoneType: Kind("None", lambda value: value is None),
+    str: Kind("a text", lambda value: isinstance(value, str)),
+    bool: Kind("True or False", lambda value: f"{type(value).__module__}.{type(value).__name__}" in _BOOLS),
+    int: Kind("a whole number of 64 bits", lambda value: _is_a(Integral, value) and int(value) in _INT64),
+    float: Kind("a number", lambda value: _is_a(Real, value)),
+}
+
+
+def _is_a(numbers: type, value: object) -> bool:
+    return isinstance(value, numbers) and not isinstance(value, bool)
+
+
+def check_arguments(function: CallableT) -> CallableT:
+    """Hold the arguments of each call against the function's annotations; raise `ArgumentError` where one is wrong.
+
+    Of a mapping only the type is looked at: its values may have to be read from a disk, and who takes it knows better
+    what its entries are called. Iterators are not consumed.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _check(function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return cast(CallableT, call)
+
+
+def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    signature, kinds = _expected(function)
+    name = function.__qualname__.removesuffix(".__init__")
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        unknown = [word for word in kwargs if word not in signature.parameters]
+        near = did_you_mean(unknown[0], signature.parameters) if unknown else ""
+        raise ArgumentError(f"{name}(): {error}.{near}") from None
+    for argument, value in given.items():
+        kind, parameter = kinds[argument], signature.parameters[argument]
+        places = {f"{argument}=": value}
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            places = {f"{argument}[{at}]": item for at, item in enumerate(value)}
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            places = {f"{key}=": item for key, item in value.items()}
+        for place, item in places.items():
+            if not kind.admits(item):
+                wrong = f"{place} has to be {kind.needed}, found {show_value(item)} of type {type(item).__name__}"
+                advice = " ".join(line for class_name, line in _ADVICE.items() if class_name in kind.needed)
+                raise ArgumentError(f"{name}(): {wrong}. {advice}".rstrip())
+
+
+@functools.cache
+def _expected(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Kind]]:
+    """Return the signature of a function, and what each of its parameters admits."""
+    signature, kinds = inspect.signature(function), {}
+    for name, parameter in signature.parameters.items():
+        bare = parameter.annotation is parameter.empty
+        kinds[name] = ANYTHING if bare else kind_of(_evaluate(parameter.annotation, function.__globals__))
+    return signature, kinds
+
+
+def _evaluate(annotation: Any, names: Mapping[str, Any]) -> Any:
+    """Evaluate an annotation that is a text; names that only type checkers import are those of `alignkit`."""
+    known = dict(names)
+    while isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, known)
+        except NameError as error:  # A figure or a console is none of ours: not checked.
+            name = str(error.name)
+            known[name] = getattr(sys.modules["alignkit"], name, Any)
+    return annotation
+
+
+def kind_of(annotation: Any) -> Kind:
+    """Translate an annotation into what it admits."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, TypeVar):
+        return kind_of(annotation.__bound__ or Any)
+    if origin in (Union, types.UnionType):
+        return _either([kind_of(part) for part in inner])
+    if origin is Literal:
+        names = " or ".join(map(repr, inner))
+        return Kind(names, lambda value: any(type(value) is type(name) and value == name for name in inner))
+    if origin is type:
+        base = get_origin(inner[0]) or inner[0]
+        return Kind(f"a subclass of {base.__name__}", lambda value: isinstance(value, type) and issubclass(value, base))
+    if origin in (Sequence, list, tuple):
+        return _sequence(kind_of(inner[0]))
+    return _PLAIN.get(annotation) or _instance(origin or annotation)
+
+
+def _either(kinds: Sequence[Kind]) -> Kind:
+    *others, last = dict.fromkeys(kind.needed for kind in kinds)
+    needed = f"{', '.join(others)} or {last}" if others else last
+    return Kind(needed, lambda value: any(kind.admits(value) for kind in kinds))
+
+
+def _sequence(item: Kind) -> Kind:
+    def admits(value: Any) -> bool:
+        ordered = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        return (ordered or getattr(value, "ndim", 0) == 1) and all(map(item.admits, value))  # of numpy
+
+    return Kind("a sequence" if item is ANYTHING else f"a sequence (each item {item.needed})", admits)
+
+
+def _instance(wanted: Any) -> Kind:
+    wanted = getattr(wanted, "array_type", wanted)  # jaxtyping's annotations say more than a class
+    if wanted is os.PathLike:
+        return Kind("a path", lambda value: isinstance(value, os.PathLike))
+    if wanted is Callable:
+        return Kind("a function", callable)
+    if not isinstance(wanted, type):
+        return ANYTHING
+    return Kind(with_article(wanted.__name__), lambda value: isinstance(value, wanted))

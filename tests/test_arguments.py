@@ -1,0 +1,155 @@
+"""The checked front: a wrong argument is told at the door, whatever the function."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import alignkit
+from alignkit import Alignment, SymmetryGraph, arguments
+from alignkit.arguments import ANYTHING, check_arguments, kind_of
+from alignkit.errors import AlignkitError, ArgumentError
+
+NOT_CHECKED = {
+    "alignkit.hookimpl": "of pluggy",
+    "alignkit.matching.linear_assignment": "called thousands of times by a solve; it checks its matrix itself",
+    "alignkit.checkpoints.write_text": "for the other rooms",
+    "alignkit.training.describe_networks": "for the other rooms",
+    "Task.checked": "evaluate and its relatives are checked",
+    "Task.evaluate_stack": "called by every step of a training; `Task.evaluate` is checked",
+}
+"""Public functions that do not hold their arguments against annotations, and why."""
+
+
+def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield every function of `alignkit` and its public rooms, and the methods of the classes that users call."""
+    for room in ("alignkit", *(f"alignkit.{name}" for name in alignkit._ROOMS)):
+        for name in import_module(room).__all__:
+            value = getattr(import_module(room), name)
+            if inspect.isfunction(value) and inspect.signature(value).parameters and room != "alignkit.testing":
+                yield f"{room}.{name}", value
+    for kind in (Alignment, SymmetryGraph, alignkit.SoftAlignment, alignkit.Solution, alignkit.Task):
+        for name, member in vars(kind).items():
+            function = getattr(member, "__func__", member)
+            takes = inspect.isfunction(function) and len(inspect.signature(function).parameters) > 1
+            if takes and (name == "__init__" or not name.startswith("_")) and "Solution.__init__" not in str(function):
+                yield f"{kind.__name__}.{name}", function
+
+
+PUBLIC = dict(public_functions())
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - NOT_CHECKED))
+def test_every_public_function_is_checked(name: str) -> None:
+    function = inspect.unwrap(PUBLIC[name], stop=lambda f: f.__code__.co_filename == arguments.__file__)
+    assert function.__code__.co_filename == arguments.__file__, "decorate it with check_arguments, or say why not"
+    _, kinds = arguments._expected(function.__wrapped__)
+    signature = inspect.signature(PUBLIC[name])
+    open_ones = {n for n, kind in kinds.items() if kind is ANYTHING} - {"self", "cls"}
+    assert {str(signature.parameters[n].annotation) for n in open_ones} <= {"Any", "object", "Figure"}
+
+
+@check_arguments
+def example(
+    pair: alignkit.Pair | SymmetryGraph,
+    *models: nn.Module | Mapping[str, Tensor] | str | Path,
+    count: int = 1,
+    scale: float = 1.0,
+    exact: bool = False,
+    method: Literal["linear", "slerp"] = "linear",
+    shares: Sequence[float] | None = None,
+    matrix: Float[Tensor, "n n"] | None = None,  # noqa: F722
+    path: os.PathLike[str] | None = None,
+    report: Callable[[str], None] | None = None,
+    solver: type[alignkit.Solver[Any]] | None = None,
+    **options: int,
+) -> object:
+    return pair, models, count, scale
+
+
+GRAPH = SymmetryGraph.from_spec({"w": "h ."}, {"w": (3, 2)})
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {"count": np.int64(3), "scale": 3, "shares": np.ones(2)},
+        {"count": -(2**63), "scale": np.float32(1), "exact": np.bool_(True), "shares": (1, 0.5)},
+        {"method": "slerp", "shares": [0, 1], "matrix": torch.ones(2, 2), "path": Path("x"), "report": print},
+        {"solver": alignkit.Solver, "other": 5},
+    ],
+)
+def test_what_an_annotation_admits_goes_through(good: dict[str, Any]) -> None:
+    models = (nn.Linear(2, 2), {"w": 3}, "a.pt", Path("b.pt"))
+    assert example(GRAPH, *models, **good) == (GRAPH, models, good.get("count", 1), good.get("scale", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"count": 1.5}, "count= has to be a whole number of 64 bits, found 1.5 of type float"),
+        ({"count": True}, "found True of type bool"),
+        ({"count": 10**30}, "of 64 bits"),
+        ({"scale": "1"}, "scale= has to be a number, found '1' of type str"),
+        ({"scale": 1j}, "of type complex"),
+        ({"exact": 1}, "exact= has to be True or False"),
+        ({"method": "cubic"}, "method= has to be 'linear' or 'slerp', found 'cubic'"),
+        ({"shares": 0.5}, "shares= has to be a sequence (each item a number) or None"),
+        ({"shares": ["a"]}, "each item a number"),
+        ({"shares": "ab"}, "found 'ab' of type str"),
+        ({"shares": {0.5: 0.5}}, "of type dict"),
+        ({"shares": torch.ones(2, 2)}, "of type Tensor"),
+        ({"matrix": [[1.0]]}, "matrix= has to be a Tensor or None"),
+        ({"path": b"x"}, "path= has to be a path or None"),
+        ({"report": "print"}, "report= has to be a function or None"),
+        ({"solver": int}, "solver= has to be a subclass of Solver or None"),
+        ({"other": "x"}, "other= has to be a whole number"),
+    ],
+)
+def test_what_it_does_not_admit_is_named(bad: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        example(GRAPH, **bad)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("example(): ")
+
+
+def test_positions_are_counted_and_advice_is_given() -> None:
+    with pytest.raises(ArgumentError, match=r"models\[1\] has to be a Module, a Mapping, a text or a Path, found 3"):
+        example(GRAPH, "a.pt", 3)
+    with pytest.raises(ArgumentError, match=r"A graph comes from alignkit\.trace"):
+        example(nn.Linear(2, 2))
+
+
+def test_missing_and_unknown_arguments_are_errors_of_both_kinds() -> None:
+    with pytest.raises(ArgumentError, match=r"^read_weights\(\): missing a required argument: 'path'"):
+        alignkit.read_weights()  # type: ignore[call-arg]
+    with pytest.raises(ArgumentError, match=r"'wieghts'\. Did you mean 'weights'"):
+        alignkit.average([], wieghts=[1])  # type: ignore[call-arg]
+    assert issubclass(ArgumentError, AlignkitError) and issubclass(ArgumentError, TypeError)
+
+
+def test_iterators_are_not_consumed_and_values_are_not_read() -> None:
+    class Unread(Mapping[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            raise AssertionError("read")
+
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("read")
+
+        def __len__(self) -> int:
+            raise AssertionError("read")
+
+    assert kind_of(Mapping[str, Tensor]).admits(Unread())
+    numbers = iter([1, 2])
+    assert kind_of(Iterator[int]).admits(numbers)
+    assert list(numbers) == [1, 2]
