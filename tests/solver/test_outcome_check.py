@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
 
-from alignkit import Alignment, Outcome, SoftAlignment, Solver, Status, Step, hookimpl
+from alignkit import Alignment, Outcome, SoftAlignment, Solution, Solver, SolverOptions, Status, Step, hookimpl
 from alignkit.errors import PluginError, SolverError
 from alignkit.jobs.solve import solve
 from alignkit.plugins import PluginWarning, Registry
 from alignkit.testing import mlp, planted_pair
+from helpers.plugin_code import plugin_offering
 
 OTHER = mlp(3, 6, 2).graph()
 
@@ -24,6 +28,28 @@ class Unchecked(Alignment):
 
 def overwritten(problem):
     problem.b["2.bias"].add_(1)
+    return Outcome(problem.start)
+
+
+class Raising(Outcome):
+    @property
+    def stats(self):
+        return 1 / 0
+
+    @stats.setter
+    def stats(self, value):
+        pass
+
+
+def unseen(values, problem):
+    """Write where torch does not count."""
+    values[0] = 7
+    return Outcome(problem.start)
+
+
+def elsewhere(problem):
+    weight = problem.bound.module_a.get_parameter("0.weight")
+    weight.data = weight.data + 1
     return Outcome(problem.start)
 
 
@@ -41,6 +67,17 @@ RUBBISH = {
     ),
     "status text": (lambda p, r: Outcome(p.start, "ok"), "status is 'ok', not a Status"),
     "status None": (lambda p, r: Outcome(p.start, None), "status is None"),
+    "status of another kind": (lambda p, r: Outcome(p.start, True), "status is True"),
+    "stats nan": (lambda p, r: Outcome(p.start, stats={"a": float("nan")}), "stats map 'a' to nan"),
+    "stats inf": (lambda p, r: Outcome(p.start, stats={"a": float("inf")}), "stats map 'a' to inf"),
+    "stats beyond floats": (lambda p, r: Outcome(p.start, stats={"a": 10**400}), "not a name to a finite number"),
+    "stats by number": (lambda p, r: Outcome(p.start, stats={1: 2.0}), "stats map 1 to 2.0"),
+    "notes None": (lambda p, r: Outcome(p.start, notes=None), "notes are None, not a mapping from names to texts"),
+    "notes list": (lambda p, r: Outcome(p.start, notes=["a"]), r"notes are \['a'\]"),
+    "notes object": (lambda p, r: Outcome(p.start, notes={"a": object()}), "notes map 'a' to <object"),
+    "notes number": (lambda p, r: Outcome(p.start, notes={"a": 1}), "notes map 'a' to 1, not a name to a text"),
+    "notes half a character": (lambda p, r: Outcome(p.start, notes={"a": "\ud800"}), "not a name to a text"),
+    "properties that raise": (lambda p, r: Raising(p.start), "ZeroDivisionError"),
     "stats None": (lambda p, r: Outcome(p.start, stats=None), "stats are None"),
     "stats list": (lambda p, r: Outcome(p.start, stats=[1]), r"stats are \[1\]"),
     "stats text": (lambda p, r: Outcome(p.start, stats={"a": "b"}), "map 'a' to 'b'"),
@@ -51,10 +88,33 @@ RUBBISH = {
         "soft alignment belongs to another graph",
     ),
     "report text": (lambda p, r: (r("hello"), Outcome(p.start))[1], "reported 'hello'"),
+    "report nan": (lambda p, r: r(Step(1, float("nan"))), "a finite number"),
+    "report inf": (lambda p, r: r(Step(1, -float("inf"))), "a finite number"),
+    "report None": (lambda p, r: r(Step(1, None)), "a finite number"),
+    "report half a character": (lambda p, r: r(Step(1, 1.0, "\udfff")), "a text"),
     "report nothing": (lambda p, r: (r(), Outcome(p.start))[1], "missing 1 required"),
-    "report text for a number": (lambda p, r: r(Step(1, "low")), "a whole number, a number and a text"),
-    "report half a step": (lambda p, r: r(Step(0.5, 1.0)), "a whole number, a number and a text"),
-    "writes to B": (lambda p, r: overwritten(p), "wrote to tensors that are the caller's own: '2.bias' of B"),
+    "report text for a number": (lambda p, r: r(Step(1, "low")), "a whole number, a finite number and a text"),
+    "report half a step": (lambda p, r: r(Step(0.5, 1.0)), "a whole number, a finite number and a text"),
+    "writes to B": (lambda p, r: overwritten(p), "the caller's own were written to: '2.bias' of B"),
+    "writes to B by data": (lambda p, r: unseen(p.b["2.bias"].data, p), "were written to: '2.bias' of B"),
+    "writes to A by numpy": (lambda p, r: unseen(p.a["0.weight"].numpy(), p), "were written to: '0.weight' of A"),
+    "writes to the objective": (
+        lambda p, r: unseen(p.objective.b["0.bias"].numpy(), p),
+        "were written to: '0.bias' of B in problem.objective",
+    ),
+    "replaces a tensor of a module": (
+        lambda p, r: (p.bound.module_b.get_submodule("0").register_parameter("bias", None), Outcome(p.start))[1],
+        "the caller's own model B changed",
+    ),
+    "points a tensor of a module elsewhere": (lambda p, r: elsewhere(p), "the caller's own model A changed"),
+    "switches the mode of a module": (
+        lambda p, r: (p.bound.module_a.train(), Outcome(p.start))[1],
+        "the caller's own model A changed",
+    ),
+    "empties B": (lambda p, r: p.b.clear(), "has no attribute 'clear'"),
+    "replaces an entry of B": (lambda p, r: p.b.__setitem__("2.bias", torch.ones(2)), "has no attribute"),
+    "removes an entry of A": (lambda p, r: p.bound.a.pop("2.bias"), "has no attribute 'pop'"),
+    "gives the problem another pair": (lambda p, r: setattr(p, "bound", None), "cannot assign to field 'bound'"),
     "raises": (lambda p, r: 1 / 0, "ZeroDivisionError"),
     "exits": (lambda p, r: exit(3), r"called exit\(3\)"),
     "runs out of stack": (lambda p, r: RUBBISH["runs out of stack"][0](p, r), "RecursionError"),
@@ -63,7 +123,11 @@ RUBBISH = {
 
 
 def made(run):
-    return type("Made", (Solver,), {"name": "made", "solve": lambda self, problem, report: run(problem, report)})
+    return type(
+        "Made",
+        (Solver,),
+        {"name": "made", "__module__": __name__, "solve": lambda self, problem, report: run(problem, report)},
+    )
 
 
 @pytest.mark.parametrize("case", RUBBISH)
@@ -76,6 +140,101 @@ def test_it_is_an_error_that_says_what_was_done(case):
     assert solution.status in (Status.FAILED, Status.INVALID)
     assert solution.alignment == Alignment.identity(pair.graph)
     assert "made" in solution.explain()
+
+
+REPLACED = {
+    "the pair": lambda p: object.__setattr__(p, "bound", planted_pair(mlp(3, 5, 2), seed=9).bind()),
+    "the start": lambda p: object.__setattr__(p, "init", None),
+    "the seed": lambda p: object.__setattr__(p, "seed", 99),
+    "the objective": lambda p: p.__dict__.__setitem__("objective", None),
+    "the sums": lambda p: p.objective.__dict__.__setitem__("sums", {}),
+    "the pair of the objective": lambda p: setattr(p.objective, "bound", None),
+    "everything": lambda p: p.__dict__.clear(),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_what_a_solver_puts_into_its_problem_has_no_say_in_the_account(what):
+    """Also what an observer puts there."""
+
+    def run(problem, report):
+        start = problem.start
+        REPLACED[what](problem)
+        return Outcome(start)
+
+    class Observer:
+        @hookimpl
+        def alignkit_solve_started(self, problem):
+            REPLACED[what](problem)
+
+    pair = planted_pair(mlp(3, 5, 2)).bind()
+    init = Alignment.random(pair.graph, 1)
+    plain = solve(pair, solver=made(lambda problem, report: Outcome(problem.start)), init=init, registry=Registry([]))
+    solution = solve(pair, solver=made(run), init=init, registry=Registry([]))
+    watched = Registry([])
+    watched.register(Observer())
+    seen = solve(pair, solver=made(lambda p, r: Outcome(init)), init=init, registry=watched)
+    for other in (solution, seen):
+        assert other.facts() | {"seconds": 0} == plain.facts() | {"seconds": 0}
+        assert (other.options, other.objective_init) == (plain.options, plain.objective_init)
+
+
+def test_whatever_is_accepted_can_be_saved_and_read(tmp_path):
+    """Numbers of numpy and fractions become plain ones."""
+
+    def run(problem, report):
+        report(Step(np.int64(1), np.float32(0.5), "ü"))
+        report(Step(True, Fraction(1, 3)))
+        stats = {"a": np.float32(1.5), "b": np.int8(3), "c": Fraction(1, 4), "d": True}
+        return Outcome(problem.start, stats=MappingProxyType(stats), notes=MappingProxyType({"ü": "日本"}))
+
+    solution = solve(planted_pair(mlp(3, 5, 2)).bind(), solver=made(run), registry=Registry([]))
+    solution.save(tmp_path / "solution")
+    read = Solution.load(tmp_path / "solution", solution.graph)
+    assert dict(read.stats) == {"a": 1.5, "b": 3, "c": 0.25, "d": 1}
+    assert (read.history, dict(read.notes)) == (solution.history, {"ü": "日本"})
+
+
+class AnyOptions(SolverOptions):
+    model_config = {**SolverOptions.model_config, "arbitrary_types_allowed": True}  # noqa: RUF012
+    what: object = object()
+
+
+def without_options(self, **options):
+    pass
+
+
+def exits(self, **options):
+    raise SystemExit(2)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"Options": AnyOptions}, "cannot be listed or saved"),
+        ({"__init__": without_options}, "options"),
+        ({"__init__": exits}, "cannot be made: SystemExit"),
+        ({"__init__": lambda self, **options: 1 / 0}, "cannot be made: ZeroDivisionError"),
+        ({"needs": None}, "made.needs is None"),
+        ({"needs": "task"}, "made.needs is 'task'"),
+        ({"Options": dict}, "Options"),
+        ({"name": 3}, "made.name is 3, not a text"),
+    ],
+)
+def test_a_solver_class_that_is_not_one_is_an_error_that_names_it(body, said):
+    body.setdefault("solve", lambda self, problem, report: Outcome(problem.start))
+    solver = type("made", (Solver,), {"name": "made", "__module__": __name__, **body})
+    with pytest.raises(SolverError, match=said):
+        solve(planted_pair(mlp(3, 5, 2)).bind(), solver=solver, registry=Registry([]))
+
+
+def test_the_package_of_a_solver_is_named_when_it_fails():
+    registry = Registry([])
+    registry.register(plugin_offering(made(lambda problem, report: None)), package="alignkit-odd 0.3")
+    with pytest.raises(SolverError, match=r"solver 'made' failed\..* The solver comes from alignkit-odd 0\.3\."):
+        solve(planted_pair(mlp(3, 5, 2)).bind(), solver="made", registry=registry)
+    with pytest.raises(SolverError, match=f"comes from {__name__}"):
+        solve(planted_pair(mlp(3, 5, 2)).bind(), solver=made(lambda problem, report: None), registry=Registry([]))
 
 
 def test_ctrl_c_is_not_swallowed():
