@@ -139,6 +139,9 @@ SPECS = {
     "two parents of one group": row(GraphError, "'d' is without a parent at tensor 'v'", "nested in 'heads'", "'w'")(
         lambda _: SymmetryGraph.from_spec({"w": "(heads:2 d[heads])", "v": "d"}, {"w": (6,), "v": (3,)})
     ),
+    "parents nested too deep": row(GraphError, "'a32'", "more than 31 others")(
+        lambda _: small(f"({' '.join(['a0:1', *(f'a{i}[a{i - 1}]:1' for i in range(1, 40))])})", 1)
+    ),
     "parents in a circle": row(GraphError, "nested in a circle", "'w'")(lambda _: small("(a[b]:2 b[a])", 4)),
     "sizes that shapes leave open": row(UndeterminedSizeError, "'w', axis 0", "'(a b)'", "sizes={'a': ...}")(
         lambda _: small("(a b)", 12)

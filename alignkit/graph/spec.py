@@ -14,7 +14,7 @@ from alignkit.graph.layout import Layout, Units
 from alignkit.graph.nodes import Group, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.sizes import open_sizes, resolve_sizes
-from alignkit.graph.structure import GraphStructure
+from alignkit.graph.structure import GraphStructure, check_depth
 from alignkit.text import did_you_mean, dtype_name
 
 Like = nn.Module | Mapping[str, Tensor] | Mapping[str, tuple[int, ...]]
@@ -48,6 +48,7 @@ def read_spec(
                 where = mentions[parent][1]
                 raise GraphError(f"groups {' -> '.join((*chain, parent))} are nested in a circle ({where}).")
             chain.append(parent)
+            check_depth(chain)
         groups |= {n: Group(n, group_sizes[n], mentions[n][0].parent) for n in reversed(chain) if n not in groups}
     if unused := sorted(set(group_sizes) - set(groups)):
         raise GraphError(f"sizes= names groups that no layout mentions: {', '.join(map(repr, unused))}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,9 @@ from alignkit.graph.layout import factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
 from alignkit.graph.uses import Use, uses_of_block
+
+DEEPEST = 32
+"""Maximum number of groups that are nested in one another; networks have two or three."""
 
 
 class GraphStructure:
@@ -51,6 +54,7 @@ class GraphStructure:
                 if parent in chain:
                     raise GraphError(f"groups {' -> '.join((*chain, parent))} are nested in a circle.")
                 chain.append(parent)
+                check_depth(chain)
         for node in tensors.values():
             self._check_layout(node)
 
@@ -177,3 +181,9 @@ class GraphStructure:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary})"
+
+
+def check_depth(chain: Sequence[str]) -> None:
+    """Raise `GraphError` for a group and its ancestors that are nested deeper than any network needs."""
+    if len(chain) > DEEPEST:
+        raise GraphError(f"group {chain[0]!r} is nested in more than {DEEPEST - 1} others, one in another.")

@@ -134,6 +134,7 @@ HUGE = {
     "many axes": "h " * 20_000,
     "huge size": "h:" + "9" * 5000,
     "brackets": "a[" * 20_000,
+    "deep families": f"({' '.join(['a0:1', *(f'a{i}[a{i - 1}]:1' for i in range(1, 5000))])})",
     "other digits": "h:\u0663",
     "null": "h\0",
     "surrogate": "h\ud800",
