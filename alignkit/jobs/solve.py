@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -10,17 +11,19 @@ from typing import Any, TypeAlias
 import torch
 
 from alignkit.arguments import check_arguments
-from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverError
+from alignkit.errors import AlignkitError, AlignmentError, BindError, PluginError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.plugins import PluginWarning
+from alignkit.plugins.offers import check_facts
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
-from alignkit.solver import Outcome, Problem, Solver, Status, Step
-from alignkit.solver.outcome_check import WriteGuard, check_step, fault
+from alignkit.solver import Outcome, Problem, Report, Solver, Status, Step
+from alignkit.solver.outcome_check import WriteGuard, checked_outcome, checked_step
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
-from alignkit.text import describe_error, did_you_mean
+from alignkit.text import describe_error, did_you_mean, explain_error
 
 SolverLike: TypeAlias = str | Solver[Any] | type[Solver[Any]]
 
@@ -112,6 +115,10 @@ def build_solvers(
     named: list[type[Solver[Any]] | Solver[Any]] = []
     for part in chain:
         if isinstance(part, Solver) or (isinstance(part, type) and issubclass(part, Solver)):
+            try:
+                check_facts(part if isinstance(part, type) else type(part))
+            except PluginError as error:
+                raise SolverError(f"solver= takes no such class: {error}.") from error
             named.append(part)
             continue
         names = [name.strip() for name in part.split(">")]
@@ -137,7 +144,15 @@ def build_solvers(
     seeded, alone = {} if seed is None else {"seed": seed}, len(to_build) == 1
 
     def build(stage: type[Solver[Any]]) -> Solver[Any]:
-        return stage(**{k: v for k, v in options.items() if alone or k in stage.Options.model_fields}, **seeded)
+        given = {k: v for k, v in options.items() if alone or k in stage.Options.model_fields}
+        try:
+            built = stage(**given, **seeded)
+            built.options.seed  # noqa: B018  an __init__ of its own may set no options
+        except AlignkitError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise SolverError(f"solver {stage.name!r} cannot be made: {describe_error(error)}") from error
+        return built
 
     return [stage if isinstance(stage, Solver) else build(stage) for stage in named]
 
@@ -155,45 +170,79 @@ def find_start(graph: SymmetryGraph, init: Solution | Alignment | None) -> Align
 def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, throw: bool = True) -> Solution:
     """Run one solver on a problem, watched by the registry's observers, and account for the result. See `solve`."""
     history: list[Step] = []
+    problem.objective.sums  # noqa: B018  computed once, for the solver and for the account
+    guard, options, name = WriteGuard(problem), plain_options(solver), solver.name
+    # What the solver and the observers do to their problem and its objective has no say in the account.
+    handed, shown = copy.copy(problem), copy.copy(problem)
+    for copied in (handed, shown):
+        copied.__dict__["objective"] = copy.copy(problem.objective)
 
     def report(step: Step) -> None:
-        check_step(step)
-        history.append(step)
-        registry.notify("alignkit_solve_step", problem=problem, solver=solver, step=step)
+        history.append(checked_step(step, f"solver {name!r}"))
+        registry.notify("alignkit_solve_step", problem=shown, solver=solver, step=history[-1])
 
     solution: Solution | None = None
-    cause: Exception | None = None
-    registry.notify("alignkit_solve_started", problem=problem, solver=solver)
+    registry.notify("alignkit_solve_started", problem=shown, solver=solver)
     try:
-        started, start, guard = perf_counter(), problem.start, WriteGuard(problem)
-        failure = Status.INVALID
-        try:
-            outcome = solver.solve(problem, report)
-        except Exception as error:  # solvers may be third-party code
-            failure, cause, detail = Status.FAILED, error, f"{describe_error(error)} {guard.fault()}".rstrip()
-        except SystemExit as error:  # a script turned into a solver
-            failure, detail = Status.FAILED, f"It called exit({error.code!r})."
-        else:
-            detail = fault(outcome, problem) or guard.fault()
-        if detail:  # whatever happened, an alignment of the right graph comes back
-            outcome = Outcome(start, failure)
+        started = perf_counter()
+        outcome, detail, cause = _call_solver(solver, handed, report)
         seconds = perf_counter() - started
-        solution = account(problem, solver, outcome, tuple(history), seconds, detail)
+        if written := guard.fault():
+            status = outcome.status if outcome.status.failed else Status.INVALID
+            outcome, detail = Outcome(problem.start, status), f"{detail} {written}".lstrip()
+        solution = account(problem, name, options, outcome, tuple(history), seconds, detail)
     finally:  # also on Ctrl-C, so that a progress bar can be closed
-        registry.notify("alignkit_solve_finished", problem=problem, solver=solver, solution=solution)
+        registry.notify("alignkit_solve_finished", problem=shown, solver=solver, solution=solution)
     if throw and solution.status.failed:
         if isinstance(cause, AlignkitError):
             raise cause
-        raise SolverError(f"solver {solver.name!r} failed. {solution.status.value} {detail}".rstrip()) from cause
+        parts = (f"solver {name!r} failed.", solution.status.value, detail, registry.origin(solver))
+        raise SolverError(" ".join(part for part in parts if part)) from cause
     return solution
 
 
+def _call_solver(solver: Solver[Any], problem: Problem, report: Report) -> tuple[Outcome, str, BaseException | None]:
+    """Call a solver, and check what it returns.
+
+    Returns:
+        The outcome; what the solver did wrong, in a sentence, or ""; and the exception that it raised. Whatever
+        happened, the outcome holds an alignment of the right graph.
+    """
+    start = problem.start
+    try:
+        answer = solver.solve(problem, report)
+    except (KeyboardInterrupt, PluginWarning):  # Ctrl-C; and a warning about an observer, where warnings are errors
+        raise
+    except SystemExit as error:  # a script turned into a solver
+        return Outcome(start, Status.FAILED), f"It called exit({error.code!r}).", None
+    except BaseException as error:  # solvers may be third-party code, which panics too
+        return Outcome(start, Status.FAILED), describe_error(error), error
+    try:
+        return checked_outcome(answer, start.graph), "", None
+    except Exception as error:  # of a class of its own, whose properties raise
+        return Outcome(start, Status.INVALID), explain_error(error), None
+
+
+def plain_options(solver: Solver[Any]) -> dict[str, Any]:
+    """Return the options of a solver as plain values, as files hold them; `SolverError` where they are not plain."""
+    try:
+        return dict(solver.options.model_dump(mode="json"))
+    except Exception as error:  # a field of a class of its own, or an __init__ that sets no options
+        reason = f"its options cannot be saved: {describe_error(error)}"
+        raise SolverError(f"solver {solver.name!r} cannot be used, {reason}") from error
+
+
 def account(
-    problem: Problem, solver: Solver[Any], outcome: Outcome, history: tuple[Step, ...], seconds: float, detail: str
+    problem: Problem,
+    solver: str,
+    options: Mapping[str, Any],
+    outcome: Outcome,
+    history: tuple[Step, ...],
+    seconds: float,
+    detail: str,
 ) -> Solution:
     """Return the solution that an outcome amounts to: distances before and after, and the gain of every group."""
-    # What a solver returns may be of a class of its own, whose elements change later.
-    objective, alignment = problem.objective, Alignment(problem.graph, outcome.alignment.elements)
+    objective, alignment = problem.objective, outcome.alignment
     before, after = objective.unaligned, objective.distances2(alignment)
     # The gain of every tensor is shared equally among the groups that act on it and moved.
     gain, moved = dict.fromkeys(problem.graph.groups, 0.0), alignment.moved()
@@ -203,8 +252,8 @@ def account(
             gain[group] += (before[name] - after[name]) / len(movers)
     return Solution(
         alignment=alignment,
-        solver=solver.name,
-        options={**solver.options.model_dump(mode="json"), "seed": problem.seed},
+        solver=solver,
+        options={**options, "seed": problem.seed},
         status=outcome.status,
         objective_before=sum(before.values()),
         objective_init=sum(before.values()) if problem.init is None else objective.distance2(problem.init),

@@ -19,6 +19,7 @@ from torch import Tensor
 from alignkit.checkpoints.fit import is_number
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.owned import ReadOnly
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import Use
 from alignkit.matching.soft_alignment import SoftAlignment
@@ -47,8 +48,12 @@ class Objective:
         self.bound, self.graph = bound, bound.graph
         self.device, self.dtype, self.products = torch.device(device), dtype, dtype
         moved = [name for name, node in self.graph.tensors.items() if node.groups and self.weighs(name)]
-        self.a: Mapping[str, Tensor] = {n: bound.a[n].detach().to(self.device, dtype).contiguous() for n in moved}
-        self.b: Mapping[str, Tensor] = {n: bound.b[n].detach().to(self.device, dtype).contiguous() for n in moved}
+        self.a: Mapping[str, Tensor]
+        self.b: Mapping[str, Tensor]
+        self.a, self.b = (
+            ReadOnly({name: side[name].detach().to(self.device, dtype).contiguous() for name in moved})
+            for side in (bound.a, bound.b)
+        )
         self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
         self._cached = 0
         self._views: dict[Use, tuple[Tensor, Tensor]] = {}
@@ -87,7 +92,7 @@ class Objective:
             yield block.view(a), part if elements is None else act_on_block(block, part, known(elements, block.groups))
 
     @cached_property
-    def sums(self) -> dict[str, Sums]:
+    def sums(self) -> Mapping[str, Sums]:
         """Sums over each tensor, all from one pass over both networks; zeros for those that do not count."""
         sums = {}
         for name in self.graph.tensors:
@@ -98,7 +103,7 @@ class Objective:
                 pairs = ((a, a), (b, b), (a, b), (difference, difference))
                 total += torch.stack([torch.dot(left, right) for left, right in pairs]).cpu()
             sums[name] = Sums(*total.tolist())
-        return sums
+        return ReadOnly(sums)
 
     @cached_property
     def squares(self) -> float:

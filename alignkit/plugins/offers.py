@@ -28,22 +28,29 @@ def read_solvers(answer: object) -> Iterator[tuple[str, type[Solver[Any]]]]:
         if not isinstance(offered.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", offered.name):
             needed = "needs a name of lower-case letters, digits and '_'"
             raise PluginError(f"solver class {offered.__name__} {needed}, not {show_value(offered.name)}")
-        name, options = offered.__name__, offered.Options
-        if offered not in checked and not offered.__module__.startswith("alignkit."):
-            # Facts of a wrong type would break the list of all solvers.
-            for attribute, kind in (("needs", Needs), ("returns", Returns)):
-                fact = getattr(offered, attribute)
-                if not isinstance(fact, kind):
-                    raise PluginError(f"{name}.{attribute} is {show_value(fact)}, not an alignkit.{kind.__name__}")
-            if not (isinstance(options, type) and issubclass(options, SolverOptions)):
-                raise PluginError(f"{name}.Options is {show_value(options)}, not a subclass of SolverOptions")
-            try:
-                options.model_json_schema()
-            except Exception as error:
-                reason = f"so they cannot be listed or saved: {describe_error(error)}"
-                raise PluginError(f"the options of {name} have no JSON schema, {reason}") from error
+        if offered not in checked:
+            check_facts(offered)
             checked.add(offered)
         yield offered.name, offered
+
+
+def check_facts(solver: type[Solver[Any]]) -> None:
+    """Raise a `PluginError` for a solver class whose facts are of a wrong type: they would break what reads them."""
+    name, options = solver.__name__, solver.Options
+    if solver.__module__.startswith("alignkit."):
+        return
+    for attribute, kind in (("name", str), ("needs", Needs), ("returns", Returns)):
+        fact = getattr(solver, attribute)
+        if not isinstance(fact, kind):
+            wanted = "a text" if kind is str else f"an alignkit.{kind.__name__}"
+            raise PluginError(f"{name}.{attribute} is {show_value(fact)}, not {wanted}")
+    if not (isinstance(options, type) and issubclass(options, SolverOptions)):
+        raise PluginError(f"{name}.Options is {show_value(options)}, not a subclass of SolverOptions")
+    try:
+        options.model_json_schema()
+    except Exception as error:
+        reason = f"so they cannot be listed or saved: {describe_error(error)}"
+        raise PluginError(f"the options of {name} have no JSON schema, {reason}") from error
 
 
 def read_callables(answer: object) -> Iterator[tuple[str, Any]]:

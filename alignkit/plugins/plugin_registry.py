@@ -128,6 +128,12 @@ class Registry:
         solver: type[Solver[Any]] = self._claims("solver").find(name, SolverError)
         return solver
 
+    def origin(self, solver: Solver[Any]) -> str:
+        """Say in a sentence which package or module a solver comes from; "" for those of alignkit."""
+        offers = self._claimed["solver"].offers.get(solver.name, []) if "solver" in self._claimed else []
+        package = next((package for package, kind in offers if kind is type(solver)), type(solver).__module__)
+        return "" if package.partition(".")[0] == "alignkit" else f"The solver comes from {package}."
+
     @property
     def contested(self) -> dict[str, tuple[str, ...]]:
         """Names of solvers that cannot be used because several claim them, with the packages that do."""
