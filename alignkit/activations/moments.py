@@ -47,6 +47,8 @@ class Moments:
         Returns:
             Mean and standard deviation of these samples alone, ``[units]`` in float64.
         """
+        if values.is_complex():
+            raise SolverError("activations are complex, and only real ones are measured. Let layers give real numbers.")
         count = values.numel() // values.shape[axis]
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()

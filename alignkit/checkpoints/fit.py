@@ -82,8 +82,18 @@ class Fit:
         return {first: fitting[first][1] for first in self._shapes if first in fitting}
 
     def check_dtypes(self, sides: Mapping[str, Mapping[str, torch.dtype]]) -> None:
-        """Compare dtypes, by the label of a side and the first name of a tensor, with those of the first side."""
+        """Compare dtypes, by the label of a side and the first name of a tensor, with those of the first side.
+
+        Complex weights are refused: units are compared by real products, and distances by real squares.
+        """
         (reference, expected), *others = sides.items()
+        advice = "alignkit compares real numbers. Give torch.view_as_real of it, and its layout one more axis of 2"
+        self.problems += [
+            f"{name!r} of {label} is {dtype_name(dtype)}; {advice}"
+            for label, dtypes in sides.items()
+            for name, dtype in dtypes.items()
+            if dtype.is_complex
+        ]
         self.problems += [
             f"{name!r} is {dtype_name(expected[name])} in {reference} but {dtype_name(dtype)} in {label}"
             for label, dtypes in others

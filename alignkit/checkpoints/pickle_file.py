@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.dtypes import as_bits
 from alignkit.checkpoints.fit import first_names
 from alignkit.checkpoints.shard import Shard, TensorEntry, ValuesOf
 from alignkit.errors import WeightsError
@@ -76,8 +77,7 @@ class PickleShard(Shard):
     def take(self, name: str, index: Tensor) -> Tensor:
         """Read the rows that ``index`` names, in its order."""
         source = self._tensors()[name]
-        small = source.dtype.itemsize == 1  # torch cannot index all of the small floats
-        rows = (source.view(torch.uint8) if small else source).index_select(0, index).view(source.dtype)
+        rows = as_bits(source).index_select(0, index).view(source.dtype)
         self._read += rows.nbytes
         return rows
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.checkpoint import open_checkpoint
 from alignkit.checkpoints.pickle_file import save_pickle
-from alignkit.checkpoints.safetensors_file import RESERVED_NAME, save_safetensors
+from alignkit.checkpoints.safetensors_file import DTYPES, RESERVED_NAME, save_safetensors
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, file_kind
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import WeightsError
-from alignkit.text import show_type
+from alignkit.text import dtype_name, show_type
 
 
 @check_arguments
@@ -56,6 +56,9 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
             kind_of_value = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else show_type(tensor)
             raise WeightsError(f"cannot write {path}: {name!r} is not a dense tensor with values, but {kind_of_value}.")
+        if kind == "safetensors" and tensor.dtype not in DTYPES.values():
+            held = "which a safetensors file cannot hold. Convert it, or write a .pt file"
+            raise WeightsError(f"cannot write {path}: {name!r} is {dtype_name(tensor.dtype)}, {held}.")
         if name == RESERVED_NAME:
             raise WeightsError(f"cannot write {path}: the name {name!r} is reserved by safetensors. Rename the tensor.")
     with staged(path) as temporary:

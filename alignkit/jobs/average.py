@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import StateDict, Weights, weights_of
@@ -54,7 +55,7 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
 
     Raises:
         MergeError: Models differ in names, shapes, ties or whole numbers (model and tensor are named), hold NaN or
-            infinity, or shares or method are wrong.
+            infinity, an average overflows the dtype of the first model, or shares or method are wrong.
     """
     shares = shares_of(weights, len(models))
     modules = [isinstance(model, nn.Module) for model in models]
@@ -85,7 +86,7 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
             total = torch.zeros_like(wide[0])
             for part, share in zip(wide, shares, strict=True):
                 total += share * part
-        tied[name] = total.to(tensor.dtype)
+        tied[name] = narrow(total, tensor.dtype, name, MergeError)
     averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
     return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
 
@@ -136,7 +137,7 @@ def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) ->
         f"{name!r} is {tensor.dtype} in {label} but {expected[name].dtype} in {labels[0]}"
         for label, side in zip(labels, fitting, strict=True)
         for name, tensor in side.items()
-        if is_number(tensor) != is_number(expected[name])
+        if (is_number(tensor), tensor.is_complex()) != (is_number(expected[name]), expected[name].is_complex())
     ]
     fit.raise_if_any(MergeError, "the models do not fit each other")
     return fitting
@@ -147,15 +148,21 @@ def widen(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.detach().to(device, torch.complex128 if tensor.is_complex() else torch.float64)
 
 
+def length(tensor: Tensor) -> float:
+    """Return the Euclidean length of a tensor seen as one vector; its squares may overflow or vanish."""
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    return largest * float(torch.linalg.vector_norm(tensor / largest)) if largest else 0.0
+
+
 def slerp(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], t: float) -> Float[Tensor, "*shape"]:
     """Return the tensor at ``t`` on the arc from ``a`` (0) to ``b`` (1), both seen as one vector.
 
     Source: Shoemake 1985. Where the two are parallel, opposite or zero there is no arc, and the line is taken.
     """
-    lengths = [float(torch.linalg.vector_norm(side)) for side in (a, b)]
     angle = 0.0
+    lengths = length(a), length(b)
     if min(lengths) > 0 and t not in (0.0, 1.0):
-        cosine = float((a.conj() * b).real.sum()) / (lengths[0] * lengths[1])
+        cosine = float(((a / lengths[0]).conj() * (b / lengths[1])).real.sum())
         angle = math.acos(max(-1.0, min(1.0, cosine)))
     if math.sin(angle) < PARALLEL:
         return (1 - t) * a + t * b

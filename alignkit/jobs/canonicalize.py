@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.fit import is_number
+from alignkit.checkpoints.dtypes import as_bits
+from alignkit.checkpoints.fit import all_finite, is_number
 from alignkit.errors import AlignmentError, BindError
 from alignkit.graph import Block, Pair, SymmetryGraph, Use
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
@@ -290,11 +291,11 @@ def _permute(graph: SymmetryGraph, name: str, tensor: Tensor, elements: Mapping[
         return tensor
     result = torch.empty_like(tensor)
     for block in graph.tensors[name].blocks:
-        part = _batched_view(block, tensor)
+        part = as_bits(_batched_view(block, tensor))
         for at, dim in enumerate(block.dims):
             if dim.group is not None:
                 part = _gather(part, at, elements[dim.group].to(tensor.device), dim.ancestors)
-        _batched_view(block, result).copy_(part)
+        _batched_view(block, result).copy_(part.view(tensor.dtype))
     return result
 
 
@@ -330,8 +331,8 @@ def _stack_networks(
         stacked = {name: torch.stack([row[name] for row in fitted.values()]) for name in target}
         for name, tensor in stacked.items():
             # Looked at all at once: one by one this would take as long as the matching.
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                bad = (~torch.isfinite(tensor.reshape(len(tensor), -1)).all(1)).nonzero().squeeze(1).tolist()
+            if not all_finite(tensor):
+                bad = [i for i, own in enumerate(tensor) if not all_finite(own)]
                 fit.problems += [f"{name!r} of network {i} holds NaN or infinity" for i in bad]
     fit.raise_if_any(BindError, "the networks do not fit the graph", "networks count from 0")
     return stacked, target

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.jobs.average import widen, with_tensors
+from alignkit.jobs.average import length, widen, with_tensors
 from alignkit.jobs.solve import SolverLike, bound_pair, solve
 from alignkit.reports import Check, Facts, Report
 from alignkit.reports.sections import facts_section, function_section, uncovered_section
@@ -102,7 +103,8 @@ def transport(
         numbers and truth values are those of B. Running variances stay positive.
 
     Raises:
-        MergeError: ``tuned`` does not fit the graph (every mismatch is named), or the scale is not finite.
+        MergeError: ``tuned`` does not fit the graph (every mismatch is named), the scale is not finite, or a sum
+            overflows the dtype of B.
         BindError: The bases do not fit the graph.
         SolverError: The solver is unknown or failed.
     """
@@ -115,11 +117,13 @@ def transport(
     order = given if isinstance(given, Alignment) else given.alignment
     fit = fit_of(bases.graph)
     after = fit.check_tensors(weights_of(tuned), "tuned")
+    fit.check_dtypes({"tuned": {name: tensor.dtype for name, tensor in after.items()}})
     if order.graph != bases.graph:
         fit.problems.append("the alignment belongs to another graph")
     fit.raise_if_any(MergeError, "the models do not fit the graph")
     back, carried = order.inverse(), {}
-    squares, left = 0.0, []
+    lengths: list[float] = []
+    left: list[str] = []
     with torch.no_grad():
         for name, target in bases.b.items():
             if not is_number(target):
@@ -128,14 +132,14 @@ def transport(
                     left.append(name)
                 continue
             vector = widen(after[name], target.device) - widen(bases.a[name], target.device)
-            squares += float(vector.abs().square().sum())
+            lengths.append(length(vector))
             moved = widen(target, target.device) + scale * back.apply_tensor(name, vector)
             if name.endswith("running_var"):
                 moved = torch.where(moved > 0, moved, widen(target, target.device))
-            carried[name] = moved.to(target.dtype)
+            carried[name] = narrow(moved, target.dtype, name, MergeError)
     named = {name: carried[first] for name, first in bases.graph.first_names.items()}
     if bases.module_b is not None:
         network: nn.Module | dict[str, Tensor] = with_tensors(bases.module_b, named)
     else:
         network = {name: named[name] for name in (bases.b if b is None else weights_of(b))}
-    return Transported(network, order, solution, squares**0.5, scale, tuple(left))
+    return Transported(network, order, solution, math.hypot(*lengths), scale, tuple(left))

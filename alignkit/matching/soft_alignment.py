@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignmentError
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
@@ -86,7 +87,7 @@ class SoftAlignment:
 
     @check_arguments
     def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
-        """Move one floating-point tensor of the graph, given by its first name; differentiable."""
+        """Move one floating-point or complex tensor of the graph, given by its first name; differentiable."""
         node = self.graph.tensors[name]
         if not node.groups:
             return tensor
@@ -105,11 +106,9 @@ class SoftAlignment:
 
     @check_arguments
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Move every floating-point tensor that a group acts on; others are passed on as they are."""
+        """Move every floating-point or complex tensor that a group acts on; others are passed on as they are."""
         first = self.graph.first_names
-        return {
-            n: self.apply_tensor(first[n], t) if t.is_floating_point() and n in first else t for n, t in weights.items()
-        }
+        return {n: self.apply_tensor(first[n], t) if is_number(t) and n in first else t for n, t in weights.items()}
 
     def round(self) -> Alignment:
         """Find the alignment that overlaps most, by linear assignment, families from the inside out."""

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.dtypes import narrow
+from alignkit.checkpoints.fit import is_number
 from alignkit.errors import TaskError
 from alignkit.graph.bind import Weights
 from alignkit.plotting.pictures import Curve, plot_interpolations
@@ -150,15 +152,19 @@ def interpolate(task: Task, a: Weights, b: Weights, points: int = 25, label: str
         label: Name of the line in pictures and tables.
 
     Raises:
-        TaskError: ``points`` is even or less than 3, or the task cannot be evaluated (see `Task.evaluate`); the
-            message says where on the line.
+        TaskError: ``points`` is even or less than 3, a weight of B overflows the dtype that it has in A, or the task
+            cannot be evaluated (see `Task.evaluate`); the message says where on the line.
 
     Source: [Navon24], section 5; [Frankle20] for the barrier.
     """
     if points < 3 or points % 2 == 0:
         raise TaskError(f"points is {points}: give an odd number, at least 3, so that the midpoint is one of them.")
     lambdas = torch.linspace(0, 1, points, dtype=torch.float64)
-    line = Line(task.checked(a), task.checked(b))
+    left, right = task.checked(a), task.checked(b)
+    for name, tensor in right.items():
+        if tensor.dtype != left[name].dtype and is_number(left[name]):
+            narrow(tensor, left[name].dtype, name, TaskError)
+    line = Line(left, right)
     budget = torch.cuda.mem_get_info(task.device)[0] // 2 if task.device.type == "cuda" else BYTES_AT_ONCE
     at_once = max(1, min(points, budget // max(1, task.bytes_for(a))))
     with torch.no_grad():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.dtypes import as_bits
 from alignkit.graph.layout import Block
 
 
@@ -24,7 +25,7 @@ def act_on_block(
     Returns:
         The moved block. Differentiable with respect to ``part`` and to the matrices.
     """
-    dims = block.dims
+    dims, dtype, part = block.dims, part.dtype, as_bits(part)
     soft: dict[int, Tensor] = {}
     for at, dim in enumerate(dims):
         if dim.group is None or at in skip:
@@ -37,6 +38,7 @@ def act_on_block(
             part = torch.take_along_dim(part, element.to(part.device).reshape(shape), at)
         else:
             part = part.index_select(at, element.to(part.device))
+    part = part.view(dtype)
     if not soft:
         return part
     # One label for the source of each dim; soft dims get a second label for their place. A child's matrix depends on

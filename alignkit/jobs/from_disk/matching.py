@@ -20,7 +20,7 @@ from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.jobs.from_disk.sweeps import AscentOnDisk
-from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, bits, read_piece
+from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, read_piece
 from alignkit.jobs.solve import find_start, run_solver
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
@@ -139,7 +139,7 @@ def fit_on_disk(
             for other in others:
                 for span in Reordered(node, {}).pieces(budget.piece):
                     one, two = (read_piece(side.checkpoint, name, span) for name in (kept, other))
-                    if one.dtype != two.dtype or not torch.equal(bits(one), bits(two)):
+                    if one.dtype != two.dtype or not torch.equal(one, two):
                         fit.problems.append(f"{other!r} and {kept!r} are tied in the graph but differ in {label}")
                         break
     fit.raise_if_any(BindError, MISFIT)

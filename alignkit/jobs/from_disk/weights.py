@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alignkit.checkpoints import Checkpoint, TensorEntry
+from alignkit.checkpoints.dtypes import as_bits
 from alignkit.errors import GraphError
 from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.layout import Axis, Block, Fixed, Segment, layout_blocks
@@ -48,7 +49,7 @@ class WeightsOnDisk(Mapping[str, Tensor]):
         if entry.nbytes < _NARROW * entry.shape[0]:
             low = int(index.min())
             near = self.checkpoint.rows(self.names[name], low, int(index.max()) + 1)
-            return self._count(bits(near).index_select(0, index - low).view(entry.dtype))
+            return self._count(as_bits(near).index_select(0, index - low).view(entry.dtype))
         return self._count(self.checkpoint.take(self.names[name], index))
 
     def piece(self, name: str, span: Span) -> Tensor:
@@ -80,11 +81,6 @@ class WeightsOnDisk(Mapping[str, Tensor]):
 def read_piece(checkpoint: Checkpoint, name: str, span: Span) -> Tensor:
     """Read some rows of a tensor of a checkpoint, or all of it."""
     return checkpoint[name] if span is None else checkpoint.rows(name, *span)
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """View a tensor of one byte an element as whole numbers: torch cannot index all of the small floats."""
-    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool else tensor
 
 
 class Reordered:
@@ -122,7 +118,7 @@ class Reordered:
             sources = self.sources
             stored = weights.piece(name, span) if sources is None else weights.take(name, sources[start:stop])
             blocks = () if all(axis.is_fixed for axis in self.node.layout[1:]) else self._blocks(stop - start)
-        return act_on_blocks(blocks, bits(stored), self.elements).view(stored.dtype) if blocks else stored
+        return act_on_blocks(blocks, stored, self.elements) if blocks else stored
 
     def pieces(self, size: int) -> Iterator[Span]:
         """Yield spans of rows of about ``size`` bytes in float64; None for a tensor that cannot be split."""
