@@ -52,7 +52,15 @@ def respond(probing: Probing, weights: Mapping[str, Tensor], seed: int) -> dict[
     for reading in dict.fromkeys(reading for readings in probing.readings.values() for reading in readings):
         by_module[reading.module].append(reading)
     calls: list[tuple[str, ModuleCall]] = []
-    with hooked(model, by_module, lambda path, call: calls.append((path, call))), torch.enable_grad():
+    computed: dict[tuple[int, Reading], Tensor] = {}
+
+    def record(path: str, call: ModuleCall) -> None:
+        # What is computed beside the model takes weights of the module, which are those given only while it runs.
+        beside = [reading for reading in by_module[path] if reading.site.computed]
+        computed.update({(len(calls), reading): reading.features(call).detach() for reading in beside})
+        calls.append((path, call))
+
+    with hooked(model, by_module, record), torch.enable_grad():
         # Gradients flow from parameters on; running statistics may not require any.
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         live = {n: t.detach().requires_grad_(n in parameters and t.is_floating_point()) for n, t in weights.items()}
@@ -73,10 +81,13 @@ def respond(probing: Probing, weights: Mapping[str, Tensor], seed: int) -> dict[
         return gradients[id(tensor)] if id(tensor) in gradients else torch.zeros_like(tensor)
 
     responses: dict[Reading, list[Response]] = defaultdict(list)
-    for path, call in calls:
+    for at, (path, call) in enumerate(calls):
         for reading in by_module[path]:
-            slopes = None if reading.site.computed else read(reading, call, gradient)
-            responses[reading].append(Response(read(reading, call, Tensor.detach), slopes))
+            if reading.site.computed:
+                response = Response(computed[at, reading], None)
+            else:
+                response = Response(read(reading, call, Tensor.detach), read(reading, call, gradient))
+            responses[reading].append(response)
     return responses
 
 

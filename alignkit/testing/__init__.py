@@ -22,6 +22,7 @@ from alignkit.testing.problems import (  # noqa: E402
     mlp,
     planted_pair,
     residual,
+    torch_attention,
 )
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "mlp",
     "planted_pair",
     "residual",
+    "torch_attention",
 ]

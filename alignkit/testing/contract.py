@@ -21,7 +21,14 @@ from alignkit.plugins.plugin_registry import Registry
 from alignkit.solver import Problem, Solver
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
-from alignkit.testing.problems import ARCHITECTURES, ProblemPair, independent_pair, mlp, planted_pair
+from alignkit.testing.problems import (
+    ARCHITECTURES,
+    ProblemPair,
+    independent_pair,
+    mlp,
+    planted_pair,
+    torch_attention,
+)
 from alignkit.text import did_you_mean
 
 TOLERANCE = 1e-9
@@ -57,10 +64,7 @@ class SolverContract:
 
     def task(self, pair: ProblemPair) -> Task | None:
         """Return the task for solvers that need one: reproduce what A computes."""
-        if not self.solver.needs.task:
-            return None
-        inputs = pair.architecture.inputs(32, seed=5)
-        return Task(pair.a, (inputs, outputs(pair.a, inputs.double()).float()), "mse")
+        return reproduction(pair) if self.solver.needs.task else None
 
     def test_returns_bijections(self) -> None:
         """Every group is permuted, and every reported step is a number."""
@@ -166,15 +170,27 @@ class SolverContract:
         """One unit can only stay where it is."""
         for sizes in ((3, 1, 2), (3, 1, 1, 2), (3, 1, 4, 2)):
             pair = planted_pair(mlp(*sizes), noise=0.1)
-            assert self.solve_pair(pair).moved["h1"] == 0
+            for task in self.tasks(pair):
+                assert self.solve_pair(pair, task=task).moved["h1"] == 0
 
     def test_graph_without_groups(self) -> None:
         """Nothing to align is not an error."""
         pair = independent_pair(mlp(3, 2))
-        solution = self.solve_pair(pair)
-        assert solution.alignment == Alignment.identity(pair.graph)
-        assert solution.objective_after == solution.objective_before
-        assert "no groups" in solution.explain()
+        for task in self.tasks(pair):
+            solution = self.solve_pair(pair, task=task)
+            assert solution.alignment == Alignment.identity(pair.graph)
+            assert solution.objective_after == solution.objective_before
+            assert "no groups" in solution.explain()
+
+    def test_modules_that_compute_inside(self) -> None:
+        """Attention of torch is aligned like any other module, with and without data."""
+        for seed in self.seeds:
+            pair = independent_pair(torch_attention(), seed=seed)
+            inputs = pair.architecture.inputs(seed=7).double()
+            for task in self.tasks(pair):
+                aligned = self.solve_pair(pair, task=task).apply(pair.b)
+                worst = relative_difference([outputs(pair.b, inputs)], [outputs(aligned, inputs)])
+                assert worst <= TOLERANCE, f"{pair}: outputs moved by {worst:.3g} of the largest"
 
     def test_never_worse_than_its_start(self) -> None:
         """From any ``init``, the solver's own objective does not rise."""
@@ -207,7 +223,19 @@ class SolverContract:
 
     def solve_pair(self, pair: ProblemPair, **arguments: Any) -> Solution:
         """Solve a pair with the solver under test, away from installed plugins."""
-        return solve(pair.bind(), solver=self.solver, task=self.task(pair), registry=Registry([]), **arguments)
+        arguments.setdefault("task", self.task(pair))
+        return solve(pair.bind(), solver=self.solver, registry=Registry([]), **arguments)
+
+    def tasks(self, pair: ProblemPair) -> list[Task | None]:
+        """List what a solver may be given: a task, and none where it needs none."""
+        needed = self.task(pair)
+        return [needed] if needed is not None else [None, reproduction(pair)]
+
+
+def reproduction(pair: ProblemPair) -> Task:
+    """Return the task to reproduce what A computes."""
+    inputs = pair.architecture.inputs(32, seed=5)
+    return Task(pair.a, (inputs, outputs(pair.a, inputs.double()).float()), "mse")
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -165,6 +165,30 @@ def attention(width: int = 6, heads: int = 3, head_dim: int = 4, hidden: int = 7
     return ProblemArchitecture("attention", _Attention(width, heads, head_dim, hidden), spec, (5, 4), sizes)
 
 
+class _TorchAttention(nn.Module):
+    """Attention of torch, whose module computes its projections inside."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.embed, self.read = nn.Linear(4, width), nn.Linear(width, 3)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: Float[Tensor, "batch tokens 4"]) -> Float[Tensor, "batch tokens 3"]:
+        x = self.embed(x)
+        out: Tensor = self.read(x + self.attention(x, x, x, need_weights=False)[0])
+        return out
+
+
+def torch_attention(width: int = 6, heads: int = 2) -> ProblemArchitecture:
+    """Build a residual stream with one ``nn.MultiheadAttention``: heads, and units inside them."""
+    fused = "(heads qk[heads])+(heads qk[heads])+(heads v[heads])"
+    spec = _affine({"embed": ("model", "."), "read": (".", "model")})
+    spec |= _affine({"attention.out_proj": ("model", "(heads v[heads])")})
+    spec |= {"attention.in_proj_weight": f"{fused} model", "attention.in_proj_bias": fused}
+    sizes = {"heads": heads, "qk": width // heads, "v": width // heads}
+    return ProblemArchitecture("torch attention", _TorchAttention(width, heads), spec, (5, 4), sizes)
+
+
 class _Residual(nn.Module):
     def __init__(self, inputs: int, width: int, hidden: int, blocks: int) -> None:
         super().__init__()

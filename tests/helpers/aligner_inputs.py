@@ -8,14 +8,14 @@ from alignkit import Task
 from alignkit.deepalign import ProbeEncoder
 from alignkit.deepalign.probing import find_probing
 from alignkit.solver import Problem
-from alignkit.testing import attention, convnet, mlp, residual
+from alignkit.testing import attention, convnet, mlp, residual, torch_attention
 
 
 def mlp_of_four():
     return mlp(6, 16, 12, 4)
 
 
-ARCHITECTURES = [mlp_of_four, convnet, attention, residual]
+ARCHITECTURES = [mlp_of_four, convnet, attention, residual, torch_attention]
 
 
 def encoder(seed, scale=1.0):

@@ -11,7 +11,7 @@ from alignkit.plugins.plugin_registry import Registry
 from alignkit.solver import Outcome, Problem, Returns, Solver, SolverOptions, Step
 from alignkit.solvers.identity import Identity
 from alignkit.solvers.weight_matching import WeightMatching
-from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual
+from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual, torch_attention
 
 KNOWN_GAPS = {
     "identity": {
@@ -38,7 +38,7 @@ def mlp_of_three():
     return mlp(4, 8, 7, 3)
 
 
-@pytest.mark.parametrize("build", [mlp_of_three, convnet, attention, residual])
+@pytest.mark.parametrize("build", [mlp_of_three, convnet, attention, residual, torch_attention])
 def test_the_graphs_of_the_problems_hold_and_answers_are_right(build):
     pair = planted_pair(build(), seed=3)
     pair.graph.verify(pair.a, pair.architecture.inputs())
@@ -146,7 +146,7 @@ def test_a_gap_that_names_no_test_is_refused():
 
 CLOSED = """
 from alignkit.solvers.weight_matching import WeightMatching
-from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual
+from alignkit.testing import SolverContract, attention, convnet, mlp, planted_pair, residual, torch_attention
 
 class TestClosed(SolverContract):
     solver = WeightMatching()
