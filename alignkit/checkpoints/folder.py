@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alignkit.checkpoints.safetensors_file import without_duplicates
-from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, file_kind
+from alignkit.checkpoints.unfinished import is_unfinished
 from alignkit.errors import WeightsError
 from alignkit.text import list_some
 
@@ -76,6 +77,26 @@ def read_index(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
     return shards, metadata
 
 
+def files_of_weights(folder: Path) -> frozenset[Path]:
+    """List shards and index of the checkpoint that a folder holds under a name of Hugging Face, relative to it.
+
+    Empty where there is none, where two could be meant, or where its index cannot be followed.
+    """
+    for names in _SOUGHT[:2]:
+        candidates = [folder / name for name in names if (folder / name).is_file()]
+        if len(candidates) > 1:
+            break
+        for path in candidates:
+            if not path.name.endswith(INDEX_SUFFIX):
+                return frozenset({Path(path.name)})
+            try:
+                shards = {Path(name) for name in read_index(path)[0] if file_kind(Path(name)) is not None}
+            except WeightsError:
+                break
+            return frozenset({Path(path.name), *shards})
+    return frozenset()
+
+
 def inside(folder: Path, name: str, said_by: Path) -> Path:
     """Find the file of a folder that a name read from a file stands for.
 
@@ -109,7 +130,7 @@ def stays_inside(path: Path, folder: Path) -> bool:
 def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
     """List the files that go along with the weights (config, tokenizer, index), relative to the folder.
 
-    Weights of other formats, hidden folders and unfinished outputs stay behind.
+    Weights of other formats, hidden folders and what is left of killed runs stay behind.
 
     Raises:
         WeightsError: A file is a link that leaves the folder.
@@ -120,7 +141,7 @@ def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
         for name in sorted(names):
             path = Path(place, name)
             other_index = name.endswith(INDEX_SUFFIX) and path != index
-            if path.suffix in WEIGHTS_SUFFIXES or other_index or name.endswith(".part") or not path.is_file():
+            if path.suffix in WEIGHTS_SUFFIXES or other_index or is_unfinished(name) or not path.is_file():
                 continue
             if not stays_inside(path, folder):
                 raise WeightsError(f"{path} is a link that leaves the folder. Replace it by a file, or remove it.")

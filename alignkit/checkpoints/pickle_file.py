@@ -102,10 +102,16 @@ class PickleShard(Shard):
 
 
 def save_pickle(values: Mapping[str, Any], target: Path) -> None:
-    """Write with ``torch.save``; raise `OSError` where the disk is full or cannot be written to."""
+    """Write with ``torch.save``; raise `OSError` where the disk is full or cannot be written to.
+
+    The bytes depend on the values alone: given a path, torch would put its name inside.
+    """
     try:
-        torch.save(values, target)
+        with target.open("wb") as stream:
+            torch.save(values, stream)
     except RuntimeError as error:  # torch's way to say so
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
         raise OSError(errno.EIO, first_line(error)) from error
 
 

@@ -7,6 +7,7 @@ and a file that is cut short while it is read is an error and not a crash.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from alignkit.checkpoints.shard import Shard, TensorEntry, ValuesOf
 from alignkit.errors import WeightsError
+from alignkit.text import first_line
 
 MAX_HEADER = 100_000_000
 """Maximum number of bytes of a header; the limit of the safetensors format."""
@@ -149,10 +151,16 @@ class SafetensorsShard(Shard):
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors to a new file; those that share memory are written once for each name."""
+    """Write named tensors to a new file; those that share memory are written once for each name.
+
+    `OSError` is raised where the disk is full or cannot be written to.
+    """
     plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     # No metadata has to be None: for no tensors safetensors 0.8 writes an empty dict as broken JSON.
-    safetensors.torch.save_file(plain, target, dict(metadata) if metadata else None)
+    try:
+        safetensors.torch.save_file(plain, target, dict(metadata) if metadata else None)
+    except safetensors.SafetensorError as error:  # the library's way to say so
+        raise OSError(errno.EIO, first_line(error)) from error
 
 
 def _memory_of(tensor: Tensor) -> memoryview:

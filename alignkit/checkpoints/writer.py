@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from typing import TypeAlias
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.checkpoint import Checkpoint
-from alignkit.checkpoints.folder import INDEX_SUFFIX, WEIGHTS_SUFFIXES
+from alignkit.checkpoints.folder import files_of_weights
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf, file_kind
-from alignkit.checkpoints.staging import check_output, staged
+from alignkit.checkpoints.staging import check_output, place_of, prepare_output, staged
 from alignkit.errors import WeightsError
 from alignkit.text import readable_bytes
 
@@ -80,18 +79,19 @@ def write_checkpoint(
         tensor: From a name to the new values: a tensor of the dtype and shape in ``like``, or its rows in pieces, first
             to last.
         on_progress: Called with the bytes written so far.
-        overwrite: Replace an output that exists. A folder is replaced only if it holds nothing but a checkpoint.
+        overwrite: Replace an output that exists. A folder is replaced only if it holds nothing but what is written
+            anew, and the shards and the index of a checkpoint with a name of Hugging Face.
 
     Raises:
         WeightsError: The output cannot be written, exists, or there is not enough room for it; or new values do not
             fit. Nothing was changed then.
     """
     output = Path(output)
-    _check_place(output, like, overwrite)
+    replaces = check_place(output, like, overwrite)
     needed = _SPARE + sum(shard.path.stat().st_size for shard in like.shards)
     if like.folder is not None:
         needed += sum((like.folder / side).stat().st_size for side in like.side_files)
-    if (free := shutil.disk_usage(output.parent).free) < needed:
+    if (free := shutil.disk_usage(place_of(output).parent).free) < needed:
         room = f"it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left"
         raise WeightsError(f"cannot write {output}: {room}.")
     started, written, total = perf_counter(), 0, like.nbytes
@@ -102,7 +102,7 @@ def write_checkpoint(
         if on_progress is not None:
             on_progress(ByteProgress(written, total, perf_counter() - started, "write"))
 
-    with staged(output, folder=like.folder is not None, overwrite=overwrite) as temporary:
+    with staged(output, folder=like.folder is not None, overwrite=overwrite, replaces=replaces) as temporary:
         if like.folder is None:
             like.shards[0].write(temporary, tensor, advance)
             return
@@ -116,8 +116,16 @@ def write_checkpoint(
             shard.write(target, tensor, advance)
 
 
-def _check_place(output: Path, like: Checkpoint, overwrite: bool) -> None:
-    """Refuse an output that is of another kind, that is there already, or that other files would be lost with."""
+def check_place(output: Path, like: Checkpoint, overwrite: bool) -> frozenset[Path]:
+    """Refuse an output that is of another kind, that is there already, or that other files would be lost with.
+
+    Returns:
+        Paths of the files that a folder there may hold: those that are written anew, and those of the weights that are
+        replaced.
+
+    Raises:
+        WeightsError: It is refused.
+    """
     if not output.name or output.name == "..":
         raise WeightsError(f"cannot write {output}: give the output a name of its own.")
     if like.folder is None:
@@ -126,19 +134,14 @@ def _check_place(output: Path, like: Checkpoint, overwrite: bool) -> None:
             suffixes = SAFETENSORS_SUFFIXES if kind == "safetensors" else PICKLE_SUFFIXES
             ending = f"{like.path} is one file, so end the name in {' or '.join(suffixes)}"
             raise WeightsError(f"cannot write {output}: {ending}.")
-        check_output(output, folder=False, overwrite=overwrite)
-        return
-    here, there = output.resolve(), like.folder.resolve()
+        check_output(prepare_output(output), folder=False, overwrite=overwrite)
+        return frozenset()
+    here, there = prepare_output(output).resolve(), like.folder.resolve()
     if here != there and (here.is_relative_to(there) or there.is_relative_to(here)):
         raise WeightsError(f"cannot write {output}: one of it and {like.folder} is inside the other.")
-    if output.exists() and not output.is_dir():
+    if here.is_file():
         raise WeightsError(f"cannot write {output}: it is a file, and {like.path} is a folder.")
-    check_output(output, folder=True, overwrite=overwrite)
-    known = {*like.side_files, *(shard.path.relative_to(like.folder) for shard in like.shards)}
-    for place, _, names in os.walk(output):
-        for name in names:
-            path = Path(place, name)
-            is_weights = path.suffix in WEIGHTS_SUFFIXES or name.endswith(INDEX_SUFFIX)
-            if not is_weights and path.relative_to(output) not in known:
-                loss = f"it holds {path.relative_to(output)}, which would be lost"
-                raise WeightsError(f"cannot replace {output}: {loss}. Choose another output, or remove the folder.")
+    written = {*like.side_files, *(shard.path.relative_to(like.folder) for shard in like.shards)}
+    replaces = files_of_weights(here).union(written)
+    check_output(output, folder=True, overwrite=overwrite, replaces=replaces)
+    return replaces

@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
-from alignkit.checkpoints.pickle_file import load_pickle
+from alignkit.checkpoints.pickle_file import load_pickle, save_pickle
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import MissingExtraError, TrainingError, WeightsError
 from alignkit.text import shorten
@@ -55,7 +53,7 @@ class TrainingCheckpoint:
     def save(self, folder: Path) -> None:
         """Write the checkpoint; the one before is there until this one is whole."""
         with staged(folder / CHECKPOINT) as temporary:
-            torch.save({**FORMAT.header, **vars(self), "run": json.dumps(self.run)}, temporary)
+            save_pickle({**FORMAT.header, **vars(self), "run": json.dumps(self.run)}, temporary)
 
     @classmethod
     def load(cls, folder: Path, run: dict[str, Any]) -> TrainingCheckpoint:

@@ -9,7 +9,8 @@ import pytest
 
 import fuzz_checkpoints
 import kill_merges
-from alignkit.checkpoints.staging import remove_stale, staged
+from alignkit.checkpoints.file_set import clear_leftovers
+from alignkit.checkpoints.staging import staged
 from alignkit.errors import WeightsError
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the trials run in forked processes")
@@ -35,24 +36,26 @@ def test_killed_merges_leave_whole_outputs(tmp_path: Path) -> None:
 
 def test_what_a_live_run_writes_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    (tmp_path / ".out.0123abcd.part").mkdir()
-    (tmp_path / ".out.notes.part").mkdir()
-    (tmp_path / ".other.0123abcd.part").mkdir()
-    with staged(output, folder=True) as live:
+    (tmp_path / ".out.0123abcd.alignkit-part").mkdir()
+    (tmp_path / ".out.notes.alignkit-part").mkdir()
+    (tmp_path / ".other.0123abcd.alignkit-part").mkdir()
+    with staged(output, folder=True, replaces=[Path("x")]) as live:
         (live / "x").write_text("1")
-        assert not (tmp_path / ".out.0123abcd.part").exists()
-        assert remove_stale(output) == 0
+        assert not (tmp_path / ".out.0123abcd.alignkit-part").exists()
+        clear_leftovers(output)
+        assert live.is_dir()
         with staged(output, folder=True) as second:
             (second / "x").write_text("2")
         assert (output / "x").read_text() == "2"
     assert (output / "x").read_text() == "1"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.0123abcd.part", ".out.notes.part", "out"]
+    others = [".other.0123abcd.alignkit-part", ".out.notes.alignkit-part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*others, "out"]
 
 
 def test_a_link_that_is_named_like_a_leftover_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "x").write_text("1")
-    (tmp_path / ".out.0123abcd.part").symlink_to(tmp_path / "precious")
+    (tmp_path / ".out.0123abcd.alignkit-part").symlink_to(tmp_path / "precious")
     with staged(tmp_path / "out", folder=True) as live:
         (live / "x").write_text("2")
     assert (tmp_path / "precious" / "x").read_text() == "1"

@@ -212,7 +212,7 @@ def outcome(folder: Path, target: str) -> str:
             said = "refused"
             assert not out.exists(), "an output of a refused checkpoint"
         assert not (folder / "ran").exists(), "code from a pickle was run"
-        assert not list(folder.rglob("*.part")), "leftovers"
+        assert not list(folder.rglob("*.alignkit-*")), "leftovers"
     return said
 
 
