@@ -92,7 +92,6 @@ class Member:
 
     def undo(self) -> None:
         """Put everything back as it was before `publish`; does nothing where that was done, or never happened."""
-        put_back(self.hidden, self.output)
         if not self.is_published:
             return
         if not os.path.lexists(self.hidden):
@@ -231,6 +230,8 @@ def clear_leftovers(output: Path) -> None:
             members = read_record(record)
             for parent in lock_parents(members):
                 stack.callback(os.close, parent)
+            for member in members:
+                put_back(member.hidden, member.output)
             # All records are there from before the first member moves until after the last one has.
             is_moving = all(member.record.exists() for member in members)
             put_all_back(members if is_moving and not all(member.is_published for member in members) else [])
@@ -271,7 +272,7 @@ def is_free(output: Path) -> bool:
     """Whether nothing is there; an empty folder counts as nothing."""
     if output.is_symlink() or not output.is_dir():
         return not os.path.lexists(output)
-    return not any(os.scandir(output))
+    return not os.listdir(output)
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:

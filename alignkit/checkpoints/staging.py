@@ -19,7 +19,7 @@ from alignkit.checkpoints.file_set import (
     is_free,
     refuse_strangers,
 )
-from alignkit.checkpoints.unfinished import flush
+from alignkit.checkpoints.unfinished import flush, strangers
 from alignkit.errors import WeightsError
 
 KINDS = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
@@ -78,6 +78,16 @@ def make_folder(folder: Path) -> None:
         for place in reversed(missing):
             place.mkdir(exist_ok=True)
             flush(place.parent)
+
+
+def fills_folder(folder: Path, files: Collection[Path]) -> bool:
+    """Whether a folder can be exchanged for one that holds these files: it is not there, or holds nothing else.
+
+    Nobody may be working in it, and it may not be a disk of its own.
+    """
+    if not folder.is_dir():
+        return True
+    return not (folder.samefile(Path.cwd()) or folder.is_mount() or strangers(folder, files))
 
 
 def prepare_output(output: Path) -> Path:

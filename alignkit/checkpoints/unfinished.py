@@ -101,16 +101,17 @@ def lock(path: Path, *, wait: bool = False) -> int | None:
 
 def remove_parts(output: Path) -> None:
     """Remove what killed runs to this output left behind, not what live runs are writing."""
-    for leftover in [*hidden_beside(output, PART + ASIDE), *hidden_beside(output, PART)]:
-        with suppress(OSError):
-            handle = lock(leftover)
-            if handle is None:  # Without locks nobody can tell whether it is a leftover.
-                continue
-            if leftover.name.endswith(ASIDE):
-                put_back(leftover.with_name(leftover.name.removesuffix(ASIDE)), output)
-            else:
-                remove(leftover)
-            os.close(handle)
+    for suffix in (PART + ASIDE, PART):
+        for leftover in hidden_beside(output, suffix):
+            with suppress(OSError):
+                handle = lock(leftover)
+                if handle is None:  # Without locks nobody can tell whether it is a leftover.
+                    continue
+                if suffix == PART:
+                    remove(leftover)
+                else:
+                    put_back(leftover.with_name(leftover.name.removesuffix(ASIDE)), output)
+                os.close(handle)
 
 
 def remove(path: Path) -> None:

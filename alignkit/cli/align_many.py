@@ -41,13 +41,13 @@ def align_many(
     with Runner("align-many", job, {}) as run:
         run.written += [str(path) for path in targets]
         files = run.open(models, architecture, solver=solving.solver)
+        files.check_set(output, first=0, overwrite=job.force)
         check = run.check_function(files, 0)
         many = alignkit.align_many(
             files.graph, *files.weights, method=how, reference=reference, task=load_task(task), **solving.arguments
         )
-        output.mkdir(exist_ok=True)
-        for index, network in enumerate(many.apply(files.weights)):
-            files.write(targets[index], network, like=index, overwrite=job.force)
+        with run.file_set.collecting():
+            files.write_set(output, many.apply(files.weights), first=0, overwrite=job.force)
         names = [str(path) for path in models]
         title = f"{len(models)} models in one order of units"
         run.finish(many, title, files, named={"models": names, "output": run.written[:]}, names=names, check=check)

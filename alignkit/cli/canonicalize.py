@@ -33,10 +33,11 @@ def canonicalize(
     with Runner("canonicalize", job, {}) as run:
         run.written += [str(path) for path in targets]
         files = run.open([reference, *networks], architecture, solver="weight_matching")
+        files.check_set(output, first=1, overwrite=job.force)
         canonical = alignkit.canonicalize(files.graph, files.weights[1:], files.weights[0], device=device)
-        output.mkdir(exist_ok=True)
-        for index, path in enumerate(targets):
-            files.write(path, canonical.network(index), like=index + 1, overwrite=job.force)
+        with run.file_set.collecting():
+            networks_of = map(canonical.network, range(len(canonical)))
+            files.write_set(output, networks_of, first=1, overwrite=job.force)
         names = [str(path) for path in networks]
         title = f"{len(names)} networks in the order of {reference}"
         run.finish(canonical, title, files, named={"reference": reference, "output": run.written[:]}, names=names)

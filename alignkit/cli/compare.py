@@ -73,7 +73,8 @@ def compare(
             **options,
         )
         if picture is not None:
-            comparison.plot(picture)
+            with run.file_set.collecting():
+                comparison.plot(picture)
         named = {"A": a, "B": b, "task": compared.task or "none"}
         run.finish(comparison, f"Solvers on {b} and {a}", files, named=named)
 

@@ -35,5 +35,6 @@ def demo(
             def report(doing: str, share: float) -> None:
                 update(description=doing, completed=share)
 
-            result = alignkit.jobs.run_demo(output, seed=seed, force=job.force, progress=report)
+            with run.file_set.collecting():
+                result = alignkit.jobs.run_demo(output, seed=seed, force=job.force, progress=report)
         run.finish(result, "Two MLPs on digits", named={"output": output})

@@ -32,7 +32,8 @@ def distance(
         files = run.open([a, b], architecture, solver=solving.solver)
         measured = alignkit.distance(files.pair, tolerance=tolerance, **solving.arguments)
         if save_alignment is not None:
-            measured.alignment.save(save_alignment)
+            with run.file_set.collecting():
+                measured.alignment.save(save_alignment)
         named = {"A": a, "B": b, "alignment": save_alignment}
         run.finish(measured, f"{b} and {a}", files, named=named, pair=files.pair)
     if same and not measured.same:

@@ -45,7 +45,7 @@ def merge(
         files = run.open(models, architecture, solver=arguments["solver"], memory=limit)
         check = None if limit is not None else run.check_function(files, 1)
         if limit is not None:
-            with byte_bar() as report:
+            with byte_bar() as report, run.file_set.collecting():
                 merged = alignkit.jobs.merge_files(
                     files, output, limit, weights=weight, on_progress=report, overwrite=job.force,
                     **solving.disk_arguments,
@@ -53,7 +53,8 @@ def merge(
         else:
             data = load_task(task)
             merged = alignkit.merge(files.graph, *files.weights, weights=weight, method=how, task=data, **arguments)
-            files.write(output, merged.network, like=0, overwrite=job.force)
+            with run.file_set.collecting():
+                files.write(output, merged.network, like=0, overwrite=job.force)
         names = [str(path) for path in models]
         named = {"models": names, "output": output, "method": method, "task": task or "none"}
         run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)

@@ -16,15 +16,17 @@ REPLACE = "Choose another name, or pass --force to replace"
 
 def check_free(paths: Mapping[str, Path | None], force: bool) -> None:
     """Refuse outputs, given by their switch, that could not be written, would replace a file, or are one file."""
-    switches: dict[Path, str] = {}
+    switches: dict[tuple[Path, str], str] = {}
     for switch, path in ((switch, path) for switch, path in paths.items() if path is not None):
+        alignkit.checkpoints.prepare_output(path)
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{switch} {path}: " + ("it is a folder." if path.is_dir() else "its folder is missing."))
         if path.exists() and not force:
             raise UsageError(f"{switch} {path} exists. {REPLACE} it.")
-        if path.resolve() in switches:
-            raise UsageError(f"{switch} and {switches[path.resolve()]} name the same file {path}.")
-        switches[path.resolve()] = switch
+        key = path.resolve().parent, path.resolve().name.casefold()  # names may differ by case alone on some disks
+        if key in switches:
+            raise UsageError(f"{switch} and {switches[key]} name the same file {path}.")
+        switches[key] = switch
 
 
 def check_weights(paths: Mapping[str, Path | None], force: bool, *, folder: bool = False) -> None:
@@ -39,6 +41,7 @@ def check_weights(paths: Mapping[str, Path | None], force: bool, *, folder: bool
             continue
         if switch != "--output" or not folder:
             raise UsageError(f"{switch} {path}: end its name in {' or '.join(suffixes)}.")
+        alignkit.checkpoints.prepare_output(path)
         if path.is_file() or not path.parent.is_dir():
             wrong = "it is a file, and the inputs are folders." if path.is_file() else "its folder is missing."
             raise UsageError(f"{switch} {path}: {wrong}")
@@ -56,6 +59,7 @@ def check_report(path: Path | None, force: bool) -> None:
         raise UsageError(f"--report {path}: end its name in .html or .md.")
     if path.suffix == ".md":
         pictures = alignkit.reports.pictures_folder(path)
+        alignkit.checkpoints.prepare_output(pictures)
         if pictures.exists() and not (force and pictures.is_dir()):
             raise UsageError(f"--report {path}: its pictures go to {pictures}, which exists. Choose another name.")
     check_free({"--report": path}, force)
@@ -69,11 +73,17 @@ def targets_in(networks: Sequence[Path], output: Path, force: bool) -> list[Path
     Raises:
         UsageError: Two networks have one name, a file exists and ``force`` is False, or the folder cannot be there.
     """
+    alignkit.checkpoints.prepare_output(output)
     if output.is_file() or not output.parent.is_dir():
         raise UsageError(f"--output {output}: " + ("it is a file." if output.is_file() else "its folder is missing."))
     names = [path.name for path in networks]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if nameless := [str(path) for path in networks if path.name in ("", "..")]:
+        raise UsageError(f"{nameless[0]} has no name to be written under. Name its folder from the one above.")
+    folded = [name.casefold() for name in names]  # names may differ by case alone on some disks
+    if twice := sorted({name for name in names if folded.count(name.casefold()) > 1}):
         raise UsageError(f"several networks are called {', '.join(twice)}, but all are written to one folder.")
+    for name in names:
+        alignkit.checkpoints.prepare_output(output / name)
     existing = [name for name in names if (output / name).exists()]
     if existing and not force:
         raise UsageError(f"{output} holds {list_some(existing, 5)} already. {REPLACE} them.")

@@ -32,7 +32,7 @@ class Runner:
     """One run of a job command.
 
     A command is ``with Runner(...) as run:``, then `open` (which ends a dry run), one call of the public API, the
-    writing of its outputs, and `finish`.
+    writing of its outputs in ``with run.file_set.collecting():``, and `finish`, with which they all appear.
 
     Args:
         job: Name of the command.
@@ -49,6 +49,8 @@ class Runner:
         check_report(switches.report, switches.force)
         self.job, self.switches = job, switches
         self.written = [str(path) for path in outputs.values() if path is not None]
+        self.file_set = alignkit.checkpoints.FileSet()
+        self._output, self._like = outputs.get("--output"), like
         self._function: dict[str, float | None] = {}
         self._lines: list[str] = []
 
@@ -60,8 +62,12 @@ class Runner:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._stack.__exit__(kind, error, trace)
+        self.file_set.__exit__()
+        if isinstance(error, KeyboardInterrupt):
+            written = f"Written: {', '.join(self.written)}." if self.file_set.is_published else "Nothing was written."
+            error.add_note(written)
 
     def open(
         self,
@@ -83,6 +89,8 @@ class Runner:
         if self.switches.dry_run:
             writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]
             self.end_dry_run(files.estimate(self.job, solver=solver, memory=memory, writes=writes))  # type: ignore[arg-type]
+        if self._output is not None and self._like is not None:
+            files.check_place(self._output, like=list(paths).index(self._like), overwrite=self.switches.force)
         return files
 
     def end_dry_run(self, estimate: Estimate) -> None:
@@ -118,8 +126,10 @@ class Runner:
         if self.switches.report is not None:
             summary = {name: str(value) for name, value in (named or {}).items()} | {"in all": f"{seconds:.2f} s{used}"}
             report = result.report(title, facts=summary, **report_arguments)
-            alignkit.reports.write_report(report, self.switches.report)
+            with self.file_set.collecting():
+                alignkit.reports.write_report(report, self.switches.report)
             self.written.append(str(self.switches.report))
+        self.file_set.publish()
         if files is not None and files.unknown:
             unknown = list_some(files.unknown, 5)
             self._lines.append(f"Not part of the model, kept as they are in the first input: {unknown}.")

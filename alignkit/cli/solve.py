@@ -35,7 +35,7 @@ def solve(
         files = run.open([a, b], architecture, solver=solving.solver, memory=limit)
         named = {"A": a, "B": b, "output": output}
         if limit is not None:
-            with byte_bar() as report:
+            with byte_bar() as report, run.file_set.collecting():
                 solution = alignkit.jobs.solve_files(
                     files, output, limit, on_progress=report, overwrite=job.force, **solving.disk_arguments
                 )
@@ -44,8 +44,10 @@ def solve(
             pair = files.pair
             start = None if init is None else alignkit.Alignment.load(init, files.graph)
             solution = alignkit.solve(pair, init=start, **solving.arguments)
-            files.write(output, solution.apply(files.weights[1]), like=1, overwrite=job.force)
+            with run.file_set.collecting():
+                files.write(output, solution.apply(files.weights[1]), like=1, overwrite=job.force)
             check = run.check_function(files, 1) if job.report else None
         if save_alignment is not None:
-            solution.alignment.save(save_alignment)
+            with run.file_set.collecting():
+                solution.alignment.save(save_alignment)
         run.finish(solution, f"{b} aligned to {a}", files, named=named, pair=pair, check=check)

@@ -32,11 +32,12 @@ def trace(
     module, args, kwargs = alignkit.models.load_model(model)
     graph = alignkit.trace(module, *args, **kwargs)
     typer.echo(graph.report())
-    for path, text in ((spec, json.dumps(graph.spec(), indent=2)), (as_json, graph.to_json())):
-        if path is not None:
-            alignkit.checkpoints.write_text(path, text + "\n")
-    if picture is not None:
-        graph.draw(picture)
+    with alignkit.checkpoints.written_together():
+        for path, text in ((spec, json.dumps(graph.spec(), indent=2)), (as_json, graph.to_json())):
+            if path is not None:
+                alignkit.checkpoints.write_text(path, text + "\n")
+        if picture is not None:
+            graph.draw(picture)
     for path in (spec, as_json, picture):
         if path is not None:
             typer.echo(f"Written: {path}")

@@ -42,9 +42,10 @@ def transport(
         carried = alignkit.transport(
             files.graph, before, target, tuned=after, alignment=known, scale=scale, **solving.arguments
         )
-        files.write(output, carried.network, like=2, overwrite=job.force)
-        if save_alignment is not None:
-            carried.alignment.save(save_alignment)
+        with run.file_set.collecting():
+            files.write(output, carried.network, like=2, overwrite=job.force)
+            if save_alignment is not None:
+                carried.alignment.save(save_alignment)
         named = {"base A": base_a, "tuned A": tuned_a, "base B": base_b, "output": output}
         pair = files.graph.bind(before, target)
         run.finish(carried, f"{tuned_a} carried to {base_b}", files, named=named, pair=pair, check=check)

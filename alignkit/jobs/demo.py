@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
-from alignkit.checkpoints.staging import write_text
+from alignkit.checkpoints.file_set import written_together
+from alignkit.checkpoints.staging import make_folder, write_text
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import MissingExtraError, UsageError
 from alignkit.jobs.compare.compare import compare
@@ -124,15 +125,13 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
     comparison = compare(pair, solvers=names, task=data, seeds=[seed], evaluation=evaluation, report=solved)
     metrics = [test.evaluate(model).metric for model in (model_a, model_b)]
     result = DemoResult(comparison, (metrics[0] or 0.0, metrics[1] or 0.0), seed, perf_counter() - started)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be created: {error.strerror}.") from error
-    write_weights(folder / "model_a.safetensors", model_a.state_dict())
-    write_weights(folder / "model_b.safetensors", model_b.state_dict())
-    comparison.plot(folder / "demo.png", title="Between two MLPs on digits (test split)")
-    write_text(folder / "spec.json", json.dumps(pair.graph.spec(), indent=2) + "\n")
-    FORMAT.write(folder / "demo.json", result.facts())
+    make_folder(folder)
+    with written_together():
+        write_weights(folder / "model_a.safetensors", model_a.state_dict())
+        write_weights(folder / "model_b.safetensors", model_b.state_dict())
+        comparison.plot(folder / "demo.png", title="Between two MLPs on digits (test split)")
+        write_text(folder / "spec.json", json.dumps(pair.graph.spec(), indent=2) + "\n")
+        FORMAT.write(folder / "demo.json", result.facts())
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
+from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint, written_together
 from alignkit.checkpoints.fit import Fit, first_names
 from alignkit.checkpoints.shard import file_kind
+from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
 from alignkit.checkpoints.weights import read_weights, write_weights
+from alignkit.checkpoints.writer import check_place
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
@@ -118,8 +120,9 @@ class NetworkFiles:
             WeightsError: The output cannot be written.
         """
         weights = network.state_dict() if isinstance(network, nn.Module) else network
-        own, kind = self.checkpoints[like], file_kind(output)
-        if kind == (None if own.folder is not None else file_kind(own.shards[0].path)):
+        own = self.checkpoints[like]
+        self.check_place(output, like=like, overwrite=overwrite)
+        if self._keeps_form(output, like):
 
             def tensor(name: str) -> Tensor:
                 return weights[name].to(own.entry(name).dtype) if name in weights else own[name]
@@ -128,6 +131,53 @@ class NetworkFiles:
         else:
             whole = {name: weights[name] if name in weights else own[name] for name in own}
             write_weights(output, whole, {"format": "pt"})
+
+    def check_place(self, output: Path, *, like: int, overwrite: bool = False) -> frozenset[Path]:
+        """Raise the `WeightsError` that `write` would; return the files that a folder there may hold."""
+        if self._keeps_form(output, like):
+            return check_place(output, self.checkpoints[like], overwrite)
+        check_output(prepare_output(output), folder=False, overwrite=overwrite)
+        return frozenset()
+
+    def write_set(
+        self, folder: Path, networks: Iterable[nn.Module | Mapping[str, Tensor]], *, first: int, overwrite: bool = False
+    ) -> None:
+        """Write networks into one folder, each in the form and under the name of its checkpoint: all of them, or none.
+
+        They are those of the checkpoints from number ``first`` on. Other files of the folder stay.
+
+        Raises:
+            WeightsError: One of them cannot be written.
+        """
+        numbers = range(first, len(self.paths))
+        names = [Path(self.paths[number].name) for number in numbers]
+        folder = prepare_output(folder)
+        replaces = self.check_set(folder, first=first, overwrite=overwrite)
+        if fills_folder(folder, replaces):
+            with staged(folder, folder=True, overwrite=overwrite, replaces=replaces) as temporary:
+                for number, name, network in zip(numbers, names, networks, strict=True):
+                    self.write(temporary / name, network, like=number)
+        else:
+            with written_together():
+                for number, name, network in zip(numbers, names, networks, strict=True):
+                    self.write(folder / name, network, like=number, overwrite=overwrite)
+
+    def check_set(self, folder: Path, *, first: int, overwrite: bool = False) -> frozenset[Path]:
+        """Raise the `WeightsError` that `write_set` would; return the paths of the files that it may replace."""
+        if not folder.is_dir():
+            check_output(folder, folder=True, overwrite=False)
+            return frozenset()
+        replaces: set[Path] = set()
+        for number in range(first, len(self.paths)):
+            name = self.paths[number].name
+            inside = self.check_place(folder / name, like=number, overwrite=overwrite)
+            replaces |= {Path(name, path) for path in inside} if inside else {Path(name)}
+        return frozenset(replaces)
+
+    def _keeps_form(self, output: Path, like: int) -> bool:
+        """Whether an output by its name has the form of a checkpoint: a folder, or a file of its kind."""
+        own = self.checkpoints[like]
+        return file_kind(output) == (None if own.folder is not None else file_kind(own.shards[0].path))
 
 
 @check_arguments

@@ -6,13 +6,15 @@ The page is the Markdown, rendered by markdown-it-py, so there is one text of ev
 from __future__ import annotations
 
 import base64
+import re
 from html import escape
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from markdown_it import MarkdownIt
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.file_set import written_together
 from alignkit.checkpoints.staging import staged, write_text
 from alignkit.errors import ReportError
 from alignkit.reports.document import Part, Picture, Report, Text
@@ -67,11 +69,12 @@ def html(report: Report) -> str:
 def write_report(report: Report, path: str | Path) -> None:
     """Write a report: ``.html`` is one file, ``.md`` has its pictures in the folder `pictures_folder`.
 
-    Every file appears whole or not at all. Pictures are there before the text that shows them.
+    All files appear, or none. A folder of pictures is replaced if it holds only pictures that are written anew or that
+    the report which is replaced shows.
 
     Raises:
-        ReportError: The suffix is not that of a report, or the folder of the pictures cannot be made.
-        WeightsError: The folder does not exist or cannot be written to.
+        ReportError: The suffix is not that of a report.
+        WeightsError: The folder does not exist or cannot be written to, or another file would be lost.
     """
     path = Path(path)
     if not is_report_path(path):
@@ -80,15 +83,13 @@ def write_report(report: Report, path: str | Path) -> None:
         write_text(path, html(report))
         return
     folder = pictures_folder(path)
-    if pictures := list(report.pictures):
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise ReportError(f"the folder {folder} cannot be made: {error.strerror}.") from error
-    for picture in pictures:
-        with staged(folder / f"{picture.name}.png") as temporary:
-            temporary.write_bytes(picture.png)
-    write_text(path, markdown(report, folder.name))
+    with written_together():
+        if pictures := {Path(f"{picture.name}.png"): picture.png for picture in report.pictures}:
+            replaces = {*pictures, *pictures_shown(path)}
+            with staged(folder, folder=True, replaces=replaces) as temporary:
+                for name, png in pictures.items():
+                    (temporary / name).write_bytes(png)
+        write_text(path, markdown(report, folder.name))
 
 
 @check_arguments
@@ -101,6 +102,16 @@ def is_report_path(path: Path) -> bool:
 def pictures_folder(path: Path) -> Path:
     """Return the folder of the pictures of a Markdown report: ``merge.md`` has them in ``merge_files``."""
     return path.with_name(f"{path.stem}_files")
+
+
+def pictures_shown(path: Path) -> set[Path]:
+    """Return the files in its folder of pictures that a Markdown report shows; none where there is no report."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return set()
+    shown = re.findall(re.escape(f"]({quote(pictures_folder(path).name)}/") + r"([^()/]+\.png)\)", text)
+    return {Path(unquote(name)) for name in shown}
 
 
 def _part(part: Part, pictures: str) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.staging import make_folder
 from alignkit.deepalign import Aligner, save_aligner
 from alignkit.errors import MissingExtraError, TrainingError
 from alignkit.training.held_out import HeldOut
@@ -145,7 +146,7 @@ class _Trainer:
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise TrainingError("device is cuda, but torch sees no GPU. Train with device cpu.")
         self.fabric: Any = Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # What decides the result of a run, as JSON values.
         facts = {
             "settings": settings.model_dump(mode="json", exclude={"checkpoint_every"}),

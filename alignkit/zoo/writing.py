@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.staging import make_folder
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import ZooError
 from alignkit.zoo.manifest import MANIFEST, Manifest, SetPlan, SetShard, read_manifest, write_manifest
@@ -103,10 +104,7 @@ def _begin(folder: Path, plan: SetPlan) -> Manifest:
         return manifest
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ZooError(f"{folder} exists and holds no network data set. Choose a new folder or an empty one.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ZooError(f"the folder {folder} cannot be created: {error.strerror}.") from error
+    make_folder(folder)
     manifest = Manifest(plan=plan, splits=plan.split())
     write_manifest(folder, manifest)
     return manifest

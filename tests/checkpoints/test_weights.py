@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -79,9 +80,9 @@ def test_writing_that_fails_keeps_the_old_file(tmp_path: Path, suffix: str, monk
     write_weights(path, WEIGHTS)
     before = path.read_bytes()
 
-    def half(*args: object) -> None:
-        target = next(arg for arg in args if isinstance(arg, Path))
-        target.write_bytes(b"half")
+    def half(*args: Any) -> None:
+        _, target, *_ = args
+        (target if isinstance(target, Path) else Path(target.name)).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", half)

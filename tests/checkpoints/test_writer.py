@@ -31,8 +31,8 @@ def test_the_output_has_the_same_shards_headers_and_side_files(tmp_path: Path, s
     assert after.keys() == before.keys() - {"model.onnx", "training_args.bin"}
     assert same(open_checkpoint(tmp_path / "out"), {name: t.flip(0).contiguous() for name, t in weights.items()})
     assert all(before[name] == after[name] for name in after if name.endswith(".json"))
-    assert all(len(before[name]) == len(after[name]) for name in after)
     if suffix == "safetensors":
+        assert all(len(before[name]) == len(after[name]) for name in after)
         with safetensors.safe_open(tmp_path / "out" / "model-00001-of-00003.safetensors", "pt") as file:
             assert file.metadata() == {"format": "pt"}
     assert seen[-1].done == seen[-1].total == checkpoint.nbytes

@@ -97,7 +97,7 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         write_report(REPORT, tmp_path / "nowhere" / "report.html")
     (tmp_path / "r_files").write_text("mine")
-    with pytest.raises(ReportError, match="r_files cannot be made"):
+    with pytest.raises(WeightsError, match="r_files: it is a file"):
         write_report(REPORT, tmp_path / "r.md")
     assert [path.name for path in tmp_path.iterdir()] == ["r_files"]
 

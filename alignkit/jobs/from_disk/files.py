@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints import OnProgress, open_checkpoint
+from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
 from alignkit.errors import UsageError
 from alignkit.jobs.from_disk.applying import align_checkpoint, merge_checkpoints
 from alignkit.jobs.from_disk.budget import parse_memory
@@ -94,4 +97,24 @@ def merge_files(
     solution = match_checkpoints(files.graph, a, b, memory, on_progress=on_progress, **arguments)
     order = [None, solution]
     merge_checkpoints(output, [a, b], order, weights, memory=memory, on_progress=on_progress, overwrite=overwrite)
-    return Merged(open_checkpoint(output), (), solution)
+    return Merged(_Written(output, a), (), solution)
+
+
+class _Written(Mapping[str, Tensor]):
+    """A network that is read from an output when a tensor is asked for; its names are those of an input."""
+
+    def __init__(self, output: Path, like: Checkpoint) -> None:
+        self._output, self._like = output, like
+
+    @cached_property
+    def _opened(self) -> Checkpoint:
+        return open_checkpoint(self._output)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._like)
+
+    def __len__(self) -> int:
+        return len(self._like)
