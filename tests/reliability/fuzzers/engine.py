@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import tempfile
 import traceback
@@ -118,7 +119,13 @@ def run_case(fuzzer: Fuzzer, seed: int, index: int) -> tuple[Case, Verdict]:
         warnings.simplefilter("ignore")
         case = fuzzer.make(dice, Path(place))
         verdict = judged(case, Path(place))
-    return case, replace(verdict, detail=verdict.detail.replace(place, "FOLDER"))
+    told = (without_places(text, place) for text in (case.shown, verdict.detail))
+    return replace(case, shown=next(told)), replace(verdict, detail=next(told))
+
+
+def without_places(text: str, folder: str) -> str:
+    """A text without what differs from run to run: the folder, and places in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text.replace(folder, "FOLDER"))
 
 
 def judged(case: Case, place: Path) -> Verdict:
