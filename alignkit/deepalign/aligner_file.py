@@ -57,7 +57,8 @@ def load_aligner(path: str | Path) -> Aligner:
             f"{path} holds an aligner with the unknown encoder {encoder!r}.{did_you_mean(encoder, KINDS)}"
         )
     try:
-        aligner = aligner_class(encoder).from_settings(values["settings"])
+        with torch.random.fork_rng(devices=[]):  # initial values are drawn, and then replaced
+            aligner = aligner_class(encoder).from_settings(values["settings"])
         aligner.load_state_dict(tensors)
     except (AlignkitError, RuntimeError, TypeError, KeyError, ValueError) as error:
         raise WeightsError(f"{path}: its parameters do not fit its settings: {error}") from error

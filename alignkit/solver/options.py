@@ -28,7 +28,7 @@ matching.
 class SolverOptions(BaseModel):
     """Options that every solver has. A subclass adds a solver's own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     seed: int = Field(0, ge=0)
     """Seed of every random choice. Same seed, same machine, same result."""

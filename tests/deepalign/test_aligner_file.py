@@ -25,6 +25,13 @@ def test_files_come_back_as_they_were(tmp_path):
     assert loaded.fingerprint != aligner.fingerprint
 
 
+def test_reading_leaves_the_random_state(tmp_path):
+    save_aligner(tmp_path / "aligner.safetensors", encoder(2))
+    before = torch.get_rng_state()
+    load_aligner(tmp_path / "aligner.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def damaged(path, change):
     header = json.loads(safetensors.safe_open(path, "pt").metadata()["alignkit"])
     tensors = safetensors.torch.load_file(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -48,3 +49,14 @@ def test_one_name_has_one_type_and_one_lower_bound() -> None:
                 continue
             kind = (field.annotation, str(field.metadata))
             assert seen.setdefault(option, kind) == kind, f"{option} of {name}"
+
+
+FIELDS = [(name, *item) for name, info in SOLVERS.items() for item in info.options.model_fields.items()]
+FRACTIONS = [(name, option) for name, option, field in FIELDS if field.annotation is float]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(("name", "option"), FRACTIONS)
+def test_options_are_finite(name: str, option: str, value: float) -> None:
+    with pytest.raises(SolverError, match=f"{option}="):
+        SOLVERS[name].solver(**{option: value})

@@ -131,10 +131,13 @@ def solver(dice: Dice, folder: Path) -> Case:
     stages: list[Any] = [solver_class(dice, DEEDS[deed]), "weight_matching"][: dice.randint(1, 2)]
     throw = dice.chance(0.7)
 
+    given = [{name: tensor.clone() for name, tensor in side.items()} for side in (a, b)]
+
     def run() -> None:
         solution = alignkit.solve(graph, a, b, solver=stages, throw=throw, registry=Registry([]))
-        check_solution(graph, a, b, solution)
+        check_solution(graph, *given, solution)
         expect(not (throw and solution.status.failed), "a failure was not raised")
+        expect(solution.status.failed or same(b, given[1]), "B was written to, and nothing is said")
         expect(same(solution.apply(b), moved(graph, solution.alignment, b)), "another network is returned")
         solution.save("solution.safetensors")
         loaded = alignkit.Solution.load("solution.safetensors", graph)
