@@ -13,6 +13,8 @@ from alignkit.errors import ModelSourceError
 from alignkit.models import building
 from alignkit.models.building import TOKENS, Example, draw_noise
 
+UNUSED = frozenset(("quantization_config",))
+"""Fields that are about files of weights."""
 SIDE = 64
 """Height and width of example images where the configuration names none; autoencoders take images of any size."""
 
@@ -23,15 +25,23 @@ def diffusers_model(path: str, bare: bool = False) -> Example:
     The weights are random; with ``bare``, or more than 10^9 parameters, there are none.
     """
     diffusers = building.import_library("diffusers", "diffusers")
-    content = building.read_config("diffusers", Path(path))
+    content = building.read_config(Path(path))
     name = content.get("_class_name")
-    if not isinstance(name, str) or not hasattr(diffusers, name):
-        problem = f"diffusers {diffusers.__version__} has no {name}." if name else "it has no _class_name."
+    model_class = model_class_of(name, diffusers)
+    if model_class is None:
+        problem = f"diffusers {diffusers.__version__} has no model {name}." if name else "it has no _class_name."
         raise ModelSourceError(f"diffusers:{path}: {problem}")
-    model_class = getattr(diffusers, name)
-    values = {key: value for key, value in content.items() if not key.startswith("_")}
+    values = {key: value for key, value in content.items() if not key.startswith("_") and key not in UNUSED}
     model = building.build_with_weights(f"diffusers:{path}", lambda: model_class(**values), bare)
     return model, (), diffusers_inputs(model)
+
+
+def model_class_of(name: object, diffusers: Any) -> Any:
+    """Return the model of diffusers of this name; None if there is none, also if it is a scheduler or a pipeline."""
+    if not isinstance(name, str) or name not in dir(diffusers):
+        return None
+    named = building.build_alone(name, lambda: getattr(diffusers, name))  # diffusers imports it now
+    return named if inspect.isclass(named) and issubclass(named, diffusers.ModelMixin) else None
 
 
 def diffusers_inputs(model: nn.Module) -> dict[str, Any]:

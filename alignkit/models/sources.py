@@ -8,7 +8,6 @@ random.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 
 from alignkit.arguments import check_arguments
 from alignkit.errors import AlignkitError, ModelSourceError, UsageError
-from alignkit.models.building import Example
+from alignkit.models.building import Example, read_config
 from alignkit.models.diffusers import diffusers_model
 from alignkit.models.python import is_module, python_model
 from alignkit.models.timm import timm_model
@@ -84,11 +83,13 @@ def load_model(text: str, *, bare: bool = False) -> Example:
 
 @check_arguments
 def source_of(config: Path) -> str | None:
-    """Name the model of a ``config.json``, such as ``transformers:folder``; None if no source builds it."""
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """Name the model of a ``config.json``, such as ``transformers:folder``; None if no source builds it.
+
+    Raises:
+        UsageError: The file cannot be read.
+        ModelSourceError: It is not one JSON object, or holds a number that no model has.
+    """
+    content = read_config(config)
     keys = {"_class_name": "diffusers", "model_type": "transformers", "architecture": "timm"}
-    sources = [source for key, source in keys.items() if isinstance(content, dict) and key in content]
+    sources = [source for key, source in keys.items() if key in content]
     return f"{sources[0]}:{config}" if sources else None

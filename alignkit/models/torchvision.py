@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from alignkit.models.building import Example, build_model, check_name, draw_noise, import_library
+from alignkit.models.building import Example, build_alone, check_name, draw_noise, import_library
 
 
 def torchvision_model(name: str) -> Example:
@@ -15,7 +15,7 @@ def torchvision_model(name: str) -> Example:
     builder = models.get_model_builder(name)
     accepted = inspect.signature(builder).parameters
     options: dict[str, Any] = {key: None for key in ("weights", "weights_backbone") if key in accepted}
-    model = build_model(f"torchvision:{name}", lambda: builder(**options))
+    model = build_alone(f"torchvision:{name}", lambda: builder(**options))
     size = 299 if "inception" in name else 224
     inputs_of = {
         "video": (draw_noise(1, 3, 16, 224, 224),),

@@ -14,6 +14,27 @@ from alignkit.models import building
 from alignkit.models.building import TOKENS, Example, draw_noise
 from alignkit.text import did_you_mean
 
+UNUSED = frozenset(
+    (
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+        *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+        *(
+            "use_kernels",
+            "kernel_config",
+            "auto_map",
+            "trust_remote_code",
+            "quantization_config",
+            "dtype",
+            "torch_dtype",
+        ),
+        *("_name_or_path", "name_or_path", "use_pretrained_backbone", "_commit_hash"),
+    )
+)
+"""Fields that say where weights and code come from and how they run, and not what the model is.
+
+transformers chooses how attention runs, which is then one of torch's own ways.
+"""
+
 
 def transformers_model(path: str, bare: bool = False) -> Example:
     """Build a model of transformers from a configuration: a ``config.json``, or a folder that has one.
@@ -22,22 +43,44 @@ def transformers_model(path: str, bare: bool = False) -> Example:
     model with more than 10^9 parameters, and any with ``bare``, gets none, which is enough for a trace.
     """
     transformers = building.import_library("transformers", "transformers")
-    content = building.read_config("transformers", Path(path))
+    content = building.read_config(Path(path))
+    text = f"transformers:{path}"
+    config = parsed_config(content, text)
+    model_class = _model_class(config, text)
+    build = transformers.AutoModel.from_config if model_class is None else model_class
+    model = building.build_with_weights(text, lambda: build(config), bare)
+    return model, (), transformers_inputs(model)
+
+
+def parsed_config(content: dict[str, Any], text: str) -> Any:
+    """Return the configuration object of transformers, with the defaults of all fields that are not given.
+
+    Raises:
+        ModelSourceError: Its ``model_type`` is unknown, or its fields do not fit.
+    """
+    transformers = building.import_library("transformers", "transformers")
     kind, known = content.get("model_type"), transformers.CONFIG_MAPPING
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         problem = f"its model_type {kind!r} is unknown to transformers {transformers.__version__}."
         hint = did_you_mean(kind, known) if isinstance(kind, str) else ""
-        raise ModelSourceError(f"transformers:{path}: {problem if kind else 'it has no model_type.'}{hint}")
-    config = building.build_model(f"transformers:{path}", lambda: known[kind].from_dict(content))
-    architecture = (config.architectures or [None])[0]
-    if architecture is not None and not hasattr(transformers, architecture):
-        problem = f"the installed transformers {transformers.__version__} has no {architecture}."
-        advice = "Models whose code comes with their weights are not supported: give a factory, package.module:factory."
-        raise ModelSourceError(f"transformers:{path}: {problem} {advice}")
-    model_class = getattr(transformers, architecture) if architecture else transformers.AutoModel
-    build = model_class if architecture else model_class.from_config
-    model = building.build_with_weights(f"transformers:{path}", lambda: build(config), bare)
-    return model, (), transformers_inputs(model)
+        raise ModelSourceError(f"{text}: {problem if kind else 'it has no model_type.'}{hint}")
+    fields = building.without_fields(content, UNUSED)
+    return building.build_alone(text, lambda: known[kind].from_dict(fields))
+
+
+def _model_class(config: Any, text: str) -> Any:
+    """Return the class of models that a configuration names first; None if it names none."""
+    transformers = building.import_library("transformers", "transformers")
+    architectures = config.architectures or [None]
+    name = architectures[0] if isinstance(architectures, list | tuple) else architectures
+    if name is None:
+        return None
+    named = building.build_alone(text, lambda: getattr(transformers, name, None)) if isinstance(name, str) else None
+    if inspect.isclass(named) and issubclass(named, transformers.PreTrainedModel):
+        return named
+    problem = f"the installed transformers {transformers.__version__} has no {name}."
+    advice = "Models whose code comes with their weights are not supported: give a factory, package.module:factory."
+    raise ModelSourceError(f"{text}: {problem} {advice}")
 
 
 def transformers_inputs(model: nn.Module) -> dict[str, Any]:
