@@ -126,7 +126,7 @@ def _tensors(problem: Problem) -> Iterator[tuple[str, Tensor]]:
 def _state(tensor: Tensor) -> tuple[int, int]:
     """Return the count of writes to a tensor, and a checksum of its bytes."""
     count = 0 if tensor.is_inference() else tensor._version
-    whole = tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)
+    whole = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     return count, zlib.crc32(whole.numpy().data) if whole.device.type == "cpu" else int(whole.sum())
 
 

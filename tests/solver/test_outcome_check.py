@@ -313,3 +313,20 @@ def test_registering_what_is_there_already_changes_nothing():
     assert registry.register(observer) == name
     with pytest.raises(PluginError, match="registered already"):
         registry.register(Raises(ValueError()), name=name)
+
+
+STORED = {
+    "transposed": lambda t: t.mT.contiguous().mT if t.ndim > 1 else t,
+    "every second": lambda t: torch.stack([t, t], -1)[..., 0],
+    "expanded": lambda t: t.flatten()[:1].expand(t.shape),
+    "one column of many": lambda t: torch.stack([t, t], 0).movedim(0, -1)[..., 1],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("form", STORED)
+def test_writes_are_looked_for_however_weights_are_stored(form: str, dtype: torch.dtype) -> None:
+    pair = planted_pair(mlp(3, 5, 2))
+    sides = [{n: STORED[form](t.to(dtype)) for n, t in side.state_dict().items()} for side in (pair.a, pair.b)]
+    plain = [{n: t.clone(memory_format=torch.contiguous_format) for n, t in side.items()} for side in sides]
+    assert solve(pair.graph, *sides).alignment == solve(pair.graph, *plain).alignment
