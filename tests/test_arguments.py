@@ -23,6 +23,7 @@ from alignkit.errors import AlignkitError, ArgumentError
 NOT_CHECKED = {
     "alignkit.hookimpl": "of pluggy",
     "alignkit.matching.linear_assignment": "called thousands of times by a solve; it checks its matrix itself",
+    "alignkit.checkpoints.prepare_output": "for the other rooms",
     "alignkit.checkpoints.write_text": "for the other rooms",
     "alignkit.training.describe_networks": "for the other rooms",
     "Task.checked": "evaluate and its relatives are checked",

@@ -80,13 +80,13 @@ SPECS = {
     "a tensor that does not exist": row(SpecError, "'fc1.wieght'. Did you mean 'fc1.weight'?")(
         lambda _: build({"fc1.wieght": "h ."})
     ),
-    "a tensor without a layout": row(SpecError, "nothing about 1 tensors", '"fc2.weight": ". ."')(
+    "a tensor without a layout": row(SpecError, "nothing about 1 tensor", '"fc2.weight": ". ."')(
         lambda _: SymmetryGraph.from_spec({"fc1.weight": "h .", "fc1.bias": "h"}, SHAPES)
     ),
     "too few axes": row(ShapeMismatchError, "'fc1.weight' has 2 axes", "(4, 7)", "'h'")(
         lambda _: build({"fc1.weight": "h"})
     ),
-    "too many axes": row(ShapeMismatchError, "'fc1.bias' has 1 axes", "has 2")(lambda _: build({"fc1.bias": "h ."})),
+    "too many axes": row(ShapeMismatchError, "'fc1.bias' has 1 axis", "has 2")(lambda _: build({"fc1.bias": "h ."})),
     "a stray sign": row(SpecError, "'fc1.weight'", "position 2", "'*'")(lambda _: build({"fc1.weight": "h * ."})),
     "an open parenthesis": row(SpecError, "'fc2.weight'", "ends too early")(lambda _: build({"fc2.weight": ". (h 1"})),
     "empty parentheses": row(SpecError, "'fc1.bias'", "empty parentheses")(lambda _: build({"fc1.bias": "()"})),

@@ -16,6 +16,7 @@ from alignkit.checkpoints.pickle_file import PickleShard
 from alignkit.checkpoints.safetensors_file import SafetensorsShard
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
 from alignkit.errors import WeightsError
+from alignkit.text import plural, readable_bytes
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -100,7 +101,8 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self._shard_of)
 
     def __repr__(self) -> str:
-        return f"Checkpoint({str(self.path)!r}: {len(self)} tensors, {self.nbytes} bytes, {len(self.shards)} files)"
+        counts = f"{plural(len(self), 'tensor')}, {readable_bytes(self.nbytes)}, {plural(len(self.shards), 'file')}"
+        return f"Checkpoint({str(self.path)!r}: {counts})"
 
 
 @check_arguments

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.mismatch import dtypes_cause, names_cause, sizes_cause
 from alignkit.errors import AlignkitError
 from alignkit.text import did_you_mean, dtype_name, plural, shorten_list
 
-MAX_LISTED = 20
-"""Maximum number of mismatches that a message lists; a model of another size has thousands."""
+MAX_LISTED = 5
+"""Maximum number of mismatches that a message lists as examples; a model of another size has thousands."""
 MAX_HINTS = 5
 """Maximum number of unknown names that are compared with the missing ones; a search among thousands takes seconds."""
 
@@ -27,16 +28,22 @@ class Fit:
 
     Attributes:
         problems: A sentence for each mismatch, without its full stop.
+        causes: What lies behind many of them, in a sentence each, such as a prefix that all names have.
     """
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], first_names: Mapping[str, str], owner: str = "the graph"
     ) -> None:
         self.problems: list[str] = []
+        self.causes: list[str] = []
         self._shapes, self._first_names, self._owner = shapes, first_names, owner
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
         """Compare the names and shapes of one side, which messages call ``label``, such as ``"A"``."""
+        expected = {name: tuple(self._shapes[first]) for name, first in self._first_names.items()}
+        shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        for cause_of in (names_cause, sizes_cause):
+            self.causes += filter(None, [cause_of(shapes, expected, label, self._owner)])
         present = {self._first_names[name] for name in shapes if name in self._first_names}
         missing = [name for name in self._shapes if name not in present]
         unknown = [name for name in shapes if name not in self._first_names]
@@ -45,10 +52,8 @@ class Fit:
             hint = did_you_mean(name, missing) if at < MAX_HINTS else ""
             self.problems.append(f"{name!r} of {label} is not in {self._owner}" + hint.replace(" Did", "; did"))
         for name, shape in shapes.items():
-            expected = self._shapes[self._first_names[name]] if name in self._first_names else shape
-            if tuple(shape) != tuple(expected):
-                shapes_differ = f"{tuple(shape)} in {label}, {self._owner} says {tuple(expected)}"
-                self.problems.append(f"{name!r} has shape {shapes_differ}")
+            if shape != expected.get(name, shape):
+                self.problems.append(f"{name!r} has shape {shape} in {label}, {self._owner} says {expected[name]}")
 
     def check_tensors(self, tensors: Mapping[str, Tensor], label: str, *, values: bool = True) -> dict[str, Tensor]:
         """Compare names, shapes, ties and values of one side.
@@ -94,12 +99,14 @@ class Fit:
             for name, dtype in dtypes.items()
             if dtype.is_complex
         ]
-        self.problems += [
-            f"{name!r} is {dtype_name(expected[name])} in {reference} but {dtype_name(dtype)} in {label}"
-            for label, dtypes in others
-            for name, dtype in dtypes.items()
-            if name in expected and dtype != expected[name]
-        ]
+        for label, dtypes in others:
+            differing = {n: (expected[n], dtype) for n, dtype in dtypes.items() if dtype != expected.get(n, dtype)}
+            if cause := dtypes_cause(list(differing.values()), reference, label):
+                self.causes.append(cause)
+            self.problems += [
+                f"{name!r} is {dtype_name(wanted)} in {reference} but {dtype_name(own)} in {label}"
+                for name, (wanted, own) in differing.items()
+            ]
 
     def raise_if_any(self, error: type[AlignkitError], what: str, note: str = "") -> None:
         """Raise one error of a class for all mismatches, if there are any.
@@ -108,8 +115,9 @@ class Fit:
         """
         if self.problems:
             count = plural(len(self.problems), "problem") + (f" ({note})" if note else "")
+            first = f"{what}: {self.causes[0]}.\n{count}" if self.causes else f"{what}, {count}"
             lines = shorten_list([f"- {problem}" for problem in sorted(self.problems)], MAX_LISTED)
-            raise error(f"{what}, {count}:\n" + "\n".join(lines))
+            raise error(f"{first}:\n" + "\n".join(lines))
 
 
 def is_number(tensor: Tensor | torch.dtype) -> bool:

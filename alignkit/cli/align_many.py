@@ -12,6 +12,7 @@ from alignkit.cli.outputs import targets_in
 from alignkit.cli.runner import Runner, load_task
 from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
+from alignkit.text import plural
 
 
 @switches.command
@@ -36,7 +37,7 @@ def align_many(
         raise UsageError("align at least two checkpoints.")
     how = one_of("--method", method, ("reference", "merge_many", "universe"))
     if reference >= len(models):
-        raise UsageError(f"--reference {reference}: there are {len(models)} models, counted from 0.")
+        raise UsageError(f"--reference {reference}: there are {plural(len(models), 'model')}, counted from 0.")
     targets = targets_in(models, output, job.force)
     with Runner("align-many", job, {}) as run:
         run.written += [str(path) for path in targets]
@@ -49,5 +50,5 @@ def align_many(
         with run.file_set.collecting():
             files.write_set(output, many.apply(files.weights), first=0, overwrite=job.force)
         names = [str(path) for path in models]
-        title = f"{len(models)} models in one order of units"
+        title = f"{plural(len(models), 'model')} in one order of units"
         run.finish(many, title, files, named={"models": names, "output": run.written[:]}, names=names, check=check)

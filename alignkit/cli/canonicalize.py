@@ -11,6 +11,7 @@ import alignkit
 from alignkit.cli import switches
 from alignkit.cli.outputs import targets_in
 from alignkit.cli.runner import Runner
+from alignkit.text import plural
 
 
 @switches.command
@@ -39,5 +40,5 @@ def canonicalize(
             networks_of = map(canonical.network, range(len(canonical)))
             files.write_set(output, networks_of, first=1, overwrite=job.force)
         names = [str(path) for path in networks]
-        title = f"{len(names)} networks in the order of {reference}"
+        title = f"{plural(len(names), 'network')} in the order of {reference}"
         run.finish(canonical, title, files, named={"reference": reference, "output": run.written[:]}, names=names)

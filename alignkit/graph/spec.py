@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.checkpoints.fit import first_names
+from alignkit.checkpoints.mismatch import names_cause
 from alignkit.errors import GraphError, ShapeMismatchError, SpecError
 from alignkit.graph.layout import Layout, Units
 from alignkit.graph.nodes import Group, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.sizes import open_sizes, resolve_sizes
 from alignkit.graph.structure import GraphStructure, check_depth
-from alignkit.text import did_you_mean, dtype_name
+from alignkit.text import did_you_mean, dtype_name, list_some, plural, shorten_list
 
 Like = nn.Module | Mapping[str, Tensor] | Mapping[str, tuple[int, ...]]
 
@@ -51,7 +52,9 @@ def read_spec(
             check_depth(chain)
         groups |= {n: Group(n, group_sizes[n], mentions[n][0].parent) for n in reversed(chain) if n not in groups}
     if unused := sorted(set(group_sizes) - set(groups)):
-        raise GraphError(f"sizes= names groups that no layout mentions: {', '.join(map(repr, unused))}.")
+        raise GraphError(
+            f"sizes= names groups that no layout mentions: {list_some([repr(name) for name in unused], 5)}."
+        )
     return {name: replace(node, layout=layouts[name]) for name, node in nodes.items()}, groups
 
 
@@ -96,15 +99,18 @@ def _parse_layouts(spec: Mapping[str, str], nodes: Mapping[str, TensorNode]) -> 
     """Parse the layout of each tensor, by first name, and check it against axes and ties."""
     known_names = {name: first for first, node in nodes.items() for name in node.names}
     if unknown := [name for name in spec if name not in known_names]:
-        hint = did_you_mean(str(unknown[0]), known_names)
-        raise SpecError(f"the spec names tensors that do not exist: {', '.join(map(repr, unknown))}.{hint}")
+        listed = list_some([repr(name) for name in unknown], 5)
+        cause = names_cause([str(name) for name in spec], known_names, "the spec", "the model")
+        hint = f" In short: {cause}." if cause else did_you_mean(str(unknown[0]), known_names)
+        raise SpecError(f"the spec names tensors that do not exist: {listed}.{hint}")
     layouts: dict[str, Layout] = {}
     written_as: dict[str, str] = {}
     for name, text in spec.items():
         layout, first = parse_layout(text, name), known_names[name]
         shape = nodes[first].shape
         if len(layout) != len(shape):
-            counts = f"tensor {name!r} has {len(shape)} axes (shape {shape}), but its layout {text!r} has {len(layout)}"
+            axes = plural(len(shape), "axis", "axes")
+            counts = f"tensor {name!r} has {axes} (shape {shape}), but its layout {text!r} has {len(layout)}"
             raise ShapeMismatchError(f"{counts}. Write one entry for each axis, '.' where nothing moves.")
         if layouts.get(first, layout) != layout:
             other = written_as[first]
@@ -112,6 +118,8 @@ def _parse_layouts(spec: Mapping[str, str], nodes: Mapping[str, TensorNode]) -> 
             raise SpecError(f"tensors {other!r} and {name!r} are tied, but their layouts differ: {both}.")
         layouts[first], written_as[first] = layout, name
     if missing := [node for name, node in nodes.items() if name not in layouts and node.shape]:
-        lines = "\n".join(f'    "{node.name}": "{" ".join("." * len(node.shape))}",' for node in missing)
-        raise SpecError(f"the spec says nothing about {len(missing)} tensors. If no group acts on them, add:\n{lines}")
+        entries = [f'  "{node.name}": "{" ".join("." * len(node.shape))}",' for node in missing]
+        lines = "\n".join(shorten_list(entries, 5))
+        count = plural(len(missing), "tensor")
+        raise SpecError(f"the spec says nothing about {count}. If no group acts on them, add:\n{lines}")
     return {name: layouts.get(name, ()) for name in nodes}

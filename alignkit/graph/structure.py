@@ -17,6 +17,7 @@ from alignkit.graph.layout import factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
 from alignkit.graph.uses import Use, uses_of_block
+from alignkit.text import plural
 
 DEEPEST = 32
 """Maximum number of groups that are nested in one another; networks have two or three."""
@@ -176,7 +177,8 @@ class GraphStructure:
     @property
     def summary(self) -> str:
         """Numbers of tensors, groups, families and symmetries, in one line."""
-        counts = f"{len(self.tensors)} tensors, {len(self.roots)} groups, {len(self.groups) - len(self.roots)} families"
+        families = plural(len(self.groups) - len(self.roots), "family", "families")
+        counts = f"{plural(len(self.tensors), 'tensor')}, {plural(len(self.roots), 'group')}, {families}"
         return f"{counts}, 10^{self.log10_order:.1f} symmetries"
 
     def __repr__(self) -> str:

@@ -29,7 +29,7 @@ from alignkit.reports import Check, Facts, Names, Picture, Report, Section, Tabl
 from alignkit.reports.sections import facts_section, function_section, side_by_side_section, uncovered_section
 from alignkit.solver import Step
 from alignkit.tasks.task import Task
-from alignkit.text import list_some
+from alignkit.text import list_some, plural
 
 Method: TypeAlias = Literal["reference", "merge_many", "universe"]
 WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
@@ -79,7 +79,7 @@ class ManyAlignment:
             AlignmentError: There are more or fewer models than were aligned, or one does not fit the graph.
         """
         if len(models) != len(self.alignments):
-            raise AlignmentError(f"{len(self.alignments)} models were aligned, but {len(models)} were given.")
+            raise AlignmentError(f"{plural(len(self.alignments), 'model')} were aligned, but {len(models)} were given.")
         pairs = zip(self.alignments, models, strict=True)
         return [cast(WeightsT, alignment.apply(cast(Any, model))) for alignment, model in pairs]
 
@@ -96,7 +96,7 @@ class ManyAlignment:
     def explain(self) -> str:
         """Say in a few lines what was done, what it was worth, and what could not move."""
         how, count = f"{self.method} with {self.solver}", len(self.alignments)
-        text = f"{count} models, {how}, {len(self.history)} sweeps in {self.seconds:.3g} s."
+        text = f"{plural(count, 'model')}, {how}, {plural(len(self.history), 'sweep')} in {self.seconds:.3g} s."
         text += (
             f"\nMean squared distance of a pair: {self.spread_before:.6g} unaligned, {self.spread_after:.6g} aligned."
         )
@@ -138,7 +138,7 @@ class ManyAlignment:
 
     def __repr__(self) -> str:
         how, gain = f"{self.method} with {self.solver}", f"{self.spread_before:.6g} -> {self.spread_after:.6g}"
-        return f"ManyAlignment({len(self.alignments)} models, {how}, mean squared distance {gain})"
+        return f"ManyAlignment({plural(len(self.alignments), 'model')}, {how}, mean squared distance {gain})"
 
 
 @check_arguments
@@ -186,7 +186,7 @@ def align_many(
         raise SolverError(f"reference={reference} is not a model: there are {len(weights)}, counted from 0.")
     starts = None if init is None else list(init.alignments if isinstance(init, ManyAlignment) else init)
     if starts is not None and len(starts) != len(weights):
-        raise AlignmentError(f"init= holds {len(starts)} alignments for {len(weights)} models.")
+        raise AlignmentError(f"init= holds {plural(len(starts), 'alignment')} for {plural(len(weights), 'model')}.")
     if wrong := [i for i, start in enumerate(starts or ()) if start.graph != graph]:
         raise AlignmentError(f"init= of model {wrong[0]} belongs to another graph.")
     arguments = {"solver": solver, "task": task, "device": device, "seed": seed, "throw": True, **options}

@@ -19,7 +19,7 @@ from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import StateDict, Weights, weights_of
-from alignkit.text import dtype_name
+from alignkit.text import dtype_name, plural
 
 Method = Literal["linear", "slerp"]
 Shares: TypeAlias = Sequence[float] | None
@@ -104,7 +104,7 @@ def with_tensors(module: ModuleT, tensors: Mapping[str, Tensor]) -> ModuleT:
 def check_method(method: str, count: int) -> None:
     """Refuse, by a `MergeError`, a method that cannot take ``count`` models."""
     if method == "slerp" and count != 2:
-        raise MergeError(f"method='slerp' turns from one model to another, found {count} models.")
+        raise MergeError(f"method='slerp' turns from one model to another, found {plural(count, 'model')}.")
 
 
 def shares_of(weights: Shares, count: int) -> list[float]:
@@ -115,7 +115,7 @@ def shares_of(weights: Shares, count: int) -> list[float]:
         return [1.0 / count] * count
     shares = [float(weight) for weight in weights]
     if len(shares) != count:
-        raise MergeError(f"there are {len(shares)} weights for {count} models: give one each.")
+        raise MergeError(f"{plural(len(shares), 'weight')} for {plural(count, 'model')}: give one each.")
     for at, share in enumerate(shares):
         if not math.isfinite(share) or share < 0:
             raise MergeError(f"weights[{at}] is {share}: shares are finite and not negative.")

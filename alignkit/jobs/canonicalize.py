@@ -29,6 +29,7 @@ from alignkit.reports.sections import facts_section, number, uncovered_section
 from alignkit.solver import Problem
 from alignkit.solvers.coordinate_ascent import ROUNDING, TINY, colour_roots
 from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.text import plural
 
 BATCH_ELEMENTS = 1 << 24
 """Maximum number of weights in a batch of networks: 128 MB in float64."""
@@ -80,7 +81,7 @@ class Canonical:
         how = "in batches" if self.batched else "one after the other"
         gain = f"{float(self.before.mean()):.6g} -> {float(self.after.mean()):.6g}"
         speed = f"{self.seconds:.3g} s, {self.networks_per_second:.0f} networks a second, {how}."
-        return f"{len(self)} networks, mean squared distance to the reference {gain}.\n{speed}"
+        return f"{plural(len(self), 'network')}, mean squared distance to the reference {gain}.\n{speed}"
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
@@ -117,9 +118,8 @@ class Canonical:
 
     def __repr__(self) -> str:
         gain = f"{float(self.before.mean()):.6g} -> {float(self.after.mean()):.6g}"
-        return (
-            f"Canonical({len(self)} networks, mean squared distance {gain}, {self.networks_per_second:.0f} networks/s)"
-        )
+        speed = f"{self.networks_per_second:.0f} networks/s"
+        return f"Canonical({plural(len(self), 'network')}, mean squared distance {gain}, {speed})"
 
 
 @check_arguments

@@ -15,6 +15,7 @@ from alignkit.graph.proof.verify import Equivalence, Verification, same_function
 from alignkit.jobs.distance import Distance, distance
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, uncovered_section
+from alignkit.text import plural
 from alignkit.tracing import trace
 
 
@@ -27,12 +28,14 @@ class Checked:
 
     def __repr__(self) -> str:
         largest = max(proof.error for proof in self.proofs.values())
-        return f"Checked({len(self.graph.groups)} groups, largest change {largest:.1g})"
+        return f"Checked({plural(len(self.graph.groups), 'group')}, largest change {largest:.1g})"
 
     def explain(self) -> str:
         """Say in a few lines what was tried and what it changed."""
         lines = [f"Passed with {kind}: {proof.explain()}" for kind, proof in self.proofs.items()]
-        return "\n".join((*lines, f"{len(self.graph.groups)} groups, 10^{self.graph.log10_order:.1f} symmetries."))
+        return "\n".join(
+            (*lines, f"{plural(len(self.graph.groups), 'group')}, 10^{self.graph.log10_order:.1f} symmetries.")
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return what was measured as plain values, as JSON takes them."""

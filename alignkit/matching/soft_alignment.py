@@ -17,7 +17,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.owned import Owned, ReadOnly
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.families import best_element, unit_masses
-from alignkit.text import html_table
+from alignkit.text import html_table, plural
 
 
 class SoftAlignment:
@@ -129,7 +129,7 @@ class SoftAlignment:
     def __repr__(self) -> str:
         certainty = self._certainty().values()
         mean = sum(certainty) / max(len(certainty), 1)
-        return f"SoftAlignment({len(certainty)} groups, mean largest share {mean:.2f})"
+        return f"SoftAlignment({plural(len(certainty), 'group')}, mean largest share {mean:.2f})"
 
     def _repr_html_(self) -> str:
         certainty = self._certainty()

@@ -12,6 +12,7 @@ from alignkit.graph.proof.verify import Verification
 from alignkit.plotting.pictures import plot_interpolations
 from alignkit.reports.document import Picture, Section, Table, Text
 from alignkit.tasks.interpolation import Interpolation
+from alignkit.text import plural
 
 Check: TypeAlias = Verification | None
 """The function check of a report, if there was one."""
@@ -110,8 +111,8 @@ def uncovered_section(graph: GraphStructure) -> Section:
     title, count = "Tensors not covered", len(graph.tensors)
     uncovered = tuple((name, why_fixed(graph, name)) for name in graph.uncovered)
     if not uncovered:
-        return Section(title, (Text(f"None: each of the {count} tensors is moved by some group."),))
-    text = Text(f"{len(uncovered)} of {count} tensors stay as they are.")
+        return Section(title, (Text(f"None: each of the {plural(count, 'tensor')} is moved by some group."),))
+    text = Text(f"{len(uncovered)} of {plural(count, 'tensor')} stay as they are.")
     return Section(title, (text, Table(("tensor", "why"), uncovered)))
 
 

@@ -31,7 +31,7 @@ from alignkit.reports.sections import (
     uncovered_section,
 )
 from alignkit.solver.outcome import Status, Step
-from alignkit.text import html_table, shorten_list
+from alignkit.text import html_table, plural, shorten_list
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,7 +129,7 @@ class Solution:
         share = f", {100 * (before - after) / before:.1f} %" if before > 0 else ""
         lines = [
             f"{self.solver}: squared distance {before:.6g} -> {after:.6g} (gain {before - after:.6g}{share}) "
-            f"in {self.seconds:.3g} s and {len(self.history)} steps.",
+            f"in {self.seconds:.3g} s and {plural(len(self.history), 'step')}.",
             self.status.value + (f" {self.detail}" if self.detail else ""),
             *(f"  {name}: {text}" for name, text in self.notes.items()),
         ]
@@ -146,7 +146,7 @@ class Solution:
         uncovered = [f"{name}: {reason}" for name, reason in self.uncovered.items()]
         if not uncovered:
             return "\n".join([*lines, "Every tensor is moved by some group."])
-        lines.append(f"Not covered, {len(uncovered)} of {len(self.graph.tensors)} tensors stay as they are:")
+        lines.append(f"Not covered, {len(uncovered)} of {plural(len(self.graph.tensors), 'tensor')} stay as they are:")
         return "\n".join([*lines, *shorten_list(uncovered, LISTED, ", see solution.uncovered")])
 
     @check_arguments

@@ -21,7 +21,7 @@ from alignkit.graph.bind import Weights
 from alignkit.plotting.pictures import Curve, plot_interpolations
 from alignkit.tasks.line import Line
 from alignkit.tasks.task import CannotBatchError, OutOfMemoryError, Task, TaskResult
-from alignkit.text import html_table
+from alignkit.text import html_table, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ class Interpolation(Curve):
         if count < 3 or count % 2 == 0 or len(lengths) > 1:
             raise TaskError(
                 f"an interpolation needs an odd number of points, at least 3, and a loss (and metric) for each: found "
-                f"{count} lambdas, {len(self.losses)} losses."
+                f"{plural(count, 'lambda')}, {plural(len(self.losses), 'loss', 'losses')}."
             )
 
     @property
@@ -84,7 +84,8 @@ class Interpolation(Curve):
 
     def __repr__(self) -> str:
         label = "" if self.label is None else f"{self.label!r}, "
-        return f"Interpolation({label}{len(self.lambdas)} points, barrier {self.barrier:.4g}, AUC {self.auc:.4g})"
+        points = plural(len(self.lambdas), "point")
+        return f"Interpolation({label}{points}, barrier {self.barrier:.4g}, AUC {self.auc:.4g})"
 
     def _repr_html_(self) -> str:
         """Show loss and metric of A, of the average and of B as a table, for notebooks."""

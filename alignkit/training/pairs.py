@@ -21,6 +21,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.minibatches import first_batches, join_batches
 from alignkit.tasks.task import Task
+from alignkit.text import plural
 from alignkit.training.augment import Freedom, augment, find_freedoms
 from alignkit.training.settings import TrainingSettings
 
@@ -64,7 +65,7 @@ def describe_networks(networks: Networks) -> str:
     if plan is None:
         sizes = Counter(group.size for group in networks.graph.groups.values())
         shape = ", ".join(f"{count} x {size} units" for size, count in sizes.items())
-        return f"{len(networks)} networks of {shape}"
+        return f"{plural(len(networks), 'network')} of {shape}"
     return f"{len(networks)} x {plan.architecture.describe()}, {plan.source.describe()}, seed {plan.seed}"
 
 

@@ -17,6 +17,7 @@ from alignkit.arguments import check_arguments
 from alignkit.errors import ZooError
 from alignkit.graph import SymmetryGraph
 from alignkit.tasks.task import Task
+from alignkit.text import list_some, plural
 from alignkit.tracing import trace
 from alignkit.zoo.manifest import SPLITS, Manifest, read_manifest
 
@@ -48,7 +49,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
             )
         missing = [shard.file for shard in manifest.shards if not (folder / shard.file).is_file()]
         if missing:
-            raise ZooError(f"{folder} lacks {', '.join(missing)}, which its manifest lists.")
+            raise ZooError(f"{folder} lacks {list_some(missing, 5)}, which its manifest lists.")
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -76,10 +77,9 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
         if right:
             text += f" Accuracy: mean {sum(right) / len(right):.4f}, worst {min(right):.4f}."
         rate = f", {len(networks) / manifest.seconds:.2f} networks/s" if manifest.seconds > 0 else ""
-        return (
-            f"{len(networks)} networks: {plan.architecture.describe()} on {plan.source.describe()} ({parts})\n{text}\n"
-            f"{len(manifest.shards)} files in {self.folder}; {manifest.seconds:.1f} s of training{rate}"
-        )
+        kind = f"{plan.architecture.describe()} on {plan.source.describe()}"
+        files = f"{plural(len(manifest.shards), 'file')} in {self.folder}; {manifest.seconds:.1f} s of training{rate}"
+        return f"{plural(len(networks), 'network')}: {kind} ({parts})\n{text}\n{files}"
 
     @check_arguments
     def stack(self, indices: Sequence[int]) -> dict[str, Tensor]:

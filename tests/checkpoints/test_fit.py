@@ -74,10 +74,11 @@ def test_one_error_lists_the_first_mismatches_and_counts_the_rest() -> None:
     with pytest.raises(MergeError) as caught:
         fit.raise_if_any(MergeError, "the models do not fit", "models count from 0")
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"the models do not fit, {MAX_LISTED + 7} problems (models count from 0):"
-    assert lines[1] == "  - 't00' is missing in B"
+    assert lines[0] == "the models do not fit: B has no tensors."
+    assert lines[1] == f"{MAX_LISTED + 7} problems (models count from 0):"
+    assert lines[2] == "  - 't00' is missing in B"
     assert lines[-1] == "  and 7 more"
-    assert len(lines) == MAX_LISTED + 2
+    assert len(lines) == MAX_LISTED + 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64, torch.float8_e4m3fn])

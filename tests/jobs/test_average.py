@@ -150,7 +150,7 @@ def test_ties_have_to_agree():
     ("arguments", "message"),
     [
         ({"models": []}, "no models"),
-        ({"models": states(2), "weights": [1]}, "1 weights for 2 models"),
+        ({"models": states(2), "weights": [1]}, "1 weight for 2 models"),
         ({"models": states(2), "weights": [1, -1]}, r"weights\[1\] is -1"),
         ({"models": states(2), "weights": [1, math.nan]}, r"weights\[1\] is nan"),
         ({"models": states(2), "weights": [0, 0]}, "all weights are 0"),

@@ -71,7 +71,7 @@ def test_averaged_statistics_are_told_with_the_way_out():
 
 
 def test_wrong_calls_are_refused_before_anything_is_solved(pair):
-    with pytest.raises(MergeError, match="1 weights for 2 models"):
+    with pytest.raises(MergeError, match="1 weight for 2 models"):
         merge(pair.bind(), weights=[1])
     with pytest.raises(BindError, match="at least two networks"):
         merge(pair.graph, pair.a)

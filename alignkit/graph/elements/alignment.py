@@ -18,7 +18,7 @@ from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.owned import Owned
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import html_table
+from alignkit.text import html_table, list_some, plural
 
 FORMAT = Format("alignkit.alignment", "alignment", "Alignment.save", AlignmentError)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -47,7 +47,7 @@ class Alignment:
     @check_arguments
     def __init__(self, graph: GraphStructure, elements: Mapping[str, Tensor]) -> None:
         if unknown := [name for name in elements if name not in graph.groups]:
-            raise AlignmentError(f"the graph has no groups {', '.join(map(repr, unknown))}.")
+            raise AlignmentError(f"the graph has no groups {list_some([repr(name) for name in unknown], 5)}.")
         checked = {}
         for name in graph.groups:
             if name not in elements:
@@ -134,7 +134,7 @@ class Alignment:
     def summary(self) -> str:
         """Numbers of groups, of units, and of units that move, in one line."""
         total = sum(self.graph.unit_count(name) for name in self.graph.groups)
-        return f"{len(self.elements)} groups, {sum(self.moved().values())} of {total} units moved"
+        return f"{plural(len(self.elements), 'group')}, {sum(self.moved().values())} of {total} units moved"
 
     def __repr__(self) -> str:
         return f"Alignment({self.summary})"

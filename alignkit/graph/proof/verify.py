@@ -14,7 +14,7 @@ from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.model_run import ModelRun, example_call, run_in_widest
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import dtype_name
+from alignkit.text import dtype_name, list_some, shorten_list
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 """Largest relative difference of outputs that still counts as rounding, by the dtype of the run.
@@ -108,7 +108,8 @@ def verify(
             if not guilty:
                 problem = "permuting all groups together changes the outputs, each alone does not"
                 raise VerificationError(f"{problem} ({measured}).")
-            lines = [f"  - {name!r}, which acts on {', '.join(graph.tensors_of(name)[:6])}" for name in guilty]
+            acts = {name: list_some(graph.tensors_of(name), 5) for name in guilty}
+            lines = shorten_list([f"- {name!r}, which acts on {names}" for name, names in acts.items()], 5)
             raise VerificationError(f"permuting these groups changes the outputs ({measured}):\n" + "\n".join(lines))
         worst = max(worst, error)
     return Verification(worst, tolerance, dtype, draws)

@@ -23,7 +23,7 @@ from alignkit.plotting.pictures import bar_chart, plot_interpolations
 from alignkit.reports.document import Facts, Part, Picture, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section
 from alignkit.tasks.interpolation import Interpolation
-from alignkit.text import html_table
+from alignkit.text import html_table, list_some, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,7 +147,7 @@ class Average:
         lines = [row.line for row in self.rows if row.line is not None and not row.failed]
         if not lines:
             return None
-        label = self.solver if len(lines) == 1 else f"{self.solver} (mean of {len(lines)} seeds)"
+        label = self.solver if len(lines) == 1 else f"{self.solver} (mean of {plural(len(lines), 'seed')})"
         metrics = [line.metrics for line in lines if line.metrics is not None]
         return Interpolation(
             lines[0].lambdas,
@@ -195,7 +195,7 @@ class Comparison:
             if row.solver == solver and seed in (None, row.seed):
                 return row
         wanted = f"{solver!r}" if seed is None else f"{solver!r} with seed {seed}"
-        existing = ", ".join(f"{row.solver} (seed {row.seed})" for row in self.rows)
+        existing = list_some([f"{row.solver} (seed {row.seed})" for row in self.rows])
         raise ComparisonError(f"no row of {wanted}. Rows: {existing}.")
 
     @check_arguments
@@ -276,7 +276,7 @@ class Comparison:
         return html_table(header, rows, f"Solvers on {self.device}, means over the seeds") + problems
 
     def __repr__(self) -> str:
-        return f"Comparison({len(self.rows)} rows: {', '.join(self.solvers)})"
+        return f"Comparison({plural(len(self.rows), 'row')}: {', '.join(self.solvers)})"
 
     def __rich_console__(self, console: Any, options: Any) -> Iterable[Any]:
         yield self.table()

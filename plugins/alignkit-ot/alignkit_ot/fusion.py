@@ -20,6 +20,7 @@ from alignkit.errors import SolverError
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.layout import Block
 from alignkit.graph.nodes import TensorNode
+from alignkit.text import plural
 from alignkit_ot.transport import transport_plans
 
 SETTLED = 1e-9
@@ -96,7 +97,7 @@ def fuse(
     problems = _differences(graph_a, graph_b) or _out_of_reach(graph_a, graph_b, axes)
     if problems:
         listed = "\n".join(f"  - {text}" for text in problems)
-        raise SolverError(f"the two networks cannot be fused, {len(problems)} problems:\n{listed}")
+        raise SolverError(f"the two networks cannot be fused, {plural(len(problems), 'problem')}:\n{listed}")
     moved = [name for name, node in graph_a.tensors.items() if node.groups]
     own, other = ({n: side[n].detach().cpu().double().contiguous() for n in moved} for side in (left.a, right.a))
     carrier = _Carrier(graph_a, graph_b, own, other, axes)
