@@ -63,6 +63,10 @@ class PluginError(AlignkitError):
     """A plugin could not be loaded or broke the contract of a hook."""
 
 
+class PluginWarning(UserWarning):
+    """A plugin is broken, raised while it watched, or changed the state of the process. alignkit works on."""
+
+
 class TaskError(AlignkitError, ValueError):
     """A task cannot be evaluated with the model, batches or weights given."""
 

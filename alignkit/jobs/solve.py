@@ -19,6 +19,7 @@ from alignkit.plugins import PluginWarning
 from alignkit.plugins.offers import check_facts
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
+from alignkit.process_state import watched_state
 from alignkit.solver import Outcome, Problem, Report, Solver, Status, Step
 from alignkit.solver.outcome_check import WriteGuard, checked_outcome, checked_step
 from alignkit.solver.solution import Solution
@@ -146,7 +147,8 @@ def build_solvers(
     def build(stage: type[Solver[Any]]) -> Solver[Any]:
         given = {k: v for k, v in options.items() if alone or k in stage.Options.model_fields}
         try:
-            built = stage(**given, **seeded)
+            with watched_state(f"solver {stage.name!r}, when it was made,"):
+                built = stage(**given, **seeded)
             built.options.seed  # noqa: B018  an __init__ of its own may set no options
         except AlignkitError:
             raise
@@ -210,8 +212,9 @@ def _call_solver(solver: Solver[Any], problem: Problem, report: Report) -> tuple
     """
     start = problem.start
     try:
-        answer = solver.solve(problem, report)
-    except (KeyboardInterrupt, PluginWarning):  # Ctrl-C; and a warning about an observer, where warnings are errors
+        with watched_state(f"solver {solver.name!r}, or the task that it ran,"):
+            answer = solver.solve(problem, report)
+    except (KeyboardInterrupt, PluginWarning):  # Ctrl-C; and a warning about a plugin, where warnings are errors
         raise
     except SystemExit as error:  # a script turned into a solver
         return Outcome(start, Status.FAILED), f"It called exit({error.code!r}).", None

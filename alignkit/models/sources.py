@@ -24,6 +24,7 @@ from alignkit.models.torchvision import torchvision_model
 from alignkit.models.transformers import transformers_model
 from alignkit.plugins import plugin_registry
 from alignkit.plugins.hookspecs import ModelSource, hookimpl
+from alignkit.process_state import SWITCHES, watched_state
 from alignkit.text import describe_error, show_value
 
 PYTHON = "python"
@@ -66,10 +67,11 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     except (TypeError, ValueError):  # some callables written in C have none
         takes_bare = False
     try:
-        result: Any = build(name, bare=True) if bare and takes_bare else build(name)  # type: ignore[call-arg]
+        with watched_state(f"the model source {source!r}", SWITCHES):
+            result: Any = build(name, bare=True) if bare and takes_bare else build(name)  # type: ignore[call-arg]
     except AlignkitError:
         raise
-    except Exception as error:  # sources may be third-party code
+    except (Exception, SystemExit) as error:  # sources may be third-party code
         raise ModelSourceError(f"{text}: the source {source!r} failed: {describe_error(error)}") from error
     if not isinstance(result, tuple | list) or len(result) != 3:
         wrong = f"{text}: the source {source!r} returned {show_value(result)}"

@@ -1,6 +1,6 @@
 """Plugins: hooks, the registry that loads them so that none can break another, and observers."""
 
-from alignkit.plugins.loading import PluginWarning
+from alignkit.errors import PluginWarning
 from alignkit.plugins.observers import logged, watched
 from alignkit.plugins.plugin_registry import Registry, registry
 

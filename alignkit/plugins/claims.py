@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeAlias, TypeVar
 
-from alignkit.errors import AlignkitError, PluginError
-from alignkit.plugins.loading import DISABLE_VARIABLE, PluginSet, PluginWarning, warn_if_slow
+from alignkit.errors import AlignkitError, PluginError, PluginWarning
+from alignkit.plugins.loading import DISABLE_VARIABLE, PluginSet, warn_if_slow
+from alignkit.process_state import SWITCHES, watched_state
 from alignkit.text import describe_error, did_you_mean, list_some, one_line
 
 MOST = 10_000
@@ -47,7 +48,10 @@ class Claims(Generic[T]):
             package, is_own = plugins.packages[key], key in plugins.built_in
             plugin = key.partition(":")[2] or key
             try:
-                with warn_if_slow(f"Plugin {plugin!r} ({package}) is still working on {hook}", plugin):
+                with (
+                    warn_if_slow(f"Plugin {plugin!r} ({package}) is still working on {hook}", plugin),
+                    watched_state(f"plugin {plugin!r} ({package}), at work on {hook},", SWITCHES),
+                ):
                     offers = list(islice(read(call()), MOST + 1))
                 if len(offers) > MOST:
                     raise PluginError(f"it offers more than {MOST} things; does its generator end?")

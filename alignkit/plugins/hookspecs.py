@@ -22,7 +22,9 @@ from torch import nn
 
 from alignkit.solver import Problem, Solution, Solver, Step
 
-if TYPE_CHECKING:  # the one place that names a type of a room above
+if TYPE_CHECKING:  # the one place that names types of a room above
+    from alignkit.tracing import Call as Call
+    from alignkit.tracing import Labels as Labels
     from alignkit.tracing import Rule as Rule
 
 hookspec = pluggy.HookspecMarker("alignkit")

@@ -20,8 +20,9 @@ from typing import Any
 
 import pluggy
 
-from alignkit.errors import PluginError
+from alignkit.errors import PluginError, PluginWarning
 from alignkit.plugins import hookspecs
+from alignkit.process_state import SWITCHES, watched_state
 from alignkit.text import describe_error, one_line
 
 GROUP = "alignkit"
@@ -31,10 +32,6 @@ DISABLE_VARIABLE = "ALIGNKIT_DISABLE_PLUGINS"
 SLOW = 10.0
 """Seconds after which a plugin that is still being imported, or asked for its offers, is named in a warning: torch and
 transformers together take less on a laptop."""
-
-
-class PluginWarning(UserWarning):
-    """A plugin is broken, or an observer raised. alignkit works on without it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,10 @@ class PluginSet:
                 self.skipped.append(entry.name)
                 continue
             try:
-                with warn_if_slow(f"Plugin {entry.name!r} ({package}) is still being imported", entry.name):
+                with (
+                    warn_if_slow(f"Plugin {entry.name!r} ({package}) is still being imported", entry.name),
+                    watched_state(f"plugin {entry.name!r} ({package}), while it was imported,", SWITCHES),
+                ):
                     plugin = entry.load()
                 self.register(plugin, f"{distribution}:{entry.name}", package)
             except KeyboardInterrupt as interrupt:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,12 @@ from alignkit.plugins.claims import Claims, join_names
 from alignkit.plugins.hookspecs import ModelSource
 from alignkit.plugins.loading import PluginSet, warn_of_plugin
 from alignkit.plugins.offers import read_rules, read_solvers, read_sources, rules_covering
+from alignkit.process_state import kept_state, warn_of_changes, watched_state
 from alignkit.solver import Needs, Returns, Solver, SolverOptions
 from alignkit.text import describe_error
 
 if TYPE_CHECKING:
-    from alignkit.plugins.hookspecs import Rule
+    from alignkit.plugins.hookspecs import Call, Labels, Rule
 
 BUILT_IN = ("alignkit.solvers", "alignkit.tracing.rules.built_in", "alignkit.models.sources")
 """Modules of alignkit itself that implement hooks. Named, not imported: they stand above this room."""
@@ -149,7 +150,10 @@ class Registry:
             if operator not in self._reported:
                 self._reported.add(operator)
                 warn_of_plugin(f"{join_names(packages)} offer a trace rule for {operator!r}; none of them is used.")
-        return {operator: rule for operator, (_, rule) in rules.usable.items()}
+        return {
+            operator: rule if package == "alignkit" else _watched_rule(rule, operator, package)
+            for operator, (package, rule) in rules.usable.items()
+        }
 
     def model_sources(self) -> dict[str, ModelSource]:
         """Return all model sources that can be used by name."""
@@ -173,8 +177,10 @@ class Registry:
     def notify(self, hook: str, **arguments: object) -> None:
         """Call an observer hook of every plugin. One that raises is warned about once; the solve continues."""
         for key, call in self.plugins.implementations(hook, arguments):
+            changed: list[str] = []
             try:
-                call()
+                with kept_state() as changed:
+                    call()
             except KeyboardInterrupt as interrupt:
                 interrupt.add_note(f"Interrupted while {self._observer(key)} was at work on {hook}.")
                 raise
@@ -183,9 +189,23 @@ class Registry:
                     self._reported.add((key, hook))
                     reason = f"raised in {hook}: {describe_error(error)}"
                     warn_of_plugin(f"{self._observer(key)} {reason}. The solve continues; this is said once.")
+            if changed and (key, *changed) not in self._reported:
+                self._reported.add((key, *changed))
+                warn_of_changes(self._observer(key), changed)
 
     def _observer(self, key: str) -> str:
         return f"observer {key!r} ({self.plugins.packages.get(key, 'removed')})"
+
+
+def _watched_rule(rule: Rule, operator: str, package: str) -> Rule:
+    """Return a rule of a plugin that leaves the state of the process as it is."""
+
+    @wraps(rule)
+    def watched(call: Call) -> Labels | Sequence[Labels]:
+        with watched_state(f"the trace rule for {operator!r} ({package})"):
+            return rule(call)
+
+    return watched
 
 
 @cache

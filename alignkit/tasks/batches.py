@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alignkit.errors import AlignkitError, TaskError
+from alignkit.process_state import FILTERS, SWITCHES, free_to_draw, watched_state
 from alignkit.text import describe_error, dtype_name, readable_bytes
 
 DEFAULT_ROWS = 1024
@@ -173,7 +174,8 @@ class _Indexed:
         index = 0
         try:
             while index < len(self._source):
-                pair = self._source[index]
+                with _reading_data():
+                    pair = self._source[index]
                 yield pair
                 index += 1
         except Exception as error:
@@ -212,9 +214,10 @@ class _Kept:
         if self._failure:
             raise TaskError(self._failure)
         try:
-            if self._reading is None:
-                self._reading, self._room = iter(self._source), usable_memory() // 2
-            self._pairs.append(next(self._reading))
+            with _reading_data():
+                if self._reading is None:
+                    self._reading, self._room = iter(self._source), usable_memory() // 2
+                self._pairs.append(next(self._reading))
             self._refuse_endless()
         except StopIteration:
             self._complete, self._reading, self._source = True, None, ()
@@ -239,6 +242,13 @@ class _Kept:
                 "it is endless, give a part of it: list(itertools.islice(loader, 100)). If it ends, give a list, or a "
                 "class with __len__ and __getitem__, which is read batch by batch and not kept."
             )
+
+
+@contextmanager
+def _reading_data() -> Iterator[None]:
+    """Let a loader draw random numbers, and keep the other state of the process from it."""
+    with free_to_draw(), watched_state("the loader of a task", (*SWITCHES, *FILTERS)):
+        yield
 
 
 def _cannot_be_read(index: int, error: BaseException) -> TaskError:

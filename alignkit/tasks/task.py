@@ -19,6 +19,7 @@ from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
 from alignkit.graph.proof.model_run import call_arguments
+from alignkit.process_state import FILTERS, SWITCHES, watched_state
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.text import describe_error
 
@@ -123,10 +124,11 @@ class Task:
         except (ImportError, AttributeError, ValueError) as error:
             raise TaskError(f"{name!r} names no function: {error}. Write package.module:function.") from error
         try:
-            task = function() if callable(function) else function
+            with watched_state(f"the task {name}", SWITCHES):
+                task = function() if callable(function) else function
         except AlignkitError:
             raise
-        except Exception as error:  # the caller's own code
+        except (Exception, SystemExit) as error:  # the caller's own code
             raise TaskError(f"the task {name} failed: {describe_error(error)}") from error
         if not isinstance(task, cls):
             raise TaskError(f"{name} gives a {type(task).__name__}, not an alignkit.Task.")
@@ -250,6 +252,10 @@ class Task:
 
     def _means(self, forward: Forward, count: int) -> list[TaskResult]:
         """Compute means over all batches, for each of the ``count`` outputs that ``forward`` returns."""
+        with watched_state("the model, the loss, the metric or the data of the task", (*SWITCHES, *FILTERS)):
+            return self._sum_up(forward, count)
+
+    def _sum_up(self, forward: Forward, count: int) -> list[TaskResult]:
         totals, samples = torch.zeros(1 if self.metric is None else 2, count, dtype=torch.float64), 0
         for batch in self.batches:
             start = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignkit.errors import SolverError
+from alignkit.errors import PluginWarning, SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.verify import relative_difference
 from alignkit.jobs.solve import solve
@@ -222,9 +223,17 @@ class SolverContract:
                     yield independent_pair(build(), seed=seed)
 
     def solve_pair(self, pair: ProblemPair, **arguments: Any) -> Solution:
-        """Solve a pair with the solver under test, away from installed plugins."""
+        """Solve a pair with the solver under test, away from installed plugins.
+
+        The solver leaves the state of the process as it is: random states, torch's defaults, warnings filters.
+        """
         arguments.setdefault("task", self.task(pair))
-        return solve(pair.bind(), solver=self.solver, registry=Registry([]), **arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PluginWarning)
+            try:
+                return solve(pair.bind(), solver=self.solver, registry=Registry([]), **arguments)
+            except PluginWarning as warning:
+                raise AssertionError(f"{pair}: {warning}") from warning
 
     def tasks(self, pair: ProblemPair) -> list[Task | None]:
         """List what a solver may be given: a task, and none where it needs none."""

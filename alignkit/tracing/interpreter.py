@@ -90,7 +90,7 @@ class Interpreter:
                 if [x.shape for x in output_labels] == [ref.shape for ref in outputs]:
                     return output_labels
                 reason = "its rule returned other shapes than the op"
-            except Exception as error:  # whatever a rule trips over, fixing what it touches is sound
+            except (Exception, SystemExit) as error:  # whatever a rule trips over, fixing what it touches is sound
                 reason = f"its rule failed: {describe_error(error)}"
         operands = [self.labels_of(ref) for ref in step.inputs]
         if any(x.blocks for x in operands) and outputs:

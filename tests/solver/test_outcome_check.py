@@ -142,8 +142,9 @@ def test_it_is_an_error_that_says_what_was_done(case):
     assert "made" in solution.explain()
 
 
+ANOTHER = planted_pair(mlp(3, 5, 2), seed=9).bind()
 REPLACED = {
-    "the pair": lambda p: object.__setattr__(p, "bound", planted_pair(mlp(3, 5, 2), seed=9).bind()),
+    "the pair": lambda p: object.__setattr__(p, "bound", ANOTHER),
     "the start": lambda p: object.__setattr__(p, "init", None),
     "the seed": lambda p: object.__setattr__(p, "seed", 99),
     "the objective": lambda p: p.__dict__.__setitem__("objective", None),
