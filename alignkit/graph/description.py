@@ -30,6 +30,7 @@ def describe(graph: GraphStructure) -> str:
         "Axes that the trace had to fix": [str(pin) for pin in provenance.pinned],
         "Operations without a rule (what they touch is fixed)": list(provenance.unknown_ops),
         "Tensors that the run never read": list(provenance.unused),
+        "Positions that the run did not read (a longer example may)": [str(unread) for unread in provenance.unread],
         "Tensors on which no group acts": [name for name in graph.uncovered if name not in unused],
     }
     fixed: list[str] = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from alignkit.graph.layout import Block, Layout, layout_blocks
 from alignkit.graph.notation import format_layout
+from alignkit.text import list_some
 
 GroupKind = Literal["permutation", "signed", "scaled", "orthogonal"]
 Role = Literal["parameter", "buffer", "tensor"]
@@ -82,6 +84,29 @@ class PinnedAxis:
 
 
 @dataclass(frozen=True)
+class UnreadPositions:
+    """Positions along axis number ``axis`` of a tensor that a traced run did not read, though it read others.
+
+    ``ranges`` are their first and last positions.
+    """
+
+    tensor: str
+    axis: int
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, tensor: str, axis: int, positions: Sequence[int]) -> UnreadPositions:
+        """Gather ascending positions in ranges."""
+        starts = [p for i, p in enumerate(positions) if i == 0 or positions[i - 1] != p - 1]
+        ends = [p for i, p in enumerate(positions) if i + 1 == len(positions) or positions[i + 1] != p + 1]
+        return cls(tensor, axis, tuple(zip(starts, ends, strict=True)))
+
+    def __str__(self) -> str:
+        spans = [str(first) if first == last else f"{first} to {last}" for first, last in self.ranges]
+        return f"{self.tensor}, axis {self.axis}: {list_some(spans, 5)}"
+
+
+@dataclass(frozen=True)
 class TracedInput:
     """One tensor that the traced run was called with, without its values.
 
@@ -106,6 +131,7 @@ class Provenance:
         pinned: Axes that the trace could not free.
         unknown_ops: Operations without a rule; whatever they touch is pinned.
         unused: Tensors that the traced run never read.
+        unread: Positions of other tensors that it did not read; they stay where they are.
         inputs: What the traced run was called with; empty where that is not known, or was more than tensors.
     """
 
@@ -114,4 +140,5 @@ class Provenance:
     pinned: tuple[PinnedAxis, ...] = ()
     unknown_ops: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    unread: tuple[UnreadPositions, ...] = ()
     inputs: tuple[TracedInput, ...] = ()

@@ -6,9 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from alignkit.text import describe_error
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.tensor_labels import Labels
+from alignkit.tracing.labels.reads import Reads
+from alignkit.tracing.labels.tensor_labels import IntArray, Labels
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.rules.table import Call, RuleTable
 
@@ -35,11 +38,16 @@ def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[
 
 @dataclass
 class Interpreter:
-    """Gives every tensor of a run its labels, in order. `unknown` holds ops that fixed what they touched, and why."""
+    """Gives every tensor of a run its labels, in order.
+
+    `unknown` holds ops that fixed what they touched, and why; `unread` the atoms of positions that the run left aside.
+    """
 
     table: RuleTable
     constraints: Constraints
     unknown: dict[str, None] = field(default_factory=dict)
+    unread: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    _reads: Reads = field(default_factory=Reads)
     _labels: dict[int, Labels] = field(default_factory=dict)
     _aliases: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     _stale: set[int] = field(default_factory=set)
@@ -66,7 +74,7 @@ class Interpreter:
         return known
 
     def run(self, steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> None:
-        """Interpret steps in order, then fix the results."""
+        """Interpret steps in order, then fix the results, and what no step reads."""
         for step in steps:
             self.constraints.blame(step.op.replace("::", "."), step.where)
             outputs = step.outputs
@@ -77,26 +85,43 @@ class Interpreter:
                 self.set_labels(ref, labels)
         self.constraints.blame("output", "")
         for ref in results:
-            self.constraints.fix_labels(self.labels_of(ref))
+            labels = self.labels_of(ref)
+            self.constraints.fix_labels(labels)
+            self._reads.read(ref.storage, labels)
+        self.unread = self._reads.fix_unread(self.constraints)
 
     def _apply_rule(self, step: OpRecord, outputs: list[TensorRef]) -> list[Labels]:
         """Return the labels of a step's outputs, by its rule or by fixing all that it touches."""
         reason = ""
         rule = self.table.find(step.func)
         if rule is not None and outputs:
+            call = Call(step, self.constraints, self.labels_of)
             try:
-                answer = rule(Call(step, self.constraints, self.labels_of))
+                answer = rule(call)
                 output_labels = [answer] if isinstance(answer, Labels) else list(answer)
                 if [x.shape for x in output_labels] == [ref.shape for ref in outputs]:
+                    self._note_reads(call, output_labels)
                     return output_labels
                 reason = "its rule returned other shapes than the op"
             except (Exception, SystemExit) as error:  # whatever a rule trips over, fixing what it touches is sound
                 reason = f"its rule failed: {describe_error(error)}"
         operands = [self.labels_of(ref) for ref in step.inputs]
+        for ref, labels in zip(step.inputs, operands, strict=True):
+            self._reads.read(ref.storage, labels)
         if any(x.blocks for x in operands) and outputs:
             self.unknown[f"{step.op} ({reason})" if reason else step.op] = None
         self.constraints.fix_labels(*operands)
         return [Labels.of(ref.shape) for ref in outputs]
+
+    def _note_reads(self, call: Call, output_labels: list[Labels]) -> None:
+        """Record what an op computes with, takes a part of, or only looks at in another shape."""
+        results = [] if call.step.written else list(zip(call.outputs, output_labels, strict=True))
+        for index, ref in enumerate(call.step.inputs):
+            views = [labels for result, labels in results if result.storage == ref.storage]
+            if call.picks and index == 0:
+                self._reads.pick(ref.storage, call.picks[0], views, self.constraints.causes[-1])
+            else:
+                self._reads.read(ref.storage, self.labels_of(ref), views)
 
     def _write_through(self, step: OpRecord, outputs: list[TensorRef], output_labels: list[Labels]) -> None:
         """Mark other views of tensors that an op writes as stale: their labels no longer hold.

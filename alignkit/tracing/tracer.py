@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from alignkit.arguments import check_arguments
-from alignkit.graph import Provenance, SymmetryGraph, TracedInput
+from alignkit.graph import Provenance, SymmetryGraph, TracedInput, UnreadPositions
 from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.text import dtype_name
 from alignkit.tracing.interpreter import Interpreter, live_steps
 from alignkit.tracing.labels import parameters
 from alignkit.tracing.labels.constraints import Constraints
+from alignkit.tracing.labels.reads import fix_single_rows, positions_aside
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.reading.axes import write_axis
 from alignkit.tracing.reading.causes import pinned_axes
@@ -97,6 +98,14 @@ def build_graph(
             interpreter.set_labels(ref, Labels.constant(ref.shape))
         parameters.close_states(constraints, model, labels)
         interpreter.run(steps, run.results)
+        aside = {name: positions_aside(x, interpreter.unread) for name, x in labels.items()}
+        partly_read = {name for name, positions in aside.items() if positions}
+        if partly_read - plain:  # what was read of their axes has to stand for the rest
+            plain |= partly_read
+            continue
+        constraints.blame("unread positions", "")
+        for name, x in labels.items():
+            fix_single_rows(constraints, x, aside[name])
         traced = read_layouts(constraints, labels)
         if not traced.varying:
             break
@@ -112,6 +121,11 @@ def build_graph(
         pinned=pinned_axes(constraints, traced, labels),
         unknown_ops=tuple(interpreter.unknown),
         unused=tuple(name for name in movable if name not in tensors),
+        unread=tuple(
+            UnreadPositions.of(name, dim, positions.tolist())
+            for name, dims in aside.items()
+            for dim, positions in sorted(dims.items())
+        ),
         inputs=inputs,
     )
     # Tied tensors have one layout; buffers that hold no units, and tensors that are never read, are fixed.

@@ -39,6 +39,7 @@ class Result:
         seconds: Processor time of the trace.
         dtype: Where it was verified.
         error: Largest relative change of the outputs.
+        others: Sizes of the inputs that were changed in the verification.
         unknown: Operators without a rule.
         reason: Why not, where it is not verified.
     """
@@ -55,6 +56,7 @@ class Result:
     seconds: float = 0.0
     dtype: str = ""
     error: float | None = None
+    others: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     reason: str = ""
 
@@ -117,6 +119,7 @@ def _prove(result: Result, graph: SymmetryGraph, model: nn.Module, args: Any, kw
         result.status, result.reason = "not judged", said(error)
     else:
         result.status, result.dtype, result.error = "verified", proof.dtype, proof.error
+        result.others = proof.others
 
 
 def _repeatable(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, str]:

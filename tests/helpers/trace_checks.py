@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from alignkit.graph import SymmetryGraph
+from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.perturb import perturbed
+from alignkit.graph.proof.verify import relative_difference
 from alignkit.tracing import trace
+from alignkit.tracing.recording.run import tensors_in
 
 
 def proved(model: nn.Module, *args: Any, draws: int = 3, **kwargs: Any) -> SymmetryGraph:
@@ -17,6 +21,18 @@ def proved(model: nn.Module, *args: Any, draws: int = 3, **kwargs: Any) -> Symme
     graph = trace(model, *args, **kwargs)
     graph.verify(model, *args, draws=draws, **kwargs)
     return graph
+
+
+def keeps_function(model: nn.Module, graph: SymmetryGraph, *calls: tuple[Any, ...], draws: int = 3) -> None:
+    """Assert that random symmetries keep the outputs of calls of a model, whatever shapes these have."""
+    model = perturbed(model.double().eval())
+    for draw in range(draws):
+        moved = Alignment.random(graph, draw).apply(model)
+        for args in calls:
+            inputs = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+            with torch.no_grad():
+                left, right = (tensors_in(network(*inputs)) for network in (model, moved))
+            assert relative_difference(left, right) < 1e-9, args
 
 
 def counts(graph: SymmetryGraph) -> tuple[int, int]:

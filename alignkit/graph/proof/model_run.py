@@ -45,6 +45,7 @@ class ModelRun:
 
     Attributes:
         model: The cast copy.
+        arguments: Positional and named arguments of the call.
         outputs: Every floating-point tensor that it returns, in float64.
     """
 
@@ -54,14 +55,21 @@ class ModelRun:
 
         self.dtype = dtype
         self.model = copy.deepcopy(model).to(dtype).eval()
-        self._args, self._kwargs = pytree.tree_map(cast, (args, kwargs))
+        self.arguments = pytree.tree_map(cast, (args, dict(kwargs)))
         self.outputs = self.call(self.model)
+
+    def on(self, arguments: Any) -> ModelRun:
+        """Return the run of the same model on other arguments, which have the dtypes of its own."""
+        other = copy.copy(self)
+        other.arguments = arguments
+        other.outputs = other.call(self.model)
+        return other
 
     def call(self, model: nn.Module) -> list[Tensor]:
         """Run a copy of a model of the same dtype on the example call and return its floating-point outputs."""
         # A run may leave what it computed in the model, and may write into its inputs.
         model = copy.deepcopy(model)
-        args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (self._args, self._kwargs))
+        args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, self.arguments)
         wide = self.dtype == torch.float64
         with torch.no_grad(), Widened() if wide else nullcontext():  # type: ignore[no-untyped-call]
             result = model(*args, **kwargs)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.model_run import ModelRun, example_call, run_in_widest
+from alignkit.graph.proof.other_inputs import other_runs
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import dtype_name, list_some, shorten_list
 
@@ -47,18 +48,23 @@ class Verification:
 
     ``error`` is the largest change of an output element over all draws, relative to the largest output element,
     ``tolerance`` the largest that passes, ``dtype`` that of the run, ``"float64"`` wherever the model runs in it.
+    ``others`` says which sizes of the example were changed as well, ``refused`` which the model takes no other of.
     """
 
     error: float
     tolerance: float
     dtype: str
     draws: int
+    others: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
     def explain(self) -> str:
         """Say in a sentence what was tried and what it changed."""
+        others = f" Inputs of other sizes were tried too: {', '.join(self.others)}." if self.others else ""
+        refused = f" Sizes that the model takes no other of: {', '.join(self.refused)}." if self.refused else ""
         return (
             f"{self.draws} random reorderings of all groups change the outputs by at most {self.error:.1g} of their "
-            f"size (tolerance {self.tolerance:.0e}, {self.dtype})."
+            f"size (tolerance {self.tolerance:.0e}, {self.dtype}).{others}{refused}"
         )
 
 
@@ -69,6 +75,10 @@ def verify(
 
     The model runs in eval mode, in float64 where its operations allow it and in float32 otherwise; casts that it makes
     inside to a narrower type are to float64 instead. Parameters and saved buffers are permuted as the graph says.
+
+    A symmetry has to hold for every input. So one of the random symmetries is tried on other sizes of the example too,
+    changed one at a time: the batch, and each length, height or number, smaller and larger. Values that the model
+    refuses are left out and told.
 
     Args:
         graph: The graph to be proved.
@@ -94,25 +104,44 @@ def verify(
     if not relative_difference(run.call(run.model), run.outputs) <= tolerance:
         raise VerificationError("the model is random: two runs of it differ. Fix its seed, or turn its randomness off.")
 
-    def change(alignment: Alignment) -> float:
-        return relative_difference(run.call(alignment.apply(run.model)), run.outputs)
-
-    worst, identity = 0.0, Alignment.identity(graph).elements
+    worst = 0.0
     for draw in range(draws):
         alignment = Alignment.random(graph, seed + draw)
-        error = change(alignment)
-        if not error <= tolerance:
-            alone = {name: Alignment(graph, {**identity, name: alignment.elements[name]}) for name in graph.groups}
-            guilty = [name for name in graph.groups if not change(alone[name]) <= tolerance]
-            measured = f"largest relative change {error:.2g}, tolerance {tolerance:.0e} in {dtype}"
-            if not guilty:
-                problem = "permuting all groups together changes the outputs, each alone does not"
-                raise VerificationError(f"{problem} ({measured}).")
-            acts = {name: list_some(graph.tensors_of(name), 5) for name in guilty}
-            lines = shorten_list([f"- {name!r}, which acts on {names}" for name, names in acts.items()], 5)
-            raise VerificationError(f"permuting these groups changes the outputs ({measured}):\n" + "\n".join(lines))
-        worst = max(worst, error)
-    return Verification(worst, tolerance, dtype, draws)
+        worst = max(worst, _proved_change(graph, run, alignment, ""))
+    others, refused = [], []
+    for size, other in other_runs(run) if graph.groups else ():
+        if other is None:
+            refused.append(size)
+            continue
+        others.append(size)
+        worst = max(worst, _proved_change(graph, other, Alignment.random(graph, seed), f" with {size}"))
+    return Verification(worst, tolerance, dtype, draws, tuple(others), tuple(refused))
+
+
+def _proved_change(graph: GraphStructure, run: ModelRun, alignment: Alignment, where: str) -> float:
+    """Return by how much an element changes the outputs of a run.
+
+    Raises:
+        VerificationError: By more than rounding. The message names the groups that do so by themselves.
+    """
+
+    def change(element: Alignment) -> float:
+        return relative_difference(run.call(element.apply(run.model)), run.outputs)
+
+    tolerance, dtype = TOLERANCE[run.dtype], dtype_name(run.dtype)
+    error = change(alignment)
+    if error <= tolerance:
+        return error
+    identity = Alignment.identity(graph).elements
+    alone = {name: Alignment(graph, {**identity, name: alignment.elements[name]}) for name in graph.groups}
+    guilty = [name for name in graph.groups if not change(alone[name]) <= tolerance]
+    measured = f"largest relative change {error:.2g}, tolerance {tolerance:.0e} in {dtype}"
+    if not guilty:
+        problem = f"permuting all groups together changes the outputs{where}, each alone does not"
+        raise VerificationError(f"{problem} ({measured}).")
+    acts = {name: list_some(graph.tensors_of(name), 5) for name in guilty}
+    lines = shorten_list([f"- {name!r}, which acts on {names}" for name, names in acts.items()], 5)
+    raise VerificationError(f"permuting these groups changes the outputs{where} ({measured}):\n" + "\n".join(lines))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from alignkit.tracing.labels.combine import restrict
 from alignkit.tracing.labels.reshape import reshape
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.recording.recorder import TensorRef
@@ -34,7 +33,7 @@ def pick(call: Call) -> Labels:
         call.fix(indices)
         values = call.arg("index").values
         if values is not None:
-            return restrict(call.constraints, x, dim, values.ravel())
+            return call.pick(x, dim, values.ravel())
         return call.fix_dims(x, [dim], call.shape)
     free = call.fix_dims(x, [dim])
     if any(m != n for d, (m, n) in enumerate(zip(x.shape, call.shape, strict=True)) if d != dim):
@@ -56,7 +55,7 @@ def index(call: Call) -> Labels:
         return call.fix(x)
     if len(tensors) == 1 and tensors[0].values is not None:
         # The indices cannot move, so their values are those of every symmetric copy of the model.
-        picked = restrict(call.constraints, x, dims[0], tensors[0].values.ravel())
+        picked = call.pick(x, dims[0], tensors[0].values.ravel())
         return reshape(call.constraints, picked, call.shape)
     # The dimensions of the indices take the position of adjacent `dims`; if others lie between, they go in front.
     rank = max(len(i.shape) for i in tensors)

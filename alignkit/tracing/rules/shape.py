@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignkit.tracing.labels.combine import concatenate, restrict
+from alignkit.tracing.labels.combine import concatenate
 from alignkit.tracing.labels.reshape import repeat_each, reshape
 from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.rules.table import Call, RuleSet
@@ -80,9 +80,11 @@ def select(call: Call) -> Sequence[Labels]:
     """Pick one position, or each in turn: it must stay, even if no dimension of its block is left."""
     x = call.labels("self")
     dim = x.dim(call.arg("dim", 0))
-    positions = [call.arg("index") % x.shape[dim]] if call.name == "select" else range(len(call.outputs))
     others = [d for d in range(len(x.shape)) if d != dim]
-    picked = (restrict(call.constraints, x, dim, np.array([position])) for position in positions)
+    if call.name == "select":
+        picked = [call.pick(x, dim, np.array([call.arg("index") % x.shape[dim]]))]
+    else:
+        picked = call.cut(x, dim, [np.array([position]) for position in range(x.shape[dim])])
     return [one_position.squeeze([dim]).permute(others) for one_position in picked]
 
 
@@ -96,7 +98,7 @@ def slice_(call: Call) -> Labels:
         start %= max(size, 1)
         end = start + call.arg("length")
     index = np.arange(size)[start : end : call.arg("step", 1)]
-    return x if len(index) == size else restrict(call.constraints, x, dim, index)
+    return x if len(index) == size else call.pick(x, dim, index)
 
 
 @RULES.rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split",
@@ -107,7 +109,7 @@ def split(call: Call) -> Sequence[Labels]:
     dim = x.dim(call.arg("dim", 0))
     ends = np.cumsum([ref.shape[dim] for ref in call.outputs])
     pieces = [np.arange(end - ref.shape[dim], end) for end, ref in zip(ends, call.outputs, strict=True)]
-    return [restrict(call.constraints, x, dim, piece) for piece in pieces]
+    return call.cut(x, dim, pieces)
 
 
 @RULES.rule("flip")

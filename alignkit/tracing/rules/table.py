@@ -14,13 +14,16 @@ An op without a rule, or whose rule raises, fixes all that it touches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from alignkit.errors import TraceError
 from alignkit.tracing.labels import combine
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
+from alignkit.tracing.labels.reads import Pick
+from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 
 Rule = Callable[["Call"], "Labels | Sequence[Labels]"]
@@ -34,11 +37,13 @@ class Call:
         step: The recorded op. Tensors in its arguments are `TensorRef` (shape, dtype).
         constraints: Receives the constraints.
         labels_of: Gives the labels of a tensor.
+        picks: Positions that the op takes from its first tensor, see `pick`.
     """
 
     step: OpRecord
     constraints: Constraints
     labels_of: Callable[[TensorRef], Labels]
+    picks: list[Pick] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -87,6 +92,19 @@ class Call:
     def unify(self, shape: Sequence[int], operands: Sequence[Labels]) -> Labels:
         """Align tensors elementwise, with broadcasting; return the labels of the result."""
         return combine.unify(self.constraints, shape, [x.pad_rank(len(shape)) for x in operands])
+
+    def pick(self, labels: Labels, dim: int, index: IntArray) -> Labels:
+        """Return the labels of positions `index` along `dim` of the first tensor. What no op reads of it gets fixed."""
+        self.picks.append(Pick(labels, dim, index))
+        return combine.restrict(self.constraints, labels, dim, index)
+
+    def cut(self, labels: Labels, dim: int, pieces: Sequence[IntArray]) -> list[Labels]:
+        """Return the labels of all positions along `dim` of the first tensor, in pieces, of which some may stay unread.
+
+        Pieces of one size are shares of the dimension; others have bounds, as slices do.
+        """
+        self.picks.append(Pick(labels, dim, np.concatenate(pieces), in_pieces=len({len(p) for p in pieces}) == 1))
+        return [combine.restrict(self.constraints, labels, dim, piece) for piece in pieces]
 
     def fix(self, *operands: Labels) -> Labels:
         """Fix every labelled position of some tensors; return labels that fix the first output."""
