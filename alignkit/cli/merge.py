@@ -8,7 +8,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
-from alignkit.cli.runner import Runner, byte_bar, load_task
+from alignkit.cli.runner import Runner, byte_bar, task_arguments
 from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
 
@@ -19,11 +19,11 @@ def merge(
     output: switches.OutputSwitch,
     architecture: switches.ArchitectureSwitches,
     solving: switches.SolverSwitches,
+    data: switches.TaskSwitches,
     job: switches.JobSwitches,
     weight: Annotated[list[float] | None, typer.Option("--weight", help="Share of each model; repeatable.")] = None,
     method: Annotated[str, typer.Option("--method", help="linear, or slerp for two models.")] = "linear",
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
-    task: switches.TaskSwitch = None,
     memory: switches.MemorySwitch = None,
 ) -> None:
     """Align checkpoints that do not share a basin, and average them.
@@ -32,13 +32,14 @@ def merge(
 
     Folders of transformers, diffusers and timm are traced from their config.json; weights files need --model or
     --spec. Reports what alignment gained beside no alignment, what could not be moved, and whether reordering units
-    keeps the function. With --task also the losses. The output appears whole or not at all, and none is replaced
-    without --force.
+    keeps the function. With --task also the losses, and running statistics such as those of BatchNorm are recomputed on
+    its inputs. The output appears whole or not at all, and none is replaced without --force.
     """
     if len(models) < 2:
         raise UsageError("merge at least two checkpoints.")
     how = one_of("--method", method, ("linear", "slerp"))
-    others = {"--task": task is not None, "--no-align": not align, "--method slerp": method == "slerp"}
+    data.check()
+    others = {"--task": data.task is not None, "--no-align": not align, "--method slerp": method == "slerp"}
     limit = solving.memory_limit(memory, len(models), others)
     arguments = solving.arguments if align else {"solver": "identity"}
     with Runner("merge", job, {"--output": output}, like=models[0]) as run:
@@ -51,10 +52,11 @@ def merge(
                     **solving.disk_arguments,
                 )  # fmt: skip
         else:
-            data = load_task(task)
-            merged = alignkit.merge(files.graph, *files.weights, weights=weight, method=how, task=data, **arguments)
+            merged = alignkit.merge(
+                files.graph, *files.weights, weights=weight, method=how, **task_arguments(data), **arguments
+            )
             with run.file_set.collecting():
                 files.write(output, merged.network, like=0, overwrite=job.force)
         names = [str(path) for path in models]
-        named = {"models": names, "output": output, "method": method, "task": task or "none"}
+        named = {"models": names, "output": output, "method": method, "task": data.task or "none"}
         run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 import alignkit
 from alignkit.cli.outputs import check_report, check_weights
-from alignkit.cli.switches import ArchitectureSwitches, JobSwitches
+from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, TaskSwitches
 from alignkit.text import list_some, readable_bytes
 
 if TYPE_CHECKING:
@@ -155,6 +155,15 @@ def load_task(name: str | None) -> alignkit.Task | None:
     """Return the task that ``package.module:function`` makes; None for None."""
     look_in_this_folder()
     return None if name is None else alignkit.Task.from_name(name)
+
+
+def task_arguments(switches: TaskSwitches) -> dict[str, Any]:
+    """Return the keyword arguments of jobs that measure and mend their result on a task."""
+    return {
+        "task": load_task(switches.task),
+        "reset_batchnorm": switches.reset_batchnorm,
+        "repair": switches.repair,
+    }
 
 
 @contextmanager

@@ -93,6 +93,28 @@ class SolverSwitches:
 
 
 @dataclass(frozen=True)
+class TaskSwitches:
+    """What the result is measured on, and what is done to it there."""
+
+    task: TaskSwitch = None
+    reset_batchnorm: Annotated[
+        bool,
+        typer.Option(
+            "--reset-batchnorm/--no-reset-batchnorm",
+            help="Recompute running statistics, such as those of BatchNorm, on the inputs of --task.",
+        ),
+    ] = True
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair all channels of the result on the inputs of --task instead.")
+    ] = False
+
+    def check(self) -> None:
+        """Refuse `repair` without data."""
+        if self.repair and self.task is None:
+            raise UsageError("--repair runs the networks on data: say --task package.module:function.")
+
+
+@dataclass(frozen=True)
 class JobSwitches:
     """What every job command can do beside its job."""
 

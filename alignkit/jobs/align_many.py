@@ -25,7 +25,7 @@ from alignkit.jobs.solve import SolverLike, graph_and_models, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together
 from alignkit.plotting.pictures import bar_chart
-from alignkit.reports import Check, Facts, Names, Picture, Report, Section, Table
+from alignkit.reports import Check, Facts, MergeLosses, Names, Picture, Report, Section, Table
 from alignkit.reports.sections import facts_section, function_section, side_by_side_section, uncovered_section
 from alignkit.solver import Step
 from alignkit.tasks.task import Task
@@ -116,7 +116,15 @@ class ManyAlignment:
         }
 
     @check_arguments
-    def report(self, title: str = TITLE, *, names: Names = None, check: Check = None, facts: Facts = None) -> Report:
+    def report(
+        self,
+        title: str = TITLE,
+        *,
+        names: Names = None,
+        check: Check = None,
+        losses: MergeLosses | None = None,
+        facts: Facts = None,
+    ) -> Report:
         """Say what moved in each model, with pictures."""
         called = [f"model {i}" for i in range(len(self.alignments))] if names is None else list(names)
         summary = {
@@ -131,7 +139,8 @@ class ManyAlignment:
         totals = {name: sum(units.values()) for name, units in zip(called, moved, strict=True)}
         rows = tuple((group, *(str(units[group]) for units in moved)) for group in list(self.graph.groups)[:GROUPS])
         picture = Picture.of(bar_chart(totals, "units moved"), "moved", "Units of each network that change place.")
-        distance = side_by_side_section(self.spread_before, self.spread_after, None, "mean squared distance of a pair")
+        spreads, what = (self.spread_before, self.spread_after), "mean squared distance of a pair"
+        distance = side_by_side_section(*spreads, losses, what)
         units = Section("Units moved", (picture, Table(("group", *called), rows)))
         ends = function_section(check), uncovered_section(self.graph)
         return Report(title, (facts_section(summary), distance, units, *ends))

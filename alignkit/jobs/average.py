@@ -19,6 +19,7 @@ from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import StateDict, Weights, weights_of
+from alignkit.jobs.running_statistics import is_statistic
 from alignkit.text import dtype_name, plural
 
 Method = Literal["linear", "slerp"]
@@ -27,8 +28,6 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 PARALLEL = 1e-6
 """Below this sine of the angle between two tensors there is no plane to turn in, and slerp is the straight line."""
-STATISTICS = ("running_mean", "running_var")
-"""Buffers that hold statistics of data; they have no direction, so they are always averaged."""
 
 
 @overload
@@ -69,18 +68,10 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
     tied: dict[str, Tensor] = {}
     for name, tensor in fitting[0].items():
         if not is_number(tensor):
-            values = [side[name].to(tensor.device) for side in fitting]
-            counts = is_counter(name)
-            if differs := [at for at, other in enumerate(values) if not counts and not torch.equal(tensor, other)]:
-                kind = "truth values" if tensor.dtype == torch.bool else "whole numbers"
-                raise MergeError(
-                    f"{name!r} holds {kind} ({dtype_name(tensor.dtype)}), which have no average, and model "
-                    f"{differs[0]} differs from model 0. Make them equal, or floats if they are quantised weights."
-                )
-            tied[name] = torch.stack(values).amax(0) if counts else tensor.detach().clone()
+            tied[name] = _common_value(name, [side[name] for side in fitting])
             continue
         wide = [widen(side[name], tensor.device) for side in fitting]
-        if method == "slerp" and not name.endswith(STATISTICS):
+        if method == "slerp" and not is_statistic(name):  # these have no direction
             total = slerp(wide[0], wide[1], shares[1])
         else:
             total = torch.zeros_like(wide[0])
@@ -89,6 +80,21 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
         tied[name] = narrow(total, tensor.dtype, name, MergeError)
     averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
     return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
+
+
+def _common_value(name: str, tensors: Sequence[Tensor]) -> Tensor:
+    """Return the whole numbers, or truth values, that all models have; the largest of a counter."""
+    first, *others = tensors
+    if is_counter(name):
+        return torch.stack([tensor.to(first.device) for tensor in tensors]).amax(0)
+    differs = [at for at, other in enumerate(others, 1) if not torch.equal(first, other.to(first.device))]
+    if differs:
+        kind = "truth values" if first.dtype == torch.bool else "whole numbers"
+        raise MergeError(
+            f"{name!r} holds {kind} ({dtype_name(first.dtype)}), which have no average, and model {differs[0]} differs "
+            "from model 0. Make them equal, or floats if they are quantised weights."
+        )
+    return first.detach().clone()
 
 
 def with_tensors(module: ModuleT, tensors: Mapping[str, Tensor]) -> ModuleT:

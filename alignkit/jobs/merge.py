@@ -14,8 +14,9 @@ from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, weights_of
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Method, average, check_method, shares_of
+from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.solve import SolverLike, graph_and_models, solve
-from alignkit.reports import Check, Facts, Lines, Names, Report
+from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Report
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import interpolate
 from alignkit.tasks.task import Task
@@ -32,15 +33,17 @@ class Merged:
         network: The average: a module where modules were given, else a state dict; a checkpoint for jobs on disk.
         aligned: The networks in one order of units, the first as it was.
         alignment: How they were aligned: a `Solution` for two, a `ManyAlignment` for more.
+        statistics: What became of the running statistics of the average, such as those of BatchNorm.
         pair: The two networks as they were given; None for more.
-        lines: The task on the line between two networks, if there is a task.
+        losses: The task on the networks and on their averages, if there is a task.
     """
 
     network: nn.Module | Mapping[str, Tensor]
     aligned: Sequence[nn.Module | Mapping[str, Tensor]]
     alignment: Solution | ManyAlignment
+    statistics: Statistics
     pair: Pair | None = None
-    lines: Lines | None = None
+    losses: MergeLosses | None = None
 
     def __repr__(self) -> str:
         return f"Merged({self.alignment!r})"
@@ -51,28 +54,25 @@ class Merged:
         if isinstance(self.alignment, Solution):
             before, after = self.alignment.objective_before, self.alignment.objective_after
             text.append(f"Squared distance of the two: {before:.6g} unaligned, {after:.6g} aligned.")
-        if self.lines is not None:
-            text.append(self.lines.explain())
-        names = self.network.state_dict() if isinstance(self.network, nn.Module) else self.network
-        if any(name.endswith("running_mean") for name in names):
-            text.append(
-                "BatchNorm statistics were averaged and do not fit the merged network. Recompute them with data "
-                "before you use it: model = alignkit.reset_batchnorm(model, batches)."
-            )
-        return "\n".join(text)
+        if self.losses is not None:
+            text.append(self.losses.explain())
+        return "\n".join([*text, *self.statistics.explain()])
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
-        return {**self.alignment.facts(), **({} if self.lines is None else {"task": self.lines.facts()})}
+        task = {} if self.losses is None else {"task": self.losses.facts()}
+        return {**self.alignment.facts(), **task, **self.statistics.facts()}
 
     @check_arguments
     def report(
         self, title: str = "Merged networks", *, names: Names = None, check: Check = None, facts: Facts = None
     ) -> Report:
         """Say what alignment gained beside no alignment, with pictures."""
+        told = " ".join(self.statistics.explain()) or "nothing to do"
+        facts, losses = {**(facts or {}), "running statistics": told}, self.losses
         if isinstance(self.alignment, Solution):
-            return self.alignment.report(title, pair=self.pair, check=check, lines=self.lines, facts=facts)
-        return self.alignment.report(title, names=names, check=check, facts=facts)
+            return self.alignment.report(title, pair=self.pair, check=check, losses=losses, facts=facts)
+        return self.alignment.report(title, names=names, check=check, losses=losses, facts=facts)
 
 
 @check_arguments
@@ -83,11 +83,15 @@ def merge(
     method: Method = "linear",
     solver: SolverLike = "weight_matching",
     task: Task | None = None,
+    reset_batchnorm: bool = True,
+    repair: bool = False,
     **arguments: Any,
 ) -> Merged:
     """Align networks and average them. `alignkit.average` is the plain average.
 
-    Two networks are aligned by `alignkit.solve`, more by `alignkit.align_many`: each to the mean of the others.
+    Two networks are aligned by `alignkit.solve`, more by `alignkit.align_many`: each to the mean of the others. With a
+    task, running statistics such as those of BatchNorm are recomputed on its inputs. Without one they are averaged and
+    do not fit, and the result says so.
 
     Args:
         pair: Two networks, ``graph.bind(a, b)``; or a graph, with two or more networks behind it.
@@ -96,31 +100,60 @@ def merge(
         weights: Share of each network: not negative, divided by their sum. None: equal shares.
         method: ``"linear"`` or, for two networks, ``"slerp"``; see `alignkit.average`.
         solver: Solver of the alignment, as in `alignkit.solve`. ``"identity"`` leaves the units where they are.
-        task: Data and a loss, for solvers that need them. For two networks the loss on the line between them is
-            measured as well, aligned and as they were given.
+        task: Data and a loss, for solvers that need them. The losses of the networks, of their plain average and of the
+            aligned one are measured as well, for two networks also those on the line between them.
+        reset_batchnorm: Whether running statistics of averages are recomputed on the inputs of the task, as
+            `alignkit.reset_batchnorm` does.
+        repair: Whether averages are repaired on the inputs of the task instead, as `alignkit.repair` does.
         arguments: Further arguments of `alignkit.solve` or `alignkit.align_many`: a device, a seed, options.
 
     Raises:
-        MergeError: Shares or method are wrong, or the networks cannot be averaged.
+        MergeError: Shares or method are wrong, the networks cannot be averaged, or statistics cannot be recomputed.
         BindError: A network does not fit the graph.
         SolverError: The solver is unknown, an option is wrong, or it failed.
+        TaskError: The networks do not fit the task's model, or it fails on a batch.
     """
     graph, sources = graph_and_models("merge", pair, models)
-    shares_of(weights, len(sources))
+    shares = shares_of(weights, len(sources))
     check_method(method, len(sources))
+    mending = Mending(task, reset_batchnorm, repair)
     kinds = {isinstance(source, nn.Module) for source in sources}
     if len(kinds) > 1:
         raise MergeError("merge takes modules or state dicts, not both: the average has the form of its parts.")
     networks: list[Any] = [source if isinstance(source, nn.Module) else weights_of(source) for source in sources]
+    if task is not None:  # before anything is solved
+        task.checked(networks[0])
+    alignment: Solution | ManyAlignment
     if len(networks) > 2:
-        many = align_many(graph, *networks, solver=solver, task=task, **arguments)
-        aligned = many.apply(networks)
-        return Merged(average(aligned, weights, method), aligned, many)
-    bound = pair if isinstance(pair, Pair) else graph.bind(*networks)
-    solution = solve(bound, solver=solver, task=task, **arguments)
-    aligned = [networks[0], solution.apply(networks[1])]
-    lines = None
+        bound, alignment = None, align_many(graph, *networks, solver=solver, task=task, **arguments)
+        aligned = alignment.apply(networks)
+    else:
+        bound = pair if isinstance(pair, Pair) else graph.bind(*networks)
+        alignment = solve(bound, solver=solver, task=task, **arguments)
+        aligned = [networks[0], alignment.apply(networks[1])]
+    network, statistics = mending.mend(average(aligned, shares, method), aligned, shares)
+    losses = None
     if task is not None:
-        ends = {"identity": networks[1], "aligned": aligned[1]}
-        lines = Lines(*(interpolate(task, networks[0], end, POINTS, label) for label, end in ends.items()))
-    return Merged(average(aligned, weights, method), aligned, solution, bound, lines)
+        plain, _ = mending.mend(average(networks, shares, method), networks, shares)
+        losses = _losses(task, mending, networks, aligned[-1], {"unaligned": plain, "aligned": network})
+    return Merged(network, aligned, alignment, statistics, bound, losses)
+
+
+def _losses(
+    task: Task, mending: Mending, networks: Sequence[Any], last: Any, averages: Mapping[str, Any]
+) -> MergeLosses:
+    """Evaluate the networks and their averages; two also on the line between them, to ``last``, which is aligned B."""
+    names = ("A", "B") if len(networks) == 2 else [f"model {at}" for at in range(len(networks))]
+    parents = Losses(dict(zip(names, map(task.evaluate, networks), strict=True)), task.metric_name)
+    both = Losses({how: task.evaluate(network) for how, network in averages.items()}, task.metric_name)
+    if len(networks) > 2:
+        return MergeLosses(parents, both)
+    lines = []
+    for label, end in {"identity": networks[1], "aligned": last}.items():
+        ends = networks[0], end
+
+        def mend(weights: Any, share: float, ends: tuple[Any, Any] = ends) -> Any:
+            return mending.mend(weights, ends, [1 - share, share])[0]
+
+        lines.append(interpolate(task, *ends, POINTS, label, mend=mend if mending.changes(networks[0]) else None))
+    return MergeLosses(parents, both, Lines(*lines))

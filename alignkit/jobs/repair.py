@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
@@ -27,8 +26,10 @@ from alignkit.graph.bind import weights_of
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.graph.proof.process_switch import NO_FUSED_ATTENTION
 from alignkit.jobs.average import check_alike, shares_of
+from alignkit.jobs.running_statistics import RunningStatistics, keeps_statistics
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.tasks.task import Task
+from alignkit.text import describe_error
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -38,14 +39,18 @@ SILENT = 1e-6
 
 @check_arguments
 def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
-    """Recompute the running statistics of every BatchNorm from data.
+    """Return a copy whose BatchNorm statistics are recomputed: ``model = alignkit.reset_batchnorm(model, batches)``.
 
     Running statistics that were averaged or carried over do not fit the network that they are in. Each batch is
     normalised by its own statistics, as in training, and the statistics of all batches are pooled exactly. All else
     (dropout, other norms) is in eval mode. Source: Izmailov et al., "Averaging weights leads to wider optima", 2018.
 
+    All modules with buffers ``running_mean`` and ``running_var`` count, with one entry for each channel: BatchNorm of
+    every kind, SyncBatchNorm, InstanceNorm that tracks statistics, and those of other libraries. A norm that the data
+    does not reach keeps its statistics.
+
     Args:
-        model: A network; it is left as it is. Without BatchNorm there is nothing to do.
+        model: A network; it is left as it is. Without running statistics there is nothing to do.
         batches: The data, as for `alignkit.Task` (targets are not looked at); or a task; or one tensor of inputs. Large
             batches come closest to the statistics of all data at once.
 
@@ -53,11 +58,12 @@ def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
         A copy with new running statistics, in the same training mode.
 
     Raises:
-        MergeError: The statistics are NaN or infinite, or a batch is too small to have any; the module is named.
-        TaskError: The batches are not what is described above.
+        MergeError: The statistics are NaN or infinite, a batch is too small to have any, or it is not clear which axis
+            counts the channels; the module is named. Or the model has no values, or cannot be copied.
+        TaskError: The batches are not what is described above, or the model fails on one; it is named.
     """
-    fresh = copy.deepcopy(model)
-    if any(_has_statistics(module) for module in fresh.modules()):
+    fresh = _copied(model)
+    if any(map(keeps_statistics, fresh.modules())):
         _repair_layers(fresh, _batches_of(batches), {})
     return fresh
 
@@ -66,14 +72,15 @@ def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
 def repair(
     merged: ModuleT, parents: Sequence[nn.Module], batches: Any, weights: Sequence[float] | None = None
 ) -> ModuleT:
-    """Rescale every channel of a merged network to the statistics that its parents have there ([Jordan23], REPAIR).
+    """Return a copy with every channel rescaled to the statistics that the parents have there ([Jordan23], REPAIR).
 
-    Works on the outputs of every linear and convolutional module, transposed ones and the output projections of
-    attention included, whatever stands between them. The mean and the deviation of a channel become the averages of
-    those of the parents; the change is folded into weight and bias, so the network keeps its form. Each layer is
-    measured with all layers before it repaired already, in one pass over the data.
+    Use the result: ``merged = alignkit.repair(merged, parents, batches)``. It works on the outputs of every linear and
+    convolutional module, transposed ones and the output projections of attention included, whatever stands between
+    them. The mean and the deviation of a channel become the averages of those of the parents; the change is folded into
+    weight and bias, so the network keeps its form. Each layer is measured with all layers before it repaired already,
+    in one pass over the data.
 
-    - A layer that feeds a BatchNorm is left alone: there the running statistics are recomputed, which does the same.
+    - A layer that feeds a norm with running statistics is left alone: these are recomputed, which does the same.
     - A layer without bias is rescaled and not shifted.
     - Weights that several modules share are left alone, as are modules that are never called.
 
@@ -96,15 +103,15 @@ def repair(
     labels = ["the merged network", *(f"parent {at}" for at in range(len(parents)))]
     check_alike([weights_of(merged), *map(weights_of, parents)], labels)
     data = _batches_of(batches)
-    fixed = copy.deepcopy(merged)
+    fixed = _copied(merged)
     outputs: list[tuple[Tensor, str]] = []
-    feeding: set[str] = set()  # paths of layers whose output is the input of a BatchNorm, as seen on two samples
+    feeding: set[str] = set()  # paths of layers whose output is the input of a norm, as seen on two samples
     first = next(iter(data))
     _run(
         fixed,
         [first.rows(0, min(first.size, 2)) if first.splittable else first],
         after_layer=lambda layer, output: outputs.append((output, layer.path)),
-        after_norm=lambda path, norm, values: feeding.update(at for tensor, at in outputs if tensor is values),
+        before_norm=lambda path, norm, values: feeding.update(at for tensor, at in outputs if tensor is values),
     )
     outputs.clear()
     sides = [_layer_moments(parent, data) for parent in parents]
@@ -228,7 +235,7 @@ def _repair_layers(model: nn.Module, data: Batches, targets: Mapping[str, Target
     """Bring each layer to its target behind repaired ones, and pool the batch statistics of all norms, in one pass."""
     layers = channel_layers(model)
     reached: dict[str, Moments] = {}
-    norms: dict[str, Moments] = {}
+    norms: dict[str, RunningStatistics] = {}
 
     def change(layer: ChannelLayer, output: Tensor) -> Tensor | None:
         if layer.path not in targets:
@@ -236,22 +243,16 @@ def _repair_layers(model: nn.Module, data: Batches, targets: Mapping[str, Target
         mean, deviation = reached.setdefault(layer.path, Moments()).update(output, layer.axis)
         return layer.changed(output, *targets[layer.path].change(mean, deviation, layer.has_bias))
 
-    def normalise(path: str, norm: _BatchNorm, values: Tensor) -> Tensor:
-        norms.setdefault(path, Moments()).update(values, 1)
-        try:
-            return nn.functional.batch_norm(values, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-        except ValueError as error:
-            raise MergeError(f"{path!r} cannot take statistics of a batch: {error}. Use larger batches.") from error
+    def measure(path: str, norm: nn.Module, values: Tensor) -> None:
+        norms.setdefault(path, RunningStatistics(path, norm)).update(values)
 
-    _run(model, data, after_layer=change, after_norm=normalise)
+    _run(model, data, after_layer=change, before_norm=measure)
     with torch.no_grad():
         for path, before in _checked_moments(reached).items():
             has_bias = layers[path].has_bias
             layers[path].change(*targets[path].change(before.mean, before.variance.sqrt(), has_bias))
-        for path, moments in _checked_moments(norms).items():
-            module: Any = model.get_submodule(path)
-            module.running_mean.copy_(moments.mean)
-            module.running_var.copy_(moments.squares / max(moments.count - 1, 1))
+        for statistics in norms.values():
+            statistics.finish()
 
 
 def _run(
@@ -259,30 +260,46 @@ def _run(
     data: Iterable[Batch],
     *,
     after_layer: Callable[[ChannelLayer, Tensor], Tensor | None],
-    after_norm: Callable[[str, _BatchNorm, Tensor], Tensor | None] = lambda path, norm, values: None,
+    before_norm: Callable[[str, nn.Module, Tensor], None] = lambda path, norm, values: None,
 ) -> None:
-    """Run a network over batches in eval mode, with hooks that may replace outputs; all is put back at the end."""
+    """Run a network over batches in eval mode, with hooks; those of layers may replace outputs.
+
+    Hooks and modes are put back at the end.
+    """
     layers = channel_layers(model)
 
-    def visit(path: str, module: Any, args: Any, output: Any) -> Any:
-        if path not in layers:
-            return after_norm(path, module, args[0])
+    def enter(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        before_norm(path, module, tensors_in((args, kwargs))[0])
+
+    def leave(path: str, module: nn.Module, args: Any, output: Any) -> Any:
         first = output if isinstance(output, Tensor) else tensors_in(output)[0]
         changed = after_layer(layers[path], first)
         return changed if changed is None or output is first else type(output)((changed, *output[1:]))
 
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if device.type == "meta":
+        raise MergeError("the model is on the meta device and has no values. Load its weights first.")
     with ExitStack() as stack, torch.no_grad(), NO_FUSED_ATTENTION.held():
         for path, module in model.named_modules():
             if module.training:
                 stack.callback(setattr, module, "training", True)
                 module.training = False
-            if path in layers or _has_statistics(module):
-                stack.callback(module.register_forward_hook(partial(visit, path)).remove)
+            if path in layers:
+                stack.callback(module.register_forward_hook(partial(leave, path)).remove)
+            if keeps_statistics(module):
+                hook = module.register_forward_pre_hook(partial(enter, path), with_kwargs=True)
+                stack.callback(hook.remove)
         for batch in data:
             with batch.named_in_errors():
                 args, kwargs = call_arguments(batch.to(device).inputs)
                 model(*args, **kwargs)
+
+
+def _copied(model: ModuleT) -> ModuleT:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # deepcopy runs code of any class that the model holds
+        raise MergeError(f"the model {type(model).__name__} cannot be copied: {describe_error(error)}") from error
 
 
 def _checked_moments(moments: dict[str, Moments]) -> dict[str, Moments]:
@@ -290,10 +307,6 @@ def _checked_moments(moments: dict[str, Moments]) -> dict[str, Moments]:
         if not measured.is_finite:
             raise MergeError(f"the statistics of {path!r} are NaN or infinite. Are the weights and the inputs finite?")
     return moments
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def _batches_of(batches: Any) -> Batches:

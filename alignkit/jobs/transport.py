@@ -17,10 +17,12 @@ from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.average import length, widen, with_tensors
+from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.solve import SolverLike, bound_pair, solve
-from alignkit.reports import Check, Facts, Report
+from alignkit.reports import Check, Facts, Losses, Report, Section, Table
 from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
+from alignkit.tasks.task import Task
 from alignkit.text import list_some
 
 TITLE = "A fine-tune carried to another base"
@@ -31,8 +33,10 @@ class Transported:
     """A fine-tune on another base: ``network`` is the tuned base B, a module where one was given, else a state dict.
 
     ``alignment`` brings base B to base A; there is no ``solution`` where it was given. ``length`` is that of the task
-    vector, ``||tuned A - base A||`` in float64, ``scale`` its factor. ``whole_numbers_left`` are tensors of whole
-    numbers or truth values, counters left out, that tuning changed: they have no difference that could be carried.
+    vector, ``||tuned A - base A||`` in float64, ``scale`` its factor. ``statistics`` says what became of running
+    statistics such as those of BatchNorm. ``losses`` are those of a task on base A, tuned A, base B and the network.
+    ``whole_numbers_left`` are tensors of whole numbers or truth values, counters left out, that tuning changed: they
+    have no difference that could be carried.
     """
 
     network: nn.Module | dict[str, Tensor]
@@ -40,6 +44,8 @@ class Transported:
     solution: Solution | None
     length: float
     scale: float
+    statistics: Statistics
+    losses: Losses | None = None
     whole_numbers_left: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -48,17 +54,22 @@ class Transported:
     def explain(self) -> str:
         """Say in a few lines what was carried, and how the bases were aligned."""
         how = "The bases were aligned before." if self.solution is None else self.solution.explain()
-        text = f"{how}\nTask vector of length {self.length:.6g}, times {self.scale:g}."
+        lines = [how, f"Task vector of length {self.length:.6g}, times {self.scale:g}."]
         if self.whole_numbers_left:
             names = list_some([repr(name) for name in self.whole_numbers_left])
-            text += f"\nWhole numbers have no task vector. Tuning changed some, which stay those of base B: {names}."
-        return text
+            lines.append(
+                f"Whole numbers have no task vector. Tuning changed some, which stay those of base B: {names}."
+            )
+        if self.losses is not None:
+            lines.append(self.losses.explain())
+        return "\n".join([*lines, *self.statistics.explain()])
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
         solved = {} if self.solution is None else self.solution.facts()
-        left = list(self.whole_numbers_left)
-        return {**solved, "scale": self.scale, "task_vector": self.length, "whole_numbers_left": left}
+        own = {"scale": self.scale, "task_vector": self.length, "whole_numbers_left": list(self.whole_numbers_left)}
+        task = {} if self.losses is None else {"task": self.losses.measures}
+        return {**solved, **own, **task, **self.statistics.facts()}
 
     @check_arguments
     def report(
@@ -66,9 +77,15 @@ class Transported:
     ) -> Report:
         """Say what was carried, with pictures of the alignment where one was solved."""
         own = {**(facts or {}), "length of the task vector": f"{self.length:.6g}", "scale": f"{self.scale:g}"}
+        own["running statistics"] = " ".join(self.statistics.explain()) or "nothing to do"
         if self.solution is not None:
-            return self.solution.report(title, pair=pair, check=check, facts=own)
-        return Report(title, (facts_section(own), function_section(check), uncovered_section(self.alignment.graph)))
+            sections = self.solution.report(title, pair=pair, check=check, facts=own).sections
+        else:
+            sections = (facts_section(own), function_section(check), uncovered_section(self.alignment.graph))
+        if self.losses is not None:
+            table = Table(("", *self.losses.results), tuple(self.losses.rows))
+            sections = (*sections[:1], Section("The task", (table,)), *sections[1:])
+        return Report(title, sections)
 
 
 @check_arguments
@@ -81,12 +98,17 @@ def transport(
     alignment: Alignment | Solution | None = None,
     scale: float = 1.0,
     solver: SolverLike = "weight_matching",
+    task: Task | None = None,
+    reset_batchnorm: bool = True,
+    repair: bool = False,
     **arguments: Any,
 ) -> Transported:
     """Carry a fine-tune from base A to base B: ``base_b + scale * P^-1 # (tuned_a - base_a)``.
 
     The alignment is the one that brings B to A. Its inverse brings the task vector of A (Ilharco et al., "Editing
-    models with task arithmetic", 2023) to the units of B. Nothing of B is reordered.
+    models with task arithmetic", 2023) to the units of B. Nothing of B is reordered. With a task, running statistics
+    such as those of BatchNorm are recomputed on its inputs. Without one they are carried like weights and do not fit,
+    and the result says so.
 
     Args:
         pair: The two bases, ``graph.bind(base_a, base_b)``; or a graph, with them beside it.
@@ -96,22 +118,32 @@ def transport(
         alignment: Aligns base B to base A. None: it is solved.
         scale: Factor of the task vector. -1 takes the task away.
         solver: Solver of the alignment, as in `alignkit.solve`.
-        arguments: Further arguments of `alignkit.solve`: a task, a device, a seed, options.
+        task: Data and a loss of what was tuned for; for solvers that need them, too. The losses of base A, tuned A,
+            base B and the result are measured.
+        reset_batchnorm: Whether running statistics of the result are recomputed on the inputs of the task, as
+            `alignkit.reset_batchnorm` does.
+        repair: Whether the result is repaired on the inputs of the task instead, as `alignkit.repair` does. Its parents
+            are base B, and tuned A with its units where B has them.
+        arguments: Further arguments of `alignkit.solve`: a device, a seed, options.
 
     Returns:
         The result, whose ``network`` is a module or a dict, as base B is, in its dtypes and on its devices. Whole
         numbers and truth values are those of B. Running variances stay positive.
 
     Raises:
-        MergeError: ``tuned`` does not fit the graph (every mismatch is named), the scale is not finite, or a sum
-            overflows the dtype of B.
+        MergeError: ``tuned`` does not fit the graph (every mismatch is named), the scale is not finite, a sum overflows
+            the dtype of B, or statistics cannot be recomputed.
         BindError: The bases do not fit the graph.
         SolverError: The solver is unknown or failed.
+        TaskError: The networks do not fit the task's model, or it fails on a batch.
     """
+    mending = Mending(task, reset_batchnorm, repair)
     if not math.isfinite(scale):
         raise MergeError(f"scale is {scale}: give a finite number.")
     bases = bound_pair("transport", pair, a, b)
-    solution = solve(bases, solver=solver, **arguments) if alignment is None else None
+    if task is not None:  # before anything is solved
+        task.checked(bases.b)
+    solution = solve(bases, solver=solver, task=task, **arguments) if alignment is None else None
     given = solution if alignment is None else alignment
     assert given is not None
     order = given if isinstance(given, Alignment) else given.alignment
@@ -142,4 +174,10 @@ def transport(
         network: nn.Module | dict[str, Tensor] = with_tensors(bases.module_b, named)
     else:
         network = {name: named[name] for name in (bases.b if b is None else weights_of(b))}
-    return Transported(network, order, solution, math.hypot(*lengths), scale, tuple(left))
+    parents = [bases.b if bases.module_b is None else bases.module_b, back.apply(after)]
+    mended, statistics = mending.mend(network, parents, [0.5, 0.5])
+    losses = None
+    if task is not None:
+        measured = {"base A": bases.a, "tuned A": after, "base B": bases.b, "carried": mended}
+        losses = Losses({name: task.evaluate(weights) for name, weights in measured.items()}, task.metric_name)
+    return Transported(mended, order, solution, math.hypot(*lengths), scale, statistics, losses, tuple(left))

@@ -5,13 +5,16 @@ several of them share, and the writing of files.
 """
 
 from alignkit.reports.document import Facts, Names, Picture, Report, Section, Table, Text
-from alignkit.reports.sections import Check, Lines
+from alignkit.reports.losses import Lines, Losses, MergeLosses
+from alignkit.reports.sections import Check
 from alignkit.reports.write import html, is_report_path, markdown, pictures_folder, write_report
 
 __all__ = [
     "Check",
     "Facts",
     "Lines",
+    "Losses",
+    "MergeLosses",
     "Names",
     "Picture",
     "Report",

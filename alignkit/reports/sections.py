@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from alignkit.graph import GraphStructure
@@ -11,45 +10,11 @@ from alignkit.graph.description import why_fixed
 from alignkit.graph.proof.verify import Verification
 from alignkit.plotting.pictures import plot_interpolations
 from alignkit.reports.document import Picture, Section, Table, Text
-from alignkit.tasks.interpolation import Interpolation
+from alignkit.reports.losses import Lines, MergeLosses
 from alignkit.text import plural
 
 Check: TypeAlias = Verification | None
 """The function check of a report, if there was one."""
-
-
-@dataclass(frozen=True)
-class Lines:
-    """A task on the line between two networks, as they were given and aligned.
-
-    Attributes:
-        identity: From A to B as it was given.
-        aligned: From A to aligned B.
-    """
-
-    identity: Interpolation
-    aligned: Interpolation
-
-    def explain(self) -> str:
-        """Say the losses in two sentences."""
-        before, after = self.identity, self.aligned
-        return (
-            f"Loss: A {before.losses[0]:.4f}, B {before.losses[-1]:.4f}; their average {before.midpoint.loss:.4f} "
-            f"unaligned, {after.midpoint.loss:.4f} aligned. Barrier: {before.barrier:.4f} unaligned, "
-            f"{after.barrier:.4f} aligned."
-        )
-
-    def facts(self) -> dict[str, float]:
-        """Return the losses by name."""
-        before, after = self.identity, self.aligned
-        return {
-            "loss_a": before.losses[0],
-            "loss_b": before.losses[-1],
-            "loss_average_unaligned": before.midpoint.loss,
-            "loss_average_aligned": after.midpoint.loss,
-            "barrier_unaligned": before.barrier,
-            "barrier_aligned": after.barrier,
-        }
 
 
 def facts_section(facts: Mapping[str, str]) -> Section:
@@ -57,38 +22,36 @@ def facts_section(facts: Mapping[str, str]) -> Section:
     return Section("Summary", (Table(("", ""), tuple(facts.items())),))
 
 
-def side_by_side_section(before: float, after: float, lines: Lines | None, what: str) -> Section:
+def side_by_side_section(before: float, after: float, losses: MergeLosses | None, what: str) -> Section:
     """Show no alignment beside the alignment: the distance, and the task where there is one.
 
     Args:
         before: Squared distance of the networks as they were given.
         after: Squared distance of the aligned networks.
-        lines: Losses between two networks, if there is a task.
+        losses: Losses of the networks and of their averages, if there is a task.
         what: Whose distance it is: ``"squared distance of A and B"``.
     """
     rows: list[tuple[str, ...]] = [(what, number(before), number(after))]
     share = f"{100 * (before - after) / before:.1f} %" if before else "nothing"
     verdict = f"Alignment took away {share} of the squared distance."
-    if lines is None:
+    if losses is None:
         verdict += " No task was given, so nothing is known about the loss of the average."
     else:
-        both = (lines.identity, lines.aligned)
-        rows += [
-            ("loss of A", *(number(line.losses[0]) for line in both)),
-            ("loss of B", *(number(line.losses[-1]) for line in both)),
-            ("loss of the average", *(number(line.midpoint.loss) for line in both)),
-            ("loss barrier", *(number(line.barrier) for line in both)),
-        ]
-        if lines.identity.metrics is not None:
-            name = lines.identity.metric_name or "metric"
-            rows.append((f"{name} of the average", *(number(line.midpoint.metric) for line in both)))
-        middle, ends = lines.aligned.midpoint.loss, max(lines.aligned.losses[0], lines.aligned.losses[-1])
-        if middle >= lines.identity.midpoint.loss:
+        for name, averages in losses.averages.measures.items():
+            rows += [(f"{name} of {of}", *[number(value)] * 2) for of, value in losses.parents.measures[name].items()]
+            rows.append((f"{name} of the average", *map(number, averages.values())))
+        if losses.lines is not None:
+            both = (losses.lines.identity, losses.lines.aligned)
+            rows.append(("loss barrier", *(number(line.barrier) for line in both)))
+        plain, middle = losses.averages.measures["loss"].values()
+        two = len(losses.parents.results) == 2
+        each, worst = ("each of the two", "worse of the two") if two else ("each of the", "worst of the")
+        if middle >= plain:
             verdict += " The average is not better for it: without alignment its loss is as low or lower."
-        elif middle > ends:
-            verdict += " The average is better for it, but still worse than each of the two networks."
+        elif middle > max(losses.parents.measures["loss"].values()):
+            verdict += f" The average is better for it, but still worse than {each} networks."
         else:
-            verdict += " The average is better for it, and as good as the worse of the two networks or better."
+            verdict += f" The average is better for it, and as good as the {worst} networks or better."
     table = Table(("", "identity", "aligned"), tuple(rows))
     return Section("No alignment beside the alignment", (table, Text(verdict)))
 

@@ -21,8 +21,8 @@ from alignkit.graph.structure import GraphStructure
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.plotting.pictures import bar_chart, plot_alignment
 from alignkit.reports.document import Part, Picture, Report, Section, Table, Text
+from alignkit.reports.losses import MergeLosses
 from alignkit.reports.sections import (
-    Lines,
     facts_section,
     function_section,
     lines_section,
@@ -177,7 +177,7 @@ class Solution:
         *,
         pair: Pair | None = None,
         check: Verification | None = None,
-        lines: Lines | None = None,
+        losses: MergeLosses | None = None,
         facts: Mapping[str, str] | None = None,
     ) -> Report:
         """Say what the alignment did, with pictures.
@@ -186,7 +186,7 @@ class Solution:
             title: Heading.
             pair: The two networks, for heat maps of their units. None leaves these out.
             check: The function check, if there was one.
-            lines: Losses between the networks, if there is a task.
+            losses: Losses of the networks and their averages, if there is a task.
             facts: What else belongs to the summary: files, options, seconds.
 
         Raises:
@@ -200,9 +200,9 @@ class Solution:
             "seconds of the solver": f"{self.seconds:.3g}",
         }
         distances = self.objective_before, self.objective_after
-        sections = [facts_section(summary), side_by_side_section(*distances, lines, "squared distance of A and B")]
-        if lines is not None:
-            sections.append(lines_section(lines))
+        sections = [facts_section(summary), side_by_side_section(*distances, losses, "squared distance of A and B")]
+        if losses is not None and losses.lines is not None:
+            sections.append(lines_section(losses.lines))
         ranked = sorted(self.graph.groups, key=lambda name: -self.gain[name])
         sections.append(_gains_section(self, ranked))
         if pair is not None and ranked:

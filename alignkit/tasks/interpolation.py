@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -137,8 +137,14 @@ class Interpolation(Curve):
             return cls.from_dict(values)
 
 
+Mend: TypeAlias = Callable[[Weights, float], Weights]
+"""Called with the weights between A and B at one lambda, and with lambda; returns what is evaluated in their place."""
+
+
 @check_arguments
-def interpolate(task: Task, a: Weights, b: Weights, points: int = 25, label: str | None = None) -> Interpolation:
+def interpolate(
+    task: Task, a: Weights, b: Weights, points: int = 25, label: str | None = None, *, mend: Mend | None = None
+) -> Interpolation:
     """Evaluate a task on the straight line from A to B.
 
     Points are evaluated together by ``torch.vmap`` where the model allows it and memory suffices, else one by one;
@@ -151,6 +157,8 @@ def interpolate(task: Task, a: Weights, b: Weights, points: int = 25, label: str
         b: Weights at lambda = 1, usually aligned to A before.
         points: Number of lambdas, odd so that the middle is one of them.
         label: Name of the line in pictures and tables.
+        mend: Changes the weights between A and B before they are evaluated, such as running statistics that do not fit
+            them. A and B themselves are evaluated as they are.
 
     Raises:
         TaskError: ``points`` is even or less than 3, a weight of B overflows the dtype that it has in A, or the task
@@ -169,14 +177,14 @@ def interpolate(task: Task, a: Weights, b: Weights, points: int = 25, label: str
     budget = torch.cuda.mem_get_info(task.device)[0] // 2 if task.device.type == "cuda" else BYTES_AT_ONCE
     at_once = max(1, min(points, budget // max(1, task.bytes_for(a))))
     with torch.no_grad():
-        results = list(_evaluate(task, line, lambdas, at_once))
+        results = list(_evaluate(task, line, lambdas, at_once if mend is None else 1, mend))
     metrics = tuple(result.metric for result in results if result.metric is not None)
     return Interpolation(
         tuple(lambdas.tolist()), tuple(result.loss for result in results), metrics or None, task.metric_name, label
     )
 
 
-def _evaluate(task: Task, line: Line, lambdas: Tensor, at_once: int) -> Iterator[TaskResult]:
+def _evaluate(task: Task, line: Line, lambdas: Tensor, at_once: int, mend: Mend | None) -> Iterator[TaskResult]:
     """Yield results in the order of ``lambdas``, ``at_once`` together; fewer when memory or the model ask for it."""
     start = 0
     while start < len(lambdas):
@@ -186,8 +194,12 @@ def _evaluate(task: Task, line: Line, lambdas: Tensor, at_once: int) -> Iterator
             if len(some) > 1 and (stacked := line.stack(some)):
                 results = task.evaluate_stack(stacked, line.shared)
             else:
-                where = f"at lambda = {some[0]:.3g}"
-                results = [task.evaluate(line.at(float(some[0])))]
+                share = float(some[0])
+                where, weights = f"at lambda = {share:.3g}", line.at(share)
+                if mend is not None and 0 < share < 1:
+                    results = [task.evaluate(mend(weights, share))]
+                else:
+                    results = [task.evaluate(weights)]
         except CannotBatchError as reason:
             log.debug("one point at a time: %s", reason)
             at_once = 1

@@ -227,6 +227,22 @@ class Task:
         return {name: tensor.to(self.device) for name, tensor in whole.items()}
 
     @check_arguments
+    def network(self, weights: Weights) -> nn.Module:
+        """Return the model with these weights, copied, in eval mode and on the task's device; ties are kept.
+
+        Raises:
+            TaskError: The weights do not fit the model; every mismatch is listed.
+        """
+        state = self.checked(weights)
+        filled: dict[int, Any] = {}
+        for name, parameter in self.model.named_parameters():
+            filled[id(parameter)] = nn.Parameter(state[name].detach().clone(), requires_grad=False)
+        for name, buffer in self.model.named_buffers():
+            if name in state:
+                filled[id(buffer)] = state[name].detach().clone()
+        return copy.deepcopy(self.model, filled)
+
+    @check_arguments
     def bytes_for(self, weights: Weights) -> int:
         """Estimate the memory of one forward call: the weights and the two largest outputs of modules.
 

@@ -47,7 +47,9 @@ COMPARING = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("job", COMPARING)
 def test_what_compares_networks_refuses_complex_weights_by_name(job, dtype):
-    with pytest.raises(BindError, match=f"'[wb]1' of .* is {dtype}; alignkit compares real numbers. Give torch.view_as"):
+    with pytest.raises(
+        BindError, match=f"'[wb]1' of .* is {dtype}; alignkit compares real numbers. Give torch.view_as"
+    ):
         COMPARING[job](imaginary(GRAPH, dtype), imaginary(GRAPH, dtype, 1))
 
 

@@ -16,6 +16,8 @@ from alignkit import Alignment, SymmetryGraph, Task, interpolate
 from alignkit.errors import ReportError, WeightsError
 from alignkit.reports import (
     Lines,
+    Losses,
+    MergeLosses,
     Picture,
     Report,
     Section,
@@ -105,12 +107,15 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- reports of jobs
 
 
-def lines(graph: SymmetryGraph, a: dict[str, Tensor], b: dict[str, Tensor], aligned: dict[str, Tensor]) -> Lines:
+def losses(a: dict[str, Tensor], b: dict[str, Tensor], aligned: dict[str, Tensor]) -> MergeLosses:
     inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(5))
     model = net()
     model.load_state_dict(a)
     task = Task(net(), (inputs, model(inputs).detach()), "mse")
-    return Lines(interpolate(task, a, b, 5), interpolate(task, a, aligned, 5))
+    plain, middle = (alignkit.average([a, end]) for end in (b, aligned))
+    parents = Losses({"A": task.evaluate(a), "B": task.evaluate(b)}, None)
+    averages = Losses({"unaligned": task.evaluate(plain), "aligned": task.evaluate(middle)}, None)
+    return MergeLosses(parents, averages, Lines(interpolate(task, a, b, 5), interpolate(task, a, aligned, 5)))
 
 
 def test_the_report_of_a_solution_says_what_the_solution_says(graph: SymmetryGraph) -> None:
@@ -119,8 +124,8 @@ def test_the_report_of_a_solution_says_what_the_solution_says(graph: SymmetryGra
     pair = graph.bind(a, b)
     solution = alignkit.solve(pair)
     check = graph.verify(net(), torch.randn(2, 4))
-    both_lines = lines(graph, a, b, solution.apply(b))
-    report = solution.report("A and B", pair=pair, check=check, lines=both_lines, facts={"A": "a.pt"})
+    measured = losses(a, b, solution.apply(b))
+    report = solution.report("A and B", pair=pair, check=check, losses=measured, facts={"A": "a.pt"})
     text = markdown(report)
     assert [picture.name for picture in report.pictures] == ["line", "gain", "units", "matrices"]
     assert all(picture.png.startswith(PNG) for picture in report.pictures)
@@ -129,14 +134,14 @@ def test_the_report_of_a_solution_says_what_the_solution_says(graph: SymmetryGra
     assert "3 random reorderings of all groups change the outputs by at most" in text
     assert "2.bias | the spec fixes all its axes" in text
     assert "as good as the worse of the two networks or better" in text
-    assert f"| loss barrier | {both_lines.identity.barrier:.5g} |" in text
+    assert f"| loss barrier | {measured.lines.identity.barrier:.5g} |" in text
 
 
 def test_the_report_tells_when_alignment_did_not_help(graph: SymmetryGraph) -> None:
     a, b = weights(0), weights(1)
     pair = graph.bind(a, b)
     solution = alignkit.solve(pair, solver="identity")
-    text = markdown(solution.report("A and B", lines=lines(graph, a, b, b)))
+    text = markdown(solution.report("A and B", losses=losses(a, b, b)))
     assert "The average is not better for it" in text
     assert "Nothing moved" in text
     assert "Not done" in text

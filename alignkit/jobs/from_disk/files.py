@@ -12,9 +12,11 @@ from torch import Tensor
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
 from alignkit.errors import UsageError
+from alignkit.jobs.average import shares_of
 from alignkit.jobs.from_disk.applying import align_checkpoint, merge_checkpoints
 from alignkit.jobs.from_disk.budget import parse_memory
 from alignkit.jobs.from_disk.matching import match_checkpoints
+from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
 from alignkit.jobs.network_files import NetworkFiles
 from alignkit.solver.solution import Solution
@@ -97,7 +99,8 @@ def merge_files(
     solution = match_checkpoints(files.graph, a, b, memory, on_progress=on_progress, **arguments)
     order = [None, solution]
     merge_checkpoints(output, [a, b], order, weights, memory=memory, on_progress=on_progress, overwrite=overwrite)
-    return Merged(_Written(output, a), (), solution)
+    is_parent = max(shares_of(weights, 2)) == 1
+    return Merged(_Written(output, a), (), solution, Statistics.unmended(() if is_parent else a))
 
 
 class _Written(Mapping[str, Tensor]):

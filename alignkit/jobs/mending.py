@@ -1,0 +1,125 @@
+"""What becomes of the running statistics of a network that a job makes: mended on data, or said not to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.errors import MergeError
+from alignkit.graph.bind import Weights, weights_of
+from alignkit.jobs.repair import repair, reset_batchnorm
+from alignkit.jobs.running_statistics import is_statistic
+from alignkit.tasks.task import Task
+from alignkit.text import list_some
+
+LISTED = 3
+"""Maximum number of statistics that a sentence names."""
+RECOMPUTED = {
+    "recomputed": "Running statistics (BatchNorm) were recomputed on the inputs of the task.",
+    "repaired": "Every channel was given the mean and deviation that its parents have on the inputs of the task.",
+}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What became of the running statistics of a network that a job made.
+
+    Attributes:
+        done: ``"recomputed"`` or ``"repaired"``; None where nothing was done.
+        left: Names of the running statistics that do not fit the network.
+    """
+
+    done: Literal["recomputed", "repaired"] | None = None
+    left: tuple[str, ...] = ()
+
+    @classmethod
+    def unmended(cls, names: Iterable[str]) -> Statistics:
+        """Return what there is to say about a network with tensors of these names in which nothing was mended."""
+        return cls(None, tuple(name for name in names if is_statistic(name)))
+
+    def explain(self) -> list[str]:
+        """Say what was done, and what is left to do; no line where there is nothing to say."""
+        lines = [] if self.done is None else [RECOMPUTED[self.done]]
+        if self.left and self.done is None:
+            lines.append(
+                f"Not usable yet: running statistics ({list_some(self.left, LISTED)}) do not fit the new weights. They "
+                "are recomputed on data if you run the command again with --task package.module:function --force, and "
+                "without --memory and --no-reset-batchnorm. Or in Python: model = alignkit.reset_batchnorm(model, "
+                "batches)."
+            )
+        elif self.left:
+            lines.append(
+                f"Not recomputed, because they are no mean and variance of channels: {list_some(self.left, LISTED)}. "
+                "They do not fit the new weights."
+            )
+        return lines
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        done = self.done or ("left" if self.left else "none")
+        return {"running_statistics": done, "running_statistics_left": list(self.left)}
+
+
+@dataclass(frozen=True)
+class Mending:
+    """What is done to networks that a job makes: nothing without a task.
+
+    Attributes:
+        task: Its inputs are what statistics are measured on; its targets are not looked at.
+        resets: Whether running statistics are recomputed.
+        repairs: Whether all channels are repaired instead, running statistics included.
+    """
+
+    task: Task | None
+    resets: bool
+    repairs: bool
+
+    def __post_init__(self) -> None:
+        if self.repairs and self.task is None:
+            raise MergeError("repair=True runs the networks on data: pass task=, on the command line --task.")
+
+    def changes(self, network: Weights) -> bool:
+        """Tell whether networks with the names of this one are changed at all."""
+        return self.task is not None and (self.repairs or (self.resets and any(map(is_statistic, weights_of(network)))))
+
+    def mend(self, network: Weights, parents: Sequence[Weights], shares: Sequence[float]) -> tuple[Any, Statistics]:
+        """Return a network with statistics that fit it, in the form in which it came, and what was done.
+
+        Args:
+            network: Made from its parents, with new weights; one that equals a parent is returned as it is.
+            parents: Networks with units in the same order.
+            shares: Share of each parent, for repair.
+
+        Raises:
+            MergeError: As `alignkit.reset_batchnorm` and `alignkit.repair` do.
+            TaskError: The task fails on a batch.
+        """
+        state = weights_of(network)
+        if any(_equal(state, weights_of(parent)) for parent in parents):
+            return network, Statistics()
+        statistics = Statistics.unmended(state)
+        if self.task is None or not self.changes(network):
+            return network, statistics
+        module = self._module(network)
+        if self.repairs:
+            mended = repair(module, [self._module(parent) for parent in parents], self.task, shares)
+        else:
+            mended = reset_batchnorm(module, self.task)
+        kept = tuple(name for name in statistics.left if not name.endswith(("running_mean", "running_var")))
+        done = Statistics("repaired" if self.repairs else "recomputed", kept)
+        if isinstance(network, nn.Module):
+            return mended, done
+        fresh = mended.state_dict()
+        return {name: fresh[name].to(tensor) if name in fresh else tensor for name, tensor in state.items()}, done
+
+    def _module(self, network: Weights) -> nn.Module:
+        assert self.task is not None
+        return network if isinstance(network, nn.Module) else self.task.network(network)
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name].to(tensor.device)) for name, tensor in one.items() if name in other)
