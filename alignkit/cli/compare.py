@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -55,9 +56,10 @@ def compare(
     """
     check_free({"--picture": picture}, job.force)
     options = solver_options(compared.option)
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else nullcontext()
+    pool = nullcontext() if jobs == 1 else _workers(jobs)
     with Runner("compare", job, {}) as run, pool as executor:
         run.written += [str(path) for path in (picture, resume) if path is not None]
+        run.kept = resume
         files = run.open([a, b], architecture, solver=compared.solver or sorted(alignkit.list_solvers()))
         task, test = load_task(compared.task), load_task(compared.test)
         comparison = alignkit.compare(
@@ -77,6 +79,12 @@ def compare(
                 comparison.plot(picture)
         named = {"A": a, "B": b, "task": compared.task or "none"}
         run.finish(comparison, f"Solvers on {b} and {a}", files, named=named)
+
+
+def _workers(count: int) -> ProcessPoolExecutor:
+    """Start processes that Ctrl-C ends at once and without a word: this one says what there is to say."""
+    context, end = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
+    return ProcessPoolExecutor(count, mp_context=context, initializer=signal.signal, initargs=end)
 
 
 def _show_row(row: ComparisonRow) -> None:

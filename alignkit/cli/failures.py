@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -10,7 +12,17 @@ from typer.core import TyperGroup
 
 from alignkit.errors import AlignkitError, UsageError
 
-REFUSED, WRONG_USE, UNEXPECTED = 1, 2, 3
+REFUSED, WRONG_USE, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
+
+
+@contextmanager
+def saying_what_is_there(written: Callable[[], str]) -> Iterator[None]:
+    """Let the message about Ctrl-C in the block say what was written, and what was not."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(written())
+        raise
 
 
 class FriendlyGroup(TyperGroup):
@@ -25,6 +37,11 @@ class FriendlyGroup(TyperGroup):
                 raise
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(WRONG_USE if isinstance(error, UsageError) else REFUSED) from error
+        except KeyboardInterrupt as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(" ".join(["Interrupted.", *getattr(error, "__notes__", ())]), err=True)
+            raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:  # the reader of our output went away, as with "| head"
             sys.stderr.close()
             raise typer.Exit(REFUSED) from error

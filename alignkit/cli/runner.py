@@ -50,6 +50,8 @@ class Runner:
         self.job, self.switches = job, switches
         self.written = [str(path) for path in outputs.values() if path is not None]
         self.file_set = alignkit.checkpoints.FileSet()
+        self.kept: Path | None = None
+        """What is written on the way, and stays when the command is interrupted."""
         self._output, self._like = outputs.get("--output"), like
         self._function: dict[str, float | None] = {}
         self._lines: list[str] = []
@@ -66,8 +68,11 @@ class Runner:
         self._stack.__exit__(kind, error, trace)
         self.file_set.__exit__()
         if isinstance(error, KeyboardInterrupt):
-            written = f"Written: {', '.join(self.written)}." if self.file_set.is_published else "Nothing was written."
-            error.add_note(written)
+            kept = [f"Rows that are done are in {self.kept}, and the same command goes on there."] if self.kept else []
+            outputs = [path for path in self.written if path != str(self.kept)]
+            nothing = "Nothing else was written." if self.kept else "Nothing was written."
+            written = f"Written: {', '.join(outputs)}." if self.file_set.is_published and outputs else nothing
+            error.add_note(" ".join([*kept, written]))
 
     def open(
         self,

@@ -28,7 +28,8 @@ def solve(
 
     Example: [bold]alignkit solve a.safetensors b.safetensors --model torchvision:resnet18 -o aligned.safetensors[/bold]
 
-    Files appear whole or not at all, and none is replaced without --force.
+    Files appear whole or not at all, and none is replaced without --force. After Ctrl-C the best alignment so far is
+    written, and the exit code is 130; a second Ctrl-C writes nothing.
     """
     limit = solving.memory_limit(memory, 2, {"--init": init is not None})
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
@@ -39,11 +40,13 @@ def solve(
                 solution = alignkit.jobs.solve_files(
                     files, output, limit, on_progress=report, overwrite=job.force, **solving.disk_arguments
                 )
+            _stop_if_nothing_moved(solution)
             pair = check = None
         else:
             pair = files.pair
             start = None if init is None else alignkit.Alignment.load(init, files.graph)
             solution = alignkit.solve(pair, init=start, **solving.arguments)
+            _stop_if_nothing_moved(solution)
             with run.file_set.collecting():
                 files.write(output, solution.apply(files.weights[1]), like=1, overwrite=job.force)
             check = run.check_function(files, 1) if job.report else None
@@ -51,3 +54,11 @@ def solve(
             with run.file_set.collecting():
                 solution.alignment.save(save_alignment)
         run.finish(solution, f"{b} aligned to {a}", files, named=named, pair=pair, check=check)
+        if solution.status is alignkit.Status.INTERRUPTED:
+            raise KeyboardInterrupt
+
+
+def _stop_if_nothing_moved(solution: alignkit.Solution) -> None:
+    """Let Ctrl-C end the command where the solver had not found anything yet."""
+    if solution.status is alignkit.Status.INTERRUPTED and not any(solution.moved.values()):
+        raise KeyboardInterrupt

@@ -10,6 +10,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
+from alignkit.cli.failures import saying_what_is_there
 from alignkit.cli.outputs import check_free
 from alignkit.cli.runner import look_in_this_folder
 
@@ -29,10 +30,10 @@ def trace(
     """
     check_free({"--spec": spec, "--json": as_json, "--picture": picture}, force)
     look_in_this_folder()
-    module, args, kwargs = alignkit.models.load_model(model)
-    graph = alignkit.trace(module, *args, **kwargs)
-    typer.echo(graph.report())
-    with alignkit.checkpoints.written_together():
+    with saying_what_is_there(lambda: "Nothing was written."), alignkit.checkpoints.written_together():
+        module, args, kwargs = alignkit.models.load_model(model)
+        graph = alignkit.trace(module, *args, **kwargs)
+        typer.echo(graph.report())
         for path, text in ((spec, json.dumps(graph.spec(), indent=2)), (as_json, graph.to_json())):
             if path is not None:
                 alignkit.checkpoints.write_text(path, text + "\n")

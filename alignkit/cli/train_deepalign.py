@@ -14,6 +14,7 @@ from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingCo
 
 import alignkit
 from alignkit.cli import switches
+from alignkit.cli.failures import saying_what_is_there
 from alignkit.cli.outputs import check_weights
 from alignkit.cli.runner import bar
 from alignkit.cli.values import key_values, plain_value
@@ -84,7 +85,7 @@ def train_deepalign(
     aligner = alignkit.training.starting_aligner(opened, wanted.encoder, wanted.start, options, training.seed)
     settings = alignkit.training.settings_for(aligner.encoder, training.seed, training.steps, changes)
     folder = logging.log or output.with_name(f"{output.stem}-training")
-    with _training_bar(settings.steps) as report:
+    with saying_what_is_there(lambda: _what_is_there(folder, output)), _training_bar(settings.steps) as report:
         result = alignkit.training.train(
             aligner, opened, settings, folder, data=training.data, resume=logging.resume,
             tensorboard=logging.tensorboard, report=report,
@@ -97,6 +98,13 @@ def train_deepalign(
         typer.echo(json.dumps({**facts, "output": str(output)}, indent=2))
     else:
         typer.echo(f"{result.explain(opened)}\nWritten: {output}\nMetrics: {folder}")
+
+
+def _what_is_there(folder: Path, output: Path) -> str:
+    """Say what an interrupted run has written."""
+    if not folder.exists():
+        return "Nothing was written."
+    return f"The run so far is in {folder}, and --resume goes on from its last checkpoint. {output} was not written."
 
 
 @contextmanager

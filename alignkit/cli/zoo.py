@@ -11,9 +11,10 @@ from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import alignkit
 from alignkit.cli import switches
+from alignkit.cli.failures import saying_what_is_there
 from alignkit.cli.runner import bar
 from alignkit.cli.values import key_values, numbers
-from alignkit.errors import UsageError
+from alignkit.errors import AlignkitError, UsageError
 
 WIDTHS_OF = {"mlp": "widths", "siren": "widths", "cnn": "channels"}
 """The field of each family that ``--widths`` fills."""
@@ -103,7 +104,8 @@ def zoo(
     if len(shares) != 3:
         raise UsageError(f"--splits {splits}: give three shares, such as 0.8,0.1,0.1.")
     counted = TextColumn("{task.completed:.0f} of {task.total:.0f} networks")
-    with bar(counted, TimeElapsedColumn(), TimeRemainingColumn(), total=count, start="training") as update:
+    bars = bar(counted, TimeElapsedColumn(), TimeRemainingColumn(), total=count, start="training")
+    with saying_what_is_there(lambda: _what_is_there(output, count)), bars as update:
         plan = alignkit.zoo.plan_set(
             networks.architecture, learning.source, count, recipe=recipe.recipe, seed=seed, shard=shard, shares=shares
         )
@@ -113,3 +115,12 @@ def zoo(
 
         written = alignkit.zoo.write_set(output, plan, data=learning.data, device=device, chunk=chunk, progress=report)
     typer.echo(written.explain())
+
+
+def _what_is_there(folder: Path, count: int) -> str:
+    """Say what an interrupted run has written."""
+    try:
+        done = len(alignkit.zoo.read_manifest(folder).networks)
+    except AlignkitError:
+        return "Nothing was written."
+    return f"{done} of {count} networks are in {folder}. The same command goes on there."

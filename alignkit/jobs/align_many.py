@@ -21,7 +21,7 @@ from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph import GraphStructure, Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.jobs.solve import SolverLike, graph_and_models, solve
+from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together
 from alignkit.plotting.pictures import bar_chart
@@ -276,7 +276,7 @@ class _CommonOrder:
     def _align(self, i: int, target: Mapping[str, Tensor], start: Alignment | None) -> Alignment:
         """Align model ``i`` to a target; the start is kept when the solver finds nothing better."""
         mean = {name: tensor.to(self.weights[i][name].dtype) for name, tensor in target.items()}
-        solution = solve(Pair(self.graph, mean, self.weights[i]), init=start, **self.arguments)
+        solution = completed(solve(Pair(self.graph, mean, self.weights[i]), init=start, **self.arguments))
         if start is not None and not solution.objective_after < solution.objective_init * (1 - 1e-12):
             return start
         return solution.alignment

@@ -15,7 +15,7 @@ from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.proof.verify import relative_difference
-from alignkit.jobs.solve import SolverLike, bound_pair, solve
+from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
 from alignkit.solver.solution import Solution
@@ -143,7 +143,7 @@ def distance(
         SolverError: The solver is unknown or failed.
     """
     bound = bound_pair("distance", pair, a, b)
-    solution = solve(bound, solver=solver, **arguments)
+    solution = completed(solve(bound, solver=solver, **arguments))
     aligned = solution.alignment.apply(dict(bound.b))
     tensors = {}
     for name, tensor in bound.a.items():

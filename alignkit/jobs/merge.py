@@ -15,7 +15,7 @@ from alignkit.graph.bind import WeightsSource, weights_of
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Method, average, check_method, shares_of
 from alignkit.jobs.mending import Mending, Statistics
-from alignkit.jobs.solve import SolverLike, graph_and_models, solve
+from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Report
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import interpolate
@@ -129,7 +129,7 @@ def merge(
         aligned = alignment.apply(networks)
     else:
         bound = pair if isinstance(pair, Pair) else graph.bind(*networks)
-        alignment = solve(bound, solver=solver, task=task, **arguments)
+        alignment = completed(solve(bound, solver=solver, task=task, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
     network, statistics = mending.mend(average(aligned, shares, method), aligned, shares)
     losses = None

@@ -63,7 +63,9 @@ def solve(
 
     Returns:
         The solution. Its objectives are squared distances ``||A - P # B||^2`` in float64, computed from the
-        returned alignment and not taken from the solver.
+        returned alignment and not taken from the solver. If Ctrl-C ends the solver, it holds the best alignment that
+        the solver had found, with `Status.INTERRUPTED`, and later stages of a chain do not run. A second Ctrl-C is a
+        ``KeyboardInterrupt`` as usual.
 
     Raises:
         SolverError: The solver is unknown, an option is wrong, something that the solver needs is missing, or
@@ -90,7 +92,7 @@ def solve(
         own = replace(problem, seed=stage.options.seed if seed is None else seed)
         solution = run_solver(own, stage, registry, throw=throw)
         solutions.append(solution)
-        if solution.status.failed:
+        if solution.status.failed or solution.status is Status.INTERRUPTED:
             break
         problem = replace(problem, init=solution.alignment)
     if len(stages) == 1:
@@ -172,6 +174,7 @@ def find_start(graph: SymmetryGraph, init: Solution | Alignment | None) -> Align
 def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, throw: bool = True) -> Solution:
     """Run one solver on a problem, watched by the registry's observers, and account for the result. See `solve`."""
     history: list[Step] = []
+    best: list[Step] = []  # the last is the one to return on Ctrl-C
     problem.objective.sums  # noqa: B018  computed once, for the solver and for the account
     guard, options, name = WriteGuard(problem), plain_options(solver), solver.name
     # What the solver and the observers do to their problem and its objective has no say in the account.
@@ -181,19 +184,24 @@ def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, thr
 
     def report(step: Step) -> None:
         history.append(checked_step(step, f"solver {name!r}"))
+        if step.alignment is not None and (not best or step.objective <= best[-1].objective):
+            best[:] = [step]
         registry.notify("alignkit_solve_step", problem=shown, solver=solver, step=history[-1])
 
     solution: Solution | None = None
     registry.notify("alignkit_solve_started", problem=shown, solver=solver)
     try:
         started = perf_counter()
-        outcome, detail, cause = _call_solver(solver, handed, report)
+        try:
+            outcome, detail, cause = _call_solver(solver, handed, report)
+        except KeyboardInterrupt as interrupt:  # a second one ends the solve at once
+            outcome, detail, cause = _interrupted(interrupt, problem, best)
         seconds = perf_counter() - started
         if written := guard.fault():
             status = outcome.status if outcome.status.failed else Status.INVALID
             outcome, detail = Outcome(problem.start, status), f"{detail} {written}".lstrip()
         solution = account(problem, name, options, outcome, tuple(history), seconds, detail)
-    finally:  # also on Ctrl-C, so that a progress bar can be closed
+    finally:  # also on a second Ctrl-C, so that a progress bar can be closed
         registry.notify("alignkit_solve_finished", problem=shown, solver=solver, solution=solution)
     if throw and solution.status.failed:
         if isinstance(cause, AlignkitError):
@@ -224,6 +232,30 @@ def _call_solver(solver: Solver[Any], problem: Problem, report: Report) -> tuple
         return checked_outcome(answer, start.graph), "", None
     except Exception as error:  # of a class of its own, whose properties raise
         return Outcome(start, Status.INVALID), explain_error(error), None
+
+
+def _interrupted(
+    interrupt: KeyboardInterrupt, problem: Problem, best: Sequence[Step]
+) -> tuple[Outcome, str, BaseException | None]:
+    """Return what comes of a solver that Ctrl-C has ended: the alignment of its best step, or where it started."""
+    alignment = best[-1].alignment if best else problem.start
+    assert alignment is not None, "only steps with an alignment are kept"
+    try:
+        outcome = checked_outcome(Outcome(alignment, Status.INTERRUPTED), problem.start.graph)
+    except SolverError as error:
+        return Outcome(problem.start, Status.INTERRUPTED), explain_error(error), None
+    return outcome, " ".join(getattr(interrupt, "__notes__", [])), None
+
+
+def completed(solution: Solution) -> Solution:
+    """Return the solution of a solve inside a job; if Ctrl-C ended it, the job ends as well.
+
+    Raises:
+        KeyboardInterrupt: The solve was interrupted.
+    """
+    if solution.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return solution
 
 
 def plain_options(solver: Solver[Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from alignkit.errors import AlignmentError, BindError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
-from alignkit.jobs.solve import SolverLike, solve
+from alignkit.jobs.solve import SolverLike, completed, solve
 
 
 def cycle_error(alignments: Mapping[tuple[int, int], Alignment]) -> float:
@@ -94,7 +94,7 @@ def direct_pairs(
     started = perf_counter()
     weights = fitted_models(graph, models)
     solutions = {
-        (i, j): solve(Pair(graph, weights[i], weights[j]), solver=solver, seed=seed, **arguments)
+        (i, j): completed(solve(Pair(graph, weights[i], weights[j]), solver=solver, seed=seed, **arguments))
         for i, j in combinations(range(len(weights)), 2)
     }
     mean = sum(solution.objective_after for solution in solutions.values()) / len(solutions)

@@ -18,7 +18,7 @@ from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.average import length, widen, with_tensors
 from alignkit.jobs.mending import Mending, Statistics
-from alignkit.jobs.solve import SolverLike, bound_pair, solve
+from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Check, Facts, Losses, Report, Section, Table
 from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
@@ -143,7 +143,7 @@ def transport(
     bases = bound_pair("transport", pair, a, b)
     if task is not None:  # before anything is solved
         task.checked(bases.b)
-    solution = solve(bases, solver=solver, task=task, **arguments) if alignment is None else None
+    solution = completed(solve(bases, solver=solver, task=task, **arguments)) if alignment is None else None
     given = solution if alignment is None else alignment
     assert given is not None
     order = given if isinstance(given, Alignment) else given.alignment

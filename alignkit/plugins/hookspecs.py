@@ -109,9 +109,10 @@ def alignkit_solve_step(problem: Problem, solver: Solver[Any], step: Step) -> No
 def alignkit_solve_finished(problem: Problem, solver: Solver[Any], solution: Solution | None) -> None:
     """Watch a solver end. Called once for every start, also when the solver failed (see ``solution.status``).
 
-    ``solution`` is ``None`` only if the solve was interrupted, for instance by Ctrl-C::
+    After Ctrl-C ``solution.status`` is ``INTERRUPTED``. ``solution`` is ``None`` only if there is none, as after a
+    second Ctrl-C::
 
         @alignkit.hookimpl
         def alignkit_solve_finished(solution):
-            print(solution.explain() if solution else "interrupted")
+            print(solution.explain() if solution else "ended")
     """

@@ -23,6 +23,7 @@ class Status(Enum):
         "The solver met NaN or inf although the weights are finite. Lower its learning rate, or start from "
         "another solver's result: init=alignkit.solve(pair)."
     )
+    INTERRUPTED = "The solver was interrupted. The best alignment that it had found was kept."
     FAILED = "The solver raised an error. The alignment that it started from was kept."
     INVALID = "The solver did what no solver may. The alignment that it started from was kept."
 
@@ -40,6 +41,9 @@ class Step:
     objective: float
     """The solver's own objective after this step; lower is better."""
     note: str = ""
+    alignment: Alignment | None = field(default=None, repr=False, compare=False)
+    """What the solver would return if it had to end here. On Ctrl-C `solve` returns that of the lowest objective; the
+    history does not keep it."""
 
 
 Report: TypeAlias = Callable[[Step], None]

@@ -72,6 +72,8 @@ def checked_step(step: object, who: str) -> Step:
     if not isinstance(step, Step):
         raise SolverError(f"{who} reported {show_value(step)}: report(Step(iteration, objective, note)).")
     iteration, objective, note = step.iteration, step.objective, step.note
+    if not isinstance(step.alignment, Alignment | None):
+        raise SolverError(f"{who} reported {show_value(step.alignment)} as the alignment of a step.")
     if not (isinstance(iteration, Integral) and _is_finite(iteration) and _is_finite(objective) and _is_text(note)):
         needed = "a whole number, a finite number and a text are needed"
         raise SolverError(f"{who} reported {show_value(step)}: {needed}.")

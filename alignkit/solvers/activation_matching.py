@@ -67,13 +67,13 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
         """Collect statistics once, then assign every tree of groups."""
         observed = self._observe(problem)
         elements = _assign(problem, observed)
-        report(Step(1, observed.objective(elements)))
+        report(Step(1, observed.objective(elements), alignment=Alignment(problem.graph, elements)))
         groups, status = problem.graph.groups, Status.OK
         by_weights = [name for name, group in groups.items() if group.size > 1 and name not in observed.seen]
         if by_weights:
             status = _match_by_weights(problem, elements, frozenset(by_weights))
             note = f"not seen in activations, matched by weights: {', '.join(by_weights)}"
-            report(Step(2, observed.objective(elements), note))
+            report(Step(2, observed.objective(elements), note, Alignment(problem.graph, elements)))
         stats = {"samples": observed.samples, "readings": observed.readings, "groups_by_weights": len(by_weights)}
         return Outcome(Alignment(problem.graph, elements), status, {n: float(count) for n, count in stats.items()})
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import networkx as nx
 import torch
 from torch import Tensor
 
+from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.assignment import Backend, assignment_value, linear_assignment
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
-from alignkit.solver.outcome import Step
+from alignkit.solver.outcome import Report, Step
 
 RTOL, MAX_SWEEPS = 1e-9, 1000
 """Where a caller has no opinion: to the end. A run seldom takes more than 20 sweeps."""
@@ -69,10 +70,13 @@ class Ascent:
         self.trees = {root: TreeObjective(objective, root) for root in self.graph.roots}
         self.around = neighbours_of_trees(self.graph)
 
-    def run(self, start: Mapping[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
+    def run(
+        self, start: Mapping[str, Tensor | None], classes: list[list[str]], report: Report = lambda step: None
+    ) -> AscentRun:
         """Update until nothing improves; a sweep goes over all classes, which `colour_roots` returns.
 
-        It starts from indices for each group; one that is None is taken at the centre of all its orders.
+        It starts from indices for each group; one that is None is taken at the centre of all its orders. Every sweep is
+        reported with the alignment that it has reached.
         """
         elements = dict(start)
         dirty = set(self.graph.roots)
@@ -91,10 +95,10 @@ class Ascent:
             if not math.isfinite(distance):
                 distance = self._distance(elements)
             steps.append(Step(len(steps) + 1, max(distance, 0.0)))
+            report(replace(steps[-1], alignment=Alignment(self.graph, known_elements(elements))))
             if before - distance <= self.rtol * distance:
                 dirty.clear()
-        known = {name: element for name, element in elements.items() if element is not None}
-        return AscentRun(known, max(distance, 0.0), tuple(steps), not dirty)
+        return AscentRun(known_elements(elements), max(distance, 0.0), tuple(steps), not dirty)
 
     def prepare(self, sweep: int, waiting: list[list[str]], elements: Mapping[str, Tensor | None]) -> None:
         """Take note of the roots that a sweep has still to update, class by class; does nothing here."""
@@ -162,6 +166,11 @@ class Ascent:
         """Return ``|A|^2 + |B|^2 - 2 <A, P # B>``."""
         value = self.objective.fixed_value + sum(self.objective.tensor_value(t, elements) for t in self.objective.a)
         return self.objective.squares - 2 * value
+
+
+def known_elements(elements: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Return the groups that have indices; after one sweep these are all groups."""
+    return {name: element for name, element in elements.items() if element is not None}
 
 
 def neighbours_of_trees(graph: GraphStructure) -> dict[str, frozenset[str]]:

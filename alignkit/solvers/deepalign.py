@@ -92,10 +92,12 @@ class DeepAlign(Solver[DeepAlignOptions]):
                 reason = "" if probed is None else f": {probed.why}"
                 advice = f"give a task, or leave midpoint_steps= out{reason}"
                 raise SolverError(f"midpoint_steps={steps} runs both networks: {advice}.")
+            agreed = Alignment(problem.graph, best_element(problem.graph, scores))
+            report(Step(1, problem.objective.distance2(agreed), "rounds of consensus", agreed))
             batches = first_batches(probed.task, SAMPLES) if probed.is_data else [probed.pair.probing.batch]
             scores = meet_in_the_middle(probed.task, batches, probed.pair, scores, steps, options.sharpness)
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
-        report(Step(1, problem.objective.distance2(alignment)))
+        report(Step(2 if steps else 1, problem.objective.distance2(alignment), alignment=alignment))
         return Outcome(alignment, notes=notes)
 
     def _load_aligner(self, problem: Problem) -> Aligner | None:

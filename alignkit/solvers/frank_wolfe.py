@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -69,14 +69,20 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
         frame = Frame.of(problem.bound)
         graph = problem.graph
         relaxation = Relaxation(frame.bound, problem.device, problem.dtype)
-        best = _Best(Objective(frame.bound, problem.device), options, report)
+        unaligned = sum(problem.objective.unaligned.values())
+
+        def note(step: Step, elements: Mapping[str, Tensor]) -> None:
+            no_use = problem.init is None and step.objective > unaligned
+            report(step if no_use else replace(step, alignment=frame.leave(Alignment(graph, elements))))
+
+        best = _Best(Objective(frame.bound, problem.device), options, note)
         if problem.init is not None:
             best.offer(frame.enter(problem.init).elements, "init")
         elif not options.polish:
             best.offer(frame.enter(problem.start).elements, "identity")
         if options.polish:
             best.offer(dict.fromkeys(graph.groups), "weight matching")
-            if problem.init is None and best.distance > sum(problem.objective.unaligned.values()):
+            if problem.init is None and best.distance > unaligned:
                 best.offer(frame.enter(problem.start).elements, "identity")
         generator = problem.generator()
         steps, converged = 0, True
@@ -166,7 +172,7 @@ class _Best:
 
     objective: Objective
     options: FrankWolfeOptions
-    report: Report
+    report: Callable[[Step, Mapping[str, Tensor]], None]
     elements: dict[str, Tensor] = field(default_factory=dict)
     distance: float = float("inf")
     offers: int = 0
@@ -184,5 +190,5 @@ class _Best:
             distance = self.objective.squares - 2 * self.objective.value(Alignment(self.objective.graph, offered))
         if not self.elements or distance < self.distance:
             self.elements, self.distance = offered, max(distance, 0.0)
-        self.report(Step(self.offers, self.distance, note))
+        self.report(Step(self.offers, self.distance, note), self.elements)
         self.offers += 1

@@ -88,5 +88,5 @@ def search(
             idle = 0 if improved else idle + 1
             if improved:
                 best, best_score, best_state = alignment, now, state
-            report(Step(steps, best_score, f"loss {loss:.6g}, score {now:.6g}"))
+            report(Step(steps, best_score, f"loss {loss:.6g}, score {now:.6g}", best))
     return SearchEnd(best, best_state, steps, Status.MAX_STEPS if improved else Status.OK)

@@ -80,7 +80,7 @@ class Sinkhorn(Solver[SinkhornOptions]):
             start = WeightMatching().solve(problem, lambda step: None).alignment
         goal = self._goal(problem)
         score = goal.score(start)
-        report(Step(0, score, "start"))
+        report(Step(0, score, "start", start))
         logits = Logits(start, problem, options)
         if not logits.stacks or problem.objective.distance2(start) == 0:
             hard = {n: m.to(problem.device) for n, m in SoftAlignment.from_alignment(start).matrices.items()}

@@ -53,7 +53,7 @@ class StraightThrough(Solver[StraightThroughOptions]):
         path = self._path(problem)
         start = WeightMatching().solve(problem, lambda step: None).alignment if problem.init is None else problem.start
         score = path.score(start)
-        report(Step(0, score, "start"))
+        report(Step(0, score, "start", start))
         if not problem.graph.groups or problem.objective.distance2(start) == 0:
             return Outcome(start, Status.OK, {"steps": 0.0})
         free = FreeWeights(problem, start, self.options)

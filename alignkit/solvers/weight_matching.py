@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -57,12 +58,16 @@ class WeightMatching(Solver[WeightMatchingOptions]):
         elif problem.init is None and options.start == "random":
             start = Alignment.random(problem.graph, int(torch.randint(2**31, (), generator=generator))).elements
         is_centre = any(element is None for element in start.values())
-        best = ascent.run(start, classes)
-        if problem.init is None and best.distance > sum(problem.objective.unaligned.values()):
+        unaligned = sum(problem.objective.unaligned.values())
+
+        def sweep(step: Step) -> None:
+            no_use = problem.init is None and step.objective > unaligned
+            report(replace(step, alignment=None) if no_use else step)
+
+        best = ascent.run(start, classes, sweep)
+        if problem.init is None and best.distance > unaligned:
             # Nearly aligned networks can be left in a worse place than they were: start where they are.
-            best = ascent.run(problem.start.elements, classes)
-        for step in best.steps:
-            report(step)
+            best = ascent.run(problem.start.elements, classes, sweep)
         runs, idle = 1, 0
         while runs <= options.restarts and idle < options.patience and best.distance > ascent.negligible:
             if runs == 1 and not is_centre:
@@ -73,7 +78,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             idle = 0 if run.distance < best.distance - ascent.negligible else idle + 1
             if run.distance < best.distance:
                 best = run
-                report(Step(runs, best.distance, note=f"restart {runs}"))
+                report(Step(runs, best.distance, f"restart {runs}", Alignment(problem.graph, best.elements)))
             runs += 1
         status = Status.OK if best.converged else Status.MAX_STEPS
         stats = {"runs": float(runs), "sweeps": float(len(best.steps))}

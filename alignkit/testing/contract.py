@@ -18,8 +18,9 @@ from alignkit.errors import PluginWarning, SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.verify import relative_difference
 from alignkit.jobs.solve import solve
+from alignkit.plugins.hookspecs import hookimpl
 from alignkit.plugins.plugin_registry import Registry
-from alignkit.solver import Problem, Solver
+from alignkit.solver import Problem, Solver, Status
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
 from alignkit.testing.problems import (
@@ -34,6 +35,19 @@ from alignkit.text import did_you_mean
 
 TOLERANCE = 1e-9
 """Relative slack where two float64 sums are taken in a different order."""
+
+
+class _Interrupts:
+    """Presses Ctrl-C after some steps."""
+
+    def __init__(self, last: int) -> None:
+        self._left = last
+
+    @hookimpl
+    def alignkit_solve_step(self) -> None:
+        self._left -= 1
+        if not self._left:
+            raise KeyboardInterrupt
 
 
 class SolverContract:
@@ -203,6 +217,27 @@ class SolverContract:
                 start, end = (self.solver.objective(problem, at) for at in (init, solution.alignment))
                 assert end <= start + TOLERANCE * max(abs(start), 1), f"{pair}: {start:.9g} rose to {end:.9g}"
 
+    def test_interrupts_return_the_best_step(self) -> None:
+        """Ctrl-C after any step gives an alignment as good as the best that was reported, and as the start.
+
+        It is that of the step: ``report(Step(iteration, objective, note, alignment))``.
+        """
+        for pair in self.pairs(planted=False):
+            init = Alignment.random(pair.graph, 4)
+            problem = Problem(pair.bind(), init, self.task(pair))
+            steps = len(self.solve_pair(pair, init=init).history)
+            for last in sorted({min(1, steps), (steps + 1) // 2, steps} - {0}):
+                registry = Registry([])
+                registry.register(_Interrupts(last))
+                solution = self.solve_pair(pair, init=init, registry=registry)
+                assert solution.status is Status.INTERRUPTED, f"{pair}: it went on after Ctrl-C"
+                assert len(solution.history) == last, f"{pair}: it reported steps after Ctrl-C"
+                bounds = [self.solver.objective(problem, init), *(step.objective for step in solution.history)]
+                reached = self.solver.objective(problem, solution.alignment)
+                slack = TOLERANCE * max(abs(min(bounds)), 1)
+                worse = f"{reached:.9g} is worse than {min(bounds):.9g}, which was reported"
+                assert reached <= min(bounds) + slack, f"{pair}, Ctrl-C after step {last}: {worse}"
+
     def test_history_never_rises(self) -> None:
         """Reported objectives never rise, where the solver promises it."""
         if not self.solver.returns.monotone:
@@ -228,10 +263,11 @@ class SolverContract:
         The solver leaves the state of the process as it is: random states, torch's defaults, warnings filters.
         """
         arguments.setdefault("task", self.task(pair))
+        arguments.setdefault("registry", Registry([]))
         with warnings.catch_warnings():
             warnings.simplefilter("error", PluginWarning)
             try:
-                return solve(pair.bind(), solver=self.solver, registry=Registry([]), **arguments)
+                return solve(pair.bind(), solver=self.solver, **arguments)
             except PluginWarning as warning:
                 raise AssertionError(f"{pair}: {warning}") from warning
 

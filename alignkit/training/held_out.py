@@ -9,7 +9,7 @@ from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.consensus import consensus
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.jobs.solve import solve
+from alignkit.jobs.solve import completed, solve
 from alignkit.matching.families import best_element
 from alignkit.matching.objective import Objective
 from alignkit.tasks.interpolation import interpolate
@@ -36,7 +36,7 @@ class HeldOut:
     def __init__(self, pools: Sequence[Pool], settings: TrainingSettings, *, probed: bool) -> None:
         self.pools, self.settings = pools, settings
         self.pairs = [list(pool.held_out_pairs(settings.validation_pairs, probed=probed)) for pool in pools]
-        self.references = self._barriers(lambda pair: solve(on_cpu(pair)).alignment)
+        self.references = self._barriers(lambda pair: completed(solve(on_cpu(pair))).alignment)
 
     def __bool__(self) -> bool:
         return any(self.pairs)

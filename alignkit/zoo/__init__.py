@@ -5,7 +5,7 @@ memory.
 """
 
 from alignkit.zoo.architectures import Architecture, Cnn, Lstm, Mlp, ResNet, Siren, Vit, architecture
-from alignkit.zoo.manifest import Manifest, NetworkRecord, SetPlan, plan_set
+from alignkit.zoo.manifest import Manifest, NetworkRecord, SetPlan, plan_set, read_manifest
 from alignkit.zoo.network_set import NetworkSet
 from alignkit.zoo.recipe import Recipe
 from alignkit.zoo.sources import ImageSource, SignalSource, SineSource, Source, source
@@ -32,6 +32,7 @@ __all__ = [
     "Vit",
     "architecture",
     "plan_set",
+    "read_manifest",
     "source",
     "train",
     "write_set",

@@ -42,7 +42,7 @@ class MySolver(Solver[MySolverOptions]):
             candidate = problem.objective.distance2(order)
             if candidate < distance:
                 best, distance = order, candidate
-            report(Step(step, distance))
+            report(Step(step, distance, alignment=best))
         return Outcome(best)
 
 
@@ -101,5 +101,5 @@ def alignkit_solve_step(step: Step) -> None:
 
 @alignkit.hookimpl
 def alignkit_solve_finished(solution: Solution | None) -> None:
-    """Watch it end; None if it was interrupted."""
+    """Watch it end; None if it was interrupted twice."""
     log.debug("ends: %s", solution.status.name if solution else "interrupted")

@@ -32,7 +32,7 @@ class CoordinateAscent(Solver[IterativeOptions]):
             if problem.objective.distance2(alignment) >= distance:
                 return Outcome(best)
             best, distance = alignment, problem.objective.distance2(alignment)
-            report(Step(step, distance))
+            report(Step(step, distance, alignment=best))
         return Outcome(best, Status.MAX_STEPS)
 
 
@@ -68,7 +68,7 @@ class GreedyMatching(Solver[GreedyOptions]):
             before, after = distance, objective.distance2(alignment)
             if after < before:
                 best, distance = alignment, after
-                report(Step(step, after))
+                report(Step(step, after, alignment=best))
             if after >= before * (1 - self.options.rtol):
                 return Outcome(best or alignment)
         return Outcome(best or problem.start, Status.MAX_STEPS)

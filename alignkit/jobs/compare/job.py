@@ -15,7 +15,7 @@ from alignkit.jobs.average import average
 from alignkit.jobs.compare.comparison import ERROR, ComparisonRow
 from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.repair import repair
-from alignkit.jobs.solve import solve
+from alignkit.jobs.solve import completed, solve
 from alignkit.solver import Solver
 from alignkit.tasks.interpolation import interpolate
 from alignkit.tasks.task import Task
@@ -101,6 +101,7 @@ def run_job(setup: ComparisonSetup, job: Job) -> ComparisonRow:
             )
     except Exception as error:  # what a solver needs is missing, or the device does not work
         return job.failed(explain_error(error))
+    completed(solution)
     row = ComparisonRow(job.name, job.seed, solution.status.name, options=job.settings)
     if solution.status.failed:
         return replace(row, reason=f"{solution.status.value} {solution.detail}".rstrip())

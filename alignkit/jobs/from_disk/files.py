@@ -19,6 +19,7 @@ from alignkit.jobs.from_disk.matching import match_checkpoints
 from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
 from alignkit.jobs.network_files import NetworkFiles
+from alignkit.jobs.solve import completed
 from alignkit.solver.solution import Solution
 
 
@@ -96,7 +97,7 @@ def merge_files(
     of the result is read from the output when it is asked for.
     """
     a, b = files.checkpoints
-    solution = match_checkpoints(files.graph, a, b, memory, on_progress=on_progress, **arguments)
+    solution = completed(match_checkpoints(files.graph, a, b, memory, on_progress=on_progress, **arguments))
     order = [None, solution]
     merge_checkpoints(output, [a, b], order, weights, memory=memory, on_progress=on_progress, overwrite=overwrite)
     is_parent = max(shares_of(weights, 2)) == 1

@@ -13,6 +13,7 @@ from alignkit.checkpoints import ByteProgress, OnProgress
 from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.matching.assignment import Backend
 from alignkit.matching.objective import Elements, unknown_dims
+from alignkit.solver import Report
 from alignkit.solvers.coordinate_ascent import Ascent, AscentRun, Proposal
 
 _READ = 50
@@ -40,13 +41,15 @@ class AscentOnDisk(Ascent):
         self._current = (0, 0, 0.0)
         """The tree that is updated: bytes read before it, bytes that it takes, work that it takes."""
 
-    def run(self, start: Mapping[str, Tensor | None], classes: list[list[str]]) -> AscentRun:
+    def run(
+        self, start: Mapping[str, Tensor | None], classes: list[list[str]], report: Report = lambda step: None
+    ) -> AscentRun:
         """Update until nothing improves; bytes are counted meanwhile."""
         self._sweep = 0
         for side in self.objective.on_disk:
             side.on_read = self._count
         try:
-            return super().run(start, classes)
+            return super().run(start, classes, report)
         finally:
             for side in self.objective.on_disk:
                 side.on_read = None

@@ -78,7 +78,7 @@ class OptimalTransport(Solver[OptimalTransportOptions]):
             idle += 1
             if score is None or reached < score:
                 best, score, soft, idle = rounded, reached, moved, 0
-            report(Step(step, score))
+            report(Step(step, score, alignment=best))
             if idle >= PATIENCE or _change(before, elements) <= SETTLED:
                 status = Status.OK
                 break
