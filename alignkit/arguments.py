@@ -16,12 +16,16 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
 from alignkit.errors import ArgumentError
-from alignkit.text import did_you_mean, show_value, with_article
+from alignkit.text import did_you_mean, first_line, show_value, with_article
+
+if TYPE_CHECKING:
+    import torch
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
+ClassT = TypeVar("ClassT", bound=type[Any])
 _ADVICE = {
     "SymmetryGraph": "A graph comes from alignkit.trace(model, example), or SymmetryGraph.from_spec(spec, like=model).",
     "Task": "A task is alignkit.Task(model, batches, loss).",
@@ -68,6 +72,22 @@ def check_arguments(function: CallableT) -> CallableT:
         return function(*args, **kwargs)
 
     return cast(CallableT, call)
+
+
+def check_fields(kind: ClassT) -> ClassT:
+    """Hold the fields of a dataclass against their annotations whenever an instance is made."""
+    kind.__init__ = check_arguments(kind.__init__)
+    return kind
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device on which a tensor can be made; raise `ArgumentError` for any other."""
+    import torch
+
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device={str(device)!r} cannot be used: {first_line(error)}.") from error
 
 
 def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

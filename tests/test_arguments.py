@@ -26,8 +26,6 @@ NOT_CHECKED = {
     "alignkit.checkpoints.prepare_output": "for the other rooms",
     "alignkit.checkpoints.write_text": "for the other rooms",
     "alignkit.training.describe_networks": "for the other rooms",
-    "Task.checked": "evaluate and its relatives are checked",
-    "Task.evaluate_stack": "called by every step of a training; `Task.evaluate` is checked",
 }
 """Public functions that do not hold their arguments against annotations, and why."""
 
@@ -154,3 +152,31 @@ def test_iterators_are_not_consumed_and_values_are_not_read() -> None:
     numbers = iter([1, 2])
     assert kind_of(Iterator[int]).admits(numbers)
     assert list(numbers) == [1, 2]
+
+
+GRAPH = SymmetryGraph.from_spec({"w": "h ."}, {"w": (3, 2)})
+SIDES = ({"w": torch.ones(3, 2)}, {"w": torch.zeros(3, 2)})
+ON_DEVICES: dict[str, Callable[[str], object]] = {
+    "solve": lambda device: alignkit.solve(GRAPH, *SIDES, device=device),
+    "merge": lambda device: alignkit.merge(GRAPH, *SIDES, device=device),
+    "distance": lambda device: alignkit.distance(GRAPH, *SIDES, device=device),
+    "transport": lambda device: alignkit.transport(GRAPH, *SIDES, tuned=SIDES[0], device=device),
+    "align_many": lambda device: alignkit.align_many(GRAPH, *SIDES, device=device, method="universe"),
+    "canonicalize": lambda device: alignkit.canonicalize(GRAPH, SIDES, SIDES[0], device=device),
+    "compare": lambda device: alignkit.compare(GRAPH, *SIDES, device=device),
+    "Task": lambda device: alignkit.Task(nn.Linear(2, 2), [], "mse", device=device),
+    "peak_memory": lambda device: alignkit.jobs.peak_memory(device).__enter__(),
+}
+
+
+@pytest.mark.parametrize("device", ["warp", "0.5", "cuda:x", "cpu:-1", "\0"])
+@pytest.mark.parametrize("call", ON_DEVICES)
+def test_a_device_that_cannot_be_used_is_named(call: str, device: str) -> None:
+    with pytest.raises(ArgumentError, match=r"device=.* cannot be used"):
+        ON_DEVICES[call](device)
+
+
+@pytest.mark.parametrize("field", ["test", "points", "repair"])
+def test_fields_of_dataclasses_are_checked(field: str) -> None:
+    with pytest.raises(ArgumentError, match=f"Evaluation.*{field}="):
+        alignkit.Evaluation(**{field: object()})

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.arguments import check_arguments
+from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.dtypes import as_bits
 from alignkit.checkpoints.fit import all_finite, is_number
 from alignkit.errors import AlignmentError, BindError
@@ -152,7 +152,7 @@ def canonicalize(
     count = len(next(iter(stacked.values()))) if stacked else 0
     if not count:
         raise AlignmentError("there are no networks to bring to the reference.")
-    where = next(iter(target.values())).device if device is None else torch.device(device)
+    where = next(iter(target.values())).device if device is None else usable_device(device)
     elements = {n: torch.empty(count, *graph.element_shape(n), dtype=torch.long) for n in graph.groups}
     before, batched = _distances(target, stacked), can_be_batched(graph)
     alone, weights = list(range(count)), stacked
@@ -318,7 +318,7 @@ def _stack_networks(
     fit = fit_of(graph)
     target = fit.check_tensors(weights_of(reference), "the reference")
     if isinstance(networks, Mapping):
-        counts = {name: len(tensor) if tensor.ndim else 0 for name, tensor in networks.items()}
+        counts = {name: len(tensor) if tensor.ndim else 0 for name, tensor in weights_of(networks).items()}
         if len(set(counts.values())) > 1:
             raise BindError(f"stacked tensors hold different numbers of networks: {counts}.")
         networks = [{n: t[i] for n, t in networks.items()} for i in range(next(iter(counts.values()), 0))]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from alignkit.arguments import check_arguments
+from alignkit.arguments import check_arguments, usable_device
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
@@ -42,7 +42,7 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[MemoryReading]:
     memory that the allocator kept from earlier work and uses again is not seen, so small numbers are lower bounds.
     Elsewhere: unknown.
     """
-    device, reading = torch.device(device), MemoryReading()
+    device, reading = usable_device(device), MemoryReading()
     with _lock:
         for other in _running:
             other.alone = reading.alone = False

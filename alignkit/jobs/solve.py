@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from alignkit.arguments import check_arguments
+from alignkit.arguments import check_arguments, usable_device
 from alignkit.errors import AlignkitError, AlignmentError, BindError, PluginError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
@@ -76,12 +76,7 @@ def solve(
     registry = registry if registry is not None else process_registry()
     bound = bound_pair("solve", pair, a, b)
     stages = build_solvers(solver, options, seed, registry)
-    where = bound.device
-    if device is not None:
-        try:
-            where = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            raise SolverError(f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    where = bound.device if device is None else usable_device(device)
     wide = any(tensor.dtype == torch.float64 for tensor in bound.a.values())
     dtype = torch.float64 if wide else torch.float32
     problem = Problem(bound, find_start(bound.graph, init), task, where, dtype, 0)

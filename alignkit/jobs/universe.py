@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
+from alignkit.arguments import usable_device
 from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
@@ -41,7 +42,7 @@ def ascend_together(
     ``device``.
     """
     first = next(iter(weights[0].values()))
-    where = first.device if device is None else torch.device(device)
+    where = first.device if device is None else usable_device(device)
     wide = any(tensor.dtype == torch.float64 for tensor in weights[0].values())
     models = [Relaxation(Pair(graph, w, w), where, torch.float64 if wide else torch.float32) for w in weights]
     degree = max(term.degree or SAMPLES for term in models[0].terms)

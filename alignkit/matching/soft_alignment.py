@@ -13,11 +13,11 @@ from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignmentError
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
-from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.elements.alignment import Alignment, find_node
 from alignkit.graph.owned import Owned, ReadOnly
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.families import best_element, unit_masses
-from alignkit.text import html_table, plural
+from alignkit.text import html_table, plural, show_value
 
 
 class SoftAlignment:
@@ -40,12 +40,12 @@ class SoftAlignment:
     def __init__(self, graph: GraphStructure, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
         for name in graph.groups:
             matrix, shape = matrices.get(name), matrix_shape(graph, name)
-            if matrix is None:
-                raise AlignmentError(f"group {name!r} has no matrix.")
+            if not isinstance(matrix, Tensor):
+                raise AlignmentError(f"group {name!r} has no matrix, found {show_value(matrix)}.")
             if tuple(matrix.shape) != shape or not matrix.is_floating_point():
                 needed = f"group {name!r} needs a floating-point matrix of shape {shape}"
                 raise AlignmentError(f"{needed}, found {matrix.dtype} of shape {tuple(matrix.shape)}.")
-            values = matrix.detach()
+            values = matrix.detach().double()
             worst = max(float((values.sum(axis) - 1).abs().max()) for axis in (-1, -2))
             if not worst <= tolerance or float(values.min()) < -tolerance:
                 off = f"a row or column sum is off by {worst:.2g}"
@@ -88,7 +88,7 @@ class SoftAlignment:
     @check_arguments
     def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
         """Move one floating-point or complex tensor of the graph, given by its first name; differentiable."""
-        node = self.graph.tensors[name]
+        node = find_node(self.graph, name, tensor)
         if not node.groups:
             return tensor
         blocks = node.blocks
@@ -108,7 +108,8 @@ class SoftAlignment:
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move every floating-point or complex tensor that a group acts on; others are passed on as they are."""
         first = self.graph.first_names
-        return {n: self.apply_tensor(first[n], t) if is_number(t) and n in first else t for n, t in weights.items()}
+        moved = {n for n, t in weights.items() if n in first and isinstance(t, Tensor) and is_number(t)}
+        return {n: self.apply_tensor(first[n], t) if n in moved else t for n, t in weights.items()}
 
     def round(self) -> Alignment:
         """Find the alignment that overlaps most, by linear assignment, families from the inside out."""

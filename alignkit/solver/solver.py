@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, cast, get_args, get_origin
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.solver.options import OptionsT, SolverOptions, check_options
@@ -81,6 +82,7 @@ class Solver(ABC, Generic[OptionsT]):
         Random choices come from ``problem.seed``. Tensors of the problem are never written to.
         """
 
+    @check_arguments
     def objective(self, problem: Problem, alignment: Alignment) -> float:
         """Return the quantity that this solver minimises. Override it where that is not the squared distance."""
         return float(problem.objective.distance2(alignment))

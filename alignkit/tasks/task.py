@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alignkit.arguments import check_arguments
+from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
@@ -88,7 +88,7 @@ class Task:
         chunk: int | None = None,
     ) -> None:
         first_device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-        self.device = torch.device(device or ("cpu" if first_device.type == "meta" else first_device))
+        self.device = usable_device(device or ("cpu" if first_device.type == "meta" else first_device))
         self.batches: Iterable[Batch] = Batches(batches, chunk)
         self.loss = _measure("loss", loss, LOSSES)
         self.metric = None if metric is None else _measure("metric", metric, METRICS)
@@ -151,6 +151,7 @@ class Task:
         state = self.checked(weights)
         return self._means(lambda inputs: [self.outputs(state, inputs)], 1)[0]
 
+    @check_arguments
     def evaluate_stack(self, stacked: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> list[TaskResult]:
         """Evaluate ``k`` sets of weights together, by one ``torch.vmap`` of the model.
 
@@ -166,6 +167,8 @@ class Task:
             OutOfMemoryError: ``k`` is too large for the memory.
             TaskError: As in `evaluate`.
         """
+        if not stacked:
+            raise TaskError("stacked= holds no tensors, so it says nothing about how many sets of weights there are.")
         count = len(next(iter(stacked.values())))
 
         def forward(inputs: Any) -> Sequence[Any]:
@@ -186,7 +189,7 @@ class Task:
 
     @check_arguments
     def outputs(self, weights: Mapping[str, Tensor], inputs: Any) -> Any:
-        """Call the model with these weights. Differentiable with respect to them.
+        """Call the model with these weights. Differentiable with respect to them; its own errors are passed on.
 
         Args:
             weights: As `checked` returns them.
@@ -210,6 +213,7 @@ class Task:
         with batch.named_in_errors():
             return torch.as_tensor(self.loss(self.outputs(weights, batch.inputs), batch.targets))
 
+    @check_arguments
     def checked(self, weights: Weights) -> dict[str, Tensor]:
         """Bring weights to the task's device, as a dictionary that is complete and has the model's shapes.
 

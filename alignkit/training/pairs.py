@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.activations import Reading, find_readings, random_batch
+from alignkit.arguments import usable_device
 from alignkit.deepalign.aligner import AlignerInput, Probing
 from alignkit.errors import TrainingError
 from alignkit.graph import SymmetryGraph
@@ -96,7 +97,7 @@ class Pool:
         self, networks: Networks, settings: TrainingSettings, folder: Path | None = None, device: Device = "cpu"
     ) -> None:
         self.networks, self.settings, self.graph, self.folder = networks, settings, networks.graph, folder
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         splits = []
         for split in ("train", "validation"):
             by_target: dict[int, list[int]] = defaultdict(list)

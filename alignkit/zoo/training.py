@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state
 
-from alignkit.arguments import check_arguments
+from alignkit.arguments import check_arguments, usable_device
 from alignkit.errors import ZooError
 from alignkit.tasks.task import LOSSES, is_out_of_memory
-from alignkit.text import first_line
 from alignkit.zoo.architectures import Architecture
 from alignkit.zoo.manifest import NetworkRecord
 from alignkit.zoo.recipe import Recipe, complete_recipe
@@ -96,10 +95,7 @@ def train(
         raise ZooError(f"count is {count} and chunk is {chunk}: both have to be at least 1.")
     architecture = architecture.for_source(source.shape, source.outputs)
     recipe = complete_recipe(recipe, architecture, source)
-    try:
-        where = torch.empty(0, device=device or "cpu").device
-    except (RuntimeError, AssertionError) as error:
-        raise ZooError(f"device={str(device)!r} cannot be used: {first_line(error)}") from error
+    where = usable_device(device or "cpu")
     size = chunk or (architecture.cpu_chunk if where.type == "cpu" else GPU_CHUNK)
     states: list[State] = []
     records: list[NetworkRecord] = []

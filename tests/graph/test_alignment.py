@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from alignkit import Alignment, SymmetryGraph
+from alignkit import Alignment, SoftAlignment, SymmetryGraph
 from alignkit.errors import AlignmentError
 from helpers.graph_strategies import all_alignments, distinct_weights, graphs, slow_apply
 
@@ -214,3 +214,25 @@ class TestFiles:
             Alignment.random(HEADS, seed).save(path)
         assert Alignment.load(path, HEADS) == Alignment.random(HEADS, 2)
         assert [p.name for p in tmp_path.iterdir()] == ["g.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [Alignment.identity, SoftAlignment.centre])
+def test_one_tensor_has_to_be_one_of_the_graph(kind) -> None:
+    alignment = kind(HEADS)
+    with pytest.raises(AlignmentError, match=r"no tensor 'qvk'. Did you mean 'qkv'"):
+        alignment.apply_tensor("qvk", torch.zeros(14, 3))
+    for shape in ((), (14,), (14, 4), (0, 3)):
+        with pytest.raises(AlignmentError, match="'qkv' has shape"):
+            alignment.apply_tensor("qkv", torch.zeros(shape))
+
+
+def test_a_group_has_to_be_one_of_the_graph() -> None:
+    with pytest.raises(AlignmentError, match=r"no group 'head'. Did you mean 'heads'"):
+        Alignment.identity(HEADS).flat("head")
+
+
+@pytest.mark.parametrize("matrix", [None, 3, "x", [[1.0]], {"a": 1}, object()])
+def test_matrices_are_tensors(matrix) -> None:
+    matrices = dict(SoftAlignment.centre(HEADS).matrices) | {"model": matrix}
+    with pytest.raises(AlignmentError, match="'model' has no matrix, found"):
+        SoftAlignment(HEADS, matrices)

@@ -214,8 +214,10 @@ def test_float32_where_float64_is_refused() -> None:
 
 
 def test_the_models_own_error_is_shown() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(VerificationError, match=r"does not run on these inputs: .*shapes cannot be multiplied"):
         graph_with().verify(mlp(), torch.ones(2, 9))
+    with pytest.raises(VerificationError, match=r"does not run on these inputs: TypeError: .*'unknown'"):
+        graph_with().verify(mlp(), X, unknown=1)
 
 
 def test_a_model_of_another_architecture_is_refused() -> None:

@@ -215,7 +215,6 @@ class WithModules(Identity):
         ),
         ({"solver": "swaps", "seed": -1}, "seed=-1: input should be greater than or equal to 0."),
         ({"solver": WithTask}, "solver 'with_task' works with data: pass task=alignkit.Task"),
-        ({"device": "warp"}, "device='warp' cannot be used"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(pair, registry, arguments, said):

@@ -8,7 +8,7 @@ from torch import nn
 
 import alignkit
 import alignkit.zoo as zoo
-from alignkit.errors import ZooError
+from alignkit.errors import ArgumentError, ZooError
 from alignkit.zoo.recipe import complete_recipe
 
 DIGITS = zoo.source("digits")
@@ -167,7 +167,7 @@ def test_an_architecture_without_a_shape_cannot_be_built() -> None:
 
 
 def test_a_device_that_is_not_there_and_a_precision_that_does_not_fit_are_errors() -> None:
-    with pytest.raises(ZooError, match="device='xpu:7' cannot be used"):
+    with pytest.raises(ArgumentError, match="device='xpu:7' cannot be used"):
         zoo.train(SMALL["mlp"], DIGITS, 1, device="xpu:7", recipe=zoo.Recipe(steps=1))
     with pytest.raises(ZooError, match="BatchNorm cannot be trained in bf16"):
         zoo.train(SMALL["resnet"], DIGITS, 1, recipe=zoo.Recipe(steps=1, precision="bf16"))

@@ -16,9 +16,10 @@ from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_blocks
+from alignkit.graph.nodes import TensorNode
 from alignkit.graph.owned import Owned
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import html_table, list_some, plural
+from alignkit.text import did_you_mean, html_table, list_some, plural
 
 FORMAT = Format("alignkit.alignment", "alignment", "Alignment.save", AlignmentError)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -83,6 +84,8 @@ class Alignment:
     @check_arguments
     def flat(self, group: str) -> Tensor:
         """Return where every unit comes from, over all parents: int64 of shape ``[instances * size]``, row-major."""
+        if group not in self.graph.groups:
+            raise AlignmentError(f"the graph has no group {group!r}.{did_you_mean(group, self.graph.groups)}")
         parent = self.graph.groups[group].parent
         element = self.elements[group]
         if parent is None:
@@ -176,7 +179,7 @@ class Alignment:
     @check_arguments
     def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
         """Permute one tensor of the graph, given by its first name; a new tensor comes back."""
-        node = self.graph.tensors[name]
+        node = find_node(self.graph, name, tensor)
         if not node.groups:
             return tensor.detach().clone()
         return act_on_blocks(node.blocks, tensor.detach(), self.elements)
@@ -216,6 +219,15 @@ def _checked_indices(group: str, given: object, shape: tuple[int, ...]) -> Tenso
         problem = f"the indices of group {group!r} are not a permutation of 0 .. {shape[-1] - 1}"
         raise AlignmentError(f"{problem}: an index is missing or there twice.")
     return whole
+
+
+def find_node(graph: GraphStructure, name: str, tensor: Tensor) -> TensorNode:
+    """Return the node of a tensor given by its first name; `AlignmentError` where name or shape are not the graph's."""
+    if name not in graph.tensors:
+        raise AlignmentError(f"the graph has no tensor {name!r}.{did_you_mean(name, graph.tensors)}")
+    if tensor.shape != (shape := graph.tensors[name].shape):
+        raise AlignmentError(f"tensor {name!r} has shape {tuple(tensor.shape)}, the graph says {shape}.")
+    return graph.tensors[name]
 
 
 def check_same_graph(path: str | Path, fingerprint: object, graph: GraphStructure) -> None:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from alignkit.errors import AlignkitError, VerificationError
+from alignkit.text import describe_error
+
 ResultT = TypeVar("ResultT")
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -80,12 +83,17 @@ class ModelRun:
 def run_in_widest(run: Callable[[torch.dtype], ResultT]) -> ResultT:
     """Call ``run`` with float64, and with float32 where that fails.
 
-    Some kernels refuse float64; what also fails in float32 is the model's own error.
+    Some kernels refuse float64; what also fails in float32 is the model's own error, and a `VerificationError` here.
     """
     try:
         return run(torch.float64)
-    except (RuntimeError, NotImplementedError, TypeError):
-        return run(torch.float32)
+    except AlignkitError:
+        raise
+    except Exception:  # any model can fail in any way
+        try:
+            return run(torch.float32)
+        except Exception as error:
+            raise VerificationError(f"the model does not run on these inputs: {describe_error(error)}.") from error
 
 
 def output_tensors(result: Any) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.model_run import ModelRun, example_call, run_in_widest
@@ -68,6 +69,7 @@ class Verification:
         )
 
 
+@check_arguments
 def verify(
     graph: GraphStructure, model: nn.Module, *args: Any, draws: int = 3, seed: int = 0, **kwargs: Any
 ) -> Verification:
@@ -91,7 +93,7 @@ def verify(
 
     Raises:
         VerificationError: An output changes; the message names the guilty groups and the largest error. Also when the
-            model itself gives other outputs on a second run, or NaN.
+            model does not run on the inputs, gives other outputs on a second run, or NaN.
     """
     args, kwargs = example_call(args, kwargs)
     run = run_in_widest(partial(ModelRun, model, args, kwargs))

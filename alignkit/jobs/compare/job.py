@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from alignkit.arguments import check_fields, usable_device
 from alignkit.errors import ComparisonError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.jobs.average import average
@@ -22,6 +23,7 @@ from alignkit.tasks.task import Task
 from alignkit.text import explain_error
 
 
+@check_fields
 @dataclass(frozen=True)
 class Evaluation:
     """How the results of a comparison are judged.
@@ -63,7 +65,7 @@ class ComparisonSetup:
     @property
     def where(self) -> torch.device:
         """The device on which solvers work."""
-        return self.pair.device if self.device is None else torch.device(self.device)
+        return self.pair.device if self.device is None else usable_device(self.device)
 
 
 @dataclass(frozen=True, eq=False)

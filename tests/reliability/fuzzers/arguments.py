@@ -16,6 +16,7 @@ from fuzzers.engine import Case, Dice
 from fuzzers.networks import perceptron, perceptron_graph
 from fuzzers.values import anything, shown
 
+BUDGETS = {"draws", "points", "max_steps", "max_sweeps"}
 OWN_ERRORS = (pydantic.ValidationError, AttributeError)
 """Settings models keep the errors of pydantic, and frozen ones say what cannot be set."""
 
@@ -178,13 +179,17 @@ def calls() -> dict[str, Callable[..., Any]]:
             found[name] = value
         if inspect.isclass(value):
             owner = WORLD.owners.get(name, value)
-            members = [n for n in vars(value) if not n.startswith("_") and callable(getattr(owner, n))]
+            members = [n for n, member in vars(value).items() if not n.startswith("_") and is_method(member)]
             found |= {f"{name}.{member}": getattr(owner, member) for member in members}
     return {name: call for name, call in sorted(found.items()) if public(name)}
 
 
+def is_method(member: object) -> bool:
+    return inspect.isfunction(member) or isinstance(member, classmethod | staticmethod)
+
+
 def public(name: str) -> bool:
-    """Leave out what others implement, and what is documented to be a protocol of Python."""
+    """Leave out what others implement, what passes on errors of others, and what is a protocol of Python."""
     return name not in {
         "Status",
         "Solver.solve",
@@ -207,7 +212,7 @@ def make(dice: Dice, folder: Path) -> Case:
     positional, keywords = [], {}
     for parameter in parameters:
         wrong = parameter.name in replaced
-        value = anything(dice) if wrong else WORLD.value(name, parameter)
+        value = wrong_value(dice, parameter.name) if wrong else WORLD.value(name, parameter)
         if parameter.kind is parameter.VAR_POSITIONAL:
             positional += [] if value is None and not wrong else [value]
         elif parameter.kind is parameter.VAR_KEYWORD:
@@ -227,6 +232,12 @@ def make(dice: Dice, folder: Path) -> Case:
     refusals = OWN_ERRORS if settings(call) else ()
     kept = (positional, keywords)
     return Case(f"{name}({shown_as})", lambda: call(*positional, **keywords), (), kept, ("*",), refusals)
+
+
+def wrong_value(dice: Dice, name: str) -> Any:
+    """A value of any type; where a number says how long to work, none that asks for years."""
+    value = anything(dice)
+    return 3 if name in BUDGETS and isinstance(value, int | float) and value > 100 else value
 
 
 def settings(call: object) -> bool:
