@@ -142,6 +142,7 @@ class Manifest(Frozen):
         return tuple(record for shard in self.shards for record in shard.networks)
 
 
+@check_arguments
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a data set.
 
