@@ -19,6 +19,7 @@ from alignkit.jobs.estimate import Estimate
 from alignkit.jobs.from_disk.files import memory_limit, merge_files, solve_files
 from alignkit.jobs.from_disk.matching import match_checkpoints
 from alignkit.jobs.memory_use import peak_memory
+from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
 from alignkit.jobs.network_files import NetworkFiles, read_spec
 from alignkit.jobs.transport import Transported
@@ -36,6 +37,7 @@ __all__ = [
     "Merged",
     "NetworkFiles",
     "Sameness",
+    "Statistics",
     "Transported",
     "check_same",
     "estimate_demo",

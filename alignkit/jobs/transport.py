@@ -14,7 +14,7 @@ from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
-from alignkit.graph.bind import WeightsSource, fit_of, weights_of
+from alignkit.graph.bind import Weights, WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.average import length, widen, with_tensors
 from alignkit.jobs.mending import Mending, Statistics
@@ -122,8 +122,8 @@ def transport(
             base B and the result are measured.
         reset_batchnorm: Whether running statistics of the result are recomputed on the inputs of the task, as
             `alignkit.reset_batchnorm` does.
-        repair: Whether the result is repaired on the inputs of the task instead, as `alignkit.repair` does. Its parents
-            are base B, and tuned A with its units where B has them.
+        repair: Whether the result is repaired on the inputs of the task instead, as `alignkit.repair` does. Its one
+            parent is base B.
         arguments: Further arguments of `alignkit.solve`: a device, a seed, options.
 
     Returns:
@@ -174,8 +174,8 @@ def transport(
         network: nn.Module | dict[str, Tensor] = with_tensors(bases.module_b, named)
     else:
         network = {name: named[name] for name in (bases.b if b is None else weights_of(b))}
-    parents = [bases.b if bases.module_b is None else bases.module_b, back.apply(after)]
-    mended, statistics = mending.mend(network, parents, [0.5, 0.5])
+    base: Weights = bases.b if bases.module_b is None else bases.module_b
+    mended, statistics = mending.mend(network, [base], [1.0])
     losses = None
     if task is not None:
         measured = {"base A": bases.a, "tuned A": after, "base B": bases.b, "carried": mended}

@@ -37,12 +37,33 @@ def digits():
     images, labels = load_digits(return_X_y=True)
     data = torch.tensor(images[-500:] / 16).float(), torch.tensor(labels[-500:])
     return alignkit.Task(net()[0], data, "cross_entropy", "accuracy")
+
+
+def resnet():
+    """A residual network with BatchNorm, and an example call."""
+    return alignkit.zoo.architecture("resnet", width=16, shape=(1, 8, 8), outputs=10).build(), torch.rand(2, 1, 8, 8)
+
+
+def images(mirrored=False):
+    """The last 500 digits as images; mirrored, for a fine-tune."""
+    images, labels = load_digits(return_X_y=True)
+    images = torch.tensor(images[-500:].reshape(-1, 1, 8, 8) / 16).float()
+    data = images.flip(-1) if mirrored else images, torch.tensor(labels[-500:])
+    return alignkit.Task(resnet()[0], data, "cross_entropy", "accuracy")
+
+
+def mirror():
+    return images(mirrored=True)
 '''
 
 
 @cache
 def folder() -> Path:
-    """A folder with a, b and c (three seeds), tuned (a, trained on), shuffled (a in another order), spec and module."""
+    """A folder with the networks of the how-to pages, their module and a spec.
+
+    Perceptrons: a, b and c (three seeds), tuned (a, trained on), shuffled (a in another order). Residual networks with
+    BatchNorm: resnet-a, -b and -c, and resnet-mirror (a, trained on with mirrored images).
+    """
     path = Path(tempfile.mkdtemp())
     (path / "networks.py").write_text(MODULE)
     model = network(0)
@@ -57,6 +78,14 @@ def folder() -> Path:
         other = network(seed)
         train(other, seed, 300)
         save(other, path / f"{name}.safetensors")
+    architecture = alignkit.zoo.architecture("resnet", width=16, shape=(1, 8, 8), outputs=10)
+    for seed, name in enumerate("abc"):
+        other = architecture.build(seed)
+        train(other, seed, 150)
+        save(other, path / f"resnet-{name}.safetensors")
+        if name == "a":
+            train(other, 9, 60, mirrored=True)
+            save(other, path / "resnet-mirror.safetensors")
     return path
 
 
@@ -66,10 +95,14 @@ def network(seed: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
-def train(model: nn.Module, seed: int, steps: int) -> None:
-    """Adam on the first digits, batches of 64."""
+def train(model: nn.Module, seed: int, steps: int, *, mirrored: bool = False) -> None:
+    """Adam on the first digits, batches of 64; images for a network with convolutions."""
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images[:-500] / 16).float(), torch.tensor(labels[:-500])
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        x = x.reshape(-1, 1, 8, 8)
+    if mirrored:
+        x = x.flip(-1)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(steps):
