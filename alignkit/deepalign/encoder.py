@@ -18,7 +18,7 @@ from torch.nn import functional
 from alignkit.activations import Reading
 from alignkit.deepalign.aligner import Aligner, AlignerInput, Probing
 from alignkit.deepalign.probes import Response, channels, respond
-from alignkit.deepalign.scores import cosines, standardise
+from alignkit.deepalign.scores import cosines, is_finite, of_unit_size, standardise
 from alignkit.deepalign.wiring import ALIKE, Connection, Wiring, find_wiring, unit_norms
 from alignkit.errors import SolverError
 
@@ -76,12 +76,15 @@ class ProbeEncoder(Aligner):
             for reading in readings:
                 shares = self.mix[ROLES.index(reading.site.when)]
                 for both in zip(*(side[reading] for side in responses), strict=True):
-                    parts = zip(shares, channels(*both), strict=False)
+                    parts = (
+                        (share, part) for share, part in zip(shares, channels(*both), strict=False) if is_finite(part)
+                    )
                     plain += [share * standardise(channel) for share, channel in parts]
             terms = [sum(plain[1:], plain[0]) / len(plain)] if plain else []
             if group in a and group in b:
                 learned = self.learned * standardise(cosines(a[group].flatten(1), b[group].flatten(1)))
-                terms.append(learned.to(terms[0].dtype) if terms else learned)
+                if is_finite(learned):
+                    terms.append(learned.to(terms[0].dtype) if terms else learned)
             if terms:
                 scores[group] = sum(terms[1:], terms[0])
         return scores
@@ -93,7 +96,9 @@ class ProbeEncoder(Aligner):
         count, dtype = probing.batch.size, self.read_out.weight.dtype
         seen = {group: signals(readings, responses, count) for group, readings in probing.readings.items()}
         base = {group: values[:, : self.probes].to(dtype) for group, values in seen.items() if values is not None}
-        weights = {name: tensor.to(dtype) for name, tensor in weights.items() if tensor.is_floating_point()}
+        weights = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel()}
+        # Only how the weights of one tensor compare counts, so that they may be brought to a size that the dtype holds.
+        weights = {n: of_unit_size(t, tuple(range(t.ndim))).to(dtype) for n, t in weights.items()}
         matrices = {c: c.matrix(weights) for c in wiring.connections if {c.source.group, c.target.group} <= base.keys()}
         # Bias, scale, and norms of the weights that write and that read, each a mean over the tensors that have it.
         kinds: dict[str, list[list[Tensor]]] = {group: [[] for _ in range(STATISTICS)] for group in base}

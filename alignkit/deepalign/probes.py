@@ -17,7 +17,7 @@ from torch import Tensor
 from alignkit.activations.readings import Reading, hooked
 from alignkit.activations.sites import ModuleCall
 from alignkit.deepalign.aligner import AlignerInput, Probing
-from alignkit.deepalign.scores import cosines, standardise
+from alignkit.deepalign.scores import cosines, is_finite, standardise
 from alignkit.tasks.batches import map_tensors, tensors_in
 from alignkit.tasks.task import call_with
 
@@ -111,6 +111,7 @@ def probe_similarities(pair: AlignerInput, probing: Probing) -> dict[str, Float[
             for reading in readings
             for response_a, response_b in zip(left[reading], right[reading], strict=True)
             for channel in channels(response_a, response_b)
+            if is_finite(channel)
         ]
         if matrices:
             scores[group] = torch.stack(matrices).mean(0).cpu()

@@ -15,11 +15,28 @@ Scores = Mapping[str, Float[Tensor, "units units"]]
 ROUNDING = 1e-12
 """Deviations below this share of the largest entry are rounding in float64; in narrower types 8 units of theirs are."""
 TINY = 1e-30
-"""Norms below this count as this, in float32 as in float64: a unit that never responds is like no other."""
+"""Norms below this share of the largest entry of all units count as this: a unit that never responds is like no other.
+
+It is for float32 as for float64."""
+
+
+def of_unit_size(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Divide by a power of two near the largest entry over some dims, so that squares neither overflow nor vanish.
+
+    No bit is lost, and zeros stay zeros. The divisor counts as a constant for gradients.
+    """
+    largest = values.detach().abs().amax(dims, keepdim=True)
+    return values / torch.where(largest > 0, largest / torch.frexp(largest).mantissa, 1.0)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Tell whether values can be used: weights may be finite where activations and gradients overflow."""
+    return bool(torch.isfinite(values).all())
 
 
 def standardise(scores: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
     """Bring each matrix to mean 0 and standard deviation 1 over its entries; a constant matrix becomes 0."""
+    scores = of_unit_size(scores, (-1, -2))
     centred = scores - scores.mean((-1, -2), keepdim=True)
     deviation = centred.square().mean((-1, -2), keepdim=True)
     largest = scores.detach().abs().amax((-1, -2), keepdim=True)
@@ -33,5 +50,5 @@ def cosines(
     a: Float[Tensor, "*batch units features"], b: Float[Tensor, "*batch units features"]
 ) -> Float[Tensor, "*batch units units"]:
     """Compute the cosines of the features of A's units (rows) and B's (columns); 0 for a unit without any."""
-    left, right = (functional.normalize(side, dim=-1, eps=TINY) for side in (a, b))
+    left, right = (functional.normalize(of_unit_size(side, (-1, -2)), dim=-1, eps=TINY) for side in (a, b))
     return left @ right.mT

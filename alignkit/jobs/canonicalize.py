@@ -23,6 +23,7 @@ from alignkit.graph import Block, Pair, SymmetryGraph, Use
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.assignment import assignment_value, linear_assignment
+from alignkit.matching.objective import Objective
 from alignkit.plotting.pictures import bar_chart
 from alignkit.reports.document import Facts, Names, Part, Picture, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, number, uncovered_section
@@ -154,7 +155,11 @@ def canonicalize(
         raise AlignmentError("there are no networks to bring to the reference.")
     where = next(iter(target.values())).device if device is None else usable_device(device)
     elements = {n: torch.empty(count, *graph.element_shape(n), dtype=torch.long) for n in graph.groups}
+    Objective(Pair(graph, target, target)).scale  # noqa: B018  refuses weights whose squares overflow or vanish
     before, batched = _distances(target, stacked), can_be_batched(graph)
+    if not bool(torch.isfinite(before).all()):
+        far = int((~torch.isfinite(before)).nonzero()[0])
+        raise BindError(f"network {far} holds numbers whose squares overflow float64. Make all networks smaller.")
     alone, weights = list(range(count)), stacked
     if batched:
         size = max(1, BATCH_ELEMENTS // max(1, sum(tensor.numel() for tensor in target.values())))
@@ -193,9 +198,11 @@ class _Batch:
         self.a = {name: tensor.to(device, torch.float64) for name, tensor in target.items() if is_number(tensor)}
         self.b = {name: networks[name].to(device, torch.float64).contiguous() for name in self.a}
         self.count = len(next(iter(networks.values())))
-        self.squares = torch.zeros(self.count, dtype=torch.float64)
-        for name, b in self.b.items():
-            self.squares += (b.reshape(self.count, -1).square().sum(1) + self.a[name].square().sum()).cpu()
+        self.squares = {
+            name: (b.reshape(self.count, -1).square().sum(1) + self.a[name].square().sum()).cpu()
+            for name, b in self.b.items()
+        }
+        """Squared norms of a tensor of the reference and of each network, ``[networks]``."""
         self.elements: dict[str, Tensor] = {}
         """Indices ``[networks, n]`` of the groups that were matched."""
         self._constant: dict[Use, Tensor] = {}
@@ -219,11 +226,8 @@ class _Batch:
                     for other in self.graph.neighbours(root):
                         dirty[other][turn[changed]] = True
             if not torch.isfinite(distance).all():  # after the first sweep
-                value = torch.zeros(self.count, dtype=torch.float64, device=self.device)
-                for name, tensor in self.b.items():
-                    moved = _permute(self.graph, name, tensor, self.elements)
-                    value += (moved.reshape(self.count, -1) * self.a[name].reshape(-1)).sum(1)
-                distance = self.squares - 2 * value.cpu()
+                moved = {name: _permute(self.graph, name, tensor, self.elements) for name, tensor in self.b.items()}
+                distance = _distances(self.a, moved)
             finished = swept & (before - distance <= rtol * distance)
             for name in dirty:
                 dirty[name] &= ~finished
@@ -246,8 +250,9 @@ class _Batch:
             self.elements[group] = assigned
             return torch.ones(len(turn), dtype=torch.bool), torch.full((len(turn),), torch.inf, dtype=torch.float64)
         gain = assignment_value(similarity, assigned) - assignment_value(similarity, current[turn])
-        rounding = ROUNDING * self.squares[turn].clamp_min(TINY)
-        changed = (assigned != current[turn]).any(1) & (gain > rounding)
+        touched = (self.squares[name][turn] for name in self.a if group in self.graph.tensors[name].groups)
+        squares = sum(touched, start=torch.zeros(len(turn), dtype=torch.float64))
+        changed = (assigned != current[turn]).any(1) & (gain > ROUNDING * squares.clamp_min(TINY))
         self.elements[group] = current.index_copy(0, turn[changed], assigned[changed])
         return changed, gain
 

@@ -70,7 +70,7 @@ def solve(
     Raises:
         SolverError: The solver is unknown, an option is wrong, something that the solver needs is missing, or
             it failed. Errors of alignkit that a solver raises are passed on as they are.
-        BindError: ``a`` and ``b`` do not fit the graph.
+        BindError: ``a`` and ``b`` do not fit the graph, or their squares overflow float64 or vanish in it.
         AlignmentError: ``init`` belongs to another graph.
     """
     registry = registry if registry is not None else process_registry()
@@ -170,7 +170,7 @@ def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, thr
     """Run one solver on a problem, watched by the registry's observers, and account for the result. See `solve`."""
     history: list[Step] = []
     best: list[Step] = []  # the last is the one to return on Ctrl-C
-    problem.objective.sums  # noqa: B018  computed once, for the solver and for the account
+    problem.objective.scale  # noqa: B018  sums are computed once, for the solver and for the account, and checked
     guard, options, name = WriteGuard(problem), plain_options(solver), solver.name
     # What the solver and the observers do to their problem and its objective has no say in the account.
     handed, shown = copy.copy(problem), copy.copy(problem)

@@ -16,10 +16,12 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from alignkit.arguments import usable_device
+from alignkit.checkpoints.fit import is_number
 from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.matching.families import best_element
+from alignkit.matching.objective import power_of_two
 from alignkit.matching.relaxation import SAMPLES, Masses, Relaxation, best_step
 from alignkit.matching.soft_alignment import SoftAlignment
 
@@ -44,7 +46,9 @@ def ascend_together(
     first = next(iter(weights[0].values()))
     where = first.device if device is None else usable_device(device)
     wide = any(tensor.dtype == torch.float64 for tensor in weights[0].values())
-    models = [Relaxation(Pair(graph, w, w), where, torch.float64 if wide else torch.float32) for w in weights]
+    dtype = torch.float64 if wide else torch.float32
+    largest = max(float(t.double().square().sum()) for w in weights for t in w.values() if is_number(t))
+    models = [Relaxation(Pair(graph, w, w), where, dtype, power_of_two(largest)) for w in weights]
     degree = max(term.degree or SAMPLES for term in models[0].terms)
     nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(degree + 1) / degree)
     centre = SoftAlignment.centre(graph)

@@ -7,6 +7,7 @@ values and for the similarity matrix of a group; [Ainsworth23], "matching weight
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.checkpoints.fit import is_number
+from alignkit.errors import BindError
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.owned import ReadOnly
@@ -29,16 +31,35 @@ Elements: TypeAlias = Mapping[str, Tensor | None]
 
 CACHE_ELEMENTS = 1 << 25
 """Maximum number of elements of similarity matrices that are kept for reuse: 256 MB in float64."""
+ORDINARY = (1e-8, 1e12)
+"""Norms of tensors between these have products that float32 holds, with room for elements far below the norm."""
+TINY = 1e-300
+"""Squares below this are too near the smallest number of float64 to say anything."""
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over one tensor of A and of B as they stand, in float64; squares are finite exactly if all values are."""
+    """Sums over one tensor of A and of B as they stand, in float64; finite if all values and their squares are."""
 
     squares_a: float
     squares_b: float
     inner: float
     distance: float
+
+
+def power_of_two(squares: float) -> float:
+    """Return a power of two near the root of ``squares``, and 1 where numbers of that size need no scaling.
+
+    Divided by it, weights whose squares add up to ``squares`` have products that float32 holds. Division by a power of
+    two loses no bit.
+    """
+    size = math.sqrt(squares)
+    return 1.0 if not size or ORDINARY[0] < size < ORDINARY[1] else math.ldexp(1.0, math.frexp(size)[1])
+
+
+def divided(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Divide a tensor by a scale, in float64, and round it to a dtype."""
+    return tensor.to(dtype) if scale == 1 else (tensor.double() / scale).to(dtype)
 
 
 class Objective:
@@ -79,6 +100,11 @@ class Objective:
         other.products, other._cache, other._cached = dtype, {}, 0
         return other
 
+    @property
+    def scale_of_products(self) -> float:
+        """What weights are divided by before they are multiplied for a similarity: products in float64 need nothing."""
+        return 1.0 if self.products == torch.float64 else self.scale
+
     def pieces(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one tensor of A and of aligned B piece by piece; B as it stands where no elements are given.
 
@@ -106,6 +132,24 @@ class Objective:
         return ReadOnly(sums)
 
     @cached_property
+    def scale(self) -> float:
+        """Power of two near the norm of the largest tensor, by which weights are divided before float32 products.
+
+        It is 1 for weights of ordinary size. Sums themselves need no scale, because they are taken in float64.
+
+        Raises:
+            BindError: The squares of the weights overflow float64, or vanish in it.
+        """
+        advice = "Multiply both networks by one number first; the best order of units stays the same"
+        for name, sums in self.sums.items():
+            if not math.isfinite(sums.squares_a + sums.squares_b + sums.distance):
+                raise BindError(f"{name!r} holds numbers whose squares overflow float64. {advice}.")
+        largest = max((max(sums.squares_a, sums.squares_b) for sums in self.sums.values()), default=0.0)
+        if largest < TINY and any(bool(a.any()) or bool(b.any()) for name in self.sums for a, b in self.pieces(name)):
+            raise BindError(f"the weights are so small that their squares vanish in float64. {advice}.")
+        return power_of_two(largest)
+
+    @cached_property
     def squares(self) -> float:
         """``|A|^2 + |B|^2``, the same for every alignment."""
         return sum(sums.squares_a + sums.squares_b for sums in self.sums.values())
@@ -124,6 +168,11 @@ class Objective:
         """Return ``<A, P # B>`` of one tensor on which groups act."""
         return sum(float((a * b).sum(dtype=torch.float64)) for a, b in self.pieces(name, elements))
 
+    def tensor_distance(self, name: str, elements: Elements) -> float:
+        """Return ``|| A - P # B ||^2`` of one tensor on which groups act, in float64."""
+        differences = ((a.double() - b.double()).reshape(-1) for a, b in self.pieces(name, elements))
+        return sum(float(torch.dot(difference, difference)) for difference in differences)
+
     def value(self, alignment: Alignment | SoftAlignment) -> float:
         """Return ``<A, P # B>`` over all tensors."""
         elements = alignment.elements if isinstance(alignment, Alignment) else alignment.matrices
@@ -131,11 +180,7 @@ class Objective:
 
     def distances2(self, alignment: Alignment) -> dict[str, float]:
         """Return ``|| A - P # B ||^2`` of each tensor, summed in float64."""
-        distances = dict(self.unaligned)
-        for name in self.a:
-            differences = ((a.double() - b.double()).reshape(-1) for a, b in self.pieces(name, alignment.elements))
-            distances[name] = sum(float(torch.dot(difference, difference)) for difference in differences)
-        return distances
+        return {**self.unaligned, **{name: self.tensor_distance(name, alignment.elements) for name in self.a}}
 
     def distance2(self, alignment: Alignment) -> float:
         """Return ``|| A - P # B ||^2`` over all tensors, summed in float64."""
@@ -160,19 +205,20 @@ class Objective:
         """
         size = self.graph.groups[group].size
         total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
+        scale = self.scale_of_products
         for use in self.uses[group]:
             depends = [elements.get(name) for name in use.others]
             kept = self._cache.get(use)
             if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
-                total += kept[1]
+                total.add_(kept[1], alpha=scale**2)
                 continue
-            a, b = self.unfold(use, elements)
             shape = (use.unit_count // size, size, -1)
-            product = a.reshape(shape).to(self.products) @ b.reshape(shape).to(self.products).mT
+            a, b = (divided(side.reshape(shape), scale, self.products) for side in self.unfold(use, elements))
+            product = a @ b.mT
             if not product.requires_grad and (kept is not None or self._cached + product.numel() <= CACHE_ELEMENTS):
                 self._cached += product.numel() if kept is None else 0
                 self._cache[use] = (depends, product)
-            total += product
+            total.add_(product, alpha=scale**2)
         return total
 
     def unfold(self, use: Use, elements: Elements) -> tuple[Tensor, Tensor]:

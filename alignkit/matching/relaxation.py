@@ -35,6 +35,7 @@ from alignkit.graph.layout import Block
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import Use, uses_of_block
 from alignkit.matching.families import split_pairs, unit_masses
+from alignkit.matching.objective import divided
 from alignkit.matching.soft_alignment import SoftAlignment
 
 Masses: TypeAlias = Mapping[str, Float[Tensor, "units units"]]
@@ -102,13 +103,24 @@ class Gradient:
 
 
 class Relaxation:
-    """``<A, P # B>`` of one pair for soft ``P``; ``dtype`` is that of the products, sums over tensors are float64."""
+    """``<A, P # B>`` of one pair for soft ``P``; ``dtype`` is that of the products, sums over tensors are float64.
 
-    def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    Both networks are divided by ``scale``, such as `Objective.scale`; values are then in squares of it.
+    """
+
+    def __init__(
+        self,
+        bound: Pair,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        scale: float = 1.0,
+    ) -> None:
         self.graph, self.device, self.dtype = bound.graph, torch.device(device), dtype
         moved = {name: node for name, node in self.graph.tensors.items() if node.groups and is_number(bound.a[name])}
-        self.a = {name: bound.a[name].detach().to(self.device, dtype).contiguous() for name in moved}
-        self.b = {name: bound.b[name].detach().to(self.device, dtype).contiguous() for name in moved}
+        self.a, self.b = (
+            {name: divided(side[name].detach().to(self.device), scale, dtype).contiguous() for name in moved}
+            for side in (bound.a, bound.b)
+        )
         self.terms = tuple(Term(name, block) for name, node in moved.items() for block in node.blocks if block.groups)
         self._constant: dict[Use, Tensor] = {}
 

@@ -59,8 +59,9 @@ def unit_similarity(
                 for row, values in enumerate(squares):
                     sums[use.group][row] += use.unfold(values).sum(-1)
     similarities = {}
-    for group, (inner_before, inner_after, a, b_before, b_after) in sums.items():
-        norms = ((a * b).sqrt().clamp_min(TINY) for b in (b_before, b_after))
+    for group, (inner_before, inner_after, a2, before2, after2) in sums.items():
+        norm_a, *norms_b = (squares.sqrt() for squares in (a2, before2, after2))  # products of squares may overflow
+        norms = ((norm_a * norm).clamp_min(TINY) for norm in norms_b)
         similarities[group] = UnitSimilarity(*map(torch.div, (inner_before, inner_after), norms))
     return similarities
 

@@ -7,7 +7,7 @@ from disk runs it on weights that are read in pieces.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ from alignkit.solver.outcome import Report, Step
 RTOL, MAX_SWEEPS = 1e-9, 1000
 """Where a caller has no opinion: to the end. A run seldom takes more than 20 sweeps."""
 ROUNDING = 1e-12
-"""Differences below this part of ``|A|^2 + |B|^2`` are rounding of inner products in float64."""
+"""Gains below this part of the squares of the tensors that they come from are rounding of products in float64."""
 TINY = 1e-300
 """In place of the squared norms of networks whose weights are all 0."""
 
@@ -67,6 +67,7 @@ class Ascent:
         self.objective, self.graph = objective, objective.graph
         self.rtol, self.max_sweeps = rtol, max_sweeps
         self.negligible = ROUNDING * max(objective.squares, TINY)
+        """Squared distances below this are rounding of the networks as a whole."""
         self.trees = {root: TreeObjective(objective, root) for root in self.graph.roots}
         self.around = neighbours_of_trees(self.graph)
 
@@ -134,7 +135,7 @@ class Ascent:
             return self._if_better({group: assigned}, elements)
         values = [assignment_value(similarity, p.reshape(similarity.shape[:-1])) for p in (assigned, current)]
         gain = float((values[0] - values[1]).sum())
-        return Proposal({group: assigned}, gain) if gain > self.negligible else None
+        return Proposal({group: assigned}, gain) if gain > self._rounding_of({group}) else None
 
     def _refine_leaves(self, roots: list[str], elements: dict[str, Tensor | None], gains: dict[str, float]) -> None:
         """Update the innermost groups of trees of families with their parents held in place."""
@@ -154,18 +155,28 @@ class Ascent:
             return Proposal(proposal, math.inf)
         if all(torch.equal(proposal[name], elements[name]) for name in proposal):  # type: ignore[arg-type]
             return None
-        touched = [t for t, node in self.graph.tensors.items() if not node.groups.isdisjoint(proposal)]
+        touched = self._touched(proposal)
         if any(elements[name] is None for t in touched for name in self.graph.tensors[t].groups):
             # Neighbours are still at the centre of their orders: there is no true objective to compare yet.
             return None
         changed = {**elements, **proposal}
         gain = sum(self.objective.tensor_value(t, changed) - self.objective.tensor_value(t, elements) for t in touched)
-        return Proposal(proposal, gain) if gain > self.negligible else None
+        return Proposal(proposal, gain) if gain > self._rounding_of(proposal) else None
 
     def _distance(self, elements: Mapping[str, Tensor | None]) -> float:
-        """Return ``|A|^2 + |B|^2 - 2 <A, P # B>``."""
-        value = self.objective.fixed_value + sum(self.objective.tensor_value(t, elements) for t in self.objective.a)
-        return self.objective.squares - 2 * value
+        """Return ``|A - P # B|^2``, tensor by tensor: squares less products keep the rounding of the largest tensor."""
+        moved = {name: self.objective.tensor_distance(name, elements) for name in self.objective.a}
+        return sum({**self.objective.unaligned, **moved}.values())
+
+    def _touched(self, groups: Iterable[str]) -> list[str]:
+        """List the tensors on which one of some groups acts."""
+        wanted = set(groups)
+        return [name for name, node in self.graph.tensors.items() if not node.groups.isdisjoint(wanted)]
+
+    def _rounding_of(self, groups: Iterable[str]) -> float:
+        """Return what a gain of some groups has to exceed; tensors may be of very different sizes."""
+        sums = (self.objective.sums[name] for name in self._touched(groups))
+        return ROUNDING * max(sum(each.squares_a + each.squares_b for each in sums), TINY)
 
 
 def known_elements(elements: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

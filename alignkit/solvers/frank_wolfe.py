@@ -68,7 +68,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
         options = self.options
         frame = Frame.of(problem.bound)
         graph = problem.graph
-        relaxation = Relaxation(frame.bound, problem.device, problem.dtype)
+        relaxation = Relaxation(frame.bound, problem.device, problem.dtype, problem.objective.scale)
         unaligned = sum(problem.objective.unaligned.values())
 
         def note(step: Step, elements: Mapping[str, Tensor]) -> None:
@@ -187,7 +187,7 @@ class _Best:
             offered, distance = run.elements, run.distance
         else:
             offered = {name: element for name, element in elements.items() if element is not None}
-            distance = self.objective.squares - 2 * self.objective.value(Alignment(self.objective.graph, offered))
+            distance = self.objective.distance2(Alignment(self.objective.graph, offered))
         if not self.elements or distance < self.distance:
             self.elements, self.distance = offered, max(distance, 0.0)
         self.report(Step(self.offers, self.distance, note), self.elements)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.matching.objective import divided
 from alignkit.matching.sinkhorn import Potentials, doubly_stochastic, plan, potentials
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, Status, Step
@@ -164,7 +165,8 @@ class Goal:
     def __post_init__(self) -> None:
         problem, tensors = self.problem, self.problem.graph.tensors
         moved = [name for name, node in tensors.items() if node.groups and problem.b[name].is_floating_point()]
-        self.a = {name: problem.a[name].detach().to(problem.device, problem.dtype) for name in moved}
+        self.scale = problem.objective.scale
+        self.a = {n: divided(problem.a[n].detach().to(problem.device), self.scale, problem.dtype) for n in moved}
         self.b = {name: problem.b[name].detach().to(problem.device, problem.dtype) for name in moved}
         self.squares = max(problem.objective.squares, 1e-300)
         self.generator = problem.generator()
@@ -188,8 +190,9 @@ class Goal:
         """
         inner = torch.zeros((), dtype=torch.float64, device=self.problem.device)
         for name, a in self.a.items():
-            inner = inner + (a * soft.apply_tensor(name, self.b[name])).sum(dtype=torch.float64)
-        return 1 - 2 * (inner + self.problem.objective.fixed_value) / self.squares
+            b = soft.apply_tensor(name, self.b[name]) / self.scale
+            inner = inner + (a * b).sum(dtype=torch.float64)
+        return 1 - 2 * (self.scale**2 * inner + self.problem.objective.fixed_value) / self.squares
 
     def score(self, alignment: Alignment) -> float:
         """Return what alignments are compared by; the squared distance itself where there is no task."""

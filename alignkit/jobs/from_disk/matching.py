@@ -79,7 +79,7 @@ def match_checkpoints(
     # The squares tell whether all numbers are finite; the sums of the same pass are used again by the solver.
     fit = fit_of(graph)
     fit.problems += [
-        f"{name!r} of {label} holds NaN or infinity"
+        f"{name!r} of {label} holds NaN or infinity, or numbers whose squares overflow float64"
         for name, sums in problem.objective.sums.items()
         for label, squares in (("A", sums.squares_a), ("B", sums.squares_b))
         if not math.isfinite(squares)

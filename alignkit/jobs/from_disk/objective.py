@@ -23,7 +23,7 @@ from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import Use
 from alignkit.jobs.from_disk.budget import Budget, release_freed
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk
-from alignkit.matching.objective import Elements, Objective, known, unknown_dims
+from alignkit.matching.objective import Elements, Objective, divided, known, unknown_dims
 
 _SLICED = "\0sliced"
 """Marks the group of a dim nested in the first one, of which only a range is at hand."""
@@ -116,17 +116,17 @@ class _Summing:
                 a = self._part(0, start, stop)
                 for low, high in self.ranges:
                     part = total[:, start * each : stop * each, low * each : high * each]
-                    _add_product(part, a, whole if whole is not None else self._part(1, low, high))
+                    self._add_product(part, a, whole if whole is not None else self._part(1, low, high))
         elif 0 in self.averaged:
             # A is summed and B averaged over the first dim before they are multiplied.
             a = sum((self._part(0, *r) for r in self.ranges), start=torch.zeros(()))
             b = sum((self._part(1, *r) for r in self.ranges), start=torch.zeros(())) / self.dims[0].size
-            _add_product(total, a, b)
+            self._add_product(total, a, b)
         else:
             each = total.shape[0] // self.dims[0].size if 0 in self.use.chain else 0
             for start, stop in self.ranges:
                 part = total[start * each : stop * each] if each else total
-                _add_product(part, self._part(0, start, stop), self._part(1, start, stop, matched=True))
+                self._add_product(part, self._part(0, start, stop), self._part(1, start, stop, matched=True))
 
     def _part(self, side: int, start: int, stop: int, *, matched: bool = False) -> Tensor:
         """Read a range of the first dim as ``[instances, n, rest]`` or ``[1, units, rest]``, the others applied to B.
@@ -149,7 +149,8 @@ class _Summing:
             cut = dim.group is not None and 0 in dim.ancestors
             dims.append(replace(dim, group=f"{dim.group}{_SLICED}") if cut else dim)
         block = Block((0, *self.use.block.offsets[1:]), tuple(dims))
-        part = block.view(rows.to(torch.float64 if self.averaged else self.objective.products))
+        dtype = torch.float64 if self.averaged else self.objective.products
+        part = block.view(divided(rows, self.objective.scale_of_products, dtype))
         if side == 1:
             sliced = {group + _SLICED: element[start:stop] for group, element in self.elements.items()}
             part = act_on_block(block, part, {**self.elements, **sliced}, skip=self.skip)
@@ -161,12 +162,12 @@ class _Summing:
         chain = part.shape[: len(self.use.chain)]
         return part.reshape(prod(chain[:-1]), chain[-1], -1) if self.ordered else part.reshape(1, prod(chain), -1)
 
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add ``a @ b^T`` to ``total`` for each instance, without a second matrix of that size."""
-    for each, left, right in zip(total, a, b, strict=True):
-        if a.dtype == total.dtype:
-            each.addmm_(left, right.mT)
-            continue
-        for start in range(0, left.shape[0], _ROWS):
-            each[start : start + _ROWS] += left[start : start + _ROWS] @ right.mT
+    def _add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add ``a @ b^T`` to ``total`` for each instance, without a second matrix of that size."""
+        for each, left, right in zip(total, a, b, strict=True):
+            if a.dtype == total.dtype:
+                each.addmm_(left, right.mT)
+                continue
+            for start in range(0, left.shape[0], _ROWS):
+                product = left[start : start + _ROWS] @ right.mT
+                each[start : start + _ROWS].add_(product, alpha=self.objective.scale_of_products**2)
