@@ -20,7 +20,7 @@ def as_bits(tensor: Tensor) -> Tensor:
 
     These are the floats of 8 bits and unsigned whole numbers. Gradients flow through all other dtypes.
     """
-    return tensor if tensor.dtype in _INDEXED else tensor.view(_BITS[tensor.dtype.itemsize])
+    return tensor if tensor.dtype in _INDEXED else tensor.resolve_neg().view(_BITS[tensor.dtype.itemsize])
 
 
 def narrow(wide: Tensor, dtype: torch.dtype, name: str, error: type[AlignkitError]) -> Tensor:

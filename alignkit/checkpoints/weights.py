@@ -65,4 +65,5 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
         if kind == "safetensors":
             save_safetensors(weights, temporary, metadata)
         else:
-            save_pickle({n: t.detach().cpu() for n, t in weights.items()}, temporary)
+            # A class of one's own would have to be trusted when the file is read.
+            save_pickle({n: t.detach().as_subclass(Tensor).cpu() for n, t in weights.items()}, temporary)

@@ -12,12 +12,13 @@ from typing import Any
 
 from networkx import Graph, connected_components
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import GraphError, ShapeMismatchError
 from alignkit.graph.layout import factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
 from alignkit.graph.uses import Use, uses_of_block
-from alignkit.text import plural
+from alignkit.text import plural, show_value
 
 DEEPEST = 32
 """Maximum number of groups that are nested in one another; networks have two or three."""
@@ -30,9 +31,15 @@ class GraphStructure:
     same arguments, holds the same invariants, and adds what one does with a graph: bind, verify, draw, write.
     """
 
+    @check_arguments
     def __init__(
         self, tensors: Mapping[str, TensorNode], groups: Mapping[str, Group], provenance: Provenance | None = None
     ) -> None:
+        for values, kind in ((tensors, TensorNode), (groups, Group)):
+            for name, value in values.items():
+                if not isinstance(name, str) or not isinstance(value, kind):
+                    found = f"{show_value(name)}: {show_value(value)}"
+                    raise GraphError(f"a graph is made of a {kind.__name__} for each name, found {found}.")
         self.tensors: Mapping[str, TensorNode] = MappingProxyType(dict(tensors))
         self.groups: Mapping[str, Group] = MappingProxyType(dict(groups))
         self.provenance = provenance or Provenance()

@@ -12,6 +12,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from alignkit.checkpoints.staging import staged
 from alignkit.checkpoints.weights import read_weights, write_weights
@@ -135,3 +136,17 @@ def test_others_can_read_what_is_written(tmp_path, name):
     finally:
         os.umask(before)
     assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
+
+
+class Marked(Tensor):
+    pass
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
+@pytest.mark.parametrize("kind", [Marked, nn.Parameter])
+def test_tensors_of_another_class_are_written_as_tensors(kind, suffix: str, tmp_path: Path) -> None:
+    tensor = torch.ones(2).as_subclass(Marked) if kind is Marked else nn.Parameter(torch.ones(2))
+    write_weights(tmp_path / f"w{suffix}", {"w": tensor})
+    read = read_weights(tmp_path / f"w{suffix}")["w"]
+    assert type(read) is Tensor
+    assert torch.equal(read, torch.ones(2))

@@ -226,6 +226,22 @@ def test_one_tensor_has_to_be_one_of_the_graph(kind) -> None:
             alignment.apply_tensor("qkv", torch.zeros(shape))
 
 
+LAZY = {
+    "negated": torch._neg_view,
+    "conjugated": lambda tensor: tensor.to(torch.complex64).conj(),
+    "imaginary part of a conjugate": lambda tensor: torch.complex(tensor, tensor).conj().imag,
+}
+
+
+@pytest.mark.parametrize("form", LAZY)
+def test_values_that_torch_negates_when_they_are_read_move_like_others(form) -> None:
+    alignment = Alignment.random(HEADS, 3)
+    lazy = {name: LAZY[form](tensor.float()) for name, tensor in distinct_weights(HEADS).items()}
+    plain = {name: tensor.resolve_conj().resolve_neg() for name, tensor in lazy.items()}
+    moved, expected = alignment.apply(lazy), alignment.apply(plain)
+    assert all(torch.equal(moved[name], expected[name]) for name in lazy)
+
+
 def test_a_group_has_to_be_one_of_the_graph() -> None:
     with pytest.raises(AlignmentError, match=r"no group 'head'. Did you mean 'heads'"):
         Alignment.identity(HEADS).flat("head")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import networkx
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from alignkit import SymmetryGraph
-from alignkit.errors import BindError, GraphError, ShapeMismatchError
+from alignkit.errors import ArgumentError, BindError, GraphError, ShapeMismatchError
 from alignkit.graph import Group, TensorNode, builders, parse_layout
 from helpers.graph_strategies import all_alignments, graphs
 from helpers.small_graphs import ATTENTION, MLP
@@ -110,6 +111,15 @@ class TestInvariantsOfNodes:
     def test_empty_groups(self) -> None:
         with pytest.raises(GraphError, match="group 'a' has 0 units"):
             SymmetryGraph({}, {"a": Group("a", 0)})
+
+    @pytest.mark.parametrize("wrong", [{3: Group("a", 2)}, {("a", 1): Group("a", 2)}, {"a": 2}, {"a": None}])
+    def test_parts_have_names(self, wrong: Any) -> None:
+        with pytest.raises(GraphError, match="a Group for each name, found"):
+            SymmetryGraph({}, wrong)
+        with pytest.raises(GraphError, match="a TensorNode for each name, found"):
+            SymmetryGraph(wrong, {})
+        with pytest.raises(ArgumentError, match="groups="):
+            SymmetryGraph({}, list(wrong))
 
     def test_parents_exist(self) -> None:
         with pytest.raises(GraphError, match="group 'a' is nested in 'b', which is not a group"):

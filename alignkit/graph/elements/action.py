@@ -38,7 +38,7 @@ def act_on_block(
             part = torch.take_along_dim(part, element.to(part.device).reshape(shape), at)
         else:
             part = part.index_select(at, element.to(part.device))
-    part = part.view(dtype)
+    part = part if part.dtype == dtype else part.view(dtype)
     if not soft:
         return part
     # One label for the source of each dim; soft dims get a second label for their place. A child's matrix depends on
