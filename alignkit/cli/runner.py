@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 import alignkit
 from alignkit.cli.outputs import check_report, check_weights
 from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, TaskSwitches
+from alignkit.errors import VerificationError
 from alignkit.text import list_some, readable_bytes
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from alignkit.jobs import Estimate, NetworkFiles
 
 NOT_RUN = "Function check: not done, a spec cannot be run. With --model the function is checked."
+MAX_CHECKED = 1_000_000_000
+"""Weights of all networks of a function check together: seconds for small networks, minutes for the largest."""
 NOT_HELD = "Function check: not done, it holds the whole network, which --memory is there to avoid."
 
 
@@ -88,7 +92,16 @@ class Runner:
         """
         look_in_this_folder()
         read = not self.switches.dry_run and memory is None
-        files = alignkit.open_networks(*paths, spec=architecture.spec, model=architecture.model, read=read)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", alignkit.jobs.FolderWarning)  # they are printed with the result
+            files = alignkit.open_networks(
+                *paths,
+                spec=architecture.spec,
+                model=architecture.model,
+                read=read,
+                ignore_config=architecture.ignore_config or (),
+            )
+        self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:
             self._lines.append(NOT_HELD)
         if self.switches.dry_run:
@@ -103,14 +116,36 @@ class Runner:
         self._print(estimate.explain(), estimate.facts())
         raise typer.Exit
 
-    def check_function(self, files: NetworkFiles, index: int) -> Verification | None:
-        """Prove that reordering units keeps the function of one network, where it can be run."""
-        check = None
-        if files.example is not None:
-            check = files.graph.verify(files.module(index), *files.example[1], **files.example[2])
-        self._function = {"function_error": None if check is None else check.error}
-        self._lines.append(NOT_RUN if check is None else f"Function check: {check.explain()}")
-        return check
+    def check_function(self, files: NetworkFiles, first: int) -> Verification | None:
+        """Prove that reordering units keeps the function of the networks, where they can be run.
+
+        Each runs with its own configuration, the one numbered ``first`` first; all, as long as they have no more than
+        `MAX_CHECKED` weights together.
+
+        Returns:
+            The check with the largest error.
+        """
+        if files.example is None:
+            self._function = {"function_error": None}
+            self._lines.append(NOT_RUN)
+            return None
+        size = max(1, sum(tensor.numel() for tensor in files.weights[first].values()))
+        others = [index for index in range(len(files.paths)) if index != first]
+        numbers = sorted([first, *others][: max(1, MAX_CHECKED // size)])
+        checks = [self._check_one(files, index) for index in numbers]
+        worst = max(checks, key=lambda check: check.error)
+        names = list_some([str(files.paths[index]) for index in numbers], 4)
+        self._function = {"function_error": worst.error, "function_checked": len(checks)}
+        self._lines.append(f"Function check of {names}: {worst.explain()}")
+        return worst
+
+    def _check_one(self, files: NetworkFiles, index: int) -> Verification:
+        example = files.own_example(index)
+        assert example is not None, "the first network has one of the same shapes"
+        try:
+            return files.graph.verify(files.module(index), *example[1], **example[2])
+        except VerificationError as error:
+            raise VerificationError(f"{files.paths[index]}: {error}") from error
 
     def finish(
         self,
@@ -139,7 +174,8 @@ class Runner:
             unknown = list_some(files.unknown, 5)
             self._lines.append(f"Not part of the model, kept as they are in the first input: {unknown}.")
         lines = [result.explain(), *self._lines, f"{seconds:.2f} s{used}.", *(f"Written: {p}" for p in self.written)]
-        measured = {**self._function, "total_seconds": seconds, "peak_memory": peak}
+        notes = {} if files is None else {"notes": list(files.notes)}
+        measured = {**notes, **self._function, "total_seconds": seconds, "peak_memory": peak}
         self._print("\n".join(lines), {**(named or {}), **result.facts(), **measured})
 
     def _print(self, text: str, facts: Mapping[str, Any]) -> None:

@@ -58,6 +58,14 @@ class ArchitectureSwitches:
             "diffusers and timm say it themselves.",
         ),
     ] = None
+    ignore_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore-config",
+            metavar="FIELD",
+            help="A field of config.json that may differ between folders; repeatable.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

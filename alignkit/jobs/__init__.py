@@ -16,6 +16,7 @@ from alignkit.jobs.demo import FILES as DEMO_FILES
 from alignkit.jobs.demo import DemoResult, estimate_demo, run_demo
 from alignkit.jobs.distance import Distance
 from alignkit.jobs.estimate import Estimate
+from alignkit.jobs.folder_comparison import FolderWarning
 from alignkit.jobs.from_disk.files import memory_limit, merge_files, solve_files
 from alignkit.jobs.from_disk.matching import match_checkpoints
 from alignkit.jobs.memory_use import peak_memory
@@ -33,6 +34,7 @@ __all__ = [
     "DemoResult",
     "Distance",
     "Estimate",
+    "FolderWarning",
     "ManyAlignment",
     "Merged",
     "NetworkFiles",

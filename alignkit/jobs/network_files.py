@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,8 @@ from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
-from alignkit.models import Example, load_model, source_of
+from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_architecture, refuse_lost
+from alignkit.models import Example, load_model
 from alignkit.tracing import trace
 
 
@@ -36,6 +38,8 @@ class NetworkFiles:
         paths: Files and folders, as they were given; ``checkpoints`` are the same, opened.
         model: Name of the model, as `alignkit.models.load_model` takes it; None where there is only a spec.
         unknown: Tensors of the checkpoints that the model does not have. They stay as they are.
+        own_models: Names of the models of all networks, where each is run with a configuration of its own.
+        notes: What differs between the folders and does not change what the weights compute, such as tokenizers.
     """
 
     graph: SymmetryGraph
@@ -43,6 +47,8 @@ class NetworkFiles:
     checkpoints: tuple[Checkpoint, ...]
     model: str | None = None
     unknown: tuple[str, ...] = ()
+    own_models: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def weights(self) -> tuple[dict[str, Tensor], ...]:
@@ -58,10 +64,12 @@ class NetworkFiles:
     @cached_property
     def example(self) -> Example | None:
         """The model with random weights and an example call; None where there is none, or it is too large."""
-        if self.model is None:
-            return None
-        example = load_model(self.model)
-        return None if any(parameter.is_meta for parameter in example[0].parameters()) else example
+        return None if self.model is None else _with_weights(self.model)
+
+    def own_example(self, index: int) -> Example | None:
+        """Return the same for one network, with its own configuration."""
+        own = self.own_models[index] if self.own_models else self.model
+        return self.example if own is None or own == self.model else _with_weights(own)
 
     @check_arguments
     def module(self, index: int) -> nn.Module:
@@ -71,9 +79,10 @@ class NetworkFiles:
             UsageError: There is only a spec, or the model is too large.
             ShapeMismatchError: The weights do not fit the model.
         """
-        if self.example is None:
+        example = self.own_example(index)
+        if example is None:
             raise UsageError("this runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
-        module, weights = copy.deepcopy(self.example[0]), self.weights[index]
+        module, weights = copy.deepcopy(example[0]), self.weights[index]
         own = module.state_dict()
         names = first_names(own)
         fit = Fit({name: tuple(own[name].shape) for name in names.values()}, names, "the model")
@@ -182,21 +191,30 @@ class NetworkFiles:
 
 @check_arguments
 def open_networks(
-    *paths: str | Path, spec: str | Path | None = None, model: str | None = None, read: bool = True
+    *paths: str | Path,
+    spec: str | Path | None = None,
+    model: str | None = None,
+    read: bool = True,
+    ignore_config: Sequence[str] = (),
 ) -> NetworkFiles:
     """Open checkpoints of one architecture and find the graph of their symmetries.
 
+    Folders of transformers, diffusers and timm say by their ``config.json`` what their architecture is. Those of all
+    are compared: what changes the function of the same weights is refused, what changes the meaning of inputs and
+    outputs is warned of.
+
     Args:
-        paths: Files and folders, the first of which is the reference; none, where ``model`` says all. Folders of
-            transformers, diffusers and timm say by their ``config.json`` what their architecture is.
+        paths: Files and folders, the first of which is the reference; none, where ``model`` says all.
         spec: JSON file with the layout of each tensor.
         model: The architecture, which is traced: ``torchvision:resnet18``, ``package.module:factory``.
         read: Whether tensors may be read for the graph; ties between tensors of a ``.pt`` file are seen only then.
+        ignore_config: Fields of configurations that may differ.
 
     Raises:
         UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells.
         WeightsError: A checkpoint cannot be read.
-        BindError: Only names and shapes are looked at, and they do not fit.
+        ModelSourceError: A configuration is not one that a model can be built from.
+        BindError: Configurations differ, or only names and shapes are looked at, and they do not fit.
     """
     opened = tuple(open_checkpoint(path) for path in paths)
     locations = tuple(map(Path, paths))
@@ -205,17 +223,26 @@ def open_networks(
     if spec is not None:
         shapes = read_weights(locations[0]) if read else opened[0].shapes
         return NetworkFiles(SymmetryGraph.from_spec(read_spec(spec), like=shapes), locations, opened)
-    config = opened[0].config if opened else None
-    text = model if model is not None or config is None else source_of(config)
-    if text is None:
-        about = "" if config is None else f" {config} names no model of transformers, diffusers or timm."
-        ways = "--spec spec.json, or --model torchvision:resnet18"
-        raise UsageError(f"say what the architecture is: either {ways}.{about}")
-    module, args, kwargs = load_model(text, bare=True)
+    if model is not None or not opened or opened[0].config is None:
+        if model is None:
+            raise no_architecture()
+        module, args, kwargs = load_model(model, bare=True)
+        return NetworkFiles(trace(module, *args, **kwargs), locations, opened, model)
+    own_models, notes = compare_folders(opened, ignore_config)
+    module, args, kwargs = load_model(own_models[0], bare=True)
     graph = trace(module, *args, **kwargs)
-    # Real folders hold tensors that their model never reads, such as position ids.
-    unknown = [name for name in opened[0] if name not in graph.first_names] if model is None else ()
-    return NetworkFiles(graph, locations, opened, text, tuple(unknown))
+    unknown = tuple(name for name in opened[0] if name not in graph.first_names)
+    refuse_lost(unknown, opened)
+    for note in notes:
+        warnings.warn(note, FolderWarning, stacklevel=2)
+    own = own_models if ignore_config else ()
+    return NetworkFiles(graph, locations, opened, own_models[0], unknown, own, notes)
+
+
+def _with_weights(model: str) -> Example | None:
+    """Build a model with random weights; None where it is too large for them."""
+    example = load_model(model)
+    return None if any(parameter.is_meta for parameter in example[0].parameters()) else example
 
 
 @check_arguments

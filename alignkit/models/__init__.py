@@ -1,6 +1,15 @@
 """From a name or a folder to a model and an example call, one file a library."""
 
 from alignkit.models.building import Example
+from alignkit.models.configurations import Configuration, list_differences
+from alignkit.models.side_files import differing_files
 from alignkit.models.sources import load_model, source_of
 
-__all__ = ["Example", "load_model", "source_of"]
+__all__ = [
+    "Configuration",
+    "Example",
+    "differing_files",
+    "list_differences",
+    "load_model",
+    "source_of",
+]

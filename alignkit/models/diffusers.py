@@ -36,6 +36,19 @@ def diffusers_model(path: str, bare: bool = False) -> Example:
     return model, (), diffusers_inputs(model)
 
 
+def diffusers_fields(content: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return every field of a configuration, with the defaults of diffusers for those that are not given."""
+    diffusers = building.import_library("diffusers", "diffusers")
+    model_class = model_class_of(content.get("_class_name"), diffusers)
+    parameters = {} if model_class is None else inspect.signature(model_class.__init__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    given = {key: value for key, value in content.items() if key == "_class_name" or not key.startswith("_")}
+    every = {**defaults, **given}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in every.items() if key not in UNUSED
+    }
+
+
 def model_class_of(name: object, diffusers: Any) -> Any:
     """Return the model of diffusers of this name; None if there is none, also if it is a scheduler or a pipeline."""
     if not isinstance(name, str) or name not in dir(diffusers):

@@ -68,8 +68,10 @@ def check_sizes(content: Mapping[str, Any], label: str) -> None:
             raise ModelSourceError(f"{label}: {field} {problem}. No known model has that: mend the file.")
 
 
-def fields_of(content: Mapping[str, Any], label: str) -> Iterator[tuple[str, Any]]:
+def fields_of(content: Mapping[str, Any], label: str, whole: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Yield every field of a configuration with its dotted name; lists are values, mappings in them are gone into.
+
+    Mappings under the names in ``whole`` are values, too.
 
     Raises:
         ModelSourceError: It is nested more deeply than `MAX_NESTING`.
@@ -79,7 +81,8 @@ def fields_of(content: Mapping[str, Any], label: str) -> Iterator[tuple[str, Any
         field, value, depth = waiting.pop()
         if depth > MAX_NESTING:
             raise ModelSourceError(f"{label}: {field[:40]}... is nested more than {MAX_NESTING} deep: mend the file.")
-        if field and not isinstance(value, Mapping):
+        as_value = not isinstance(value, Mapping) or field.rpartition(".")[2] in whole
+        if field and as_value:
             yield field, value
         inner = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {}
         parts = [(f"{field}.{key}" if field else str(key), part, depth + 1) for key, part in inner.items()]

@@ -62,6 +62,18 @@ def model_arguments(content: dict[str, Any], text: str) -> dict[str, Any]:
     return {**({} if classes is None else {"num_classes": classes}), **given}
 
 
+def timm_fields(content: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return the architecture, its arguments and how images are prepared, with defaults where timm has them."""
+    timm = import_library("timm", "timm")
+    architecture, given = content.get("architecture"), _mapping(content, "pretrained_cfg", text)
+    known = timm.get_pretrained_cfg(architecture) if isinstance(architecture, str) else None
+    defaults = {} if known is None else known.to_dict()
+    prepared = {key: given.get(key, defaults.get(key)) for key in ("global_pool", "input_size", "mean", "std")}
+    labels = {"num_classes": defaults.get("num_classes"), "label_names": content.get("label_names")}
+    every = {"architecture": architecture, **prepared, **labels, **model_arguments(content, text)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in every.items()}
+
+
 def _mapping(content: dict[str, Any], field: str, text: str) -> dict[str, Any]:
     """Return a field that is a mapping, or is not there."""
     value = content.get(field) or {}

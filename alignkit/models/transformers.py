@@ -27,7 +27,7 @@ UNUSED = frozenset(
             "dtype",
             "torch_dtype",
         ),
-        *("_name_or_path", "name_or_path", "use_pretrained_backbone", "_commit_hash"),
+        *("_name_or_path", "name_or_path", "use_pretrained_backbone", "_commit_hash", "return_dict"),
     )
 )
 """Fields that say where weights and code come from and how they run, and not what the model is.
@@ -66,6 +66,12 @@ def parsed_config(content: dict[str, Any], text: str) -> Any:
         raise ModelSourceError(f"{text}: {problem if kind else 'it has no model_type.'}{hint}")
     fields = building.without_fields(content, UNUSED)
     return building.build_alone(text, lambda: known[kind].from_dict(fields))
+
+
+def transformers_fields(content: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return every field of a configuration, with the defaults of transformers for those that are not given."""
+    fields: dict[str, Any] = building.without_fields(parsed_config(content, text).to_dict(), UNUSED)
+    return fields
 
 
 def _model_class(config: Any, text: str) -> Any:

@@ -15,7 +15,7 @@ from helpers.weight_files import GIVEN, A, B, C, equal
 @pytest.mark.models("transformers")
 def test_folders_of_transformers_need_no_model(transformers_folders: Path) -> None:
     said = run("merge", "a", "b", "-o", "m")
-    assert "Function check: 3 random reorderings" in said
+    assert "Function check of a, b: 3 random reorderings" in said
     a, merged = read_weights("a"), read_weights("m")
     assert all(torch.allclose(merged[name], tensor, atol=1e-6) for name, tensor in a.items())
     written = sorted(path.name for path in (transformers_folders / "m").iterdir())
