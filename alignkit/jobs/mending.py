@@ -44,17 +44,18 @@ class Statistics:
     def explain(self) -> list[str]:
         """Say what was done, and what is left to do; no line where there is nothing to say."""
         lines = [] if self.done is None else [RECOMPUTED[self.done]]
-        if self.left and self.done is None:
+        known = [name for name in self.left if _can_be_recomputed(name)]
+        if known:
             lines.append(
-                f"Not usable yet: running statistics ({list_some(self.left, LISTED)}) do not fit the new weights. They "
+                f"Not usable yet: running statistics ({list_some(known, LISTED)}) do not fit the new weights. They "
                 "are recomputed on data if you run the command again with --task package.module:function --force, and "
                 "without --memory and --no-reset-batchnorm. Or in Python: model = alignkit.reset_batchnorm(model, "
                 "batches)."
             )
-        elif self.left:
+        if unknown := [name for name in self.left if name not in known]:
             lines.append(
-                f"Not recomputed, because they are no mean and variance of channels: {list_some(self.left, LISTED)}. "
-                "They do not fit the new weights."
+                f"Not usable yet: running statistics ({list_some(unknown, LISTED)}) do not fit the new weights. They "
+                "are no mean and variance of channels, which could be recomputed here: set them in your own way."
             )
         return lines
 
@@ -98,19 +99,22 @@ class Mending:
             MergeError: As `alignkit.reset_batchnorm` and `alignkit.repair` do.
             TaskError: The task fails on a batch.
         """
-        state = weights_of(network)
-        if any(_equal(state, weights_of(parent)) for parent in parents):
+        state, sides = weights_of(network), [weights_of(parent) for parent in parents]
+        if any(_equal(state, side) for side in sides):
             return network, Statistics()
-        statistics = Statistics.unmended(state)
-        if self.task is None or not self.changes(network):
-            return network, statistics
+        # Statistics that all parents share, such as frozen ones, fit as well as they did before.
+        stale = [name for name in state if is_statistic(name)]
+        stale = [name for name in stale if not all(_equal({name: state[name]}, side) for side in sides)]
+        resets = self.resets and any(map(_can_be_recomputed, stale))
+        if self.task is None or not (self.repairs or resets):
+            return network, Statistics(None, tuple(stale))
         module = self._module(network)
         if self.repairs:
             mended = repair(module, [self._module(parent) for parent in parents], self.task, shares)
         else:
             mended = reset_batchnorm(module, self.task)
-        kept = tuple(name for name in statistics.left if not name.endswith(("running_mean", "running_var")))
-        done = Statistics("repaired" if self.repairs else "recomputed", kept)
+        left = tuple(name for name in stale if not _can_be_recomputed(name))
+        done = Statistics("repaired" if self.repairs else "recomputed", left)
         if isinstance(network, nn.Module):
             return mended, done
         fresh = mended.state_dict()
@@ -119,6 +123,10 @@ class Mending:
     def _module(self, network: Weights) -> nn.Module:
         assert self.task is not None
         return network if isinstance(network, nn.Module) else self.task.network(network)
+
+
+def _can_be_recomputed(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var"))
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

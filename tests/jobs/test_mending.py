@@ -134,15 +134,31 @@ def test_an_average_with_statistics_that_do_not_fit_says_so(norm, form, argument
     assert equal(merged.network, average(list(map(weights_of, merged.aligned))))
     assert merged.facts()["running_statistics_left"] == STATISTICS[norm]
     assert ("Not usable yet" in merged.explain()) == bool(STATISTICS[norm])
-    if STATISTICS[norm]:
+    if norm in ("batch", "sync"):
         assert "--task package.module:function --force" in merged.explain()
         assert "model = alignkit.reset_batchnorm(model, batches)" in merged.explain()
 
 
-def test_statistics_that_cannot_be_recomputed_are_named(form):
+@pytest.mark.parametrize("arguments", [{}, {"repair": True}], ids=["reset", "repair"])
+def test_statistics_that_cannot_be_recomputed_are_named(form, arguments):
     graph, models, task = problem("own")
-    merged = merge(graph, *map(form, models), task=task, repair=True)
-    assert "Not recomputed, because they are no mean and variance of channels: 1.running_max" in merged.explain()
+    merged = merge(graph, *map(form, models), task=task, **arguments)
+    assert "running statistics (1.running_max) do not fit the new weights. They are no mean" in merged.explain()
+    assert "recomputed on" not in merged.explain()
+
+
+def test_statistics_that_all_parents_share_are_left_as_they_are(form):
+    """As frozen ones, which are those of a network before it was fine-tuned."""
+    graph, models, task = problem("batch", 3)
+    for model in models:
+        model[1].running_mean.fill_(0.5)
+        model[1].running_var.fill_(2.0)
+    for count in (2, 3):
+        merged = merge(graph, *map(form, models[:count]), task=task)
+        assert merged.facts()["running_statistics"] == "none"
+        assert torch.equal(weights_of(merged.network)["1.running_var"], torch.full((6,), 2.0))
+    carried = transport(graph, *map(form, models[:2]), tuned=form(models[2]))
+    assert "usable" not in carried.explain()
 
 
 @pytest.mark.parametrize("weights", [[1, 0], [0, 1]])

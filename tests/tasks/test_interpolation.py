@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from alignkit.errors import MissingExtraError, TaskError, WeightsError
+from alignkit.graph.bind import Weights, weights_of
 from alignkit.plotting import plot_interpolations
 from alignkit.tasks import interpolation as evaluate
 from alignkit.tasks.interpolation import Interpolation, interpolate
@@ -276,3 +277,24 @@ def test_the_line_is_exact_at_its_ends_and_lambda_is_the_share_of_b() -> None:
     assert torch.equal(line.at(0.0)["w"], a["w"]) and torch.equal(line.at(1.0)["w"], b["w"])
     assert line.at(0.25)["w"].tolist() == [1.25, 4.0] and int(line.at(1.0)["n"]) == 1
     assert line.stack(torch.tensor([0.25, 1.0]))["w"].tolist() == [[1.25, 4.0], [2.0, 7.0]]
+
+
+@pytest.mark.parametrize("budget", [1, 2**28])
+def test_networks_between_the_ends_are_changed_before_they_are_evaluated(
+    budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "BYTES_AT_ONCE", budget)
+    task, other = Task(network(3), images(), "cross_entropy"), network(2)
+    shares: list[float] = []
+
+    def mend(weights: Weights, share: float) -> Weights:
+        assert torch.allclose(weights_of(weights)["conv.weight"], line_at(share))
+        shares.append(share)
+        return other
+
+    def line_at(share: float) -> torch.Tensor:
+        return (1 - share) * network(0).conv.weight + share * network(1).conv.weight
+
+    line = interpolate(task, network(0), network(1), points=5, mend=mend)
+    assert shares == [0.25, 0.5, 0.75]
+    assert line.losses == pytest.approx([task.evaluate(network(at)).loss for at in (0, 2, 2, 2, 1)])

@@ -281,3 +281,40 @@ def test_weights_of_another_model_are_refused_with_every_mismatch() -> None:
         Task(mlp(), data(), "cross_entropy").evaluate(state)
     for part in ("'2.bias' is missing", "'9.weight' of the weights is not in the model", "'0.weight' has shape (8, 4)"):
         assert part in str(caught.value)
+
+
+class TiedWithNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("scale", torch.full((6,), 3.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.second(self.first(x))) * self.scale
+
+
+@pytest.mark.parametrize("form", ["module", "mapping", "mapping without the twin"])
+def test_a_network_of_a_task_is_the_model_with_these_weights_and_its_own_tensors(form: str) -> None:
+    model, x = TiedWithNorm().double().train(), data()[0]
+    model(x)
+    task = Task(TiedWithNorm().double(), (x, data()[1]), "cross_entropy")
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    given = {
+        name: tensor for name, tensor in model.state_dict().items() if name != "second.weight" or form == "mapping"
+    }
+    network = task.network(model if form == "module" else given)
+    assert not network.training
+    assert torch.allclose(network(x), model.eval()(x))
+    assert network.first.weight is network.second.weight
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
+    assert torch.allclose(task.network(model)(x), model(x)), "the task's own model was changed"
+
+
+def test_a_network_of_a_task_refuses_weights_that_do_not_fit() -> None:
+    with pytest.raises(TaskError, match="do not fit the task's model"):
+        Task(mlp(), data(), "cross_entropy").network(nn.Linear(6, 3))
