@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from alignkit.activations import Moments
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.dtypes import narrow
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
 from alignkit.graph.proof.model_run import call_arguments
@@ -186,11 +187,12 @@ class ChannelLayer:
             values["bias"] = bias.double() * factor.to(bias.device) + shift.to(bias.device)
         for name, new in values.items():
             tensor = getattr(self.owner, name)
+            rounded = narrow(new, tensor.dtype, f"{self.path}.{name}", MergeError)
             if not parametrize.is_parametrized(self.owner, name):
-                tensor.copy_(new)
+                tensor.copy_(rounded)
                 continue
             try:
-                setattr(self.owner, name, new.to(tensor.dtype))
+                setattr(self.owner, name, rounded)
             except (NotImplementedError, RuntimeError, ValueError) as error:
                 raise MergeError(
                     f"{name} of {self.path!r} is computed by a parametrisation that cannot be undone ({error}). Remove "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from alignkit.activations import Moments
+from alignkit.checkpoints.dtypes import narrow
 from alignkit.errors import MergeError
 
 INSTANCE_NORMS = {nn.InstanceNorm1d: 2, nn.InstanceNorm2d: 3, nn.InstanceNorm3d: 4}
@@ -97,8 +98,9 @@ class RunningStatistics:
             )
 
     def _write(self, mean: Tensor, variance: Tensor) -> None:
-        self.norm.running_mean.copy_(mean)
-        self.norm.running_var.copy_(variance)
+        for name, values in (("running_mean", mean), ("running_var", variance)):
+            statistic = getattr(self.norm, name)
+            statistic.copy_(narrow(values, statistic.dtype, f"{self.path}.{name}", MergeError))
 
     def _refuse_infinity(self) -> None:
         raise MergeError(

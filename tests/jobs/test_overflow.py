@@ -106,3 +106,25 @@ def test_a_line_to_a_wider_network(dtype):
     far = {name: torch.full_like(tensor, 8.0).double() * largest(dtype) for name, tensor in near.items()}
     with pytest.raises(TaskError, match="'weight' overflows"):
         alignkit.interpolate(task, near, far, points=3)
+
+
+def linear(first, second):
+    """A layer in float16 with two weights and no bias."""
+    layer = nn.Linear(2, 1, bias=False, dtype=torch.float16)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[first, second]]))
+    return nn.Sequential(layer)
+
+
+def test_a_layer_that_repair_scales_too_far():
+    """Parents whose outputs are 200 times as wide as those of the merged layer, whose weights nearly cancel."""
+    inputs = torch.linspace(-1, 1, 16, dtype=torch.float16)[:, None].expand(-1, 2).contiguous()
+    merged, parents = linear(32.0 * 1024, -32.0 * 1024 + 32), [linear(6400.0, 0.0), linear(6400.0, 0.0)]
+    with pytest.raises(MergeError, match=r"'0.weight' overflows.*float16 holds up to"):
+        alignkit.repair(merged, parents, inputs)
+
+
+def test_statistics_that_a_norm_cannot_hold():
+    norm = nn.Sequential(nn.BatchNorm1d(2, dtype=torch.float16))
+    with pytest.raises(MergeError, match=r"'0.running_var' overflows.*float16 holds up to"):
+        alignkit.reset_batchnorm(norm, 1000 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).half())
