@@ -200,7 +200,7 @@ WEIGHTS = {
     "tensors without values": row(BindError, "'fc1.bias' of B is on the meta device")(
         lambda _: bind(fc1_bias=torch.zeros(4, device="meta"))
     ),
-    "sparse tensors": row(BindError, "'fc1.bias' of B is torch.sparse_coo")(
+    "sparse tensors": row(BindError, "weights['fc1.bias'] is not a dense tensor", "layout sparse_coo")(
         lambda _: bind(fc1_bias=torch.zeros(4).to_sparse())
     ),
     "a value that is no tensor": row(BindError, "weights['fc1.bias'] is not a tensor but list")(
@@ -251,7 +251,7 @@ FILES = {
         lambda f: read_weights(f / "module.pt")
     ),
     "a pickled list": row(WeightsError, "list.pt holds a list")(lambda f: read_weights(f / "list.pt")),
-    "an entry that is no tensor": row(WeightsError, "epoch.pt", "'epoch' is a int")(
+    "an entry that is no tensor": row(WeightsError, "epoch.pt", "'epoch' is an object of type int")(
         lambda f: read_weights(f / "epoch.pt")
     ),
     "writing to an unknown suffix": row(WeightsError, "out.npz", "End its name in")(
@@ -263,10 +263,10 @@ FILES = {
     "writing a value that is no tensor": row(WeightsError, "out.pt", "'epoch'", "of type int")(
         lambda f: write_weights(f / "out.pt", {**good(), "epoch": 3})
     ),
-    "writing a tensor without values": row(WeightsError, "out.pt", "'w'", "on meta")(
+    "writing a tensor without values": row(WeightsError, "out.pt", "'w'", "on the meta device")(
         lambda f: write_weights(f / "out.pt", {"w": torch.zeros(2, device="meta")})
     ),
-    "writing a sparse tensor": row(WeightsError, "out.safetensors", "'w'", "torch.sparse_coo")(
+    "writing a sparse tensor": row(WeightsError, "out.safetensors", "'w'", "layout sparse_coo")(
         lambda f: write_weights(f / "out.safetensors", {"w": torch.eye(2).to_sparse()})
     ),
     "writing a name that safetensors reserves": row(WeightsError, "out.safetensors", "'__metadata__' is reserved")(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.folder import CONFIG, INDEX_SUFFIX, find_weights, inside, read_index, side_files
-from alignkit.checkpoints.pickle_file import PickleShard
+from alignkit.checkpoints.opening import is_folder
+from alignkit.checkpoints.pickle_file import open_pickle
 from alignkit.checkpoints.safetensors_file import SafetensorsShard
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
 from alignkit.errors import WeightsError
@@ -42,7 +44,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self.path, self.folder, self.shards, self.side_files = path, folder, shards, side_files
         self.metadata = MappingProxyType(dict(metadata))
         beside = (folder or shards[0].path.parent) / CONFIG
-        self.config: Path | None = beside if beside.is_file() else None
+        self.config: Path | None = beside if os.path.isfile(beside) else None
         self._shard_of: dict[str, Shard] = {}
         for shard in shards:
             for name in shard.entries:
@@ -91,6 +93,18 @@ class Checkpoint(Mapping[str, Tensor]):
         """
         return self._shard_of[name].read(name)
 
+    def read_all(self) -> dict[str, Tensor]:
+        """Read all tensors, each once; names that are tied in a file of ``torch.save`` have the same tensor.
+
+        Raises:
+            WeightsError: As `__getitem__`.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, shard in self._shard_of.items():
+            first = shard.first_names[name]
+            tensors[name] = tensors[first] if first != name else shard.read(name)
+        return tensors
+
     def __contains__(self, name: object) -> bool:
         return name in self._shard_of
 
@@ -122,9 +136,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             or tensors that are not there, a tensor is in two files, or reading could run code from a file.
     """
     path = Path(path)
-    if not path.exists():
-        raise WeightsError(f"{path} does not exist.")
-    folder, weights = (path, find_weights(path)) if path.is_dir() else (None, path)
+    try:
+        folder, weights = (path, find_weights(path)) if is_folder(path) else (None, path)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
     if weights.name.endswith(INDEX_SUFFIX):
         folder = weights.parent
         names, metadata = read_index(weights)
@@ -138,8 +155,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if folder is not None:
         shard = _open_shard(inside(folder, weights.name, folder))
         return Checkpoint(path, folder, (shard,), shard.metadata, side_files(folder, None))
-    if not path.is_file():
-        raise WeightsError(f"{path} is neither a file nor a folder.")
     shard = _open_shard(path)
     return Checkpoint(path, None, (shard,), shard.metadata)
 
@@ -150,4 +165,4 @@ def _open_shard(path: Path) -> Shard:
     if kind is None:
         help_text = "Convert the file, or rename it if it is one of these"
         raise WeightsError(f"{path}: weights files end in {KNOWN_SUFFIXES}. {help_text}.")
-    return SafetensorsShard(path) if kind == "safetensors" else PickleShard(path)
+    return SafetensorsShard(path) if kind == "safetensors" else open_pickle(path)

@@ -3,32 +3,46 @@
 A `Format` is declared once, in the module that knows what is inside. Its documents are JSON texts that begin with
 ``{"format": "alignkit.solution", "version": 1, ...}``, or safetensors files that hold such a text in the entry
 ``alignkit`` of their header. Whatever is wrong with a document is one sentence, in the format's own class of errors.
+
+A document carries a check sum, ``"digest"``: BLAKE2b of its values, as JSON with sorted keys, and of its tensors. One
+without it was written by an earlier release and is read as well. The schema of a format admits no other entries, so
+that the name of the check sum cannot be lost unnoticed either.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import safetensors
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor
 
-from alignkit.checkpoints.safetensors_file import save_safetensors
+from alignkit.checkpoints.opening import read_file
+from alignkit.checkpoints.safetensors_file import SafetensorsShard, save_safetensors
+from alignkit.checkpoints.shard import memory_of
 from alignkit.checkpoints.staging import staged, write_text
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, WeightsError
 from alignkit.text import describe_validation, explain_error, show_value, with_article
 
 ENTRY = "alignkit"
 """Entry of a safetensors header that holds the JSON text."""
+DIGEST, TENSORS = "digest", "digest_of_tensors"
+"""Entries that hold the check sums of the values and of the tensors beside them."""
+ContentT = TypeVar("ContentT")
+
+
+class Content(BaseModel, strict=True, extra="forbid"):
+    """What is inside a document: fields of exact types, and nothing else."""
 
 
 @dataclass(frozen=True)
-class Format:
+class Format(Generic[ContentT]):
     """A kind of document.
 
     Attributes:
@@ -36,6 +50,7 @@ class Format:
         noun: What messages call a document of this kind.
         writer: The function or command that writes one.
         error: Class of the errors.
+        content: Type of what is inside; pydantic holds documents against it.
         version: Version of the content. It is raised when the content changes, and no other version is read.
     """
 
@@ -43,7 +58,12 @@ class Format:
     noun: str
     writer: str
     error: type[AlignkitError]
+    content: type[ContentT]
     version: int = 1
+
+    @cached_property
+    def _schema(self) -> TypeAdapter[ContentT]:
+        return TypeAdapter(self.content)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -52,17 +72,28 @@ class Format:
 
     def to_json(self, values: Mapping[str, Any], indent: int | None = 1) -> str:
         """Write plain values as a JSON text, behind the header."""
-        return json.dumps({**self.header, **values}, indent=indent, allow_nan=False) + "\n"
+        return json.dumps(with_digest({**self.header, **values}), indent=indent, allow_nan=False) + "\n"
 
-    def from_json(self, text: str | bytes, source: object = "this text") -> dict[str, Any]:
-        """Read the values of a JSON text. Errors name its ``source``, such as a path."""
+    def from_json(self, text: str | bytes, source: object = "this text") -> ContentT:
+        """Read what is in a JSON text. Errors name its ``source``, such as a path."""
+        values, _ = self._values(text, source)
+        return self._content(values, source)
+
+    def _values(self, text: str | bytes, source: object) -> tuple[dict[str, Any], str | None]:
+        """Read the values of a JSON text, and the check sum of the tensors beside it."""
         try:
             document = json.loads(text)
         except (TypeError, ValueError, RecursionError) as error:
             raise self._unreadable(source, ValueError(f"it is not JSON, {error}")) from error
-        return self.check(document, source)
+        self.check_header(document, source)
+        try:
+            values = without_digest(document)
+        except ValueError as error:
+            raise self.error(f"{source} is damaged: {error}. Write it again with {self.writer}.") from error
+        digest = values.pop(TENSORS, None)
+        return {key: value for key, value in values.items() if key not in self.header}, digest
 
-    def check(self, document: object, source: object) -> dict[str, Any]:
+    def check_header(self, document: object, source: object) -> dict[str, Any]:
         """Check the header of a document, and return the rest.
 
         Raises:
@@ -96,38 +127,76 @@ class Format:
         """Write a JSON file; either the whole file appears, or nothing changes and `WeightsError` is raised."""
         write_text(path, self.to_json(values))
 
-    def read(self, path: Path) -> dict[str, Any]:
-        """Read the values of a JSON file."""
+    def read(self, path: Path) -> ContentT:
+        """Read what is in a JSON file."""
         try:
-            text = path.read_bytes()
+            text = read_file(path)
         except OSError as error:
             raise self._unreadable(path, error) from error
         return self.from_json(text, path)
 
     def write_tensors(self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Write a safetensors file; either the whole file appears, or nothing changes and `WeightsError` is raised."""
+        document = with_digest({**self.header, **values, TENSORS: _digest_of_tensors(tensors)})
         with staged(path) as temporary:
-            save_safetensors(tensors, temporary, {ENTRY: json.dumps({**self.header, **values})})
+            save_safetensors(tensors, temporary, {ENTRY: json.dumps(document)})
 
-    def read_tensors(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Read the values and the tensors of a safetensors file, in memory of their own."""
-        with self._opened(path) as (values, file):
-            return values, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-
-    def read_values(self, path: Path) -> dict[str, Any]:
-        """Read the values of a safetensors file without its tensors."""
-        with self._opened(path) as (values, _):
-            return values
-
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-        """Open a safetensors file: its values, and the file."""
+    def read_tensors(self, path: Path) -> tuple[ContentT, dict[str, Tensor]]:
+        """Read what is in a safetensors file: its content, and its tensors in memory of their own."""
+        values, digest, shard = self._opened(path)
+        content = self._content(values, path)
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                yield self.from_json((file.metadata() or {}).get(ENTRY, "{}"), path), file
-        except (OSError, safetensors.SafetensorError) as error:
-            raise self._unreadable(path, error) from error
+            tensors = {name: shard.read(name) for name in shard.entries}
+        except WeightsError as error:
+            raise self.error(str(error)) from error
+        if digest not in (None, _digest_of_tensors(tensors)):
+            raise self.error(f"{path} is damaged: its tensors are not those that were written with it.")
+        return content, tensors
 
-    def _unreadable(self, source: object, error: Exception) -> AlignkitError:
+    def read_values(self, path: Path) -> ContentT:
+        """Read what is in a safetensors file without its tensors."""
+        return self._content(self._opened(path)[0], path)
+
+    def _opened(self, path: Path) -> tuple[dict[str, Any], str | None, SafetensorsShard]:
+        """Open a safetensors file: its values, the check sum of its tensors, and the file."""
+        try:
+            shard = SafetensorsShard(path)
+        except WeightsError as error:
+            raise self._unreadable(path, error.__cause__ or error) from error
+        return *self._values(shard.metadata.get(ENTRY, "{}"), path), shard
+
+    def _content(self, values: Mapping[str, Any], source: object) -> ContentT:
+        """Hold values against the schema."""
+        with self.rebuilding(source):
+            return self._schema.validate_json(json.dumps(values))
+
+    def _unreadable(self, source: object, error: BaseException) -> AlignkitError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         return self.error(f"{source} cannot be read as {with_article(self.noun)}: {reason}.")
+
+
+def with_digest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the check sum of plain values to them."""
+    return {**values, DIGEST: _digest(values)}
+
+
+def without_digest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the check sum out of values that `with_digest` made; raise ValueError if it is not theirs."""
+    rest = {key: value for key, value in values.items() if key != DIGEST}
+    if DIGEST in values and values[DIGEST] != _digest(rest):
+        raise ValueError("its check sum is not that of its values, so they were changed after they were written")
+    return rest
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    # Once through JSON, which makes texts of keys and lists of tuples.
+    text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(memory_of(tensor))
+    return digest.hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.dense import why_no_values
 from alignkit.checkpoints.mismatch import dtypes_cause, names_cause, sizes_cause
 from alignkit.errors import AlignkitError
 from alignkit.text import did_you_mean, dtype_name, plural, shorten_list
@@ -72,10 +73,8 @@ class Fit:
             first = self._first_names.get(name)
             if first is None or tuple(tensor.shape) != tuple(self._shapes[first]):
                 continue
-            if tensor.layout != torch.strided:
-                self.problems.append(f"{name!r} of {label} is {tensor.layout}; dense tensors are needed")
-            elif tensor.is_meta:
-                self.problems.append(f"{name!r} of {label} is on the meta device and has no values")
+            if (kind := why_no_values(tensor)) is not None:
+                self.problems.append(f"{name!r} of {label} is {kind}")
             elif first not in fitting:
                 fitting[first] = name, tensor
                 if values and not all_finite(tensor):

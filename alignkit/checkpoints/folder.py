@@ -8,6 +8,7 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.safetensors_file import without_duplicates
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, file_kind
 from alignkit.checkpoints.unfinished import is_unfinished
@@ -16,8 +17,6 @@ from alignkit.text import list_some
 
 INDEX_SUFFIX = ".index.json"
 CONFIG = "config.json"
-MAX_INDEX = 100_000_000
-"""Maximum number of bytes of an index file that are read."""
 _OTHERS = ".ckpt .gguf .ggml .h5 .msgpack .npz .onnx .onnx_data .ot .pickle .pkl .tflite"
 WEIGHTS_SUFFIXES = frozenset((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES, *_OTHERS.split()))
 """Files with weights or pickles of any kind. Beside changed weights a copy would be wrong, so none is made."""
@@ -36,7 +35,7 @@ def find_weights(folder: Path) -> Path:
         WeightsError: There is none, or it is not clear which is meant.
     """
     for patterns in _SOUGHT:
-        candidates = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+        candidates = sorted(path for pattern in patterns for path in folder.glob(pattern) if os.path.isfile(path))
         if len(candidates) > 1:
             listed = list_some([path.name for path in candidates], 8)
             raise WeightsError(f"{folder} holds several weights files, {listed}. Name the one that is meant.")
@@ -58,9 +57,7 @@ def read_index(path: Path) -> tuple[dict[str, list[str]], dict[str, Any]]:
         WeightsError: It is not an index, names a tensor twice, or names a file that is missing or outside the folder.
     """
     try:
-        if path.stat().st_size > MAX_INDEX:
-            raise ValueError(f"it is larger than {MAX_INDEX} bytes")
-        index = json.loads(path.read_bytes(), object_pairs_hook=without_duplicates)
+        index = json.loads(read_file(path), object_pairs_hook=without_duplicates)
         table = index["weight_map"]
         metadata = index.get("metadata") or {}
         if not (isinstance(metadata, dict) and table and all(isinstance(name, str) for name in table.values())):
@@ -111,7 +108,7 @@ def inside(folder: Path, name: str, said_by: Path) -> Path:
     path = folder / pure
     try:
         mode = path.stat().st_mode
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise WeightsError(f"{said_by} names the file {name!r}, which is missing or cannot be read.") from error
     if not stat.S_ISREG(mode):
         raise WeightsError(f"{said_by} names {name!r}, which is not a file.")
@@ -133,15 +130,19 @@ def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
     Weights of other formats, hidden folders and what is left of killed runs stay behind.
 
     Raises:
-        WeightsError: A file is a link that leaves the folder.
+        WeightsError: A file is a link that leaves the folder, or a folder cannot be read.
     """
     side: list[Path] = []
-    for place, folders, names in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise WeightsError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
             other_index = name.endswith(INDEX_SUFFIX) and path != index
-            if path.suffix in WEIGHTS_SUFFIXES or other_index or is_unfinished(name) or not path.is_file():
+            if path.suffix in WEIGHTS_SUFFIXES or other_index or is_unfinished(name) or not os.path.isfile(path):
                 continue
             if not stays_inside(path, folder):
                 raise WeightsError(f"{path} is a link that leaves the folder. Replace it by a file, or remove it.")

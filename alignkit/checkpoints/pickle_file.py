@@ -1,13 +1,8 @@
-"""Files of ``torch.save``: read with ``weights_only=True`` and nothing else, as a memory map where that is possible.
-
-A file is written whole from memory, one shard at a time.
-"""
+"""Files of ``torch.save``: opened by their outline, read tensor by tensor, and written whole from memory."""
 
 from __future__ import annotations
 
 import errno
-import pickle
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,76 +11,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.checkpoints.dtypes import as_bits
-from alignkit.checkpoints.fit import first_names
+from alignkit.checkpoints.outline import Opaque, StoredTensor
 from alignkit.checkpoints.shard import Shard, TensorEntry, ValuesOf
+from alignkit.checkpoints.torch_archive import SAVE_ALONE, TorchArchive, read_archive
 from alignkit.errors import WeightsError
-from alignkit.text import first_line
+from alignkit.text import first_line, readable_bytes, show_type, show_value, with_article
 
 NESTED = "state_dict"
 """Key of the tensors in training checkpoints that hold more."""
-_SAVE_ALONE = "Save the state dict alone: torch.save(model.state_dict(), path)."
-_REMAP = 1 << 26
-"""Bytes read through one memory map before it is dropped, so that its pages do not pile up in memory."""
+MAX_GROWTH, FREE_GROWTH = 4, 1 << 26
+"""How many bytes tensors may have for each byte of their file, and how many more. Views may overlap, as those of one
+matrix for queries and keys, or be expanded, as masks are; without a limit one number could fill all memory."""
 
 
 class PickleShard(Shard):
-    """A state dict written by ``torch.save``, or a dict that has one under ``"state_dict"``.
+    """A state dict written by ``torch.save``, or a dict that has one under ``"state_dict"``; `open_pickle` makes it.
+
+    Args:
+        path: The file.
+        archive: Its outline.
+        state: The tensors in the outline, by name.
+        nested: Whether they are under ``"state_dict"``.
 
     Raises:
-        WeightsError: It cannot be read, holds more than tensors, or needs code from the file to be run.
+        WeightsError: There is more than dense tensors under names, or they would take far more memory than the file has
+            bytes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, archive: TorchArchive, state: Mapping[Any, Any], *, nested: bool = False) -> None:
+        self.path, self._opened_as, self._nested = path, archive.status, nested
         self.metadata: Mapping[str, str] = {}
-        self._opened_as = path.stat()
-        self._mapped: dict[str, Tensor] | None = None
-        self._is_mapped, self._read = False, 0
-        tensors = self._tensors()
-        for name, tensor in tensors.items():
-            if tensor.layout != torch.strided or tensor.is_meta:
-                raise WeightsError(f"{path}: {name!r} is {tensor.layout} on {tensor.device}; dense tensors are needed.")
-        self.entries = {name: TensorEntry(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-        self._first_names = first_names(tensors)
-        self._mapped = None
+        self._module_versions: Any = getattr(state, "_metadata", None)  # as nn.Module.state_dict has them
+        entries: dict[str, TensorEntry] = {}
+        first_names: dict[str, str] = {}
+        first: dict[object, str] = {}
+        for name, stored in state.items():
+            if not isinstance(stored, StoredTensor):
+                kind = stored.kind if isinstance(stored, Opaque) else show_type(stored)
+                raise WeightsError(f"{path}: entry {show_value(name)} is {kind}, not a dense tensor. {SAVE_ALONE}")
+            try:
+                stride = None if _is_row_major(stored) else stored.stride
+                entries[name] = entry = TensorEntry(name, stored.dtype, stored.shape, stored.begin, stride)
+            except ValueError as error:
+                raise WeightsError(f"{path} cannot be used: {error}. {SAVE_ALONE}") from error
+            first_names[name] = first.setdefault(stored.identity if entry.nbytes else name, name)
+        self.entries: Mapping[str, TensorEntry] = entries
+        self.first_names: Mapping[str, str] = first_names
+        self._check_growth()
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return the named tensors of the file, mapped into memory anew from time to time."""
-        if self._mapped is None or (self._is_mapped and self._read > _REMAP):
-            self.check_unchanged(self.path.stat())
-            loaded = load_pickle(self.path)
-            self._is_mapped = _is_zip(self.path)
-            nested = loaded.get(NESTED)
-            self._nested = isinstance(nested, Mapping)
-            state = nested if isinstance(nested, Mapping) else loaded
-            for name, value in state.items():
-                if not isinstance(value, Tensor):
-                    entry = f"entry {name!r} is a {type(value).__name__}, not a tensor"
-                    raise WeightsError(f"{self.path}: {entry}. {_SAVE_ALONE}")
-            self._module_versions: Any = getattr(state, "_metadata", None)  # as nn.Module.state_dict has them
-            self._mapped, self._read = {str(name): tensor.detach() for name, tensor in state.items()}, 0
-        return self._mapped
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read a tensor, or rows ``start`` to ``stop`` of it, into memory of its own."""
-        tensor = self._tensors()[name]
-        part = tensor if start == 0 and stop is None else tensor[start:stop]
-        self._read += part.nbytes
-        return part.clone(memory_format=torch.contiguous_format)
-
-    def take(self, name: str, index: Tensor) -> Tensor:
-        """Read the rows that ``index`` names, in its order."""
-        source = self._tensors()[name]
-        rows = as_bits(source).index_select(0, index).view(source.dtype)
-        self._read += rows.nbytes
-        return rows
+    def _check_growth(self) -> None:
+        """Refuse tensors that take far more memory than their file explains: expanded ones, or views upon views."""
+        sizes = {name: self.entries[name].nbytes for name in set(self.first_names.values())}
+        size = self._opened_as.st_size
+        if sum(sizes.values()) > MAX_GROWTH * size + FREE_GROWTH:
+            total, largest = sum(sizes.values()), max(sizes, key=sizes.__getitem__)
+            shape = f"the largest is {largest!r} of shape {[*self.entries[largest].shape]}"
+            growth = f"{readable_bytes(size)}, but its tensors would take {readable_bytes(total)}: {shape}"
+            raise WeightsError(f"{self.path} has {growth}. They overlap or are expanded; save them with .contiguous().")
 
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
         """Write a file of the same form; tensors that share memory here share it there. Other entries are left out."""
         state: Any = OrderedDict()
         for name, entry in self.entries.items():
-            first = self._first_names[name]
+            first = self.first_names[name]
             if first == name:
                 new = values(name)
                 tensor = new if isinstance(new, Tensor) else torch.cat(list(new))
@@ -115,27 +103,81 @@ def save_pickle(values: Mapping[str, Any], target: Path) -> None:
         raise OSError(errno.EIO, first_line(error)) from error
 
 
-def load_pickle(path: Path) -> Mapping[str, Any]:
-    """Read a file of ``torch.save`` without running code from it, its values as a memory map where possible.
+def open_pickle(path: Path) -> PickleShard:
+    """Open a weights file of ``torch.save`` without its values.
 
     Raises:
-        WeightsError: The file is damaged, is not a mapping, or reading it could run code.
+        WeightsError: It is damaged or needs code from the file to be run; or as `PickleShard` says.
     """
+    archive = read_archive(path)
+    content = _mapping(path, archive)
+    nested = isinstance(content.get(NESTED), Mapping)
+    return PickleShard(path, archive, content[NESTED] if nested else content, nested=nested)
+
+
+def load_pickle(path: Path) -> Mapping[str, Any]:
+    """Read a whole file of ``torch.save`` without running code from it, and hold its check sums against its bytes.
+
+    Raises:
+        WeightsError: The file is damaged, is not a mapping, holds more than containers, plain values and dense tensors,
+            or reading it could run code.
+    """
+    archive = read_archive(path, check_sums=True)
+    content = _mapping(path, archive)
+    stored = {str(number): tensor for number, tensor in enumerate(_tensors_in(content))}
+    shard = PickleShard(path, archive, stored)
+    names = {id(tensor): name for name, tensor in stored.items()}
+    restored: dict[int, Any] = {}
+
+    def restore(value: Any) -> Any:
+        if id(value) not in restored:
+            if isinstance(value, StoredTensor):
+                restored[id(value)] = shard.read(names[id(value)])
+            elif isinstance(value, Mapping):
+                restored[id(value)] = {key: restore(part) for key, part in value.items()}
+            elif isinstance(value, list | tuple):
+                restored[id(value)] = type(value)(map(restore, value))
+            elif isinstance(value, Opaque):
+                raise WeightsError(f"{path} holds {value.kind}, which is not read.")
+            else:
+                return value
+        return restored[id(value)]
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of a file that is damaged or old; the outcome is checked below.
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        danger = "holds more than tensors, and reading it could run code from the file, so it is refused"
-        raise WeightsError(f"{path} {danger}. {_SAVE_ALONE}") from error
-    except Exception as error:
-        # A damaged pickle can make the unpickler stumble anywhere: IndexError, TypeError, and more.
-        raise WeightsError(f"{path} cannot be read: {type(error).__name__}: {first_line(error)}.") from error
-    if not isinstance(loaded, Mapping):
-        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict of named tensors.")
+        loaded: Mapping[str, Any] = restore(content)
+    except RecursionError as error:
+        raise WeightsError(f"{path} cannot be read: it is nested too deeply, or in itself.") from error
     return loaded
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
+def _mapping(path: Path, archive: TorchArchive) -> Mapping[Any, Any]:
+    if not isinstance(archive.content, Mapping):
+        kind = with_article(type(archive.content).__name__)
+        raise WeightsError(f"{path} holds {kind}, not a state dict of named tensors. {SAVE_ALONE}")
+    return archive.content
+
+
+def _tensors_in(content: Any) -> list[StoredTensor]:
+    """List the tensors in an outline, each once."""
+    tensors: list[StoredTensor] = []
+    rest, seen = [content], {id(content)}
+    while rest:
+        value = rest.pop()
+        if isinstance(value, StoredTensor):
+            tensors.append(value)
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        for part in parts:
+            if id(part) not in seen:
+                seen.add(id(part))
+                rest.append(part)
+    return tensors
+
+
+def _is_row_major(stored: StoredTensor) -> bool:
+    """Tell whether the elements of a tensor follow each other as those of a new one would."""
+    needed = 1
+    for size, step in zip(reversed(stored.shape), reversed(stored.stride), strict=True):
+        if size != 1 and step != needed:
+            return 0 in stored.shape
+        needed *= size
+    return True

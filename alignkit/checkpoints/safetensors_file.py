@@ -1,8 +1,6 @@
 """Safetensors files, read and written tensor by tensor.
 
-The header is checked here (length, names, dtypes) and by the safetensors library (offsets, sizes). Values are read
-into memory of their own and not through a memory map, so that pages of the file never count as memory of the process,
-and a file that is cut short while it is read is an error and not a crash.
+The header is checked here (length, names, dtypes, shapes) and by the safetensors library (offsets, sizes).
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from alignkit.checkpoints.shard import Shard, TensorEntry, ValuesOf
+from alignkit.checkpoints.opening import MAX_TEXT, open_file
+from alignkit.checkpoints.shard import Shard, TensorEntry, ValuesOf, memory_of
 from alignkit.errors import WeightsError
 from alignkit.text import first_line
 
-MAX_HEADER = 100_000_000
-"""Maximum number of bytes of a header; the limit of the safetensors format."""
 _PREFIX = 8
 """Bytes that hold the length of the header, little-endian."""
 RESERVED_NAME = "__metadata__"
@@ -67,70 +64,25 @@ class SafetensorsShard(Shard):
                 if end - begin != entry.nbytes:
                     needed = f"{facts['dtype']} {facts['shape']} needs {entry.nbytes}"
                     raise ValueError(f"{name!r} has {end - begin} bytes, {needed}")
-            self.entries = entries
+            self.entries, self.first_names = entries, {name: name for name in entries}
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise WeightsError(f"{path} cannot be read as safetensors: {reason}.") from error
 
     def _read_header(self) -> bytes:
         """Read the first bytes of the file: the length of the header, and the header."""
-        with self.path.open("rb") as stream:
+        with open_file(self.path) as stream:
             self._opened_as = os.fstat(stream.fileno())
             size, prefix = self._opened_as.st_size, stream.read(_PREFIX)
             if len(prefix) < _PREFIX:
                 raise ValueError(f"the file has {size} bytes, which is too short for a header")
             length = int.from_bytes(prefix, "little")
-            if length > MAX_HEADER:
-                raise ValueError(f"the header claims {length} bytes, the maximum is {MAX_HEADER}")
+            if length > MAX_TEXT:
+                raise ValueError(f"the header claims {length} bytes, the maximum is {MAX_TEXT}")
             if _PREFIX + length > size:
                 both = f"the header claims {length} bytes, but the file has {size} bytes in all"
                 raise ValueError(f"{both}: it is cut short")
             return prefix + stream.read(length)
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read a tensor or rows of it; `WeightsError` if the file was changed since it was opened or cannot be read."""
-        entry = self.entries[name]
-        if not entry.shape:
-            return self._read_spans(entry, (), [(entry.begin, entry.nbytes)])
-        stop = entry.shape[0] if stop is None else stop
-        row = entry.nbytes // entry.shape[0] if entry.shape[0] else 0
-        spans = [(entry.begin + start * row, (stop - start) * row)]
-        return self._read_spans(entry, (stop - start, *entry.shape[1:]), spans)
-
-    def take(self, name: str, index: Tensor) -> Tensor:
-        """Read the rows that ``index`` names, in its order; rows that follow each other are read at once."""
-        entry = self.entries[name]
-        row = entry.nbytes // entry.shape[0]
-        spans: list[tuple[int, int]] = []
-        for place in index.tolist():
-            begin = entry.begin + place * row
-            if spans and sum(spans[-1]) == begin:
-                spans[-1] = (spans[-1][0], spans[-1][1] + row)
-            else:
-                spans.append((begin, row))
-        return self._read_spans(entry, (len(index), *entry.shape[1:]), spans)
-
-    def _read_spans(self, entry: TensorEntry, shape: tuple[int, ...], spans: Iterable[tuple[int, int]]) -> Tensor:
-        """Read spans of bytes of the file, first byte and length, one after the other into a new tensor."""
-        rows = torch.empty(shape, dtype=entry.dtype)
-        if not rows.numel():
-            return rows
-        memory = _memory_of(rows)
-        try:
-            with self.path.open("rb", buffering=0) as stream:
-                self.check_unchanged(os.fstat(stream.fileno()))
-                at = 0
-                for begin, length in spans:
-                    end = at + length
-                    stream.seek(begin)
-                    while at < end:
-                        count = stream.readinto(memory[at:end])
-                        if not count:
-                            raise WeightsError(f"{self.path} ends early. Start again with a whole file.")
-                        at += count
-        except OSError as error:
-            raise WeightsError(f"{self.path} cannot be read: {error.strerror}.") from error
-        return rows
 
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
         """Write a file with the same header, byte for byte, and new values, one tensor or piece after the other."""
@@ -141,7 +93,7 @@ class SafetensorsShard(Shard):
                 for piece in [new] if isinstance(new, Tensor) else new:
                     rows = piece.shape[0] if isinstance(piece, Tensor) and piece.ndim else 0
                     entry.check(piece, target, None if piece is new else rows)
-                    memory = _memory_of(piece.detach().resolve_conj().resolve_neg().cpu())
+                    memory = memory_of(piece)
                     _write_all(stream.fileno(), memory)
                     written += memory.nbytes
                     advance(memory.nbytes)
@@ -161,12 +113,6 @@ def save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: Mapp
         safetensors.torch.save_file(plain, target, dict(metadata) if metadata else None)
     except safetensors.SafetensorError as error:  # the library's way to say so
         raise OSError(errno.EIO, first_line(error)) from error
-
-
-def _memory_of(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor in row-major order; its own where it is contiguous."""
-    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)
 
 
 def _write_all(handle: int, memory: memoryview) -> None:

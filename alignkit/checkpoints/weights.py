@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.checkpoint import open_checkpoint
+from alignkit.checkpoints.dense import check_name, why_no_values
 from alignkit.checkpoints.pickle_file import save_pickle
 from alignkit.checkpoints.safetensors_file import DTYPES, RESERVED_NAME, save_safetensors
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, file_kind
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import WeightsError
-from alignkit.text import dtype_name, show_type
+from alignkit.text import dtype_name
 
 
 @check_arguments
@@ -30,7 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: It does not exist, is damaged, is of another kind, or holds something that is not a tensor.
     """
-    return dict(open_checkpoint(path))
+    return open_checkpoint(path).read_all()
 
 
 @check_arguments
@@ -53,13 +53,16 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
     if kind is None:
         raise WeightsError(f"{path}: cannot tell the format of the output. End its name in one of {KNOWN_SUFFIXES}.")
     for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-            kind_of_value = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else show_type(tensor)
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise WeightsError(f"cannot write {path}: {error}.") from error
+        if (kind_of_value := why_no_values(tensor)) is not None:
             raise WeightsError(f"cannot write {path}: {name!r} is not a dense tensor with values, but {kind_of_value}.")
         if kind == "safetensors" and tensor.dtype not in DTYPES.values():
             held = "which a safetensors file cannot hold. Convert it, or write a .pt file"
             raise WeightsError(f"cannot write {path}: {name!r} is {dtype_name(tensor.dtype)}, {held}.")
-        if name == RESERVED_NAME:
+        if kind == "safetensors" and name == RESERVED_NAME:
             raise WeightsError(f"cannot write {path}: the name {name!r} is reserved by safetensors. Rename the tensor.")
     with staged(path) as temporary:
         if kind == "safetensors":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ class Runner:
     def __init__(
         self, job: str, switches: JobSwitches, outputs: Mapping[str, Path | None], *, like: Path | None = None
     ) -> None:
-        folder = like is not None and (like.is_dir() or like.name.endswith(".index.json"))
+        folder = like is not None and (os.path.isdir(like) or like.name.endswith(".index.json"))
         check_weights(dict(outputs), switches.force, folder=folder)
         check_report(switches.report, switches.force)
         self.job, self.switches = job, switches

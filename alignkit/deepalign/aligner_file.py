@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format
 from alignkit.deepalign.aligner import Aligner
 from alignkit.errors import AlignkitError, WeightsError
-from alignkit.text import did_you_mean
+from alignkit.text import did_you_mean, list_some
 
-FORMAT = Format("alignkit.aligner", "aligner", "alignkit train-deepalign", WeightsError)
+
+class _AlignerContent(Content):
+    encoder: str
+    settings: dict[str, Any]
+    card: dict[str, str]
+
+
+FORMAT = Format("alignkit.aligner", "aligner", "alignkit train-deepalign", WeightsError, _AlignerContent)
+MAX_SETTING = 4096
+"""Maximum of a width or a number of layers; recommended ones are at most 1024."""
 KINDS = {"learned": "alignkit.deepalign.encoder:ProbeEncoder", "dws": "alignkit.deepalign.dws.aligner:DwsAligner"}
 """Kinds of aligners by the name of their encoder: module and class, imported when one is needed."""
 
@@ -50,21 +61,33 @@ def load_aligner(path: str | Path) -> Aligner:
         WeightsError: The file is damaged, or not an aligner of the version that this release reads.
     """
     path = Path(path)
-    values, tensors = FORMAT.read_tensors(path)
-    encoder = str(values.get("encoder"))
+    content, tensors = FORMAT.read_tensors(path)
+    encoder = content.encoder
     if encoder not in KINDS:
         raise WeightsError(
             f"{path} holds an aligner with the unknown encoder {encoder!r}.{did_you_mean(encoder, KINDS)}"
         )
     try:
+        _check_settings(aligner_class(encoder), content.settings, tensors)
         with torch.random.fork_rng(devices=[]):  # initial values are drawn, and then replaced
-            aligner = aligner_class(encoder).from_settings(values["settings"])
+            aligner = aligner_class(encoder).from_settings(content.settings)
         aligner.load_state_dict(tensors)
     except (AlignkitError, RuntimeError, TypeError, KeyError, ValueError) as error:
         raise WeightsError(f"{path}: its parameters do not fit its settings: {error}") from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise WeightsError(f"{path} holds NaN or infinity. Train it again, or take an earlier checkpoint.")
     return aligner.eval()
+
+
+def _check_settings(kind: type[Aligner], settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless settings make the parameters of a file, before memory is taken for them."""
+    for name, value in settings.items():
+        if type(value) is int and name != "seed" and not 0 <= value <= MAX_SETTING:
+            raise ValueError(f"{name} is {value}, the maximum is {MAX_SETTING}.")
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in kind.from_settings(settings).state_dict().items()}
+    if differs := [name for name, tensor in tensors.items() if shapes.pop(name, None) != tensor.shape] or list(shapes):
+        raise ValueError(f"{list_some(sorted(differs), 3)} are missing, unknown or of another shape.")
 
 
 @check_arguments
@@ -74,4 +97,4 @@ def read_card(path: str | Path) -> dict[str, str]:
     Raises:
         WeightsError: As in `load_aligner`.
     """
-    return dict(FORMAT.read_values(Path(path)).get("card", {}))
+    return FORMAT.read_values(Path(path)).card

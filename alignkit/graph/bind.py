@@ -9,6 +9,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from alignkit.checkpoints.checkpoint import Checkpoint
+from alignkit.checkpoints.dense import why_not_dense
 from alignkit.checkpoints.fit import Fit
 from alignkit.checkpoints.weights import read_weights
 from alignkit.errors import AlignkitError, BindError
@@ -23,20 +24,22 @@ def weights_of(source: WeightsSource) -> dict[str, Tensor]:
     """Return the named tensors of a module (parameters and saved buffers), a mapping, or a checkpoint; detached.
 
     Raises:
-        BindError: The source is none of these, or holds something that is not a tensor.
+        BindError: The source is none of these, or holds something that is not a dense tensor.
         WeightsError: A file cannot be read.
     """
     if isinstance(source, nn.Module):
-        return {n: t for n, t in source.state_dict().items() if isinstance(t, Tensor)}
+        return weights_of({n: t for n, t in source.state_dict().items() if isinstance(t, Tensor)})
     if isinstance(source, str | Path):
-        return dict(read_weights(source))
+        return read_weights(source)
     if isinstance(source, Checkpoint):
-        return dict(source)  # Each tensor is read once.
+        return source.read_all()
     if not isinstance(source, Mapping):
         raise BindError(f"weights are a module, a state dict or a path, found {type(source).__name__}.")
     for name, value in source.items():
         if not isinstance(value, Tensor):
             raise BindError(f"weights[{name!r}] is not a tensor but {type(value).__name__}.")
+        if (kind := why_not_dense(value)) is not None:
+            raise BindError(f"weights[{name!r}] is not a dense tensor, but {kind}.")
     return {name: tensor.detach() for name, tensor in source.items()}
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 import networkx as nx
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import SpecError
 from alignkit.graph.layout import Axis, Units
 from alignkit.graph.nodes import Group, GroupKind, Provenance, Role, TensorNode
@@ -18,11 +18,10 @@ from alignkit.graph.notation import parse_layout
 from alignkit.graph.sizes import resolve_sizes
 from alignkit.graph.structure import GraphStructure
 
-FORMAT = Format("alignkit.graph", "symmetry graph", "SymmetryGraph.to_json", SpecError)
 GraphT = TypeVar("GraphT", bound=GraphStructure)
 
 
-class _Facts(BaseModel, strict=True, extra="forbid"):
+class _Facts(Content):
     id: str
 
 
@@ -42,7 +41,20 @@ class _TensorFacts(_Facts):
     role: Role
 
 
-_NODES = TypeAdapter(list[Annotated[_GroupFacts | _TensorFacts, Field(discriminator="node")]])
+class _GraphFacts(Content):
+    fingerprint: str
+    provenance: dict[str, Any]
+
+
+class _GraphContent(Content):
+    directed: bool
+    multigraph: bool
+    graph: _GraphFacts
+    nodes: list[Annotated[_GroupFacts | _TensorFacts, Field(discriminator="node")]]
+    edges: list[dict[str, Any]]
+
+
+FORMAT = Format("alignkit.graph", "symmetry graph", "SymmetryGraph.to_json", SpecError, _GraphContent)
 _PROVENANCE = TypeAdapter(Provenance)
 
 
@@ -100,11 +112,11 @@ def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
     Raises:
         SpecError: The text is not JSON, not a graph of this version, or was changed so that its parts disagree.
     """
-    values = FORMAT.from_json(text)
+    content = FORMAT.from_json(text)
     with FORMAT.rebuilding("this symmetry graph"):
-        nodes, provenance = _NODES.validate_python(values["nodes"]), values["graph"]["provenance"]
+        nodes, provenance = content.nodes, content.graph.provenance
         needed = [field.name for field in fields(Provenance)]
-        if not isinstance(provenance, Mapping) or sorted(provenance) != sorted(needed):
+        if sorted(provenance) != sorted(needed):
             raise SpecError(f"its provenance needs the fields {', '.join(needed)}.")
         groups = {node.id: Group(node.id, node.size, node.parent, node.kind) for node in nodes if node.node == "group"}
         facts = {node.id: node for node in nodes if node.node == "tensor"}
@@ -121,9 +133,9 @@ def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
             for name, node in facts.items()
         }
         graph = kind(tensors, groups, _PROVENANCE.validate_python(provenance))
-    rebuilt = json.loads(graph_to_json(graph))
+    written, rebuilt = content.model_dump(mode="json"), json.loads(graph_to_json(graph))
     for key in ("graph", "nodes", "edges"):  # What follows from the rest has to agree with it, fingerprint too.
-        if values.get(key) != rebuilt[key]:
+        if written[key] != rebuilt[key]:
             problem = f"this symmetry graph was changed after it was written: its {key} do not agree with the layouts"
             raise SpecError(f"{problem}. Build it again with SymmetryGraph.from_spec.")
     return graph

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from alignkit.checkpoints.dense import why_not_dense
 from alignkit.checkpoints.fit import first_names
 from alignkit.checkpoints.mismatch import names_cause
 from alignkit.errors import GraphError, ShapeMismatchError, SpecError
@@ -79,6 +80,9 @@ def read_tensor_nodes(like: Like) -> dict[str, TensorNode]:
             if not isinstance(shape, tuple | list | torch.Size) or any(not isinstance(n, int) or n < 0 for n in shape):
                 raise GraphError(f"like[{name!r}] is neither a tensor nor a shape such as (128, 784): {shape!r}.")
         return {name: TensorNode(name, (name,), tuple(shape), "", ()) for name, shape in like.items()}
+    for name, tensor in tensors.items():
+        if (kind := why_not_dense(tensor)) is not None:
+            raise GraphError(f"like[{name!r}] is not a dense tensor, but {kind}.")
     tied: dict[str, list[str]] = {}
     for name, first in first_names(tensors).items():
         tied.setdefault(first, []).append(name)

@@ -32,7 +32,7 @@ WIDTHS = (64, 128, 128, 10)
 EPOCHS, BATCH, LEARNING_RATE = 40, 64, 1e-3
 TEST_SAMPLES = 450
 POINTS = 25
-FORMAT = Format("alignkit.demo", "demo", "alignkit demo", UsageError)
+FORMAT = Format("alignkit.demo", "demo", "alignkit demo", UsageError, dict[str, Any])
 FILES = ("demo.png", "demo.json", "model_a.safetensors", "model_b.safetensors", "spec.json")
 """What the demo writes; models and spec are those that ``alignkit solve`` takes."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint, written_together
 from alignkit.checkpoints.fit import Fit, first_names
+from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.shard import file_kind
 from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
 from alignkit.checkpoints.weights import read_weights, write_weights
@@ -249,10 +250,10 @@ def _with_weights(model: str) -> Example | None:
 def read_spec(path: str | Path) -> dict[str, str]:
     """Read a JSON object that maps names of tensors to their notation; raise `SpecError` where there is none."""
     try:
-        spec = json.loads(Path(path).read_text(encoding="utf-8"))
+        spec = json.loads(read_file(path))
     except OSError as error:
         raise SpecError(f"the spec {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"the spec {path} is not JSON: {error}.") from error
     if not isinstance(spec, dict) or not all(isinstance(value, str) for value in spec.values()):
         raise SpecError(f'the spec {path} has to be one JSON object of strings, such as {{"fc1.weight": "h1 ."}}.')

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from alignkit.checkpoints.opening import read_file
 from alignkit.errors import MissingExtraError, ModelSourceError, UsageError
 from alignkit.models.limits import check_sizes, counted_modules
 from alignkit.models.outside import nothing_outside
-from alignkit.text import describe_error, did_you_mean, list_some, readable_bytes, show_value
+from alignkit.text import describe_error, did_you_mean, list_some, show_value
 
 Example: TypeAlias = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 """A model with the arguments and keywords of an example call."""
@@ -120,14 +122,12 @@ def read_config(path: Path) -> dict[str, Any]:
         UsageError: The file cannot be read.
         ModelSourceError: It is not one JSON object, or holds a number that no model has.
     """
-    file = path / CONFIG if path.is_dir() else path
+    file = path / CONFIG if os.path.isdir(path) else path
     try:
-        if not file.is_file():
-            raise OSError(errno.ENOENT, "there is no such file")
-        if file.stat().st_size > MAX_CONFIG:
-            raise ValueError(f"it has more than {readable_bytes(MAX_CONFIG)}")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_file(file, MAX_CONFIG))
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise ModelSourceError(f"{file} is not a configuration: {error.strerror}.") from error
         advice = f"Give a folder with a {CONFIG}, or the file; nothing is downloaded."
         raise UsageError(f"{file} cannot be read: {error.strerror}. {advice}") from error
     except (ValueError, RecursionError) as error:

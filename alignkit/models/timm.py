@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def timm_model(name: str, bare: bool = False) -> Example:
     """
     timm = import_library("timm", "timm")
     text, content = f"timm:{name}", {}
-    if Path(name).exists():
+    if os.path.exists(name):
         content = read_config(Path(name))
         architecture = content.get("architecture")
         if not isinstance(architecture, str) or not timm.is_model(architecture):

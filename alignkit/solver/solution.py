@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import WeightsError
 from alignkit.graph import Pair
 from alignkit.graph.description import group_table, why_fixed
@@ -43,10 +43,37 @@ BARS = 16
 """Maximum number of groups in the picture of gains: more cannot be read. The table has them all."""
 MATRICES = 3
 """Number of groups that are drawn as matrices: those that gained most."""
-FORMAT = Format("alignkit.solution", "solution", "Solution.save", WeightsError)
 _DISTANCES = ("objective_before", "objective_init", "objective_after")
 _PLAIN = ("solver", "options", *_DISTANCES, "gain", "moved", "stats", "seconds", "detail", "notes")
 """Fields that are plain values, and stand in the header of a file as they are."""
+
+
+class _SolutionValues(Content):
+    """The fields of a solution that are not tensors."""
+
+    solver: str
+    options: dict[str, Any]
+    objective_before: float
+    objective_init: float
+    objective_after: float
+    gain: dict[str, float]
+    moved: dict[str, int]
+    stats: dict[str, int | float]
+    seconds: float
+    detail: str
+    notes: dict[str, str]
+    status: str
+    soft: bool
+    history: list[tuple[int, float, str]]
+    stages: list[_SolutionValues]
+
+
+class _SolutionContent(Content):
+    graph: str
+    solution: _SolutionValues
+
+
+FORMAT = Format("alignkit.solution", "solution", "Solution.save", WeightsError, _SolutionContent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,10 +256,10 @@ class Solution:
             AlignmentError: It belongs to another graph.
         """
         path = Path(path)
-        values, tensors = FORMAT.read_tensors(path)
-        check_same_graph(path, values.get("graph"), graph)
+        content, tensors = FORMAT.read_tensors(path)
+        check_same_graph(path, content.graph, graph)
         with FORMAT.rebuilding(path):
-            return _from_values(values["solution"], tensors, "", graph)
+            return _from_values(content.solution, tensors, "", graph)
 
     def __repr__(self) -> str:
         distances = f"squared distance {self.objective_before:.6g} -> {self.objective_after:.6g}"
@@ -319,7 +346,7 @@ def _to_tensors(solution: Solution, prefix: str) -> dict[str, Tensor]:
 
 
 def _from_values(
-    values: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str, graph: GraphStructure
+    values: _SolutionValues, tensors: Mapping[str, Tensor], prefix: str, graph: GraphStructure
 ) -> Solution:
     """Rebuild what `_to_values` and `_to_tensors` took apart."""
 
@@ -327,12 +354,16 @@ def _from_values(
         start = f"{prefix}{part}/"
         return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
-    stages = enumerate(values["stages"])
+    for field_name in ("gain", "moved"):
+        if getattr(values, field_name).keys() != graph.groups.keys():
+            raise WeightsError(f"its {field_name!r} does not have one number for each group")
     return Solution(
         alignment=Alignment(graph, under("elements")),
-        status=Status[values["status"]],
-        history=tuple(Step(*step) for step in values["history"]),
-        soft=SoftAlignment(graph, under("soft")) if values["soft"] else None,
-        stages=tuple(_from_values(stage, tensors, f"{prefix}stages/{i}/", graph) for i, stage in stages),
-        **{name: values[name] for name in _PLAIN},
+        status=Status[values.status],
+        history=tuple(Step(*step) for step in values.history),
+        soft=SoftAlignment(graph, under("soft")) if values.soft else None,
+        stages=tuple(
+            _from_values(stage, tensors, f"{prefix}stages/{i}/", graph) for i, stage in enumerate(values.stages)
+        ),
+        **{name: getattr(values, name) for name in _PLAIN},
     )

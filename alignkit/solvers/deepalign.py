@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -111,7 +112,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         if path is None:
             wanted = "give checkpoint=, a file that alignkit train-deepalign wrote"
             raise SolverError(f'encoder="dws" is trained for one graph: {wanted}.')
-        aligner = _load_once(Path(path), Path(path).stat().st_mtime_ns if Path(path).exists() else 0)
+        aligner = _load_once(Path(path), os.stat(path).st_mtime_ns if os.path.exists(path) else 0)
         if aligner.encoder != options.encoder:
             raise SolverError(f'{path} holds an aligner with encoder="{aligner.encoder}", not "{options.encoder}".')
         if (reason := aligner.fits(problem.graph)) is not None:

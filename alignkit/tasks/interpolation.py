@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format
 from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import is_number
 from alignkit.errors import TaskError
@@ -31,7 +32,21 @@ log = logging.getLogger(__name__)
 
 BYTES_AT_ONCE = 2**28
 """Memory that points evaluated together may take on a CPU (estimate). More is not faster there."""
-FORMAT = Format("alignkit.interpolation", "interpolation", "Interpolation.to_json", TaskError)
+
+
+class LineContent(Content):
+    """An interpolation as plain values."""
+
+    lambdas: tuple[float, ...]
+    losses: tuple[float, ...]
+    metrics: tuple[float, ...] | None
+    metric_name: str | None
+    label: str | None
+    barrier: float
+    auc: float
+
+
+FORMAT = Format("alignkit.interpolation", "interpolation", "Interpolation.to_json", TaskError, LineContent)
 
 
 @dataclass(frozen=True)
@@ -115,10 +130,18 @@ class Interpolation(Curve):
     @classmethod
     @check_arguments
     def from_dict(cls, values: Mapping[str, Any]) -> Interpolation:
-        """Read what `to_dict` returned."""
-        lambdas, losses = (tuple(map(float, values[name])) for name in ("lambdas", "losses"))
-        metrics = None if values["metrics"] is None else tuple(map(float, values["metrics"]))
-        return cls(lambdas, losses, metrics, values["metric_name"], values["label"])
+        """Read what `to_dict` returned.
+
+        Raises:
+            TaskError: It is something else.
+        """
+        with FORMAT.rebuilding("this interpolation"):
+            return cls.from_content(LineContent.model_validate_json(json.dumps(dict(values))))
+
+    @classmethod
+    def from_content(cls, line: LineContent) -> Interpolation:
+        """Make an interpolation of checked values; `TaskError` if their numbers do not fit each other."""
+        return cls(line.lambdas, line.losses, line.metrics, line.metric_name, line.label)
 
     def to_json(self) -> str:
         """Return everything as JSON text."""
@@ -132,9 +155,9 @@ class Interpolation(Curve):
         Raises:
             TaskError: The text is not JSON, or not an interpolation of the version that this release reads.
         """
-        values = FORMAT.from_json(text)
+        content = FORMAT.from_json(text)
         with FORMAT.rebuilding("this interpolation"):
-            return cls.from_dict(values)
+            return cls.from_content(content)
 
 
 Mend: TypeAlias = Callable[[Weights, float], Weights]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -126,7 +127,7 @@ def train(
         raise TrainingError(f"validation_points is {settings.validation_points}: give an odd number.")
     if not settings.supervised + settings.alignment + settings.interpolation:
         raise TrainingError("all three losses have weight 0, so there is nothing to learn from.")
-    if not resume and (Path(folder) / CHECKPOINT).exists():
+    if not resume and os.path.lexists(Path(folder) / CHECKPOINT):
         raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
     trainer = _Trainer(aligner, sets, settings, Path(folder), None if data is None else Path(data))
     with closing(Metrics(trainer.folder, len(sets), trainer.state.step, tensorboard=tensorboard)) as metrics:

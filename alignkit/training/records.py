@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt
+from torch import Tensor
+
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format
+from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.pickle_file import load_pickle, save_pickle
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import MissingExtraError, TrainingError, WeightsError
 from alignkit.text import shorten
 
+MAX_METRICS = 1_000_000_000
+"""Maximum number of bytes of a table of metrics."""
 CHECKPOINT, METRICS, BEST = "checkpoint.pt", "metrics.csv", "best.safetensors"
-FORMAT = Format("alignkit.training", "checkpoint of a training run", "alignkit train-deepalign", TrainingError)
 
 
 @dataclass
@@ -63,20 +70,42 @@ class TrainingCheckpoint:
             TrainingError: It cannot be read, or belongs to another run.
         """
         path = folder / CHECKPOINT
-        if not path.exists():
-            return cls(run)
         try:
-            state = FORMAT.check(load_pickle(path), path)
+            state = FORMAT.check_header(load_pickle(path), path)
         except WeightsError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return cls(run)
             raise TrainingError(str(error)) from error
         with FORMAT.rebuilding(path):
-            checkpoint = cls(**{**state, "run": json.loads(state["run"])})
+            content = _TrainingContent.model_validate(state)
+            checkpoint = cls(**{**vars(content), "run": json.loads(content.run)})
         if differences := _differences(checkpoint.run, run):
             raise TrainingError(
                 f"{path} belongs to another run: {'; '.join(differences)}. Use the same settings and sets, or start in "
                 "another folder."
             )
         return checkpoint
+
+
+class _TrainingContent(Content, arbitrary_types_allowed=True):
+    """A checkpoint in its file. The optimizer's own check of its state is its `load_state_dict`."""
+
+    run: str
+    step: NonNegativeInt
+    aligner: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    best: dict[str, Tensor]
+    best_step: NonNegativeInt
+    best_score: float
+    best_barriers: list[float]
+    start: float | None
+    idle: NonNegativeInt
+    stopped: bool
+
+
+FORMAT = Format(
+    "alignkit.training", "checkpoint of a training run", "alignkit train-deepalign", TrainingError, _TrainingContent
+)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
@@ -126,7 +155,8 @@ class Metrics:
         plain = [name for name in MetricsRow.__dataclass_fields__ if name != "barriers"]
         self.columns = [*plain, *(f"barrier_{i + 1}" for i in range(sets))]
         path = folder / METRICS
-        kept = [line for line in read_metrics(path) if int(line["step"]) <= after] if path.exists() and after else []
+        lines = read_metrics(path) if os.path.lexists(path) and after else []
+        kept = [line for line in lines if int(line["step"]) <= after]
         with staged(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
             writer.writeheader()
@@ -161,6 +191,19 @@ class Metrics:
 
 @check_arguments
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Lines of a ``metrics.csv``; a last line that was cut off is left out."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [line for line in csv.DictReader(stream) if None not in line.values()]
+    """Read the lines of a ``metrics.csv``; a last line that was cut off is left out.
+
+    Raises:
+        TrainingError: It cannot be read, or a line does not begin with the number of a step.
+    """
+    try:
+        table = csv.DictReader(io.StringIO(read_file(path, MAX_METRICS).decode(), newline=""))
+        lines = [line for line in table if None not in line.values()]
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, csv.Error) as error:
+        raise TrainingError(f"{path} is not a table of metrics: {error}.") from error
+    for number, line in enumerate(lines, 2):
+        if not line.get("step", "").isdecimal() or None in line:
+            raise TrainingError(f"line {number} of {path} is not one of metrics: {shorten(str(line), 60)}.")
+    return lines

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import zlib
 from pathlib import Path
 
@@ -10,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.opening import open_file
 from alignkit.errors import MissingExtraError, ZooError
 
 FOLDERS = ("mnist", "fashion-mnist")
 PREFIX = {"train": "train", "test": "t10k"}
 DIGITS_TEST = 450
 """Images of the test split, a quarter of the digits."""
+MAX_PIXELS = 1 << 30
+"""Maximum number of bytes of an idx file, unpacked; MNIST has 47 million."""
 UNSIGNED_BYTE = 8
 """The code of an idx file's element type."""
 
@@ -62,24 +67,26 @@ def _find(name: str, folder: Path, stem: str) -> Path:
         folders.append(folder)
     wanted = [parent / f"{stem}{suffix}" for parent in folders for suffix in (".gz", "")]
     for path in wanted:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     looked = ", ".join(str(path) for path in wanted)
-    why = "" if folder.is_dir() else f" There is no folder {folder}."
+    why = "" if os.path.isdir(folder) else f" There is no folder {folder}."
     raise ZooError(f"{name}: the file {stem}.gz is missing. Looked for {looked}.{why}")
 
 
 def _read_idx(path: Path, axes: int) -> Tensor:
     try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
+        with open_file(path) as packed, gzip.open(packed) if path.suffix == ".gz" else packed as stream:
+            head = stream.read(4 + 4 * axes)
+            if len(head) < 4 + 4 * axes or tuple(head[:4]) != (0, 0, UNSIGNED_BYTE, axes):
+                start = f"it starts with {head[:4].hex(' ')}"
+                raise ZooError(f"{path} is not an idx file of bytes with {axes} axes: {start}.")
+            shape = tuple(np.frombuffer(head, ">i4", axes, 4).tolist())
+            count = math.prod(shape)
+            # A few packed bytes can stand for very many: what the head does not tell is not unpacked.
+            data = stream.read(count + 1) if min(shape) > 0 and count <= MAX_PIXELS else b""
     except (OSError, EOFError, zlib.error) as error:
         raise ZooError(f"{path} cannot be read: {error}.") from error
-    if len(raw) < 4 + 4 * axes or tuple(raw[:4]) != (0, 0, UNSIGNED_BYTE, axes):
-        raise ZooError(f"{path} is not an idx file of bytes with {axes} axes: it starts with {raw[:4].hex(' ')}.")
-    shape = tuple(np.frombuffer(raw, ">i4", axes, 4).tolist())
-    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * axes)
-    if data.size != np.prod(shape):
-        raise ZooError(f"{path} is cut off or damaged: {data.size} values instead of {'x'.join(map(str, shape))}.")
-    return torch.from_numpy(data.reshape(shape).copy())
+    if len(data) != count:
+        raise ZooError(f"{path} is cut off, damaged or too large: {len(data)} values for {'x'.join(map(str, shape))}.")
+    return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(shape).copy())

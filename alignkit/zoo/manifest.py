@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
@@ -20,7 +20,6 @@ from alignkit.zoo.recipe import Recipe, complete_recipe
 from alignkit.zoo.sources import AnySource, Source
 
 MANIFEST = "manifest.json"
-FORMAT = Format("alignkit.zoo", "manifest of a network data set", "alignkit zoo", ZooError)
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
@@ -131,6 +130,18 @@ class Manifest(Frozen):
     seconds: float = 0.0
     """Time of the training."""
 
+    @model_validator(mode="after")
+    def _number_all(self) -> Self:
+        numbers = [record.index for record in self.networks]
+        firsts = [shard.networks[0].index for shard in self.shards if shard.networks]
+        if numbers != list(range(len(numbers))) or firsts != [shard.first for shard in self.shards]:
+            raise ValueError("the files have to hold the networks 0, 1, 2, ... in order")
+        if len(numbers) > self.plan.count or any(
+            not 0 <= i < self.plan.count for part in self.splits.values() for i in part
+        ):
+            raise ValueError(f"networks are numbered from 0 to {self.plan.count - 1}, as many as are planned")
+        return self
+
     @property
     def complete(self) -> bool:
         """Whether every network is there."""
@@ -142,6 +153,9 @@ class Manifest(Frozen):
         return tuple(record for shard in self.shards for record in shard.networks)
 
 
+FORMAT = Format("alignkit.zoo", "manifest of a network data set", "alignkit zoo", ZooError, Manifest)
+
+
 @check_arguments
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a data set.
@@ -149,10 +163,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ZooError: There is none, or it is damaged or of another version.
     """
-    path = folder / MANIFEST
-    values = FORMAT.read(path)
-    with FORMAT.rebuilding(path):
-        return Manifest.model_validate(values)
+    return FORMAT.read(folder / MANIFEST)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,17 +10,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.errors import ZooError
+from alignkit.checkpoints.folder import inside
+from alignkit.checkpoints.safetensors_file import SafetensorsShard
+from alignkit.errors import WeightsError, ZooError
 from alignkit.graph import SymmetryGraph
 from alignkit.tasks.task import Task
 from alignkit.text import list_some, plural
 from alignkit.tracing import trace
-from alignkit.zoo.manifest import SPLITS, Manifest, read_manifest
+from alignkit.zoo.manifest import MANIFEST, SPLITS, Manifest, read_manifest
 
 
 class NetworkSet(Sequence[dict[str, Tensor]]):
@@ -47,9 +49,14 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
                 f"{folder} holds {len(manifest.networks)} of {manifest.plan.count} networks: its training was cut off. "
                 "Run the same command again to resume it."
             )
-        missing = [shard.file for shard in manifest.shards if not (folder / shard.file).is_file()]
+        missing = [shard.file for shard in manifest.shards if not os.path.isfile(folder / shard.file)]
         if missing:
             raise ZooError(f"{folder} lacks {list_some(missing, 5)}, which its manifest lists.")
+        try:
+            for shard in manifest.shards:
+                inside(folder, shard.file, folder / MANIFEST)
+        except WeightsError as error:
+            raise ZooError(str(error)) from error
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -97,12 +104,11 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
             shard = self.manifest.shards[home]
             path = self.folder / shard.file
             try:
-                with safetensors.safe_open(path, framework="pt") as stream:
-                    slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118  not a mapping
-                    for index in numbers:
-                        at = index - shard.first
-                        read[index] = {name: part[at : at + 1][0] for name, part in slices.items()}
-            except (OSError, safetensors.SafetensorError) as error:
+                stacked = SafetensorsShard(path)
+                for index in numbers:
+                    at = index - shard.first
+                    read[index] = {name: stacked.read(name, at, at + 1)[0] for name in stacked.entries}
+            except (WeightsError, IndexError) as error:
                 raise ZooError(f"{path} cannot be read: {error}.") from error
         return {name: torch.stack([read[index][name] for index in wanted]) for name in read[wanted[0]]}
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel
 
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format, without_digest
 from alignkit.deepalign import aligner_file
 from alignkit.errors import AlignmentError, SpecError, WeightsError
 from alignkit.graph import serial
@@ -22,7 +22,13 @@ from alignkit.tasks import interpolation
 from alignkit.training import records
 from alignkit.zoo import manifest
 
-NOTE = Format("test.note", "note", "write_note", SpecError, version=2)
+
+class Note(Content):
+    text: str = ""
+    numbers: tuple[int | float, ...] = ()
+
+
+NOTE = Format("test.note", "note", "write_note", SpecError, Note, version=2)
 MODULES = (
     alignment,
     solution,
@@ -39,19 +45,21 @@ MODULES = (
 
 def test_text_round_trip(tmp_path: Path) -> None:
     NOTE.write(tmp_path / "note.json", {"text": "naïve", "numbers": [1, 2.5]})
-    assert NOTE.read(tmp_path / "note.json") == {"text": "naïve", "numbers": [1, 2.5]}
-    assert json.loads(NOTE.to_json({"a": 1})) == {"format": "test.note", "version": 2, "a": 1}
+    assert NOTE.read(tmp_path / "note.json") == Note(text="naïve", numbers=(1, 2.5))
+    document = json.loads(NOTE.to_json({"a": 1}))
+    assert without_digest(document) == {"format": "test.note", "version": 2, "a": 1}
+    assert len(document["digest"]) == 32
 
 
 def test_tensors_round_trip(tmp_path: Path) -> None:
     path, shared = tmp_path / "note.safetensors", torch.arange(6.0).reshape(2, 3)
     NOTE.write_tensors(path, {"whole": shared, "turned": shared.T}, {"text": "t"})
     values, tensors = NOTE.read_tensors(path)
-    assert values == NOTE.read_values(path) == {"text": "t"}
+    assert values == NOTE.read_values(path) == Note(text="t")
     assert torch.equal(tensors["whole"], shared)
     assert torch.equal(tensors["turned"], shared.T)
     NOTE.write_tensors(path, {}, {})
-    assert NOTE.read_tensors(path) == ({}, {})
+    assert NOTE.read_tensors(path) == (Note(), {})
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def problems(tensors: dict[str, Tensor], **options: bool) -> list[str]:
         ({"extra": torch.ones(1)}, "'extra' of A is not in the graph"),
         ({"fc1.weight": torch.ones(3, 2)}, "'fc1.weight' has shape (3, 2) in A, the graph says (2, 3)"),
         ({"tail": torch.ones(4)}, "'tail' has shape (4,) in A, the graph says (3,)"),
-        ({"fc1.weight": torch.ones(2, 3).to_sparse()}, "'fc1.weight' of A is torch.sparse_coo; dense tensors are"),
+        ({"fc1.weight": torch.ones(2, 3).to_sparse()}, "'fc1.weight' of A is a tensor of layout sparse_coo"),
         ({"fc1.weight": torch.ones(2, 3, device="meta")}, "'fc1.weight' of A is on the meta device and has no"),
         ({"fc1.weight": torch.full((2, 3), float("nan"))}, "'fc1.weight' of A holds NaN or infinity"),
         ({"tail": torch.zeros(3)}, "'tail' and 'head' are tied in the graph but differ in A"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import safetensors.torch
 import torch
@@ -11,6 +9,7 @@ import torch
 from alignkit.deepalign import load_aligner, read_card, save_aligner
 from alignkit.errors import WeightsError
 from helpers.aligner_inputs import encoder
+from helpers.documents import rewritten
 
 
 def test_files_come_back_as_they_were(tmp_path):
@@ -32,13 +31,6 @@ def test_reading_leaves_the_random_state(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def damaged(path, change):
-    header = json.loads(safetensors.safe_open(path, "pt").metadata()["alignkit"])
-    tensors = safetensors.torch.load_file(path)
-    change(header, tensors)
-    safetensors.torch.save_file(tensors, path, {"alignkit": json.dumps(header)})
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -52,7 +44,7 @@ def damaged(path, change):
 def test_damaged_files_are_refused(tmp_path, change, said):
     path = tmp_path / "aligner.safetensors"
     save_aligner(path, encoder(0))
-    damaged(path, change)
+    rewritten(path, change)
     with pytest.raises(WeightsError, match=f"(?i){said}"):
         load_aligner(path)
 

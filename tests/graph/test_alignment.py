@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from alignkit import Alignment, SoftAlignment, SymmetryGraph
 from alignkit.errors import AlignmentError
+from helpers.documents import unsealed
 from helpers.graph_strategies import all_alignments, distinct_weights, graphs, slow_apply
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -205,7 +205,7 @@ class TestFiles:
     def test_the_header_names_format_version_and_graph(self, tmp_path: Path) -> None:
         Alignment.identity(HEADS).save(tmp_path / "g.safetensors")
         with safetensors.safe_open(tmp_path / "g.safetensors", "pt") as file:
-            header = json.loads(file.metadata()["alignkit"])
+            header = unsealed(file.metadata()["alignkit"])
         assert header == {"format": "alignkit.alignment", "version": 1, "graph": HEADS.fingerprint}
 
     def test_saving_over_a_file_replaces_it_and_leaves_nothing_else(self, tmp_path: Path) -> None:

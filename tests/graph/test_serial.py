@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from alignkit import SymmetryGraph
 from alignkit.errors import SpecError
+from helpers.documents import unsealed
 from helpers.graph_strategies import graphs
 from helpers.small_graphs import ATTENTION, MLP, TRACED
 
@@ -43,7 +44,7 @@ class TestJson:
         )
 
     def test_another_version_is_refused(self) -> None:
-        facts = json.loads(MLP.to_json())
+        facts = unsealed(MLP.to_json())
         facts["version"] = 7
         with pytest.raises(SpecError, match=r"version 7 .* this release reads version 1"):
             SymmetryGraph.from_json(json.dumps(facts))
@@ -69,7 +70,7 @@ class TestJson:
         ],
     )
     def test_changed_text_is_refused(self, path: tuple[str | int, ...], value: object, message: str) -> None:
-        facts = json.loads(MLP.to_json())
+        facts = unsealed(MLP.to_json())
         place = facts
         for key in path[:-1]:
             place = place[key]

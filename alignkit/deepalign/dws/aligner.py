@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alignkit.checkpoints.documents import without_digest
 from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.dws.domains import find_incidences
 from alignkit.deepalign.dws.layers import Affine, DwsLayer, Features, Lift, spread_out
@@ -73,7 +74,8 @@ class DwsAligner(Aligner):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings and the graph, as JSON can hold them."""
-        return {"graph": json.dumps(json.loads(self.graph.to_json()), separators=(",", ":")), **self._settings}
+        document = without_digest(json.loads(self.graph.to_json()))  # the aligner's file has one of its own
+        return {"graph": json.dumps(document, separators=(",", ":")), **self._settings}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.description import group_table
@@ -21,7 +21,12 @@ from alignkit.graph.owned import Owned
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import did_you_mean, html_table, list_some, plural
 
-FORMAT = Format("alignkit.alignment", "alignment", "Alignment.save", AlignmentError)
+
+class _AlignmentContent(Content):
+    graph: str
+
+
+FORMAT = Format("alignkit.alignment", "alignment", "Alignment.save", AlignmentError, _AlignmentContent)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 WHOLE = frozenset(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 """Dtypes of indices."""
@@ -197,8 +202,8 @@ class Alignment:
         Raises:
             AlignmentError: The file is damaged, is not an alignment, or belongs to another graph.
         """
-        values, elements = FORMAT.read_tensors(Path(path))
-        check_same_graph(path, values.get("graph"), graph)
+        content, elements = FORMAT.read_tensors(Path(path))
+        check_same_graph(path, content.graph, graph)
         with FORMAT.rebuilding(path):
             return cls(graph, elements)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -17,18 +18,45 @@ import rich.table
 import rich.text
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import ComparisonError
 from alignkit.plotting.pictures import bar_chart, plot_interpolations
 from alignkit.reports.document import Facts, Part, Picture, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section
-from alignkit.tasks.interpolation import Interpolation
+from alignkit.tasks.interpolation import Interpolation, LineContent
 from alignkit.text import html_table, list_some, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = Format("alignkit.comparison", "comparison", "Comparison.to_json", ComparisonError)
+
+class RowContent(Content):
+    """A row of a comparison as plain values."""
+
+    solver: str
+    seed: int
+    status: str
+    reason: str
+    distance_before: float | None
+    distance: float | None
+    line: LineContent | None
+    repaired_loss: float | None
+    repaired_metric: float | None
+    seconds: float | None
+    peak_memory: int | None
+    moved: int | None
+    options: dict[str, Any]
+
+
+class _ComparisonContent(Content, extra="ignore"):
+    """What is read of a comparison; the command writes files, seconds and memory beside it."""
+
+    device: str
+    measured: str
+    rows: list[RowContent]
+
+
+FORMAT = Format("alignkit.comparison", "comparison", "Comparison.to_json", ComparisonError, _ComparisonContent)
 ERROR = "ERROR"
 """Status of a row that could not be run or evaluated; every other status is the name of a `Status`."""
 FINISHED = ("OK", "MAX_STEPS")
@@ -125,8 +153,14 @@ class ComparisonRow:
             ComparisonError: It is not a row.
         """
         with FORMAT.rebuilding("this row of a comparison"):
-            line = values["line"]
-            return cls(**{**values, "line": None if line is None else Interpolation.from_dict(line)})
+            return cls.from_content(RowContent.model_validate_json(json.dumps(dict(values))))
+
+    @classmethod
+    def from_content(cls, row: RowContent) -> ComparisonRow:
+        """Make a row of checked values; `ComparisonError` if their numbers do not fit each other."""
+        with FORMAT.rebuilding("this row of a comparison"):
+            line = None if row.line is None else Interpolation.from_content(row.line)
+            return cls(**{**vars(row), "line": line})
 
 
 @dataclass(frozen=True)
@@ -294,10 +328,8 @@ class Comparison:
         Raises:
             ComparisonError: The text is not JSON, or not a comparison of the version that this release reads.
         """
-        values = FORMAT.from_json(text)
-        with FORMAT.rebuilding("this comparison"):
-            rows = tuple(map(ComparisonRow.from_dict, values["rows"]))
-            return cls(rows, values["device"], values["measured"])
+        content = FORMAT.from_json(text)
+        return cls(tuple(map(ComparisonRow.from_content, content.rows)), content.device, content.measured)
 
 
 # ---------------------------------------------------------------------- the table

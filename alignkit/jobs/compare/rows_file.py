@@ -10,16 +10,22 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from alignkit.checkpoints.documents import Format
+from alignkit.checkpoints.documents import Content, Format, with_digest, without_digest
+from alignkit.checkpoints.opening import read_file
+from alignkit.checkpoints.shard import memory_of
 from alignkit.errors import ComparisonError
 from alignkit.jobs.compare.comparison import ComparisonRow
 from alignkit.jobs.compare.job import ComparisonSetup
 from alignkit.tasks.task import Task, measure_name
 
-FORMAT = Format("alignkit.comparison-rows", "file of rows", "compare(..., path=...)", ComparisonError)
+
+class _RowsHeader(Content):
+    of: dict[str, Any]
+
+
+FORMAT = Format("alignkit.comparison-rows", "file of rows", "compare(..., path=...)", ComparisonError, _RowsHeader)
 
 
 def identity_of(setup: ComparisonSetup) -> dict[str, Any]:
@@ -53,7 +59,10 @@ class RowFile:
         self.path = Path(path)
         self.rows: list[ComparisonRow] = []
         try:
-            raw = self.path.read_bytes() if self.path.exists() else b""
+            try:
+                raw = read_file(self.path)
+            except FileNotFoundError:
+                raw = b""
             whole = raw.rfind(b"\n") + 1
             if raw and not whole and not json.dumps(FORMAT.header)[:20].encode().startswith(raw[:20]):
                 raise self._foreign("it does not begin with the header of a comparison")
@@ -62,18 +71,14 @@ class RowFile:
                 self.path.write_text(FORMAT.to_json({"of": dict(identity)}, indent=None), encoding="utf-8")
                 return
             try:
-                written = FORMAT.from_json(lines[0], "its first line")
-                with FORMAT.rebuilding("its first line"):
-                    changed = [key for key, value in identity.items() if written["of"].get(key) != value]
+                written = FORMAT.from_json(lines[0], "its first line").of
             except ComparisonError as error:
                 raise self._foreign(str(error).rstrip(".")) from error
-            if changed:
+            if changed := [key for key, value in identity.items() if written.get(key) != value]:
                 raise self._foreign(f"it is the comparison of something else: {', '.join(changed)} differ")
             for number, line in enumerate(lines[1:], 2):
-                try:
-                    self.rows.append(ComparisonRow.from_dict(json.loads(line)))
-                except ValueError as error:
-                    raise ComparisonError(f"line {number} of {self.path} cannot be read: {error}") from error
+                with FORMAT.rebuilding(f"line {number} of {self.path}"):
+                    self.rows.append(ComparisonRow.from_dict(without_digest(json.loads(line))))
             if whole < len(raw):
                 os.truncate(self.path, whole)
         except OSError as error:
@@ -83,7 +88,7 @@ class RowFile:
         """Write a row; it is on the disk when this returns."""
         try:
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row.to_dict(), allow_nan=False) + "\n")
+                stream.write(json.dumps(with_digest(row.to_dict()), allow_nan=False) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
@@ -97,10 +102,8 @@ def _digest(tensors: Iterable[tuple[str, Tensor]], head: str = "") -> str:
     """Return a digest of names, dtypes, shapes and values."""
     digest = hashlib.blake2b(head.encode(), digest_size=16)
     for name, tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        if plain.numel():
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memory_of(tensor))
     return digest.hexdigest()
 
 
