@@ -156,7 +156,7 @@ def canonicalize(
     where = next(iter(target.values())).device if device is None else usable_device(device)
     elements = {n: torch.empty(count, *graph.element_shape(n), dtype=torch.long) for n in graph.groups}
     Objective(Pair(graph, target, target)).scale  # noqa: B018  refuses weights whose squares overflow or vanish
-    before, batched = _distances(target, stacked), can_be_batched(graph)
+    before, batched = _distances(target, stacked, count), can_be_batched(graph)
     if not bool(torch.isfinite(before).all()):
         far = int((~torch.isfinite(before)).nonzero()[0])
         raise BindError(f"network {far} holds numbers whose squares overflow float64. Make all networks smaller.")
@@ -169,7 +169,7 @@ def canonicalize(
                 elements[name][first : first + size] = element
         weights = {name: _permute(graph, name, tensor, elements) for name, tensor in stacked.items()}
         # Weight matching alone starts again from a network that it would leave in a worse place than it was.
-        alone = (_distances(target, weights) > before).nonzero().squeeze(1).tolist()
+        alone = (_distances(target, weights, count) > before).nonzero().squeeze(1).tolist()
     for i in alone:
         pair = Pair(graph, target, {name: tensor[i] for name, tensor in stacked.items()})
         outcome = matching.solve(Problem(pair, device=where), lambda step: None)
@@ -177,7 +177,7 @@ def canonicalize(
             elements[name][i] = element
     if alone:
         weights = {name: _permute(graph, name, tensor, elements) for name, tensor in stacked.items()}
-    after = _distances(target, weights)
+    after = _distances(target, weights, count)
     return Canonical(graph, weights, elements, before, after, perf_counter() - started, batched)
 
 
@@ -227,7 +227,7 @@ class _Batch:
                         dirty[other][turn[changed]] = True
             if not torch.isfinite(distance).all():  # after the first sweep
                 moved = {name: _permute(self.graph, name, tensor, self.elements) for name, tensor in self.b.items()}
-                distance = _distances(self.a, moved)
+                distance = _distances(self.a, moved, self.count)
             finished = swept & (before - distance <= rtol * distance)
             for name in dirty:
                 dirty[name] &= ~finished
@@ -304,9 +304,9 @@ def _permute(graph: SymmetryGraph, name: str, tensor: Tensor, elements: Mapping[
     return result
 
 
-def _distances(target: Mapping[str, Tensor], networks: Mapping[str, Tensor]) -> Tensor:
-    """Return ``||reference - network||^2`` of every network, float64 ``[networks]``, from a batch at a time."""
-    total = torch.zeros(len(next(iter(networks.values()))), dtype=torch.float64)
+def _distances(target: Mapping[str, Tensor], networks: Mapping[str, Tensor], count: int) -> Tensor:
+    """Return ``||reference - network||^2`` of ``count`` networks, float64 ``[count]``, from a batch at a time."""
+    total = torch.zeros(count, dtype=torch.float64)
     for name, stacked in networks.items():
         if not is_number(stacked):
             continue

@@ -24,7 +24,7 @@ from alignkit.solver import Outcome, Problem, Report, Solver, Status, Step
 from alignkit.solver.outcome_check import WriteGuard, checked_outcome, checked_step
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
-from alignkit.text import describe_error, did_you_mean, explain_error
+from alignkit.text import describe_error, did_you_mean, explain_error, show_value
 
 SolverLike: TypeAlias = str | Solver[Any] | type[Solver[Any]]
 
@@ -119,6 +119,10 @@ def build_solvers(
                 raise SolverError(f"solver= takes no such class: {error}.") from error
             named.append(part)
             continue
+        if not isinstance(part, str):
+            raise SolverError(
+                f"solver= takes a name, a Solver class, an instance or a chain, found {show_value(part)}."
+            )
         names = [name.strip() for name in part.split(">")]
         if "" in names:
             raise SolverError(

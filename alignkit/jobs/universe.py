@@ -47,7 +47,9 @@ def ascend_together(
     where = first.device if device is None else usable_device(device)
     wide = any(tensor.dtype == torch.float64 for tensor in weights[0].values())
     dtype = torch.float64 if wide else torch.float32
-    largest = max(float(t.double().square().sum()) for w in weights for t in w.values() if is_number(t))
+    largest = max((float(t.double().square().sum()) for w in weights for t in w.values() if is_number(t)), default=0.0)
+    if not largest:  # no order of units is better than another
+        return list(start)
     models = [Relaxation(Pair(graph, w, w), where, dtype, power_of_two(largest)) for w in weights]
     degree = max(term.degree or SAMPLES for term in models[0].terms)
     nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(degree + 1) / degree)

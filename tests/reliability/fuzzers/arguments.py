@@ -197,6 +197,7 @@ def public(name: str) -> bool:
         "progress",
         "Solver.Options",
         "Solver",
+        "Task.outputs",
     } and not name.startswith("builders._")
 
 
