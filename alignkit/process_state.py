@@ -139,7 +139,7 @@ OF_PROCESS = (
 """Settings that all threads share."""
 
 FILTERS = (Setting("the warnings filters", _filters, _set_filters, _same_filters),)
-"""Shared by all threads, too."""
+"""Shared by all threads, and kept in the main thread alone: a block that catches warnings switches them for all."""
 
 RANDOM = (
     Setting("torch's random state", torch.get_rng_state, torch.set_rng_state, torch.equal),
@@ -189,13 +189,13 @@ def kept_state(settings: Sequence[Setting] = EVERYTHING) -> Iterator[list[str]]:
     """Put settings back that the block changes.
 
     Args:
-        settings: Which. Random states count in the main thread only.
+        settings: Which. Random states and warnings filters count in the main thread only.
 
     Yields:
         A list that holds the names of what was changed, once the block has ended.
     """
     if threading.current_thread() is not threading.main_thread():
-        settings = [setting for setting in settings if setting not in RANDOM]
+        settings = [setting for setting in settings if setting not in (*RANDOM, *FILTERS)]
     changed: list[str] = []
     met = _enter(settings)
     try:
@@ -218,7 +218,7 @@ def _enter(settings: Sequence[Setting]) -> dict[Setting, Any]:
             if not _threads_inside:
                 _met_first.clear()
             _threads_inside += 1
-            shared = {setting: met[setting] for setting in (*OF_PROCESS, *FILTERS) if setting in met}
+            shared = {setting: met[setting] for setting in OF_PROCESS if setting in met}
             met.update({setting: _met_first.setdefault(setting, value) for setting, value in shared.items()})
     _guards.blocks.append(met)
     return met

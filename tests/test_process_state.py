@@ -237,6 +237,26 @@ def test_two_threads_leave_the_setting_that_both_met():
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_thread_that_catches_warnings_is_not_held_against_another():
+    inside, caught = threading.Event(), threading.Event()
+    changed = []
+
+    def run():
+        with kept_state() as names:
+            inside.set()
+            caught.wait(10)
+        changed.extend(names)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    inside.wait(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        caught.set()
+        thread.join()
+    assert changed == []
+
+
 def test_random_numbers_that_the_main_thread_draws_are_not_drawn_again():
     inside, drawn = threading.Event(), threading.Event()
 

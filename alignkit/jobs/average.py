@@ -19,6 +19,7 @@ from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import StateDict, Weights, weights_of
+from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.jobs.running_statistics import is_statistic
 from alignkit.text import dtype_name, plural
 
@@ -64,7 +65,9 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
     check_method(method, len(models))
     first = models[0]
     sides = [weights_of(model) for model in models]
-    fitting = check_alike(sides, [f"model {at}" for at in range(len(sides))])
+    labels = [f"model {at}" for at in range(len(sides))]
+    fitting = check_alike(sides, labels)
+    check_hidden_state(dict(zip(labels, models, strict=True)), MergeError)
     tied: dict[str, Tensor] = {}
     for name, tensor in fitting[0].items():
         if not is_number(tensor):

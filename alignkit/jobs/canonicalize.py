@@ -22,6 +22,7 @@ from alignkit.errors import AlignmentError, BindError
 from alignkit.graph import Block, Pair, SymmetryGraph, Use
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.objective import Objective
 from alignkit.plotting.pictures import bar_chart
@@ -327,6 +328,7 @@ def _stack_networks(
         if len(set(counts.values())) > 1:
             raise BindError(f"stacked tensors hold different numbers of networks: {counts}.")
         networks = [{n: t[i] for n, t in networks.items()} for i in range(next(iter(counts.values()), 0))]
+    check_hidden_state({"the reference": reference, **{f"network {i}": x for i, x in enumerate(networks)}}, BindError)
     labelled = {f"network {i}": weights_of(row) for i, row in enumerate(networks)}
     fitted = {label: fit.check_tensors(row, label, values=False) for label, row in labelled.items()}
     sides = {"the reference": target, **fitted}

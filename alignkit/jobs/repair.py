@@ -24,6 +24,7 @@ from alignkit.arguments import check_arguments
 from alignkit.checkpoints.dtypes import narrow
 from alignkit.errors import MergeError
 from alignkit.graph.bind import weights_of
+from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.graph.proof.process_switch import NO_FUSED_ATTENTION
 from alignkit.jobs.average import check_alike, shares_of
@@ -103,6 +104,7 @@ def repair(
     shares = shares_of(weights, len(parents))
     labels = ["the merged network", *(f"parent {at}" for at in range(len(parents)))]
     check_alike([weights_of(merged), *map(weights_of, parents)], labels)
+    check_hidden_state(dict(zip(labels, [merged, *parents], strict=True)), MergeError)
     data = _batches_of(batches)
     fixed = _copied(merged)
     outputs: list[tuple[Tensor, str]] = []

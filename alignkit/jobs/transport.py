@@ -16,6 +16,7 @@ from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import Weights, WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.jobs.average import length, widen, with_tensors
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
@@ -153,6 +154,7 @@ def transport(
     if order.graph != bases.graph:
         fit.problems.append("the alignment belongs to another graph")
     fit.raise_if_any(MergeError, "the models do not fit the graph")
+    check_hidden_state({"base A": bases.module_a, "tuned": tuned}, MergeError)
     back, carried = order.inverse(), {}
     lengths: list[float] = []
     left: list[str] = []

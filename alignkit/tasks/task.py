@@ -18,6 +18,7 @@ from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
+from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.process_state import FILTERS, SWITCHES, watched_state
 from alignkit.tasks.batches import Batch, Batches, tensors_in
@@ -226,6 +227,7 @@ class Task:
         fit = Fit(self._shapes, self._first_names, "the model")
         fit.check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, "the weights")
         fit.raise_if_any(TaskError, f"the weights do not fit the task's model {type(self.model).__name__}")
+        check_hidden_state({"the task's model": self.model, "the network": weights}, TaskError)
         twins = {self._first_names[name]: tensor for name, tensor in state.items()}
         whole = {name: state.get(name, twins[first]) for name, first in self._first_names.items()}
         return {name: tensor.to(self.device) for name, tensor in whole.items()}

@@ -100,7 +100,7 @@ def test_many_points_go_through_the_model_at_once() -> None:
             return super().forward(x)
 
     task = Task(network(3, Counting), images(), "cross_entropy")
-    interpolate(task, network(0), network(1), points=25)
+    interpolate(task, network(0).state_dict(), network(1).state_dict(), points=25)
     assert len(calls) <= 2  # one to estimate the memory, one for all points
 
 
@@ -120,7 +120,7 @@ def test_fewer_points_at_once_when_memory_runs_out() -> None:
         return torch._C._functorch.is_batchedtensor(tensor)
 
     task = Task(network(3, Hungry), images(), "cross_entropy")
-    line = interpolate(task, network(0), network(1), points=9)
+    line = interpolate(task, network(0).state_dict(), network(1).state_dict(), points=9)
     assert line.losses == pytest.approx([loss for loss, _ in plain_loop(ConvNet, 9)], rel=1e-12)
     assert max(sizes) > 65
     assert sizes[-1] <= 65
