@@ -40,9 +40,9 @@ class GraphStructure:
                 if not isinstance(name, str) or not isinstance(value, kind):
                     found = f"{show_value(name)}: {show_value(value)}"
                     raise GraphError(f"a graph is made of a {kind.__name__} for each name, found {found}.")
-        self.tensors: Mapping[str, TensorNode] = MappingProxyType(dict(tensors))
-        self.groups: Mapping[str, Group] = MappingProxyType(dict(groups))
-        self.provenance = provenance or Provenance()
+        self._tensors = MappingProxyType(dict(tensors))
+        self._groups = MappingProxyType(dict(groups))
+        self._provenance = provenance or Provenance()
         for name, group in groups.items():
             if not is_group_name(name):
                 rule = "letters, digits and '_.-/' are allowed, and not digits alone. '__metadata__' is reserved"
@@ -65,6 +65,21 @@ class GraphStructure:
                 check_depth(chain)
         for node in tensors.values():
             self._check_layout(node)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorNode]:
+        """Tensor nodes with resolved layouts, by their first names."""
+        return self._tensors
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """The groups, by name."""
+        return self._groups
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the graph comes from."""
+        return self._provenance
 
     def _check_layout(self, node: TensorNode) -> None:
         """Check the layout of a tensor against its shape and the groups."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, TypeVar, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -89,7 +90,9 @@ def _common_value(name: str, tensors: Sequence[Tensor]) -> Tensor:
     """Return the whole numbers, or truth values, that all models have; the largest of a counter."""
     first, *others = tensors
     if is_counter(name):
-        return torch.stack([tensor.to(first.device) for tensor in tensors]).amax(0)
+        # torch cannot compare all unsigned numbers.
+        largest = np.asarray(np.stack([tensor.detach().cpu().numpy() for tensor in tensors]).max(0))
+        return torch.from_numpy(largest).to(first)
     differs = [at for at, other in enumerate(others, 1) if not torch.equal(first, other.to(first.device))]
     if differs:
         kind = "truth values" if first.dtype == torch.bool else "whole numbers"

@@ -93,6 +93,14 @@ class TestAlignment:
             Alignment(GRAPH, {"h": indices})
 
 
+@pytest.mark.parametrize("name", ["tensors", "groups", "provenance"])
+def test_the_parts_of_a_graph_cannot_be_exchanged(name):
+    with pytest.raises(AttributeError):
+        setattr(GRAPH, name, {})
+    with pytest.raises(AttributeError):
+        getattr(GRAPH, name).clear()
+
+
 class TestPair:
     def pair(self) -> tuple[Pair, dict, dict]:
         a, b = ({"w": torch.randn(4, 2), "v": torch.randn(3, 4)} for _ in range(2))

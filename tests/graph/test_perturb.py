@@ -44,3 +44,11 @@ def test_tied_tensors_stay_tied() -> None:
     model["b"].weight = model["a"].weight
     result = perturbed(model)
     assert result["a"].weight is result["b"].weight
+
+
+def test_both_parts_of_complex_weights_are_perturbed() -> None:
+    model = nn.Linear(3, 4, dtype=torch.complex64)
+    nn.init.zeros_(model.weight)
+    nn.init.ones_(model.bias)
+    for tensor in perturbed(model).state_dict().values():
+        assert len(torch.unique(tensor.real)) == len(torch.unique(tensor.imag)) == tensor.numel()

@@ -104,3 +104,12 @@ def test_work_on_disk_is_work_in_memory(graph, dtype, suffix, tmp_path):
     expected = alignkit.merge(graph, a, b).network
     for name, tensor in alignkit.read_weights(tmp_path / f"m.{suffix}").items():
         assert tensor.dtype == expected[name].dtype and torch.equal(tensor.double(), expected[name].double())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int16", "int64"])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_counters_of_every_dtype_become_the_largest(dtype, shape):
+    top = torch.iinfo(getattr(torch, dtype)).max
+    counters = [torch.from_numpy(np.full(shape, value, dtype)) for value in (3, top, 5)]
+    averaged = alignkit.average([{"n.num_batches_tracked": counter} for counter in counters])
+    assert torch.equal(averaged["n.num_batches_tracked"], counters[1])

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from alignkit.checkpoints.fit import is_number
+
 Module = TypeVar("Module", bound=nn.Module)
 
 _SPREAD = 0.2
@@ -26,7 +28,7 @@ def perturbed(model: Module, seed: int = 0) -> Module:
       deviation 0.2, matrices of zeros noise with the variance of 1 / fan-in;
     - one-dimensional tensors (biases) get that noise too, on top of what they hold.
 
-    All else stays, so that activations keep their scale. Values that are not floating-point stay too.
+    All else stays, so that activations keep their scale. Whole numbers stay too.
 
     Args:
         model: The model; it is left as it is. Tied tensors stay tied.
@@ -36,10 +38,11 @@ def perturbed(model: Module, seed: int = 0) -> Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
-            if not tensor.is_floating_point() or not tensor.numel():
+            if not is_number(tensor) or not tensor.numel():
                 continue
             last = name.rpartition(".")[2]
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            wide = torch.complex128 if tensor.is_complex() else torch.float64
+            noise = torch.randn(tensor.shape, generator=generator, dtype=wide)
             if last == "running_mean":
                 tensor.copy_(_SPREAD * noise)
             elif last == "running_var":
