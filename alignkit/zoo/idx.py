@@ -84,7 +84,7 @@ def _read_idx(path: Path, axes: int) -> Tensor:
             shape = tuple(np.frombuffer(head, ">i4", axes, 4).tolist())
             count = math.prod(shape)
             # A few packed bytes can stand for very many: what the head does not tell is not unpacked.
-            data = stream.read(count + 1) if min(shape) > 0 and count <= MAX_PIXELS else b""
+            data = stream.read(count + 1) if min(shape) >= 0 and count <= MAX_PIXELS else b""
     except (OSError, EOFError, zlib.error) as error:
         raise ZooError(f"{path} cannot be read: {error}.") from error
     if len(data) != count:

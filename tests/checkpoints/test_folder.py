@@ -46,6 +46,31 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> No
         open_checkpoint(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"x": "\ud800.safetensors"},
+        {"x": "a" * 300 + ".safetensors"},
+        {"x": "a/" * 5000 + "b.safetensors"},
+        {f"x{i}": f"{i}.safetensors" for i in range(20_000)},
+        {"x": 3},
+        {"x": None},
+        {"x": ["a.safetensors"]},
+        [],
+        ["a"],
+        None,
+        3,
+        "a.safetensors",
+        {},
+    ],
+    ids=lambda table: str(table)[:30],
+)
+def test_odd_tables_of_an_index_are_refused(tmp_path: Path, table: object) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json"):
+        open_checkpoint(tmp_path)
+
+
 def test_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     hub_folder(tmp_path / "m")
     shard = tmp_path / "m" / "model-00002-of-00003.safetensors"
@@ -125,6 +150,19 @@ BROKEN = {
         raw("{" + X.replace("[2]", "[4611686018427387904,4]") + "}", b"\0" * 8),
         "cannot be read",
     ),
+    **{
+        f"the shape {shape}": (raw("{" + X.replace("[2]", shape).replace("[0,8]", "[0,0]") + "}"), "cannot be read")
+        for shape in (
+            "[0,9223372036854775808,9223372036854775808]",
+            "[0,4611686018427387904,4611686018427387904]",
+            "[0,18446744073709551616]",
+            "[0,true]",
+            "[0,1.5]",
+            f"[0{',1' * 64}]",
+            "{}",
+            "null",
+        )
+    },
     "overlapping": (raw("{" + X + "," + X.replace('"x"', '"y"') + "}", b"\0" * 8), "cannot be read"),
     "a hole": (raw("{" + X.replace("[0,8]", "[8,16]") + "}", b"\0" * 16), "cannot be read"),
     "no object": (raw("[]"), "cannot be read"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import alignkit.zoo as zoo
+from alignkit import read_weights, write_weights
 from alignkit.errors import ZooError
+from helpers.documents import unsealed
 
 DIGITS = zoo.source("digits")
 MLP = zoo.Mlp(widths=(16,))
@@ -159,6 +162,34 @@ def test_a_damaged_set_is_refused(made: Path, tmp_path: Path, damage: str) -> No
     else:
         (folder / "networks-00001.safetensors").write_bytes(b"nothing")
     with pytest.raises(ZooError, match=r"manifest.json|networks-00001.safetensors"):
+        zoo.NetworkSet.open(folder)[4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda shards: shards[0].update(file="../outside.safetensors"), "only files inside"),
+        (lambda shards: shards[1].update(first=2), "in order"),
+        (lambda shards: shards[0]["networks"].append(shards[0]["networks"][0]), "in order"),
+        (lambda shards: shards[1]["networks"].append({**shards[1]["networks"][0], "index": 6}), "in order"),
+    ],
+)
+def test_a_manifest_names_networks_of_its_folder_once(made: Path, tmp_path: Path, change: Any, message: str) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "copy"))
+    shutil.copy(folder / "networks-00000.safetensors", tmp_path / "outside.safetensors")
+    manifest = unsealed((folder / "manifest.json").read_text())
+    change(manifest["shards"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ZooError, match=message):
+        zoo.NetworkSet.open(folder)
+
+
+def test_files_with_fewer_networks_than_the_manifest_says_are_refused(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "copy"))
+    path = folder / "networks-00001.safetensors"
+    write_weights(path, {name: tensor[:1] for name, tensor in read_weights(path).items()})
+    assert zoo.NetworkSet.open(folder)[3]
+    with pytest.raises(ZooError, match=r"networks-00001\.safetensors"):
         zoo.NetworkSet.open(folder)[4]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,17 @@ def test_an_image_is_a_function_of_its_coordinates() -> None:
 def test_a_source_that_makes_no_sense_is_refused(name: str, fields: dict[str, object], message: str) -> None:
     with pytest.raises(ZooError, match=message):
         zoo.source(name, **fields)
+
+
+@pytest.mark.parametrize("sizes", [(1 << 20, 1 << 10, 1 << 10), (-1, 28, 28), (0, 28, 28), (3, 28, 28), (1, 28, 28)])
+def test_packed_images_are_unpacked_only_as_far_as_they_say(tmp_path: Path, sizes: tuple[int, int, int]) -> None:
+    write_data(tmp_path)
+    packed = gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3i", *sizes) + bytes(100_000_000))
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(packed)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ZooError, match="cut off, damaged or too large"):
+            read_images("mnist", tmp_path, "test")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
