@@ -13,7 +13,7 @@ from alignkit.checkpoints.dense import why_not_dense
 from alignkit.checkpoints.fit import Fit
 from alignkit.checkpoints.weights import read_weights
 from alignkit.errors import AlignkitError, BindError
-from alignkit.graph.hidden_state import check_hidden_state
+from alignkit.graph.hidden_state import check_constants, check_hidden_state
 from alignkit.graph.structure import GraphStructure
 
 StateDict: TypeAlias = Mapping[str, Tensor]
@@ -66,6 +66,7 @@ def fit_models(
     sides = {label: fit.check_tensors(weights_of(source), label) for label, source in models.items()}
     fit.check_dtypes({label: {n: t.dtype for n, t in tensors.items()} for label, tensors in sides.items()})
     fit.raise_if_any(error, what, note)
+    check_constants(graph.provenance.constant, models, error)
     check_hidden_state(models, error)
     return list(sides.values())
 

@@ -62,6 +62,25 @@ def check_hidden_state(models: Mapping[str, object], error: type[AlignkitError])
             raise error(f"{what}, in what no alignment moves: {list_some(differences, 5, '; ')}. {advice}.")
 
 
+def check_constants(names: Sequence[str], models: Mapping[str, object], error: type[AlignkitError]) -> None:
+    """Check that buffers which a trace took for constant hold one value in every module among networks.
+
+    Args:
+        names: The buffers, ``graph.provenance.constant``.
+        models: Networks by what messages call them.
+        error: Class of the error.
+
+    Raises:
+        AlignkitError: A buffer holds several values, so that units that the graph calls interchangeable are not.
+    """
+    for label, model in models.items():
+        buffers = dict(model.named_buffers(remove_duplicate=False)) if names and isinstance(model, nn.Module) else {}
+        for name, buffer in ((name, buffers[name]) for name in names if name in buffers):
+            if not buffer.is_meta and buffer.numel() and not bool((buffer == buffer.flatten()[0]).all()):
+                problem = f"the non-persistent buffer {name!r} of {label} holds several values"
+                raise error(f"{problem}, and one in the model that the graph was traced on. Trace {label} itself.")
+
+
 class _Comparison:
     """Two modules, compared part by part."""
 

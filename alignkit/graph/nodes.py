@@ -132,6 +132,8 @@ class Provenance:
         unknown_ops: Operations without a rule; whatever they touch is pinned.
         unused: Tensors that the traced run never read.
         unread: Positions of other tensors that it did not read; they stay where they are.
+        constant: Buffers outside the state dict that the trace read and found to hold one value everywhere. So they
+            have to in every model of the graph: see `alignkit.graph.hidden_state`.
         inputs: What the traced run was called with; empty where that is not known, or was more than tensors.
     """
 
@@ -141,4 +143,5 @@ class Provenance:
     unknown_ops: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     unread: tuple[UnreadPositions, ...] = ()
+    constant: tuple[str, ...] = ()
     inputs: tuple[TracedInput, ...] = ()

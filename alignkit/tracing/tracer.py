@@ -86,6 +86,7 @@ def build_graph(
     uses = parameters.parameter_uses(steps, tensors)
     # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
     plain = {name for pair in parameters.state_weights(model, tensors) for name in pair}
+    constant = parameters.constant_buffers(model, run)
     while True:
         constraints = Constraints()
         interpreter = Interpreter(table, constraints)
@@ -94,7 +95,7 @@ def build_graph(
             use = uses.get(ref.storage, parameters.ParameterUse())
             labels[name] = parameters.first_labels(constraints, ref.shape, use, contextual=name not in plain)
             interpreter.set_labels(ref, labels[name])
-        for ref in parameters.constant_buffers(model, run):
+        for ref in constant.values():
             interpreter.set_labels(ref, Labels.constant(ref.shape))
         parameters.close_states(constraints, model, labels)
         interpreter.run(steps, run.results)
@@ -126,6 +127,7 @@ def build_graph(
             for name, dims in aside.items()
             for dim, positions in sorted(dims.items())
         ),
+        constant=tuple(name for name, ref in constant.items() if ref.storage in read),
         inputs=inputs,
     )
     # Tied tensors have one layout; buffers that hold no units, and tensors that are never read, are fixed.

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 import alignkit
 from alignkit import SymmetryGraph, builders
-from alignkit.errors import AlignkitError, BindError
+from alignkit.errors import AlignkitError, AlignmentError, BindError, VerificationError
 
 SPEC = {"one.weight": "h .", "one.bias": "h", "two.weight": ". h", "two.bias": "."}
 
@@ -268,3 +268,41 @@ def test_compiled_modules_are_compared_inside():
     graph.bind(a, b)
     with pytest.raises(BindError, match="negative_slope"):
         graph.bind(a, c)
+
+
+class Scaled(nn.Module):
+    """Hidden units, each times its entry of a buffer that no state dict has."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, x):
+        return self.two(torch.relu(self.one(x)) * self.scale)
+
+
+@pytest.mark.parametrize("again", [lambda graph: graph, lambda graph: SymmetryGraph.from_json(graph.to_json())])
+def test_what_a_trace_took_for_constant_has_to_be_so_in_every_model(again):
+    """Also where only one module is at hand, and where two agree with each other but not with the traced one."""
+    graph = again(alignkit.trace(Scaled(ONES), torch.zeros(1, 3)))
+    assert list(graph.groups) == ["one"]
+    a, b = Scaled(RAMP), Scaled(RAMP)
+    said = "the non-persistent buffer 'scale' of {} holds several values"
+    with pytest.raises(BindError, match=said.format("A")):
+        graph.bind(a, b)
+    solution = alignkit.solve(graph, a.state_dict(), b.state_dict())
+    for refused in (solution.apply, solution.alignment.apply):
+        with pytest.raises(AlignmentError, match=said.format("the model")):
+            refused(b)
+    with pytest.raises(VerificationError, match=said.format("the model")):
+        graph.verify(b, torch.randn(2, 3))
+    doubled = Scaled(2 * ONES)
+    assert graph.verify(doubled, torch.randn(2, 3)).error < 1e-9  # another value, but one
+    solution.apply(doubled)
+
+
+def test_what_a_trace_did_not_take_for_constant_is_carried_along():
+    graph = alignkit.trace(Scaled(RAMP), torch.zeros(1, 3))
+    assert not graph.groups
+    assert torch.equal(alignkit.Alignment.identity(graph).apply(Scaled(RAMP + 1)).scale, RAMP + 1)

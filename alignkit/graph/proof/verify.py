@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alignkit.arguments import check_arguments
 from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.hidden_state import check_constants
 from alignkit.graph.proof.model_run import ModelRun, example_call, run_in_widest
 from alignkit.graph.proof.other_inputs import other_runs
 from alignkit.graph.structure import GraphStructure
@@ -95,6 +96,7 @@ def verify(
         VerificationError: An output changes; the message names the guilty groups and the largest error. Also when the
             model does not run on the inputs, gives other outputs on a second run, or NaN.
     """
+    check_constants(graph.provenance.constant, {"the model": model}, VerificationError)
     args, kwargs = example_call(args, kwargs)
     run = run_in_widest(partial(ModelRun, model, args, kwargs))
     tolerance, dtype = TOLERANCE[run.dtype], dtype_name(run.dtype)

@@ -92,18 +92,18 @@ def first_labels(c: Constraints, shape: tuple[int, ...], use: ParameterUse, *, c
     return Labels.of(shape, (), blocks)
 
 
-def constant_buffers(model: nn.Module, run: RecordedRun) -> list[TensorRef]:
-    """Return the buffers with one known value everywhere, which neither a state dict nor the run can change."""
+def constant_buffers(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:
+    """Return by name the buffers of one known value everywhere, which neither a state dict nor the run can change."""
     saved = set(model.state_dict(keep_vars=True))
     changeable = {ref.storage for step in run.steps for ref in step.written}
     changeable |= {ref.storage for name, ref in run.state.items() if name in saved or name in run.replaced}
-    constant = []
+    constant: dict[str, TensorRef] = {}
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name not in run.state or run.state[name].storage in changeable:
             continue
         has_values = buffer.device.type != "meta" and buffer.layout == torch.strided and buffer.numel() > 1
         if has_values and bool((buffer == buffer.flatten()[0]).all()):
-            constant.append(run.state[name])
+            constant[name] = run.state[name]
     return constant
 
 
