@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -139,7 +139,7 @@ class PluginSet:
             self.broken.append(broken)
             warn_of_plugin(f"{broken} Everything else works. {DISABLE_VARIABLE}={name} silences this.")
 
-    def implementations(self, hook: str, arguments: Mapping[str, object]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def implementations(self, hook: str, arguments: Mapping[str, object]) -> Iterator[tuple[str, partial[Any]]]:
         """Yield each plugin's implementation on its own: pluggy's call would end at the first that raises."""
         for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             values = (arguments[name] for name in implementation.argnames)
