@@ -51,6 +51,10 @@ class VerificationError(AlignkitError):
     """A symmetry of the graph changes the function of the model."""
 
 
+class OutputError(AlignkitError, TypeError):
+    """A model returns an object in which its tensors cannot be found."""
+
+
 class AssignmentError(AlignkitError, ValueError):
     """A linear assignment problem has no meaningful solution."""
 

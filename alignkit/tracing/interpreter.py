@@ -12,7 +12,7 @@ from alignkit.text import describe_error
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.reads import Reads
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
-from alignkit.tracing.recording.recorder import OpRecord, TensorRef
+from alignkit.tracing.recording.recorder import Leak, OpRecord, TensorRef
 from alignkit.tracing.rules.table import Call, RuleTable
 
 _NO_WRITE = {"transpose_", "t_", "unsqueeze_", "squeeze_", "as_strided_", "resize_", "set_", "swapaxes_", "detach_"}
@@ -20,15 +20,20 @@ _NO_WRITE = {"transpose_", "t_", "unsqueeze_", "squeeze_", "as_strided_", "resiz
 _NO_DATA = {"prim::device", "aten::sym_size", "aten::is_same_size", "aten::sym_numel", "aten::_assert_async"}
 """Ops whose results are not computed from elements."""
 
+Key = tuple[int, ...]
+"""Which elements of which storage a tensor holds, see `TensorRef`."""
+
 
 def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[OpRecord]:
     """Return the steps on which the results depend.
 
     Dead steps would couple units for nothing: the unused final states of stacked LSTM layers, for example.
     """
-    live = {ref.storage for ref in results}
+    steps = list(steps)
+    leaked = [ref for step in steps if isinstance(step, Leak) for ref in step.inputs]
+    live = {ref.storage for ref in (*results, *leaked)}
     kept = []
-    for step in reversed(list(steps)):
+    for step in reversed(steps):
         is_live = not step.outputs or any(ref.storage in live for ref in (*step.outputs, *step.written))
         if is_live and step.op not in _NO_DATA:
             kept.append(step)
@@ -48,35 +53,44 @@ class Interpreter:
     unknown: dict[str, None] = field(default_factory=dict)
     unread: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     _reads: Reads = field(default_factory=Reads)
-    _labels: dict[int, Labels] = field(default_factory=dict)
-    _aliases: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    _stale: set[int] = field(default_factory=set)
+    _labels: dict[Key, Labels] = field(default_factory=dict)
+    _aliases: dict[int, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    _stale: set[Key] = field(default_factory=set)
+    _leaked: set[int] = field(default_factory=set)
     _written: dict[int, list[Labels]] = field(default_factory=lambda: defaultdict(list))
 
     def set_labels(self, ref: TensorRef, labels: Labels) -> None:
         """Give a tensor its labels."""
+        if ref.storage in self._leaked:
+            self.constraints.fix_labels(labels)
+            labels = Labels.of(ref.shape)
         self._labels[ref.key] = labels
         self._aliases[ref.storage].add(ref.key)
         self._stale.discard(ref.key)
 
     def labels_of(self, ref: TensorRef) -> Labels:
         """Return the labels of a tensor; tensors from outside (inputs, constants) are fixed."""
-        if ref.key in self._stale:
-            # Written through another view: fixing everything that the storage ever held is always right.
-            self.constraints.fix_labels(*self._written[ref.storage])
-            return Labels.of(ref.shape)
         known = self._labels.get(ref.key)
-        if known is None or known.shape != ref.shape:
-            if known is not None:
-                self.constraints.fix_labels(known)
+        if known is None or ref.key in self._stale:
+            # From outside, written through another view, or made of elements of others in an unknown way: fixing
+            # everything that the storage ever held is always right.
+            self._fix_storage(ref.storage)
             known = Labels.of(ref.shape)
-            self.set_labels(ref, known)
+            if ref.key not in self._stale:
+                self.set_labels(ref, known)
         return known
+
+    def _fix_storage(self, storage: int) -> None:
+        """Fix all that the tensors of a storage hold and held."""
+        self.constraints.fix_labels(*self._written[storage], *(self._labels[key] for key in self._aliases[storage]))
 
     def run(self, steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> None:
         """Interpret steps in order, then fix the results, and what no step reads."""
         for step in steps:
             self.constraints.blame(step.op.replace("::", "."), step.where)
+            if isinstance(step, Leak):
+                self._leak(step)
+                continue
             outputs = step.outputs
             output_labels = self._apply_rule(step, outputs)
             if step.func._schema.is_mutable and step.op.split("::")[1] not in _NO_WRITE:
@@ -89,6 +103,16 @@ class Interpreter:
             self.constraints.fix_labels(labels)
             self._reads.read(ref.storage, labels)
         self.unread = self._reads.fix_unread(self.constraints)
+
+    def _leak(self, step: Leak) -> None:
+        """Fix what some storages hold, now and later: it is read and written without an op."""
+        for ref in step.inputs:
+            if any(self._labels[key].blocks for key in self._aliases[ref.storage]):
+                self.unknown[step.op] = None
+            self._fix_storage(ref.storage)
+            self._leaked.add(ref.storage)
+            for key in self._aliases[ref.storage]:
+                self._labels[key] = Labels.of(self._labels[key].shape)
 
     def _apply_rule(self, step: OpRecord, outputs: list[TensorRef]) -> list[Labels]:
         """Return the labels of a step's outputs, by its rule or by fixing all that it touches."""

@@ -144,7 +144,7 @@ def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     names += [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in _RUNNING_STATISTICS]
     position = {name: i for i, name in enumerate(model.state_dict(keep_vars=True))}
-    first_name: dict[int, str] = {}
+    first_name: dict[tuple[int, ...], str] = {}
     for name in sorted(names, key=lambda n: position.get(n, len(position))):
         if run.state[name].shape:
             first_name.setdefault(run.state[name].key, name)

@@ -12,7 +12,7 @@ from torch import nn
 import zoo_models
 from alignkit.errors import AlignkitError, VerificationError
 from alignkit.graph import SymmetryGraph
-from alignkit.graph.proof.model_run import output_tensors
+from alignkit.graph.proof.outputs import output_tensors
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.tracing import trace
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.proof.outputs import output_tensors
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import relative_difference
 from alignkit.tracing import trace
-from alignkit.tracing.recording.run import tensors_in
 
 
 def proved(model: nn.Module, *args: Any, draws: int = 3, **kwargs: Any) -> SymmetryGraph:
@@ -31,7 +31,7 @@ def keeps_function(model: nn.Module, graph: SymmetryGraph, *calls: tuple[Any, ..
         for args in calls:
             inputs = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
             with torch.no_grad():
-                left, right = (tensors_in(network(*inputs)) for network in (model, moved))
+                left, right = (output_tensors(network(*inputs)) for network in (model, moved))
             assert relative_difference(left, right) < 1e-9, args
 
 

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkit.errors import AlignkitError, VerificationError
+from alignkit.graph.proof.outputs import output_tensors
 from alignkit.text import describe_error
 
 ResultT = TypeVar("ResultT")
@@ -94,19 +95,6 @@ def run_in_widest(run: Callable[[torch.dtype], ResultT]) -> ResultT:
             return run(torch.float32)
         except Exception as error:
             raise VerificationError(f"the model does not run on these inputs: {describe_error(error)}.") from error
-
-
-def output_tensors(result: Any) -> list[Tensor]:
-    """List every tensor in the outputs of a model: nested tuples, lists, dicts, dataclasses and mappings."""
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, Mapping):
-        values = list(result.values())
-    elif isinstance(result, list | tuple):
-        values = list(result)
-    else:
-        values = [getattr(result, name) for name in getattr(result, "__dataclass_fields__", ())]
-    return [tensor for value in values for tensor in output_tensors(value)]
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, UnsupportedFakeTensorException
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,11 +24,12 @@ _MAX_VALUES = 1 << 14
 class TensorRef:
     """A tensor as it was at one call (in-place ops may change its shape later).
 
-    `key` identifies the tensor object, `storage` its storage, which views share. `values` are the elements of a small
+    `storage` identifies the storage, which views share, and `key` the elements of it in their order: two tensors with
+    one key hold the same, whatever objects they are and however they came about. `values` are the elements of a small
     integer tensor, where the run knew them; they are usable only once its labels are fixed.
     """
 
-    key: int
+    key: tuple[int, ...]
     storage: int
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -39,14 +40,17 @@ class TensorRef:
         """Describe a tensor as it is now."""
         shape = tuple(int(n) for n in tensor.shape)
         if tensor.layout != torch.strided:
-            return cls(id(tensor), -id(tensor), shape, tensor.dtype)
+            return cls((-id(tensor),), -id(tensor), shape, tensor.dtype)
         values = None
         if tensor.dtype in (torch.int64, torch.int32) and tensor.numel() <= _MAX_VALUES:
             known = tensor.constant if isinstance(tensor, FakeTensor) else tensor  # fake ones know only constants
             if known is not None and known.device.type != "meta":
                 with torch.utils._python_dispatch._disable_current_modes():
                     values = np.asarray(known.detach().cpu().numpy(), dtype=np.int64).copy()
-        return cls(id(tensor), tensor.untyped_storage()._cdata, shape, tensor.dtype, values)
+        storage = tensor.untyped_storage()._cdata
+        strides = (0 if n == 1 else step for n, step in zip(shape, tensor.stride(), strict=True))
+        key = (storage, tensor.dtype.itemsize, tensor.storage_offset(), *shape, *strides)
+        return cls(key, storage, shape, tensor.dtype, values)
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,19 @@ class OpRecord:
     @property
     def written(self) -> list[TensorRef]:
         """Tensors among the arguments that the op writes, or whose shape it changes."""
-        arguments = self.func._schema.arguments
-        by_position = zip(arguments, self.args, strict=False)
-        by_name = ((a, self.kwargs[a.name]) for a in arguments if a.name in self.kwargs)
-        return refs([x for a, x in (*by_position, *by_name) if a.alias_info is not None and a.alias_info.is_write])
+        return refs(_written(self.func, self.args, self.kwargs))
+
+
+@dataclass(frozen=True)
+class Leak(OpRecord):
+    """A call after which the elements of its tensors may be read and written without an op, such as `Tensor.numpy`."""
+
+    name: str = ""
+
+    @property
+    def op(self) -> str:
+        """Name of the call, such as "torch::Tensor.numpy"."""
+        return self.name
 
 
 def refs(tree: object) -> list[TensorRef]:
@@ -88,29 +101,90 @@ def refs(tree: object) -> list[TensorRef]:
     return [x for x in pytree.tree_leaves(tree) if isinstance(x, TensorRef)]
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every op that runs inside of it, and keeps all tensors alive so that identities stay unique."""
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return the arguments that an op writes, or whose shape it changes."""
+    arguments = func._schema.arguments
+    by_position = zip(arguments, args, strict=False)
+    by_name = ((a, kwargs[a.name]) for a in arguments if a.name in kwargs)
+    return [x for a, x in (*by_position, *by_name) if a.alias_info is not None and a.alias_info.is_write]
 
-    def __init__(self, path: Sequence[str]) -> None:
+
+def _tensors(tree: object) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records every op that runs inside of it.
+
+    It keeps all tensors and storages alive, so that identities stay unique. Tensors of `before` existed before the run:
+    constants. `is_whole` turns False when an op gets a tensor that neither existed nor came from a recorded op: one
+    that another thread made, for example, or a class of tensors that computes by itself.
+
+    Args:
+        path: The modules that are running, the innermost one last.
+        before: Tensors that existed before the run, if it is on real tensors. None: it is on fake ones, which cannot.
+    """
+
+    def __init__(self, path: Sequence[str], before: Sequence[torch.Tensor] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[OpRecord] = []
-        self.alive: list[torch.Tensor] = []
+        self.is_whole = True
+        self.alive: dict[int, object] = {}
         self._path = path
+        self._before = None if before is None else {_storage_of(tensor): tensor for tensor in before}
 
     def describe(self, tree: Any) -> Any:
         """Replace tensors in a tree by `TensorRef`."""
-        self.alive += [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        for tensor in _tensors(tree):
+            self.alive[_storage_of(tensor)] = tensor.untyped_storage() if tensor.layout == torch.strided else tensor
         return pytree.tree_map_only(torch.Tensor, TensorRef.of, tree)
+
+    def leak(self, name: str, tree: Any) -> None:
+        """Record that the tensors in a tree may be read and written unseen from now on."""
+        tensors = self.describe(_tensors(tree))
+        self.steps.append(Leak(torch.ops.aten.detach.default, tuple(tensors), {}, None, self._path[-1], name))
+
+    def _meet(self, tensor: torch.Tensor) -> None:
+        """Look at an argument of an op that no recorded op made."""
+        if _hides_ops(tensor):
+            self.is_whole = False
+        elif self._before is None:
+            self.is_whole = self.is_whole and not isinstance(tensor, FakeTensor)
+        elif _storage_of(tensor) not in self._before:
+            if tensor.layout == torch.strided and not tensor.untyped_storage().resizable():
+                self.leak("unrecorded::memory", tensor)  # a NumPy array, for example
+            else:
+                self.is_whole = False
 
     def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         """Run and record one op. Its arguments are described before the call, which may change their shapes."""
         kwargs = kwargs or {}
         if func.namespace == "prim":  # asks for a device or a layout
             return func(*args, **kwargs)
-        described_args, described_kwargs = self.describe((tuple(args), kwargs))
-        result = func(*args, **kwargs)
-        self.steps.append(OpRecord(func, described_args, described_kwargs, self.describe(result), self._path[-1]))
+        with torch._C.DisableTorchFunction():  # what is asked about tensors here is no call of the model
+            written = _tensors(_written(func, args, kwargs))
+            if self._before is None and not all(isinstance(tensor, FakeTensor) for tensor in written):
+                raise UnsupportedFakeTensorException(f"{func} writes into a constant")
+            is_new = func is torch.ops.aten.lift_fresh.default  # a tensor made of numbers, or on a NumPy array
+            for tensor in _tensors((args, kwargs)) if not is_new else ():
+                if _storage_of(tensor) not in self.alive:
+                    self._meet(tensor)
+            described_args, described_kwargs = self.describe((tuple(args), kwargs))
+            result = func(*args, **kwargs)
+            self.steps.append(OpRecord(func, described_args, described_kwargs, self.describe(result), self._path[-1]))
+            if is_new and not args[0].untyped_storage().resizable():
+                self.leak("unrecorded::memory", result)
         return result
+
+
+def _storage_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else -id(tensor)
+
+
+def _hides_ops(tensor: torch.Tensor) -> bool:
+    """Return whether the class of a tensor computes its ops by code of its own."""
+    own = type(tensor).__torch_dispatch__
+    return own is not torch.Tensor.__torch_dispatch__ and not isinstance(tensor, FakeTensor)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from alignkit.errors import TraceError
+from alignkit.errors import OutputError, TraceError
+from alignkit.graph.proof.outputs import output_tensors
 from alignkit.graph.proof.process_switch import NO_FAKE_TENSOR_LOG, NO_FUSED_ATTENTION, NO_MKLDNN
 from alignkit.text import dtype_name, first_line, list_some
 from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, follow_modules
+from alignkit.tracing.recording.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class RecordedRun:
     """One run of a model: all ops in order, and the tensors that the model returned.
 
     `state` holds parameters and buffers as the ops saw them, by name; tied ones have one `TensorRef`. `replaced` names
-    buffers that the run replaced by another tensor. `alive` keeps all tensors, so that identities stay unique.
+    buffers that the run replaced by another tensor. `alive` keeps all storages, so that identities stay unique.
     """
 
     steps: list[OpRecord]
@@ -34,7 +36,7 @@ class RecordedRun:
     state: dict[str, TensorRef]
     tensors: Literal["fake", "real"]
     replaced: frozenset[str]
-    alive: list[Tensor]
+    alive: dict[int, object]
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
@@ -42,6 +44,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
     Raises:
         TraceError: The model cannot run on these inputs, or is not a plain module; the message says what to do.
+        OutputError: It returns an object in which its tensors cannot be found.
     """
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule) or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
@@ -63,6 +66,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     try:
         with _borrow(model):
             return _run(model, (args, dict(kwargs)), FakeTensorMode(allow_non_fake_inputs=True))
+    except OutputError:
+        raise
     except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
         fake_error = error
     meta = [name for name, p in state if p.device.type == "meta"]
@@ -75,6 +80,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     try:
         with _borrow(model):
             return _run(model, (args, dict(kwargs)), None)
+    except OutputError:
+        raise
     except Exception as error:
         raise TraceError(_explain(model, error)) from error
 
@@ -157,14 +164,20 @@ def _run(model: nn.Module, inputs: tuple[Any, dict[str, Any]], mode: FakeTensorM
     copy_input = torch.clone if mode is None else copy_tensor
     args, kwargs = pytree.tree_map_only(Tensor, copy_input, inputs)
     state = _replace_tensors(model, copy_tensor)
+    before = [o for o in gc.get_objects() if issubclass(type(o), Tensor)] if mode is None else None
     with ExitStack() as stack:
         path = stack.enter_context(follow_modules(model))
         if mode is not None:
             stack.enter_context(mode)
-        recorder = stack.enter_context(Recorder(path))
+        recorder = stack.enter_context(Recorder(path, before))
+        refs = {name: recorder.describe(tensor) for name, tensor in state.items()}
+        recorder.describe((args, kwargs))
+        stack.enter_context(Watch(recorder))
         result = model(*args, **kwargs)
-    results = [recorder.describe(tensor) for tensor in tensors_in(result)]
-    refs = {name: recorder.describe(tensor) for name, tensor in state.items()}
+    results = [recorder.describe(tensor) for tensor in output_tensors(result)]
+    if not recorder.is_whole:  # any tensor may have been read or written by what was not recorded
+        recorder.leak("unrecorded::op", list(state.values()))
+        recorder.steps.insert(0, recorder.steps.pop())
     buffers = dict(model.named_buffers(remove_duplicate=False))
     replaced = frozenset(name for name, tensor in state.items() if buffers.get(name, tensor) is not tensor)
     return RecordedRun(recorder.steps, results, refs, "fake" if mode else "real", replaced, recorder.alive)
@@ -184,35 +197,3 @@ def _replace_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> d
         if isinstance(module, nn.RNNBase):  # keeps a list of its own
             module.__dict__["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
     return state
-
-
-def tensors_in(result: object) -> list[Tensor]:
-    """Return every tensor in the outputs of a model: nested tuples, lists, mappings, dataclasses, plain objects.
-
-    Key-value caches (objects of a class called "Cache") are not outputs: they are state, in the order of the model's
-    own heads and units.
-    """
-    tensors: list[Tensor] = []
-    seen: set[int] = set()
-
-    def visit(value: object) -> None:
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            return
-        is_plain = value is None or isinstance(value, str | bytes | int | float | nn.Module)
-        if is_plain or id(value) in seen or any(base.__name__ == "Cache" for base in type(value).__mro__):
-            return
-        seen.add(id(value))
-        if isinstance(value, Mapping):
-            parts: list[object] = list(value.values())
-        elif isinstance(value, list | tuple | set):
-            parts = list(value)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
-        else:
-            parts = list(getattr(value, "__dict__", {}).values())
-        for part in parts:
-            visit(part)
-
-    visit(result)
-    return tensors
