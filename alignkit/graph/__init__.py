@@ -2,12 +2,12 @@
 
 from alignkit.graph import builders
 from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Units
-from alignkit.graph.nodes import Group, PinnedAxis, Provenance, TensorNode, TracedInput, UnreadPositions
+from alignkit.graph.nodes import AxisPositions, Group, PinnedAxis, Provenance, TensorNode, TracedInput
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.graph.uses import Use
 
 __all__ = ["GraphStructure", "Group", "Pair", "PinnedAxis", "Provenance", "SymmetryGraph", "TensorNode", "TracedInput"]
-__all__ += ["UnreadPositions"]
+__all__ += ["AxisPositions"]
 __all__ += ["Axis", "Block", "Dim", "Fixed", "Segment", "Units", "Use", "builders", "format_layout", "parse_layout"]

@@ -31,6 +31,9 @@ def describe(graph: GraphStructure) -> str:
         "Operations without a rule (what they touch is fixed)": list(provenance.unknown_ops),
         "Tensors that the run never read": list(provenance.unused),
         "Positions that the run did not read (a longer example may)": [str(unread) for unread in provenance.unread],
+        "Weights that met only constants, such as a state of zeros (trace two steps)": list(
+            map(str, provenance.single_step)
+        ),
         "Tensors on which no group acts": [name for name in graph.uncovered if name not in unused],
     }
     fixed: list[str] = []

@@ -84,18 +84,15 @@ class PinnedAxis:
 
 
 @dataclass(frozen=True)
-class UnreadPositions:
-    """Positions along axis number ``axis`` of a tensor that a traced run did not read, though it read others.
-
-    ``ranges`` are their first and last positions.
-    """
+class AxisPositions:
+    """Some positions along axis number ``axis`` of a tensor. ``ranges`` are their first and last positions."""
 
     tensor: str
     axis: int
     ranges: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, tensor: str, axis: int, positions: Sequence[int]) -> UnreadPositions:
+    def of(cls, tensor: str, axis: int, positions: Sequence[int]) -> AxisPositions:
         """Gather ascending positions in ranges."""
         starts = [p for i, p in enumerate(positions) if i == 0 or positions[i - 1] != p - 1]
         ends = [p for i, p in enumerate(positions) if i + 1 == len(positions) or positions[i + 1] != p + 1]
@@ -134,6 +131,8 @@ class Provenance:
         unread: Positions of other tensors that it did not read; they stay where they are.
         constant: Buffers outside the state dict that the trace read and found to hold one value everywhere. So they
             have to in every model of the graph: see `alignkit.graph.hidden_state`.
+        single_step: Positions of weights that it multiplied with nothing but constants, such as a state of zeros. They
+            and what these products wrote stay where they are.
         inputs: What the traced run was called with; empty where that is not known, or was more than tensors.
     """
 
@@ -142,6 +141,7 @@ class Provenance:
     pinned: tuple[PinnedAxis, ...] = ()
     unknown_ops: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
-    unread: tuple[UnreadPositions, ...] = ()
+    unread: tuple[AxisPositions, ...] = ()
+    single_step: tuple[AxisPositions, ...] = ()
     constant: tuple[str, ...] = ()
     inputs: tuple[TracedInput, ...] = ()

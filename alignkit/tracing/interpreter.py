@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from alignkit.text import describe_error
+from alignkit.tracing.labels.constants import Constants
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.reads import Reads
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
@@ -45,13 +46,17 @@ def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[
 class Interpreter:
     """Gives every tensor of a run its labels, in order.
 
-    `unknown` holds ops that fixed what they touched, and why; `unread` the atoms of positions that the run left aside.
+    `unknown` holds ops that fixed what they touched, and why; `unread` the atoms of positions that the run left aside,
+    `single_step` those of positions of `weights` (their storages) that it multiplied with nothing but constants.
     """
 
     table: RuleTable
     constraints: Constraints
+    weights: set[int]
     unknown: dict[str, None] = field(default_factory=dict)
     unread: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    single_step: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    _constants: Constants = field(default_factory=Constants)
     _reads: Reads = field(default_factory=Reads)
     _labels: dict[Key, Labels] = field(default_factory=dict)
     _aliases: dict[int, set[Key]] = field(default_factory=lambda: defaultdict(set))
@@ -103,6 +108,7 @@ class Interpreter:
             self.constraints.fix_labels(labels)
             self._reads.read(ref.storage, labels)
         self.unread = self._reads.fix_unread(self.constraints)
+        self.single_step = self._constants.fix_results(self.constraints, self.weights)
 
     def _leak(self, step: Leak) -> None:
         """Fix what some storages hold, now and later: it is read and written without an op."""
@@ -125,6 +131,7 @@ class Interpreter:
                 output_labels = [answer] if isinstance(answer, Labels) else list(answer)
                 if [x.shape for x in output_labels] == [ref.shape for ref in outputs]:
                     self._note_reads(call, output_labels)
+                    self._constants.note(self.constraints, step, self.labels_of, output_labels[0])
                     return output_labels
                 reason = "its rule returned other shapes than the op"
             except (Exception, SystemExit) as error:  # whatever a rule trips over, fixing what it touches is sound

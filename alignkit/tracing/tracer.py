@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from alignkit.arguments import check_arguments
-from alignkit.graph import Provenance, SymmetryGraph, TracedInput, UnreadPositions
+from alignkit.graph import AxisPositions, Provenance, SymmetryGraph, TracedInput
 from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.text import dtype_name
 from alignkit.tracing.interpreter import Interpreter, live_steps
 from alignkit.tracing.labels import parameters
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.reads import fix_single_rows, positions_aside
-from alignkit.tracing.labels.tensor_labels import Labels
+from alignkit.tracing.labels.reads import fix_single_rows, positions_of
+from alignkit.tracing.labels.tensor_labels import IntArray, Labels
 from alignkit.tracing.reading.axes import write_axis
 from alignkit.tracing.reading.causes import pinned_axes
 from alignkit.tracing.reading.naming import group_names
@@ -52,6 +52,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
 
     Raises:
         TraceError: The model does not run on these inputs, or is compiled, scripted or lazy.
+        OutputError: It returns an object in which its tensors cannot be found.
 
     Source: congruence closure (Downey, Sethi and Tarjan 1980) and colour refinement (Weisfeiler and Leman 1968) over
     labelled tensor elements; the page "Tracing" of the documentation explains them.
@@ -87,9 +88,11 @@ def build_graph(
     # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
     plain = {name for pair in parameters.state_weights(model, tensors) for name in pair}
     constant = parameters.constant_buffers(model, run)
+    recurrent = {name for name, _ in parameters.state_weights(model, tensors)}
+    weights = {ref.storage for name, ref in tensors.items() if name not in recurrent}
     while True:
         constraints = Constraints()
-        interpreter = Interpreter(table, constraints)
+        interpreter = Interpreter(table, constraints, weights)
         labels: dict[str, Labels] = {}
         for name, ref in tensors.items():
             use = uses.get(ref.storage, parameters.ParameterUse())
@@ -99,7 +102,7 @@ def build_graph(
             interpreter.set_labels(ref, Labels.constant(ref.shape))
         parameters.close_states(constraints, model, labels)
         interpreter.run(steps, run.results)
-        aside = {name: positions_aside(x, interpreter.unread) for name, x in labels.items()}
+        aside = {name: positions_of(x, interpreter.unread) for name, x in labels.items()}
         partly_read = {name for name, positions in aside.items() if positions}
         if partly_read - plain:  # what was read of their axes has to stand for the rest
             plain |= partly_read
@@ -122,11 +125,8 @@ def build_graph(
         pinned=pinned_axes(constraints, traced, labels),
         unknown_ops=tuple(interpreter.unknown),
         unused=tuple(name for name in movable if name not in tensors),
-        unread=tuple(
-            UnreadPositions.of(name, dim, positions.tolist())
-            for name, dims in aside.items()
-            for dim, positions in sorted(dims.items())
-        ),
+        unread=_list_positions(labels, interpreter.unread),
+        single_step=_list_positions(labels, interpreter.single_step),
         constant=tuple(name for name, ref in constant.items() if ref.storage in read),
         inputs=inputs,
     )
@@ -137,6 +137,15 @@ def build_graph(
     }
     sizes = {name: orbits[group].size for group, name in names.items()}
     return SymmetryGraph.from_spec(spec, model, sizes=sizes, provenance=provenance)
+
+
+def _list_positions(labels: Mapping[str, Labels], atoms: IntArray) -> tuple[AxisPositions, ...]:
+    """List the positions of parameters whose atoms are among these."""
+    return tuple(
+        AxisPositions.of(name, dim, positions.tolist())
+        for name, first in labels.items()
+        for dim, positions in sorted(positions_of(first, atoms).items())
+    )
 
 
 def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:

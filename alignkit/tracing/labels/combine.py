@@ -189,7 +189,10 @@ def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
     aligned = unify(c, thin, [Labels.of(thin, x.uniform, [b for b in x.blocks if dim not in b.span]) for x in parts])
     uniform = [d != dim and f for d, f in enumerate(aligned.uniform)]
     owners = [x.owner.get(dim) for x in parts]
-    if all(owner is None for owner in owners):
+    with_units = [
+        owner is not None or (x.uniform[dim] and x.shape[dim] > 1) for x, owner in zip(parts, owners, strict=True)
+    ]
+    if not any(with_units):
         return Labels.of(shape, uniform, aligned.blocks)
     span = tuple(sorted({dim} | {d for owner in owners if owner is not None for d in owner.context}))
     pieces: list[IntArray] = []
@@ -198,6 +201,7 @@ def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
             owner = LabelBlock((dim,), (), c.new_atoms([x.shape[dim]]))
             if x.uniform[dim] and x.shape[dim] > 1:
                 c.colour(owner.atoms)
+                c.constants = np.concatenate([c.constants, owner.atoms])
             else:
                 c.fix(owner.atoms)
         pieces.append(owner.spread(span, x.shape))

@@ -58,7 +58,8 @@ class Constraints:
     """The atoms in use and what a symmetry has to respect.
 
     `merges` are pairs of arrays of atoms that move together. `Relation.cause` and `Colour.cause` index `causes`, whose
-    first entry stands for no op. `joined` holds the atoms of a joined dimension by what it was joined from, `products`
+    first entry stands for no op. `constants` are atoms of positions that
+    hold one value. `joined` holds the atoms of a joined dimension by what it was joined from, `products`
     the labels that it was joined from by the digest of its atoms.
     """
 
@@ -67,6 +68,7 @@ class Constraints:
     relations: list[Relation] = field(default_factory=list)
     colours: list[Colour] = field(default_factory=list)
     causes: list[Cause] = field(default_factory=lambda: [Cause("")])
+    constants: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     products: dict[bytes, Labels] = field(default_factory=dict)
     joined: dict[object, IntArray] = field(default_factory=dict)
     _rows: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], IntArray] = field(default_factory=dict)

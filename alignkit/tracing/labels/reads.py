@@ -94,16 +94,16 @@ def _fix_pick(c: Constraints, pick: Pick, read: IntArray) -> list[IntArray]:
     return unread
 
 
-def positions_aside(labels: Labels, unread: IntArray) -> dict[int, IntArray]:
-    """Return for each dimension of a parameter the positions whose atoms are all unread, where there are some."""
-    aside = {}
+def positions_of(labels: Labels, atoms: IntArray) -> dict[int, IntArray]:
+    """Return for each dimension of a parameter the positions all of whose atoms are among these, if there are some."""
+    found = {}
     for dim, owner in labels.owner.items():
         axis = owner.span.index(dim)
         others = tuple(a for a in range(owner.atoms.ndim) if a != axis)
-        positions = np.flatnonzero(np.isin(owner.atoms, unread).all(others))
+        positions = np.flatnonzero(np.isin(owner.atoms, atoms).all(others))
         if len(positions):
-            aside[dim] = positions
-    return aside
+            found[dim] = positions
+    return found
 
 
 def fix_single_rows(c: Constraints, labels: Labels, aside: Mapping[int, IntArray]) -> None:
