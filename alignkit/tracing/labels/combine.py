@@ -181,8 +181,11 @@ def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
 
     Along the other dimensions the tensors are aligned elementwise. Along `dim` the atoms are laid end to end too:
     `0 1 2` and `3 4` give `0 1 2 3 4`. An operand without labels there gets atoms that are alike if it is uniform,
-    else fixed.
+    else fixed. One without positions there adds nothing.
     """
+    operands = [x for x in operands if x.shape[dim]] or operands[:1]
+    if len(operands) == 1:
+        return operands[0]
     parts = [_isolate(c, x, dim) for x in operands]
     shape = tuple(sum(x.shape[dim] for x in operands) if d == dim else n for d, n in enumerate(operands[0].shape))
     thin = tuple(1 if d == dim else n for d, n in enumerate(shape))

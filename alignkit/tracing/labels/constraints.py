@@ -125,8 +125,12 @@ class Constraints:
         """Return atoms for the rows of an array: one for each position along the axes `keep`.
 
         Elements relate to their row. Example: the rows of `[[0 1] [2 3]]` along axis 0 are new atoms `[4 5]`, with 0
-        and 1 related to 4, 2 and 3 to 5. The same array has the same rows whenever it is asked again.
+        and 1 related to 4, 2 and 3 to 5. The same array has the same rows whenever it is asked again. An array without
+        elements, such as an empty rest of a slice, is no more the same as one of another layer than different: its rows
+        are its own each time.
         """
+        if not atoms.size:
+            return self.new_atoms([atoms.shape[axis] for axis in keep])
         key = (digest(atoms), atoms.shape, keep)
         if key not in self._rows:
             parents = self.new_atoms([atoms.shape[axis] for axis in keep])
@@ -136,6 +140,8 @@ class Constraints:
 
     def adopt_rows(self, atoms: IntArray, keep: tuple[int, ...], parents: IntArray) -> None:
         """Make `parents` the rows of `atoms` along the axes `keep`; an atom may stand in several of them."""
+        if not atoms.size:
+            return
         known = self._rows.setdefault((digest(atoms), atoms.shape, keep), parents)
         if known is not parents:
             self.merge(known, parents)

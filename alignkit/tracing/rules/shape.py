@@ -162,7 +162,7 @@ def cat(call: Call) -> Labels:
     """Lay tensors end to end. Empty one-dimensional operands are ignored, as torch does."""
     operands = [call.labels(ref) for ref in call.step.inputs if ref.shape != (0,)]
     dim = call.arg("dim", 0) % len(call.shape)
-    return operands[0] if len(operands) == 1 else concatenate(call.constraints, operands, dim)
+    return concatenate(call.constraints, operands, dim)
 
 
 @RULES.rule("stack")
