@@ -125,9 +125,15 @@ def _tensors(problem: Problem) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name!r} of {label}{where}", tensor
 
 
+_READ_AS_THEY_ARE = (torch.float32, torch.float64)
+"""Types that numpy has: their bytes are read in half the time."""
+
+
 def _state(tensor: Tensor) -> tuple[int, int]:
     """Return the count of writes to a tensor, and a checksum of its bytes."""
     count = 0 if tensor.is_inference() else tensor._version
+    if tensor.dtype in _READ_AS_THEY_ARE and tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg():
+        return count, zlib.crc32(tensor.detach().numpy().data)
     whole = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     return count, zlib.crc32(whole.numpy().data) if whole.device.type == "cpu" else int(whole.sum())
 
