@@ -364,7 +364,7 @@ SOLVING = {
     "a start that is none": row(ArgumentError, "init= has to be a Solution, an Alignment or None")(
         lambda _: solve(init="right.safetensors")
     ),
-    "a device that is not there": row(SolverError, "device='abacus'")(lambda _: solve(device="abacus")),
+    "a device that is not there": row(ArgumentError, "device='abacus'")(lambda _: solve(device="abacus")),
     "a graph without weights": row(BindError, "solve(graph, a, b)")(lambda _: alignkit.solve(GRAPH)),
     "a solution into a folder that is not there": row(WeightsError, "absent", "does not exist")(
         lambda f: solve(solver="identity").save(f / "absent" / "out.safetensors")

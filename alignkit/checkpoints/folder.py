@@ -13,7 +13,7 @@ from alignkit.checkpoints.safetensors_file import without_duplicates
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, file_kind
 from alignkit.checkpoints.unfinished import is_unfinished
 from alignkit.errors import WeightsError
-from alignkit.text import list_some
+from alignkit.text import list_some, show_value
 
 INDEX_SUFFIX = ".index.json"
 CONFIG = "config.json"
@@ -104,14 +104,16 @@ def inside(folder: Path, name: str, said_by: Path) -> Path:
     """
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or Path(name).drive:
-        raise WeightsError(f"{said_by} names the file {name!r}: only files inside {folder} are read.")
+        raise WeightsError(f"{said_by} names the file {show_value(name)}: only files inside {folder} are read.")
     path = folder / pure
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-        raise WeightsError(f"{said_by} names the file {name!r}, which is missing or cannot be read.") from error
+        raise WeightsError(
+            f"{said_by} names the file {show_value(name)}, which is missing or cannot be read."
+        ) from error
     if not stat.S_ISREG(mode):
-        raise WeightsError(f"{said_by} names {name!r}, which is not a file.")
+        raise WeightsError(f"{said_by} names {show_value(name)}, which is not a file.")
     if not stays_inside(path, folder):
         raise WeightsError(f"{path} is a link that leaves the folder: only files inside {folder} are read.")
     return path

@@ -15,7 +15,7 @@ from alignkit.checkpoints.safetensors_file import DTYPES, RESERVED_NAME, save_sa
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, file_kind
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import WeightsError
-from alignkit.text import dtype_name
+from alignkit.text import dtype_name, show_value
 
 
 @check_arguments
@@ -52,6 +52,9 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
     kind = file_kind(path)
     if kind is None:
         raise WeightsError(f"{path}: cannot tell the format of the output. End its name in one of {KNOWN_SUFFIXES}.")
+    for key, text in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise WeightsError(f"cannot write {path}: metadata={{{show_value(key)}: {show_value(text)}}} is no text.")
     for name, tensor in weights.items():
         try:
             check_name(name)
@@ -68,5 +71,6 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], metadata: Map
         if kind == "safetensors":
             save_safetensors(weights, temporary, metadata)
         else:
-            # A class of one's own would have to be trusted when the file is read.
-            save_pickle({n: t.detach().as_subclass(Tensor).cpu() for n, t in weights.items()}, temporary)
+            # A class of one's own, and code that negates numbers, would have to be trusted when the file is read.
+            plain = {name: tensor.detach().as_subclass(Tensor) for name, tensor in weights.items()}
+            save_pickle({n: t.resolve_conj().resolve_neg().cpu() for n, t in plain.items()}, temporary)

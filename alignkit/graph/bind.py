@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from alignkit.checkpoints.checkpoint import Checkpoint
-from alignkit.checkpoints.dense import why_not_dense
+from alignkit.checkpoints.dense import check_name, why_not_dense
 from alignkit.checkpoints.fit import Fit
 from alignkit.checkpoints.weights import read_weights
 from alignkit.errors import AlignkitError, BindError
@@ -41,6 +41,10 @@ def weights_of(source: WeightsSource) -> dict[str, Tensor]:
             raise BindError(f"weights[{name!r}] is not a tensor but {type(value).__name__}.")
         if (kind := why_not_dense(value)) is not None:
             raise BindError(f"weights[{name!r}] is not a dense tensor, but {kind}.")
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise BindError(f"the weights cannot be used: {error}.") from error
     return {name: tensor.detach() for name, tensor in source.items()}
 
 

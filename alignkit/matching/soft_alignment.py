@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.dense import why_no_values
 from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignmentError
 from alignkit.graph.description import group_table
@@ -17,7 +18,7 @@ from alignkit.graph.elements.alignment import Alignment, find_node
 from alignkit.graph.owned import Owned, ReadOnly
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.families import best_element, unit_masses
-from alignkit.text import html_table, plural, show_value
+from alignkit.text import html_table, plural
 
 
 class SoftAlignment:
@@ -40,8 +41,9 @@ class SoftAlignment:
     def __init__(self, graph: GraphStructure, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
         for name in graph.groups:
             matrix, shape = matrices.get(name), matrix_shape(graph, name)
-            if not isinstance(matrix, Tensor):
-                raise AlignmentError(f"group {name!r} has no matrix, found {show_value(matrix)}.")
+            if (kind := why_no_values(matrix)) is not None:
+                raise AlignmentError(f"group {name!r} has no matrix, found one {kind}.")
+            assert matrix is not None
             if tuple(matrix.shape) != shape or not matrix.is_floating_point():
                 needed = f"group {name!r} needs a floating-point matrix of shape {shape}"
                 raise AlignmentError(f"{needed}, found {matrix.dtype} of shape {tuple(matrix.shape)}.")
@@ -113,7 +115,7 @@ class SoftAlignment:
 
     def round(self) -> Alignment:
         """Find the alignment that overlaps most, by linear assignment, families from the inside out."""
-        matrices = {name: matrix.detach() for name, matrix in self.matrices.items()}
+        matrices = {name: matrix.detach().double() for name, matrix in self.matrices.items()}
         return Alignment(self.graph, best_element(self.graph, unit_masses(self.graph, matrices)))
 
     def __getstate__(self) -> dict[str, Any]:

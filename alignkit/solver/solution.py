@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import Tensor, nn
 
-from alignkit.arguments import check_arguments
+from alignkit.arguments import check_arguments, check_fields
 from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import WeightsError
 from alignkit.graph import Pair
@@ -76,6 +76,7 @@ class _SolutionContent(Content):
 FORMAT = Format("alignkit.solution", "solution", "Solution.save", WeightsError, _SolutionContent)
 
 
+@check_fields
 @dataclass(frozen=True, eq=False)
 class Solution:
     """The order of B's units that a solver found; it holds copies of all that it is made of, and hands out copies.

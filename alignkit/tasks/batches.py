@@ -153,6 +153,8 @@ class Batches:
                 what = f"{len(pair)} entries" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
                 raise TaskError(f"{name} is not a pair (inputs, targets) but {what}.")
             batch = Batch(pair[0], pair[1], name)
+            if any(tensor.is_nested for tensor in batch.tensors):
+                raise TaskError(f"{name} holds a nested tensor: pad its samples, or give them in batches of one shape.")
             if batch.size == 0:
                 raise TaskError(f"{name} is empty: it holds 0 samples.")
             if any(tensor.is_meta for tensor in batch.tensors):

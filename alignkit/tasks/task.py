@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alignkit.arguments import check_arguments, usable_device
+from alignkit.checkpoints.dense import why_no_values
 from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
@@ -168,8 +169,8 @@ class Task:
             OutOfMemoryError: ``k`` is too large for the memory.
             TaskError: As in `evaluate`.
         """
-        if not stacked:
-            raise TaskError("stacked= holds no tensors, so it says nothing about how many sets of weights there are.")
+        if not stacked or not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in stacked.values()):
+            raise TaskError("stacked= has to hold tensors [k, ...]: they say how many sets of weights there are.")
         count = len(next(iter(stacked.values())))
 
         def forward(inputs: Any) -> Sequence[Any]:
@@ -224,6 +225,9 @@ class Task:
             TaskError: Tensors are missing, unexpected or of another shape; every one is listed.
         """
         state = _tensors(weights)
+        for name, tensor in state.items():
+            if (kind := why_no_values(tensor)) is not None:
+                raise TaskError(f"the weights do not fit the task: {name!r} is not a dense tensor, but {kind}.")
         fit = Fit(self._shapes, self._first_names, "the model")
         fit.check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, "the weights")
         fit.raise_if_any(TaskError, f"the weights do not fit the task's model {type(self.model).__name__}")

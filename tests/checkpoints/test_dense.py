@@ -47,6 +47,18 @@ ODD: dict[str, tuple[Callable[[], Any], str]] = {
     "four bits": (lambda: torch.zeros(3, 2, dtype=torch.uint8).view(torch.uint4), "of dtype uint4"),
     "meta": (lambda: torch.ones(3, 2, device="meta"), "on the meta device"),
 }
+GROUP = SymmetryGraph.from_spec({"t": "w"}, {"t": (3,)})
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.v @ self.w
+
+
 TAKERS: dict[str, Callable[[Mapping[str, Any], Path], object]] = {
     "bind": lambda w, _: GRAPH.bind(w, w),
     "solve": lambda w, _: alignkit.solve(GRAPH, w, w),
@@ -56,6 +68,9 @@ TAKERS: dict[str, Callable[[Mapping[str, Any], Path], object]] = {
     "distance": lambda w, _: alignkit.distance(GRAPH, w, w),
     "write a pickle": lambda w, folder: write_weights(folder / "w.pt", w),
     "write safetensors": lambda w, folder: write_weights(folder / "w.safetensors", w),
+    "a task": lambda w, _: alignkit.Task(Net(), [(torch.ones(4, 2), torch.ones(4, 2))], "mse").evaluate(w),
+    "indices": lambda w, _: Alignment(GROUP, {"w": w["w"]}),
+    "matrices": lambda w, _: alignkit.SoftAlignment(GROUP, {"w": w["w"]}),
     "a graph": lambda w, _: SymmetryGraph.from_spec({"w": "h .", "v": ". h"}, w),
 }
 
@@ -108,6 +123,8 @@ def test_names_that_are_no_text_are_refused(name: Any, suffix: str, tmp_path: Pa
     with pytest.raises(WeightsError, match="cannot write"):
         write_weights(tmp_path / f"w{suffix}", {name: torch.ones(2)})
     assert not list(tmp_path.iterdir())
+    with pytest.raises(BindError, match=r"strings|not Unicode"):
+        GRAPH.bind({"w": torch.ones(3, 2), "v": torch.ones(2, 3)}, {"w": torch.ones(3, 2), name: torch.ones(2, 3)})
 
 
 @pytest.mark.parametrize("stride", [0, 5])

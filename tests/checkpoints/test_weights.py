@@ -150,3 +150,24 @@ def test_tensors_of_another_class_are_written_as_tensors(kind, suffix: str, tmp_
     read = read_weights(tmp_path / f"w{suffix}")["w"]
     assert type(read) is Tensor
     assert torch.equal(read, torch.ones(2))
+
+
+LAZY = {
+    "negated": torch._neg_view(torch.arange(3.0)),
+    "conjugated": torch.complex(torch.arange(3.0), torch.ones(3)).conj(),
+    "imaginary part": torch.complex(torch.arange(3.0), torch.ones(3)).conj().imag,
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("form", LAZY)
+def test_values_that_torch_negates_when_they_are_read_can_be_read_again(form: str, suffix: str, tmp_path: Path) -> None:
+    write_weights(tmp_path / f"w{suffix}", {"w": LAZY[form]})
+    assert torch.equal(read_weights(tmp_path / f"w{suffix}")["w"], LAZY[form])
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1}, {1: "a"}, {"a": None}, {"a": ["b"]}])
+def test_metadata_is_text(metadata, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="metadata="):
+        write_weights(tmp_path / "w.safetensors", {"w": torch.ones(2)}, metadata)
+    assert not list(tmp_path.iterdir())

@@ -318,3 +318,17 @@ def test_a_network_of_a_task_is_the_model_with_these_weights_and_its_own_tensors
 def test_a_network_of_a_task_refuses_weights_that_do_not_fit() -> None:
     with pytest.raises(TaskError, match="do not fit the task's model"):
         Task(mlp(), data(), "cross_entropy").network(nn.Linear(6, 3))
+
+
+def test_sets_of_weights_are_counted_by_tensors() -> None:
+    task = Task(nn.Linear(3, 2), [(torch.ones(4, 3), torch.ones(4, 2))], "mse")
+    for stacked in ({}, {"weight": True}, {"weight": torch.tensor(1.0)}):
+        with pytest.raises(TaskError, match="stacked= has to hold tensors"):
+            task.evaluate_stack(stacked, {})
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_data_is_refused() -> None:
+    task = Task(nn.Linear(3, 2), [(torch.ones(1, 3), torch.nested.nested_tensor([torch.zeros(3)]))], "mse")
+    with pytest.raises(TaskError, match="batch 0 holds a nested tensor"):
+        task.evaluate(nn.Linear(3, 2))

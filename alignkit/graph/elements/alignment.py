@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.dense import why_no_values
 from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_of, weights_of
@@ -218,10 +219,10 @@ def _checked_indices(group: str, given: object, shape: tuple[int, ...]) -> Tenso
         indices = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise AlignmentError(f"{needed}, found {type(given).__name__}.") from error
-    if indices.dtype not in WHOLE or indices.layout != torch.strided or tuple(indices.shape) != shape:
+    if (kind := why_no_values(indices)) is not None:
+        raise AlignmentError(f"{needed}, found one {kind}.")
+    if indices.dtype not in WHOLE or tuple(indices.shape) != shape:
         raise AlignmentError(f"{needed}, found {indices.dtype} of shape {tuple(indices.shape)}.")
-    if indices.is_meta:
-        raise AlignmentError(f"{needed}, found a tensor on the meta device, which has no values.")
     whole = indices.detach().to("cpu", torch.int64)
     if not torch.equal(whole.sort(-1).values, torch.arange(shape[-1]).expand(shape)):
         problem = f"the indices of group {group!r} are not a permutation of 0 .. {shape[-1] - 1}"

@@ -149,15 +149,12 @@ def applied_to(dice: Dice, folder: Path) -> Case:
     for name, node in graph.tensors.items():
         plain = filled(dice, node.shape, dice.choice(DTYPES), dice.pick(1.0, 1e-30, 1e30))
         weights[name] = stored(dice, plain)
-    names: tuple[str, ...] = ()
     odd = "only tensors"
     if dice.chance(0.3):
         name, odd = dice.choice(sorted(weights)), dice.choice(sorted(ODD))
         weights[name] = ODD[odd](filled(dice, graph.tensors[name].shape, torch.float32))
-        names = (f"{name!r}",)
     if dice.chance(0.05):
         weights["extra"] = torch.zeros(2)
-        names += ("'extra'",)
 
     def run() -> None:
         got = alignment.apply(weights)
@@ -168,6 +165,7 @@ def applied_to(dice: Dice, folder: Path) -> Case:
         expect(not any(t.untyped_storage().data_ptr() in shared for t in got.values()), "the result shares memory")
 
     shown_as = ", ".join(f"{n} {getattr(t, 'dtype', type(t).__name__)}" for n, t in weights.items())
+    names = tuple(map(repr, weights))
     return Case(f"apply to {shown_as}; {odd}", run, names, kept=(weights,))
 
 

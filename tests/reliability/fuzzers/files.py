@@ -153,7 +153,10 @@ def pickled(dice: Dice, folder: Path) -> Case:
             read = read_weights(path)
         finally:
             expect(not Path("ran").exists(), "code from a pickle was run")
-        library: dict[str, Any] = by_library(path)
+        try:
+            library: dict[str, Any] = by_library(path)
+        except Exception:  # torch.load stumbles over some dtypes in old files
+            library = value
         expected = library.get("state_dict", library)
         expect(same(read, plain(expected)), "other weights are read than torch reads")
 
