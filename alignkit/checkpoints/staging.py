@@ -94,7 +94,7 @@ def prepare_output(output: Path) -> Path:
     """Put back or remove what a killed run to an output left; return its place, links followed.
 
     Raises:
-        WeightsError: There can be no such place.
+        WeightsError: There can be no such place, or a pipe, a socket or a device is there.
     """
     place = place_of(output)
     clear_leftovers(place)
@@ -102,18 +102,21 @@ def prepare_output(output: Path) -> Path:
 
 
 def place_of(output: Path) -> Path:
-    """Follow links to where an output would be written; raise `WeightsError` where there can be no such place."""
+    """Follow links to where an output would be written; raise `WeightsError` where nothing can be written."""
     try:
         if output.is_symlink():
             output = output.resolve()
             if output.is_symlink():  # Python 3.13 gives up silently
                 raise RuntimeError("its links form a circle")
-        output.stat()
+        mode = output.stat().st_mode
     except FileNotFoundError:
-        pass
+        return output
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise WeightsError(f"cannot write {str(output)!r}: {reason}.") from error
+    for is_kind, kind in KINDS.items():
+        if is_kind(mode):
+            raise WeightsError(f"cannot write {output}: it is {kind}, and only files are replaced.")
     return output
 
 
@@ -126,9 +129,6 @@ def check_output(output: Path, folder: bool, overwrite: bool, replaces: Collecti
         if not os.path.lexists(output):
             return
         mode = output.lstat().st_mode
-        for is_kind, kind in KINDS.items():
-            if is_kind(mode):
-                raise WeightsError(f"cannot write {output}: it is {kind}, and only files are replaced.")
         if stat.S_ISDIR(mode) != folder:
             raise WeightsError(f"cannot write {output}: it is a {'file' if folder else 'folder'}.")
         if is_free(output):

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.file_set import written_together
-from alignkit.checkpoints.staging import staged, write_text
+from alignkit.checkpoints.staging import prepare_output, staged, write_text
 from alignkit.errors import ReportError
 from alignkit.reports.document import Part, Picture, Report, Text
 
@@ -76,7 +76,7 @@ def write_report(report: Report, path: str | Path) -> None:
         ReportError: The suffix is not that of a report.
         WeightsError: The folder does not exist or cannot be written to, or another file would be lost.
     """
-    path = Path(path)
+    path = prepare_output(Path(path))
     if not is_report_path(path):
         raise ReportError(f"{path}: end the name of a report in {' or '.join(HTML_SUFFIXES + MARKDOWN_SUFFIXES)}.")
     if path.suffix in HTML_SUFFIXES:

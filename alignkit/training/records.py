@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Content, Format
+from alignkit.checkpoints.file_set import failing_to_write
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.pickle_file import load_pickle, save_pickle
 from alignkit.checkpoints.staging import staged
@@ -154,14 +155,15 @@ class Metrics:
     def __init__(self, folder: Path, sets: int, after: int, *, tensorboard: bool = False) -> None:
         plain = [name for name in MetricsRow.__dataclass_fields__ if name != "barriers"]
         self.columns = [*plain, *(f"barrier_{i + 1}" for i in range(sets))]
-        path = folder / METRICS
+        path = self._path = folder / METRICS
         lines = read_metrics(path) if os.path.lexists(path) and after else []
         kept = [line for line in lines if int(line["step"]) <= after]
         with staged(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
-        self._stream = path.open("a", newline="", encoding="utf-8")
+        with failing_to_write(path):
+            self._stream = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._stream, self.columns)
         self._board: Any = None
         if tensorboard:
@@ -175,8 +177,9 @@ class Metrics:
         """Write one line; it is on disk when this returns."""
         values = {**asdict(row), **{f"barrier_{i + 1}": barrier for i, barrier in enumerate(row.barriers)}}
         del values["barriers"]
-        self._writer.writerow({name: "" if value is None else value for name, value in values.items()})
-        self._stream.flush()
+        with failing_to_write(self._path):
+            self._writer.writerow({name: "" if value is None else value for name, value in values.items()})
+            self._stream.flush()
         if self._board is not None:
             for name, value in values.items():
                 if name not in ("step", "set") and value is not None:
@@ -184,7 +187,8 @@ class Metrics:
 
     def close(self) -> None:
         """Close the files."""
-        self._stream.close()
+        with failing_to_write(self._path):
+            self._stream.close()
         if self._board is not None:
             self._board.close()
 

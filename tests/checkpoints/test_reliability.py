@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fuzz_checkpoints
-import kill_merges
+import kills
 from alignkit.checkpoints.file_set import clear_leftovers
 from alignkit.checkpoints.staging import staged
 from alignkit.errors import WeightsError
@@ -28,10 +28,12 @@ def test_damaged_checkpoints_are_refused_or_read_in_full(kind: str, tmp_path: Pa
 @pytest.mark.slow
 @needs_fork
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_killed_merges_leave_whole_outputs(tmp_path: Path) -> None:
-    found = kill_merges.run(6, 3, tmp_path)
-    assert sum(found["SIGKILL"].get(key, 0) for key in ("killed", "ended before the kill")) == 6
-    assert sum(found["two at once"].values()) == 2
+def test_killed_commands_leave_whole_outputs(tmp_path: Path) -> None:
+    """One kill of every command, and some full disks and pairs of writers; `kills.run` looks at what is left."""
+    pytest.importorskip("sklearn", reason="needs scikit-learn's digits")
+    found = kills.run(len(kills.COMMANDS), 3, tmp_path, others=5)
+    assert sum(found["full disk, all"].values()) == 5
+    assert sum(found["two at once, all"].values()) == 5
 
 
 def test_what_a_live_run_writes_is_not_taken_for_a_leftover(tmp_path: Path) -> None:

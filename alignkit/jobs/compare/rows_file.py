@@ -15,7 +15,8 @@ from torch import Tensor
 from alignkit.checkpoints.documents import Content, Format, with_digest, without_digest
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.shard import memory_of
-from alignkit.errors import ComparisonError
+from alignkit.checkpoints.staging import check_output
+from alignkit.errors import ComparisonError, WeightsError
 from alignkit.jobs.compare.comparison import ComparisonRow
 from alignkit.jobs.compare.job import ComparisonSetup
 from alignkit.tasks.task import Task, measure_name
@@ -58,6 +59,10 @@ class RowFile:
     def __init__(self, path: str | PathLike[str], identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.rows: list[ComparisonRow] = []
+        try:
+            check_output(self.path, folder=False, overwrite=True)
+        except WeightsError as error:
+            raise ComparisonError(f"{self.path} cannot be used for the rows: {error}") from error
         try:
             try:
                 raw = read_file(self.path)
