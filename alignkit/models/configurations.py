@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit.arguments import check_arguments
 from alignkit.errors import ModelSourceError
 from alignkit.models.building import read_config
 from alignkit.models.diffusers import diffusers_fields
@@ -89,6 +90,7 @@ class Configuration:
         return _matches(TOLD, field) or (writes and _matches(TOKENS, field))
 
 
+@check_arguments
 def list_differences(differences: Mapping[str, tuple[Any, Any]], names: tuple[str, str], most: int = 8) -> str:
     """Write differing fields with their values: ``rope_theta (10000.0 in a, 500000.0 in b)``."""
     parts = [

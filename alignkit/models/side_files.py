@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignkit.arguments import check_arguments
 from alignkit.text import list_some
 
 MAX_PARSED = 100_000_000
@@ -29,6 +30,7 @@ NO_MATTER = frozenset(
 """Keys that do not change which numbers an input becomes."""
 
 
+@check_arguments
 def differing_files(a: Path, b: Path) -> list[str]:
     """Say in sentences how the tokenizers and the preprocessing of two folders differ; nothing where one has none."""
     said = []
