@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from alignkit.tracing.labels.constants import Constants
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.reads import Reads
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
+from alignkit.tracing.labels.writes import Box, Key, are_apart, box_of, put_box, take_box
 from alignkit.tracing.recording.recorder import Leak, OpRecord, TensorRef
 from alignkit.tracing.rules.table import Call, RuleTable
 
@@ -20,9 +21,6 @@ _NO_WRITE = {"transpose_", "t_", "unsqueeze_", "squeeze_", "as_strided_", "resiz
 """In-place ops that write no element: other views of the storage keep their labels."""
 _NO_DATA = {"prim::device", "aten::sym_size", "aten::is_same_size", "aten::sym_numel", "aten::_assert_async"}
 """Ops whose results are not computed from elements."""
-
-Key = tuple[int, ...]
-"""Which elements of which storage a tensor holds, see `TensorRef`."""
 
 
 def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[OpRecord]:
@@ -155,7 +153,7 @@ class Interpreter:
                 self._reads.read(ref.storage, self.labels_of(ref), views)
 
     def _write_through(self, step: OpRecord, outputs: list[TensorRef], output_labels: list[Labels]) -> None:
-        """Mark other views of tensors that an op writes as stale: their labels no longer hold.
+        """Give tensors that share a storage with what an op writes the labels that they have now.
 
         A tensor may be written by position, by name (``out=``) or in a list (``_foreach_add_``).
         """
@@ -165,9 +163,29 @@ class Interpreter:
             after = returned[0] if returned else Labels.of(value.shape)
             if before.same_as(after):
                 continue
-            others = {key for key in self._aliases[value.storage] if key != value.key}
+            others = self._aliases[value.storage] - {value.key}
             self._written[value.storage] += [before, after, *(self._labels[key] for key in others)]
-            self._stale |= others
+            self._reads.written(value.storage)
+            boxes = {key: box_of(key, value.key) for key in others - self._stale}
+            for key in others - self._stale:
+                self._update(key, value.key, after, boxes)
             if not returned:
                 self.constraints.fix_labels(before)
                 self.set_labels(value, after)
+
+    def _update(self, key: Key, written: Key, after: Labels, boxes: Mapping[Key, Box | None]) -> None:
+        """Give a tensor its labels after a write into another one of its storage; stale ones if they are not known.
+
+        `boxes` say which part of each tensor was written.
+        """
+        known = self._labels[key]
+        box, inside = boxes[key], box_of(written, key)
+        if box is not None:
+            self._labels[key] = put_box(self.constraints, known, box, after)
+        elif inside is not None:
+            self._labels[key] = take_box(self.constraints, after, inside, len(known.shape))
+        elif not any(
+            there is not None and (mine := box_of(whole, key)) is not None and are_apart(mine, there)
+            for whole, there in boxes.items()
+        ):
+            self._stale.add(key)

@@ -253,7 +253,7 @@ class WritesInPlace(nn.Module):
 
 
 class WritesPartOfABuffer(nn.Module):
-    """Results laid into slices of a buffer: known to be sound only, and told."""
+    """Results laid into slices of a buffer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -73,6 +73,13 @@ def write_whole(h: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return alias, target.detach()
 
 
+def write_part(h: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    whole = torch.zeros(len(h), 12, dtype=h.dtype)
+    torch.tanh(h, out=whole[:, :6])
+    torch.sigmoid(k, out=whole[:, 6:])
+    return whole[:, :6], whole[:, 6:]
+
+
 FOLLOWED: dict[str, tuple[Callable[..., Any], list[int]]] = {
     "as_subclass": (lambda h, k: (h, (h.as_subclass(Named) * 2).as_subclass(Tensor)), [6]),
     "as_subclass of a view": (lambda h, k: (k, (h[:, None].as_subclass(Named) * 2)[:, 0].as_subclass(Tensor)), [6, 6]),
@@ -81,6 +88,7 @@ FOLLOWED: dict[str, tuple[Callable[..., Any], list[int]]] = {
     "swapped tensors": (swap, [6, 6]),
     "a parameter made of it": (lambda h, k: (k, nn.Parameter(h.detach())), [6, 6]),
     "out= seen by a view": (write_whole, [6]),
+    "out= of views": (write_part, [6, 6]),
     "a view of the same shape": (lambda h, k: (h, h.as_strided(h.shape, h.stride())), [6]),
     "bits": (lambda h, k: (h, h.view(torch.int32 if h.dtype == torch.float32 else torch.int64).view(h.dtype)), [6]),
 }
@@ -188,7 +196,6 @@ PINNED: dict[str, Callable[[Tensor], Tensor]] = {
     "a class that computes": lambda h: (Wrapper(h) * 2).inner,
     "foreach through a view": each(torch._foreach_add_),
     "foreach copy through a view": each(torch._foreach_copy_),
-    "out= through a view": each(lambda target, h: torch.tanh(h[0], out=target[0])),
 }
 
 

@@ -48,10 +48,10 @@ def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> L
     A dimension that is fixed in one tensor gets fixed in all. Labels of the same dimensions move together; where the
     labels of one tensor tell more than those of another (units inside heads, and a weight for each unit), the finer
     ones stay and relate to the coarser ones. The first operand's atoms win, so that an in-place op keeps those of its
-    target.
+    target, unless they stand for a constant: a sum with one is none.
     """
     grown = [d for d, n in enumerate(shape) if n != 1]
-    operands = [x.squeeze(grown) for x in operands]
+    operands = sorted((x.squeeze(grown) for x in operands), key=lambda x: _has_constants(c, x))
     fixed = {d for x in operands for d in range(len(shape)) if x.shape[d] != 1 and x.is_fixed(d)}
     blocks = [block for x in operands for block in x.blocks]
     for block in blocks:
@@ -62,6 +62,10 @@ def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> L
     for block in settled:
         c.colour(block.atoms)
     return Labels.of(shape, [all(x.uniform[d] for x in operands) for d in range(len(shape))], settled)
+
+
+def _has_constants(c: Constraints, labels: Labels) -> bool:
+    return len(c.constants) > 0 and any(bool(np.isin(block.atoms, c.constants).any()) for block in labels.blocks)
 
 
 def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[LabelBlock], fixed: Dims = ()) -> list[LabelBlock]:

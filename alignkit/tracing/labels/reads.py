@@ -51,6 +51,10 @@ class Reads:
         self._picks[storage].append((pick, cause))
         self.read(storage, pick.labels.index_select(pick.dim, pick.index), views)
 
+    def written(self, storage: int) -> None:
+        """Record that a part of a tensor is written: what was picked so far is not what the run has to read of it."""
+        self._picks[storage].clear()
+
     def fix_unread(self, c: Constraints) -> IntArray:
         """Fix what was left aside; return the atoms of these positions."""
         unread = [_NOTHING]
