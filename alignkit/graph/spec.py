@@ -17,7 +17,7 @@ from alignkit.graph.nodes import Group, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.sizes import open_sizes, resolve_sizes
 from alignkit.graph.structure import GraphStructure, check_depth
-from alignkit.text import did_you_mean, dtype_name, list_some, plural, shorten_list
+from alignkit.text import did_you_mean, dtype_name, list_some, plural, shorten_list, show_value
 
 Like = nn.Module | Mapping[str, Tensor] | Mapping[str, tuple[int, ...]]
 
@@ -78,7 +78,9 @@ def read_tensor_nodes(like: Like) -> dict[str, TensorNode]:
     else:
         for name, shape in like.items():
             if not isinstance(shape, tuple | list | torch.Size) or any(not isinstance(n, int) or n < 0 for n in shape):
-                raise GraphError(f"like[{name!r}] is neither a tensor nor a shape such as (128, 784): {shape!r}.")
+                raise GraphError(
+                    f"like[{name!r}] is neither a tensor nor a shape like (128, 784): {show_value(shape)}."
+                )
         return {name: TensorNode(name, (name,), tuple(shape), "", ()) for name, shape in like.items()}
     for name, tensor in tensors.items():
         if (kind := why_not_dense(tensor)) is not None:

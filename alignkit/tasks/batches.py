@@ -155,6 +155,8 @@ class Batches:
             batch = Batch(pair[0], pair[1], name)
             if any(tensor.is_nested for tensor in batch.tensors):
                 raise TaskError(f"{name} holds a nested tensor: pad its samples, or give them in batches of one shape.")
+            if odd := [tensor for tensor in batch.tensors if tensor.layout != torch.strided]:
+                raise TaskError(f"{name} holds a tensor of layout {dtype_name(odd[0].layout)}: use to_dense().")
             if batch.size == 0:
                 raise TaskError(f"{name} is empty: it holds 0 samples.")
             if any(tensor.is_meta for tensor in batch.tensors):

@@ -17,12 +17,12 @@ from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Content, Format
 from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import is_number
-from alignkit.errors import TaskError
+from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
 from alignkit.plotting.pictures import Curve, plot_interpolations
 from alignkit.tasks.line import Line
 from alignkit.tasks.task import CannotBatchError, OutOfMemoryError, Task, TaskResult
-from alignkit.text import html_table, plural
+from alignkit.text import describe_error, html_table, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,6 +207,16 @@ def interpolate(
     )
 
 
+def _mended(mend: Mend, weights: Mapping[str, Tensor], share: float) -> Weights:
+    """Call a function of the user's on the weights at one point."""
+    try:
+        return mend(weights, share)
+    except AlignkitError:
+        raise
+    except Exception as error:
+        raise TaskError(f"mend= fails: {describe_error(error)}.") from error
+
+
 def _evaluate(task: Task, line: Line, lambdas: Tensor, at_once: int, mend: Mend | None) -> Iterator[TaskResult]:
     """Yield results in the order of ``lambdas``, ``at_once`` together; fewer when memory or the model ask for it."""
     start = 0
@@ -220,7 +230,7 @@ def _evaluate(task: Task, line: Line, lambdas: Tensor, at_once: int, mend: Mend 
                 share = float(some[0])
                 where, weights = f"at lambda = {share:.3g}", line.at(share)
                 if mend is not None and 0 < share < 1:
-                    results = [task.evaluate(mend(weights, share))]
+                    results = [task.evaluate(_mended(mend, weights, share))]
                 else:
                     results = [task.evaluate(weights)]
         except CannotBatchError as reason:

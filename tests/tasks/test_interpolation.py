@@ -299,3 +299,10 @@ def test_networks_between_the_ends_are_changed_before_they_are_evaluated(
     line = interpolate(task, network(0), network(1), points=5, mend=mend)
     assert shares == [0.25, 0.5, 0.75]
     assert line.losses == pytest.approx([task.evaluate(network(at)).loss for at in (0, 2, 2, 2, 1)])
+
+
+@pytest.mark.parametrize("mend", [len, range, lambda weights, share: 1 / 0, lambda weights: weights])
+def test_a_function_that_mends_and_fails_is_named_with_its_place(mend) -> None:
+    task = Task(network(0), images(), "cross_entropy")
+    with pytest.raises(TaskError, match=r"at lambda = 0.5: mend= fails"):
+        interpolate(task, network(0), network(1), points=3, mend=mend)

@@ -332,3 +332,11 @@ def test_nested_data_is_refused() -> None:
     task = Task(nn.Linear(3, 2), [(torch.ones(1, 3), torch.nested.nested_tensor([torch.zeros(3)]))], "mse")
     with pytest.raises(TaskError, match="batch 0 holds a nested tensor"):
         task.evaluate(nn.Linear(3, 2))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_data_is_refused(sparse) -> None:
+    for pair in ((sparse(torch.eye(3)), torch.ones(3, 2)), (torch.ones(3, 3), sparse(torch.ones(3, 2)))):
+        with pytest.raises(TaskError, match="batch 0 holds a tensor of layout sparse"):
+            Task(nn.Linear(3, 2), [pair], "mse").evaluate(nn.Linear(3, 2))

@@ -157,7 +157,8 @@ def make(dice: Dice, folder: Path) -> Case:
             raise AlignkitError(last_words(result.output))
         expect(result.exit_code == 0, f"exit code {result.exit_code}: {result.output[-600:]}")
         expect("Traceback" not in result.output, "a traceback is shown")
-        if "--json" in line and not set(line) & {"--help", "--version"}:
+        switches = [option for option in OPTIONS.get(line[0], ()) if "--json" in option.opts and flag(option)]
+        if switches and "--json" in line and not set(line) & {"--help", "--version"}:
             json.loads(result.stdout)
         if (
             line

@@ -182,7 +182,8 @@ def align_many(dice: Dice, graph: SymmetryGraph, networks: list[State]) -> objec
     many = alignkit.align_many(graph, *networks, method=method, max_sweeps=2)
     for own, got, alignment in zip(networks, many.apply(networks), many.alignments, strict=True):
         expect(same(got, moved(graph, alignment, own)), "a network is moved differently")
-    expect(many.spread_after <= many.spread_before * (1 + 1e-9), "the spread rose")
+    if len(networks) == 2:  # for more, a start that the method makes counts, not the order that was given
+        expect(many.spread_after <= many.spread_before * (1 + 1e-9), "the spread rose")
     return many.explain(), many.facts()
 
 

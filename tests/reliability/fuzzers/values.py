@@ -161,7 +161,7 @@ def fake(t: Tensor) -> Tensor:
 
 ODD: dict[str, Callable[[Tensor], Any]] = {
     "sparse": lambda t: t.float().to_sparse(),
-    "compressed rows": lambda t: (t.float() if t.ndim > 1 else torch.eye(3)).to_sparse_csr(),
+    "compressed rows": lambda t: (t.float() if t.ndim == 2 else torch.eye(3)).to_sparse_csr(),
     "quantised": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8),
     "nested": lambda t: torch.nested.nested_tensor([t.float().flatten()]),
     "meta": lambda t: t.to("meta"),
