@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,14 +19,16 @@ from alignkit.tracing.rules.table import Call, RuleTable
 
 _NO_WRITE = {"transpose_", "t_", "unsqueeze_", "squeeze_", "as_strided_", "resize_", "set_", "swapaxes_", "detach_"}
 """In-place ops that write no element: other views of the storage keep their labels."""
-_NO_DATA = {"prim::device", "aten::sym_size", "aten::is_same_size", "aten::sym_numel", "aten::_assert_async"}
-"""Ops whose results are not computed from elements."""
+_NO_DATA = {"prim::device", "aten::sym_size", "aten::is_same_size", "aten::sym_numel", "aten::_assert_async",
+            "aten::_linalg_check_errors"}  # fmt: skip
+"""Ops whose results are not computed from elements, or that only raise."""
 
 
 def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[OpRecord]:
     """Return the steps on which the results depend.
 
-    Dead steps would couple units for nothing: the unused final states of stacked LSTM layers, for example.
+    Dead steps would couple units for nothing: the unused final states of stacked LSTM layers, for example. So would
+    dead results, such as the position of a maximum.
     """
     steps = list(steps)
     leaked = [ref for step in steps if isinstance(step, Leak) for ref in step.inputs]
@@ -35,7 +37,8 @@ def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[
     for step in reversed(steps):
         is_live = not step.outputs or any(ref.storage in live for ref in (*step.outputs, *step.written))
         if is_live and step.op not in _NO_DATA:
-            kept.append(step)
+            unused = frozenset(i for i, ref in enumerate(step.outputs) if ref.storage not in live)
+            kept.append(replace(step, unused=unused))
             live.update(ref.storage for ref in step.inputs)
     return kept[::-1]
 

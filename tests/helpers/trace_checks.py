@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -39,3 +40,14 @@ def counts(graph: SymmetryGraph) -> tuple[int, int]:
     """Return how many groups without and with a parent a graph has."""
     families = sum(group.parent is not None for group in graph.groups.values())
     return len(graph.groups) - families, families
+
+
+def layouts(graph: SymmetryGraph) -> dict[str, str]:
+    """Return the layout of each tensor that moves, sizes of groups left out."""
+    moving = {name: re.sub(r":\d+", "", text) for name, text in graph.spec().items()}
+    return {name: text for name, text in moving.items() if set(text) - set(". ")}
+
+
+def sizes(graph: SymmetryGraph) -> dict[str, int]:
+    """Return the number of units of each group; those of a family in one unit of its parent."""
+    return {name: group.size for name, group in graph.groups.items()}

@@ -55,13 +55,17 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class OpRecord:
-    """One recorded op: tensors in `args`, `kwargs` and `result` are replaced by `TensorRef`."""
+    """One recorded op: tensors in `args`, `kwargs` and `result` are replaced by `TensorRef`.
+
+    `unused` are the numbers of those outputs that nothing after it reads.
+    """
 
     func: torch._ops.OpOverload
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
     where: str
+    unused: frozenset[int] = frozenset()
 
     @property
     def op(self) -> str:
@@ -142,7 +146,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def leak(self, name: str, tree: Any) -> None:
         """Record that the tensors in a tree may be read and written unseen from now on."""
         tensors = self.describe(_tensors(tree))
-        self.steps.append(Leak(torch.ops.aten.detach.default, tuple(tensors), {}, None, self._path[-1], name))
+        self.steps.append(Leak(torch.ops.aten.detach.default, tuple(tensors), {}, None, self._path[-1], name=name))
 
     def _meet(self, tensor: torch.Tensor) -> None:
         """Look at an argument of an op that no recorded op made."""

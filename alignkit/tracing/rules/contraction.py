@@ -18,11 +18,31 @@ def product(call: Call) -> Labels:
     return _multiply(call, *call.operands())
 
 
-@RULES.rule("addmm", "baddbmm", "addmv")
+@RULES.rule("addmm", "baddbmm", "addmv", "_sparse_addmm")
 def product_and_sum(call: Call) -> Labels:
     """Multiply, and add a term that broadcasts."""
     term, a, b = call.operands()
     return call.unify(call.shape, [_multiply(call, a, b), term])
+
+
+@RULES.rule("_cdist_forward", "_euclidean_dist")
+def distances(call: Call) -> Labels:
+    """Measure each of [..., m, k] against each of [..., n, k]: a sum over k, as in a product."""
+    a, b = call.operands()
+    rank = len(b.shape)
+    return _multiply(call, a, b.permute((*range(rank - 2), rank - 1, rank - 2)))
+
+
+@RULES.rule("_trilinear")
+def trilinear(call: Call) -> Labels:
+    """Multiply three tensors, each with new dimensions of size 1, and sum over some."""
+    operands = call.operands()
+    for number in range(3):
+        for dim in call.arg(f"expand{number + 1}"):
+            operands[number] = operands[number].insert_dim(dim)
+    shape = [max(sizes) for sizes in zip(*(x.shape for x in operands), strict=True)]
+    product = call.unify(shape, operands)
+    return reduce(call.constraints, product, set(call.arg("sumdim")), keep_dims=False)
 
 
 @RULES.rule("linear")
@@ -99,4 +119,4 @@ def attention(call: Call) -> Sequence[Labels]:
     if call.arg("is_causal"):
         scores = call.fix_dims(scores, [rank - 2, rank - 1], scores.shape)
     drop(c, scores, {rank - 1})
-    return [matmul(c, scores, v), *call.fixed_outputs()[1:]]
+    return call.first_output(matmul(c, scores, v))

@@ -24,6 +24,23 @@ def embedding(call: Call) -> Labels:
     return row.along(rank, rank + 1).with_fixed(range(rank), call.shape)
 
 
+@RULES.rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> Sequence[Labels]:
+    """Sum, average or maximise rows of a table: which row is which matters, the columns pass through."""
+    call.fix(*call.labels_of_tensors("indices", "offsets", "per_sample_weights"))
+    row = call.fix_dims(call.labels("weight"), [0]).permute((1,))
+    return call.first_output(row.along(1, 2).with_fixed([0], call.shape))
+
+
+@RULES.rule("_pack_padded_sequence")
+def pack(call: Call) -> Sequence[Labels]:
+    """Lay sequences of a batch into one, step by step; positions in it are fixed, units pass through."""
+    x = call.fix_dims(call.labels("input"), [0, 1])
+    call.fix(call.labels("lengths"))
+    rows = x.permute(range(1, len(x.shape))).with_fixed([0], call.shape)
+    return [rows, *call.fixed_outputs()[1:]]
+
+
 @RULES.rule("index_select", "gather", "take_along_dim")
 def pick(call: Call) -> Labels:
     """Pick positions along one dimension."""
@@ -45,20 +62,22 @@ def pick(call: Call) -> Labels:
 
 @RULES.rule("index")
 def index(call: Call) -> Labels:
-    """Index dimensions by integer tensors: these dimensions are fixed. Masks fix everything."""
+    """Index dimensions by integer tensors or one mask: these dimensions are fixed. Several masks fix everything."""
     x = call.labels("self")
     indices = list(call.arg("indices"))
     dims = [d for d, i in enumerate(indices) if i is not None]
     tensors = [i for i in indices if isinstance(i, TensorRef)]
     call.fix(*[call.labels(i) for i in tensors])
+    rank = max(len(i.shape) for i in tensors)
     if any(i.dtype in (torch.bool, torch.uint8) for i in tensors):
-        return call.fix(x)
-    if len(tensors) == 1 and tensors[0].values is not None:
+        if len(tensors) > 1:
+            return call.fix(x)
+        dims, rank = [dims[0] + d for d in range(rank)], 1
+    elif len(tensors) == 1 and tensors[0].values is not None:
         # The indices cannot move, so their values are those of every symmetric copy of the model.
         picked = call.pick(x, dims[0], tensors[0].values.ravel())
         return reshape(call.constraints, picked, call.shape)
     # The dimensions of the indices take the position of adjacent `dims`; if others lie between, they go in front.
-    rank = max(len(i.shape) for i in tensors)
     adjacent = dims == list(range(dims[0], dims[0] + len(dims)))
     new_dim: dict[int, int] = {}
     for d in range(len(x.shape)):

@@ -22,7 +22,10 @@ _ELEMENTWISE = """
     celu selu log_sigmoid_forward log_sigmoid hardshrink softshrink logit clip rrelu rrelu_with_noise relu6
     squareplus hypot xlogy copysign polar _conj conj real imag angle special_expit digamma lgamma __and__ __or__
     __xor__ __iand__ __ior__ true_divide multiply subtract divide to type_as erfinv heaviside positive deg2rad
-    sigmoid_backward _unsafe_masked_fill bitwise_left_shift bitwise_right_shift logaddexp special_erfcx
+    sigmoid_backward tanh_backward threshold_backward gelu_backward silu_backward softplus_backward elu_backward
+    leaky_relu_backward hardtanh_backward mish_backward hardswish_backward hardsigmoid_backward softshrink_backward
+    hardshrink_backward log_sigmoid_backward complex resolve_conj resolve_neg _neg_view
+    _unsafe_masked_fill bitwise_left_shift bitwise_right_shift logaddexp special_erfcx
     native_alpha_dropout
 """
 
@@ -46,6 +49,19 @@ def prelu(call: Call) -> Labels:
     if len(weight.shape) == 1 and weight.shape[0] > 1 and len(x.shape) > 1:
         weight = weight.along(1, len(x.shape))
     return call.unify(x.shape, [x, weight])
+
+
+@RULES.rule("fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
+            "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "_fake_quantize_learnable_per_tensor_affine",
+            "fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask",
+            "_fake_quantize_learnable_per_channel_affine")  # fmt: skip
+def fake_quantize(call: Call) -> Sequence[Labels]:
+    """Round each value to a grid: one for all, or one for each position along an axis."""
+    x, rank = call.labels("self"), len(call.shape)
+    grids = call.labels_of_tensors("scale", "zero_point", "fake_quant_enabled")
+    axis = call.arg("axis", 0)
+    grids = [grid.along(axis % rank, rank) if grid.shape and rank else grid for grid in grids]
+    return [call.unify(call.shape, [x, *[grid.pad_rank(rank) for grid in grids]])] * len(call.outputs)
 
 
 @RULES.rule("zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros",

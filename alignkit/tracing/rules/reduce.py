@@ -24,27 +24,49 @@ def order_independent(call: Call) -> Sequence[Labels]:
 
 @RULES.rule("max", "min", "median", "nanmedian", "mode", "kthvalue", "argmax", "argmin")
 def extreme(call: Call) -> Sequence[Labels]:
-    """Compare two tensors elementwise, or reduce one; where its position is returned, positions are fixed."""
+    """Compare two tensors elementwise, or reduce one; where the place of the value is read, positions are fixed."""
     if isinstance(call.arg("other"), TensorRef):
         return [call.unify(call.shape, call.operands())]
     x = call.labels("self")
     gone = call.dims(call.arg("dim"), len(x.shape))
-    if call.arg("dim") is not None:
+    gives_place = call.name.startswith("arg") or (call.is_used(1) and len(call.outputs) > 1)
+    if call.name == "mode" or gives_place:  # which of several modes it is depends on the order
         x = call.fix_dims(x, gone)
-    elif call.name.startswith("arg"):
-        call.fix(x)
     return [combine.reduce(call.constraints, x, gone, bool(call.arg("keepdim")))] * len(call.outputs)
 
 
 @RULES.rule("cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "cummax", "cummin")
 def ordered(call: Call) -> Sequence[Labels]:
-    """Sort or accumulate along a dimension: its positions are fixed, the others pass through."""
+    """Sort or accumulate along a dimension: positions of the result are fixed, other dimensions pass through.
+
+    Sorted values do not depend on the order that they had.
+    """
     x = call.labels("self")
     if not x.shape:
         return call.fixed_outputs()
     dim = x.dim(call.arg("dim", -1))
-    free = call.fix_dims(x, [dim])
+    if call.name in ("sort", "topk") and not call.is_used(1):
+        free = x.with_blocks(combine.drop(call.constraints, x, {dim}))
+    else:
+        free = call.fix_dims(x, [dim])
     return [free.with_fixed([dim], ref.shape) for ref in call.outputs]
+
+
+@RULES.rule("renorm")
+def renorm(call: Call) -> Labels:
+    """Shorten the vector at each position of one dimension."""
+    x = call.labels("self")
+    combine.drop(call.constraints, x, set(range(len(x.shape))) - {x.dim(call.arg("dim"))})
+    return x
+
+
+@RULES.rule("embedding_renorm")
+def embedding_renorm(call: Call) -> Labels:
+    """Shorten some rows of a table; which row is which matters."""
+    call.fix(call.labels("indices"))
+    x = call.fix_dims(call.labels("self"), [0], call.shape)
+    combine.drop(call.constraints, x, {1})
+    return x
 
 
 @RULES.rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
@@ -62,7 +84,7 @@ def batch_norm(call: Call) -> Sequence[Labels]:
     """Normalise each channel. Batch statistics sum over the other dimensions."""
     labels = _scale_channels(call, "weight", "bias", "running_mean", "running_var")
     combine.drop(call.constraints, labels, set(range(len(labels.shape))) - {1})
-    return [labels, *call.fixed_outputs()[1:]]
+    return call.first_output(labels)
 
 
 @RULES.rule("native_group_norm")
@@ -72,7 +94,7 @@ def group_norm(call: Call) -> Sequence[Labels]:
     batch, channels, *space = labels.shape
     apart = reshape(call.constraints, labels, (batch, groups, channels // groups, *space))
     combine.drop(call.constraints, apart, set(range(2, len(apart.shape))))
-    return [labels, *call.fixed_outputs()[1:]]
+    return call.first_output(labels)
 
 
 def _scale_channels(call: Call, *names: str) -> Labels:
@@ -87,8 +109,19 @@ def layer_norm(call: Call) -> Sequence[Labels]:
     x = call.labels("input")
     rank, count = len(x.shape), len(call.arg("normalized_shape"))
     labels = call.unify(x.shape, [x, *call.labels_of_tensors("weight", "bias")])
-    combine.drop(call.constraints, labels, set(range(rank - count, rank)))
-    return [labels, *call.fixed_outputs()[1:]]
+    lengths = combine.reduce(call.constraints, labels, set(range(rank - count, rank)), keep_dims=True)
+    return [labels, *[lengths if call.is_used(i) else call.fixed_outputs()[i] for i in range(1, len(call.outputs))]]
+
+
+@RULES.rule("native_layer_norm_backward", "_softmax_backward_data", "_log_softmax_backward_data")
+def norm_backward(call: Call) -> Sequence[Labels]:
+    """Differentiate a norm over some dimensions by its input: equivariant, as the norm is."""
+    rank = len(call.shape)
+    labels = call.unify(call.shape, [x.pad_rank(rank) for x in call.operands()])
+    last = call.arg("normalized_shape")
+    gone = {labels.dim(call.arg("dim"))} if last is None else set(range(rank - len(last), rank))
+    combine.drop(call.constraints, labels, gone)
+    return call.first_output(labels)
 
 
 @RULES.rule("_weight_norm_interface", "_weight_norm")
@@ -98,4 +131,4 @@ def weight_norm(call: Call) -> Sequence[Labels]:
     dim, rank = v.dim(call.arg("dim", 0)), len(v.shape)
     labels = call.unify(v.shape, [v, g.along(dim, rank) if len(g.shape) == 1 < rank else g])
     combine.drop(call.constraints, labels, set(range(rank)) - {dim})
-    return [labels, *call.fixed_outputs()[1:]]
+    return call.first_output(labels)

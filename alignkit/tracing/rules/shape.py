@@ -20,6 +20,20 @@ def view(call: Call) -> Labels:
     return reshape(call.constraints, call.labels("self"), call.shape)
 
 
+@RULES.rule("view_as_complex")
+def view_as_complex(call: Call) -> Labels:
+    """Make complex numbers of the two positions of the last dimension, which are told apart."""
+    x = call.labels("self")
+    return call.fix_dims(x, [len(x.shape) - 1]).permute(range(len(x.shape) - 1))
+
+
+@RULES.rule("view_as_real")
+def view_as_real(call: Call) -> Labels:
+    """Lay the real and the imaginary part beside each other, along a new last dimension."""
+    rank = len(call.shape) - 1
+    return call.labels("self").insert_dim(rank, 2).with_fixed([rank], call.shape)
+
+
 @RULES.rule("t", "t_copy", "numpy_T", "transpose", "transpose_copy", "swapaxes", "mT", "permute", "permute_copy")
 def permute(call: Call) -> Labels:
     """Reorder dimensions."""

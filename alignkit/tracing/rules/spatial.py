@@ -23,12 +23,30 @@ RULES = RuleSet()
             "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_trilinear3d", "upsample_nearest3d",
             "_upsample_nearest_exact3d")  # fmt: skip
 def space(call: Call) -> Sequence[Labels]:
-    """Pool, pad or resample: positions in space are fixed, batch and channels pass through."""
+    """Pool, pad or resample: positions in space are fixed, batch, channels and untouched dimensions pass through."""
     x = call.labels(call.step.inputs[0])
-    digit = next(digit for digit in call.name if digit in "123")
-    dims = range(len(x.shape) - int(digit), len(x.shape))
+    space = next(int(digit) for digit in call.name if digit in "123")
+    first = len(x.shape) - space
+    dims = [first + d for d in range(space) if not _is_untouched(call, d, space)]
     free = call.fix_dims(x, dims)
     return [free.with_fixed(dims, ref.shape) for ref in call.outputs]
+
+
+def _is_untouched(call: Call, dim: int, space: int) -> bool:
+    """Return whether pooling or padding leaves the values along a dimension of space alone."""
+    size = call.step.inputs[0].shape[len(call.shape) - space + dim]
+    if call.name.startswith(("reflection", "replication")):
+        pad = call.arg("padding")
+        return not any(pad[2 * (space - 1 - dim) :][:2])
+    if "adaptive" in call.name:
+        return bool(call.shape[len(call.shape) - space + dim] == size)
+    if "pool" not in call.name:
+        return False
+    kernel, stride, padding = (call.arg(name) for name in ("kernel_size", "stride", "padding"))
+    return all(
+        (values[dim if len(values) > 1 else 0] if values else 1) == nothing
+        for values, nothing in ((kernel, 1), (stride, 1), (padding, 0))
+    )
 
 
 @RULES.rule("constant_pad_nd")

@@ -60,6 +60,10 @@ class Call:
         """Shape of the first tensor that the op returned."""
         return self.outputs[0].shape
 
+    def is_used(self, output: int) -> bool:
+        """Return whether the run reads an output, by its number, or returns it."""
+        return output not in self.step.unused
+
     def arg(self, name: str, default: Any = None) -> Any:
         """Return an argument by the name that the op's schema gives it."""
         if name in self.step.kwargs:
@@ -125,6 +129,12 @@ class Call:
             blocks += combine.label_rows(self.constraints, block, gone) if touched else [block]
         free = labels.with_blocks(blocks)
         return free if shape is None else free.with_fixed(gone, shape)
+
+    def first_output(self, labels: Labels) -> list[Labels]:
+        """Return the labels of all outputs, given those of the first. Operands stay if the run reads another one."""
+        if any(self.is_used(output) for output in range(1, len(self.outputs))):
+            self.constraints.fix_labels(*self.operands())
+        return [labels, *self.fixed_outputs()[1:]]
 
     def fixed_outputs(self) -> list[Labels]:
         """Return labels that fix every output."""
