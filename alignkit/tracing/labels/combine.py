@@ -225,6 +225,32 @@ def concatenate(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
     return Labels.of(shape, uniform, [*aligned.blocks, block])
 
 
+def stack(c: Constraints, operands: Sequence[Labels], dim: int) -> Labels:
+    """Return the labels of tensors laid beside each other along a new dimension, in which positions stay.
+
+    Tensors that have other units each, as the final states of several layers do, keep them: with units `0 1` and `2 3`
+    the labels are `[[0 1] [2 3]]`, in the context of the new dimension.
+    """
+    apart = [x.insert_dim(dim) for x in operands]
+    if len(apart) == 1 or any(len(block.span) > 1 for x in apart for block in x.blocks):
+        return concatenate(c, apart, dim)
+    shape = tuple(len(apart) if d == dim else n for d, n in enumerate(apart[0].shape))
+    blocks: list[LabelBlock] = []
+    for d in range(len(shape)):
+        owners = [x.owner[d] for x in apart if d in x.owner]
+        if len(owners) not in (0, len(apart)):
+            return concatenate(c, apart, dim)
+        if owners:
+            atoms = np.stack([owner.atoms for owner in owners])
+            for row in atoms:
+                c.colour(row)
+            alike = bool((atoms == atoms[0]).all())
+            span = (d,) if alike else (dim, d)
+            atoms = atoms[0] if alike else atoms if dim < d else np.ascontiguousarray(atoms.T)
+            blocks.append(LabelBlock((d,), tuple(other for other in span if other != d), atoms))
+    return Labels.of(shape, [d != dim and all(x.uniform[d] for x in apart) for d in range(len(shape))], blocks)
+
+
 def _isolate(c: Constraints, labels: Labels, dim: int) -> Labels:
     """Factor the block that owns `dim` together with others, so that it is owned alone and nothing depends on it."""
     blocks: list[LabelBlock] = []

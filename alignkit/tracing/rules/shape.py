@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignkit.tracing.labels.combine import concatenate
+from alignkit.tracing.labels.combine import concatenate, stack
 from alignkit.tracing.labels.reshape import repeat_each, reshape
 from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.rules.table import Call, RuleSet
@@ -180,7 +180,6 @@ def cat(call: Call) -> Labels:
 
 
 @RULES.rule("stack")
-def stack(call: Call) -> Labels:
+def stack_(call: Call) -> Labels:
     """Lay tensors beside each other along a new dimension."""
-    dim = call.arg("dim", 0) % len(call.shape)
-    return concatenate(call.constraints, [x.insert_dim(dim) for x in call.operands()], dim)
+    return stack(call.constraints, call.operands(), call.arg("dim", 0) % len(call.shape))
