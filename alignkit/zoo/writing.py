@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.staging import make_folder, place_of
+from alignkit.checkpoints.staging import make_folder, prepare_output
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import ZooError
 from alignkit.zoo.manifest import MANIFEST, Manifest, SetPlan, SetShard, read_manifest, write_manifest
@@ -89,7 +89,8 @@ def _begin(folder: Path, plan: SetPlan) -> Manifest:
     Raises:
         ZooError: The folder holds something else, or a data set with another plan.
     """
-    place_of(folder)
+    prepare_output(folder)
+    prepare_output(folder / MANIFEST)  # a run that was killed while it wrote the first one has left a part of it
     if folder.is_dir() and (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         differences = [

@@ -67,9 +67,9 @@ class Resumed:
 
 
 def rows(folder: Path) -> object:
-    """The rows of a comparison without times and memory."""
+    """The rows of a comparison without times, memory, and the check sums over them."""
     read = map(json.loads, (folder / "rows.jsonl").read_text().splitlines()[1:])
-    kept = [{key: v for key, v in row.items() if key not in ("seconds", "peak_memory")} for row in read]
+    kept = [{key: v for key, v in row.items() if key not in ("seconds", "peak_memory", "digest")} for row in read]
     return sorted(kept, key=lambda row: str((row["solver"], row["seed"])))
 
 

@@ -205,3 +205,12 @@ def test_wrong_requests_are_errors(made: Path) -> None:
         network_set.task("validation")
     with pytest.raises(ZooError, match="add up to 1"):
         zoo.plan_set(MLP, DIGITS, 2, shares=(0.5, 0.1, 0.1))
+
+
+def test_a_run_that_was_killed_before_its_first_manifest_is_begun_again(tmp_path):
+    pytest.importorskip("sklearn", reason="needs scikit-learn's digits")
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / ".manifest.json.0123abcd.alignkit-part").write_text("{")
+    plan = zoo.plan_set(zoo.Mlp(widths=(2,)), zoo.source("digits"), 1, recipe=zoo.Recipe(steps=1))
+    assert len(zoo.write_set(tmp_path / "nets", plan)) == 1
+    assert [path.name for path in (tmp_path / "nets").iterdir() if path.name.startswith(".")] == []
