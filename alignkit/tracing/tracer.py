@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from alignkit.tracing.labels.tensor_labels import IntArray, Labels
 from alignkit.tracing.reading.axes import write_axis
 from alignkit.tracing.reading.causes import pinned_axes
 from alignkit.tracing.reading.naming import group_names
-from alignkit.tracing.reading.traced_layouts import read_layouts
-from alignkit.tracing.recording.recorder import TensorRef
+from alignkit.tracing.reading.traced_layouts import TracedLayouts, read_layouts
+from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.recording.run import RecordedRun, record
 from alignkit.tracing.rules.table import RuleTable
 
@@ -84,36 +84,8 @@ def build_graph(
     read = {ref.storage for step in steps for ref in step.inputs}
     movable = _movable_tensors(model, run)
     tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
-    uses = parameters.parameter_uses(steps, tensors)
-    # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
-    plain = {name for pair in parameters.state_weights(model, tensors) for name in pair}
     constant = parameters.constant_buffers(model, run)
-    recurrent = {name for name, _ in parameters.state_weights(model, tensors)}
-    weights = {ref.storage for name, ref in tensors.items() if name not in recurrent}
-    while True:
-        constraints = Constraints()
-        interpreter = Interpreter(table, constraints, weights)
-        labels: dict[str, Labels] = {}
-        for name, ref in tensors.items():
-            use = uses.get(ref.storage, parameters.ParameterUse())
-            labels[name] = parameters.first_labels(constraints, ref.shape, use, contextual=name not in plain)
-            interpreter.set_labels(ref, labels[name])
-        for ref in constant.values():
-            interpreter.set_labels(ref, Labels.constant(ref.shape))
-        parameters.close_states(constraints, model, labels)
-        interpreter.run(steps, run.results)
-        aside = {name: positions_of(x, interpreter.unread) for name, x in labels.items()}
-        partly_read = {name for name, positions in aside.items() if positions}
-        if partly_read - plain:  # what was read of their axes has to stand for the rest
-            plain |= partly_read
-            continue
-        constraints.blame("unread positions", "")
-        for name, x in labels.items():
-            fix_single_rows(constraints, x, aside[name])
-        traced = read_layouts(constraints, labels)
-        if not traced.varying:
-            break
-        plain |= set(traced.varying)
+    traced, labels, interpreter = _interpret(model, run.results, table, steps, tensors, constant)
     names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
     orbits = traced.symmetry.orbits
     parents = {group: orbits[group].parent for group in names}
@@ -122,7 +94,7 @@ def build_graph(
     provenance = Provenance(
         source="traced",
         tensors=run.tensors,
-        pinned=pinned_axes(constraints, traced, labels),
+        pinned=pinned_axes(interpreter.constraints, traced, labels),
         unknown_ops=tuple(interpreter.unknown),
         unused=tuple(name for name in movable if name not in tensors),
         unread=_list_positions(labels, interpreter.unread),
@@ -137,6 +109,46 @@ def build_graph(
     }
     sizes = {name: orbits[group].size for group, name in names.items()}
     return SymmetryGraph.from_spec(spec, model, sizes=sizes, provenance=provenance)
+
+
+def _interpret(
+    model: nn.Module,
+    results: Sequence[TensorRef],
+    table: RuleTable,
+    steps: Sequence[OpRecord],
+    tensors: Mapping[str, TensorRef],
+    constant: Mapping[str, TensorRef],
+) -> tuple[TracedLayouts, dict[str, Labels], Interpreter]:
+    """Run the rules until the layouts of all tensors can be written; return these, the first labels and what ran."""
+    uses = parameters.parameter_uses(steps, tensors)
+    # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
+    plain = {name for pair in parameters.state_weights(model, tensors) for name in pair}
+    recurrent = {name for name, _ in parameters.state_weights(model, tensors)}
+    weights = {ref.storage for name, ref in tensors.items() if name not in recurrent}
+    while True:
+        constraints = Constraints()
+        interpreter = Interpreter(table, constraints, weights)
+        labels: dict[str, Labels] = {}
+        for name, ref in tensors.items():
+            use = uses.get(ref.storage, parameters.ParameterUse())
+            labels[name] = parameters.first_labels(constraints, ref.shape, use, contextual=name not in plain)
+            interpreter.set_labels(ref, labels[name])
+        for ref in constant.values():
+            interpreter.set_labels(ref, Labels.constant(ref.shape))
+        parameters.close_states(constraints, model, labels)
+        interpreter.run(steps, results)
+        aside = {name: positions_of(x, interpreter.unread) for name, x in labels.items()}
+        partly_read = {name for name, positions in aside.items() if positions}
+        if partly_read - plain:  # what was read of their axes has to stand for the rest
+            plain |= partly_read
+            continue
+        constraints.blame("unread positions", "")
+        for name, x in labels.items():
+            fix_single_rows(constraints, x, aside[name])
+        traced = read_layouts(constraints, labels)
+        if not traced.varying:
+            return traced, labels, interpreter
+        plain |= set(traced.varying)
 
 
 def _list_positions(labels: Mapping[str, Labels], atoms: IntArray) -> tuple[AxisPositions, ...]:
