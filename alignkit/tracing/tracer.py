@@ -43,8 +43,8 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
         model: The model.
         *args: Example inputs, as for calling the model. Small ones are enough; a batch size of 1 is best. A single
             dict holds inputs by name, as in a `Task`. A model that feeds a state back by code of its own needs two
-            time steps at least: what the example does not run is not seen. (torch's recurrent layers and cells are
-            safe with one.)
+            time steps: of one, the units of the state stay, and the report says so. (torch's recurrent layers and cells
+            need one.)
         **kwargs: Example inputs by name.
 
     Returns:

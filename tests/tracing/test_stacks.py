@@ -61,6 +61,10 @@ READS: dict[str, tuple[Callable[[Stacks, Tensor], Tensor], int]] = {
         3,
     ),
     "written": (lambda m, s: m.one(torch.zeros_like(s).copy_(s)[0]) + m.two(s[1]) + m.two(s[2]), 2),
+    "products of all pairs": (
+        lambda m, s: (s.movedim(0, 1) @ s.movedim(0, 1).mT).sum((1, 2))[:, None] + m.one(s[0]),
+        1,
+    ),
     "matrix of each": (lambda m, s: (s.transpose(1, 2) @ s).sum((1, 2)).sum() + m.one(s[0]), 3),
 }
 

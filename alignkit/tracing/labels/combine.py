@@ -132,17 +132,16 @@ def _merge_owners(c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelB
                 return fine
         c.merge(a.atoms, b.atoms)
         return a
-    for coarse, fine in ((a, b), (b, a)):
+    span = tuple(sorted(set(a.span) | set(b.span)))
+    if set(a.context) ^ set(b.context) <= set(fixed):
         # Rows that stay where they are, as positions of a sequence do, need no units of their own.
-        if set(coarse.context) < set(fine.context) and set(fine.context) - set(coarse.context) <= set(fixed):
-            c.merge(fine.atoms, coarse.align_to(fine.span))
-            return coarse
+        c.merge(a.align_to(span), b.align_to(span))
+        return min(a, b, key=lambda block: len(block.context))
     for fine, coarse in ((a, b), (b, a)):
         if set(coarse.context) < set(fine.context):
             c.relate(fine.atoms, coarse.align_to(fine.span), fine.axes(coarse.context))
             return fine
     # Neither sees all that the other sees: new atoms, one for each position of both, relate to both.
-    span = tuple(sorted(set(a.span) | set(b.span)))
     atoms = c.new_atoms([shape[d] for d in span])
     for part in (a, b):
         c.relate(atoms, part.align_to(span), tuple(span.index(d) for d in part.context))
