@@ -16,7 +16,7 @@ from alignkit.checkpoints.folder import CONFIG, INDEX_SUFFIX, find_weights, insi
 from alignkit.checkpoints.opening import is_folder
 from alignkit.checkpoints.pickle_file import open_pickle
 from alignkit.checkpoints.safetensors_file import SafetensorsShard
-from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
+from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, ValuesOf, file_kind
 from alignkit.errors import WeightsError
 from alignkit.text import plural, readable_bytes
 
@@ -69,6 +69,16 @@ class Checkpoint(Mapping[str, Tensor]):
         return {name: entry.dtype for name, entry in self.entries.items()}
 
     @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names on disk; those of a model are others where it was opened for one."""
+        return tuple(self._shard_of)
+
+    @property
+    def whole_only(self) -> frozenset[str]:
+        """Tensors that can only be read as a whole, since their entries do not stand together on disk."""
+        return frozenset()
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all values."""
         return sum(entry.nbytes for entry in self.entries.values())
@@ -104,6 +114,14 @@ class Checkpoint(Mapping[str, Tensor]):
             first = shard.first_names[name]
             tensors[name] = tensors[first] if first != name else shard.read(name)
         return tensors
+
+    def stored_values(self, values: ValuesOf) -> ValuesOf:
+        """Turn values by the names of this mapping into values by names on disk."""
+        return values
+
+    def open_alike(self, path: str | Path) -> Checkpoint:
+        """Open a checkpoint of the same form, such as one that was written like this one."""
+        return open_checkpoint(path)
 
     def __contains__(self, name: object) -> bool:
         return name in self._shard_of

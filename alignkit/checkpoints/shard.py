@@ -29,6 +29,11 @@ Values: TypeAlias = Tensor | Iterable[Tensor]
 ValuesOf: TypeAlias = Callable[[str], Values]
 
 
+def as_whole(values: Values) -> Tensor:
+    """Return values as one tensor."""
+    return values if isinstance(values, Tensor) else torch.cat(list(values))
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """A tensor in a file: its name, dtype and shape, and where its bytes start in the file.

@@ -95,6 +95,7 @@ def write_checkpoint(
         room = f"it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left"
         raise WeightsError(f"cannot write {output}: {room}.")
     started, written, total = perf_counter(), 0, like.nbytes
+    tensor = like.stored_values(tensor)
 
     def advance(count: int) -> None:
         nonlocal written

@@ -13,10 +13,17 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints import Checkpoint, open_checkpoint, write_checkpoint, written_together
+from alignkit.checkpoints import (
+    Checkpoint,
+    Conversion,
+    ConvertedCheckpoint,
+    open_checkpoint,
+    write_checkpoint,
+    written_together,
+)
 from alignkit.checkpoints.fit import Fit, first_names
 from alignkit.checkpoints.opening import read_file
-from alignkit.checkpoints.shard import file_kind
+from alignkit.checkpoints.shard import as_whole, file_kind
 from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.checkpoints.writer import check_place
@@ -25,7 +32,7 @@ from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
 from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_architecture, refuse_lost
-from alignkit.models import Example, load_model
+from alignkit.models import Example, conversion_of, load_model
 from alignkit.tracing import trace
 
 
@@ -54,7 +61,7 @@ class NetworkFiles:
     @cached_property
     def weights(self) -> tuple[dict[str, Tensor], ...]:
         """The tensors of each network, in memory, without those that the model does not have."""
-        networks = map(read_weights, self.paths)
+        networks = [checkpoint.read_all() for checkpoint in self.checkpoints]
         return tuple({name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks)
 
     @cached_property
@@ -123,8 +130,8 @@ class NetworkFiles:
     ) -> None:
         """Write weights in the form of the checkpoint numbered ``like``, or of the output's suffix if that is another.
 
-        Tensors of the checkpoint that the network lacks are written as they are in it. With ``overwrite`` an output
-        that exists is replaced.
+        Tensors get the names and pieces that the checkpoint has on disk; those that the network lacks are written as
+        they are in it. With ``overwrite`` an output that exists is replaced.
 
         Raises:
             WeightsError: The output cannot be written.
@@ -139,8 +146,8 @@ class NetworkFiles:
 
             write_checkpoint(output, own, tensor, overwrite=overwrite)
         else:
-            whole = {name: weights[name] if name in weights else own[name] for name in own}
-            write_weights(output, whole, {"format": "pt"})
+            stored = own.stored_values(lambda name: weights[name] if name in weights else own[name])
+            write_weights(output, {name: as_whole(stored(name)) for name in own.stored_names}, {"format": "pt"})
 
     def check_place(self, output: Path, *, like: int, overwrite: bool = False) -> frozenset[Path]:
         """Raise the `WeightsError` that `write` would; return the files that a folder there may hold."""
@@ -228,9 +235,10 @@ def open_networks(
         if model is None:
             raise no_architecture()
         module, args, kwargs = load_model(model, bare=True)
-        return NetworkFiles(trace(module, *args, **kwargs), locations, opened, model)
+        return NetworkFiles(trace(module, *args, **kwargs), locations, _as_held(opened, module), model)
     own_models, notes = compare_folders(opened, ignore_config)
     module, args, kwargs = load_model(own_models[0], bare=True)
+    opened = _as_held(opened, module)
     graph = trace(module, *args, **kwargs)
     unknown = tuple(name for name in opened[0] if name not in graph.first_names)
     refuse_lost(unknown, opened)
@@ -238,6 +246,19 @@ def open_networks(
         warnings.warn(note, FolderWarning, stacklevel=2)
     own = own_models if ignore_config else ()
     return NetworkFiles(graph, locations, opened, own_models[0], unknown, own, notes)
+
+
+def _as_held(checkpoints: tuple[Checkpoint, ...], module: nn.Module) -> tuple[Checkpoint, ...]:
+    """Show checkpoints by the names and shapes of a model's tensors; the same for all that store the same."""
+    learned: dict[object, Conversion | None] = {}
+    held: list[Checkpoint] = []
+    for checkpoint in checkpoints:
+        facts = frozenset((name, entry.dtype, entry.shape) for name, entry in checkpoint.entries.items())
+        if facts not in learned:
+            learned[facts] = conversion_of(module, checkpoint.entries)
+        known = learned[facts]
+        held.append(checkpoint if known is None or known.changes_nothing else ConvertedCheckpoint(checkpoint, known))
+    return tuple(held)
 
 
 def _with_weights(model: str) -> Example | None:

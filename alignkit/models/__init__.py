@@ -4,10 +4,12 @@ from alignkit.models.building import Example
 from alignkit.models.configurations import Configuration, list_differences
 from alignkit.models.side_files import differing_files
 from alignkit.models.sources import load_model, source_of
+from alignkit.models.stored_names import conversion_of
 
 __all__ = [
     "Configuration",
     "Example",
+    "conversion_of",
     "differing_files",
     "list_differences",
     "load_model",

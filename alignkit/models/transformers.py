@@ -34,6 +34,8 @@ UNUSED = frozenset(
 
 transformers chooses how attention runs, which is then one of torch's own ways.
 """
+EXPERTS = "batched_mm"
+"""How experts run: in any dtype and without values, which torch's grouped products do not."""
 
 
 def transformers_model(path: str, bare: bool = False) -> Example:
@@ -46,6 +48,8 @@ def transformers_model(path: str, bare: bool = False) -> Example:
     content = building.read_config(Path(path))
     text = f"transformers:{path}"
     config = parsed_config(content, text)
+    if hasattr(config, "_experts_implementation"):
+        config._experts_implementation = EXPERTS
     model_class = _model_class(config, text)
     build = transformers.AutoModel.from_config if model_class is None else model_class
     model = building.build_with_weights(text, lambda: build(config), bare)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints import Checkpoint, OnProgress, open_checkpoint
+from alignkit.checkpoints import Checkpoint, OnProgress
 from alignkit.errors import UsageError
 from alignkit.jobs.average import shares_of
 from alignkit.jobs.from_disk.applying import align_checkpoint, merge_checkpoints
@@ -112,7 +112,7 @@ class _Written(Mapping[str, Tensor]):
 
     @cached_property
     def _opened(self) -> Checkpoint:
-        return open_checkpoint(self._output)
+        return self._like.open_alike(self._output)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._opened[name]

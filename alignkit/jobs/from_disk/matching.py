@@ -26,6 +26,7 @@ from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Report, Solution
 from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.text import list_some
 
 MISFIT = "the weights do not fit the graph"
 
@@ -129,6 +130,11 @@ def fit_on_disk(
     """
     fit, first = fit_of(graph), graph.first_names
     for checkpoint, label in ((a, "A"), (b, "B")):
+        if whole := sorted(checkpoint.whole_only):
+            raise BindError(
+                f"{checkpoint.path} stores {list_some(whole, 3)} in other pieces than the model holds, such as each "
+                "expert on its own. They cannot be read a few rows at a time: leave the limit of memory out."
+            )
         fit.check_shapes(checkpoint.shapes, label)
     fit.check_dtypes({label: {first.get(n, n): d for n, d in c.dtypes.items()} for label, c in (("A", a), ("B", b))})
     fit.raise_if_any(BindError, MISFIT)
