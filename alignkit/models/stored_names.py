@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Conversion, Rearranged, TensorEntry
 from alignkit.checkpoints.fit import is_number
 from alignkit.errors import ModelSourceError
@@ -28,6 +29,7 @@ BASE = 1 << 23
 """Numbers below it, and twice it, are exact in float32."""
 
 
+@check_arguments
 def conversion_of(model: nn.Module, entries: Mapping[str, TensorEntry]) -> Conversion | None:
     """Return how the tensors of a checkpoint become those of a model; None where a library takes them as they are.
 
