@@ -33,6 +33,12 @@ from alignkit.errors import (
 )
 from helpers.bad_files import GRAPH, OTHER, SHAPES, SPEC, contents, fill, good
 
+
+class Unshown:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
 FAMILY = SymmetryGraph.from_spec({"w": "(heads d[heads])"}, {"w": (6,)}, sizes={"heads": 2})
 SHARED = torch.ones(4)
 
@@ -179,6 +185,15 @@ SPECS = {
     ),
     "a shape that is none": row(GraphError, "like['fc1.bias']", "'four'")(
         lambda _: build({}, like={**SHAPES, "fc1.bias": "four"})
+    ),
+    "a key of like= that is no text": row(GraphError, "like= has the key ('a', 1)", "strings")(
+        lambda _: build({}, like={("a", 1): (2,)})
+    ),
+    "a tensor of like= whose key is no text": row(GraphError, "like= has the key 3", "strings")(
+        lambda _: build({}, like={3: torch.zeros(2)})
+    ),
+    "a size that cannot be shown": row(GraphError, "'h' needs a positive whole number", "Unshown")(
+        lambda _: build({}, sizes={"h": Unshown()})
     ),
     "a JSON graph that is none": row(SpecError, "not JSON")(lambda f: SymmetryGraph.from_json("{")),
 }

@@ -18,6 +18,7 @@ import alignkit
 from alignkit import builders, cli
 from alignkit.plugins import hookspecs
 from alignkit.plugins.plugin_registry import Registry
+from fuzzers.all import FUZZERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -139,3 +140,12 @@ def test_every_plugin_of_the_repository_is_in_the_docs(package: Path) -> None:
     for options in re.findall(r"class \w+\((?:Solver|Iterative)Options\):\n(.*?)\n\n\n", code, re.DOTALL):
         for option in re.findall(r"^    (\w+): ", options, re.MULTILINE):
             assert f"`{option}`" in readme, f"option {option} is not in the README of {package.name}"
+
+
+@pytest.mark.parametrize(("file", "test"), sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGES))))
+def test_tests_that_pages_name_are_there(file: str, test: str) -> None:
+    assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_every_fuzzer_is_on_the_page_of_reliability() -> None:
+    assert set(FUZZERS) == set(re.findall(r"^\| `(\w+)` \| ", TEXTS["reliability.md"], re.MULTILINE))

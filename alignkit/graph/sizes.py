@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from alignkit.errors import GraphError, ShapeMismatchError, UndeterminedSizeError
 from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units, factor_size, simplified
 from alignkit.graph.notation import format_layout
+from alignkit.text import show_value
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def resolve_sizes(
         raise GraphError(f"sizes: a mapping from groups to whole numbers is needed, found {type(given).__name__}.")
     for group, size in given.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise GraphError(f"sizes: group {group!r} needs a positive whole number, found {size!r}.")
+            raise GraphError(f"sizes: group {group!r} needs a positive whole number, found {show_value(size)}.")
         table.record(group, size, "given in sizes")
     for sized in table.axes:
         for units in sized.axis.units():

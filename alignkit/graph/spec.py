@@ -66,6 +66,9 @@ def read_tensor_nodes(like: Like) -> dict[str, TensorNode]:
     """
     tensors: dict[str, Tensor] = {}
     roles: dict[str, Role] = {}
+    for name in () if isinstance(like, nn.Module) else like:
+        if not isinstance(name, str):
+            raise GraphError(f"like= has the key {show_value(name)}: names of tensors have to be strings.")
     if isinstance(like, nn.Module):
         parameters = {name for name, _ in like.named_parameters(remove_duplicate=False)}
         tensors = {n: t for n, t in like.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alignkit.arguments import check_arguments, usable_device
-from alignkit.checkpoints.dense import why_no_values
+from alignkit.checkpoints.dense import check_name, why_no_values
 from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
@@ -226,6 +226,10 @@ class Task:
         """
         state = _tensors(weights)
         for name, tensor in state.items():
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise TaskError(f"the weights do not fit the task: {error}.") from error
             if (kind := why_no_values(tensor)) is not None:
                 raise TaskError(f"the weights do not fit the task: {name!r} is not a dense tensor, but {kind}.")
         fit = Fit(self._shapes, self._first_names, "the model")

@@ -327,6 +327,14 @@ def test_sets_of_weights_are_counted_by_tensors() -> None:
             task.evaluate_stack(stacked, {})
 
 
+@pytest.mark.parametrize("name", [None, 3, ("a", 1), "\ud800"])
+def test_names_of_weights_are_text(name) -> None:
+    net = nn.Linear(3, 2)
+    task = Task(net, [(torch.ones(4, 3), torch.ones(4, 2))], "mse")
+    with pytest.raises(TaskError, match=r"strings|not Unicode"):
+        task.evaluate({**net.state_dict(), name: torch.ones(2)})
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_data_is_refused() -> None:
     task = Task(nn.Linear(3, 2), [(torch.ones(1, 3), torch.nested.nested_tensor([torch.zeros(3)]))], "mse")

@@ -14,11 +14,11 @@ FUZZERS = {
         Fuzzer("state_dicts", state_dicts.make, 5),
         Fuzzer("alignments", alignments.make, 5),
         Fuzzer("options", options.make, 1),
-        Fuzzer("modules", modules.make, 1),
-        Fuzzer("commands", commands.make, 1),
+        Fuzzer("modules", modules.make, 0.6),
+        Fuzzer("commands", commands.make, 0.7),
         Fuzzer("files", files.make, 3),
         Fuzzer("tasks", tasks.make, 3),
-        Fuzzer("plugins", plugins.make, 3),
+        Fuzzer("plugins", plugins.make, 2),
         Fuzzer("arguments", arguments.make, 5),
     )
 }

@@ -42,7 +42,7 @@ class Hostile:
     """An object that raises at whatever is done with it."""
 
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(f"hostile {name}")
+        raise AttributeError(name) if name.startswith("__") else RuntimeError(f"hostile {name}")
 
     def __repr__(self) -> str:
         raise RuntimeError("hostile repr")
