@@ -139,7 +139,7 @@ OF_PROCESS = (
 """Settings that all threads share."""
 
 FILTERS = (Setting("the warnings filters", _filters, _set_filters, _same_filters),)
-"""Shared by all threads, and kept in the main thread alone: a block that catches warnings switches them for all."""
+"""Shared by all threads, and kept like random states: a block of any thread that catches warnings switches them."""
 
 RANDOM = (
     Setting("torch's random state", torch.get_rng_state, torch.set_rng_state, torch.equal),
@@ -159,8 +159,8 @@ RANDOM = (
 )
 """Random states. Drawing from them is what loaders and models that are built do; a solver has a generator of its own.
 
-They are kept in the main thread alone: to put them back in another would take random numbers back that the main thread
-drew meanwhile.
+They are kept in the main thread alone, and where no other thread ran code of others meanwhile: to put them back would
+take random numbers back that the other drew.
 """
 
 SWITCHES = (*OF_THREAD, *OF_PROCESS)
@@ -180,6 +180,8 @@ class _Guards(threading.local):
 _guards = _Guards()
 _lock = threading.Lock()
 _threads_inside = 0
+_visits = 0
+"""How often a thread went in."""
 _met_first: dict[Setting, Any] = {}
 """Settings that all threads share, as the first thread met them: another may have switched them since."""
 
@@ -189,7 +191,7 @@ def kept_state(settings: Sequence[Setting] = EVERYTHING) -> Iterator[list[str]]:
     """Put settings back that the block changes.
 
     Args:
-        settings: Which. Random states and warnings filters count in the main thread only.
+        settings: Which. Random states and warnings filters count in the main thread, while no other is in a block.
 
     Yields:
         A list that holds the names of what was changed, once the block has ended.
@@ -198,10 +200,13 @@ def kept_state(settings: Sequence[Setting] = EVERYTHING) -> Iterator[list[str]]:
         settings = [setting for setting in settings if setting not in (*RANDOM, *FILTERS)]
     changed: list[str] = []
     met = _enter(settings)
+    visits, alone = _visits, _threads_inside == 1
     try:
         yield changed
     finally:
         _guards.blocks.pop()
+        if not alone or _visits != visits:
+            met = {setting: before for setting, before in met.items() if setting not in (*RANDOM, *FILTERS)}
         for setting, before in met.items():
             if not setting.same(before, setting.read()):
                 setting.write(before)
@@ -211,13 +216,14 @@ def kept_state(settings: Sequence[Setting] = EVERYTHING) -> Iterator[list[str]]:
 
 def _enter(settings: Sequence[Setting]) -> dict[Setting, Any]:
     """Read settings at the beginning of a block: those of the process as the first thread met them."""
-    global _threads_inside
+    global _threads_inside, _visits
     met = {setting: setting.read() for setting in settings}
     if not _guards.blocks:
         with _lock:
             if not _threads_inside:
                 _met_first.clear()
             _threads_inside += 1
+            _visits += 1
             shared = {setting: met[setting] for setting in OF_PROCESS if setting in met}
             met.update({setting: _met_first.setdefault(setting, value) for setting, value in shared.items()})
     _guards.blocks.append(met)

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from alignkit.errors import ModelSourceError, PluginWarning, SolverError
 from alignkit.models import load_model
 from alignkit.plugins import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
-from alignkit.process_state import FILTERS, OF_PROCESS, OF_THREAD, RANDOM, kept_state
+from alignkit.process_state import FILTERS, OF_PROCESS, OF_THREAD, RANDOM, kept_state, watched_state
 from alignkit.solver import Step
 from alignkit.testing import mlp, planted_pair
 
@@ -281,3 +282,15 @@ def test_nothing_is_said_where_nothing_was_changed():
     task = Task(PAIR.module_a, (INPUTS, TARGETS), "mse")
     for name in alignkit.list_solvers():
         solve(PAIR, solver=name, task=task)
+
+
+@pytest.mark.parametrize("name", [name for name in SWITCHED if "filters" in name or "random" in name])
+def test_what_another_thread_does_at_the_same_time_is_not_held_against_a_block(name):
+    """Another thread that draws random numbers, or catches warnings, is not the code that the block runs."""
+
+    def elsewhere():
+        with watched_state("another thread"):
+            SWITCHED[name]()
+
+    with warnings.catch_warnings(), watched_state("this block"), ThreadPoolExecutor(1) as pool:
+        pool.submit(elsewhere).result()
