@@ -19,20 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError
+from alignkit.graph.names_read import is_filled, is_of_torch, names_read
 from alignkit.text import list_some, show_value
 
 HARMLESS = re.compile(
-    # what is kept for later, counted, or only said
-    r"cache|hook|inplace|device|verbose|logg|path|(^|_)names?($|_)|(^|_)(calls?|counter|layer_idx)$|_step$"
+    # what is kept for later or counted
+    r"cache|inplace|device|(^|_)(calls?|counter|layer_idx)$|dtype$"
     # what belongs to training
-    r"|drop|checkpoint|momentum|initiali|hyper|hparams|^_?lr$|learning_rate|weight_decay|optimi|schedul|epoch"
-    r"|batch_size|seed$|^_?loss|criterion|metric"
+    r"|drop|checkpoint|momentum|label_smoothing|^_?loss|criterion"
     # what lightning, accelerate and transformers write into modules and configurations
-    r"|^_?(torchdynamo|trainer|fabric|old_forward|dtype|is_hf|hf_|example_input|compiled_call|flat_weight|commit_hash)"
-    r"|_implementation|transformers_version|architectures|label2id|id2label|problem_type|token_id|torch_dtype"
+    r"|^_?(torchdynamo|trainer|fabric|old_forward|is_hf|hf_|example_input|compiled_call|flat_weight|commit_hash)"
+    r"|_implementation|transformers_version|architectures|label2id|id2label|problem_type|token_id"
     r"|^return_dict|^output_(att|hid)"
 )
-"""Attributes that change no output in eval mode: caches, names, hooks, counters, and what belongs to training."""
+"""Attributes that change no output in eval mode, though code may read them."""
+RECORDS = re.compile(
+    r"hook|verbose|logg|path|(^|_)names?($|_)|_step$|initiali|hyper|hparams|^_?lr$|learning_rate|weight_decay|optimi"
+    r"|schedul|epoch|batch_size|seed$|metric"
+)
+"""Names of what is only said, in configurations and in modules whose code may read any name."""
 IDLE = re.compile(r"Drop(out|Path|Block)|StochasticDepth|^Identity$|Loss$")
 """Classes of parts that do nothing in eval mode, or belong to training."""
 INTERNAL = frozenset(vars(nn.Module()))
@@ -87,6 +92,8 @@ class _Comparison:
     def __init__(self, a: nn.Module, b: nn.Module) -> None:
         self.parts = [dict(module.named_modules()) for module in (a, b)]
         self.places = [_places(module) for module in (a, b)]
+        named = [names_read(module) for module in (a, b)]
+        self.read = None if None in named else frozenset().union(*filter(None, named))
 
     def differences(self, first: str, second: str) -> Iterator[str]:
         """Say what differs, each in a part of a sentence."""
@@ -104,7 +111,7 @@ class _Comparison:
                 yield from self._differences_of_part(a, b, where, first, second)
 
     def _differences_of_part(self, a: nn.Module, b: nn.Module, where: str, first: str, second: str) -> Iterator[str]:
-        ours, theirs = _state(a), _state(b)
+        ours, theirs = _state(a, self.read), _state(b, self.read)
         for name in dict.fromkeys((*ours, *theirs)):
             kind = "non-persistent buffer" if name in {**a._buffers, **b._buffers} else "attribute"
             if name not in ours or name not in theirs:
@@ -166,7 +173,7 @@ def _contents(value: Any) -> Sequence[Any]:
         case types.MethodType():
             return (value.__func__, value.__self__)
         case types.FunctionType():
-            cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+            cells = [cell.cell_contents for cell in value.__closure__ or () if is_filled(cell)]
             return (value.__code__, value.__defaults__, value.__kwdefaults__, cells)
         case types.CodeType():
             return (value.co_code, value.co_names, value.co_consts)
@@ -195,16 +202,8 @@ def _full_name(kind: type) -> tuple[str, str]:
     return kind.__module__, kind.__qualname__
 
 
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018  raises where it is empty
-    except ValueError:
-        return False
-    return True
-
-
 def _is_harmless(name: object) -> bool:
-    return isinstance(name, str) and HARMLESS.search(name) is not None
+    return isinstance(name, str) and bool(HARMLESS.search(name) or RECORDS.search(name))
 
 
 def _same_tensors(a: Tensor, b: Tensor) -> bool:
@@ -233,10 +232,17 @@ def _unsaved(part: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in buffers.items() if buffer is not None}
 
 
-def _state(part: nn.Module) -> dict[str, Any]:
-    """Return what may change the outputs of a part of a module, besides what is saved."""
+def _state(part: nn.Module, read: frozenset[str] | None) -> dict[str, Any]:
+    """Return what may change the outputs of a part of a module, besides what is saved.
+
+    Args:
+        part: The part.
+        read: The names that the code of the module reads; None where that is not known.
+    """
     state = {name: value for name, value in vars(part).items() if name not in INTERNAL} | _unsaved(part)
     # Old weight norms and pruning keep what they compute before each run; hooks of accelerate replace a method.
     computed = {name for name in state if part._parameters.keys() & {f"{name}_orig", f"{name}_g"}}
     hooked = {"forward"} if "_hf_hook" in state else set()
+    if read is not None and not is_of_torch(type(part)):
+        return {n: x for n, x in state.items() if n in read - computed - hooked and not HARMLESS.search(n)}
     return {name: x for name, x in state.items() if name not in computed | hooked and not _is_harmless(name)}

@@ -30,13 +30,20 @@ class Net(nn.Module):
             setattr(self, name, value)
 
     def forward(self, x):
+        self.settings()
         return self.two(self.act(self.one(x)))
+
+    def settings(self):
+        """Read what the cases set."""
+        names = "scale", "pos", "c", "eps", "num_heads", "causal", "mode", "_scale", "cut", "act2", "f", "cfg", "parts"
+        return [getattr(self, name, None) for name in names]
 
 
 class Other(Net):
     """The same names of tensors, another function."""
 
     def forward(self, x):
+        self.settings()
         return self.two(torch.tanh(self.one(x)))
 
 
@@ -187,6 +194,10 @@ class Parents(Net):
 ALIKE = {
     "mode, hooks, gradients": (Net(), trained(Net())),
     "names and caches": (Net(), named(Net(), name="b", _cache=RAMP, run_path="x", lr=0.1, global_step=7, calls=3)),
+    "what nobody reads": (
+        Net(),
+        named(Net(), best_acc=0.9, history=[1], activations={"one": RAMP}, config={"seed": 1}),
+    ),
     "dropout": (with_part(nn.Dropout(0.1)), with_part(nn.Identity())),
     "the rate of dropout": (with_part(nn.Dropout(0.1)), with_part(nn.Dropout(0.5))),
     "in place": (with_part(nn.ReLU(inplace=True)), with_part(nn.ReLU())),
@@ -207,6 +218,58 @@ def test_what_changes_no_output_is_not_refused(case):
     a, b = ALIKE[case]
     sizes = {name: tuple(tensor.shape) for name, tensor in a.state_dict().items()}
     SymmetryGraph.from_spec({n: SPEC.get(n, " ".join("." * len(s))) for n, s in sizes.items()}, sizes).bind(a, b)
+
+
+def tanh_of(net, x):
+    return torch.tanh(x) * net.gain
+
+
+class Reads(nn.Module):
+    """Reads one of its attributes, in a way that is the case's."""
+
+    def __init__(self, forward, name, value):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.way = forward
+        setattr(self, name, value)
+        self.best = torch.rand(()).item()  # read by a method that no run calls
+
+    def forward(self, x):
+        return self.two(self.way(self, self.one(x)))
+
+    def training_step(self, value):
+        self.best = max(self.best, value)
+
+    def helper(self, x):
+        return x * self.gain
+
+    @property
+    def twice(self):
+        return 2 * self.gain
+
+
+READINGS = {
+    "a name that sounds harmless": (lambda net, x: getattr(torch, net.act_name)(x), "act_name", ("relu", "tanh")),
+    "a step in time": (lambda net, x: x * net.time_step, "time_step", (1.0, 0.5)),
+    "another method": (lambda net, x: net.helper(x), "gain", (1.0, 2.0)),
+    "a property": (lambda net, x: x * net.twice, "gain", (1.0, 2.0)),
+    "a function beside it": (lambda net, x: tanh_of(net, x), "gain", (1.0, 2.0)),
+    "getattr": (lambda net, x: x * getattr(net, "gain", 1), "gain", (1.0, 2.0)),
+    "a name that is put together": (lambda net, x: x * getattr(net, f"ga{'in'}"), "gain", (1.0, 2.0)),
+    "a name of two parts": (lambda net, x: x * getattr(net, "ga" + "in"[: len(x)]), "gain", (1.0, 2.0)),
+    "a function inside": (lambda net, x: sum(y * net.gain for y in [x]), "gain", (1.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("case", READINGS)
+def test_what_the_code_reads_is_compared_whatever_it_is_called(case):
+    way, name, (mine, theirs) = READINGS[case]
+    a, b, c = Reads(way, name, mine), Reads(way, name, theirs), Reads(way, name, mine)
+    c.best = a.best if "a name" in case and "sounds" not in case else c.best  # any attribute may be meant there
+    graph = SymmetryGraph.from_spec(SPEC, a)
+    graph.bind(a, c)
+    with pytest.raises(BindError, match=f"attribute {name!r} of the model differs"):
+        graph.bind(a, b)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
