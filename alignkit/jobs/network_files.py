@@ -27,7 +27,7 @@ from alignkit.checkpoints.shard import as_whole, file_kind
 from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.checkpoints.writer import check_place
-from alignkit.errors import BindError, ShapeMismatchError, SpecError, UsageError
+from alignkit.errors import BindError, ShapeMismatchError, SpecError, TraceError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
@@ -234,18 +234,30 @@ def open_networks(
     if model is not None or not opened or opened[0].config is None:
         if model is None:
             raise no_architecture()
-        module, args, kwargs = load_model(model, bare=True)
-        return NetworkFiles(trace(module, *args, **kwargs), locations, _as_held(opened, module), model)
+        module, graph = _traced(model)
+        return NetworkFiles(graph, locations, _as_held(opened, module), model)
     own_models, notes = compare_folders(opened, ignore_config)
-    module, args, kwargs = load_model(own_models[0], bare=True)
+    module, graph = _traced(own_models[0])
     opened = _as_held(opened, module)
-    graph = trace(module, *args, **kwargs)
     unknown = tuple(name for name in opened[0] if name not in graph.first_names)
     refuse_lost(unknown, opened)
     for note in notes:
         warnings.warn(note, FolderWarning, stacklevel=2)
     own = own_models if ignore_config else ()
     return NetworkFiles(graph, locations, opened, own_models[0], unknown, own, notes)
+
+
+def _traced(model: str) -> tuple[nn.Module, SymmetryGraph]:
+    """Trace a model without weights; with random ones where its code depends on values of tensors."""
+    module, args, kwargs = load_model(model, bare=True)
+    try:
+        return module, trace(module, *args, **kwargs)
+    except TraceError:
+        example = _with_weights(model)
+        if example is None:
+            raise
+        module, args, kwargs = example
+        return module, trace(module, *args, **kwargs)
 
 
 def _as_held(checkpoints: tuple[Checkpoint, ...], module: nn.Module) -> tuple[Checkpoint, ...]:

@@ -6,12 +6,10 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from alignkit.errors import ModelSourceError
 from alignkit.models import building
-from alignkit.models.building import TOKENS, Example, draw_noise
+from alignkit.models.building import Example
+from alignkit.models.transformers_inputs import transformers_inputs
 from alignkit.text import did_you_mean
 
 UNUSED = frozenset(
@@ -69,7 +67,7 @@ def parsed_config(content: dict[str, Any], text: str) -> Any:
         hint = did_you_mean(kind, known) if isinstance(kind, str) else ""
         raise ModelSourceError(f"{text}: {problem if kind else 'it has no model_type.'}{hint}")
     fields = building.without_fields(content, UNUSED)
-    return building.build_alone(text, lambda: known[kind].from_dict(fields))
+    return building.build_alone(text, lambda: known[kind].from_dict(_numbers(fields)))
 
 
 def transformers_fields(content: dict[str, Any], text: str) -> dict[str, Any]:
@@ -93,40 +91,10 @@ def _model_class(config: Any, text: str) -> Any:
     raise ModelSourceError(f"{text}: {problem} {advice}")
 
 
-def transformers_inputs(model: nn.Module) -> dict[str, Any]:
-    """Return example inputs of a transformers model: few tokens, one image, or a short sound.
-
-    Raises:
-        ModelSourceError: Its main input is of another kind.
-    """
-    config: Any = model.config
-    main = str(getattr(model, "main_input_name", "input_ids"))
-    accepted = inspect.signature(model.forward).parameters
-    inputs: dict[str, Any] = {}
-    if main == "input_ids":
-        inputs[main] = _ids(config)
-    elif main == "pixel_values":
-        size = building.height_and_width(_field(config, "image_size", 224))
-        inputs[main] = draw_noise(1, _field(config, "num_channels", 3), *size)
-    elif main == "input_features":
-        inputs[main] = draw_noise(1, _field(config, "num_mel_bins", 80), 2 * _field(config, "max_source_positions", 64))
-    elif main == "input_values":
-        inputs[main] = draw_noise(1, 4000)
-    else:
-        raise building.refuse_input(model, main)
-    if "decoder_input_ids" in accepted:
-        inputs["decoder_input_ids"] = _ids(config)
-    return inputs
-
-
-def _ids(config: Any) -> Tensor:
-    """Return token ids from the middle of the vocabulary, where no special tokens are."""
-    vocabulary: int = _field(config, "vocab_size", 1000)
-    first = vocabulary // 2
-    return torch.arange(TOKENS).reshape(1, TOKENS) % max(1, vocabulary - first) + first
-
-
-def _field(config: Any, name: str, default: Any) -> Any:
-    """Return a field of a configuration, or of the first of its parts that has it."""
-    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
-    return next((value for part in parts if (value := getattr(part, name, None)) is not None), default)
+def _numbers(content: Any) -> Any:
+    """Put the numbers in place that transformers writes as words, ``{"__float__": "Infinity"}``."""
+    if isinstance(content, dict):
+        if content.keys() == {"__float__"}:
+            return float(content["__float__"])
+        return {key: _numbers(value) for key, value in content.items()}
+    return [_numbers(part) for part in content] if isinstance(content, list) else content
