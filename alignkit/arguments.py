@@ -14,7 +14,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
@@ -51,7 +51,8 @@ _PLAIN: dict[Any, Kind] = {
     str: Kind("a text", lambda value: isinstance(value, str)),
     bool: Kind("True or False", lambda value: f"{type(value).__module__}.{type(value).__name__}" in _BOOLS),
     int: Kind("a whole number of 64 bits", lambda value: _is_a(Integral, value) and int(value) in _INT64),
-    float: Kind("a number", lambda value: _is_a(Real, value)),
+    float: Kind("a number", lambda value: _is_a(Real, value) and _fits(value)),
+    Iterable: Kind("a sequence or an iterator", lambda value: isinstance(value, Iterable) and _has_items(value)),
 }
 
 
@@ -59,15 +60,30 @@ def _is_a(numbers: type, value: object) -> bool:
     return isinstance(value, numbers) and not isinstance(value, bool)
 
 
+def _fits(number: Any) -> bool:
+    return not isinstance(number, Integral) or int(number) in _INT64
+
+
+def _has_items(value: object) -> bool:
+    return getattr(value, "ndim", 1) != 0  # tensors and arrays of one number are iterable by their class alone
+
+
+def _plain(value: Any) -> Any:
+    """Return Python's own number for one of numpy: random generators and files of JSON take no other."""
+    is_number: bool = type(value).__module__ == "numpy" and isinstance(value, Real)
+    return value.item() if is_number else value
+
+
 def check_arguments(function: CallableT) -> CallableT:
     """Hold the arguments of each call against the function's annotations; raise `ArgumentError` where one is wrong.
 
-    Of a mapping only the type is looked at: its values may have to be read from a disk, and who takes it knows better
-    what its entries are called. Iterators are not consumed.
+    Numbers of numpy reach the function as Python's own. Of a mapping only the type is looked at: its values may have to
+    be read from a disk, and who takes it knows better what its entries are called. Iterators are not consumed.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
         _check(function, args, kwargs)
         return function(*args, **kwargs)
 
@@ -150,7 +166,7 @@ def kind_of(annotation: Any) -> Kind:
         return Kind(f"a subclass of {base.__name__}", lambda value: isinstance(value, type) and issubclass(value, base))
     if origin in (Sequence, list, tuple):
         return _sequence(kind_of(inner[0]))
-    return _PLAIN.get(annotation) or _instance(origin or annotation)
+    return _PLAIN.get(origin or annotation) or _instance(origin or annotation)
 
 
 def _either(kinds: Sequence[Kind]) -> Kind:

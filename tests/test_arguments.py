@@ -93,6 +93,27 @@ def test_what_an_annotation_admits_goes_through(good: dict[str, Any]) -> None:
     assert example(GRAPH, *models, **good) == (GRAPH, models, good.get("count", 1), good.get("scale", 1.0))
 
 
+@pytest.mark.parametrize("seed", [np.int64(2), np.uint8(2), np.arange(3)[2]])
+def test_numbers_of_numpy_arrive_as_those_of_python(seed: Any) -> None:
+    *_, count, scale = example(GRAPH, count=seed, scale=np.float32(0.5))
+    assert (type(count), type(scale)) == (int, float)
+    assert alignkit.Alignment.random(GRAPH, seed) == alignkit.Alignment.random(GRAPH, 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, number: alignkit.compare(GRAPH, {"w": torch.ones(3, 2)}, {"w": torch.ones(3, 2)}, seeds=number),
+        lambda net, number: alignkit.compare(GRAPH, {"w": torch.ones(3, 2)}, {"w": torch.ones(3, 2)}, solvers=number),
+        lambda net, number: alignkit.repair(net, [net, net], number),
+        lambda net, number: alignkit.reset_batchnorm(net, number),
+    ],
+)
+def test_a_tensor_of_one_number_is_no_sequence(call: Any) -> None:
+    with pytest.raises(AlignkitError, match=r"batches is a Tensor|iterator"):
+        call(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.tensor(1))
+
+
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
@@ -101,6 +122,7 @@ def test_what_an_annotation_admits_goes_through(good: dict[str, Any]) -> None:
         ({"count": 10**30}, "of 64 bits"),
         ({"scale": "1"}, "scale= has to be a number, found '1' of type str"),
         ({"scale": 1j}, "of type complex"),
+        ({"scale": 10**30}, "scale= has to be a number"),
         ({"exact": 1}, "exact= has to be True or False"),
         ({"method": "cubic"}, "method= has to be 'linear' or 'slerp', found 'cubic'"),
         ({"shares": 0.5}, "shares= has to be a sequence (each item a number) or None"),

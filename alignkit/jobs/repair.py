@@ -317,6 +317,6 @@ def _batches_of(batches: Any) -> Batches:
     if isinstance(batches, Task):
         assert isinstance(batches.batches, Batches)
         return batches.batches
-    if isinstance(batches, Tensor):
+    if isinstance(batches, Tensor) and batches.ndim:
         return Batches((batches, torch.zeros(len(batches))))
     return batches if isinstance(batches, Batches) else Batches(batches)
