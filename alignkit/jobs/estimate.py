@@ -15,7 +15,8 @@ from alignkit.arguments import check_arguments
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.description import why_fixed
 from alignkit.matching.assignment import linear_assignment
-from alignkit.matching.objective import CACHE_ELEMENTS
+from alignkit.matching.parts import PIECE
+from alignkit.matching.similarities import room_for_similarities
 from alignkit.text import list_some, readable_bytes, shorten_list
 
 Job: TypeAlias = Literal[
@@ -182,13 +183,11 @@ def estimate(
 
 
 def _memory(graph: SymmetryGraph, job: Job, models: int, weight: int, solved: bool) -> int:
-    """Return the larger of two moments: while the pair is matched in float64, and while results are written."""
-    wide = [8 * prod(node.shape) for node in graph.tensors.values() if node.groups]
-    matrices = {n: 8 * graph.instances(n) * g.size**2 for n, g in graph.groups.items()}
-    dims = [dim.group for node in graph.tensors.values() for block in node.blocks for dim in block.dims]
-    kept = min(sum(matrices[group] for group in dims if group is not None), 8 * CACHE_ELEMENTS)
-    # Beside the pair in float64 and the matrices that are kept: copies of unfolded tensors, matrices being assigned.
-    matching = 3 * sum(wide) + kept + 4 * max([0, *wide]) + 3 * max([0, *matrices.values()])
+    """Return the larger of two moments: while the pair is matched, and while results are written."""
+    wide = max([0, *(8 * prod(node.shape) for node in graph.tensors.values() if node.groups)])
+    matrices = [8 * graph.unit_count(name) ** 2 for name in graph.groups]
+    # Similarities that are kept, copies of parts of tensors, and matrices being assigned.
+    matching = min(sum(matrices), 8 * room_for_similarities(graph)) + 6 * min(wide, PIECE) + 3 * max([0, *matrices])
     if job == "check":
         return 3 * weight + 3 * sum(8 * prod(node.shape) for node in graph.tensors.values())
     at_once = models if job != "align-many" else 2 * models

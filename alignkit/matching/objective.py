@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -21,16 +21,32 @@ from alignkit.checkpoints.fit import is_number
 from alignkit.errors import BindError
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.layout import Block
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import Use
+from alignkit.matching.parts import (
+    SMALL_PIECE,
+    Tensors,
+    TensorsInMemory,
+    changes,
+    ordered_part,
+    orders_of,
+    ranges,
+    split_places,
+)
+from alignkit.matching.products import Factors, Product, unknown_dims
+from alignkit.matching.similarities import Similarities, room_for_similarities
 from alignkit.matching.soft_alignment import SoftAlignment
 
 Elements: TypeAlias = Mapping[str, Tensor | None]
 """For each group its indices, as in `Alignment`, its matrix, as in `SoftAlignment`, or None while nothing is known."""
 
-CACHE_ELEMENTS = 1 << 25
-"""Maximum number of elements of similarity matrices that are kept for reuse: 256 MB in float64."""
+Products: TypeAlias = Literal["auto", "float64", "float32"]
+"""Type in which similarities are multiplied."""
+
+MANY_UNITS, MANY_WEIGHTS = 256, 16
+"""Units of a group, and weights of a unit, from which "auto" multiplies in float32."""
 ORDINARY = (1e-8, 1e12)
 """Norms of tensors between these have products that float32 holds, with room for elements far below the norm."""
 TINY = 1e-300
@@ -45,6 +61,11 @@ class Sums:
     squares_b: float
     inner: float
     distance: float
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Powers of two that A's and B's tensor are divided by before float32 products."""
+        return power_of_two(self.squares_a), power_of_two(self.squares_b)
 
 
 def power_of_two(squares: float) -> float:
@@ -63,59 +84,115 @@ def divided(tensor: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 class Objective:
-    """Values and similarities of one pair of networks, of type ``dtype``; sums over tensors are always float64."""
+    """Values and similarities of one pair of networks; values and sums are float64, products are ``products``.
 
-    def __init__(self, bound: Pair, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> None:
+    Args:
+        bound: The pair.
+        device: Where sums are made.
+        products: Type in which weights are multiplied for similarities. "auto" is float32 where that is safe: for the
+            large matrices (`_type_of`) of weights that have at most 32 bits.
+    """
+
+    def __init__(self, bound: Pair, device: torch.device | str = "cpu", products: Products = "float64") -> None:
         self.bound, self.graph = bound, bound.graph
-        self.device, self.dtype, self.products = torch.device(device), dtype, dtype
-        moved = [name for name, node in self.graph.tensors.items() if node.groups and self.weighs(name)]
-        self.a: Mapping[str, Tensor]
-        self.b: Mapping[str, Tensor]
-        self.a, self.b = (
-            ReadOnly({name: side[name].detach().to(self.device, dtype).contiguous() for name in moved})
-            for side in (bound.a, bound.b)
-        )
-        self._cache: dict[Use, tuple[list[Tensor | None], Tensor]] = {}
-        self._cached = 0
-        self._views: dict[Use, tuple[Tensor, Tensor]] = {}
+        self.device, self.products = torch.device(device), products
+        sides = (bound.a, bound.b)
+        self.a, self.b = (s if isinstance(s, Tensors) else TensorsInMemory(s, self.device) for s in sides)
+        self._similarities = Similarities((self.a, self.b), self.device, self._room)
+
+    @property
+    def _room(self) -> int:
+        return room_for_similarities(self.graph) if self.a.in_memory and self.b.in_memory else 0
 
     def weighs(self, name: str) -> bool:
         """Tell whether a tensor counts in sums: see `alignkit.checkpoints.fit.is_number`."""
-        return is_number(self.bound.a[name])
+        return is_number(self.a.dtype(name))
 
     @cached_property
     def uses(self) -> dict[str, tuple[Use, ...]]:
         """Uses of each group, without those in tensors that do not count."""
         return {group: tuple(use for use in uses if self.weighs(use.tensor)) for group, uses in self.graph.uses.items()}
 
-    def with_products(self, dtype: torch.dtype) -> Self:
-        """Return the same objective with similarity matrices that are multiplied in another type.
+    @cached_property
+    def plain_uses(self) -> dict[str, tuple[Use, ...]]:
+        """Uses of each group in which nothing is nested, and nothing else is nested in the same parents."""
+        return {g: tuple(use for use in uses if use.is_innermost and not use.branches) for g, uses in self.uses.items()}
 
-        float32 is much faster on most GPUs; entries are then off by about 1e-6 of the product of the norms of the
-        units, so what is chosen with them has to be judged by `tensor_value`.
+    @cached_property
+    def moved(self) -> tuple[str, ...]:
+        """Tensors on which groups act and that count."""
+        return tuple(name for name, node in self.graph.tensors.items() if node.groups and self.weighs(name))
+
+    def with_products(self, products: Products) -> Objective:
+        """Return the same objective with similarities that are multiplied in another type.
+
+        float32 is twice as fast on CPUs, and much faster on most GPUs; entries are then off by about 1e-6 of the
+        product of the norms of the units, so what is chosen with them has to be judged by `gain`.
         """
-        if dtype == self.products:
+        if products == self.products:
             return self
         other = copy.copy(self)
-        other.products, other._cache, other._cached = dtype, {}, 0
+        other.products = products
+        other._similarities = Similarities((self.a, self.b), self.device, self._room)
         return other
 
-    @property
-    def scale_of_products(self) -> float:
-        """What weights are divided by before they are multiplied for a similarity: products in float64 need nothing."""
-        return 1.0 if self.products == torch.float64 else self.scale
+    def is_exact(self, group: str) -> bool:
+        """Tell whether all products of a group are float64."""
+        return all(self._type_of(use) == torch.float64 for use in self.uses[group])
 
-    def pieces(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one tensor of A and of aligned B piece by piece; B as it stands where no elements are given.
+    def _type_of(self, use: Use) -> torch.dtype:
+        """Return the type of the products at a use.
+
+        "auto" is float64 where a product costs little: for few units, and for vectors such as running variances, whose
+        large squares would drown in float32 what the matrices say.
+        """
+        if self.products == "auto":
+            size = math.prod(dim.size for dim in use.block.dims)
+            narrow = all(side.dtype(use.tensor).itemsize <= 4 for side in (self.a, self.b))
+            large = use.unit_count >= MANY_UNITS and size >= MANY_WEIGHTS * use.unit_count
+            return torch.float32 if narrow and large else torch.float64
+        return torch.float32 if self.products == "float32" else torch.float64
+
+    def _factors(self, use: Use) -> tuple[Factors, float]:
+        """Return what brings both sides of a use to the type of its products, and what products are multiplied with."""
+        dtype = self._type_of(use)
+        scales = (1.0, 1.0) if dtype == torch.float64 else self.sums[use.tensor].scales
+        return lambda part, side: divided(part, scales[side], dtype), math.prod(scales)
+
+    def parts(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one tensor of A and of aligned B part by part; B as it stands where no elements are given.
 
         Nothing for a tensor that does not count.
         """
         if not self.weighs(name):
             return
-        a, b = self.a.get(name, self.bound.a[name]).detach(), self.b.get(name, self.bound.b[name]).detach()
         for block in self.graph.tensors[name].blocks:
-            part = block.view(b)
-            yield block.view(a), part if elements is None else act_on_block(block, part, known(elements, block.groups))
+            orders = {} if elements is None else orders_of(block, known(elements, block.groups))
+            at = self.a.cut(block, frozenset(range(len(block.dims))))
+            for run in ranges(min(SMALL_PIECE, self.a.piece), block, at, orders):
+                yield self.a.part(name, block, at, run), ordered_part(self.b, name, block, at, run, orders)
+
+    def gain(self, before: Elements, after: Elements) -> float:
+        """Return ``<A, after # B> - <A, before # B>`` in float64, from what moves alone.
+
+        ``before`` and ``after`` are indices for every group that acts on a tensor with a group that differs.
+        """
+        differing = {name for name, element in after.items() if element is not before[name]}
+        blocks = ((name, block) for name in self.moved for block in self.graph.tensors[name].blocks)
+        return sum(self._gain(n, block, before, after) for n, block in blocks if not differing.isdisjoint(block.groups))
+
+    def _gain(self, name: str, block: Block, before: Elements, after: Elements) -> float:
+        total, piece = 0.0, min(SMALL_PIECE, self.a.piece)
+        orders = (orders_of(block, known(elements, block.groups)) for elements in (before, after))
+        for moving, places, old, new in changes(block, *orders):
+            # Files are cut by rows: whatever moves along them is read as a whole.
+            alone = self.a.in_memory or moving == 0
+            at = moving if alone else 0
+            for run in split_places(piece, block, at, places) if alone else ranges(piece, block, at, new):
+                a = self.a.part(name, block, at, run).double()
+                sides = (ordered_part(self.b, name, block, at, run, each).double() for each in (new, old))
+                total += float(torch.sub(*sides).mul_(a).sum())
+        return total
 
     @cached_property
     def sums(self) -> Mapping[str, Sums]:
@@ -123,7 +200,7 @@ class Objective:
         sums = {}
         for name in self.graph.tensors:
             total = torch.zeros(4, dtype=torch.float64)
-            for a, b in self.pieces(name):
+            for a, b in self.parts(name):
                 a, b = a.double().reshape(-1), b.double().reshape(-1)
                 difference = a - b
                 pairs = ((a, a), (b, b), (a, b), (difference, difference))
@@ -145,7 +222,7 @@ class Objective:
             if not math.isfinite(sums.squares_a + sums.squares_b + sums.distance):
                 raise BindError(f"{name!r} holds numbers whose squares overflow float64. {advice}.")
         largest = max((max(sums.squares_a, sums.squares_b) for sums in self.sums.values()), default=0.0)
-        if largest < TINY and any(bool(a.any()) or bool(b.any()) for name in self.sums for a, b in self.pieces(name)):
+        if largest < TINY and any(bool(a.any()) or bool(b.any()) for name in self.sums for a, b in self.parts(name)):
             raise BindError(f"the weights are so small that their squares vanish in float64. {advice}.")
         return power_of_two(largest)
 
@@ -166,21 +243,22 @@ class Objective:
 
     def tensor_value(self, name: str, elements: Elements) -> float:
         """Return ``<A, P # B>`` of one tensor on which groups act."""
-        return sum(float((a * b).sum(dtype=torch.float64)) for a, b in self.pieces(name, elements))
+        return sum(float((a.double() * b.double()).sum()) for a, b in self.parts(name, elements))
 
     def tensor_distance(self, name: str, elements: Elements) -> float:
         """Return ``|| A - P # B ||^2`` of one tensor on which groups act, in float64."""
-        differences = ((a.double() - b.double()).reshape(-1) for a, b in self.pieces(name, elements))
+        differences = ((a.double() - b.double()).reshape(-1) for a, b in self.parts(name, elements))
         return sum(float(torch.dot(difference, difference)) for difference in differences)
 
     def value(self, alignment: Alignment | SoftAlignment) -> float:
         """Return ``<A, P # B>`` over all tensors."""
         elements = alignment.elements if isinstance(alignment, Alignment) else alignment.matrices
-        return self.fixed_value + sum(self.tensor_value(name, elements) for name in self.a)
+        return self.fixed_value + sum(self.tensor_value(name, elements) for name in self.moved)
 
     def distances2(self, alignment: Alignment) -> dict[str, float]:
         """Return ``|| A - P # B ||^2`` of each tensor, summed in float64."""
-        return {**self.unaligned, **{name: self.tensor_distance(name, alignment.elements) for name in self.a}}
+        elements = dict(alignment.elements)
+        return {**self.unaligned, **{name: self.tensor_distance(name, elements) for name in self.moved}}
 
     def distance2(self, alignment: Alignment) -> float:
         """Return ``|| A - P # B ||^2`` over all tensors, summed in float64."""
@@ -189,65 +267,56 @@ class Objective:
     def similarity(self, group: str, elements: Elements) -> Float[Tensor, "instances n n"]:
         """Return how alike each unit of A is to each unit of B, all other groups being applied to B.
 
-        The sum, over every use of the group, of ``unfold(A) @ unfold(others applied to B)^T``::
+        The sum of the products at every use of the group (`alignkit.matching.products`)::
 
             similarity[p, i, j] = sum_uses sum_r unfold(A)[p, i, r] * unfold(others # B)[p, j, r]
 
         with ``p`` a unit of the parent at its aligned place, ``i`` and ``j`` units of the group and ``r`` everything
         else in the block. Assigning it best is the best update of this group alone, exactly where the group acts once
-        on each block. What a use adds is kept until the order of a group that it depends on changes.
+        on each block.
 
         Of ``elements`` those of the other groups count. A group that is None counts as unknown: what it indexes is
         averaged, which is the centre of all its orders. The group's ancestors have to be known.
 
         Returns:
-            One matrix for each unit of the parent (one for a root), in squared units of the weights.
+            One float64 matrix for each unit of the parent (one for a root), in squared units of the weights.
         """
-        size = self.graph.groups[group].size
-        total = torch.zeros(self.graph.instances(group), size, size, dtype=self.dtype, device=self.device)
-        scale = self.scale_of_products
-        for use in self.uses[group]:
-            depends = [elements.get(name) for name in use.others]
-            kept = self._cache.get(use)
-            if kept is not None and all(x is y for x, y in zip(kept[0], depends, strict=True)):
-                total.add_(kept[1], alpha=scale**2)
-                continue
-            shape = (use.unit_count // size, size, -1)
-            a, b = (divided(side.reshape(shape), scale, self.products) for side in self.unfold(use, elements))
-            product = a @ b.mT
-            if not product.requires_grad and (kept is not None or self._cached + product.numel() <= CACHE_ELEMENTS):
-                self._cached += product.numel() if kept is None else 0
-                self._cache[use] = (depends, product)
-            total.add_(product, alpha=scale**2)
+        size, instances = self.graph.groups[group].size, self.graph.instances(group)
+        total = torch.zeros(instances, size, size, dtype=torch.float64, device=self.device)
+        parents = [elements[name] for name in self.graph.ancestors(group)]
+        uses, plain = self.uses[group], self.plain_uses[group]
+        hard = not any(element is None or element.is_floating_point() for element in parents)
+        if plain and hard and self._similarities.has_room(group, self.graph.unit_count(group)):
+            # Of the similarities of all units, those of parents that are put together.
+            pairs = self.plain_similarity(group, elements).reshape(instances, size, instances, size)
+            places, sources = (index.to(self.device) for index in (torch.arange(instances), flat_order(parents)))
+            total = pairs[places, :, sources, :]
+            uses = tuple(use for use in uses if use not in plain)
+        for use in uses:
+            product = Product(use, elements, within_parents=True)
+            total = product.add_to(total, (self.a, self.b), *self._factors(use))
+        self.a.release()
         return total
 
-    def unfold(self, use: Use, elements: Elements) -> tuple[Tensor, Tensor]:
-        """Return A's and B's part at one use, the group's chain of dims first, all other groups applied to B.
-
-        The group's ancestors are applied when they are known; the group itself is not.
-        """
-        if use not in self._views:
-            a = use.block.view(self.a[use.tensor]).permute(*use.chain, *use.rest)
-            self._views[use] = a, use.block.view(self.b[use.tensor])
-        a, b = self._views[use]
-        if use.others:
-            unknown = unknown_dims(use, elements)
-            elements = {name: elements.get(name) for name in use.others}
-            b = act_on_block(use.block, b, elements, skip=unknown | {use.at})  # type: ignore[arg-type]
-            if unknown:
-                order = (*use.chain, *use.rest)
-                averaged = [order.index(i) for i in unknown]
-                return a.sum(averaged), b.permute(order).mean(averaged)
-        return a, b.permute(*use.chain, *use.rest)
-
-    def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
-        """Return similarities of all units of all parents at one use; what is nested in a unit is averaged.
+    def plain_similarity(self, group: str, elements: Elements) -> Float[Tensor, "units units"]:
+        """Return similarities of all units of all parents at the group's `plain_uses`; not to be written to.
 
         With 2 heads of 2 units, ``[4, 4]``: row ``2 p + i`` is unit ``i`` of A's head ``p``, column ``2 q + j`` is unit
-        ``j`` of B's head ``q``.
+        ``j`` of B's head ``q``. They are kept, and corrected as other groups change their order
+        (`alignkit.matching.similarities`).
         """
-        a, b = self.sides(use, elements, use.branches)
-        return a.reshape(use.unit_count, -1) @ b.reshape(use.unit_count, -1).mT
+        plain = self.plain_uses[group]
+        products = {use: Product(use, elements, within_parents=False) for use in plain}
+        if not products:
+            units = self.graph.unit_count(group)
+            return torch.zeros(units, units, dtype=torch.float64, device=self.device)
+        return self._similarities.of(group, products, {use: self._factors(use) for use in plain})[0]
+
+    def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
+        """Return similarities of all units of all parents at one use; what is nested in a unit is averaged."""
+        total = torch.zeros(1, use.unit_count, use.unit_count, dtype=torch.float64, device=self.device)
+        product = Product(use, elements, within_parents=False)
+        return product.add_to(total, (self.a, self.b), *self._factors(use))[0]
 
     def sides(self, use: Use, elements: Elements, average: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Return A's and B's part at one use, the group's chain of dims first and left as it is in both.
@@ -257,7 +326,7 @@ class Objective:
         """
         averaged = frozenset(average) | (unknown_dims(use, elements) - set(use.branches))
         still, order = averaged | set(use.branches) | set(use.chain), (*use.chain, *use.rest)
-        a, b = (use.block.view(side[use.tensor]) for side in (self.a, self.b))
+        a, b = (side.part(use.tensor, use.block, 0, slice(None)).double() for side in (self.a, self.b))
         moving = [dim.group for i, dim in enumerate(use.block.dims) if dim.group and i not in still]
         b = act_on_block(use.block, b, known(elements, moving), skip=still)
         if averaged:
@@ -265,17 +334,14 @@ class Objective:
         return a.permute(order), b.permute(order)
 
 
-def unknown_dims(use: Use, elements: Elements) -> frozenset[int]:
-    """Return the dims off the chain of groups whose order (or whose parents' order) is not known."""
-    if not use.others:
-        return frozenset()
-    dims = use.block.dims
-
-    def is_unknown(at: int) -> bool:
-        group = dims[at].group
-        return group is not None and (elements.get(group) is None or any(map(is_unknown, dims[at].ancestors)))
-
-    return frozenset(at for at in use.rest if is_unknown(at))
+def flat_order(elements: Iterable[Tensor | None]) -> Tensor:
+    """Return where each unit of the last group comes from, over all parents, from elements of a chain of groups."""
+    flat = torch.zeros(1, dtype=torch.int64)
+    for element in elements:
+        assert element is not None
+        size = element.shape[-1]
+        flat = (flat[:, None] * size + element.reshape(-1, size).cpu()).reshape(-1)
+    return flat
 
 
 def known(elements: Elements, groups: Iterable[str]) -> dict[str, Tensor]:

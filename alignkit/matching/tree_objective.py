@@ -53,8 +53,8 @@ class TreeObjective:
         """Similarities of a group's units, by their own weights and by the best order of what they contain."""
         units = self.graph.unit_count(name)
         total = self._values_of_children(name, elements, pairs) + torch.zeros(units, units, dtype=torch.float64)
-        for use in self.plain[name]:
-            total += self.objective.pair_similarity(use, elements).cpu().double()
+        if self.plain[name]:
+            total += self.objective.plain_similarity(name, elements).cpu()
         return split_pairs(total, self.graph.groups[name].size)
 
     def _values_of_children(self, parent: str, elements: Elements, pairs: dict[str, Tensor]) -> Tensor:

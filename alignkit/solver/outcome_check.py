@@ -119,10 +119,12 @@ class WriteGuard:
 def _tensors(problem: Problem) -> Iterator[tuple[str, Tensor]]:
     """Yield all tensors in memory that a solver can write to, each with what to call it."""
     objective = problem.objective
-    for where, a, b in (("", problem.a, problem.b), (" in problem.objective", objective.a, objective.b)):
-        for label, side in (("A", a), ("B", b)):
-            for name, tensor in side.items() if isinstance(side, ReadOnly) else ():
-                yield f"{name!r} of {label}{where}", tensor
+    for label, own, copied in (("A", problem.a, objective.a), ("B", problem.b, objective.b)):
+        for name, tensor in own.items() if isinstance(own, ReadOnly) else ():
+            yield f"{name!r} of {label}", tensor
+            # The objective holds copies only of tensors on another device.
+            if isinstance(copied, ReadOnly) and copied[name].data_ptr() != tensor.data_ptr():
+                yield f"{name!r} of {label} in problem.objective", copied[name]
 
 
 _READ_AS_THEY_ARE = (torch.float32, torch.float64)

@@ -123,7 +123,7 @@ class Ascent:
         return self._propose_group(root, elements)
 
     def _propose_group(self, group: str, elements: dict[str, Tensor | None]) -> Proposal | None:
-        similarity = self.objective.similarity(group, elements).cpu().double()
+        similarity = self.objective.similarity(group, elements).cpu()
         current = elements[group]
         assigned = linear_assignment(similarity, self.backend).reshape(self.graph.element_shape(group))
         if current is None:
@@ -131,7 +131,7 @@ class Ascent:
         if torch.equal(assigned, current):
             return None
         repeats = any(sum(dim.group == group for dim in use.block.dims) > 1 for use in self.graph.uses[group])
-        if repeats or self.objective.products != self.objective.dtype:
+        if repeats or not self.objective.is_exact(group):
             return self._if_better({group: assigned}, elements)
         values = [assignment_value(similarity, p.reshape(similarity.shape[:-1])) for p in (assigned, current)]
         gain = float((values[0] - values[1]).sum())
@@ -160,12 +160,12 @@ class Ascent:
             # Neighbours are still at the centre of their orders: there is no true objective to compare yet.
             return None
         changed = {**elements, **proposal}
-        gain = sum(self.objective.tensor_value(t, changed) - self.objective.tensor_value(t, elements) for t in touched)
+        gain = self.objective.gain(elements, changed)
         return Proposal(proposal, gain) if gain > self._rounding_of(proposal) else None
 
     def _distance(self, elements: Mapping[str, Tensor | None]) -> float:
         """Return ``|A - P # B|^2``, tensor by tensor: squares less products keep the rounding of the largest tensor."""
-        moved = {name: self.objective.tensor_distance(name, elements) for name in self.objective.a}
+        moved = {name: self.objective.tensor_distance(name, elements) for name in self.objective.moved}
         return sum({**self.objective.unaligned, **moved}.values())
 
     def _touched(self, groups: Iterable[str]) -> list[str]:

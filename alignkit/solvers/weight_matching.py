@@ -30,9 +30,9 @@ class WeightMatchingOptions(IterativeOptions):
     start: Literal["centre", "identity", "random"] = "centre"
     """Where the first run starts without ``init``. "centre" takes the groups that are not yet matched at the mean of
     all their orders, so the result does not depend on the order in which the units are stored."""
-    products: Literal["float64", "float32"] = "float64"
-    """Type in which similarities are multiplied. "float32" is for GPUs that are slow in float64. Steps are accepted by
-    the objective in float64 either way."""
+    products: Literal["auto", "float64", "float32"] = "auto"
+    """Type in which similarities are multiplied. "auto" is float32 for large groups of weights of at most 32 bits, and
+    float64 elsewhere. Steps are accepted by the objective in float64 either way."""
 
 
 class WeightMatching(Solver[WeightMatchingOptions]):
@@ -86,5 +86,5 @@ class WeightMatching(Solver[WeightMatchingOptions]):
 
     def ascent(self, problem: Problem) -> Ascent:
         """Return the coordinate ascent that every run of a solve uses."""
-        objective = problem.objective.with_products(getattr(torch, self.options.products))
+        objective = problem.objective.with_products(self.options.products)
         return Ascent(objective, self.options.rtol, self.options.max_steps)

@@ -18,8 +18,6 @@ from alignkit.checkpoints import ByteProgress, open_checkpoint
 from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
-from alignkit.jobs.from_disk.budget import Budget
-from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.jobs.from_disk.weights import WeightsOnDisk
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
@@ -103,11 +101,10 @@ def saved(folder: Path, **sides: Mapping[str, Tensor]) -> list[alignkit.checkpoi
     return [open_checkpoint(folder / f"{name}.safetensors") for name in sides]
 
 
-def objectives(tmp_path: Path, name: str, piece: int) -> tuple[Objective, ObjectiveOnDisk]:
+def objectives(tmp_path: Path, name: str, piece: int) -> tuple[Objective, Objective]:
     graph, a, b = pair(name, 0.3)
-    on_disk = [WeightsOnDisk(graph, side) for side in saved(tmp_path, a=a, b=b)]
-    budget = type("Small", (Budget,), {"piece": piece})(0)
-    return Objective(graph.bind(a, b)), ObjectiveOnDisk(Pair(graph, *on_disk), budget)
+    on_disk = [WeightsOnDisk(graph, side, piece) for side in saved(tmp_path, a=a, b=b)]
+    return Objective(graph.bind(a, b)), Objective(Pair(graph, *on_disk))
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -162,9 +159,8 @@ def test_any_graph_is_worked_in_pieces(graph: SymmetryGraph, data: st.DataObject
         if data.draw(st.booleans()):
             elements.update(dict.fromkeys(graph.tree(root)))
     with tempfile.TemporaryDirectory() as folder:
-        on_disk = [WeightsOnDisk(graph, side) for side in saved(Path(folder), a=a, b=b)]
-        budget = type("Small", (Budget,), {"piece": piece})(0)
-        memory, disk = Objective(graph.bind(a, b)), ObjectiveOnDisk(Pair(graph, *on_disk), budget)
+        on_disk = [WeightsOnDisk(graph, side, piece) for side in saved(Path(folder), a=a, b=b)]
+        memory, disk = Objective(graph.bind(a, b)), Objective(Pair(graph, *on_disk))
         assert disk.distances2(alignment) == pytest.approx(memory.distances2(alignment))
         for group in graph.groups:
             parent = graph.groups[group].parent

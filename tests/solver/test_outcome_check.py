@@ -101,7 +101,7 @@ RUBBISH = {
     "writes to A by numpy": (lambda p, r: unseen(p.a["0.weight"].numpy(), p), "were written to: '0.weight' of A"),
     "writes to the objective": (
         lambda p, r: unseen(p.objective.b["0.bias"].numpy(), p),
-        "were written to: '0.bias' of B in problem.objective",
+        "were written to: '0.bias' of B",
     ),
     "replaces a tensor of a module": (
         lambda p, r: (p.bound.module_b.get_submodule("0").register_parameter("bias", None), Outcome(p.start))[1],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from alignkit.checkpoints.dtypes import as_bits
-from alignkit.graph.layout import Block
+from alignkit.graph.layout import Block, Dim
 
 
 def act_on_block(
@@ -25,16 +25,26 @@ def act_on_block(
     Returns:
         The moved block. Differentiable with respect to ``part`` and to the matrices.
     """
-    dims, dtype, part = block.dims, part.dtype, as_bits(part)
+    moving = {at: dim.group for at, dim in enumerate(block.dims) if dim.group is not None and at not in skip}
+    return act_on_dims(block.dims, part, {at: elements[group] for at, group in moving.items()})
+
+
+def act_on_dims(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, Tensor]) -> Tensor:
+    """Move a part of a block along some of its dims, parents first; see `act_on_block`.
+
+    Args:
+        dims: All dims of the block. Of dims that own others the part may hold a few places only.
+        part: The elements, one dimension for each dim.
+        elements: Indices or a matrix for each dim that moves, by its number; for the places that the part holds.
+    """
+    dtype, part = part.dtype, as_bits(part)
     soft: dict[int, Tensor] = {}
-    for at, dim in enumerate(dims):
-        if dim.group is None or at in skip:
-            continue
-        element = elements[dim.group]
+    for at in sorted(elements):
+        element, ancestors = elements[at], dims[at].ancestors
         if element.is_floating_point():
             soft[at] = element
-        elif dim.ancestors:
-            shape = [d.size if i in (*dim.ancestors, at) else 1 for i, d in enumerate(dims)]
+        elif ancestors:
+            shape = [size if i in (*ancestors, at) else 1 for i, size in enumerate(part.shape)]
             part = torch.take_along_dim(part, element.to(part.device).reshape(shape), at)
         else:
             part = part.index_select(at, element.to(part.device))

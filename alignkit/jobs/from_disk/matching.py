@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
-from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
 from alignkit.jobs.from_disk.sweeps import AscentOnDisk
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, read_piece
 from alignkit.jobs.solve import find_start, run_solver
@@ -60,8 +58,7 @@ def match_checkpoints(
         seed: Seed of every random choice.
         on_progress: Called with the bytes read in each sweep, with an estimate of the time left of the sweep.
         registry: Where observers live. Default: that of the process.
-        options: Options of weight matching. ``products="float32"`` is exact enough for weights in 16 bits and twice as
-            fast: every step is accepted by the objective in float64.
+        options: Options of weight matching.
 
     Returns:
         The solution. Its objectives are squared distances in float64, summed from disk.
@@ -76,7 +73,7 @@ def match_checkpoints(
     solver = WeightMatchingOnDisk(budget, on_progress, **options, seed=seed)
     left, right = (open_checkpoint(side) if isinstance(side, str | Path) else side for side in (a, b))
     pair = Pair(graph, *fit_on_disk(graph, left, right, budget))
-    problem = ProblemOnDisk(pair, find_start(graph, init), seed=seed, budget=budget)
+    problem = Problem(pair, find_start(graph, init), seed=seed)
     # The squares tell whether all numbers are finite; the sums of the same pass are used again by the solver.
     fit = fit_of(graph)
     fit.problems += [
@@ -87,18 +84,6 @@ def match_checkpoints(
     ]
     fit.raise_if_any(BindError, MISFIT)
     return run_solver(problem, solver, registry if registry is not None else process_registry())
-
-
-@dataclass(frozen=True, eq=False)
-class ProblemOnDisk(Problem):
-    """A problem whose weights are on disk; its objective reads them in pieces."""
-
-    budget: Budget = field(kw_only=True)
-
-    @cached_property
-    def objective(self) -> ObjectiveOnDisk:
-        """Squared distance and similarities of the pair, summed from disk."""
-        return ObjectiveOnDisk(self.bound, self.budget)
 
 
 class WeightMatchingOnDisk(WeightMatching):
@@ -116,7 +101,6 @@ class WeightMatchingOnDisk(WeightMatching):
     def ascent(self, problem: Problem) -> AscentOnDisk:
         """Return the coordinate ascent that every run of a solve uses."""
         plain = super().ascent(problem)
-        assert isinstance(plain.objective, ObjectiveOnDisk)
         return AscentOnDisk(plain.objective, plain.rtol, plain.max_sweeps, self._on_progress)
 
 
@@ -138,7 +122,7 @@ def fit_on_disk(
         fit.check_shapes(checkpoint.shapes, label)
     fit.check_dtypes({label: {first.get(n, n): d for n, d in c.dtypes.items()} for label, c in (("A", a), ("B", b))})
     fit.raise_if_any(BindError, MISFIT)
-    sides = WeightsOnDisk(graph, a), WeightsOnDisk(graph, b)
+    sides = WeightsOnDisk(graph, a, budget.piece), WeightsOnDisk(graph, b, budget.piece)
     for side, label in zip(sides, "AB", strict=True):
         for node in graph.tensors.values():
             kept, *others = (name for name in node.names if name in side.checkpoint)

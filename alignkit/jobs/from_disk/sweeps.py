@@ -10,9 +10,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from alignkit.checkpoints import ByteProgress, OnProgress
-from alignkit.jobs.from_disk.objective import ObjectiveOnDisk
+from alignkit.jobs.from_disk.weights import WeightsOnDisk
 from alignkit.matching.assignment import Backend
-from alignkit.matching.objective import Elements, unknown_dims
+from alignkit.matching.objective import Elements, Objective
+from alignkit.matching.products import Product
 from alignkit.solver import Report
 from alignkit.solvers.coordinate_ascent import Ascent, AscentRun, Proposal
 
@@ -27,14 +28,12 @@ _KNOWN = Tensor()
 class AscentOnDisk(Ascent):
     """Coordinate ascent with the weights on disk; ``on_progress`` is called with the bytes read in each sweep."""
 
-    objective: ObjectiveOnDisk
     backend: ClassVar[Backend] = "scipy"
     """It needs one copy of a similarity matrix; lapx needs two."""
 
-    def __init__(
-        self, objective: ObjectiveOnDisk, rtol: float, max_sweeps: int, on_progress: OnProgress | None
-    ) -> None:
+    def __init__(self, objective: Objective, rtol: float, max_sweeps: int, on_progress: OnProgress | None) -> None:
         super().__init__(objective, rtol, max_sweeps)
+        self._sides = tuple(side for side in (objective.a, objective.b) if isinstance(side, WeightsOnDisk))
         self._on_progress = on_progress
         self._sweep = self._read = self._to_read = 0
         self._work = self._to_work = self._started = 0.0
@@ -46,12 +45,12 @@ class AscentOnDisk(Ascent):
     ) -> AscentRun:
         """Update until nothing improves; bytes are counted meanwhile."""
         self._sweep = 0
-        for side in self.objective.on_disk:
+        for side in self._sides:
             side.on_read = self._count
         try:
             return super().run(start, classes, report)
         finally:
-            for side in self.objective.on_disk:
+            for side in self._sides:
                 side.on_read = None
 
     def prepare(self, sweep: int, waiting: list[list[str]], elements: Mapping[str, Tensor | None]) -> None:
@@ -84,9 +83,12 @@ class AscentOnDisk(Ascent):
             units = self.graph.unit_count(group)
             work += _ASSIGN * units**3
             for use in self.objective.uses[group]:
-                size += self.objective.reads(use)
-                averaged = prod(use.block.dims[at].size for at in unknown_dims(use, elements))
-                work += prod(dim.size for dim in use.block.dims) * (_READ + units / averaged)
+                product = Product(use, elements, within_parents=True)
+                numbers = prod(dim.size for dim in use.block.dims)
+                at, runs = product.cut(self._sides[0])
+                a, b = (numbers * side.dtype(use.tensor).itemsize for side in self._sides)
+                size += a + b * (len(runs) if at in product.compared else 1)
+                work += _READ * numbers + product.work
         return size, work
 
     def _count(self, size: int) -> None:

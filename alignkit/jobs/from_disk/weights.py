@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import TypeAlias
@@ -17,6 +18,8 @@ from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.layout import Axis, Block, Fixed, Segment, layout_blocks
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.structure import GraphStructure
+from alignkit.jobs.from_disk.budget import release_freed
+from alignkit.matching.parts import Places
 
 _NARROW = 4096
 """Rows of fewer bytes than this are not worth a read each."""
@@ -27,13 +30,14 @@ Span: TypeAlias = tuple[int, int] | None
 
 
 class WeightsOnDisk(Mapping[str, Tensor]):
-    """Tensors of a checkpoint by the first names of a graph, read when they are asked for, and as ``dtype`` if given.
+    """Tensors of a checkpoint by the first names of a graph, read when they are asked for.
 
-    The checkpoint has every tensor of the graph under one of its names at least.
+    The checkpoint has every tensor of the graph under one of its names at least. Parts have ``piece`` bytes in float64,
+    about. It is the `alignkit.matching.parts.Tensors` of a network that is larger than memory.
     """
 
-    def __init__(self, graph: GraphStructure, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
-        self.graph, self.checkpoint, self.dtype = graph, checkpoint, dtype
+    def __init__(self, graph: GraphStructure, checkpoint: Checkpoint, piece: int) -> None:
+        self.graph, self.checkpoint, self.piece, self.in_memory = graph, checkpoint, piece, False
         nodes = graph.tensors.values()
         self.names = {node.name: next(name for name in node.names if name in checkpoint) for node in nodes}
         self.on_read: Callable[[int], None] | None = None
@@ -52,16 +56,39 @@ class WeightsOnDisk(Mapping[str, Tensor]):
             return self._count(as_bits(near).index_select(0, index - low).view(entry.dtype))
         return self._count(self.checkpoint.take(self.names[name], index))
 
-    def piece(self, name: str, span: Span) -> Tensor:
+    def piece_of(self, name: str, span: Span) -> Tensor:
         """Read some rows of a tensor, or all of it."""
         return self._count(read_piece(self.checkpoint, self.names[name], span))
 
-    def widened(self) -> WeightsOnDisk:
-        """Return the same tensors in float64, those alone on which a group acts; each is read as a whole."""
-        other = WeightsOnDisk(self.graph, self.checkpoint, torch.float64)
-        other.names = {name: stored for name, stored in self.names.items() if self.graph.tensors[name].groups}
-        other.on_read = lambda count: self.on_read(count) if self.on_read is not None else None
-        return other
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor."""
+        return self.entry(name).dtype
+
+    def cut(self, block: Block, among: frozenset[int]) -> int:
+        """Return the first dim: it is the outermost factor of axis 0, so that its units are ranges of whole rows."""
+        return 0
+
+    def part(self, name: str, block: Block, at: int, places: Places) -> Tensor:
+        """Read some units of the first dim of a block."""
+        assert at == 0, "files are cut by rows"
+        if not block.dims:
+            return self.piece_of(name, None)
+        first, offset = block.dims[0], block.offsets[0]
+        index = torch.arange(first.size)[places] if isinstance(places, slice) else places
+        # Rows that one unit spans.
+        span = 1 + sum((dim.size - 1) * dim.stride for dim in block.dims[1:] if dim.axis == 0)
+        if span == first.stride and len(index) and bool((index.diff() == 1).all()):
+            low = offset + int(index[0]) * first.stride
+            rows = self.piece_of(name, (low, low + len(index) * first.stride))
+        else:
+            rows = self.take(name, (offset + index[:, None] * first.stride + torch.arange(span)).reshape(-1))
+        # The block is cut down to the rows that were read.
+        dims = (replace(first, size=len(index), stride=span), *block.dims[1:])
+        return Block((0, *block.offsets[1:]), dims).view(rows)
+
+    def release(self) -> None:
+        """Give the memory of parts back to the system."""
+        release_freed()
 
     def _count(self, tensor: Tensor) -> Tensor:
         if self.on_read is not None:
@@ -69,7 +96,7 @@ class WeightsOnDisk(Mapping[str, Tensor]):
         return tensor
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.piece(name, None).to(self.dtype)
+        return self.piece_of(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -112,11 +139,11 @@ class Reordered:
         """Read the piece of the reordered tensor that `pieces` named."""
         name = self.node.name
         if span is None:
-            stored, blocks = weights.piece(name, None), self.node.blocks if self.node.groups else ()
+            stored, blocks = weights.piece_of(name, None), self.node.blocks if self.node.groups else ()
         else:
             start, stop = span
             sources = self.sources
-            stored = weights.piece(name, span) if sources is None else weights.take(name, sources[start:stop])
+            stored = weights.piece_of(name, span) if sources is None else weights.take(name, sources[start:stop])
             blocks = () if all(axis.is_fixed for axis in self.node.layout[1:]) else self._blocks(stop - start)
         return act_on_blocks(blocks, stored, self.elements) if blocks else stored
 

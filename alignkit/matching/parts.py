@@ -1,0 +1,149 @@
+"""Parts of networks: a few places of a block of a tensor, in the order that an alignment says.
+
+Every sum of the objective runs over blocks (`alignkit.graph.layout.Block`), a part at a time. A part holds some places
+of one dim, and all places of the others; so sums need little memory, and a sum over what has changed is cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from alignkit.checkpoints.dtypes import as_bits
+from alignkit.graph.elements.action import act_on_dims
+from alignkit.graph.layout import Block
+from alignkit.graph.owned import ReadOnly
+
+Orders: TypeAlias = Mapping[int, Tensor]
+"""Indices, as in `Alignment`, or a matrix, as in `SoftAlignment`, for each dim of a block that moves."""
+Places: TypeAlias = slice | Tensor
+"""Places of one dim: from one to the one before another, or int64 indices."""
+Change: TypeAlias = tuple[int, Tensor, Orders, Orders]
+"""A dim, the places of it that change, and the orders before and after."""
+
+PIECE = 1 << 26
+"""Bytes of a part that is multiplied, in float64, about, where nothing else is asked for."""
+SMALL_PIECE = 1 << 22
+"""Bytes of a part that is only summed: it stays in the caches of the processor."""
+
+
+@runtime_checkable
+class Tensors(Protocol):
+    """What gives the tensors of one network."""
+
+    piece: int
+    """Bytes of a part in float64, about."""
+    in_memory: bool
+    """Whether the tensors are in memory; there is then room for similarities, too."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor."""
+
+    def cut(self, block: Block, among: frozenset[int]) -> int:
+        """Return the dim along which a block is best cut; one of ``among`` where that is as good as others."""
+
+    def part(self, name: str, block: Block, at: int, places: Places) -> Tensor:
+        """Return some places of dim ``at`` of a block; the dim has no parent."""
+
+    def release(self) -> None:
+        """Give the memory of parts that are done with back, where memory is short."""
+
+
+class TensorsInMemory(ReadOnly[Tensor]):
+    """Tensors on one device, as they were given wherever they are there already."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, piece: int = PIECE) -> None:
+        super().__init__({name: tensor.detach().to(device).resolve_neg() for name, tensor in tensors.items()})
+        self.piece, self.in_memory = piece, True
+
+    def release(self) -> None:
+        """Do nothing: parts are few."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor."""
+        return self[name].dtype
+
+    def cut(self, block: Block, among: frozenset[int]) -> int:
+        """Return the longest dim of ``among`` without a parent; the first dim if there is none."""
+        sizes = {at: block.dims[at].size for at in among if not block.dims[at].ancestors}
+        return max(sizes, key=sizes.__getitem__, default=0)
+
+    def part(self, name: str, block: Block, at: int, places: Places) -> Tensor:
+        """Return some places of a dim of a block; a view where places follow each other."""
+        view = block.view(self[name])
+        if isinstance(places, slice):
+            return view[(slice(None),) * at + (places,)] if view.ndim else view
+        return as_bits(view).index_select(at, places.to(view.device)).view(view.dtype)
+
+
+def ordered_part(
+    tensors: Tensors, name: str, block: Block, at: int, places: Places, orders: Orders | None = None
+) -> Tensor:
+    """Return the units at some places of dim ``at`` once a block is in the given orders.
+
+    Example: ``places`` 0 and 1 of a dim whose order is ``[2, 0, 1]`` hold what stands at 2 and 0. Units nested in the
+    dim follow, by the rows of their own order that belong to these places. A dim with a matrix has to be whole.
+    """
+    if not orders:
+        return tensors.part(name, block, at, places)
+    inner = {}
+    for i, order in orders.items():
+        if i != at and at in block.dims[i].ancestors and not order.is_floating_point():
+            inner[i] = order.reshape(block.dims[at].size, -1)[places]
+        elif i != at or order.is_floating_point():
+            inner[i] = order
+    own = orders.get(at)
+    part = tensors.part(name, block, at, places if own is None or own.is_floating_point() else own[places])
+    is_soft = any(order.is_floating_point() for order in inner.values())
+    return act_on_dims(block.dims, part.double() if is_soft else part, inner)
+
+
+def ranges(piece: int, block: Block, at: int, orders: Orders) -> list[slice]:
+    """Cut a dim of a block into ranges whose parts have about ``piece`` bytes in float64; matrices need it whole."""
+    if not block.dims or any(order.is_floating_point() for order in orders.values()):
+        return [slice(None)]
+    size, step = block.dims[at].size, _length(piece, block, at)
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def split_places(piece: int, block: Block, at: int, places: Tensor) -> tuple[Tensor, ...]:
+    """Cut places of a dim of a block into runs whose parts have about ``piece`` bytes in float64."""
+    return torch.split(places, _length(piece, block, at))
+
+
+def _length(piece: int, block: Block, at: int) -> int:
+    """Return the places of a dim whose parts have about ``piece`` bytes in float64, one at least."""
+    width = 8 * prod(dim.size for i, dim in enumerate(block.dims) if i != at)
+    return max(1, piece // max(1, width))
+
+
+def orders_of(block: Block, elements: Mapping[str, Tensor | None], still: frozenset[int] = frozenset()) -> Orders:
+    """Return the order of each dim that a group with a known element moves, but for those that stay ``still``."""
+    moving = ((at, dim.group) for at, dim in enumerate(block.dims) if dim.group is not None and at not in still)
+    return {at: element for at, group in moving if (element := elements.get(group)) is not None}
+
+
+def changes(block: Block, before: Orders, after: Orders) -> Iterator[Change]:
+    """Yield how one set of orders becomes another, one dim without a parent after the other.
+
+    What is nested in a dim changes with it. Example: of a block ``heads d[heads] model`` with two heads, ``d`` changes
+    in head 1 and ``model`` swaps its first two units: the changes are place 1 of ``heads``, then places 0 and 1 of
+    ``model``. So ``<A, after # B> - <A, before # B>`` is a sum over the changed places alone. Orders are indices; both
+    have the same dims.
+    """
+    current = dict(before)
+    for at, dim in enumerate(block.dims):
+        own = [i for i in after if i == at or at in block.dims[i].ancestors]
+        differing = [i for i in own if before[i] is not after[i]]
+        if dim.ancestors or not differing:
+            continue
+        moved = [(before[i] != after[i]).reshape(dim.size, -1).any(1) for i in differing]
+        places = torch.stack(moved).any(0).nonzero().squeeze(1) if len(moved) > 1 else moved[0].nonzero().squeeze(1)
+        following = {**current, **{i: after[i] for i in own}}
+        if len(places):
+            yield at, places, current, following
+        current = following

@@ -1,0 +1,176 @@
+"""Products of units at one use of a group: the terms that similarities are sums of.
+
+The kernel of every similarity is, for a use (`alignkit.graph.uses.Use`) of a group ::
+
+    product[p, i, j] = sum_r unfold(A)[p, i, r] * unfold(others # B)[p, j, r]
+
+with ``p`` a unit of the group's parent, ``i`` and ``j`` units of the group in A and in B, ``r`` all other positions of
+the block, and ``others # B`` the block of B with the other groups applied. It is added up part by part, along one dim
+of the block (`alignkit.matching.parts`), which plays one of four roles: it is averaged, it is summed over, it is an
+ancestor whose units are matched already, or its units (or those nested in them) are what is compared.
+
+Example: a tensor ``[8 units, 1000]`` on disk, and memory for 2 rows. Rows 0 and 1 of A with rows 0 and 1 of B fill
+``total[0:2, 0:2]``, and so on, 16 products of ``[2, 1000] @ [1000, 2]``. Where the group acts on the second axis
+instead, each range of rows adds ``[1000, 2] @ [2, 1000]`` to all of ``total``, and every row is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignkit.graph.uses import Use
+from alignkit.matching.parts import (
+    Change,
+    Orders,
+    Places,
+    Tensors,
+    changes,
+    ordered_part,
+    orders_of,
+    ranges,
+    split_places,
+)
+
+ROWS = 512
+"""Rows of a product that are widened to float64 at once: few enough to be small beside the matrix of similarities."""
+
+Factors = Callable[[Tensor, int], Tensor]
+"""Brings a part of A (0) or of B (1) to the type of the products, divided by the size of that side."""
+
+
+class Product:
+    """The product at one use, for given elements of the other groups.
+
+    Args:
+        use: The use.
+        elements: Indices or matrices of each group; a group without any is unknown. What it indexes is summed in A and
+            averaged in B, which is the centre of all its orders.
+        within_parents: Whether the group's ancestors are applied to B, and units of one parent compared with each
+            other: ``[parents, n, n]``. Otherwise all units of all parents are, and what is nested in them is averaged:
+            ``[1, units, units]``.
+    """
+
+    def __init__(self, use: Use, elements: Mapping[str, Tensor | None], *, within_parents: bool) -> None:
+        self.use, self.dims, self.within_parents = use, use.block.dims, within_parents
+        self.averaged = unknown_dims(use, elements) | (frozenset() if within_parents else set(use.branches))
+        self.compared = frozenset({use.at}) if within_parents else frozenset(use.chain)
+        self.orders = orders_of(use.block, elements, self.averaged | self.compared)
+
+    @property
+    def work(self) -> int:
+        """Multiplications of the whole product."""
+        size = prod(dim.size for at, dim in enumerate(self.dims) if at not in self.averaged)
+        return size * (self.dims[self.use.at].size if self.within_parents else self.use.unit_count)
+
+    def cut(self, tensors: Tensors) -> tuple[int, list[slice]]:
+        """Return the dim along which the block is cut, and the places of each part."""
+        at = tensors.cut(self.use.block, frozenset(self.use.rest) - self.averaged)
+        return at, ranges(tensors.piece, self.use.block, at, self.orders)
+
+    def add_to(
+        self, total: Float[Tensor, "parents n n"], sides: tuple[Tensors, Tensors], factors: Factors, scale: float = 1.0
+    ) -> Tensor:
+        """Add the product times ``scale`` to ``total`` and return it: in place, unless gradients flow."""
+        at, runs = self.cut(sides[0])
+        if not self.work:  # the block has no numbers
+            return total
+
+        def read(side: int, run: Places) -> Tensor:
+            return self._factor(sides, side, at, run, self.orders, factors)
+
+        if at in self.averaged:
+            # A is summed and B averaged over the dim before they are multiplied.
+            left, right = (sum((read(side, run) for run in runs), start=torch.zeros(())) for side in (0, 1))
+            return add_product(total, left, right / self.dims[at].size, scale)
+        if len(runs) == 1:
+            return add_product(total, read(0, runs[0]), read(1, runs[0]), scale)
+        each = total.shape[-1 if at in self.compared else 0] // self.dims[at].size
+        for run in runs:
+            left, own = read(0, run), slice(run.start * each, run.stop * each)
+            if at in self.compared:  # every range of A with every range of B
+                for other in runs:
+                    columns = slice(other.start * each, other.stop * each)
+                    add_product(total[:, own, columns], left, read(1, other), scale)
+            else:
+                add_product(total[own] if at in self.use.chain else total, left, read(1, run), scale)
+        return total
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether an order is a matrix."""
+        return any(order.is_floating_point() for order in self.orders.values())
+
+    def equals(self, other: Product) -> bool:
+        """Tell whether both are for the very same orders."""
+        same = all(order is other.orders.get(at) for at, order in self.orders.items())
+        return same and self.averaged == other.averaged
+
+    def changes_from(self, other: Product) -> list[Change] | None:
+        """List what differs from the product for other orders at this use; None if other groups are unknown."""
+        if self.averaged != other.averaged:
+            return None
+        return list(changes(self.use.block, other.orders, self.orders))
+
+    def work_of(self, changed: Iterable[Change]) -> float:
+        """Return the multiplications of `add_changes_to`."""
+        return sum(self.work * len(places) / self.dims[at].size for at, places, _, _ in changed)
+
+    def add_changes_to(
+        self,
+        total: Float[Tensor, "1 units units"],
+        changed: Iterable[Change],
+        sides: tuple[Tensors, Tensors],
+        factors: Factors,
+        scale: float,
+    ) -> None:
+        """Add the difference that changes of orders make to the product, from the places that changed alone."""
+        for at, places, before, after in changed:
+            for run in split_places(sides[0].piece, self.use.block, at, places):
+                left = self._factor(sides, 0, at, run, {}, factors)
+                new, old = (self._factor(sides, 1, at, run, orders, factors) for orders in (after, before))
+                add_product(total, left, new - old, scale)
+
+    def _factor(
+        self, sides: tuple[Tensors, Tensors], side: int, at: int, run: Places, orders: Orders, factors: Factors
+    ) -> Float[Tensor, "parents n rest"]:
+        """Read a part of A (0) as it stands, or of B (1) in order, arranged by unit; averaged dims have size 1."""
+        use = self.use
+        part = factors(ordered_part(sides[side], use.tensor, use.block, at, run, orders if side else {}), side)
+        if inner := tuple(i for i in self.averaged if i != at):
+            part = part.mean(inner, keepdim=True) if side else part.sum(inner, keepdim=True)
+        if at in self.averaged:  # B is divided once all ranges are there
+            part = part.sum(at, keepdim=True)
+        part = part.permute(*use.chain, *use.rest)
+        *parents, size = part.shape[: len(use.chain)]
+        return (
+            part.reshape(prod(parents), size, -1) if self.within_parents else part.reshape(1, prod(parents) * size, -1)
+        )
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return ``total + scale * a @ b^T``, in place unless gradients flow, without a second matrix of that size."""
+    if a.requires_grad or b.requires_grad or total.requires_grad:
+        return total + scale * (a @ b.mT)
+    if a.dtype == total.dtype:
+        return total.baddbmm_(a, b.mT, alpha=scale)
+    for start in range(0, a.shape[1], ROWS):
+        total[:, start : start + ROWS].add_(a[:, start : start + ROWS] @ b.mT, alpha=scale)
+    return total
+
+
+def unknown_dims(use: Use, elements: Mapping[str, Tensor | None]) -> frozenset[int]:
+    """Return the dims off the chain of groups whose order (or whose parents' order) is not known."""
+    if not use.others:
+        return frozenset()
+    dims = use.block.dims
+
+    def is_unknown(at: int) -> bool:
+        group = dims[at].group
+        return group is not None and (elements.get(group) is None or any(map(is_unknown, dims[at].ancestors)))
+
+    return frozenset(at for at in use.rest if is_unknown(at))
