@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from alignkit.jobs.network_files import open_networks
     from alignkit.jobs.repair import repair, reset_batchnorm
     from alignkit.jobs.solve import solve
+    from alignkit.jobs.solve_many import solve_many
     from alignkit.jobs.transport import transport
     from alignkit.matching.soft_alignment import SoftAlignment
     from alignkit.plugins.hookspecs import hookimpl
@@ -95,6 +96,7 @@ _HOMES = {
     "repair": "alignkit.jobs.repair",
     "reset_batchnorm": "alignkit.jobs.repair",
     "solve": "alignkit.jobs.solve",
+    "solve_many": "alignkit.jobs.solve_many",
     "trace": "alignkit.tracing",
     "transport": "alignkit.jobs.transport",
     "write_weights": "alignkit.checkpoints.weights",
@@ -153,6 +155,7 @@ __all__ = [
     "repair",
     "reset_batchnorm",
     "solve",
+    "solve_many",
     "trace",
     "transport",
     "write_weights",

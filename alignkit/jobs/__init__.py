@@ -23,6 +23,7 @@ from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
 from alignkit.jobs.network_files import NetworkFiles, read_spec
+from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.jobs.transport import Transported
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "Merged",
     "NetworkFiles",
     "Sameness",
+    "SolvedPair",
+    "SolvedPairs",
     "Statistics",
     "Transported",
     "check_same",

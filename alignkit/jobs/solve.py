@@ -266,6 +266,14 @@ def plain_options(solver: Solver[Any]) -> dict[str, Any]:
         raise SolverError(f"solver {solver.name!r} cannot be used, {reason}") from error
 
 
+def settings_of(stages: Sequence[Solver[Any]], seed: int) -> dict[str, Any]:
+    """Return names and options of one solver, or of the stages of a chain, with a seed, as plain values."""
+    every = [{**plain_options(stage), "seed": seed} for stage in stages]
+    if len(every) == 1:
+        return {"solver": stages[0].name, **every[0]}
+    return {f"{i} {stage.name}": options for i, (stage, options) in enumerate(zip(stages, every, strict=True), 1)}
+
+
 def account(
     problem: Problem,
     solver: str,
@@ -276,30 +284,33 @@ def account(
     detail: str,
 ) -> Solution:
     """Return the solution that an outcome amounts to: distances before and after, and the gain of every group."""
-    objective, alignment = problem.objective, outcome.alignment
-    before, after = objective.unaligned, objective.distances2(alignment)
+    objective, before = problem.objective, problem.objective.unaligned
+    start = sum(before.values()) if problem.init is None else objective.distance2(problem.init)
+    after = objective.distances2(outcome.alignment)
+    facts = {"options": {**options, "seed": problem.seed}, "history": history, "seconds": seconds, "detail": detail}
+    return accounted(outcome, before, after, objective_init=start, solver=solver, **facts)
+
+
+def accounted(outcome: Outcome, before: Mapping[str, float], after: Mapping[str, float], **facts: Any) -> Solution:
+    """Return the solution of an outcome, from the distances of each tensor; ``facts`` are further fields of it."""
+    alignment = outcome.alignment
     # The gain of every tensor is shared equally among the groups that act on it and moved.
-    gain, moved = dict.fromkeys(problem.graph.groups, 0.0), alignment.moved()
-    for name, node in problem.graph.tensors.items():
+    gain, moved = dict.fromkeys(alignment.graph.groups, 0.0), alignment.moved()
+    for name, node in alignment.graph.tensors.items():
         movers = [group for group in node.groups if moved[group]]
         for group in movers:
             gain[group] += (before[name] - after[name]) / len(movers)
     return Solution(
         alignment=alignment,
-        solver=solver,
-        options={**options, "seed": problem.seed},
         status=outcome.status,
         objective_before=sum(before.values()),
-        objective_init=sum(before.values()) if problem.init is None else objective.distance2(problem.init),
         objective_after=sum(after.values()),
         gain=gain,
         moved=moved,
-        history=history,
         stats=outcome.stats,
         notes=outcome.notes,
-        seconds=seconds,
         soft=outcome.soft,
-        detail=detail,
+        **facts,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +17,8 @@ from alignkit.errors import AlignmentError, BindError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
-from alignkit.jobs.solve import SolverLike, completed, solve
+from alignkit.jobs.solve import SolverLike
+from alignkit.jobs.solve_many import solve_many
 
 
 def cycle_error(alignments: Mapping[tuple[int, int], Alignment]) -> float:
@@ -84,8 +86,8 @@ def direct_pairs(
         graph: The graph that they share.
         models: Two or more modules, state dicts or checkpoint paths.
         solver: Solver of pairs.
-        seed: Seed of the solver.
-        arguments: Further arguments of `alignkit.solve`.
+        seed: Seed of the first pair; the next has one more.
+        arguments: Further arguments of `alignkit.solve_many`.
 
     Raises:
         AlignmentError: There are fewer than two models.
@@ -93,10 +95,11 @@ def direct_pairs(
     """
     started = perf_counter()
     weights = fitted_models(graph, models)
-    solutions = {
-        (i, j): completed(solve(Pair(graph, weights[i], weights[j]), solver=solver, seed=seed, **arguments))
-        for i, j in combinations(range(len(weights)), 2)
-    }
-    mean = sum(solution.objective_after for solution in solutions.values()) / len(solutions)
-    alignments = {pair: solution.alignment for pair, solution in solutions.items()}
+    numbers = list(combinations(range(len(weights)), 2))
+    pairs = [Pair(graph, weights[i], weights[j]) for i, j in numbers]
+    solved = solve_many(graph, pairs, solver=solver, seed=seed, **arguments)
+    if solved.interrupted:
+        raise KeyboardInterrupt
+    alignments = {pair: solution.alignment for pair, solution in zip(numbers, solved, strict=True)}
+    mean = fmean(solution.objective_after for solution in solved)
     return DirectPairs(alignments, mean, perf_counter() - started)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments, check_fields
@@ -66,6 +70,10 @@ class _SolutionValues(Content):
     soft: bool
     history: list[tuple[int, float, str]]
     stages: list[_SolutionValues]
+
+
+class _SolutionRow(_SolutionValues):
+    tensors: str
 
 
 class _SolutionContent(Content):
@@ -261,6 +269,27 @@ class Solution:
         check_same_graph(path, content.graph, graph)
         with FORMAT.rebuilding(path):
             return _from_values(content.solution, tensors, "", graph)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return everything as plain values, as JSON takes them, for a line of a file or for another process."""
+        data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in _to_tensors(self, "").items()})
+        return {**_to_values(self), "tensors": b64encode(data).decode()}
+
+    @classmethod
+    @check_arguments
+    def from_row(cls, values: Mapping[str, Any], graph: GraphStructure) -> Solution:
+        """Read what `to_row` wrote.
+
+        Raises:
+            WeightsError: It is not a solution.
+        """
+        with FORMAT.rebuilding("this row of a solution"):
+            content = _SolutionRow.model_validate_json(json.dumps(dict(values)))
+            try:
+                tensors = safetensors.torch.load(b64decode(content.tensors, validate=True))
+            except SafetensorError as error:
+                raise ValueError(f"its tensors cannot be read: {error}") from error
+            return _from_values(content, tensors, "", graph)
 
     def __repr__(self) -> str:
         distances = f"squared distance {self.objective_before:.6g} -> {self.objective_after:.6g}"

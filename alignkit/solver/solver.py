@@ -25,11 +25,15 @@ class Needs:
 
     def check(self, problem: Problem, solver: str) -> None:
         """Raise a `SolverError` that says what to pass when something is missing."""
-        if self.task and problem.task is None:
-            raise SolverError(f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss).")
+        self.check_task(problem.task is not None, solver)
         if self.modules and (problem.bound.module_a is None or problem.bound.module_b is None):
             bind = "bind modules instead of state dicts or files, graph.bind(model_a, model_b)"
             raise SolverError(f"solver {solver!r} runs both models: {bind}.")
+
+    def check_task(self, given: bool, solver: str) -> None:
+        """Raise a `SolverError` when there has to be a task and none is given."""
+        if self.task and not given:
+            raise SolverError(f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss).")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from alignkit.deepalign import aligner_file
 from alignkit.errors import AlignmentError, SpecError, WeightsError
 from alignkit.graph import serial
 from alignkit.graph.elements import alignment
-from alignkit.jobs import demo
-from alignkit.jobs.compare import comparison, rows_file
+from alignkit.jobs import demo, solve_many
+from alignkit.jobs.compare import comparison
+from alignkit.jobs.compare import job as comparison_job
 from alignkit.solver import solution
 from alignkit.tasks import interpolation
 from alignkit.training import records
@@ -34,7 +35,6 @@ MODULES = (
     solution,
     interpolation,
     comparison,
-    rows_file,
     demo,
     serial,
     aligner_file,
@@ -132,6 +132,6 @@ def test_nothing_is_left_of_a_document_that_cannot_be_written(tmp_path: Path) ->
 
 
 def test_every_format_has_a_name_of_its_own() -> None:
-    names = [module.FORMAT.name for module in MODULES]
+    names = [*(module.FORMAT.name for module in MODULES), comparison_job.ROWS.name, solve_many.ROWS.name]
     assert len(set(names)) == len(names)
     assert all(name.startswith("alignkit.") for name in names)

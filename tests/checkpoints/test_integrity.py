@@ -21,7 +21,8 @@ from alignkit.deepalign import load_aligner, save_aligner
 from alignkit.deepalign.dws.aligner import DwsAligner
 from alignkit.errors import AlignkitError
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
-from alignkit.jobs.compare.rows_file import RowFile
+from alignkit.jobs.compare.job import ROWS
+from alignkit.jobs.row_file import RowFile
 from alignkit.tasks.interpolation import Interpolation
 from alignkit.training.records import TrainingCheckpoint
 from alignkit.zoo.manifest import Manifest, NetworkRecord, SetShard, read_manifest, write_manifest
@@ -49,14 +50,18 @@ class Kind(NamedTuple):
     read: Callable[[Path], object]
 
 
+def row_file(path: Path) -> RowFile[ComparisonRow]:
+    return RowFile(path, ROWS, OF, ComparisonRow.from_dict)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [row.to_dict() for row in RowFile(path, OF).rows]
+    return [row.to_dict() for row in row_file(path).rows]
 
 
 def write_rows(path: Path) -> None:
-    file = RowFile(path, OF)
-    file.append(ROW)
-    file.append(ROW)
+    file = row_file(path)
+    file.append(ROW.to_dict())
+    file.append(ROW.to_dict())
 
 
 def seen(read: Solution) -> object:
@@ -237,4 +242,4 @@ def test_rows_of_wrong_types_are_refused(tmp_path: Path) -> None:
             new = changed(row, place, wrong)
             path.write_text("\n".join([*lines, json.dumps(new)]) + "\n")
             with contextlib.suppress(AlignkitError):
-                Comparison(tuple(RowFile(path, OF).rows)).explain()
+                Comparison(tuple(row_file(path).rows)).explain()

@@ -21,7 +21,9 @@ from alignkit.checkpoints.opening import MAX_TEXT, open_file, read_file
 from alignkit.deepalign.aligner_file import load_aligner, read_card
 from alignkit.errors import AlignkitError, WeightsError
 from alignkit.jobs import read_spec
-from alignkit.jobs.compare.rows_file import RowFile
+from alignkit.jobs.compare.comparison import ComparisonRow
+from alignkit.jobs.compare.job import ROWS
+from alignkit.jobs.row_file import RowFile
 from alignkit.models.building import read_config
 from alignkit.solvers.deepalign import DeepAlign
 from alignkit.training import read_metrics
@@ -77,7 +79,7 @@ READERS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "NetworkSet.open": ("", NetworkSet.open),
     "a configuration": (".json", lambda path: read_config(Path(path))),
     "read_metrics": (".csv", lambda path: read_metrics(Path(path))),
-    "rows to resume": (".jsonl", lambda path: RowFile(path, {"of": 1})),
+    "rows to resume": (".jsonl", lambda path: RowFile(path, ROWS, {"of": 1}, ComparisonRow.from_dict)),
     "a training checkpoint": ("/checkpoint.pt", lambda path: TrainingCheckpoint.load(Path(path).parent, {})),
 }
 

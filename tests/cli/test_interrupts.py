@@ -96,7 +96,7 @@ def test_canonicalize_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def pressed(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alignkit.jobs.canonicalize._Batch.match", pressed)
+    monkeypatch.setattr("alignkit.solvers.stacked_matching.StackedMatching.run", pressed)
     before = listing(folder)
     assert "Interrupted. Nothing was written." in run(*JOBS["canonicalize"][0], code=130)
     assert listing(folder) == before

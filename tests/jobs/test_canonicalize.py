@@ -8,7 +8,8 @@ from torch import Tensor
 
 from alignkit import Alignment, SymmetryGraph, solve
 from alignkit.errors import AlignmentError, BindError
-from alignkit.jobs.canonicalize import can_be_batched, canonicalize
+from alignkit.jobs.canonicalize import canonicalize
+from alignkit.solvers.stacked_matching import can_be_stacked
 from alignkit.testing.problems import independent_pair, mlp
 from helpers.small_pairs import SPECS, pair_of
 
@@ -51,7 +52,7 @@ def wide(name: str, count: int) -> tuple[SymmetryGraph, dict[str, Tensor], list[
 
 def check_against_one_by_one(graph, reference, networks) -> None:
     ordered = canonicalize(graph, networks, reference)
-    assert ordered.batched == can_be_batched(graph)
+    assert ordered.batched == can_be_stacked(graph)
     for i, network in enumerate(networks):
         alone = solve(graph, reference, network, solver="weight_matching")
         assert ordered.alignment(i) == alone.alignment
@@ -64,21 +65,21 @@ def check_against_one_by_one(graph, reference, networks) -> None:
 @pytest.mark.parametrize("name", WIDE)
 def test_a_batch_gives_what_each_network_gives_alone(name: str) -> None:
     graph, reference, networks = wide(name, 24)
-    assert can_be_batched(graph)
+    assert can_be_stacked(graph)
     check_against_one_by_one(graph, reference, networks)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_every_kind_of_graph_is_served(name: str) -> None:
     graph, reference, networks = networks_of(name, 5)
-    assert can_be_batched(graph) == (name in ("two layers", "flatten", "concatenation"))
+    assert can_be_stacked(graph) == (name in ("two layers", "flatten", "concatenation"))
     check_against_one_by_one(graph, reference, networks)
 
 
 def test_the_size_of_a_batch_is_irrelevant(monkeypatch) -> None:
     graph, reference, networks = wide("mlp", 12)
     whole = canonicalize(graph, networks, reference)
-    monkeypatch.setattr("alignkit.jobs.canonicalize.BATCH_ELEMENTS", 5 * sum(t.numel() for t in reference.values()))
+    monkeypatch.setattr("alignkit.jobs.canonicalize.STACK_ELEMENTS", 5 * sum(t.numel() for t in reference.values()))
     parts = canonicalize(graph, networks, reference)
     assert all(torch.equal(whole.elements[name], parts.elements[name]) for name in graph.groups)
     assert torch.equal(whole.after, parts.after)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor
 from os import PathLike
 from typing import Any, TypeAlias
 
 from alignkit.arguments import check_arguments
-from alignkit.errors import AlignkitError, ComparisonError, SolverError
+from alignkit.errors import ComparisonError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
-from alignkit.jobs.compare.job import ComparisonSetup, Evaluation, Job, run_job, run_job_from_bytes, setup_bytes
-from alignkit.jobs.compare.rows_file import RowFile, identity_of
+from alignkit.jobs.compare.job import (
+    ComparisonSetup,
+    Evaluation,
+    Job,
+    open_rows,
+    run_job,
+    run_job_from_bytes,
+    setup_bytes,
+)
+from alignkit.jobs.executors import ExecutorFailure, run_in
 from alignkit.jobs.solve import SolverLike, bound_pair, build_solvers
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Solver
 from alignkit.tasks.task import Task
-from alignkit.text import describe_error, did_you_mean
+from alignkit.text import did_you_mean
 
 Entry: TypeAlias = SolverLike | Sequence[SolverLike]
 """What ``solve(solver=...)`` takes: a name, a chain, a class, an instance, or a sequence of them."""
@@ -87,14 +95,14 @@ def compare(
     jobs = [Job(name, stages, seed) for name, stages in chains.items() for seed in seeds_of.get(name, seeds)]
     setup = ComparisonSetup(bound, task, evaluation, None if device is None else str(device))
     rows: dict[tuple[str, int], ComparisonRow] = {}
-    file = None if path is None else RowFile(path, identity_of(setup))
+    file = None if path is None else open_rows(path, setup)
     if file is not None:
         known = {job.key: job.settings for job in jobs}
         rows |= {row.key: row for row in file.rows if not row.failed and known.get(row.key) == dict(row.options)}
     for row in _run(setup, [job for job in jobs if job.key not in rows], executor):
         rows[row.key] = row
         if file is not None:
-            file.append(row)
+            file.append(row.to_dict())
         if report is not None:
             report(row)
     return Comparison(tuple(rows[job.key] for job in jobs), str(setup.where))
@@ -161,17 +169,6 @@ def _run(setup: ComparisonSetup, jobs: Sequence[Job], executor: Executor | None)
         for job in jobs:
             yield run_job(setup, job)
         return
-    packed = setup_bytes(setup, jobs)  # threads too: a model that two of them run at once would be changed under way
-    futures = {executor.submit(run_job_from_bytes, packed, index): job for index, job in enumerate(jobs)}
-    try:
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except AlignkitError:
-                raise
-            except Exception as error:  # the executor's own: a worker was killed, or a result could not be sent
-                reason = f"the executor failed: {describe_error(error)}"
-                yield futures[future].failed(reason)
-    finally:  # also on Ctrl-C: what has not begun does not begin
-        for future in futures:
-            future.cancel()
+    data = setup_bytes(setup, jobs)  # threads too: a model that two of them run at once would be changed under way
+    for job, row in run_in(executor, run_job_from_bytes, ((job, (data, i)) for i, job in enumerate(jobs))):
+        yield job.failed(row.reason) if isinstance(row, ExecutorFailure) else row

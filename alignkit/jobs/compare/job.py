@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import torch
 
 from alignkit.arguments import check_fields, usable_device
+from alignkit.checkpoints.documents import Format
 from alignkit.errors import ComparisonError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.jobs.average import average
 from alignkit.jobs.compare.comparison import ERROR, ComparisonRow
+from alignkit.jobs.executors import packed, unpacked
 from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.repair import repair
-from alignkit.jobs.solve import completed, solve
+from alignkit.jobs.row_file import RowFile, RowsHeader, digest_of, digest_of_task
+from alignkit.jobs.solve import completed, settings_of, solve
 from alignkit.solver import Solver
 from alignkit.tasks.interpolation import interpolate
 from alignkit.tasks.task import Task
@@ -83,11 +86,8 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options as plain values: of the solver, or of each stage of a chain."""
-        every = [{**stage.options.model_dump(mode="json"), "seed": self.seed} for stage in self.stages]
-        if len(every) == 1:
-            return {"solver": self.stages[0].name, **every[0]}
-        return {f"{i} {stage.name}": every[i - 1] for i, stage in enumerate(self.stages, 1)}
+        """The options as plain values; see `settings_of`."""
+        return settings_of(self.stages, self.seed)
 
     def failed(self, reason: str) -> ComparisonRow:
         """Make the row of a job that could not be run."""
@@ -131,11 +131,7 @@ def run_job(setup: ComparisonSetup, job: Job) -> ComparisonRow:
 
 
 def setup_bytes(setup: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
-    """Return a setup and its jobs as bytes, tensors by value: no file handles or shared memory that could run out.
-
-    Raises:
-        ComparisonError: Something cannot be pickled; the message names it.
-    """
+    """Return a setup and its jobs as bytes; `ComparisonError` if something cannot be pickled."""
     pair = setup.pair
     parts = {
         "the graph": pair.graph.to_json(),
@@ -147,24 +143,32 @@ def setup_bytes(setup: ComparisonSetup, jobs: Sequence[Job]) -> bytes:
         "the device": setup.device,
         "the solvers": tuple(jobs),
     }
-    try:
-        return pickle.dumps(parts, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:
-        guilty = []
-        for name, part in parts.items():
-            try:
-                pickle.dumps(part)
-            except Exception:
-                guilty.append(name)
-        raise ComparisonError(
-            f"{', '.join(guilty) or 'the comparison'} cannot be sent to the executor: {error}. Classes and functions "
-            "have to be defined at the top level of a module that the workers can import, not in a function or as a "
-            "lambda; or run without an executor."
-        ) from error
+    return packed(parts, ComparisonError)
 
 
-def run_job_from_bytes(packed: bytes, index: int) -> ComparisonRow:
+def run_job_from_bytes(data: bytes, index: int) -> ComparisonRow:
     """Run one job of `setup_bytes`; called in the worker."""
-    graph, (a, b), module_a, module_b, task, evaluation, device, jobs = pickle.loads(packed).values()
+    graph, (a, b), module_a, module_b, task, evaluation, device, jobs = unpacked(data)
     pair = Pair(SymmetryGraph.from_json(graph), a, b, module_a, module_b)
     return run_job(ComparisonSetup(pair, task, evaluation, device), jobs[index])
+
+
+# ---------------------------------------------------------------------- for the file of rows
+
+
+ROWS = Format("alignkit.comparison-rows", "file of rows", "compare(..., path=...)", ComparisonError, RowsHeader)
+
+
+def open_rows(path: str | PathLike[str], setup: ComparisonSetup) -> RowFile[ComparisonRow]:
+    """Open the file to which the rows of a comparison go; weights count in full. See `RowFile`."""
+    identity = {
+        "graph": setup.pair.graph.fingerprint,
+        "weights of A": digest_of(sorted(setup.pair.a.items())),
+        "weights of B": digest_of(sorted(setup.pair.b.items())),
+        "task": digest_of_task(setup.task),
+        "task for the test": digest_of_task(setup.test),
+        "points": setup.evaluation.points,
+        "repair": setup.evaluation.repair,
+        "device": str(setup.where),
+    }
+    return RowFile(path, ROWS, identity, ComparisonRow.from_dict)

@@ -1,0 +1,184 @@
+"""Batches of pairs that `alignkit.solve_many` solves together, here or in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import SolverError
+from alignkit.graph import Pair, SymmetryGraph
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.executors import packed, unpacked
+from alignkit.jobs.solve import accounted, plain_options, settings_of, solve
+from alignkit.jobs.solved_pairs import SolvedPair
+from alignkit.plugins.plugin_registry import registry as process_registry
+from alignkit.solver import Outcome, Problem, Solver, Status, Step
+from alignkit.solver.solution import Solution
+from alignkit.solvers.coordinate_ascent import TINY
+from alignkit.solvers.stacked_matching import STACK_ELEMENTS, StackedMatching, can_be_stacked, distances2, permuted
+from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.tasks.task import Task
+from alignkit.text import explain_error
+
+PairBatch: TypeAlias = list[tuple[int, Pair]]
+"""Pairs with their numbers."""
+STACKED = 64
+"""Maximum number of pairs in a stack: more are not faster, and Ctrl-C loses them."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairSetup:
+    """What all pairs share. Solvers work on ``device``; None is where a pair's tensors are."""
+
+    graph: SymmetryGraph
+    stages: tuple[Solver[Any], ...]
+    task: Task | None
+    device: str | None
+    seed: int
+
+    def settings(self, index: int) -> dict[str, Any]:
+        """Return the options with which a pair is solved, as plain values."""
+        return settings_of(self.stages, self.seed + index)
+
+    @property
+    def matching(self) -> WeightMatching | None:
+        """Weight matching, if that is all, in a form in which pairs can be stacked."""
+        stage = self.stages[0]
+        if len(self.stages) > 1 or type(stage) is not WeightMatching or not can_be_stacked(self.graph):
+            return None
+        options = stage.options
+        plain = options.start == "centre" and not options.restarts and options.products != "float32"
+        return stage if plain else None
+
+    def batches(self, pairs: Iterable[tuple[int, Pair]]) -> Iterator[PairBatch]:
+        """Put together pairs that can be stacked; others are batches of their own."""
+        most = 1 if self.matching is None else STACKED
+        batch: PairBatch = []
+        for index, pair in pairs:
+            size = 2 * sum(tensor.numel() for tensor in pair.a.values())
+            full = len(batch) >= most or (len(batch) + 1) * size > STACK_ELEMENTS
+            if batch and (full or _kind(batch[0][1]) != _kind(pair)):
+                yield batch
+                batch = []
+            batch.append((index, pair))
+        if batch:
+            yield batch
+
+    def to_bytes(self) -> bytes:
+        """Return everything as bytes; `SolverError` if something cannot be pickled."""
+        parts = {
+            "the graph": self.graph.to_json(),
+            "the solvers": self.stages,
+            "the task": self.task,
+            "the device": self.device,
+            "the seed": self.seed,
+        }
+        return packed(parts, SolverError)
+
+
+def solve_packed_batch(setup: bytes, batch: bytes) -> list[tuple[int, dict[str, Any] | None, str]]:
+    """Solve a batch in a worker; solutions are returned as rows."""
+    graph, *rest = unpacked(setup)
+    own = PairSetup(SymmetryGraph.from_json(graph), *rest)
+    pairs = [(index, Pair(own.graph, *parts)) for index, parts in unpacked(batch)]
+    solved = solve_batch(own, pairs)
+    return [(pair.index, None if pair.solution is None else pair.solution.to_row(), pair.reason) for pair in solved]
+
+
+def solve_batch(setup: PairSetup, batch: PairBatch) -> Iterator[SolvedPair]:
+    """Solve pairs: stacked where there are several, otherwise one after the other. Ctrl-C ends it."""
+    stacked = _solve_stack(setup, batch) if len(batch) > 1 else {}
+    for index, pair in batch:
+        yield SolvedPair(index, stacked[index]) if index in stacked else _solve_alone(setup, index, pair)
+
+
+def _solve_alone(setup: PairSetup, index: int, pair: Pair) -> SolvedPair:
+    try:
+        solution = solve(
+            pair,
+            solver=list(setup.stages),
+            task=setup.task,
+            device=setup.device,
+            seed=setup.seed + index,
+            throw=False,
+        )
+    except Exception as error:  # what the solver needs is missing, or the weights overflow
+        return SolvedPair(index, None, explain_error(error))
+    reason = f"{solution.status.value} {solution.detail}".rstrip()
+    if solution.status.failed:
+        return SolvedPair(index, None, reason)
+    return SolvedPair(index, solution, reason if solution.status is Status.INTERRUPTED else "")
+
+
+def _solve_stack(setup: PairSetup, batch: PairBatch) -> dict[int, Solution]:
+    """Solve a stack of pairs by weight matching, by their numbers.
+
+    Pairs of sizes that need care, and those that it would leave in a worse place than they were, are left out.
+    """
+    matching, graph, started = setup.matching, setup.graph, perf_counter()
+    assert matching is not None, "others come alone"
+    where = batch[0][1].device if setup.device is None else torch.device(setup.device)
+    a, b = (_stacked([getattr(pair, side) for _, pair in batch]) for side in ("a", "b"))
+    before, stack = distances2(a, b), StackedMatching(graph, a, b, where)
+    squares, unaligned = _total(stack.squares, len(batch)), _total(before, len(batch))
+    usable = torch.isfinite(squares + unaligned) & (squares > TINY)
+    if not usable.all():
+        rest = [numbered for numbered, good in zip(batch, usable.tolist(), strict=True) if good]
+        return _solve_stack(setup, rest) if rest else {}
+    run = stack.run(matching.options.rtol, matching.options.max_steps)
+    after = distances2(a, permuted(graph, b, run.elements))
+    aligned = _total(after, len(batch))
+    seconds = (perf_counter() - started) / len(batch)
+    solutions: dict[int, Solution] = {}
+    for at, (index, pair) in enumerate(batch):
+        if aligned[at] > unaligned[at]:
+            continue
+        alignment = Alignment(graph, {name: element[at] for name, element in run.elements.items()})
+        sweeps = [float(distance[at]) for distance, swept in zip(run.distances, run.swept, strict=True) if swept[at]]
+        outcome = Outcome(
+            alignment,
+            Status.OK if run.converged[at] else Status.MAX_STEPS,
+            {"runs": 1.0, "sweeps": float(len(sweeps))},
+        )
+        solution = solutions[index] = accounted(
+            outcome,
+            *(
+                {name: float(sums[name][at]) if name in sums else 0.0 for name in graph.tensors}
+                for sums in (before, after)
+            ),
+            objective_init=float(unaligned[at]),
+            solver=matching.name,
+            options={**plain_options(matching), "seed": setup.seed + index},
+            history=tuple(Step(number, distance) for number, distance in enumerate(sweeps, 1)),
+            seconds=seconds,
+        )
+        _notify(Problem(pair, None, setup.task, where, seed=setup.seed + index), matching, solution)
+    return solutions
+
+
+def _stacked(sides: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([side[name] for side in sides]) for name in sides[0]}
+
+
+def _total(sums: Mapping[str, Tensor], count: int) -> Tensor:
+    """Add up the sums of all tensors, for each of some pairs."""
+    return sum(sums.values(), start=torch.zeros(count, dtype=torch.float64))
+
+
+def _kind(pair: Pair) -> list[tuple[torch.dtype, torch.device]]:
+    """Return what has to be the same in pairs that are stacked."""
+    return [(tensor.dtype, tensor.device) for side in (pair.a, pair.b) for tensor in side.values()]
+
+
+def _notify(problem: Problem, solver: Solver[Any], solution: Solution) -> None:
+    """Tell observers of a solve what they would have seen of it."""
+    registry = process_registry()
+    registry.notify("alignkit_solve_started", problem=problem, solver=solver)
+    for step in solution.history:
+        registry.notify("alignkit_solve_step", problem=problem, solver=solver, step=step)
+    registry.notify("alignkit_solve_finished", problem=problem, solver=solver, solution=solution)
