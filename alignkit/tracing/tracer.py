@@ -85,7 +85,7 @@ def build_graph(
     movable = _movable_tensors(model, run)
     tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
     constant = parameters.constant_buffers(model, run)
-    traced, labels, interpreter = _interpret(model, run.results, table, steps, tensors, constant)
+    traced, labels, interpreter = interpret(model, run.results, table, steps, tensors, constant)
     names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
     orbits = traced.symmetry.orbits
     parents = {group: orbits[group].parent for group in names}
@@ -111,7 +111,7 @@ def build_graph(
     return SymmetryGraph.from_spec(spec, model, sizes=sizes, provenance=provenance)
 
 
-def _interpret(
+def interpret(
     model: nn.Module,
     results: Sequence[TensorRef],
     table: RuleTable,

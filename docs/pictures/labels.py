@@ -9,13 +9,11 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from alignkit.tracing import RuleTable
-from alignkit.tracing.interpreter import Interpreter, live_steps
-from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.parameters import ParameterUse, first_labels, parameter_uses
-from alignkit.tracing.reading.traced_layouts import read_layouts
+from alignkit.tracing.interpreter import live_steps
 from alignkit.tracing.recording.run import record
 from alignkit.tracing.rules.built_in import BUILT_IN
 from alignkit.tracing.solving.orbits import Symmetry
+from alignkit.tracing.tracer import interpret
 
 SHOWN = (("0.weight", 0), ("0.bias", 0), ("3.weight", 1), ("3.weight", 0), ("3.bias", 0))
 TITLES = ("conv.weight, rows", "conv.bias", "linear.weight, columns", "linear.weight, rows", "linear.bias")
@@ -31,17 +29,7 @@ def draw() -> plt.Figure:
     model = network()
     run = record(model, (torch.zeros(1, 1, 2, 2),), {})
     steps = live_steps(run.steps, run.results)
-    constraints = Constraints()
-    interpreter = Interpreter(RuleTable(BUILT_IN), constraints)
-    uses = parameter_uses(steps, run.state)
-    labels = {
-        n: first_labels(constraints, r.shape, uses.get(r.storage, ParameterUse()), contextual=True)
-        for n, r in run.state.items()
-    }
-    for name, ref in run.state.items():
-        interpreter.set_labels(ref, labels[name])
-    interpreter.run(steps, run.results)
-    traced = read_layouts(constraints, labels)
+    traced, labels, _ = interpret(model, run.results, RuleTable(BUILT_IN), steps, run.state, {})
     figure, rows = plt.subplots(len(SHOWN), 1, figsize=(7.5, 4.2), layout="constrained")
     for row, (name, dim), title in zip(rows, SHOWN, TITLES, strict=True):
         block = labels[name].owner[dim]
