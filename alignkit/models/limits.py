@@ -34,7 +34,7 @@ SIZES = re.compile(
     r"|^(d_model|depths?|layers_per_block|(en|de)coder_(layers|attention_heads))$"
 )
 """Fields that are always whole numbers of 0 or more."""
-SENTINELS = re.compile(r"chunk|window|num_images|drop_|use_|_n_(blocks|layers)$")
+SENTINELS = re.compile(r"chunk|window|^fixed_|num_images|drop_|use_|_n_(blocks|layers)$")
 """Fields of such names that hold -1 for "none", or say whether."""
 ESSENTIAL = re.compile(
     r"^((num|n)_(hidden_)?(layers?|heads?|attention_heads)|(hidden|vocab)_size|embed_dim|n_embd|d_model|depths?)$"

@@ -13,6 +13,7 @@ from alignkit import Alignment, open_networks, read_weights
 from alignkit.checkpoints import open_checkpoint
 from helpers.command_line import run
 from helpers.family_folders import FAMILIES, REARRANGED, RENAMED, load_like, save_family
+from helpers.hostile_configurations import unet
 
 pytestmark = pytest.mark.models("transformers")
 
@@ -33,7 +34,7 @@ def answer(model: Any) -> Tensor:
     return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
-def save_twin(family: str, folder: Path, name: str, seed: int = 5) -> None:
+def save_twin(folder: Path, name: str, seed: int = 5) -> None:
     """Save the same network with its units in another order."""
     files = open_networks(folder)
     files.write(folder.parent / name, Alignment.random(files.graph, seed).apply(files.weights[0]), like=0)
@@ -42,7 +43,7 @@ def save_twin(family: str, folder: Path, name: str, seed: int = 5) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_merge_of_twins_is_the_network(family: str, here: Path) -> None:
     model = save_family(family, here / "a")
-    save_twin(family, here / "a", "b")
+    save_twin(here / "a", "b")
     assert torch.allclose(answer(load_like(model, here / "b")), answer(model), rtol=1e-6, atol=1e-6)
     said = run("merge", "a", "b", "-o", "m")
     assert "Function check of a, b: 3 random reorderings" in said
@@ -67,7 +68,7 @@ def test_a_merge_computes_what_the_average_in_memory_does(family: str, here: Pat
 @pytest.mark.parametrize("family", [*RENAMED[:2], *REARRANGED])
 def test_every_job_takes_folders_with_other_names(family: str, here: Path) -> None:
     model = save_family(family, here / "a")
-    save_twin(family, here / "a", "b")
+    save_twin(here / "a", "b")
     tuned = save_family(family, here / "tuned", seed=2)
     assert "Passed with its own weights" in run("check", "a")
     assert "Passed: b computes what a does" in run("check", "a", "--against", "b")
@@ -99,6 +100,36 @@ def test_memory_is_refused_for_tensors_in_other_pieces(family: str, here: Path) 
     assert "in other pieces than the model holds" in said
     assert "leave the limit of memory out" in said
     assert not (here / "m").exists()
+
+
+@pytest.mark.models("timm")
+def test_folders_of_timm(here: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        save_for_hf(timm.create_model("resnet10t"), name, safe_serialization=True)
+    run("merge", "a", "b", "-o", "m", "--no-align")
+    loaded = timm.create_model(f"local-dir:{here / 'm'}", pretrained=True)
+    a, b = read_weights("a"), read_weights("b")
+    assert all(torch.allclose(t, (a[n] + b[n]) / 2) for n, t in loaded.named_parameters())
+    assert sorted(path.name for path in Path("m").iterdir()) == sorted(path.name for path in Path("a").iterdir())
+
+
+@pytest.mark.models("diffusers")
+def test_folders_of_diffusers(here: Path) -> None:
+    import diffusers
+
+    config = {name: value for name, value in unet().items() if not name.startswith("_")}
+    model = diffusers.UNet2DModel(**config).eval()
+    model.save_pretrained("a")
+    save_twin(here / "a", "b")
+    run("merge", "a", "b", "-o", "m")
+    loaded = diffusers.UNet2DModel.from_pretrained("m").eval()
+    image = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(loaded(image, 1).sample, model(image, 1).sample, rtol=1e-4, atol=1e-5)
 
 
 def test_experts_of_several_dtypes_are_refused(here: Path) -> None:

@@ -63,6 +63,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": (16, 16), "axial_pos_shape": (4, 4)},
 }
@@ -91,8 +92,8 @@ def class_names() -> dict[str, str]:
     return dict(sorted(chosen.items()))
 
 
-def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a tiny model of a type in eval mode, and inputs on which it runs.
+def build(kind: str, name: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a tiny model of a type, of the class `name` if it is given, in eval mode, and inputs on which it runs.
 
     Raises:
         RuntimeError: No variant of the configuration builds and runs; the message has the first and the last failure.
@@ -100,7 +101,7 @@ def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     import transformers
     from transformers import CONFIG_MAPPING
 
-    model_class = getattr(transformers, class_names()[kind])
+    model_class = getattr(transformers, name or class_names()[kind])
     failures: list[str] = []
     for variant in VARIANTS:
         try:

@@ -20,7 +20,7 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ import zoo_models
 from judge import Result, judge, said
 from zoo_table import write_table
 
+Judge = Callable[[str, str], Result]
+"""What makes a row of a source and a name."""
 WAIT = 8
 """A model that shares the processor may take this many times its limit."""
 FORK = multiprocessing.get_context("fork")
@@ -70,7 +72,9 @@ def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["source"], row["name"]): row for row in rows}
 
 
-def run(todo: list[tuple[str, str]], jobs: int, limit: float, memory: float) -> Iterator[dict[str, Any]]:
+def run(
+    todo: list[tuple[str, str]], jobs: int, limit: float, memory: float, judge: Judge = judge
+) -> Iterator[dict[str, Any]]:
     """Yield the row of each model as it is done: `jobs` at a time, each for `limit` seconds of processor time."""
     waiting = list(reversed(todo))
     running: dict[Connection, tuple[Any, tuple[str, str], float]] = {}
@@ -78,7 +82,7 @@ def run(todo: list[tuple[str, str]], jobs: int, limit: float, memory: float) -> 
         while waiting and len(running) < jobs:
             key = waiting.pop()
             ours, theirs = FORK.Pipe(duplex=False)
-            process = FORK.Process(target=_work, args=(theirs, *key, limit, memory), daemon=True)
+            process = FORK.Process(target=_work, args=(theirs, *key, limit, memory, judge), daemon=True)
             process.start()
             theirs.close()
             running[ours] = (process, key, time.monotonic())
@@ -107,7 +111,7 @@ def _received(connection: Connection, process: Any, key: tuple[str, str]) -> dic
     return row
 
 
-def _work(connection: Connection, source: str, name: str, limit: float, memory: float) -> None:
+def _work(connection: Connection, source: str, name: str, limit: float, memory: float, judge: Judge) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit),) * 2)
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30),) * 2)
     try:

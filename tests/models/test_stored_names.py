@@ -75,6 +75,20 @@ def test_weights_of_a_backbone_for_a_model_with_a_head(family: str, headed: str,
     assert all(torch.equal(tensor, own[name.removeprefix(f"{headed}.")]) for name, tensor in checkpoint.items())
 
 
+@pytest.mark.parametrize(
+    ("family", "backbone"), [("vit", "ViTModel"), ("gpt_neox", "GPTNeoXModel"), ("mixtral", "MixtralModel")]
+)
+def test_weights_of_a_model_with_a_head_for_its_backbone(family: str, backbone: str, tmp_path: Path) -> None:
+    model = save_family(family, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "architectures": [backbone]}))
+    checkpoint = held(tmp_path / "a")
+    own = {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in model.state_dict().items()}
+    heads = {"classifier.weight", "classifier.bias", "lm_head.weight", "embed_out.weight"}
+    assert checkpoint.keys() - heads == own.keys() - heads - {name for name in own if name.startswith("pooler")}
+    assert all(torch.equal(checkpoint[name], own[name]) for name in checkpoint if name not in heads)
+
+
 @pytest.mark.parametrize("family", ["vit", "mixtral", "gpt2"])
 def test_tensors_that_no_model_reads_keep_their_names(family: str, tmp_path: Path) -> None:
     model = save_family(family, tmp_path / "a")
