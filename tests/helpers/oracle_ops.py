@@ -117,6 +117,26 @@ def shuffled(blocks: int) -> Callable[[Tensor], Tensor]:
     return lambda x: x.unflatten(-1, (blocks, -1)).transpose(-1, -2).flatten(-2)
 
 
+def turned_pairs(x: Tensor) -> Tensor:
+    """Multiply pairs of units, as complex numbers, by a number for each pair."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    angles = torch.ones_like(pairs.real[:1]).cumsum(-1)
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+
+def _places(x: Tensor) -> Tensor:
+    """An index of tokens that has one of them twice."""
+    return torch.arange(x.shape[1]).clamp(min=1)
+
+
+WRITES: Sequence[Callable[[Tensor], Tensor]] = (
+    lambda x: x.index_add(1, _places(x), 2 * x),
+    lambda x: x + x.scatter_reduce(1, _places(x).reshape(1, -1, *[1] * (x.ndim - 2)).expand_as(x), x.tanh(), "amax"),
+    lambda x: x.masked_scatter((_places(x) == 1).reshape(-1, *[1] * (x.ndim - 2)), 2 * x),
+    lambda x: x.index_put((torch.tensor(0), _places(x)), x[0].flip(0)),
+)
+"""Writes to tokens at given positions."""
+
 FUNCTIONS: dict[str, Callable[[tuple[int, ...]], Callable[..., Tensor]]] = {
     "activation": lambda s: (F.gelu, torch.tanh, F.softplus, F.silu)[s[0] % 4],
     "softmax": lambda s: lambda x: 3 * x.softmax(-1),
@@ -125,6 +145,10 @@ FUNCTIONS: dict[str, Callable[[tuple[int, ...]], Callable[..., Tensor]]] = {
     "concatenate": lambda s: lambda *values: torch.cat(values, -1),
     "half": lambda s: lambda x: x.chunk(2, -1)[s[0]],
     "shuffle": lambda s: shuffled(s[0]),
+    "by position": lambda s: WRITES[s[0]],
+    "fourier": lambda s: lambda x: torch.fft.fft(x, dim=s[0]).real,
+    "sorted": lambda s: lambda x: torch.sort(x, -1).values if s[0] else x.max(-1, keepdim=True).values + x,
+    "turned pairs": lambda s: turned_pairs,
     "attention core": lambda s: attend(s[0], bool(s[1])),
 }
 
@@ -177,6 +201,33 @@ class Blocks(nn.Module):
         else:
             x = self.grouped(x.flatten(1, -2).mT).mT.reshape(*x.shape[:-1], -1)
         return x.permute(0, 3, 1, 2) if self.images else x
+
+
+class Distances(nn.Module):
+    """Distances to prototypes."""
+
+    def __init__(self, width: int, out: int, images: bool) -> None:
+        super().__init__()
+        self.points, self.images = nn.Parameter(torch.randn(out, width)), images
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Measure each token or place."""
+        y = torch.cdist(x.flatten(2).mT if self.images else x, self.points[None])
+        return y.mT.reshape(1, -1, *x.shape[2:]) if self.images else y
+
+
+class Bilinear(nn.Bilinear):
+    """A bilinear form of two values for each unit."""
+
+    def __init__(self, left: int, right: int, out: int, images: bool) -> None:
+        super().__init__(left, right, out)
+        self.images = images
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Combine each token or place."""
+        if not self.images:
+            return super().forward(x, y)
+        return super().forward(x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -291,6 +342,22 @@ OPS: dict[str, Kind] = {
     "concatenate": _plain("concatenate", lambda o, w: sum(w)),
     "half": _plain("half", lambda o, w: w[0] // 2),
     "shuffle": _plain("shuffle", _first),
+    "by position": _plain("by position", _first),
+    "fourier": _plain("fourier", _first),
+    "sorted": _plain("sorted", _first),
+    "turned pairs": _plain("turned pairs", _first),
+    "distances": Kind(
+        lambda o, w: o.sizes[0],
+        lambda o, w, i: Distances(w[0], o.sizes[0], i),
+        _linear_outcomes,
+        lambda o: math.factorial(o.sizes[0]),
+    ),
+    "bilinear": Kind(
+        lambda o, w: o.sizes[0],
+        lambda o, w, i: Bilinear(w[0], w[1], o.sizes[0], i),
+        _linear_outcomes,
+        lambda o: math.factorial(o.sizes[0]),
+    ),
     "norm": Kind(_first, lambda o, w, i: Affine(w[0], o.sizes[0], i), _kept),
     "batch norm": Kind(_first, _batch_norm, _kept),
     "group norm": Kind(

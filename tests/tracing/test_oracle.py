@@ -32,11 +32,28 @@ def operations(draw: st.DrawFn, recipe: Recipe, images: bool) -> Op | None:
     widths = widths_of(recipe)
     kinds = ["linear", "linear", "activation", "norm", "batch norm", "group norm", "depthwise", "add", "add", "gate"]
     kinds += ["concatenate", "half", "shuffle", "blocks", "blocks", "attention", "attention", "softmax"]
+    kinds += ["by position", "by position", "fourier", "sorted", "turned pairs", "distances", "bilinear"]
     kind = draw(st.sampled_from(kinds if images else [*kinds, "recurrent", "mixer"]))
     read = draw(st.integers(max(0, len(widths) - 3), len(widths) - 1))
     width = widths[read]
     if kind == "linear":
         return Op(kind, (read,), (draw(st.sampled_from([2, 3, 4])),))
+    if kind == "distances":
+        return Op(kind, (read,), (draw(st.integers(2, 3)),))
+    if kind in ("by position", "fourier", "sorted"):
+        return Op(
+            kind,
+            (read,),
+            (
+                draw(st.integers(0, 3))
+                if kind == "by position"
+                else draw(st.sampled_from([0, 1])) + (kind == "fourier"),
+            ),
+        )
+    if kind == "turned pairs":
+        return None if width % 2 else Op(kind, (read,))
+    if kind == "bilinear":
+        return Op(kind, (read, draw(st.integers(0, len(widths) - 1))), (draw(st.integers(1, 3)),))
     if kind in ("add", "gate", "concatenate"):
         others = [i for i in range(1, len(widths)) if i != read and (widths[i] == width or kind == "concatenate")]
         unrelated = [i for i in others if not _same_source(recipe, i, read)]
