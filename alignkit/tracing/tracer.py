@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -14,7 +15,7 @@ from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.text import dtype_name
 from alignkit.tracing.interpreter import Interpreter, live_steps
-from alignkit.tracing.labels import parameters
+from alignkit.tracing.labels import buffers, parameters
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.reads import fix_single_rows, positions_of
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
@@ -25,9 +26,6 @@ from alignkit.tracing.reading.traced_layouts import TracedLayouts, read_layouts
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.recording.run import RecordedRun, record
 from alignkit.tracing.rules.table import RuleTable
-
-_RUNNING_STATISTICS = ("running_mean", "running_var")
-"""Buffers that belong to units, as weights do. All other buffers are constants."""
 
 
 @check_arguments
@@ -84,7 +82,7 @@ def build_graph(
     read = {ref.storage for step in steps for ref in step.inputs}
     movable = _movable_tensors(model, run)
     tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
-    constant = parameters.constant_buffers(model, run)
+    constant = buffers.constant_buffers(model, run)
     traced, labels, interpreter = interpret(model, run.results, table, steps, tensors, constant)
     names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
     orbits = traced.symmetry.orbits
@@ -119,12 +117,17 @@ def interpret(
     tensors: Mapping[str, TensorRef],
     constant: Mapping[str, TensorRef],
 ) -> tuple[TracedLayouts, dict[str, Labels], Interpreter]:
-    """Run the rules until the layouts of all tensors can be written; return these, the first labels and what ran."""
+    """Run the rules until the layouts of all tensors can be written; return these, the first labels and what ran.
+
+    Where the notation loses units of tensors whose axes depend on each other, such as those of a square matrix between
+    the units of one group, these tensors are labelled without, and what has more symmetries is returned.
+    """
     uses = parameters.parameter_uses(steps, tensors)
     # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
     plain = {name for pair in parameters.state_weights(model, tensors) for name in pair}
     recurrent = {name for name, _ in parameters.state_weights(model, tensors)}
     weights = {ref.storage for name, ref in tensors.items() if name not in recurrent}
+    readings: list[tuple[TracedLayouts, dict[str, Labels], Interpreter]] = []
     while True:
         constraints = Constraints()
         interpreter = Interpreter(table, constraints, weights)
@@ -135,6 +138,7 @@ def interpret(
             interpreter.set_labels(ref, labels[name])
         for ref in constant.values():
             interpreter.set_labels(ref, Labels.constant(ref.shape))
+        buffers.fix_tables(constraints, model, labels)
         parameters.close_states(constraints, model, labels)
         interpreter.run(steps, results)
         aside = {name: positions_of(x, interpreter.unread) for name, x in labels.items()}
@@ -146,9 +150,23 @@ def interpret(
         for name, x in labels.items():
             fix_single_rows(constraints, x, aside[name])
         traced = read_layouts(constraints, labels)
-        if not traced.varying:
-            return traced, labels, interpreter
         plain |= set(traced.varying)
+        if traced.varying:
+            continue
+        readings.append((traced, labels, interpreter))
+        lost = _lost_contexts(traced, labels)
+        if not lost or len(readings) > 1:
+            return max(readings, key=lambda reading: reading[0].symmetry.log_order)
+        plain |= lost
+
+
+def _lost_contexts(traced: TracedLayouts, labels: Mapping[str, Labels]) -> set[str]:
+    """Return tensors with axes that depend on each other, of whose classes some have no notation."""
+    given_up = np.zeros(traced.closed.count, bool)
+    for members in traced.given_up:
+        given_up[members] = True
+    nested = ((name, block) for name, x in labels.items() for block in x.blocks if block.context)
+    return {name for name, block in nested if given_up[traced.closed.classes[block.atoms]].any()}
 
 
 def _list_positions(labels: Mapping[str, Labels], atoms: IntArray) -> tuple[AxisPositions, ...]:
@@ -161,9 +179,9 @@ def _list_positions(labels: Mapping[str, Labels], atoms: IntArray) -> tuple[Axis
 
 
 def _movable_tensors(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:
-    """Return parameters and running statistics in the order of the state dict, tied ones under their first name."""
+    """Return parameters, and buffers that move, in the order of the state dict, tied ones under their first name."""
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    names += [name for name, _ in model.named_buffers() if name.rpartition(".")[2] in _RUNNING_STATISTICS]
+    names += buffers.movable_buffers(model, run)
     position = {name: i for i, name in enumerate(model.state_dict(keep_vars=True))}
     first_name: dict[tuple[int, ...], str] = {}
     for name in sorted(names, key=lambda n: position.get(n, len(position))):

@@ -135,7 +135,7 @@ def test_columns_of_bags_of_embeddings_are_units(name: str) -> None:
     keeps_function(model, graph, *examples)
 
 
-def test_columns_of_weighted_bags_are_units() -> None:
+def test_columns_of_weighted_bags_and_of_bounded_tables_are_units() -> None:
     def run(net: Parts, ids: Tensor) -> Tensor:
         weights = net.weigh(net.short(ids)).squeeze(-1)
         return net.leave(net.bag(ids, per_sample_weights=weights).relu())
@@ -143,7 +143,7 @@ def test_columns_of_weighted_bags_are_units() -> None:
     torch.manual_seed(0)
     model = Parts(
         run,
-        short=nn.Embedding(9, 4),
+        short=nn.Embedding(9, 4, max_norm=0.5),
         weigh=nn.Linear(4, 1),
         bag=nn.EmbeddingBag(9, 5, mode="sum"),
         leave=nn.Linear(5, 2),

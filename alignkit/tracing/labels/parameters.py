@@ -1,4 +1,4 @@
-"""First labels: which axes of which parameters may move, and which buffers are constant, before anything is known.
+"""First labels: which axes of which parameters may move, before anything is known.
 
 Recurrent layers return the state that they take. A run of a single time step does not show it, because there the
 weights of the state multiply the zeros it starts from.
@@ -11,13 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
-from alignkit.tracing.recording.run import RecordedRun
 
 _CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution"}
 _PASSES_ON = {"add", "sub", "mul", "div", "native_batch_norm", "clone", "_to_copy", "detach", "alias", "view",
@@ -90,21 +88,6 @@ def first_labels(c: Constraints, shape: tuple[int, ...], use: ParameterUse, *, c
             c.adopt_rows(atoms, (0,), blocks[0].atoms)
         blocks.append(LabelBlock((d,), (first,) if nested else (), atoms))
     return Labels.of(shape, (), blocks)
-
-
-def constant_buffers(model: nn.Module, run: RecordedRun) -> dict[str, TensorRef]:
-    """Return by name the buffers of one known value everywhere, which neither a state dict nor the run can change."""
-    saved = set(model.state_dict(keep_vars=True))
-    changeable = {ref.storage for step in run.steps for ref in step.written}
-    changeable |= {ref.storage for name, ref in run.state.items() if name in saved or name in run.replaced}
-    constant: dict[str, TensorRef] = {}
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        if name not in run.state or run.state[name].storage in changeable:
-            continue
-        has_values = buffer.device.type != "meta" and buffer.layout == torch.strided and buffer.numel() > 1
-        if has_values and bool((buffer == buffer.flatten()[0]).all()):
-            constant[name] = run.state[name]
-    return constant
 
 
 def state_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:

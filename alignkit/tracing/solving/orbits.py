@@ -18,6 +18,7 @@ orbits:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +57,12 @@ class Symmetry:
     orbit_of: IntArray
     index_of: IntArray
     undecided: list[tuple[IntArray, IntArray]]
+
+    @property
+    def log_order(self) -> float:
+        """The logarithm of the number of symmetries."""
+        groups = [orbit for orbit in self.orbits.values() if orbit.group]
+        return sum(len(orbit.members) // orbit.size * math.lgamma(orbit.size + 1) for orbit in groups)
 
 
 def refine(closed: Closed, extra: HashArray) -> HashArray:
