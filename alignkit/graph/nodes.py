@@ -133,6 +133,7 @@ class Provenance:
             have to in every model of the graph: see `alignkit.graph.hidden_state`.
         single_step: Positions of weights that it multiplied with nothing but constants, such as a state of zeros. They
             and what these products wrote stay where they are.
+        outputs: Names of the outputs that count, where `trace` was told; the order of others may change.
         inputs: What the traced run was called with; empty where that is not known, or was more than tensors.
     """
 
@@ -144,4 +145,5 @@ class Provenance:
     unread: tuple[AxisPositions, ...] = ()
     single_step: tuple[AxisPositions, ...] = ()
     constant: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     inputs: tuple[TracedInput, ...] = ()

@@ -5,7 +5,6 @@ It takes weights as they stand. `alignkit.merge` aligns first.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, TypeVar, overload
@@ -21,6 +20,7 @@ from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import StateDict, Weights, weights_of
 from alignkit.graph.hidden_state import check_hidden_state
+from alignkit.graph.module_copy import copy_module
 from alignkit.jobs.running_statistics import is_statistic
 from alignkit.text import dtype_name, plural
 
@@ -105,7 +105,7 @@ def _common_value(name: str, tensors: Sequence[Tensor]) -> Tensor:
 
 def with_tensors(module: ModuleT, tensors: Mapping[str, Tensor]) -> ModuleT:
     """Return a deep copy of a module with new values for its parameters and buffers."""
-    copied = copy.deepcopy(module)
+    copied = copy_module(module)
     own = copied.state_dict(keep_vars=True)
     with torch.no_grad():
         for name in own.keys() & tensors.keys():

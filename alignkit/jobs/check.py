@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,13 @@ class Checked:
 
 @check_arguments
 def check(
-    model: nn.Module, *args: Any, graph: SymmetryGraph | None = None, draws: int = 3, seed: int = 0, **kwargs: Any
+    model: nn.Module,
+    *args: Any,
+    graph: SymmetryGraph | None = None,
+    draws: int = 3,
+    seed: int = 0,
+    outputs: str | Sequence[str] = (),
+    **kwargs: Any,
 ) -> Checked:
     """Prove on a model that reordering its units leaves its function as it is.
 
@@ -78,13 +84,14 @@ def check(
         graph: The graph to prove. None: what `alignkit.trace` finds.
         draws: Number of random symmetries.
         seed: Seed of the symmetries and of the noise.
+        outputs: Names of the outputs that count, see `alignkit.trace`; those of the graph where there is one.
         **kwargs: Example inputs by name.
 
     Raises:
         VerificationError: The function changes; the message names the groups.
         TraceError: The model cannot be traced.
     """
-    checked = trace(model, *args, **kwargs) if graph is None else graph
+    checked = trace(model, *args, outputs=outputs, **kwargs) if graph is None else graph
     kinds = {"perturbed weights": perturbed(model, seed), "its own weights": model}
     proofs = {kind: verify(checked, one, *args, draws=draws, seed=seed, **kwargs) for kind, one in kinds.items()}
     return Checked(checked, proofs)
@@ -152,4 +159,6 @@ def check_same(
         VerificationError: The outputs cannot be compared.
         BindError: A network does not fit the graph.
     """
-    return Sameness(same_function(a, b, *args, **kwargs), distance(graph, a, b), names)
+    return Sameness(
+        same_function(a, b, *args, outputs=graph.provenance.outputs, **kwargs), distance(graph, a, b), names
+    )

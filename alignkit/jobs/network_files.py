@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from alignkit.checkpoints.writer import check_place
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, TraceError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
+from alignkit.graph.module_copy import copy_module
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
 from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_architecture, refuse_lost
 from alignkit.models import Example, conversion_of, load_model
@@ -90,7 +90,7 @@ class NetworkFiles:
         example = self.own_example(index)
         if example is None:
             raise UsageError("this runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
-        module, weights = copy.deepcopy(example[0]), self.weights[index]
+        module, weights = copy_module(example[0]), self.weights[index]
         own = module.state_dict()
         names = first_names(own)
         fit = Fit({name: tuple(own[name].shape) for name in names.values()}, names, "the model")

@@ -90,7 +90,7 @@ class Interpreter:
         """Fix all that the tensors of a storage hold and held."""
         self.constraints.fix_labels(*self._written[storage], *(self._labels[key] for key in self._aliases[storage]))
 
-    def run(self, steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> None:
+    def run(self, steps: Iterable[OpRecord], results: Iterable[tuple[str, TensorRef]]) -> None:
         """Interpret steps in order, then fix the results, and what no step reads."""
         for step in steps:
             self.constraints.blame(step.op.replace("::", "."), step.where)
@@ -103,8 +103,8 @@ class Interpreter:
                 self._write_through(step, outputs, output_labels)
             for ref, labels in zip(outputs, output_labels, strict=True):
                 self.set_labels(ref, labels)
-        self.constraints.blame("output", "")
-        for ref in results:
+        for name, ref in results:
+            self.constraints.blame(f"output {name}".rstrip(), "")
             labels = self.labels_of(ref)
             self.constraints.fix_labels(labels)
             self._reads.read(ref.storage, labels)

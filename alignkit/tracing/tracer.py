@@ -29,7 +29,7 @@ from alignkit.tracing.rules.table import RuleTable
 
 
 @check_arguments
-def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
+def trace(model: nn.Module, *args: Any, outputs: str | Sequence[str] = (), **kwargs: Any) -> SymmetryGraph:
     """Return the permutation symmetries of a model, inferred from one run on example inputs.
 
     The model runs once, in eval mode and without gradients, on fake tensors (no weights needed: models on the meta
@@ -43,12 +43,16 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
             dict holds inputs by name, as in a `Task`. A model that feeds a state back by code of its own needs two
             time steps: of one, the units of the state stay, and the report says so. (torch's recurrent layers and cells
             need one.)
+        outputs: Names of the outputs that count, such as "logits": keys or fields of what the model returns, or
+            numbers ("0") for a tuple. Others may come in another order, and nobody should read them. Without names all
+            count. (A model with an input of this name gets it in a dict.)
         **kwargs: Example inputs by name.
 
     Returns:
         The graph. Every permutation that it allows leaves the model's function unchanged.
 
     Raises:
+        OutputError: The model has no such output, or hides its tensors.
         TraceError: The model does not run on these inputs, or is compiled, scripted or lazy.
         OutputError: It returns an object in which its tensors cannot be found.
 
@@ -57,7 +61,8 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> SymmetryGraph:
     """
     args, kwargs = example_call(args, kwargs)
     table = RuleTable(plugin_registry.registry().trace_rules())
-    return build_graph(model, record(model, args, kwargs), table, _traced_inputs(args, kwargs))
+    names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    return build_graph(model, record(model, args, kwargs, names), table, _traced_inputs(args, kwargs), names)
 
 
 def _traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[TracedInput, ...]:
@@ -75,10 +80,14 @@ def _traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tr
 
 
 def build_graph(
-    model: nn.Module, run: RecordedRun, table: RuleTable, inputs: tuple[TracedInput, ...] = ()
+    model: nn.Module,
+    run: RecordedRun,
+    table: RuleTable,
+    inputs: tuple[TracedInput, ...] = (),
+    outputs: tuple[str, ...] = (),
 ) -> SymmetryGraph:
     """Return the graph of a recorded run. See `trace`."""
-    steps = live_steps(run.steps, run.results)
+    steps = live_steps(run.steps, [ref for _, ref in run.results])
     read = {ref.storage for step in steps for ref in step.inputs}
     movable = _movable_tensors(model, run)
     tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
@@ -98,6 +107,7 @@ def build_graph(
         unread=_list_positions(labels, interpreter.unread),
         single_step=_list_positions(labels, interpreter.single_step),
         constant=tuple(name for name, ref in constant.items() if ref.storage in read),
+        outputs=outputs,
         inputs=inputs,
     )
     # Tied tensors have one layout; buffers that hold no units, and tensors that are never read, are fixed.
@@ -111,7 +121,7 @@ def build_graph(
 
 def interpret(
     model: nn.Module,
-    results: Sequence[TensorRef],
+    results: Sequence[tuple[str, TensorRef]],
     table: RuleTable,
     steps: Sequence[OpRecord],
     tensors: Mapping[str, TensorRef],

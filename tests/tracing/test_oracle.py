@@ -41,15 +41,7 @@ def operations(draw: st.DrawFn, recipe: Recipe, images: bool) -> Op | None:
     if kind == "distances":
         return Op(kind, (read,), (draw(st.integers(2, 3)),))
     if kind in ("by position", "fourier", "sorted"):
-        return Op(
-            kind,
-            (read,),
-            (
-                draw(st.integers(0, 3))
-                if kind == "by position"
-                else draw(st.sampled_from([0, 1])) + (kind == "fourier"),
-            ),
-        )
+        return Op(kind, (read,), (draw(st.integers(0, 3 if kind == "by position" else 1)),))
     if kind == "turned pairs":
         return None if width % 2 else Op(kind, (read,))
     if kind == "bilinear":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar, overload
@@ -18,6 +17,7 @@ from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.hidden_state import check_constants
+from alignkit.graph.module_copy import copy_module
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.owned import Owned
 from alignkit.graph.structure import GraphStructure
@@ -178,7 +178,7 @@ class Alignment:
         first = self.graph.first_names
         if not isinstance(weights, nn.Module):
             return {name: permuted[first[name]] for name in weights}
-        module = copy.deepcopy(weights)
+        module = copy_module(weights)
         with torch.no_grad():
             for name, tensor in module.state_dict(keep_vars=True).items():
                 if name in first:

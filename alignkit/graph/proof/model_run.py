@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkit.errors import AlignkitError, VerificationError
-from alignkit.graph.proof.outputs import output_tensors
+from alignkit.graph.module_copy import copy_module
+from alignkit.graph.proof.outputs import named_outputs
 from alignkit.text import describe_error
 
 ResultT = TypeVar("ResultT")
@@ -46,6 +47,7 @@ class ModelRun:
         args: Example inputs.
         kwargs: Example inputs by name.
         dtype: float64 or float32.
+        chosen: Names of the outputs that count; all where there are none, see `named_outputs`.
 
     Attributes:
         model: The cast copy.
@@ -53,12 +55,14 @@ class ModelRun:
         outputs: Every floating-point tensor that it returns, in float64.
     """
 
-    def __init__(self, model: nn.Module, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, args: Any, kwargs: Any, dtype: torch.dtype, chosen: Sequence[str] = ()
+    ) -> None:
         def cast(value: Any) -> Any:
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        self.dtype = dtype
-        self.model = copy.deepcopy(model).to(dtype).eval()
+        self.dtype, self.chosen = dtype, chosen
+        self.model = copy_module(model).to(dtype).eval()
         self.arguments = pytree.tree_map(cast, (args, dict(kwargs)))
         self.outputs = self.call(self.model)
 
@@ -72,12 +76,12 @@ class ModelRun:
     def call(self, model: nn.Module) -> list[Tensor]:
         """Run a copy of a model of the same dtype on the example call and return its floating-point outputs."""
         # A run may leave what it computed in the model, and may write into its inputs.
-        model = copy.deepcopy(model)
+        model = copy_module(model)
         args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, self.arguments)
         wide = self.dtype == torch.float64
         with torch.no_grad(), Widened() if wide else nullcontext():  # type: ignore[no-untyped-call]
             result = model(*args, **kwargs)
-        real = [torch.view_as_real(t) if t.is_complex() else t for t in output_tensors(result)]
+        real = [torch.view_as_real(t) if t.is_complex() else t for _, t in named_outputs(result, self.chosen)]
         return [t.detach().to(torch.float64) for t in real if t.is_floating_point()]
 
 

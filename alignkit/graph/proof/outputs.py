@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from types import CellType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 
@@ -44,6 +45,36 @@ def output_tensors(result: object) -> list[Tensor]:
             seen[id(value)] = value
             waiting += reversed(_parts(value))
     return tensors
+
+
+def named_outputs(result: object, chosen: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
+    """Return every tensor in the outputs of a model, each with the name of its output.
+
+    The name is a key or a field of what the model returns, such as "logits", or a number where it returns a tuple or
+    list, "" for anything else. `chosen` names outputs; all others are left out.
+
+    Raises:
+        OutputError: An output that is chosen is not there, or an object hides its tensors.
+    """
+    parts = _top_level(result)
+    if missing := [name for name in chosen if name not in parts]:
+        names = ", ".join(repr(name) for name in parts if name) or "a single one, without a name"
+        raise OutputError(f"the model has no output {', '.join(map(repr, missing))}. Its outputs are: {names}.")
+    if chosen:
+        return [(name, tensor) for name in chosen for tensor in output_tensors(parts[name])]
+    name_of = {id(tensor): name for name, part in parts.items() for tensor in output_tensors(part)}
+    return [(name_of.get(id(tensor), ""), tensor) for tensor in output_tensors(result)]
+
+
+def _top_level(result: object) -> dict[str, object]:
+    """Return the outputs of a model by name."""
+    if isinstance(result, Mapping) and all(isinstance(key, str) for key in result):
+        return dict(result)
+    if isinstance(result, tuple | list):
+        return dict(zip(getattr(result, "_fields", map(str, range(len(result)))), result, strict=True))
+    if is_dataclass(result) and not isinstance(result, type):
+        return {field.name: getattr(result, field.name) for field in fields(result)}
+    return {"": result}
 
 
 def _is_cache(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TypeVar
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from alignkit.checkpoints.fit import is_number
+from alignkit.graph.module_copy import copy_module
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -34,7 +34,7 @@ def perturbed(model: Module, seed: int = 0) -> Module:
         model: The model; it is left as it is. Tied tensors stay tied.
         seed: Seed of the noise; the same seed gives the same weights on any machine.
     """
-    result = copy.deepcopy(model)
+    result = copy_module(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*result.named_parameters(), *result.named_buffers()]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,21 @@ NO_FUSED_ATTENTION = ProcessSwitch(
 
 NO_MKLDNN = ProcessSwitch(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled, False)
 """Its ops hide what they compute from a trace."""
+
+
+def _read_stance() -> Any:
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return compiler and compiler._stance
+
+
+def _write_stance(stance: Any) -> None:
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler and stance:
+        compiler._set_stance(compiler.DynamoStance(stance) if isinstance(stance, str) else stance)
+
+
+NO_COMPILATION = ProcessSwitch(_read_stance, _write_stance, "force_eager")
+"""What was compiled runs as it is written: compiled kernels read the memory of fake tensors, which have none."""
 
 NO_FAKE_TENSOR_LOG = ProcessSwitch(lambda: _fake_tensor_log.level, _fake_tensor_log.setLevel, logging.CRITICAL + 1)
 """Fake tensors log what they refuse, which is no news where real tensors are tried next."""

@@ -98,7 +98,7 @@ def verify(
     """
     check_constants(graph.provenance.constant, {"the model": model}, VerificationError)
     args, kwargs = example_call(args, kwargs)
-    run = run_in_widest(partial(ModelRun, model, args, kwargs))
+    run = run_in_widest(partial(ModelRun, model, args, kwargs, chosen=graph.provenance.outputs))
     tolerance, dtype = TOLERANCE[run.dtype], dtype_name(run.dtype)
     if not run.outputs:
         raise VerificationError("the model returns no floating-point tensor, so nothing can be compared.")
@@ -166,7 +166,7 @@ class Equivalence:
         return self.error <= self.tolerance
 
 
-def same_function(a: nn.Module, b: nn.Module, *args: Any, **kwargs: Any) -> Equivalence:
+def same_function(a: nn.Module, b: nn.Module, *args: Any, outputs: Sequence[str] = (), **kwargs: Any) -> Equivalence:
     """Run two models on one example call, in eval mode, in float64 where they run in it.
 
     The same outputs on an example do not prove that two networks are equal everywhere, but any error in the order of
@@ -176,13 +176,14 @@ def same_function(a: nn.Module, b: nn.Module, *args: Any, **kwargs: Any) -> Equi
         a: The first model.
         b: The second, of the same architecture.
         *args: Example inputs; a single dict holds inputs by name.
+        outputs: Names of the outputs to compare; all where there are none.
         **kwargs: Example inputs by name.
 
     Raises:
         VerificationError: The outputs differ in number or shape, are not floating-point tensors, or hold NaN.
     """
     args, kwargs = example_call(args, kwargs)
-    runs = run_in_widest(lambda dtype: [ModelRun(model, args, kwargs, dtype) for model in (a, b)])
+    runs = run_in_widest(lambda dtype: [ModelRun(model, args, kwargs, dtype, outputs) for model in (a, b)])
     left, right = (run.outputs for run in runs)
     if not left or [t.shape for t in left] != [t.shape for t in right]:
         raise VerificationError("the two models return no floating-point tensors of the same shapes to compare.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from alignkit.errors import OutputError, TraceError
-from alignkit.graph.proof.outputs import output_tensors
-from alignkit.graph.proof.process_switch import NO_FAKE_TENSOR_LOG, NO_FUSED_ATTENTION, NO_MKLDNN
+from alignkit.graph.proof.outputs import named_outputs
+from alignkit.graph.proof.process_switch import NO_COMPILATION, NO_FAKE_TENSOR_LOG, NO_FUSED_ATTENTION, NO_MKLDNN
 from alignkit.text import dtype_name, first_line, list_some
 from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, follow_modules
 from alignkit.tracing.recording.watch import Watch
@@ -27,19 +28,22 @@ from alignkit.tracing.recording.watch import Watch
 class RecordedRun:
     """One run of a model: all ops in order, and the tensors that the model returned.
 
-    `state` holds parameters and buffers as the ops saw them, by name; tied ones have one `TensorRef`. `replaced` names
-    buffers that the run replaced by another tensor. `alive` keeps all storages, so that identities stay unique.
+    `results` have the names of their outputs, see `named_outputs`. `state` holds parameters and buffers as the ops saw
+    them, by name; tied ones have one `TensorRef`. `replaced` names buffers that the run replaced by another tensor.
+    `alive` keeps all storages, so that identities stay unique.
     """
 
     steps: list[OpRecord]
-    results: list[TensorRef]
+    results: list[tuple[str, TensorRef]]
     state: dict[str, TensorRef]
     tensors: Literal["fake", "real"]
     replaced: frozenset[str]
     alive: dict[int, object]
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedRun:
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Sequence[str] = ()
+) -> RecordedRun:
     """Run the model in eval mode without gradients and record every op. The model is left as it was.
 
     Raises:
@@ -52,6 +56,13 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             f"{kind} is, or contains, a scripted module, whose ops cannot be followed. Trace the module that it was "
             "scripted from; the graph fits both, because their tensors have the same names."
         )
+    if any(isinstance(m, torch.fx.GraphModule) and "eval" in vars(m) for m in model.modules()):
+        raise TraceError(
+            f"{kind} is, or contains, a module that torch.export made, without an eval mode. Trace the module that it "
+            "was exported from; the graph fits both, because their tensors have the same names."
+        )
+    if any(isinstance(x, Tensor) and x.is_nested for x in pytree.tree_leaves((args, dict(kwargs)))):
+        raise TraceError("an input is a nested (jagged) tensor, whose ops cannot be followed. Trace with a padded one.")
     if any(hasattr(m, "_orig_mod") for m in model.modules()):
         raise TraceError(
             f"{kind} is, or contains, a compiled module. Trace the original: alignkit.trace(model._orig_mod, ...)."
@@ -65,13 +76,21 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         )
     try:
         with _borrow(model):
-            return _run(model, (args, dict(kwargs)), FakeTensorMode(allow_non_fake_inputs=True))
+            return _run(model, (args, dict(kwargs)), FakeTensorMode(allow_non_fake_inputs=True), outputs)
     except OutputError:
         raise
-    except Exception as error:  # fake tensors refuse data-dependent code and some kernels; real ones may not
-        fake_error = error
+    except Exception as error:
+        if "HigherOrderOperator" in str(error):
+            raise TraceError(_name_operator(model, error)) from error
+        fake_error = error  # fake tensors refuse data-dependent code and some kernels; real ones may not
     meta = [name for name, p in state if p.device.type == "meta"]
     if meta:
+        narrow = {p.dtype for _, p in state} & {torch.float16, torch.bfloat16}
+        if not narrow and any(word in str(fake_error) for word in ("BF16", "BFloat16", "bfloat16", "Half")):
+            raise TraceError(
+                f"{kind} does not run in {dtype_name(state[0][1].dtype)} on tensors without values: "
+                f"{first_line(fake_error)}. Trace model.bfloat16(), with inputs of that dtype: the graph is the same."
+            ) from fake_error
         raise TraceError(
             f"the model has tensors without values ({meta[0]} is on the meta device), so it can only be traced on fake "
             f"tensors, which failed: {first_line(fake_error)}. Check the inputs. If the model's code depends on values "
@@ -79,11 +98,26 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         ) from fake_error
     try:
         with _borrow(model):
-            return _run(model, (args, dict(kwargs)), None)
+            return _run(model, (args, dict(kwargs)), None, outputs)
     except OutputError:
         raise
     except Exception as error:
         raise TraceError(_explain(model, error)) from error
+
+
+def _name_operator(model: nn.Module, error: Exception) -> str:
+    """Say which operator takes functions as arguments, and what to use in its place."""
+    match = re.search(r"HigherOrderOperator (\w+)", str(error))
+    name = match[1] if match else "a higher-order operator"
+    instead = (
+        'Trace it with scaled_dot_product_attention: attn_implementation="sdpa" in transformers'
+        if "flex" in name
+        else "Trace it with plain Python control flow"
+    )
+    return (
+        f"{type(model).__name__} runs {name}, an operator that takes functions, whose insides cannot be followed. "
+        f"{instead}; the graph fits both, because their tensors have the same names."
+    )
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
@@ -125,7 +159,13 @@ def _borrow(model: nn.Module) -> Iterator[None]:
         kept.append((module, dict(module.__dict__), held))
     try:
         model.eval()
-        with torch.no_grad(), NO_FUSED_ATTENTION.held(), NO_MKLDNN.held(), NO_FAKE_TENSOR_LOG.held():
+        with (
+            torch.no_grad(),
+            NO_FUSED_ATTENTION.held(),
+            NO_MKLDNN.held(),
+            NO_FAKE_TENSOR_LOG.held(),
+            NO_COMPILATION.held(),
+        ):
             yield
     finally:
         for module, before, held in kept:
@@ -137,7 +177,9 @@ def _borrow(model: nn.Module) -> Iterator[None]:
                 container.extend(content) if isinstance(container, list) else container.update(content)
 
 
-def _run(model: nn.Module, inputs: tuple[Any, dict[str, Any]], mode: FakeTensorMode | None) -> RecordedRun:
+def _run(
+    model: nn.Module, inputs: tuple[Any, dict[str, Any]], mode: FakeTensorMode | None, outputs: Sequence[str]
+) -> RecordedRun:
     """Run the model on fake tensors where there is a mode for them.
 
     Without one it runs on its own parameters, and on copies of its buffers and the inputs: ops may write into them.
@@ -174,7 +216,7 @@ def _run(model: nn.Module, inputs: tuple[Any, dict[str, Any]], mode: FakeTensorM
         recorder.describe((args, kwargs))
         stack.enter_context(Watch(recorder))
         result = model(*args, **kwargs)
-    results = [recorder.describe(tensor) for tensor in output_tensors(result)]
+    results = [(name, recorder.describe(tensor)) for name, tensor in named_outputs(result, outputs)]
     if not recorder.is_whole:  # any tensor may have been read or written by what was not recorded
         recorder.leak("unrecorded::op", list(state.values()))
         recorder.steps.insert(0, recorder.steps.pop())
