@@ -28,7 +28,7 @@ def draw() -> plt.Figure:
     """Return the picture: one strip of positions for each axis; a colour for each unit, grey for fixed."""
     model = network()
     run = record(model, (torch.zeros(1, 1, 2, 2),), {})
-    steps = live_steps(run.steps, run.results)
+    steps = live_steps(run.steps, [ref for _, ref in run.results])
     traced, labels, _ = interpret(model, run.results, RuleTable(BUILT_IN), steps, run.state, {})
     figure, rows = plt.subplots(len(SHOWN), 1, figsize=(7.5, 4.2), layout="constrained")
     for row, (name, dim), title in zip(rows, SHOWN, TITLES, strict=True):
