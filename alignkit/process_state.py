@@ -57,6 +57,10 @@ def _set_inference_mode(mode: bool) -> None:
     _left_open[-1].__enter__()
 
 
+_TINY = 5e-324
+"""The smallest number above 0. It counts as 0 where a processor flushes what is denormal."""
+
+
 def _working_folder() -> str | None:
     try:
         return os.getcwd()
@@ -117,6 +121,7 @@ OF_THREAD = (
     Setting("torch's inference mode", torch.is_inference_mode_enabled, _set_inference_mode),
     Setting("torch's grad mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
     Setting("torch's default device", _default_device, torch.set_default_device),
+    Setting("the flushing of denormal numbers", lambda: _TINY == 0, torch.set_flush_denormal),
     _autocast("cpu"),
     _autocast("cuda"),
 )

@@ -29,6 +29,7 @@ SWITCHED = {
     "torch's inference mode": lambda: LEFT_OPEN.append(torch.inference_mode()) or LEFT_OPEN[-1].__enter__(),
     "torch's grad mode": lambda: torch.set_grad_enabled(not torch.is_grad_enabled()),
     "torch's default device": lambda: torch.set_default_device("meta"),
+    "the flushing of denormal numbers": lambda: torch.set_flush_denormal(True),
     "torch's autocast on cpu": lambda: torch.set_autocast_enabled("cpu", True),
     "torch's autocast on cuda": lambda: torch.set_autocast_dtype("cuda", torch.bfloat16),
     "torch's default dtype": lambda: torch.set_default_dtype(torch.float64),
