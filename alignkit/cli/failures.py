@@ -25,13 +25,25 @@ def saying_what_is_there(written: Callable[[], str]) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _interrupts_of_imports() -> Iterator[None]:
+    """Let Ctrl-C be Ctrl-C in an import, too: modules in C make an ImportError of it."""
+    try:
+        yield
+    except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
+
+
 class FriendlyGroup(TyperGroup):
     """A group of commands whose errors become messages, unless ``--debug`` was given."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Every exit code is decided here."""
         try:
-            return super().invoke(ctx)
+            with _interrupts_of_imports():
+                return super().invoke(ctx)
         except AlignkitError as error:
             if ctx.params.get("debug"):
                 raise

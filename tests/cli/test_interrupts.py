@@ -92,6 +92,14 @@ def test_a_command_that_is_interrupted_while_it_writes_leaves_all_as_it_was(
     assert listing(folder) == before
 
 
+def test_an_import_in_c_that_is_interrupted_is_no_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*arguments: object, **keywords: object) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("alignkit.solvers.stacked_matching.StackedMatching.run", pressed)
+    assert "Interrupted." in run(*JOBS["canonicalize"][0], code=130)
+
+
 def test_canonicalize_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pressed(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
