@@ -65,7 +65,13 @@ def _fits(number: Any) -> bool:
 
 
 def _has_items(value: object) -> bool:
-    return getattr(value, "ndim", 1) != 0  # tensors and arrays of one number are iterable by their class alone
+    return _axes(value) != 0  # tensors and arrays of one number are iterable by their class alone
+
+
+def _axes(value: Any) -> int | None:
+    """Return the number of axes of a tensor or an array; None for anything else."""
+    is_array = type(value).__module__.partition(".")[0] in ("numpy", "torch")
+    return getattr(value, "ndim", None) if is_array else None
 
 
 def _plain(value: Any) -> Any:
@@ -178,7 +184,7 @@ def _either(kinds: Sequence[Kind]) -> Kind:
 def _sequence(item: Kind) -> Kind:
     def admits(value: Any) -> bool:
         ordered = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-        return (ordered or getattr(value, "ndim", 0) == 1) and all(map(item.admits, value))  # of numpy
+        return (ordered or _axes(value) == 1) and all(map(item.admits, value))
 
     return Kind("a sequence" if item is ANYTHING else f"a sequence (each item {item.needed})", admits)
 

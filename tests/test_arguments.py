@@ -144,6 +144,20 @@ def test_what_it_does_not_admit_is_named(bad: dict[str, Any], said: str) -> None
     assert str(caught.value).startswith("example(): ")
 
 
+class Odd:
+    @property
+    def ndim(self) -> int:
+        raise RuntimeError("asked for its axes")
+
+
+@pytest.mark.parametrize("odd", [Odd(), 10**400, np.float64, type, ...])
+@pytest.mark.parametrize("name", ["count", "scale", "exact", "method", "shares", "matrix", "path", "report"])
+def test_odd_objects_are_refused_and_not_asked(name: str, odd: object) -> None:
+    if name != "report" or not callable(odd):
+        with pytest.raises(ArgumentError, match=f"{name}= has to be"):
+            example(GRAPH, **{name: odd})
+
+
 def test_positions_are_counted_and_advice_is_given() -> None:
     with pytest.raises(ArgumentError, match=r"models\[1\] has to be a Module, a Mapping, a text or a Path, found 3"):
         example(GRAPH, "a.pt", 3)

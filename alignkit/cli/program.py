@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import platform
+import sys
 import warnings
 from importlib.metadata import version as version_of
 from typing import Annotated
@@ -56,6 +58,9 @@ def options(
 
     Exit codes: 0 done, 1 refused or failed (the message says why), 2 wrong use, 3 unexpected error, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no text can
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not debug:
         warnings.showwarning = lambda message, *_, **__: typer.echo(f"Warning: {message}", err=True)
 

@@ -161,8 +161,9 @@ class Batches:
                 raise TaskError(f"{name} is empty: it holds 0 samples.")
             if any(tensor.is_meta for tensor in batch.tensors):
                 raise TaskError(f"{name} is on the meta device and has no values.")
-            if isinstance(pair[0], Tensor) and isinstance(pair[1], Tensor) and len(pair[0]) != len(pair[1]):
-                raise TaskError(f"{name} has {len(pair[0])} inputs but {len(pair[1])} targets.")
+            counts = [len(side) if side.ndim else 0 for side in pair if isinstance(side, Tensor)]
+            if len(set(counts)) > 1:
+                raise TaskError(f"{name} has {counts[0]} inputs but {counts[1]} targets.")
             yield from batch.pieces(self._chunk or batch.size)
         if index < 0:
             raise TaskError("there are no batches: the list or loader is empty.")

@@ -29,3 +29,9 @@ def test_trace_replaces_nothing_unasked(model_modules: Path) -> None:
 def test_trace_explains_a_bad_model(model_modules: Path) -> None:
     assert "Did you mean 'mlp'" in run("trace", "my_models:mpl", code=2)
     assert "KeyError" in run("trace", "my_models:broken", code=1)
+
+
+def test_a_name_that_is_no_text_is_written_and_told(model_modules: Path) -> None:
+    """File systems take any bytes; Python shows those that are no UTF-8 as half characters."""
+    assert "\\udcff.json" in run("trace", "my_models:mlp", "--spec", "\udcff.json")
+    assert (model_modules / "\udcff.json").exists()

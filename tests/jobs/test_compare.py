@@ -171,6 +171,8 @@ def test_wrong_calls_raise_before_anything_is_solved(pair, tmp_path):
     for wrong, message in (
         ({"solvers": [Shuffle(log=str(log)), "wieght_matching"]}, "Did you mean 'weight_matching'"),
         ({"solvers": [Shuffle(log=str(log))], "seeds": []}, "seeds is empty"),
+        ({"seeds": [0, {}]}, "seeds are whole numbers, found {}"),
+        ({"seeds": [0.5]}, "seeds are whole numbers, found 0.5"),
         ({"solvers": [Shuffle(log=str(log))], "path": tmp_path / "no" / "x.jsonl"}, "cannot be used"),
     ):
         with pytest.raises((SolverError, ComparisonError), match=message):

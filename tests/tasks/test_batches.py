@@ -185,3 +185,11 @@ def test_a_loader_of_which_a_part_was_read_can_be_copied(copied: Callable[[Any],
     twin = copied(batches)
     for one, other in zip(batches, twin, strict=True):
         assert torch.equal(one.inputs, other.inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets"), [(torch.tensor(1.0), torch.zeros(3)), (torch.zeros(3, 2), torch.tensor(1.0))]
+)
+def test_a_side_of_one_number_has_no_samples(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    with pytest.raises(TaskError, match="batch 0 has [03] inputs but [03] targets"):
+        list(Batches([(inputs, targets)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from numbers import Integral
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -27,7 +28,7 @@ from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Solver
 from alignkit.tasks.task import Task
-from alignkit.text import did_you_mean
+from alignkit.text import did_you_mean, show_value
 
 Entry: TypeAlias = SolverLike | Sequence[SolverLike]
 """What ``solve(solver=...)`` takes: a name, a chain, a class, an instance, or a sequence of them."""
@@ -88,7 +89,10 @@ def compare(
     if solvers is None:
         solvers = [name for name, info in registry.solvers().items() if task is not None or not info.needs.task]
     chains = _build_chains(solvers, task, arguments, registry)
-    seeds = list(dict.fromkeys(seeds))
+    seeds = list(seeds)
+    if wrong := [seed for seed in seeds if not isinstance(seed, Integral)]:
+        raise ComparisonError(f"seeds are whole numbers, found {show_value(wrong[0])}.")
+    seeds = list(dict.fromkeys(map(int, seeds)))
     if not seeds:
         raise ComparisonError("seeds is empty: give at least one.")
     seeds_of = {ALWAYS: seeds[:1]}

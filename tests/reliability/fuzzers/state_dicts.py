@@ -48,7 +48,7 @@ def sides(dice: Dice, graph: SymmetryGraph, count: int) -> tuple[list[State], st
     if dice.chance(0.1):
         networks[1] = dict(networks[0])
     what = f"{scale:g} times {', '.join(sorted({str(dtype) for dtype in dtypes.values()}))}"
-    names = (*(f"{name!r}" for name in graph.tensors), "'extra'", "the weights are so", "the key 5")
+    names = (*(f"{name}'" for name in graph.tensors), "'extra'", "the weights are so", "the key 5")
     if dice.chance(0.35):
         side, name = dice.choice(networks), dice.choice(sorted(graph.tensors))
         change = dice.choice((*sorted(ODD), "missing", "renamed", "extra", "number as a name", "tied", "cut"))
