@@ -191,5 +191,5 @@ def test_a_loader_of_which_a_part_was_read_can_be_copied(copied: Callable[[Any],
     ("inputs", "targets"), [(torch.tensor(1.0), torch.zeros(3)), (torch.zeros(3, 2), torch.tensor(1.0))]
 )
 def test_a_side_of_one_number_has_no_samples(inputs: torch.Tensor, targets: torch.Tensor) -> None:
-    with pytest.raises(TaskError, match="batch 0 has [03] inputs but [03] targets"):
+    with pytest.raises(TaskError, match=r"batch 0 has [03] inputs but [03] targets"):
         list(Batches([(inputs, targets)]))
