@@ -6,14 +6,14 @@ import dis
 import functools
 import types
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 _LOADS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_GLOBAL", "LOAD_NAME"))
-_JOINS = frozenset(("FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "BUILD_STRING", "+", "%", "format", "join"))
-"""Instructions, operators and methods that put texts together."""
+_JOINS = frozenset(("FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "BUILD_STRING", "+", "%"))
+"""Instructions and operators that put texts together."""
 _ANY_NAME = frozenset(("__dict__", "vars", "eval", "exec", "attrgetter"))
 _NOT_RUN = frozenset(("__init__", "__repr__", "__setstate__", "__getstate__", "__reduce__", "__deepcopy__"))
 """Methods between underscores that no forward pass runs. The others may run without being named."""
@@ -31,7 +31,7 @@ def names_read(module: nn.Module) -> frozenset[str] | None:
     what the parts hold. Code of torch is not.
 
     Returns:
-        The names; None where some are put together, so that any attribute may be meant.
+        The names; None where some are no constants, so that any attribute may be meant.
     """
     parts = list(module.modules())
     kinds = {kind for part in parts for kind in type(part).__mro__ if not is_of_torch(kind)}
@@ -61,8 +61,8 @@ def _names_read(kinds: frozenset[type], held: frozenset[Any]) -> frozenset[str] 
         for code in _nested(value.__code__):
             steps = list(dis.get_instructions(code))
             new = {step.argval for step in steps if step.opname in _LOADS} | set(_texts(code.co_consts))
-            joins = any(not _JOINS.isdisjoint((step.opname, step.argrepr)) for step in steps) or new & _JOINS
-            if new & _ANY_NAME or ("getattr" in new and joins):
+            looked_up = [steps[at:] for at, step in enumerate(steps, 1) if step.argval == "getattr"]
+            if new & _ANY_NAME or not all(_is_known(after, value.__globals__) for after in looked_up):
                 return None
             loaded |= new
         rest += _code_in(member for name in loaded - names for member in methods[name])
@@ -117,6 +117,20 @@ def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _nested(constant)
+
+
+def _is_known(steps: Sequence[dis.Instruction], variables: Mapping[str, Any]) -> bool:
+    """Tell whether what ``getattr`` loads next is a module, or an object and a text that is not put together."""
+    first, *rest = steps
+    if isinstance(first.argval, str) and isinstance(variables.get(first.argval), types.ModuleType):
+        return True
+    name = next((step for step in rest if step.opname != "LOAD_ATTR"), first)
+    is_text = name.opname == "LOAD_CONST" and isinstance(name.argval, str)
+    return (
+        first.opname.startswith("LOAD_")
+        and is_text
+        and all(_JOINS.isdisjoint((step.opname, step.argrepr)) for step in rest)
+    )
 
 
 def _texts(constants: Iterable[Any]) -> Iterator[str]:

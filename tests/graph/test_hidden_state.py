@@ -34,9 +34,11 @@ class Net(nn.Module):
         return self.two(self.act(self.one(x)))
 
     def settings(self):
-        """Read what the cases set."""
-        names = "scale", "pos", "c", "eps", "num_heads", "causal", "mode", "_scale", "cut", "act2", "f", "cfg", "parts"
-        return [getattr(self, name, None) for name in names]
+        """Read what the cases set; those that do not set it would fail, so it is not run."""
+        return lambda: (
+            *(self.scale, self.pos, self.c, self.eps, self.num_heads, self.causal, self.mode, self._scale),
+            *(self.cut, self.act2, self.f, self.cfg, self.parts),
+        )
 
 
 class Other(Net):
@@ -248,6 +250,7 @@ class Reads(nn.Module):
         return 2 * self.gain
 
 
+KEYS = ["gain"]
 READINGS = {
     "a name that sounds harmless": (lambda net, x: getattr(torch, net.act_name)(x), "act_name", ("relu", "tanh")),
     "a step in time": (lambda net, x: x * net.time_step, "time_step", (1.0, 0.5)),
@@ -256,6 +259,7 @@ READINGS = {
     "a function beside it": (lambda net, x: tanh_of(net, x), "gain", (1.0, 2.0)),
     "getattr": (lambda net, x: x * getattr(net, "gain", 1), "gain", (1.0, 2.0)),
     "a name that is put together": (lambda net, x: x * getattr(net, f"ga{'in'}"), "gain", (1.0, 2.0)),
+    "a name in a list": (lambda net, x: x * sum(getattr(net, name) for name in KEYS), "gain", (1.0, 2.0)),
     "a name of two parts": (lambda net, x: x * getattr(net, "ga" + "in"[: len(x)]), "gain", (1.0, 2.0)),
     "a function inside": (lambda net, x: sum(y * net.gain for y in [x]), "gain", (1.0, 2.0)),
 }
