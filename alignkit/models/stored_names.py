@@ -91,10 +91,11 @@ class _Loader:
 
 
 def _mark(entry: TensorEntry) -> Tensor:
-    """Return a tensor of the shape of a stored one on little memory: all strides are 1, so that no copy has them."""
-    size = max(1, sum(entry.shape) - len(entry.shape) + 1)
+    """Return a tensor of the shape of a stored one on little memory, with a stride of its own for each axis."""
+    strides = range(len(entry.shape), 0, -1)
+    size = 1 + sum(max(0, count - 1) * stride for count, stride in zip(entry.shape, strides, strict=True))
     dtype = torch.float32 if is_number(entry.dtype) else entry.dtype
-    return torch.zeros(size, dtype=dtype).as_strided(entry.shape, (1,) * len(entry.shape))
+    return torch.zeros(size, dtype=dtype).as_strided(entry.shape, tuple(strides))
 
 
 def _same_memory(model: nn.Module, marked: Mapping[str, Tensor]) -> dict[str, str]:

@@ -188,6 +188,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    round_trip("transformers", "bert")  # the processes share what is imported
     for number, row in enumerate(trace_zoo.run(todo, options.jobs, options.limit, 12, round_trip), 1):
         rows[row["source"], row["name"]] = row
         print(f"{number}/{len(todo)} {row['source']}:{row['name']} {row['status']} {row['reason'][:200]}", flush=True)

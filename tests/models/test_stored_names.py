@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,17 +150,43 @@ COMPUTED = {
 }
 
 
+MOVED = {
+    "transposed view": lambda tensor: tensor.T,
+    "transposed copy": lambda tensor: tensor.T.contiguous(),
+    "reversed": lambda tensor: tensor.flip(0),
+    "halves swapped": lambda tensor: torch.cat(tensor.chunk(2)[::-1]),
+    "interleaved": lambda tensor: tensor.reshape(2, -1, tensor.shape[1]).transpose(0, 1).reshape(tensor.shape),
+}
+
+
+def change_loader(model: Any, name: str, change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the loader of a class change one tensor on the way."""
+    plain = type(model).from_pretrained.__func__
+
+    def changing(cls: Any, *args: Any, state_dict: dict[str, Tensor], **more: Any) -> Any:
+        return plain(cls, *args, state_dict={**state_dict, name: change(state_dict[name])}, **more)
+
+    monkeypatch.setattr(type(model), "from_pretrained", classmethod(changing))
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_a_loader_that_moves_entries_under_the_same_name_is_followed(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_family("llama", tmp_path / "a")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    change_loader(model, name, MOVED[case], monkeypatch)
+    checkpoint = held(tmp_path / "a")
+    assert torch.equal(checkpoint[name], MOVED[case](model.state_dict()[name]))
+    write_checkpoint(tmp_path / "b", checkpoint, checkpoint.__getitem__)
+    assert listing(tmp_path / "b") == listing(tmp_path / "a")
+
+
 @pytest.mark.parametrize("case", COMPUTED)
 def test_a_loader_that_computes_values_is_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a loader may do in a later version: the weights it makes are not those on disk."""
     model = save_family("llama", tmp_path / "a")
-    plain = type(model).from_pretrained.__func__
-
-    def computing(cls: Any, *args: Any, state_dict: dict[str, Tensor], **more: Any) -> Any:
-        name = "model.layers.0.mlp.up_proj.weight"
-        return plain(cls, *args, state_dict={**state_dict, name: COMPUTED[case](state_dict[name])}, **more)
-
-    monkeypatch.setattr(type(model), "from_pretrained", classmethod(computing))
+    change_loader(model, "model.layers.0.mlp.up_proj.weight", COMPUTED[case], monkeypatch)
     bare = load_model(f"transformers:{tmp_path / 'a'}", bare=True)[0]
     with pytest.raises(ModelSourceError, match=r"not by moving them|not from every entry once"):
         conversion_of(bare, open_checkpoint(tmp_path / "a").entries)
