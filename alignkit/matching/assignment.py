@@ -3,19 +3,19 @@
 Both backends add up in float64 and compare without a tolerance. A total is below the best by at most ``n`` times a few
 roundings of the largest entry; the tests prove it with dual prices. Of lapx it is ``lapjvr`` that is used, for every
 size. Milliseconds for one matrix on one thread, by ``tests/benchmarks/bench_assignment.py`` (lapx 0.11.1, scipy
-1.17.1)::
+1.17.1), of scipy, of ``lapjvr`` as it stands, and of this function with it::
 
-    n      similarities   scipy    lapjvr
-    8      unrelated      0.00099  0.0013
-    128    unrelated      0.28     0.049
-    128    related        0.055    0.014
-    128    tied           0.065    0.016
-    1024   unrelated      38       18
-    1024   related        3.8      1.1
-    1024   tied           6.0      1.6
-    1024   noisy copies   56       60
-    4096   unrelated      980      800
-    4096   related        97       28
+    n      similarities   scipy   lapjvr   here
+    8      unrelated      0.001   0.0013   0.011
+    128    unrelated      0.27    0.052    0.063
+    128    related        0.055   0.014    0.037
+    1024   unrelated      33      17       7.8
+    1024   related        3.4     1.2      1.6
+    1024   tied           5.5     1.4      2.0
+    1024   noisy copies   48      49       26
+    1024   rank one       280     1100     320
+    4096   unrelated      960     750      290
+    4096   related        93      27       37
 
 The others have a flaw each: ``lapjvs`` rounds to float32 unless told otherwise, and before lapx 0.10 a few nearly equal
 units kept it busy for ever; ``lapjvc`` compares with an absolute tolerance of 1e-10; both are slower in float64.
@@ -106,8 +106,10 @@ def _finite_matrices(similarity: Float[Tensor, "*batch n n"]) -> npt.NDArray[np.
 def _solve_lapx(matrices: npt.NDArray[np.floating]) -> list[npt.NDArray[np.int64]]:
     import lap
 
-    # In this thread: workers of lapx would not live in a process that is forked later.
-    columns: list[npt.NDArray[np.int64]] = lap.lapjvr_batch(-matrices, return_cost=False, n_threads=1)[1]
+    # Costs are what a row loses against its best column: lapjvr then starts close to the end, in half the time on hard
+    # matrices. In this thread: workers of lapx would not live in a process that is forked later.
+    costs = np.subtract(matrices.max(2, keepdims=True, initial=-np.inf), matrices, dtype=np.float64)
+    columns: list[npt.NDArray[np.int64]] = lap.lapjvr_batch(costs, return_cost=False, n_threads=1)[1]
     return columns
 
 

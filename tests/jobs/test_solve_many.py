@@ -488,6 +488,20 @@ def test_every_executor_gives_the_same(kind: Any, monkeypatch: pytest.MonkeyPatc
                 solve_many(GRAPH, pairs, solver=solver, seed=2, path=path, report=pytest.fail)
 
 
+def test_ctrl_c_in_a_worker_ends_the_run_and_loses_nothing_that_is_done(tmp_path: Path) -> None:
+    path, pairs = tmp_path / "rows.jsonl", pairs_of(8)
+    with threads() as executor:
+        pressed = FailsAt({3: KeyboardInterrupt()})
+        solved = solve_many(GRAPH, pairs, solver=pressed, executor=executor, path=path)
+        done = [pair.index for pair in solved.pairs if not pair.reason]
+        assert solved.interrupted
+        assert 3 not in done
+        again: list[int] = []
+        rest = solve_many(GRAPH, pairs, solver=FailsAt({}), path=path, report=lambda pair: again.append(pair.index))
+    assert sorted([*done, *again]) == list(range(8))
+    assert len(rest.solutions) == 8
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_is_told_of_its_pairs() -> None:
     with processes() as executor:
