@@ -20,7 +20,7 @@ def describe(graph: GraphStructure) -> str:
     components = plural(len(graph.components()), "component")
     summary = f"{counts}, {components}, 10^{graph.log10_order:.1f} symmetries; {source}."
     if graph.groups:
-        table = group_table(graph)
+        table = _fold_stacks(graph)
         wide, right = (max(len(row[column]) for row in table) for column in (0, 1))
         groups = ["Groups:", *(f"  {name:<{wide}}  {units:>{right}} units  {where}" for name, units, where in table)]
     else:
@@ -48,6 +48,29 @@ def group_table(graph: GraphStructure) -> list[tuple[str, str, str]]:
     indented = {name: "  " * len(graph.ancestors(name)) + name for name in graph.parents_first}
     counts = {name: plural(len(graph.tensors_of(name)), "tensor") for name in indented}
     return [(text, units_text(graph, name), counts[name]) for name, text in indented.items()]
+
+
+def _fold_stacks(graph: GraphStructure) -> list[tuple[str, str, str]]:
+    """List groups as `group_table` does; groups of the same kind at the places of a stack are one line."""
+    stacked = {mention: groups for mention, groups in graph.copies.items() if len(groups) > 1}
+    kinds = {group: mention if group == groups[0] else None for mention, groups in stacked.items() for group in groups}
+    rows = []
+    for text, units, tensors in group_table(graph):
+        name = text.strip()
+        mention = kinds.get(name, "")
+        if mention:
+            text, units = f"{text} to {graph.copies[mention][-1]}", mention_text(graph, mention)
+        if mention is not None:
+            rows.append((text, units, tensors))
+    return rows
+
+
+def mention_text(graph: GraphStructure, mention: str) -> str:
+    """Write the size of what a name in the layouts stands for, ``"8 x 64"`` for the groups of 64 units of a stack."""
+    groups = graph.copies[mention]
+    if len(groups) == 1:
+        return units_text(graph, groups[0])
+    return f"{len(groups) * graph.instances(groups[0])} x {graph.groups[groups[0]].size}"
 
 
 def units_text(graph: GraphStructure, group: str) -> str:

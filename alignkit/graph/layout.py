@@ -35,6 +35,14 @@ class Units:
 
 
 @dataclass(frozen=True)
+class Stack(Units):
+    """Places that stay, each of which owns groups of its own: those of ``units`` below it are ``units.0``, ``units.1``.
+
+    ``group`` is the name of the stack, which no group has.
+    """
+
+
+@dataclass(frozen=True)
 class Segment:
     """A row-major product of factors: the last factor varies fastest."""
 
@@ -54,12 +62,12 @@ class Axis:
                 yield from factor.leaves() if isinstance(factor, Axis) else (factor,)
 
     def units(self) -> Iterator[Units]:
-        """List every mention of a group, from left to right."""
+        """List every mention of a group or stack, from left to right."""
         return (leaf for leaf in self.leaves() if isinstance(leaf, Units))
 
     @property
     def is_fixed(self) -> bool:
-        """Whether no group acts on this axis."""
+        """Whether no group or stack stands on this axis."""
         return next(self.units(), None) is None
 
 
@@ -145,8 +153,33 @@ class Block:
         return torch.as_strided(tensor, sizes, [d.stride * strides[d.axis] for d in self.dims], offset)
 
 
-_Term: TypeAlias = tuple[int, tuple[tuple[Units | None, int, int], ...]]
-"""One term of one axis: its offset, and units (or None), size and stride of each of its factors from left to right."""
+def groups_of_layout(layout: Layout) -> dict[str, dict[str, str | None]]:
+    """List the groups that each mention stands for, with their parents: one, or one for each place of a stack.
+
+    Of ``"=experts:2 heads[experts] d[heads]"`` these are ``heads.0`` and ``heads.1`` for heads, and for d ``d.0``, a
+    family below ``heads.0``, and ``d.1``. The layout has all sizes, and every child its parent further left.
+    """
+    mentions = {units.group: units for axis in layout for units in axis.units()}
+
+    def owners(name: str | None) -> Iterator[tuple[str, str | None]]:
+        """Yield the ending that each copy of ``name`` gives to what it owns, and the group that owns it."""
+        if name is None:
+            yield "", None
+            return
+        owner = mentions[name]
+        for ending, parent in owners(owner.parent):
+            if isinstance(owner, Stack):
+                yield from ((f"{ending}.{place}", parent) for place in range(factor_size(owner)))
+            else:
+                yield ending, name + ending
+
+    groups = (units for units in mentions.values() if not isinstance(units, Stack))
+    return {u.group: {u.group + ending: parent for ending, parent in owners(u.parent)} for u in groups}
+
+
+_Term: TypeAlias = tuple[int, tuple[tuple[Units | None, int, int, str], ...]]
+"""One term of one axis: its offset, and of each of its factors units (or None), size, stride, and the place in a stack
+as an ending of names, from left to right."""
 
 
 def _axis_terms(axis: Axis, stride: int) -> Iterator[_Term]:
@@ -158,7 +191,11 @@ def _axis_terms(axis: Axis, stride: int) -> Iterator[_Term]:
         for at, factor in enumerate(segment.factors):
             step = stride * prod(sizes[at + 1 :])  # the last factor varies fastest
             units = factor if isinstance(factor, Units) else None
-            parts = list(_axis_terms(factor, step)) if isinstance(factor, Axis) else [(0, ((units, sizes[at], step),))]
+            parts: list[_Term] = [(0, ((units, sizes[at], step, ""),))]
+            if isinstance(factor, Axis):
+                parts = list(_axis_terms(factor, step))
+            elif isinstance(factor, Stack):
+                parts = [(place * step, ((units, 1, step, f".{place}"),)) for place in range(sizes[at])]
             terms = [(offset + more, left + right) for (offset, left), (more, right) in product(terms, parts)]
         yield from terms
         start += stride * prod(sizes)
@@ -173,20 +210,29 @@ def layout_blocks(layout: Layout, tensor: str) -> tuple[Block, ...]:
     blocks = []
     for terms in product(*(list(_axis_terms(axis, 1)) for axis in layout)):
         dims: list[Dim] = []
+        mentions: list[Units | None] = []
+        endings: list[str] = []  # of the names of the groups that each dim owns
         for axis, (_, factors) in enumerate(terms):
-            for units, size, stride in factors:
+            for units, size, stride, ending in factors:
                 ancestors: tuple[int, ...] = ()
                 if units is not None and units.parent is not None:
-                    parent = _find_parent(dims, units, axis, tensor)
-                    ancestors = (*dims[parent].ancestors, parent)
-                dims.append(Dim(axis, size, stride, units.group if units else None, ancestors))
+                    parent = _find_parent(dims, mentions, units, axis, tensor)
+                    is_group = dims[parent].group is not None
+                    ancestors = (*dims[parent].ancestors, *[parent] * is_group)
+                    ending = endings[parent] + ending
+                is_group = units is not None and not isinstance(units, Stack)
+                dims.append(
+                    Dim(axis, size, stride, f"{units.group}{ending}" if units and is_group else None, ancestors)
+                )
+                mentions.append(units)
+                endings.append(ending)
         blocks.append(Block(tuple(offset for offset, _ in terms), tuple(dims)))
     return tuple(blocks)
 
 
-def _find_parent(dims: list[Dim], units: Units, axis: int, tensor: str) -> int:
+def _find_parent(dims: list[Dim], mentions: list[Units | None], units: Units, axis: int, tensor: str) -> int:
     """Find the dim of the parent: the last one on the same axis, or the only one further left."""
-    candidates = [i for i, dim in enumerate(dims) if dim.group == units.parent]
+    candidates = [i for i, mention in enumerate(mentions) if mention is not None and mention.group == units.parent]
     here = [i for i in candidates if dims[i].axis == axis]
     if here or len(candidates) == 1:
         return (here or candidates)[-1]

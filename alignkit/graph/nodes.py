@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from alignkit.graph.layout import Block, Layout, layout_blocks
+from alignkit.graph.layout import Block, Layout, groups_of_layout, layout_blocks
 from alignkit.graph.notation import format_layout
 from alignkit.text import list_some
 
@@ -56,9 +56,15 @@ class TensorNode:
         return layout_blocks(self.layout, self.name)
 
     @cached_property
+    def mentions(self) -> Mapping[str, Mapping[str, str | None]]:
+        """For each name in the layout the groups that it stands for, with their parents: several below a stack."""
+        self.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents
+        return groups_of_layout(self.layout)
+
+    @cached_property
     def groups(self) -> frozenset[str]:
         """Names of the groups that act on this tensor."""
-        return frozenset(unit.group for axis in self.layout for unit in axis.units())
+        return frozenset(name for groups in self.mentions.values() for name in groups)
 
     def notation(self) -> str:
         """Write the layout in the notation, without sizes of groups."""

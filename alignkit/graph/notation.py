@@ -5,9 +5,10 @@ Axes are separated by blanks, segments by ``+``, and a product of factors stands
     axis    = segment ('+' segment)*
     segment = factor | '(' factor+ ')'
     factor  = '.' | number | group | '(' axis ')'
-    group   = name ['[' parent ']'] [':' size]
+    group   = ['='] name ['[' parent ']'] [':' size]
 
 A name holds letters, digits and ``_ . - /``, and is not a number. ``.`` is fixed and takes the size that is left.
+``=name`` is a stack: its places stay, and each owns the groups whose parent it is.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import re
 from collections.abc import Container, Iterator
 
 from alignkit.errors import SpecError
-from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Units
+from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Stack, Units
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*"
-_GROUP = rf"(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?"
+_GROUP = rf"(?P<stack>=)?(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?"
 _TOKEN = re.compile(rf"\s*(?P<token>{_GROUP}|[.()+])", re.ASCII)
 _DEEPEST = 32
 """Maximum number of parentheses inside each other: no layout needs more than three, and recursion stays shallow."""
@@ -124,7 +125,8 @@ class _Reader:
         elif size is not None and int(size) == 0:
             problem = f"group {name!r} has size 0; leave an empty group out"
         else:
-            return Units(name, parent, int(size) if size else None)
+            kind = Stack if match["stack"] else Units
+            return kind(name, parent, int(size) if size else None)
         raise self.error(problem, match.start("token"))
 
 
@@ -134,8 +136,9 @@ def format_layout(layout: Layout, sized: Container[str] = ()) -> str:
     def write(piece: str | Units) -> str:
         if isinstance(piece, str):
             return piece
+        name = f"={piece.group}" if isinstance(piece, Stack) else piece.group
         parent = f"[{piece.parent}]" if piece.parent else ""
-        return f"{piece.group}{parent}" + (f":{piece.size}" if piece.group in sized else "")
+        return f"{name}{parent}" + (f":{piece.size}" if piece.group in sized else "")
 
     return " ".join("".join(map(write, pieces_of(axis))) for axis in layout)
 

@@ -14,7 +14,7 @@ from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import SpecError
 from alignkit.graph.layout import Axis, Units
 from alignkit.graph.nodes import Group, GroupKind, Provenance, Role, TensorNode
-from alignkit.graph.notation import parse_layout
+from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.sizes import resolve_sizes
 from alignkit.graph.structure import GraphStructure
 
@@ -63,16 +63,17 @@ def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
 
     Returns:
         A frozen graph. Nodes carry ``node="group"`` with ``size``, ``kind`` and ``parent``, or ``node="tensor"`` with
-        ``names``, ``shape``, ``dtype``, ``layout`` (the notation) and ``role``. Edges tensor -> group carry
-        ``relation="acts_on"`` with ``axis``, ``segment`` (index within the axis) and ``factor``: the path inside the
-        segment, one index for a factor, then segment and factor again for each nested sum. Edges child -> parent
-        carry ``relation="nested_in"``.
+        ``names``, ``shape``, ``dtype``, ``layout`` (the notation, with the sizes of stacks and of what they own) and
+        ``role``. Edges tensor -> group carry ``relation="acts_on"`` with ``axis``, ``segment`` (index within the axis)
+        and ``factor``: the path inside the segment, one index for a factor, then segment and factor again for each
+        nested sum. Edges child -> parent carry ``relation="nested_in"``.
     """
     network = nx.MultiDiGraph()
     for group in graph.groups.values():
         network.add_node(group.name, node="group", size=group.size, kind=group.kind, parent=group.parent)
     for name, tensor in graph.tensors.items():
-        facts = {"names": tensor.names, "shape": tensor.shape, "dtype": tensor.dtype, "layout": tensor.notation()}
+        layout = format_layout(tensor.layout, graph.mentions.keys() - graph.groups.keys())
+        facts = {"names": tensor.names, "shape": tensor.shape, "dtype": tensor.dtype, "layout": layout}
         network.add_node(name, node="tensor", **facts, role=tensor.role)
     for group in graph.groups.values():
         if group.parent is not None:
@@ -81,7 +82,8 @@ def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
         for index, axis in enumerate(tensor.layout):
             for (segment, *factor), units in _mentions(axis):
                 place = {"axis": index, "segment": segment, "factor": tuple(factor)}
-                network.add_edge(tensor.name, units.group, relation="acts_on", **place)
+                for name in tensor.mentions.get(units.group, ()):
+                    network.add_edge(tensor.name, name, relation="acts_on", **place)
     return nx.freeze(network)
 
 

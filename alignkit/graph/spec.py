@@ -12,7 +12,7 @@ from alignkit.checkpoints.dense import why_not_dense
 from alignkit.checkpoints.fit import first_names
 from alignkit.checkpoints.mismatch import names_cause
 from alignkit.errors import GraphError, ShapeMismatchError, SpecError
-from alignkit.graph.layout import Layout, Units
+from alignkit.graph.layout import Layout, Stack, Units
 from alignkit.graph.nodes import Group, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.sizes import open_sizes, resolve_sizes
@@ -33,13 +33,12 @@ def read_spec(
         where = f"tensor {tensor!r}, axis {index}"
         for units in axis.units():
             known, known_where = mentions.setdefault(units.group, (units, where))
-            if known.parent != units.parent:
-                here, there = (f"nested in {u.parent!r}" if u.parent else "without a parent" for u in (units, known))
+            if (type(known), known.parent) != (type(units), units.parent):
+                here, there = map(_place_of, (units, known))
                 clash = f"group {units.group!r} is {here} at {where}, but {there} at {known_where}"
                 raise GraphError(f"{clash}. Write the same parent in brackets everywhere, or use another name.")
-    groups: dict[str, Group] = {}
     for name in mentions:
-        chain = [name]  # from the group outwards; its outermost ancestor is added first
+        chain = [name]  # from the group outwards
         while (parent := mentions[chain[-1]][0].parent) is not None:
             child, where = chain[-1], mentions[chain[-1]][1]
             if parent not in mentions:
@@ -51,12 +50,22 @@ def read_spec(
                 raise GraphError(f"groups {' -> '.join((*chain, parent))} are nested in a circle ({where}).")
             chain.append(parent)
             check_depth(chain)
-        groups |= {n: Group(n, group_sizes[n], mentions[n][0].parent) for n in reversed(chain) if n not in groups}
-    if unused := sorted(set(group_sizes) - set(groups)):
+    if unused := sorted(set(group_sizes) - set(mentions)):
         raise GraphError(
             f"sizes= names groups that no layout mentions: {list_some([repr(name) for name in unused], 5)}."
         )
-    return {name: replace(node, layout=layouts[name]) for name, node in nodes.items()}, groups
+    tensors = {name: replace(node, layout=layouts[name]) for name, node in nodes.items()}
+    groups: dict[str, Group] = {}
+    for mention, copies in (item for node in tensors.values() for item in node.mentions.items()):
+        for name, parent in copies.items():
+            groups.setdefault(name, Group(name, group_sizes[mention], parent))
+    return tensors, groups
+
+
+def _place_of(units: Units) -> str:
+    """Say what a mention is nested in, as a part of a sentence."""
+    stack = "a stack " if isinstance(units, Stack) else ""
+    return stack + (f"nested in {units.parent!r}" if units.parent else "without a parent")
 
 
 def read_tensor_nodes(like: Like) -> dict[str, TensorNode]:
@@ -100,7 +109,8 @@ def write_spec(graph: GraphStructure) -> dict[str, str]:
     bare = {name: parse_layout(node.notation(), name) for name, node in graph.tensors.items()}
     shapes = {name: node.shape for name, node in graph.tensors.items()}
     # Parents stand first in the graph, and they are the ones that shapes rarely tell.
-    sized = open_sizes(bare, shapes, {name: group.size for name, group in graph.groups.items()})
+    sizes = {name: group.size for name, group in graph.groups.items()}
+    sized = open_sizes(bare, shapes, sizes | {name: units.size or 0 for name, units in graph.mentions.items()})
     return {name: format_layout(node.layout, sized) for name, node in graph.tensors.items()}
 
 

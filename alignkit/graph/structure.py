@@ -14,7 +14,7 @@ from networkx import Graph, connected_components
 
 from alignkit.arguments import check_arguments
 from alignkit.errors import GraphError, ShapeMismatchError
-from alignkit.graph.layout import factor_size
+from alignkit.graph.layout import Stack, Units, factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
 from alignkit.graph.uses import Use, uses_of_block
@@ -53,6 +53,7 @@ class GraphStructure:
                 raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is not a group of this graph.")
             if name in tensors:
                 raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
+        self._mentions: dict[str, Units] = {}
         self._children: dict[str, tuple[str, ...]] = {}
         for name, group in groups.items():
             if group.parent is not None:
@@ -77,6 +78,11 @@ class GraphStructure:
         return self._groups
 
     @property
+    def mentions(self) -> Mapping[str, Units]:
+        """What the layouts mention, by name: groups, stacks, and families of which each place of a stack has a copy."""
+        return MappingProxyType(self._mentions)
+
+    @property
     def provenance(self) -> Provenance:
         """Where the graph comes from."""
         return self._provenance
@@ -84,16 +90,22 @@ class GraphStructure:
     def _check_layout(self, node: TensorNode) -> None:
         """Check the layout of a tensor against its shape and the groups."""
         for index, unit in ((i, unit) for i, axis in enumerate(node.layout) for unit in axis.units()):
-            name, group = unit.group, self.groups.get(unit.group)
-            if group is None:
-                raise GraphError(f"tensor {node.name!r} mentions group {name!r}, which is not a group of this graph.")
-            if (unit.size, unit.parent) != (group.size, group.parent):
-                here = f"{unit.size} units and the parent {unit.parent!r} here"
-                where, there = f"tensor {node.name!r}, axis {index}", f"{group.size} and {group.parent!r}"
-                raise GraphError(f"{where}: group {name!r} has {here}, but the graph says {there}.")
+            where = f"tensor {node.name!r}, axis {index}"
+            for name, parent in node.mentions.get(unit.group, {}).items():
+                group = self.groups.get(name)
+                if group is None:
+                    problem = f"mentions group {name!r}, which is not a group of this graph"
+                    raise GraphError(f"tensor {node.name!r} {problem}.")
+                if (unit.size, parent) != (group.size, group.parent):
+                    here = f"{unit.size} units and the parent {parent!r} here"
+                    there = f"{group.size} and {group.parent!r}"
+                    raise GraphError(f"{where}: group {name!r} has {here}, but the graph says {there}.")
+            if (known := self._mentions.setdefault(unit.group, unit)) != unit:
+                raise GraphError(f"{where}: {unit.group!r} is {unit} here, but {known} elsewhere. Use another name.")
+            if isinstance(unit, Stack) and unit.group in {*self.groups, *self.tensors}:
+                raise GraphError(f"{where}: {unit.group!r} is the name of a stack and of a group or tensor. Rename it.")
         if (sizes := tuple(map(factor_size, node.layout))) != node.shape:
             raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")
-        node.blocks  # noqa: B018  multiplying the layout out checks that children stand with their parents
 
     @cached_property
     def roots(self) -> tuple[str, ...]:
@@ -153,6 +165,12 @@ class GraphStructure:
             for use in uses_of_block(name, block):
                 uses[use.group].append(use)
         return MappingProxyType({name: tuple(of_group) for name, of_group in uses.items()})
+
+    @cached_property
+    def copies(self) -> Mapping[str, tuple[str, ...]]:
+        """The groups that each name in the layouts stands for: itself, or one group for each place of its stack."""
+        nodes = self.tensors.values()
+        return MappingProxyType({name: tuple(groups) for node in nodes for name, groups in node.mentions.items()})
 
     def tensors_of(self, group: str) -> tuple[str, ...]:
         """List the names of the tensors on which a group acts."""

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from alignkit import Alignment, SymmetryGraph
 from alignkit.graph import Axis, Fixed, Units, parse_layout
-from alignkit.graph.layout import factor_size
+from alignkit.graph.layout import Stack, factor_size
 
 
 @dataclass
 class Forest:
-    """Groups with sizes and parents, before any tensor mentions them."""
+    """Groups and stacks with sizes and parents, before any tensor mentions them."""
 
+    stacks: set[str] = field(default_factory=set)
     sizes: dict[str, int] = field(default_factory=dict)
     parents: dict[str, str | None] = field(default_factory=dict)
 
@@ -26,19 +27,21 @@ class Forest:
         return [name] if parent is None else [*self.path(parent), name]
 
     def mention(self, name: str) -> str:
-        parent = self.parents[name]
-        return f"{name}[{parent}]:{self.sizes[name]}" if parent else f"{name}:{self.sizes[name]}"
+        parent, sign = self.parents[name], "=" * (name in self.stacks)
+        return f"{sign}{name}[{parent}]:{self.sizes[name]}" if parent else f"{sign}{name}:{self.sizes[name]}"
 
 
 @st.composite
 def forests(draw: st.DrawFn) -> Forest:
-    """Up to five groups, nested up to three deep."""
+    """Up to five groups and stacks, nested up to three deep."""
     forest = Forest()
     for index in range(draw(st.integers(1, 5))):
         name = f"g{index}"
         shallow = [n for n in forest.sizes if len(forest.path(n)) < 3]
         forest.parents[name] = draw(st.sampled_from([None, *shallow]))
         forest.sizes[name] = draw(st.integers(1, 3))
+        if draw(st.integers(0, 3)) == 0:
+            forest.stacks.add(name)
     return forest
 
 
@@ -79,7 +82,7 @@ def layouts(draw: st.DrawFn, forest: Forest) -> str:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> SymmetryGraph:
-    """Graphs with families, segments, products, nested sums, and families that cross axes."""
+    """Graphs with families, stacks, segments, products, nested sums, and families that cross axes."""
     forest = draw(forests())
     spec = {f"t{i}": draw(layouts(forest)) for i in range(draw(st.integers(1, 4)))}
     shapes = {n: tuple(2 if "." in axis_text(a) else factor_size(a) for a in parse_layout(t)) for n, t in spec.items()}
@@ -164,15 +167,21 @@ def _walk_axis(axis: Axis, position: int, alignment: Alignment, to: list[list[Me
                 digit = _walk_axis(factor, digit, alignment, to)
             elif isinstance(factor, Units):
                 to[-1].append((factor, digit))
-                digit = int(alignment.elements[factor.group][tuple(_owners(factor, to))])
+                if not isinstance(factor, Stack):
+                    owners = _owners(factor, to)
+                    group = ".".join(
+                        [factor.group, *(str(place) for units, place in owners if isinstance(units, Stack))]
+                    )
+                    places = [place for units, place in owners if not isinstance(units, Stack)]
+                    digit = int(alignment.elements[group][tuple(places)])
             moved += digit * below
         return start + moved
     raise AssertionError("position outside of the axis")
 
 
-def _owners(units: Units, to: list[list[Mention]]) -> list[int]:
-    """Places of the ancestors, then of the unit itself, that belong to the mention noted last."""
-    trail, wanted = [to[-1][-1][1]], units.parent
+def _owners(units: Units, to: list[list[Mention]]) -> list[Mention]:
+    """Mentions of the ancestors, then of the unit itself, that belong to the mention noted last."""
+    trail, wanted = [to[-1][-1]], units.parent
     axis, before = len(to) - 1, len(to[-1]) - 1
     while wanted is not None:
         axis, before = next(
@@ -181,9 +190,8 @@ def _owners(units: Units, to: list[list[Mention]]) -> list[int]:
             for i in range((before if a == axis else len(to[a])) - 1, -1, -1)
             if to[a][i][0].group == wanted
         )
-        found, place = to[axis][before]
-        trail.insert(0, place)
-        wanted = found.parent
+        trail.insert(0, to[axis][before])
+        wanted = trail[0][0].parent
     return trail
 
 

@@ -44,9 +44,10 @@ def _edges(graph: GraphStructure) -> list[tuple[str, str, str]]:
     """List source, target and text of each edge: one for each tensor, axis and group; nesting has no text."""
     nested = [(group.name, group.parent, "") for group in graph.groups.values() if group.parent is not None]
     acts = [
-        (tensor.name, unit.group, f"axis {index}")
+        (tensor.name, group, f"axis {index}")
         for tensor in graph.tensors.values()
         for index, axis in enumerate(tensor.layout)
         for unit in axis.units()
+        for group in tensor.mentions.get(unit.group, ())
     ]
     return nested + list(dict.fromkeys(acts))

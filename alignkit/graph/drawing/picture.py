@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from alignkit.graph.description import units_text
+from alignkit.graph.description import mention_text
 from alignkit.graph.drawing.rows import Box, PictureRow, picture_rows
+from alignkit.graph.layout import Stack, Units
 from alignkit.graph.notation import pieces_of
 from alignkit.graph.structure import GraphStructure
 
@@ -36,7 +37,7 @@ def paint(graph: GraphStructure) -> Figure:
     """
     rows = picture_rows(graph)
     # Hues of neighbours in the list are far apart: steps of the golden angle spread any number of hues evenly.
-    hues = {name: (0.58 + i * 0.381966) % 1 for i, name in enumerate(graph.groups)}
+    hues = {name: (0.58 + i * 0.381966) % 1 for i, name in enumerate(graph.copies)}
     colours = {name: colorsys.hls_to_rgb(hue, 0.45, 0.62) for name, hue in hues.items()}
     lanes = _find_lanes(graph, rows)
     titles = [f"... to {row.path}: {row.repeats} more like this" if row.repeats else row.path for row in rows]
@@ -101,7 +102,7 @@ def _find_lanes(graph: GraphStructure, rows: list[PictureRow]) -> dict[str, _Lan
         ends[column : column + 1] = [numbers[-1]]
         first, start = begun.get(numbers[0], (name, 0))
         short = name if name == first else _shorten_name(name, first)
-        legend = f"{short} ({units_text(graph, name).replace(' ', '')})"
+        legend = f"{short} ({mention_text(graph, name).replace(' ', '')})"
         begun[numbers[0]] = first, start + len(legend) + 3
         lanes[name] = _Lane(numbers, column, legend, start)
     return lanes
@@ -134,10 +135,14 @@ def _write(axes: Axes, x: float, y: float, text: str, colour: object = _INK, **f
 
 def _write_box(path: str, box: Box) -> tuple[str, Cells, float]:
     """Return the label and the cells of a box of the layer ``path``, and its width."""
-    cells: Cells = [
-        [(p, None) if isinstance(p, str) else (_shorten_name(p.group, path), p.group) for p in pieces_of(axis)]
-        for axis in box.tensor.layout
-    ]
+
+    def cell(piece: str | Units) -> tuple[str, str | None]:
+        if isinstance(piece, str):
+            return piece, None
+        short = _shorten_name(piece.group, path)
+        return (f"={short}", None) if isinstance(piece, Stack) else (short, piece.group)
+
+    cells: Cells = [list(map(cell, pieces_of(axis))) for axis in box.tensor.layout]
     label = f"{' '.join(name for name in box.names if name)} {'x'.join(map(str, box.tensor.shape))}".strip()
     return label, cells, len(label) + 1 + sum(sum(len(text) for text, _ in pieces) + 1 for pieces in cells) + 2.0
 

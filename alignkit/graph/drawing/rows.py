@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+from alignkit.graph.layout import Stack
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.notation import pieces_of
 from alignkit.graph.structure import GraphStructure
@@ -32,9 +33,8 @@ class PictureRow:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Groups that act on the layer, in the order of mention."""
-        mentions = (u.group for box in self.boxes for axis in box.tensor.layout for u in axis.units())
-        return tuple(dict.fromkeys(mentions))
+        """Names of the groups that act on the layer, in the order of mention; those of a stack are one name."""
+        return tuple(dict.fromkeys(name for box in self.boxes for name in box.tensor.mentions))
 
 
 def picture_rows(graph: GraphStructure) -> list[PictureRow]:
@@ -77,13 +77,14 @@ def _signature(graph: GraphStructure, block: list[PictureRow], depth: int) -> ob
     inside = ".".join(start) + "."
     own: dict[str, str] = {}
     for name in dict.fromkeys(name for row in block for name in row.groups):
-        if all(tensor.startswith(inside) for tensor in graph.tensors_of(name)):
+        if all(tensor.startswith(inside) for group in graph.copies[name] for tensor in graph.tensors_of(group)):
             own[name] = f"own{len(own)}"
 
     def text(tensor: TensorNode) -> str:
         pieces = (piece for axis in tensor.layout for piece in (*pieces_of(axis), " "))
-        return "".join(p if isinstance(p, str) else own.get(p.group, p.group) for p in pieces)
+        names = ((p, "=" if isinstance(p, Stack) else "") for p in pieces)  # a stack is named for what is in it
+        return "".join(p if isinstance(p, str) else stack or own.get(p.group, p.group) for p, stack in names)
 
     boxes = [(row.path.split(".")[depth + 1 :], box.names, box.tensor) for row in block for box in row.boxes]
     facts = [(path, names, tensor.shape, text(tensor)) for path, names, tensor in boxes]
-    return start[:depth], facts, [graph.groups[name].size for name in own]
+    return start[:depth], facts, [graph.mentions[name].size for name in own]
