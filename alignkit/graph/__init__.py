@@ -1,7 +1,7 @@
 """The graph IR: groups of units, and where each acts on the tensors of a network."""
 
 from alignkit.graph import builders
-from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, Stack, Units
+from alignkit.graph.layout import Axis, Block, Dim, Fixed, Segment, StackPlaces, Units
 from alignkit.graph.nodes import AxisPositions, Group, PinnedAxis, Provenance, TensorNode, TracedInput
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.structure import GraphStructure
@@ -10,4 +10,4 @@ from alignkit.graph.uses import Use
 
 __all__ = ["GraphStructure", "Group", "Pair", "PinnedAxis", "Provenance", "SymmetryGraph", "TensorNode", "TracedInput"]
 __all__ += ["AxisPositions", "format_layout", "parse_layout"]
-__all__ += ["Axis", "Block", "Dim", "Fixed", "Segment", "Stack", "Units", "Use", "builders"]
+__all__ += ["Axis", "Block", "Dim", "Fixed", "Segment", "StackPlaces", "Units", "Use", "builders"]

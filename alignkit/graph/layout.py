@@ -35,7 +35,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Stack(Units):
+class StackPlaces(Units):
     """Places that stay, each of which owns groups of its own: those of ``units`` below it are ``units.0``, ``units.1``.
 
     ``group`` is the name of the stack, which no group has.
@@ -168,12 +168,12 @@ def groups_of_layout(layout: Layout) -> dict[str, dict[str, str | None]]:
             return
         owner = mentions[name]
         for ending, parent in owners(owner.parent):
-            if isinstance(owner, Stack):
+            if isinstance(owner, StackPlaces):
                 yield from ((f"{ending}.{place}", parent) for place in range(factor_size(owner)))
             else:
                 yield ending, name + ending
 
-    groups = (units for units in mentions.values() if not isinstance(units, Stack))
+    groups = (units for units in mentions.values() if not isinstance(units, StackPlaces))
     return {u.group: {u.group + ending: parent for ending, parent in owners(u.parent)} for u in groups}
 
 
@@ -194,7 +194,7 @@ def _axis_terms(axis: Axis, stride: int) -> Iterator[_Term]:
             parts: list[_Term] = [(0, ((units, sizes[at], step, ""),))]
             if isinstance(factor, Axis):
                 parts = list(_axis_terms(factor, step))
-            elif isinstance(factor, Stack):
+            elif isinstance(factor, StackPlaces):
                 parts = [(place * step, ((units, 1, step, f".{place}"),)) for place in range(sizes[at])]
             terms = [(offset + more, left + right) for (offset, left), (more, right) in product(terms, parts)]
         yield from terms
@@ -220,7 +220,7 @@ def layout_blocks(layout: Layout, tensor: str) -> tuple[Block, ...]:
                     is_group = dims[parent].group is not None
                     ancestors = (*dims[parent].ancestors, *[parent] * is_group)
                     ending = endings[parent] + ending
-                is_group = units is not None and not isinstance(units, Stack)
+                is_group = units is not None and not isinstance(units, StackPlaces)
                 dims.append(
                     Dim(axis, size, stride, f"{units.group}{ending}" if units and is_group else None, ancestors)
                 )

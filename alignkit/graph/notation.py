@@ -17,7 +17,7 @@ import re
 from collections.abc import Container, Iterator
 
 from alignkit.errors import SpecError
-from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, Stack, Units
+from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, StackPlaces, Units
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*"
 _GROUP = rf"(?P<stack>=)?(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?"
@@ -125,7 +125,7 @@ class _Reader:
         elif size is not None and int(size) == 0:
             problem = f"group {name!r} has size 0; leave an empty group out"
         else:
-            kind = Stack if match["stack"] else Units
+            kind = StackPlaces if match["stack"] else Units
             return kind(name, parent, int(size) if size else None)
         raise self.error(problem, match.start("token"))
 
@@ -136,7 +136,7 @@ def format_layout(layout: Layout, sized: Container[str] = ()) -> str:
     def write(piece: str | Units) -> str:
         if isinstance(piece, str):
             return piece
-        name = f"={piece.group}" if isinstance(piece, Stack) else piece.group
+        name = f"={piece.group}" if isinstance(piece, StackPlaces) else piece.group
         parent = f"[{piece.parent}]" if piece.parent else ""
         return f"{name}{parent}" + (f":{piece.size}" if piece.group in sized else "")
 

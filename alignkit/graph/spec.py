@@ -12,7 +12,7 @@ from alignkit.checkpoints.dense import why_not_dense
 from alignkit.checkpoints.fit import first_names
 from alignkit.checkpoints.mismatch import names_cause
 from alignkit.errors import GraphError, ShapeMismatchError, SpecError
-from alignkit.graph.layout import Layout, Stack, Units
+from alignkit.graph.layout import Layout, StackPlaces, Units
 from alignkit.graph.nodes import Group, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.sizes import open_sizes, resolve_sizes
@@ -64,7 +64,7 @@ def read_spec(
 
 def _place_of(units: Units) -> str:
     """Say what a mention is nested in, as a part of a sentence."""
-    stack = "a stack " if isinstance(units, Stack) else ""
+    stack = "a stack " if isinstance(units, StackPlaces) else ""
     return stack + (f"nested in {units.parent!r}" if units.parent else "without a parent")
 
 

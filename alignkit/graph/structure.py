@@ -14,7 +14,7 @@ from networkx import Graph, connected_components
 
 from alignkit.arguments import check_arguments
 from alignkit.errors import GraphError, ShapeMismatchError
-from alignkit.graph.layout import Stack, Units, factor_size
+from alignkit.graph.layout import StackPlaces, Units, factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
 from alignkit.graph.uses import Use, uses_of_block
@@ -102,7 +102,7 @@ class GraphStructure:
                     raise GraphError(f"{where}: group {name!r} has {here}, but the graph says {there}.")
             if (known := self._mentions.setdefault(unit.group, unit)) != unit:
                 raise GraphError(f"{where}: {unit.group!r} is {unit} here, but {known} elsewhere. Use another name.")
-            if isinstance(unit, Stack) and unit.group in {*self.groups, *self.tensors}:
+            if isinstance(unit, StackPlaces) and unit.group in {*self.groups, *self.tensors}:
                 raise GraphError(f"{where}: {unit.group!r} is the name of a stack and of a group or tensor. Rename it.")
         if (sizes := tuple(map(factor_size, node.layout))) != node.shape:
             raise ShapeMismatchError(f"tensor {node.name!r} has shape {node.shape}, but its layout makes {sizes}.")

@@ -19,10 +19,10 @@ from alignkit.tracing.labels import buffers, parameters
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.reads import fix_single_rows, positions_of
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
-from alignkit.tracing.reading.axes import write_axis
 from alignkit.tracing.reading.causes import pinned_axes
 from alignkit.tracing.reading.naming import group_names
 from alignkit.tracing.reading.traced_layouts import TracedLayouts, read_layouts
+from alignkit.tracing.reading.written_layouts import write_layouts
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.recording.run import RecordedRun, record
 from alignkit.tracing.rules.table import RuleTable
@@ -94,10 +94,8 @@ def build_graph(
     constant = buffers.constant_buffers(model, run)
     traced, labels, interpreter = interpret(model, run.results, table, steps, tensors, constant)
     names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
-    orbits = traced.symmetry.orbits
-    parents = {group: orbits[group].parent for group in names}
-    texts = {g: name if (parent := parents[g]) is None else f"{name}[{names[parent]}]" for g, name in names.items()}
-    layouts = {tensors[name].key: " ".join(write_axis(a, texts) for a in axes) for name, axes in traced.axes.items()}
+    layouts, sizes = write_layouts(traced, names)
+    layout_of = {tensors[name].key: layout for name, layout in layouts.items()}
     provenance = Provenance(
         source="traced",
         tensors=run.tensors,
@@ -113,9 +111,8 @@ def build_graph(
     # Tied tensors have one layout; buffers that hold no units, and tensors that are never read, are fixed.
     saved = model.state_dict(keep_vars=True)
     spec = {
-        name: layouts.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items() if name in saved
+        name: layout_of.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items() if name in saved
     }
-    sizes = {name: orbits[group].size for group, name in names.items()}
     return SymmetryGraph.from_spec(spec, model, sizes=sizes, provenance=provenance)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkit import Alignment, SymmetryGraph
 from alignkit.graph import Axis, Fixed, Units, parse_layout
-from alignkit.graph.layout import Stack, factor_size
+from alignkit.graph.layout import StackPlaces, factor_size
 
 
 @dataclass
@@ -167,12 +167,12 @@ def _walk_axis(axis: Axis, position: int, alignment: Alignment, to: list[list[Me
                 digit = _walk_axis(factor, digit, alignment, to)
             elif isinstance(factor, Units):
                 to[-1].append((factor, digit))
-                if not isinstance(factor, Stack):
+                if not isinstance(factor, StackPlaces):
                     owners = _owners(factor, to)
                     group = ".".join(
-                        [factor.group, *(str(place) for units, place in owners if isinstance(units, Stack))]
+                        [factor.group, *(str(place) for units, place in owners if isinstance(units, StackPlaces))]
                     )
-                    places = [place for units, place in owners if not isinstance(units, Stack)]
+                    places = [place for units, place in owners if not isinstance(units, StackPlaces)]
                     digit = int(alignment.elements[group][tuple(places)])
             moved += digit * below
         return start + moved

@@ -195,3 +195,19 @@ def test_fused_queries_and_keys_of_gpt_neox_are_nested_sums() -> None:
     assert text.startswith("(gpt_neox.layers.0.attention.heads:4 (2+")
     moved = Alignment.random(graph, 0).moved()
     assert set(moved) == set(graph.groups)
+
+
+@pytest.mark.models("transformers")
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "phimoe"])
+def test_experts_that_are_taken_one_by_one_have_units_of_their_own(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 12, "moe_intermediate_size": 12, "num_hidden_layers": 1}
+    numbers = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts_per_tok": 2, "vocab_size": 40}
+    config = AutoConfig.for_model(kind, **sizes, **numbers, num_local_experts=3, num_experts=3)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+    graph = proved(model, torch.arange(24).reshape(2, 12), use_cache=False)
+    experts = graph.tensors["model.layers.0.mlp.experts.down_proj"].groups - {"model.embed_tokens"}
+    assert {graph.groups[name].size for name in experts} == {12}
+    assert len(experts) == 3

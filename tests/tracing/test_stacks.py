@@ -45,7 +45,7 @@ READS: dict[str, tuple[Callable[[Stacks, Tensor], Tensor], int]] = {
     "maximum": (lambda m, s: m.one(s.amax(0)), 1),
     "attention of layers": (lambda m, s: m.one((s.softmax(0) * s).sum(0)), 1),
     "cumulative sum": (lambda m, s: m.one(s.cumsum(0)[1]) + m.two(s[2]), 1),
-    "scaled": (lambda m, s: m.all((s * m.scale).transpose(0, 1).flatten(1)), 1),  # no notation for rows of one tensor
+    "scaled": (lambda m, s: m.all((s * m.scale).transpose(0, 1).flatten(1)), 3),
     "one weight each": (lambda m, s: m.all((s * m.weights).transpose(0, 1).flatten(1)), 3),
     "weighted sum": (lambda m, s: m.one((s * m.weights).sum(0)), 1),
     "einsum": (lambda m, s: m.one(torch.einsum("lbh,l->bh", s, m.weights.flatten())), 1),

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from alignkit.graph.description import mention_text
 from alignkit.graph.drawing.rows import Box, PictureRow, picture_rows
-from alignkit.graph.layout import Stack, Units
+from alignkit.graph.layout import StackPlaces, Units
 from alignkit.graph.notation import pieces_of
 from alignkit.graph.structure import GraphStructure
 
@@ -140,7 +140,7 @@ def _write_box(path: str, box: Box) -> tuple[str, Cells, float]:
         if isinstance(piece, str):
             return piece, None
         short = _shorten_name(piece.group, path)
-        return (f"={short}", None) if isinstance(piece, Stack) else (short, piece.group)
+        return (f"={short}", None) if isinstance(piece, StackPlaces) else (short, piece.group)
 
     cells: Cells = [list(map(cell, pieces_of(axis))) for axis in box.tensor.layout]
     label = f"{' '.join(name for name in box.names if name)} {'x'.join(map(str, box.tensor.shape))}".strip()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from alignkit.graph.layout import Stack
+from alignkit.graph.layout import StackPlaces
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.notation import pieces_of
 from alignkit.graph.structure import GraphStructure
@@ -82,7 +82,7 @@ def _signature(graph: GraphStructure, block: list[PictureRow], depth: int) -> ob
 
     def text(tensor: TensorNode) -> str:
         pieces = (piece for axis in tensor.layout for piece in (*pieces_of(axis), " "))
-        names = ((p, "=" if isinstance(p, Stack) else "") for p in pieces)  # a stack is named for what is in it
+        names = ((p, "=" if isinstance(p, StackPlaces) else "") for p in pieces)  # a stack is named for what is in it
         return "".join(p if isinstance(p, str) else stack or own.get(p.group, p.group) for p, stack in names)
 
     boxes = [(row.path.split(".")[depth + 1 :], box.names, box.tensor) for row in block for box in row.boxes]

@@ -16,9 +16,10 @@ a segment of units and one of two fixed positions. In the notation: `(heads (uni
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeAlias
 
 import numpy as np
 
@@ -38,13 +39,21 @@ class VaryingRowsError(Exception):
     """The labels of an axis differ from row to row in a way that the notation cannot tell."""
 
 
+GroupKey: TypeAlias = int | tuple[int, ...]
+"""A group, by the number of its orbit, or one for each place of a stack."""
+
+
 @dataclass(frozen=True)
 class LabelledSegment:
-    """Part of an axis: the group that acts (None: fixed), the number of positions, and those that each unit owns."""
+    """Part of an axis: the group that acts (None: fixed), the number of positions, and those that each unit owns.
 
-    group: int | None
+    With `is_stack` the positions are the places of a stack: other axes have a group for each.
+    """
+
+    group: GroupKey | None
     size: int
     inner: tuple[LabelledSegment, ...] = ()
+    is_stack: bool = False
 
 
 LabelledAxis = tuple[LabelledSegment, ...]
@@ -60,6 +69,7 @@ def read_axes(labels: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[La
         VaryingRowsError: An axis depends on another one in a way that has no notation.
     """
     axes: list[LabelledAxis] = []
+    stacks: set[int] = set()
     for dim, size in enumerate(labels.shape):
         block = labels.owner.get(dim)
         if block is None:
@@ -83,11 +93,46 @@ def read_axes(labels: Labels, classes: IntArray, symmetry: Symmetry) -> tuple[La
             place = symmetry.orbits[group].place[symmetry.index_of[units.clip(min=0)]]
             places[group] = np.where(units >= 0, place, -1)
         orbits = symmetry.orbit_of[rows]
-        if any((table != table[0]).any() for table in (*places.values(), orbits)):
-            raise VaryingRowsError
         settled = frozenset(context) - frozenset(places)
-        axes.append(_read_sum({g: table[0] for g, table in places.items()}, orbits[0], settled, symmetry))
+        varies = any((table != table[0]).any() for table in (*places.values(), orbits))
+        if not varies:
+            axes.append(_read_sum({g: table[0] for g, table in places.items()}, orbits[0], settled, symmetry))
+            continue
+        if context or len(block.context) != 1 or axes[block.context[0]] != (LabelledSegment(None, len(rows)),):
+            raise VaryingRowsError
+        stacks.add(block.context[0])
+        axes.append(_read_stack(places, orbits, symmetry))
+    if stacks and not any(isinstance(group, tuple) for axis in axes for group in groups_on(axis)):
+        raise VaryingRowsError
+    for dim in stacks:
+        axes[dim] = (LabelledSegment(None, labels.shape[dim], is_stack=True),)
     return tuple(axes)
+
+
+def _read_stack(places: Places, orbits: IntArray, symmetry: Symmetry) -> LabelledAxis:
+    """Read the rows of an axis of which each has groups of its own, at places that stay."""
+    try:
+        rows = [
+            _read_sum({g: table[row] for g, table in places.items()}, orbits[row], frozenset(), symmetry)
+            for row in range(len(orbits))
+        ]
+    except InexpressibleError as error:
+        raise VaryingRowsError from error
+    return _stack_rows(rows)
+
+
+def _stack_rows(rows: Sequence[LabelledAxis]) -> LabelledAxis:
+    """Read the same axis of each matrix in a stack as one whose groups are those of the matrices, in order."""
+    segments = []
+    for parts in zip(*rows, strict=True) if len({len(row) for row in rows}) == 1 else [()]:
+        groups = tuple(part.group for part in parts)
+        numbers = tuple(group for group in groups if isinstance(group, int))
+        is_same, is_each = len(set(groups)) == 1, len(set(numbers)) == len(rows)
+        if len({part.size for part in parts}) != 1 or not (is_same or is_each):
+            raise VaryingRowsError
+        inner = _stack_rows([part.inner for part in parts])
+        segments.append(LabelledSegment(groups[0] if is_same else numbers, parts[0].size, inner))
+    return tuple(segments)
 
 
 def _units_at(classes: IntArray, symmetry: Symmetry) -> dict[int, IntArray]:
@@ -147,12 +192,12 @@ def _read_product(
     raise InexpressibleError(set(roots) or acting)
 
 
-def write_axis(axis: LabelledAxis, names: Mapping[int, str]) -> str:
+def write_axis(axis: LabelledAxis, names: Mapping[GroupKey, str]) -> str:
     """Write segments in the notation. `names` gives the text of each group, such as "qk[heads]"."""
     return "." if len(axis) == 1 and axis[0].group is None else _write_sum(axis, names)
 
 
-def _write_sum(axis: LabelledAxis, names: Mapping[int, str]) -> str:
+def _write_sum(axis: LabelledAxis, names: Mapping[GroupKey, str]) -> str:
     """Write segments laid end to end; many equal ones in a row are a product."""
     parts: list[str] = []
     for segment, run in groupby(axis):
@@ -173,9 +218,9 @@ def _without_brackets(text: str) -> str:
     return text[1:-1] if text.startswith("(") else text
 
 
-def groups_on(axis: LabelledAxis) -> list[int]:
+def groups_on(axis: LabelledAxis) -> list[GroupKey]:
     """Return the groups that act on an axis, outer ones first."""
-    groups: list[int] = []
+    groups: list[GroupKey] = []
     for segment in axis:
         if segment.group is not None:
             groups += [segment.group, *groups_on(segment.inner)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from alignkit.tracing.reading.axes import LabelledAxis, LabelledSegment, groups_on
+from alignkit.tracing.reading.axes import GroupKey, LabelledAxis, LabelledSegment, groups_on
 from alignkit.tracing.solving.orbits import Symmetry
 
 Axes = Mapping[str, tuple[LabelledAxis, ...]]
@@ -16,7 +16,17 @@ _ROLES = {(0, 1): "qk", (0,): "q", (1,): "k", (2,): "v", (1, 2): "kv", (0, 1, 2)
 """Which segments of a fused projection a group acts on, in the order query, key, value, and what it is called then."""
 
 
-def group_names(axes: Axes, shapes: Mapping[str, tuple[int, ...]], symmetry: Symmetry) -> dict[int, str]:
+def parents_of(groups: Iterable[GroupKey], symmetry: Symmetry) -> dict[GroupKey, GroupKey | None]:
+    """Return the parent of each group; that of groups in a stack has one for each place, too."""
+    stacks = {group[0]: group for group in groups if isinstance(group, tuple)}
+    parents: dict[GroupKey, GroupKey | None] = {}
+    for group in groups:
+        parent = symmetry.orbits[group if isinstance(group, int) else group[0]].parent
+        parents[group] = parent if isinstance(group, int) or parent is None else stacks[parent]
+    return parents
+
+
+def group_names(axes: Axes, shapes: Mapping[str, tuple[int, ...]], symmetry: Symmetry) -> dict[GroupKey, str]:
     """Return a readable, stable name for each group: the path of the module whose tensor mentions it first.
 
     Tensors with a single axis, such as biases, count only where nothing else mentions the group. Units that own units
@@ -31,30 +41,36 @@ def group_names(axes: Axes, shapes: Mapping[str, tuple[int, ...]], symmetry: Sym
         is_weight = len(shape) > 1 and name.rpartition(".")[2] == "weight"
         return "." not in name, not (is_weight or sum(n > 1 for n in shape) > 1)
 
-    first_use: dict[int, tuple[str, int]] = {}
+    first_use: dict[GroupKey, tuple[str, int]] = {}
     for name in sorted(axes, key=is_vague):
         for dim, axis in enumerate(axes[name]):
             for group in groups_on(axis):
                 first_use.setdefault(group, (name, dim))
-    parent_of = {g: symmetry.orbits[g].parent for g in first_use}
+    place_of = {g: (stack, i) for stack in first_use if isinstance(stack, tuple) for i, g in enumerate(stack)}
+    parent_of = parents_of(first_use, symmetry)
     owner_of = _owners(axes)
     taken: set[str] = set(axes)
-    names: dict[int, str] = {}
+    names: dict[GroupKey, str] = {}
     for group, (tensor, dim) in first_use.items():
+        if group in place_of:
+            continue
         if group in parent_of.values() or group in owner_of:
             base = _owner_name(group, tensor, axes, parent_of, owns_heads=group in owner_of.values())
         else:
             base = _unit_name(group, tensor, axes[tensor][dim], len(shapes[tensor]), parent_of[group])
         name, number = base, 2
-        while name in taken:
+        endings = [""] if isinstance(group, int) else ["", ".stack", *(f".{place}" for place in range(len(group)))]
+        while not taken.isdisjoint(name + ending for ending in endings):
             name = f"{base}.{number}"
             number += 1
         names[group] = name
-        taken.add(name)
-    return names
+        taken.update(name + ending for ending in endings)
+    # One of the groups of a stack, read by a tensor that has no other of them.
+    alone = {group: place_of[group] for group in first_use if group in place_of}
+    return names | {group: f"{names[stack]}.{place}" for group, (stack, place) in alone.items()}
 
 
-def _unit_name(group: int, tensor: str, axis: LabelledAxis, rank: int, parent: int | None) -> str:
+def _unit_name(group: GroupKey, tensor: str, axis: LabelledAxis, rank: int, parent: GroupKey | None) -> str:
     """Return the name that units would like to have: the path of their module, and what tells them apart inside."""
     module, _, leaf = tensor.rpartition(".")
     suffix = _LEAF.sub("", leaf)
@@ -75,9 +91,9 @@ def _unit_name(group: int, tensor: str, axis: LabelledAxis, rank: int, parent: i
     return f"{base}.{role}" if role and len(innermost) in (2, 3) else base
 
 
-def _owners(axes: Axes) -> dict[int, int]:
+def _owners(axes: Axes) -> dict[GroupKey, GroupKey]:
     """Return groups that own positions inside of another group, with that group: query heads of key-value heads."""
-    owner_of: dict[int, int] = {}
+    owner_of: dict[GroupKey, GroupKey] = {}
 
     def visit(axis: LabelledAxis) -> None:
         for outer in axis:
@@ -97,7 +113,9 @@ def _unit_count(segment: LabelledSegment) -> int:
     return segment.size // max(sum(part.size for part in segment.inner), 1)
 
 
-def _owner_name(group: int, tensor: str, axes: Axes, parent_of: Mapping[int, int | None], *, owns_heads: bool) -> str:
+def _owner_name(
+    group: GroupKey, tensor: str, axes: Axes, parent_of: Mapping[GroupKey, GroupKey | None], *, owns_heads: bool
+) -> str:
     """Return a name for units that own other units: experts, groups of channels, heads."""
     module, _, leaf = tensor.rpartition(".")
     # Fused projections and experts may be parameters of their module itself, or of layers in it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from alignkit.errors import TraceError
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
-from alignkit.tracing.reading.axes import InexpressibleError, LabelledAxis, VaryingRowsError, read_axes
+from alignkit.tracing.reading.axes import InexpressibleError, LabelledAxis, VaryingRowsError, groups_on, read_axes
 from alignkit.tracing.solving.closure import Closed, close, seeded_hash
 from alignkit.tracing.solving.orbits import Symmetry, broken_groups, solve
 
@@ -59,10 +59,13 @@ def read_layouts(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts
                     groups |= error.args[0]
                 except VaryingRowsError:
                     varying.append(name)
-            if varying:
+            if varying or (varying := _clashing(traced)):
                 traced.varying = tuple(varying)
                 return traced
             groups = groups or broken_groups(closed, symmetry)
+            if stacked := [name for name, axes in traced.axes.items() if not groups.isdisjoint(_stacked(axes))]:
+                traced.varying = tuple(stacked)  # by themselves, their groups need not be given up
+                return traced
             rejected = [(symmetry.orbits[g].members, symmetry.orbits[g].place) for g in sorted(groups)]
         if not rejected:
             return traced
@@ -72,3 +75,33 @@ def read_layouts(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts
     raise TraceError(
         "the labels of this model do not settle into groups. Please report the model; a written spec still works."
     )
+
+
+def _clashing(traced: TracedLayouts) -> list[str]:
+    """List tensors whose stacks have no notation: a group at two places, here or in a tensor before.
+
+    So it is with layers in one tensor, each of which reads what another writes. Also, groups in a stack have their
+    parents there, or none.
+    """
+    orbits = traced.symmetry.orbits
+    stack_of: dict[int, tuple[int, ...]] = {}
+    clashing = []
+    for name, axes in traced.axes.items():
+        stacked = {group for axis in axes for group in groups_on(axis) if isinstance(group, tuple)}
+        parents = {tuple(orbits[group].parent for group in groups) for groups in stacked}
+        fits = all(set(above) == {None} or above in stacked for above in parents)
+        fits &= len({group for groups in stacked for group in groups}) == sum(map(len, stacked))
+        fits &= all(stack_of.get(group, groups) == groups for groups in stacked for group in groups)
+        if fits:
+            stack_of |= {group: groups for groups in stacked for group in groups}
+        else:
+            clashing.append(name)
+    return clashing
+
+
+def _stacked(axes: Iterable[LabelledAxis]) -> set[int]:
+    """Return the groups of a tensor that has a stack."""
+    groups = [group for axis in axes for group in groups_on(axis)]
+    if all(isinstance(group, int) for group in groups):
+        return set()
+    return {number for group in groups for number in ((group,) if isinstance(group, int) else group)}
