@@ -131,3 +131,40 @@ def test_the_spec_of_experts_names_their_stack() -> None:
     assert spec["up"] == f"={stack} layer.up[{stack}] inp"
     assert spec["down"] == f"={stack} inp layer.up[{stack}]"
     assert spec["probe.weight"] == "inp layer.up.1"
+
+
+class Picked(nn.Module):
+    """Tokens pick their expert by a computed position, and the first token is read by a layer of its own."""
+
+    def __init__(self, pick: Callable[[Tensor], Tensor], real: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Parameter(torch.randn(3, 6, 5)), nn.Parameter(torch.randn(3, 2, 6))
+        self.router, self.probe = nn.Linear(5, 3, bias=False), nn.Linear(6, 2)
+        self.pick, self.real = pick, real
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.real:
+            assert float(x.detach().abs().sum()) > 0  # depends on values, so that the run is on real tensors
+        experts = self.pick(self.router(x))
+        hidden = torch.bmm(self.up[experts], x[..., None])[..., 0].relu()
+        return torch.cat([torch.bmm(self.down[experts], hidden[..., None])[..., 0], self.probe(hidden[:1])])
+
+
+PICKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "argmax": lambda scores: scores.argmax(-1),
+    "topk": lambda scores: scores.topk(2).indices[:, 1],
+    "numbers": lambda scores: torch.tensor([int(row.argmax()) for row in scores]),
+    "a list": lambda scores: torch.tensor(scores.argmax(-1).tolist()),
+    "a sum": lambda scores: (scores > 0).sum(-1).clamp(max=2),
+}
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("pick", PICKS)
+def test_positions_that_a_run_computes_are_not_those_of_another(pick: str, real: bool) -> None:
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(1))
+    model = Picked(PICKS[pick], real)
+    graph = trace(model, x)
+    assert len(set(model.pick(model.router(x)).tolist())) == 3
+    keeps_function(model, graph, *[(x[i:],) for i in range(0, 60, 7)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     It keeps all tensors and storages alive, so that identities stay unique. Tensors of `before` existed before the run:
     constants. `is_whole` turns False when an op gets a tensor that neither existed nor came from a recorded op: one
-    that another thread made, for example, or a class of tensors that computes by itself.
+    that another thread made, for example, or a class of tensors that computes by itself. Values that follow from
+    tensors that `vary`, or from random numbers, are not recorded: another run takes other positions.
 
     Args:
         path: The modules that are running, the innermost one last.
@@ -135,17 +136,37 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.is_whole = True
         self.alive: dict[int, object] = {}
         self._path = path
+        self._varying: set[int] = set()
+        self._numbers_vary = False  # numbers of Python that the model computes with
         self._before = None if before is None else {_storage_of(tensor): tensor for tensor in before}
 
     def describe(self, tree: Any) -> Any:
         """Replace tensors in a tree by `TensorRef`."""
         for tensor in _tensors(tree):
             self.alive[_storage_of(tensor)] = tensor.untyped_storage() if tensor.layout == torch.strided else tensor
-        return pytree.tree_map_only(torch.Tensor, TensorRef.of, tree)
+        return pytree.tree_map_only(torch.Tensor, self._describe_one, tree)
+
+    def _describe_one(self, tensor: torch.Tensor) -> TensorRef:
+        ref = TensorRef.of(tensor)
+        return replace(ref, values=None) if ref.storage in self._varying else ref
+
+    def vary(self, tree: Any) -> None:
+        """Record that the values of the tensors in a tree differ from run to run, or from model to model."""
+        self._varying.update(map(_storage_of, _tensors(tree)))
+
+    def _follow_varying(self, func: Any, operands: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
+        """Record which results vary: those of operands that do, of random ops, and of numbers from such tensors."""
+        varies = any(_storage_of(tensor) in self._varying for tensor in operands)
+        if varies and func is torch.ops.aten._local_scalar_dense.default:
+            self._numbers_vary = True
+        made_of_numbers = not operands or func is torch.ops.aten.lift_fresh.default
+        if varies or torch.Tag.nondeterministic_seeded in func.tags or (made_of_numbers and self._numbers_vary):
+            self.vary(results)
 
     def leak(self, name: str, tree: Any) -> None:
         """Record that the tensors in a tree may be read and written unseen from now on."""
         tensors = self.describe(_tensors(tree))
+        self._numbers_vary |= any(ref.storage in self._varying for ref in tensors)
         self.steps.append(Leak(torch.ops.aten.detach.default, tuple(tensors), {}, None, self._path[-1], name=name))
 
     def _meet(self, tensor: torch.Tensor) -> None:
@@ -175,6 +196,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._meet(tensor)
             described_args, described_kwargs = self.describe((tuple(args), kwargs))
             result = func(*args, **kwargs)
+            self._follow_varying(func, _tensors((args, kwargs)), [*_tensors(result), *written])
             self.steps.append(OpRecord(func, described_args, described_kwargs, self.describe(result), self._path[-1]))
             if is_new and not args[0].untyped_storage().resizable():
                 self.leak("unrecorded::memory", result)

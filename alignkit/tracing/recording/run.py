@@ -213,6 +213,7 @@ def _run(
             stack.enter_context(mode)
         recorder = stack.enter_context(Recorder(path, before))
         refs = {name: recorder.describe(tensor) for name, tensor in state.items()}
+        recorder.vary((args, kwargs, [tensor for tensor in state.values() if isinstance(tensor, nn.Parameter)]))
         recorder.describe((args, kwargs))
         stack.enter_context(Watch(recorder))
         result = model(*args, **kwargs)
