@@ -14,8 +14,9 @@ from alignkit.errors import SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.executors import packed, unpacked
-from alignkit.jobs.solve import accounted, plain_options, settings_of, solve
+from alignkit.jobs.solve import settings_of, solve
 from alignkit.jobs.solved_pairs import SolvedPair
+from alignkit.jobs.solver_run import accounted, plain_options
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Solver, Status, Step
 from alignkit.solver.solution import Solution

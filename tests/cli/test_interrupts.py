@@ -172,9 +172,14 @@ def test_a_real_ctrl_c(second: bool, folder: Path) -> None:
     """From the keyboard to the exit code: the signal meets a solver that never looks up."""
     code = SLOW
     if second:  # the next one comes while the first is being dealt with
-        code = SLOW.replace("from alignkit.cli", "import alignkit.jobs.solve as solve\naccount = solve.account\n"
-            "def busy(*arguments):\n    os.kill(os.getpid(), signal.SIGINT)\n    while True: pass\n"
-            "solve.account = busy\nfrom alignkit.cli")  # fmt: skip
+        busy = """from alignkit.jobs import solver_run
+account = solver_run.account
+def busy(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    while True: pass
+solver_run.account = busy
+"""
+        code = SLOW.replace("from alignkit.cli", busy + "from alignkit.cli")
     command = ["solve", A, C, "-o", "out.safetensors", "--solver", "slow", *GIVEN]
     ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 130, ended.stderr

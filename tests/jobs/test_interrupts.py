@@ -103,7 +103,7 @@ def test_a_second_ctrl_c_ends_the_solve_and_closes_observers(pair, monkeypatch) 
 
     registry = Registry([])
     registry.register(Watches())
-    monkeypatch.setattr("alignkit.jobs.solve.account", pressed)
+    monkeypatch.setattr("alignkit.jobs.solver_run.account", pressed)
     with pytest.raises(KeyboardInterrupt):
         alignkit.solve(pair, solver=Presses(), registry=registry)
     assert ended == [None]

@@ -19,7 +19,8 @@ from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.from_disk.budget import Budget, budget_for, parse_memory
 from alignkit.jobs.from_disk.sweeps import AscentOnDisk
 from alignkit.jobs.from_disk.weights import Reordered, WeightsOnDisk, read_piece
-from alignkit.jobs.solve import find_start, run_solver
+from alignkit.jobs.solve import find_start
+from alignkit.jobs.solver_run import run_solver
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Report, Solution
