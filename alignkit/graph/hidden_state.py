@@ -24,13 +24,14 @@ from alignkit.text import list_some, show_value
 
 HARMLESS = re.compile(
     # what is kept for later or counted
-    r"cache|inplace|device|(^|_)(calls?|counter|layer_idx)$|dtype$"
+    r"(^|_)(cached?|device|calls?|counter|layer_idx|dtype)$|^_cache|^_?cached_|^use_cache$|^inplace$"
     # what belongs to training
-    r"|drop|checkpoint|momentum|label_smoothing|^_?loss|criterion"
+    r"|(^|_|p|layer)drop(out)?(_?(path|block|connect))?(_?(p|probs?|rates?|ratio))?$|^(use_|gradient_)checkpoint"
+    r"|^momentum$|^label_smoothing$|^_?(loss|criterion)(_fn|_fct|_function|_type)?$"
     # what lightning, accelerate and transformers write into modules and configurations
     r"|^_?(torchdynamo|trainer|fabric|old_forward|is_hf|hf_|example_input|compiled_call|flat_weight|commit_hash)"
     r"|_implementation|transformers_version|architectures|label2id|id2label|problem_type|token_id"
-    r"|^return_dict|^output_(att|hid)"
+    r"|^(use_)?return_dict$|^output_(attentions|hidden_states)$"
 )
 """Attributes that change no output in eval mode, though code may read them."""
 RECORDS = re.compile(

@@ -73,7 +73,7 @@ def _call_solver(solver: Solver[Any], problem: Problem, report: Report) -> tuple
     except SystemExit as error:  # a script turned into a solver
         return Outcome(start, Status.FAILED), f"It called exit({error.code!r}).", None
     except BaseException as error:  # solvers may be third-party code, which panics too
-        return Outcome(start, Status.FAILED), describe_error(error), error
+        return Outcome(start, Status.FAILED), f"{describe_error(error).rstrip('.')}.", error
     try:
         return checked_outcome(answer, start.graph), "", None
     except Exception as error:  # of a class of its own, whose properties raise

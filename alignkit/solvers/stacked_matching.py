@@ -107,9 +107,8 @@ class StackedMatching:
                     for other in self.graph.neighbours(root):
                         dirty[other][turn[changed]] = True
             if not torch.isfinite(distance).all():  # after the first sweep
-                distance = sum(
-                    distances2(self.a, permuted(self.graph, self.b, self.elements)).values(), torch.zeros(())
-                )
+                moved = permuted(self.graph, self.b, self.elements)
+                distance = sum(distances2(self.a, moved).values(), torch.zeros(self.count, dtype=torch.float64))
             run.distances.append(distance.clamp_min(0.0))
             run.swept.append(swept)
             finished = swept & (before - distance <= rtol * distance)
@@ -179,9 +178,10 @@ class _Term:
         rows = turn  # of B: pair and unit of each other group as one number
         for order in orders.values():
             rows = rows[..., None] * order.shape[1] + order[turn].reshape(len(turn), *[1] * (rows.ndim - 1), -1)
-        b = b.reshape(-1, b.shape[-2] * self.size).index_select(0, rows.reshape(-1).to(b.device))
+        length = prod(a.shape[2:])
+        b = b.reshape(prod(b.shape[:-2]), b.shape[-2] * self.size).index_select(0, rows.reshape(-1).to(b.device))
         a = a if len(a) == 1 or len(turn) == len(a) else a.index_select(0, turn.to(a.device))
-        a, b = a.reshape(len(a), self.size, -1), b.reshape(len(turn), -1, self.size)
+        a, b = a.reshape(len(a), self.size, length), b.reshape(len(turn), length, self.size)
         return a[0] @ b if len(a) == 1 else a @ b
 
 
@@ -256,4 +256,4 @@ def _gathered(part: Tensor, at: int, element: Tensor, ancestors: tuple[int, ...]
     before, size = part.shape[: at + 1], part.shape[at + 1]
     starts = size * torch.arange(prod(before), device=part.device).reshape(*before, 1)
     rows = starts + element.reshape(shape[: at + 2])
-    return part.reshape(rows.numel(), -1).index_select(0, rows.reshape(-1)).reshape(part.shape)
+    return part.reshape(rows.numel(), prod(part.shape[at + 2 :])).index_select(0, rows.reshape(-1)).reshape(part.shape)

@@ -253,6 +253,10 @@ class Reads(nn.Module):
 KEYS = ["gain"]
 READINGS = {
     "a name that sounds harmless": (lambda net, x: getattr(torch, net.act_name)(x), "act_name", ("relu", "tanh")),
+    **{
+        name: (eval(f"lambda net, x: x * net.{name}"), name, (1.0, 2.0))
+        for name in ("loss_scale", "cache_scale", "device_scale", "backdrop", "output_hidden_scale", "criterion_weight")
+    },
     "a step in time": (lambda net, x: x * net.time_step, "time_step", (1.0, 0.5)),
     "another method": (lambda net, x: net.helper(x), "gain", (1.0, 2.0)),
     "a property": (lambda net, x: x * net.twice, "gain", (1.0, 2.0)),
