@@ -179,10 +179,15 @@ class Objective:
         """
         differing = {name for name, element in after.items() if element is not before[name]}
         blocks = ((name, block) for name in self.moved for block in self.graph.tensors[name].blocks)
-        return sum(self._gain(n, block, before, after) for n, block in blocks if not differing.isdisjoint(block.groups))
+        moved = ((name, block) for name, block in blocks if not differing.isdisjoint(block.groups))
+        return float(sum((self._gain(*each, before, after) for each in moved), start=self._zero()))
 
-    def _gain(self, name: str, block: Block, before: Elements, after: Elements) -> float:
-        total, piece = 0.0, min(SMALL_PIECE, self.a.piece)
+    def _zero(self) -> Float[Tensor, ""]:
+        """Return where a sum begins that stays on the device until it is read."""
+        return torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def _gain(self, name: str, block: Block, before: Elements, after: Elements) -> Float[Tensor, ""]:
+        total, piece = self._zero(), min(SMALL_PIECE, self.a.piece)
         orders = (orders_of(block, known(elements, block.groups)) for elements in (before, after))
         for moving, places, old, new in changes(block, *orders):
             # Files are cut by rows: whatever moves along them is read as a whole.
@@ -191,7 +196,7 @@ class Objective:
             for run in split_places(piece, block, at, places) if alone else ranges(piece, block, at, new):
                 a = self.a.part(name, block, at, run).double()
                 sides = (ordered_part(self.b, name, block, at, run, each).double() for each in (new, old))
-                total += float(torch.sub(*sides).mul_(a).sum())
+                total += torch.sub(*sides).mul_(a).sum()
         return total
 
     @cached_property
@@ -243,12 +248,13 @@ class Objective:
 
     def tensor_value(self, name: str, elements: Elements) -> float:
         """Return ``<A, P # B>`` of one tensor on which groups act."""
-        return sum(float((a.double() * b.double()).sum()) for a, b in self.parts(name, elements))
+        products = ((a.double() * b.double()).sum() for a, b in self.parts(name, elements))
+        return float(sum(products, start=self._zero()))
 
     def tensor_distance(self, name: str, elements: Elements) -> float:
         """Return ``|| A - P # B ||^2`` of one tensor on which groups act, in float64."""
         differences = ((a.double() - b.double()).reshape(-1) for a, b in self.parts(name, elements))
-        return sum(float(torch.dot(difference, difference)) for difference in differences)
+        return float(sum((torch.dot(each, each) for each in differences), start=self._zero()))
 
     def value(self, alignment: Alignment | SoftAlignment) -> float:
         """Return ``<A, P # B>`` over all tensors."""

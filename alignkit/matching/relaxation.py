@@ -90,8 +90,8 @@ class Point:
 class Gradient:
     """The objective at a point, and its derivative by every mass: at each use, and summed over those of each group."""
 
-    values: Mapping[Term, float]
-    """``<A, P # B>`` of each term, in squared units of the weights."""
+    values: Mapping[Term, Float[Tensor, ""]]
+    """``<A, P # B>`` of each term, in squared units of the weights; they stay on the device."""
     uses: Mapping[Use, Float[Tensor, "units units"]]
     groups: Mapping[str, Float[Tensor, "units units"]]
     """Zeros for a group that acts only through its children."""
@@ -99,7 +99,7 @@ class Gradient:
     @property
     def value(self) -> float:
         """``<A, P # B>`` over all tensors on which groups act."""
-        return sum(self.values.values())
+        return float(torch.stack([*self.values.values()]).sum()) if self.values else 0.0
 
 
 class Relaxation:
@@ -140,7 +140,12 @@ class Relaxation:
                 summed = [side.sum(use.rest) if use.rest else side for side in sides]
                 squares[use.group].append(torch.stack(summed).flatten(1))
         norms = {name: sum(parts).sqrt().double().mean(1) for name, parts in squares.items() if parts}  # type: ignore[union-attr]
-        return {name: float(norms[name].prod()) if name in norms else 0.0 for name in squares}
+        sizes = (
+            dict(zip(norms, torch.stack([norm.prod() for norm in norms.values()]).cpu().tolist(), strict=True))
+            if norms
+            else {}
+        )
+        return {name: sizes.get(name, 0.0) for name in squares}
 
     def point(self, soft: SoftAlignment) -> Point:
         """Return the point of a soft alignment."""
@@ -172,7 +177,7 @@ class Relaxation:
 
     def gradient(self, point: Point) -> Gradient:
         """Compute value and derivative at a point; the value is that of any one innermost use with its mass."""
-        values: dict[Term, float] = {}
+        values: dict[Term, Tensor] = {}
         uses: dict[Use, Tensor] = {}
         groups = {name: torch.zeros_like(mass) for name, mass in point.masses.items()}
         for term in self.terms:
@@ -226,30 +231,37 @@ class Relaxation:
         Terms of higher degree are interpolated at Chebyshev points: exact, except where branches of a family meet.
         ``end`` holds the masses of the corner and ``elements`` its indices; ``at_start`` is the gradient at ``start``.
         """
-        coefficients = np.zeros(3)
+        parabolas: list[Tensor] = []
+        """Value, slope and end of each term of degree 1 or 2; they are read from the device together."""
         higher: list[Term] = []
         for term in self.terms:
-            value, slope = at_start.values[term], 0.0
-            for use, _ in term.uses:
-                derivative = at_start.uses[use]
-                slope += _dot(derivative, end[use.group]) - _dot(derivative, start.masses[use.group])
-            if term.degree == 1:
-                coefficients += (value, slope, 0.0)
-            elif term.degree == 2:
-                moved = act_on_block(term.block, term.block.view(self.b[term.tensor]), elements)
-                coefficients += (value, slope, _dot(term.block.view(self.a[term.tensor]), moved) - value - slope)
-            else:
+            if term.degree not in (1, 2):
                 higher.append(term)
-        polynomial = np.polynomial.Polynomial(coefficients)
+                continue
+            value = at_start.values[term]
+            ways = ((at_start.uses[use], end[use.group] - start.masses[use.group]) for use, _ in term.uses)
+            slope = torch.stack([_dot(derivative, way) for derivative, way in ways]).sum()
+            final = value + slope
+            if term.degree == 2:
+                moved = act_on_block(term.block, term.block.view(self.b[term.tensor]), elements)
+                final = _dot(term.block.view(self.a[term.tensor]), moved)
+            parabolas.append(torch.stack([value, slope, final]))
+        polynomial = np.polynomial.Polynomial([0.0])
+        if parabolas:
+            value, slope, final = torch.stack(parabolas).sum(0).cpu().tolist()
+            polynomial += np.polynomial.Polynomial([value, slope, final - value - slope])
         if higher:
             degree = max(SAMPLES if term.degree is None else term.degree for term in higher)
             nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(degree + 1) / degree)
-            values = []
+            samples = []
             for node in nodes:
                 point = self.between(start, end, float(node))
                 leaves = (term.leaves[0] for term in higher)
-                values.append(sum(_dot(self._derivative(use, point), point.masses[use.group]) for use in leaves))
-            polynomial += np.polynomial.Polynomial.fit(nodes, values, degree, domain=[0, 1]).convert()
+                values = [_dot(self._derivative(use, point), point.masses[use.group]) for use in leaves]
+                samples.append(torch.stack(values).sum())
+            polynomial += np.polynomial.Polynomial.fit(
+                nodes, torch.stack(samples).cpu().tolist(), degree, domain=[0, 1]
+            ).convert()
         return polynomial
 
 
@@ -260,5 +272,6 @@ def best_step(polynomial: np.polynomial.Polynomial) -> float:
     return max((0.0, *inner, 1.0), key=lambda step: float(polynomial(step)))
 
 
-def _dot(left: Tensor, right: Tensor) -> float:
-    return float((left * right).sum(dtype=torch.float64))
+def _dot(left: Tensor, right: Tensor) -> Float[Tensor, ""]:
+    """Return the inner product in float64, on the device."""
+    return (left * right).sum(dtype=torch.float64)

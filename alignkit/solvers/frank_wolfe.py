@@ -154,12 +154,15 @@ def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> P
     elements = best_element(relaxation.graph, slopes)
     corner = relaxation.corner(elements)
     line = relaxation.along(point, corner, elements, gradient)
+    parabolas = []
     for name, term_weight in weights.items():
         if term_weight:  # |P_g|^2 is a parabola of the step
             start = point.masses[name]
             across = corner[name] - start
             terms = (start.square(), 2 * start * across, across.square())
-            line -= term_weight * Polynomial([float(t.sum(dtype=torch.float64)) for t in terms])
+            parabolas.append(term_weight * torch.stack([term.sum(dtype=torch.float64) for term in terms]))
+    if parabolas:
+        line -= Polynomial(torch.stack(parabolas).sum(0).cpu().tolist())
     if float(line.deriv()(0.0)) <= rtol * abs(gradient.value):
         return None
     step = best_step(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +13,7 @@ from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.objective import divided
 from alignkit.matching.sinkhorn import Potentials, doubly_stochastic, plan, potentials
-from alignkit.matching.soft_alignment import SoftAlignment
+from alignkit.matching.soft_alignment import ProjectedAlignment, SoftAlignment
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.gradient_search import GradientOptions, search
 from alignkit.solvers.weight_matching import WeightMatching
@@ -150,7 +149,7 @@ class Logits:
             projected = plan(logits, scaling, gradient_steps=GRADIENT_STEPS)
             matrices.update(zip(self.names[shape], projected.unbind(0), strict=True))
         # Row sums may be off while scalings are few; what is returned to the user is completed.
-        return SoftAlignment(self.graph, matrices, tolerance=math.inf)
+        return ProjectedAlignment(self.graph, matrices)
 
 
 @dataclass

@@ -115,7 +115,7 @@ class FreeWeights:
         group = self.optimizer.param_groups[0]
         if not self.optimizer.state:
             known = [gradient for gradient in gradients if gradient is not None]
-            total = sum(float(g.square().sum(dtype=torch.float64)) for g in known)
+            total = float(torch.stack([g.square().sum(dtype=torch.float64) for g in known]).sum()) if known else 0.0
             root_mean_square = math.sqrt(total / max(1, sum(g.numel() for g in known)))
             group["eps"] = NEGLIGIBLE * max(root_mean_square, 1e-30)
         group["lr"] = self.options.rate(fraction)

@@ -71,3 +71,19 @@ def test_transfers_are_counted():
         assert (there * 2).device == device
     assert (counted.to_device, counted.to_host, counted.scalars) == (2, 1, 1)
     assert counted.bytes == 6 * 4 + 2 * 8 + 2 * 4
+
+
+@no_pretending
+@pytest.mark.parametrize("pair", run.problems("small")[1::2], ids=lambda pair: pair.name)
+def test_steps_of_frank_wolfe_read_few_numbers_however_many_tensors_there_are(pair):
+    def counted(steps):
+        with pretended.pretended() as device:
+            solve(pair.bind(), solver="frank_wolfe", device=device, max_steps=1)
+            with pretended.Transfers() as transfers:
+                solve(pair.bind(), solver="frank_wolfe", device=device, max_steps=steps)
+        return transfers
+
+    few, many = counted(5), counted(15)
+    assert many.scalars - few.scalars <= 10
+    # Gradients go to the host, where units are assigned; the objective on the line comes as one tensor or two.
+    assert many.to_host - few.to_host <= 10 * (len(pair.bind().graph.groups) + 3)
