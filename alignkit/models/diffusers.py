@@ -31,7 +31,9 @@ def diffusers_model(path: str, bare: bool = False) -> Example:
     if model_class is None:
         problem = f"diffusers {diffusers.__version__} has no model {name}." if name else "it has no _class_name."
         raise ModelSourceError(f"diffusers:{path}: {problem}")
-    values = {key: value for key, value in content.items() if not key.startswith("_") and key not in UNUSED}
+    # diffusers writes fields that it works out itself beside those that it takes, and leaves them out when it reads.
+    accepted = inspect.signature(model_class.__init__).parameters.keys() - UNUSED
+    values = {key: value for key, value in content.items() if key in accepted and not key.startswith("_")}
     model = building.build_with_weights(f"diffusers:{path}", lambda: model_class(**values), bare)
     return model, (), diffusers_inputs(model)
 

@@ -117,19 +117,27 @@ def test_folders_of_timm(here: Path) -> None:
     assert sorted(path.name for path in Path("m").iterdir()) == sorted(path.name for path in Path("a").iterdir())
 
 
+TINY = {"encoder_block_out_channels": [16] * 4, "decoder_block_out_channels": [16] * 4}
+PICTURES = {
+    "UNet2DModel": ({name: value for name, value in unet().items() if not name.startswith("_")}, {"timestep": 1}),
+    "AutoencoderTiny": (TINY, {}),  # its file has a field that its class does not take
+}
+
+
 @pytest.mark.models("diffusers")
-def test_folders_of_diffusers(here: Path) -> None:
+@pytest.mark.parametrize("name", PICTURES)
+def test_folders_of_diffusers(name: str, here: Path) -> None:
     import diffusers
 
-    config = {name: value for name, value in unet().items() if not name.startswith("_")}
-    model = diffusers.UNet2DModel(**config).eval()
+    model_class, (config, more) = getattr(diffusers, name), PICTURES[name]
+    model = model_class(**config).eval()
     model.save_pretrained("a")
     save_twin(here / "a", "b")
     run("merge", "a", "b", "-o", "m")
-    loaded = diffusers.UNet2DModel.from_pretrained("m").eval()
+    loaded = model_class.from_pretrained("m").eval()
     image = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
     with torch.no_grad():
-        assert torch.allclose(loaded(image, 1).sample, model(image, 1).sample, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(loaded(image, **more).sample, model(image, **more).sample, rtol=1e-4, atol=1e-5)
 
 
 def test_experts_of_several_dtypes_are_refused(here: Path) -> None:
