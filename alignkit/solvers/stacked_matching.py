@@ -22,8 +22,8 @@ from alignkit.graph import Block, SymmetryGraph, Use
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.solvers.coordinate_ascent import ROUNDING, TINY, colour_roots
 
-STACK_ELEMENTS = 1 << 22
-"""Maximum number of weights in a stack of networks: 32 MB in float64."""
+STACK_ELEMENTS = 1 << 23
+"""Maximum number of weights in a stack of networks: 64 MB in float64."""
 
 PART_ELEMENTS = 1 << 18
 """Weights that are subtracted at once: few enough to stay in the cache."""
@@ -139,18 +139,19 @@ class StackedMatching:
 class _Term:
     """What the uses of a group that depend on the same other groups add to its similarities, kept for every pair.
 
-    ``term[p, i, j] = sum_(others, rest) a[p, i, others, rest] * b[p, others, rest, j]``, with the orders of the other
+    ``term[p, i, j] = sum_(others, rest) a[p, others, rest, i] * b[p, others, rest, j]``, with the orders of the other
     groups applied to B. A group that was not matched yet is at the centre of its orders: it is averaged.
 
-    A is kept as ``[pairs, n, *others, rest]`` and B as ``[pairs, *others, rest, n]``: orders of other groups move rows
-    of B that lie together, and the products are of plain matrices.
+    Both sides are kept as ``[pairs, *others, rest, n]``: orders of other groups move rows of B that lie together, and
+    the products are of plain matrices.
     """
 
     def __init__(self, matching: StackedMatching, group: str, uses: Sequence[Use]) -> None:
         self.matching, self.size = matching, matching.graph.groups[group].size
         self.others = _others(uses[0])
-        self.a = torch.cat([_arranged(use, matching.a[use.tensor], last=False) for use in uses], -1)
-        self.b = torch.cat([_arranged(use, matching.b[use.tensor], last=True) for use in uses], -2)
+        self.a, self.b = (
+            torch.cat([_arranged(use, side[use.tensor]) for use in uses], -2) for side in (matching.a, matching.b)
+        )
         self._kept = self.b.new_empty(matching.count, self.size, self.size)
         self._orders: dict[str, Tensor] | None = None
         """Orders of the other groups, where known, with which the products were made; None before."""
@@ -160,39 +161,40 @@ class _Term:
         known = self.matching.elements
         orders = {name: known[name] for name in self.others if name in known}
         if self._orders is None or self._orders.keys() != orders.keys():
-            stale = torch.arange(len(self._kept))
             self._orders = {name: torch.empty_like(order) for name, order in orders.items()}
-        else:
-            changed = [(order[turn] != self._orders[name][turn]).any(1) for name, order in orders.items()]
-            stale = turn[torch.stack(changed).any(0)] if changed else turn[:0]
-        if len(stale):
-            self._kept[stale.to(self._kept.device)] = self._product(orders, stale)
-            for name, order in orders.items():
-                self._orders[name][stale] = order[stale]
+            self._renew(orders, torch.arange(len(self._kept)))
+        elif orders:
+            moved = torch.stack([(order[turn] != self._orders[name][turn]).any(1) for name, order in orders.items()])
+            self._renew(orders, turn[moved.any(0)])
         return self._kept if len(turn) == len(self._kept) else self._kept[turn.to(self._kept.device)]
 
-    def _product(self, orders: Mapping[str, Tensor], turn: Int[Tensor, " turn"]) -> Float[Tensor, "turn n n"]:
+    def _renew(self, orders: Mapping[str, Tensor], stale: Int[Tensor, " stale"]) -> None:
+        """Compute the products of some pairs."""
+        if not len(stale):
+            return
+        assert self._orders is not None
+        for name, order in orders.items():
+            self._orders[name][stale] = order[stale]
         a, b = self.a, self.b
-        if unknown := [at for at, name in enumerate(self.others) if name not in orders]:
-            a, b = a.sum([at + 2 for at in unknown]), b.mean([at + 1 for at in unknown])
-        rows = turn  # of B: pair and unit of each other group as one number
+        if unknown := [at + 1 for at, name in enumerate(self.others) if name not in orders]:
+            a, b = a.sum(unknown), b.mean(unknown)
+        rows = stale  # of B: pair and unit of each other group as one number
         for order in orders.values():
-            rows = rows[..., None] * order.shape[1] + order[turn].reshape(len(turn), *[1] * (rows.ndim - 1), -1)
-        length = prod(a.shape[2:])
+            rows = rows[..., None] * order.shape[1] + order[stale].reshape(len(stale), *[1] * (rows.ndim - 1), -1)
+        length = prod(b.shape[1:-1])
         b = b.reshape(prod(b.shape[:-2]), b.shape[-2] * self.size).index_select(0, rows.reshape(-1).to(b.device))
-        a = a if len(a) == 1 or len(turn) == len(a) else a.index_select(0, turn.to(a.device))
-        a, b = a.reshape(len(a), self.size, length), b.reshape(len(turn), length, self.size)
-        return a[0] @ b if len(a) == 1 else a @ b
+        a = a if len(a) == 1 or len(stale) == len(a) else a.index_select(0, stale.to(a.device))
+        a, b = a.reshape(len(a), length, self.size), b.reshape(len(stale), length, self.size)
+        self._kept[stale.to(b.device)] = a[0].mT @ b if len(a) == 1 else a.mT @ b
 
 
-def _arranged(use: Use, stack: Tensor, last: bool) -> Tensor:
-    """Return the block of a use, ``[pairs, n, *others, rest]`` or, units last, ``[pairs, *others, rest, n]``."""
+def _arranged(use: Use, stack: Tensor) -> Float[Tensor, "pairs ..."]:
+    """Return the block of a use as ``[pairs, *others, rest, n]``."""
     dims, fixed = use.block.dims, [at for at, dim in enumerate(use.block.dims) if dim.group is None]
     others = [at for at, dim in enumerate(dims) if dim.group is not None and at != use.at]
-    order = [*others, *fixed, use.at] if last else [use.at, *others, *fixed]
-    shape = [*(dims[at].size for at in others), prod(dims[at].size for at in fixed)]
-    shape = [*shape, dims[use.at].size] if last else [dims[use.at].size, *shape]
-    return _view(use.block, stack).permute(0, *(at + 1 for at in order)).reshape(len(stack), *shape)
+    shape = [*(dims[at].size for at in others), prod(dims[at].size for at in fixed), dims[use.at].size]
+    arranged = _view(use.block, stack).permute(0, *(at + 1 for at in (*others, *fixed, use.at)))
+    return arranged.reshape(len(stack), *shape)
 
 
 def _others(use: Use) -> list[str]:
