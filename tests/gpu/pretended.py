@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from alignkit.checkpoints import dense
 
 NAME = "pretended"
 aten = torch.ops.aten
@@ -105,9 +108,14 @@ def _check_one_device(operation: Any, args: Any, tensors: list[Tensor]) -> None:
 
 @contextmanager
 def pretended() -> Iterator[torch.device]:
-    """Inside the block the device ``"pretended"`` works."""
+    """Inside the block the device ``"pretended"`` works, and its tensors count as dense ones, as those of a GPU do."""
     assert registered()
-    with _Device():
+    why_not_dense = dense.why_not_dense
+
+    def why_not_here(value: object) -> str | None:
+        return None if isinstance(value, OnDevice) else why_not_dense(value)
+
+    with _Device(), mock.patch.object(dense, "why_not_dense", why_not_here):
         yield torch.device(NAME, 0)
 
 
