@@ -22,6 +22,8 @@ def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, thr
     history: list[Step] = []
     best: list[Step] = []  # the last is the one to return on Ctrl-C
     problem.objective.scale  # noqa: B018  sums are computed once, for the solver and for the account, and checked
+    # Taken before the solver can write to the networks.
+    at_start = problem.objective.unaligned if problem.init is None else problem.objective.distances2(problem.init)
     guard, options, name = WriteGuard(problem), plain_options(solver), solver.name
     # What the solver and the observers do to their problem and its objective has no say in the account.
     handed, shown = copy.copy(problem), copy.copy(problem)
@@ -46,7 +48,7 @@ def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, thr
         if written := guard.fault():
             status = outcome.status if outcome.status.failed else Status.INVALID
             outcome, detail = Outcome(problem.start, status), f"{detail} {written}".lstrip()
-        solution = account(problem, name, options, outcome, tuple(history), seconds, detail)
+        solution = account(problem, name, options, outcome, at_start, tuple(history), seconds, detail)
     finally:  # also on a second Ctrl-C, so that a progress bar can be closed
         registry.notify("alignkit_solve_finished", problem=shown, solver=solver, solution=solution)
     if throw and solution.status.failed:
@@ -107,16 +109,16 @@ def account(
     solver: str,
     options: Mapping[str, Any],
     outcome: Outcome,
+    at_start: Mapping[str, float],
     history: tuple[Step, ...],
     seconds: float,
     detail: str,
 ) -> Solution:
-    """Return the solution that an outcome amounts to: distances before and after, and the gain of every group."""
+    """Return the solution that an outcome amounts to; ``at_start`` are the distances where the solver started."""
     objective, before = problem.objective, problem.objective.unaligned
-    start = sum(before.values()) if problem.init is None else objective.distance2(problem.init)
-    after = objective.distances2(outcome.alignment)
+    after = at_start if outcome.alignment == problem.start else objective.distances2(outcome.alignment)
     facts = {"options": {**options, "seed": problem.seed}, "history": history, "seconds": seconds, "detail": detail}
-    return accounted(outcome, before, after, objective_init=start, solver=solver, **facts)
+    return accounted(outcome, before, after, objective_init=sum(at_start.values()), solver=solver, **facts)
 
 
 def accounted(outcome: Outcome, before: Mapping[str, float], after: Mapping[str, float], **facts: Any) -> Solution:

@@ -23,6 +23,7 @@ class Needs:
     modules: bool = False
     """A and B as modules that can be run, not only as tensors."""
 
+    @check_arguments
     def check(self, problem: Problem, solver: str) -> None:
         """Raise a `SolverError` that says what to pass when something is missing."""
         self.check_task(problem.task is not None, solver)

@@ -14,7 +14,7 @@ from alignkit import Alignment, Outcome, SoftAlignment, Solution, Solver, Solver
 from alignkit.errors import PluginError, SolverError
 from alignkit.jobs.solve import solve
 from alignkit.plugins import PluginWarning, Registry
-from alignkit.testing import mlp, planted_pair
+from alignkit.testing import independent_pair, mlp, planted_pair
 from helpers.plugin_code import plugin_offering
 
 OTHER = mlp(3, 6, 2).graph()
@@ -332,3 +332,20 @@ def test_writes_are_looked_for_however_weights_are_stored(form: str, dtype: torc
     sides = [{n: STORED[form](t.to(dtype)) for n, t in side.state_dict().items()} for side in (pair.a, pair.b)]
     plain = [{n: t.clone(memory_format=torch.contiguous_format) for n, t in side.items()} for side in sides]
     assert solve(pair.graph, *sides).alignment == solve(pair.graph, *plain).alignment
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["at the identity", "at a start"])
+def test_a_solve_that_wrote_to_the_weights_is_accounted_for_as_they_were(started):
+    """Without raising: the distances of the failed solution are those of the networks that were given."""
+
+    def write(problem, report):
+        next(iter(problem.b.values())).data.zero_()
+        return Outcome(problem.start)
+
+    pair = independent_pair(mlp(3, 5, 2)).bind()
+    init = Alignment.random(pair.graph, 1) if started else None
+    honest = solve(pair, solver="identity", init=init)
+    failed = solve(pair, solver=made(write), init=init, throw=False, registry=Registry([]))
+    assert failed.status.failed
+    expected = honest.objective_before, honest.objective_init, honest.objective_init
+    assert (failed.objective_before, failed.objective_init, failed.objective_after) == expected
