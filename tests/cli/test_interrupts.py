@@ -20,6 +20,7 @@ from helpers.weight_files import GIVEN, JOBS, A, B, C
 
 SLOW = '''
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
 import alignkit
 from alignkit import Alignment, Outcome, Solver, Step
 
@@ -199,10 +200,11 @@ def in_thread(work: Callable[[], object]) -> object:
 
 
 def test_solves_and_files_in_threads(folder: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
     graph = alignkit.open_networks(A, B, spec="spec.json").graph
     solution = in_thread(lambda: alignkit.solve(graph, A, B))
     with alignkit.checkpoints.written_together():  # of this thread, not of others
         in_thread(lambda: alignkit.write_weights("t.safetensors", solution.apply(alignkit.read_weights(B))))
         assert Path("t.safetensors").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert os.getpid()
