@@ -396,7 +396,7 @@ def test_dask_workers_give_the_same_rows(pair, task):
     preload = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, preload=[preload]
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", preload=[preload]
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

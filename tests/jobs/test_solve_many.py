@@ -465,7 +465,7 @@ def processes() -> Iterator[Executor]:
 def dask() -> Iterator[Executor]:
     distributed = pytest.importorskip("distributed", reason='needs the extra: pip install "alignkit[dask]"')
     preload = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "preload": [preload]}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "preload": [preload]}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         yield client.get_executor()
 
