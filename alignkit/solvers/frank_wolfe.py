@@ -34,9 +34,10 @@ class FrankWolfeOptions(IterativeOptions):
     units shuffled; the shuffled alignment itself competes too. The best is kept."""
     shuffle: float = Field(0.3, gt=0, le=1)
     """Fraction of the units of each group that a restart shuffles."""
-    concavity: float = Field(0.05, ge=0)
+    concavity: float = Field(0.05, ge=0, le=1e6)
     """Weight of the term ``-|P|^2``, in units of what a pair of units of ordinary size contributes, at the start of the
-    first run. It keeps matrices soft until most of the order is settled. 0 is the method of [Crisostomi24]."""
+    first run. It keeps matrices soft until most of the order is settled. 0 is the method of [Crisostomi24]. Far above 1
+    the networks have no say any more."""
     stages: int = Field(10, ge=1)
     """Stages in which that weight falls to 0, in equal steps."""
     stage_steps: int = Field(5, ge=1)
