@@ -128,7 +128,17 @@ def make(dice: Dice, folder: Path) -> Case:
     asked = {**options, **{key: value for key, value in extra.items() if key not in ("task", "init")}}
     text = ", ".join(f"{key}={shown(value)}" for key, value in asked.items())
     names = (
-        (*options, *extra, *re.findall(r"\w+", name), "sede", "empty stage", "cannot be read", "group ", "the data", "batch ")
+        (
+            *options,
+            *extra,
+            *re.findall(r"\w+", name),
+            "sede",
+            "empty stage",
+            "cannot be read",
+            "group ",
+            "the data",
+            "batch ",
+        )
         if not right
         else ()
     )
