@@ -127,20 +127,7 @@ def make(dice: Dice, folder: Path) -> Case:
 
     asked = {**options, **{key: value for key, value in extra.items() if key not in ("task", "init")}}
     text = ", ".join(f"{key}={shown(value)}" for key, value in asked.items())
-    names = (
-        (
-            *options,
-            *extra,
-            *re.findall(r"\w+", name),
-            "sede",
-            "empty stage",
-            "cannot be read",
-            "group ",
-            "the data",
-            "batch ",
-        )
-        if not right
-        else ()
-    )
+    told = ("sede", "empty stage", "cannot be read", "group ", "the data", "batch ")  # of what is wrong beside options
+    names = () if right else (*options, *extra, *re.findall(r"\w+", name), *told)
     kept = (pair.a, pair.b, *(module for module in (pair.module_a, pair.module_b) if module is not None))
     return Case(f"solve with {name}: {text}; {', '.join(extra)}", run, names, kept, ("solution.safetensors",))
