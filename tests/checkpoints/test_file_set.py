@@ -20,7 +20,10 @@ forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:Dep
 
 
 def killed_at(number: int, work: Callable[[], None], *, swap: bool = True) -> bool:
-    """Run work in a process that kills itself before its call ``number`` to the system; whether it came to that."""
+    """Run work in a process that kills itself before its call ``number`` to the system; whether it came to that.
+
+    Work computes nothing: a process that is forked behind products in several threads can hang in its own.
+    """
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,13 +28,9 @@ def test_damaged_checkpoints_are_refused_or_read_in_full(kind: str, tmp_path: Pa
 @pytest.mark.slow
 @needs_fork
 def test_killed_commands_leave_whole_outputs(tmp_path: Path) -> None:
-    """One kill of every command, and some full disks and pairs of writers; `kills.run` looks at what is left.
-
-    In a fresh process: a process that has computed gradients in threads cannot do so once it is forked.
-    """
+    """One kill of every command, and some full disks and pairs of writers; `kills.run` looks at what is left."""
     pytest.importorskip("sklearn", reason="needs scikit-learn's digits")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        counts = fresh.submit(kills.run, len(kills.COMMANDS), 3, tmp_path, others=5).result()
+    counts = kills.run(len(kills.COMMANDS), 3, tmp_path, others=5)
     assert sum(counts["full disk, all"].values()) == 5
     assert sum(counts["two at once, all"].values()) == 5
 

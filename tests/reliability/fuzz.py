@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from fuzzers.all import FUZZERS, shared_out
-from fuzzers.engine import FAILURES, OUTCOMES, SECONDS, Fuzzer, Verdict, run_case
+from fuzzers.engine import FAILURES, OUTCOMES, SECONDS, Verdict, run_case
 
 MEMORY = 6 << 30
 """Bytes that the process of a fuzzer may take."""
@@ -31,21 +31,21 @@ def command(name: str, seed: int, index: int) -> str:
     return f"python tests/reliability/fuzz.py {name} --seed {seed} --index {index}"
 
 
-def work(fuzzer: Fuzzer, seed: int, start: int, stop: int, results: Connection) -> None:
+def work(name: str, seed: int, start: int, stop: int, results: Connection) -> None:
     """Send the verdict of each input; memory is bounded, so that a bomb is an error here and not of the machine."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     for index in range(start, stop):
-        results.send(run_case(fuzzer, seed, index)[1])
+        results.send(run_case(FUZZERS[name], seed, index)[1])
 
 
-def verdicts(fuzzer: Fuzzer, seed: int, count: int) -> list[Verdict]:
+def verdicts(name: str, seed: int, count: int) -> list[Verdict]:
     """Run a fuzzer in a process of its own; where that crashes or hangs for good, another one goes on behind it."""
     found: list[Verdict] = []
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     while len(found) < count:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(fuzzer, seed, len(found), count, sender))
+        process = context.Process(target=work, args=(name, seed, len(found), count, sender))
         process.start()
         sender.close()
         try:
@@ -80,7 +80,7 @@ def run_all(names: list[str], inputs: int, seed: int) -> bool:
     totals: collections.Counter[str] = collections.Counter()
     for name, count in shared_out(names, inputs).items():
         begun = time.perf_counter()
-        results[name] = verdicts(FUZZERS[name], seed, count)
+        results[name] = verdicts(name, seed, count)
         counts = collections.Counter(verdict.outcome for verdict in results[name])
         counts |= {"inputs": count, "seconds": round(time.perf_counter() - begun)}
         totals += counts

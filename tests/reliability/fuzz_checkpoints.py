@@ -237,7 +237,7 @@ def run(count: int, seed: int, place: str) -> dict[str, dict[str, int]]:
     found = {}
     each = -(-count // len(DAMAGES))
     for kind in DAMAGES:
-        with multiprocessing.get_context("fork").Pool(1) as pool:
+        with multiprocessing.get_context("forkserver").Pool(1) as pool:
             result = pool.apply_async(trials, (kind, range(each), seed, place))
             try:
                 found[kind] = result.get(timeout=60 + each)

@@ -12,6 +12,7 @@ import argparse
 import collections
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -23,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -46,6 +48,11 @@ TRAIN += ["--setting", "checkpoint_every=1", "--encoder-option", "hidden=8", "--
 COMPARED = ["--solver", "weight_matching", "--solver", "frank_wolfe", "--seed", "0", "--seed", "1"]
 ZOO = ["--widths", "4", "--source", "digits", "--count", "6", "--shard", "2", "--steps", "20"]
 Files = Mapping[str, bytes]
+LIMIT = 120
+"""Seconds that one command may take."""
+PROCESSES = multiprocessing.get_context("forkserver")
+"""A server that has computed nothing: a process forked from one that has can hang in its first product."""
+PROCESSES.set_forkserver_preload(["alignkit.cli", "alignkit.jobs", "alignkit.training", "alignkit.zoo", "sklearn.datasets"])
 
 
 @dataclass(frozen=True)
@@ -179,30 +186,38 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if is_unfinished(path.name)]
 
 
-def started(line: list[str], folder: Path, file_size: int | None = None) -> int:
-    """Run a command line in a process of its own, in a folder; files may get so many bytes."""
-    child = os.fork()
-    if child:
-        return child
-    code = 99
+def run_line(line: list[str], folder: Path, file_size: int | None) -> None:
+    """Run a command line in a folder and exit with its code; files may get so many bytes."""
+    torch.set_num_threads(1)
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    os.chdir(folder)
+    said = os.open(os.devnull if file_size is not None else folder.parent / "said.txt", os.O_CREAT | os.O_WRONLY)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     try:
-        if file_size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-        os.chdir(folder)
-        said = os.open(os.devnull if file_size is not None else folder.parent / "said.txt", os.O_CREAT | os.O_WRONLY)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
         app(line)
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 98
+        sys.exit(error.code if isinstance(error.code, int) else 98)
     except BaseException:
         traceback.print_exc()
-    finally:
-        os._exit(code)
+        sys.exit(99)
 
 
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def started(line: list[str], folder: Path, file_size: int | None = None) -> BaseProcess:
+    """Run a command line in a process of its own."""
+    process = PROCESSES.Process(target=run_line, args=(line, folder, file_size))
+    process.start()
+    return process
+
+
+def ended(process: BaseProcess) -> int:
+    """Wait for a process to end; return its exit code, negative where a signal ended it."""
+    process.join(LIMIT)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError(f"a command did not end in {LIMIT} s")
+    return process.exitcode
 
 
 class Trial:
@@ -275,7 +290,7 @@ def kill(trial: Trial, replacing: bool, dice: random.Random, counts: collections
         folder = trial.fresh(trial.old if replacing else {})
         child = started([*command.line, *force], folder)
         if dice.random() < 0.7:  # most of a run computes: wait until it writes, so that the kill meets that
-            while not leftovers(folder) and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            while not leftovers(folder) and child.is_alive():
                 time.sleep(0.001)
             died = killed(child, dice.uniform(0, 0.02))
         else:
@@ -294,10 +309,10 @@ def kill(trial: Trial, replacing: bool, dice: random.Random, counts: collections
     assert not leftovers(folder), f"{trial.name}: {leftovers(folder)} are left"
 
 
-def killed(child: int, after: float) -> bool:
+def killed(child: BaseProcess, after: float) -> bool:
     """Kill a process after some seconds; whether it died of that."""
     time.sleep(after)
-    os.kill(child, signal.SIGKILL)
+    child.kill()
     return ended(child) == -signal.SIGKILL
 
 
@@ -368,7 +383,6 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         found = run(asked.kills, asked.seed, Path(place))
     for part, counts in found.items():
