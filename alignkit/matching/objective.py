@@ -288,16 +288,17 @@ class Objective:
             One float64 matrix for each unit of the parent (one for a root), in squared units of the weights.
         """
         size, instances = self.graph.groups[group].size, self.graph.instances(group)
-        total = torch.zeros(instances, size, size, dtype=torch.float64, device=self.device)
         parents = [elements[name] for name in self.graph.ancestors(group)]
         uses, plain = self.uses[group], self.plain_uses[group]
         hard = not any(element is None or element.is_floating_point() for element in parents)
         if plain and hard and self._similarities.has_room(group, self.graph.unit_count(group)):
-            # Of the similarities of all units, those of parents that are put together.
+            # Of the similarities of all units, those of parents that are put together; a copy.
             pairs = self.plain_similarity(group, elements).reshape(instances, size, instances, size)
             places, sources = (index.to(self.device) for index in (torch.arange(instances), flat_order(parents)))
-            total = pairs[places, :, sources, :]
+            total = pairs[places, :, sources, :] if parents else pairs.reshape(1, size, size).clone()
             uses = tuple(use for use in uses if use not in plain)
+        else:
+            total = torch.zeros(instances, size, size, dtype=torch.float64, device=self.device)
         for use in uses:
             product = Product(use, elements, within_parents=True)
             total = product.add_to(total, (self.a, self.b), *self._factors(use))

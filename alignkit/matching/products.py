@@ -38,6 +38,8 @@ from alignkit.matching.parts import (
 
 ROWS = 512
 """Rows of a product that are widened to float64 at once: few enough to be small beside the matrix of similarities."""
+LARGE = 1 << 20
+"""Multiplications of a product from which `multiply` may bring its factors to the form that oneDNN takes."""
 
 Factors = Callable[[Tensor, int], Tensor]
 """Brings a part of A (0) or of B (1) to the type of the products, divided by the size of that side."""
@@ -159,8 +161,22 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     if a.dtype == total.dtype:
         return total.baddbmm_(a, b.mT, alpha=scale)
     for start in range(0, a.shape[1], ROWS):
-        total[:, start : start + ROWS].add_(a[:, start : start + ROWS] @ b.mT, alpha=scale)
+        total[:, start : start + ROWS].add_(multiply(a[:, start : start + ROWS], b), alpha=scale)
     return total
+
+
+def multiply(a: Float[Tensor, "parents m rest"], b: Float[Tensor, "parents n rest"]) -> Float[Tensor, "parents m n"]:
+    """Return ``a @ b^T``, without gradients.
+
+    Large products of float32 on the CPU are those of oneDNN: as fast as those of MKL on processors of Intel, and twice
+    as fast on those of AMD with AVX-512, which MKL does not use there.
+    """
+    is_plain = a.dtype == b.dtype == torch.float32 and a.device.type == "cpu" and len(a) == 1
+    is_large = a.numel() * b.shape[1] >= LARGE
+    if is_plain and is_large and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        product: Tensor = torch.nn.functional.linear(a[0].to_mkldnn(), b[0]).to_dense()
+        return product[None]
+    return a @ b.mT
 
 
 def unknown_dims(use: Use, elements: Mapping[str, Tensor | None]) -> frozenset[int]:

@@ -14,6 +14,7 @@ from alignkit import Alignment, SymmetryGraph, solve
 from alignkit.graph import Pair
 from alignkit.matching import Objective, similarities
 from alignkit.matching.parts import TensorsInMemory
+from alignkit.matching.products import multiply
 from alignkit.solvers.coordinate_ascent import shuffle_elements
 from helpers.graph_strategies import graphs
 
@@ -163,3 +164,19 @@ def test_similarities_belong_to_the_caller() -> None:
     expected = objective.similarity("a", elements).clone()
     objective.similarity("a", elements).zero_()
     assert torch.equal(objective.similarity("a", elements), expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 64, 1, 64), (1, 300, 700, 520), (1, 2000, 16, 40), (3, 64, 256, 70), (1, 9, 0, 5)]
+)
+@pytest.mark.parametrize("is_turned", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_those_of_matrices_however_they_are_stored(shape, is_turned, dtype):
+    parents, m, rest, n = shape
+    a, b = (
+        torch.randn(parents, rest, units, dtype=dtype).mT if turned else torch.randn(parents, units, rest, dtype=dtype)
+        for units, turned in zip((m, n), is_turned, strict=True)
+    )
+    norms = a.double().norm(dim=-1)[..., :, None] * b.double().norm(dim=-1)[..., None, :]
+    error = (multiply(a, b).double() - a.double() @ b.double().mT).abs() / norms.clamp_min(1e-300)
+    assert float(error.max()) <= 10 * torch.finfo(dtype).eps
