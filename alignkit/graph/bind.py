@@ -13,6 +13,7 @@ from alignkit.checkpoints.dense import check_name, why_not_dense
 from alignkit.checkpoints.fit import Fit
 from alignkit.checkpoints.weights import read_weights
 from alignkit.errors import AlignkitError, BindError
+from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_constants, check_hidden_state
 from alignkit.graph.structure import GraphStructure
 
@@ -64,12 +65,13 @@ def fit_models(
         The weights of each model, by the first name of each tensor; detached, not copied.
 
     Raises:
-        AlignkitError: Names, shapes, dtypes, ties or values do not fit; in the given class.
+        AlignkitError: Names, shapes, dtypes, ties or values do not fit, or are not folded; in the given class.
     """
     fit = fit_of(graph)
     sides = {label: fit.check_tensors(weights_of(source), label) for label, source in models.items()}
     fit.check_dtypes({label: {n: t.dtype for n, t in tensors.items()} for label, tensors in sides.items()})
     fit.raise_if_any(error, what, note)
+    check_folded(graph, sides, error)
     check_constants(graph.provenance.constant, models, error)
     check_hidden_state(models, error)
     return list(sides.values())

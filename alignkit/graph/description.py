@@ -27,6 +27,9 @@ def describe(graph: GraphStructure) -> str:
         groups = ["No group: every axis of every tensor is fixed."]
     unused = set(provenance.unused)
     sections = {
+        "Folds, which weights need before this holds (alignkit.fold does them)": list(map(str, graph.folds)),
+        "Spaces that alignkit.fold balances": list(map(str, graph.balances)),
+        "What cannot be folded": list(map(str, graph.blocked)),
         "Axes that the trace had to fix": [str(pin) for pin in provenance.pinned],
         "Operations without a rule (what they touch is fixed)": list(provenance.unknown_ops),
         "Tensors that the run never read": list(provenance.unused),

@@ -15,6 +15,7 @@ from alignkit.errors import SpecError
 from alignkit.graph.layout import Axis, Units
 from alignkit.graph.nodes import Group, GroupKind, Provenance, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
+from alignkit.graph.rewrites import FOLDS, Balance, Blocked
 from alignkit.graph.sizes import resolve_sizes
 from alignkit.graph.structure import GraphStructure
 
@@ -44,6 +45,9 @@ class _TensorFacts(_Facts):
 class _GraphFacts(Content):
     fingerprint: str
     provenance: dict[str, Any]
+    folds: list[dict[str, Any]] = Field(default_factory=list)
+    balances: list[dict[str, Any]] = Field(default_factory=list)
+    blocked: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class _GraphContent(Content):
@@ -56,6 +60,8 @@ class _GraphContent(Content):
 
 FORMAT = Format("alignkit.graph", "symmetry graph", "SymmetryGraph.to_json", SpecError, _GraphContent)
 _PROVENANCE = TypeAdapter(Provenance)
+_FOLDS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in FOLDS}
+_BALANCES, _BLOCKED = TypeAdapter(list[Balance]), TypeAdapter(list[Blocked])
 
 
 def build_network(graph: GraphStructure) -> nx.MultiDiGraph:
@@ -101,7 +107,13 @@ def graph_to_json(graph: GraphStructure) -> str:
     """Write a graph as JSON; `graph_from_json` reads it back, and so does `networkx.node_link_graph`."""
     network = build_network(graph)
     facts: dict[str, Any] = {"directed": True, "multigraph": True}
-    facts["graph"] = {"fingerprint": graph.fingerprint, "provenance": asdict(graph.provenance)}
+    facts["graph"] = {
+        "fingerprint": graph.fingerprint,
+        "provenance": asdict(graph.provenance),
+        "folds": [{"fold": type(fold).__name__, **asdict(fold)} for fold in graph.folds],
+        "balances": list(map(asdict, graph.balances)),
+        "blocked": list(map(asdict, graph.blocked)),
+    }
     facts["nodes"] = [{**node, "id": name} for name, node in network.nodes(data=True)]
     edges = network.edges(keys=True, data=True)
     facts["edges"] = [{**edge, "source": child, "target": group, "key": key} for child, group, key, edge in edges]
@@ -134,7 +146,11 @@ def graph_from_json(text: str, kind: type[GraphT]) -> GraphT:
             name: TensorNode(name, tuple(node.names), shapes[name], node.dtype, filled[name], node.role)
             for name, node in facts.items()
         }
-        graph = kind(tensors, groups, _PROVENANCE.validate_python(provenance))
+        written_folds = [dict(fold) for fold in content.graph.folds]
+        folds = [_FOLDS[fold.pop("fold")].validate_python(fold) for fold in written_folds]
+        balances = _BALANCES.validate_python(content.graph.balances)
+        blocked = _BLOCKED.validate_python(content.graph.blocked)
+        graph = kind(tensors, groups, _PROVENANCE.validate_python(provenance), folds, balances, blocked)
     written, rebuilt = content.model_dump(mode="json"), json.loads(graph_to_json(graph))
     for key in ("graph", "nodes", "edges"):  # What follows from the rest has to agree with it, fingerprint too.
         if written[key] != rebuilt[key]:

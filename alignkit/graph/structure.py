@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from alignkit.errors import GraphError, ShapeMismatchError
 from alignkit.graph.layout import StackPlaces, Units, factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
+from alignkit.graph.rewrites import Balance, Blocked, Fold, check_rewrites, in_order
 from alignkit.graph.uses import Use, uses_of_block
 from alignkit.text import plural, show_value
 
@@ -33,7 +35,13 @@ class GraphStructure:
 
     @check_arguments
     def __init__(
-        self, tensors: Mapping[str, TensorNode], groups: Mapping[str, Group], provenance: Provenance | None = None
+        self,
+        tensors: Mapping[str, TensorNode],
+        groups: Mapping[str, Group],
+        provenance: Provenance | None = None,
+        folds: Sequence[Fold] = (),
+        balances: Sequence[Balance] = (),
+        blocked: Sequence[Blocked] = (),
     ) -> None:
         for values, kind in ((tensors, TensorNode), (groups, Group)):
             for name, value in values.items():
@@ -43,6 +51,7 @@ class GraphStructure:
         self._tensors = MappingProxyType(dict(tensors))
         self._groups = MappingProxyType(dict(groups))
         self._provenance = provenance or Provenance()
+        self._folds, self._balances, self._blocked = in_order(folds), tuple(balances), tuple(blocked)
         for name, group in groups.items():
             if not is_group_name(name):
                 rule = "letters, digits and '_.-/' are allowed, and not digits alone. '__metadata__' is reserved"
@@ -66,6 +75,7 @@ class GraphStructure:
                 check_depth(chain)
         for node in tensors.values():
             self._check_layout(node)
+        check_rewrites({name: node.shape for name, node in tensors.items()}, groups, self._folds, self._balances)
 
     @property
     def tensors(self) -> Mapping[str, TensorNode]:
@@ -86,6 +96,21 @@ class GraphStructure:
     def provenance(self) -> Provenance:
         """Where the graph comes from."""
         return self._provenance
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """What has to be done to weights before the graph holds for them, in order; see `alignkit.fold`."""
+        return self._folds
+
+    @property
+    def balances(self) -> tuple[Balance, ...]:
+        """Spaces with scales or matrices that `alignkit.fold` brings to one place in every network."""
+        return self._balances
+
+    @property
+    def blocked(self) -> tuple[Blocked, ...]:
+        """Parameters that cannot be folded, each with the reason."""
+        return self._blocked
 
     def _check_layout(self, node: TensorNode) -> None:
         """Check the layout of a tensor against its shape and the groups."""
@@ -198,10 +223,13 @@ class GraphStructure:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of groups and layouts: equal for two graphs exactly when alignments can be exchanged."""
-        facts = {
+        facts: dict[str, Any] = {
             "groups": sorted((g.name, g.size, g.parent, g.kind) for g in self.groups.values()),
             "tensors": sorted((sorted(t.names), list(t.shape), format_layout(t.layout)) for t in self.tensors.values()),
         }
+        rewrites = {"folds": self.folds, "balances": self.balances}
+        # Left out where there are none, so that alignments that earlier releases saved fit their graphs.
+        facts |= {key: [[type(r).__name__, asdict(r)] for r in listed] for key, listed in rewrites.items() if listed}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
     def __eq__(self, other: object) -> bool:
@@ -212,7 +240,8 @@ class GraphStructure:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Mapping proxies cannot be pickled; the constructor makes them anew.
-        return (type(self), (dict(self.tensors), dict(self.groups), self.provenance))
+        rewrites = (self.folds, self.balances, self.blocked)
+        return (type(self), (dict(self.tensors), dict(self.groups), self.provenance, *rewrites))
 
     @property
     def summary(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from alignkit.graph.drawing import diagrams
 from alignkit.graph.nodes import Provenance
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.proof.verify import Verification, verify
+from alignkit.graph.rewrites import Balance, Blocked, Fold
 from alignkit.graph.serial import build_network, graph_from_json, graph_to_json
 from alignkit.graph.spec import Like, read_spec, write_spec
 from alignkit.graph.structure import GraphStructure
@@ -41,6 +42,9 @@ class SymmetryGraph(GraphStructure):
         tensors: Tensor nodes with resolved layouts.
         groups: The groups that the layouts mention, by name.
         provenance: Where the graph comes from.
+        folds: What has to be done to weights before the graph holds for them.
+        balances: Spaces whose scales or matrices may be moved from one side to the other.
+        blocked: Parameters that cannot be folded.
 
     Raises:
         GraphError: An invariant is broken; the message names tensor, axis and group.
@@ -55,6 +59,9 @@ class SymmetryGraph(GraphStructure):
         *,
         sizes: Mapping[str, int] | None = None,
         provenance: Provenance | None = None,
+        folds: Sequence[Fold] = (),
+        balances: Sequence[Balance] = (),
+        blocked: Sequence[Blocked] = (),
     ) -> SymmetryGraph:
         """Build a graph from the notation.
 
@@ -64,13 +71,16 @@ class SymmetryGraph(GraphStructure):
             like: The module, state dict or mapping of shapes that the spec is written for.
             sizes: Sizes of groups that the shapes leave open, for example ``{"heads": 12}``.
             provenance: Where the spec comes from.
+            folds: What has to be done to weights first; the layouts are those of folded weights.
+            balances: Spaces whose scales or matrices may be moved from one side to the other.
+            blocked: Parameters that cannot be folded.
 
         Raises:
             SpecError: A layout cannot be read, or the names in the spec are not those of ``like``.
             ShapeMismatchError: Layouts contradict shapes.
             GraphError: Another invariant is broken.
         """
-        return cls(*read_spec(spec, like, sizes or {}), provenance)
+        return cls(*read_spec(spec, like, sizes or {}), provenance, folds, balances, blocked)
 
     def spec(self) -> dict[str, str]:
         """Write the notation of every tensor, sizes only where shapes leave them open; `from_spec` reads it back."""
@@ -93,7 +103,8 @@ class SymmetryGraph(GraphStructure):
             The pair. Tensors are detached, not copied.
 
         Raises:
-            BindError: Names, shapes, dtypes or values do not fit; the message lists every mismatch of both models.
+            BindError: Names, shapes, dtypes or values do not fit, or a model is not folded as the graph needs it; the
+                message lists every mismatch of both models.
             WeightsError: A file cannot be read.
         """
         side_a, side_b = fit_models(self, {"A": a, "B": b}, BindError, "the weights do not fit the graph")

@@ -20,6 +20,7 @@ from alignkit.errors import AlignmentError, BindError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.matching.objective import Objective
 from alignkit.plotting.pictures import bar_chart
@@ -207,4 +208,5 @@ def _stack_networks(
                 bad = [i for i, own in enumerate(tensor) if not all_finite(own)]
                 fit.problems += [f"{name!r} of network {i} holds NaN or infinity" for i in bad]
     fit.raise_if_any(BindError, "the networks do not fit the graph", "networks count from 0")
+    check_folded(graph, sides, BindError)
     return stacked, target

@@ -16,6 +16,7 @@ from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import Weights, WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.jobs.average import length, widen, with_tensors
 from alignkit.jobs.mending import Mending, Statistics
@@ -154,6 +155,7 @@ def transport(
     if order.graph != bases.graph:
         fit.problems.append("the alignment belongs to another graph")
     fit.raise_if_any(MergeError, "the models do not fit the graph")
+    check_folded(bases.graph, {"tuned": after}, MergeError)
     check_hidden_state({"base A": bases.module_a, "tuned": tuned}, MergeError)
     back, carried = order.inverse(), {}
     lengths: list[float] = []

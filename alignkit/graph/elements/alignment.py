@@ -16,6 +16,7 @@ from alignkit.errors import AlignmentError
 from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_blocks
+from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_constants
 from alignkit.graph.module_copy import copy_module
 from alignkit.graph.nodes import TensorNode
@@ -167,12 +168,14 @@ class Alignment:
                 same names, dtypes and devices).
 
         Raises:
-            AlignmentError: Names or shapes are not those of the graph; every mismatch is listed. Or a module holds
-                several values in a buffer that was one value where the graph was traced.
+            AlignmentError: Names or shapes are not those of the graph; every mismatch is listed. Or the weights are
+                not folded as the graph needs them, or a module holds several values in a buffer that was one value
+                where the graph was traced.
         """
         fit = fit_of(self.graph)
         tensors = fit.check_tensors(weights_of(weights), "the weights", values=False)
         fit.raise_if_any(AlignmentError, "the weights do not fit the alignment's graph")
+        check_folded(self.graph, {"the weights": tensors}, AlignmentError)
         check_constants(self.graph.provenance.constant, {"the model": weights}, AlignmentError)
         permuted = {name: self.apply_tensor(name, tensor) for name, tensor in tensors.items()}
         first = self.graph.first_names
