@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import prod
 from typing import TypeAlias
@@ -145,8 +146,16 @@ class Block:
         """Names of the groups that act on this block."""
         return frozenset(d.group for d in self.dims if d.group is not None)
 
+    @cached_property
+    def _shape(self) -> tuple[int, ...] | None:
+        """Shape of a tensor that is the block as it stands; None where a dim is not a whole axis."""
+        starts = not any(self.offsets) and all(dim.axis == at and dim.stride == 1 for at, dim in enumerate(self.dims))
+        return tuple(dim.size for dim in self.dims) if starts and len(self.dims) == len(self.offsets) else None
+
     def view(self, tensor: Tensor) -> Tensor:
         """View the block in a tensor, one dimension for each of ``dims``; nothing is copied."""
+        if tensor.shape == self._shape:
+            return tensor
         strides = tensor.stride()
         offset = tensor.storage_offset() + sum(o * s for o, s in zip(self.offsets, strides, strict=True))
         sizes = [d.size for d in self.dims]

@@ -21,7 +21,8 @@ def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, thr
     """Run one solver on a problem, watched by the registry's observers, and account for the result. See `solve`."""
     history: list[Step] = []
     best: list[Step] = []  # the last is the one to return on Ctrl-C
-    problem.objective.scale  # noqa: B018  sums are computed once, for the solver and for the account, and checked
+    # What the solver and the account both need is computed once, and sums are checked.
+    problem.objective.scale, problem.start  # noqa: B018
     # Taken before the solver can write to the networks.
     at_start = problem.objective.unaligned if problem.init is None else problem.objective.distances2(problem.init)
     guard, options, name = WriteGuard(problem), plain_options(solver), solver.name

@@ -99,6 +99,7 @@ class Objective:
         sides = (bound.a, bound.b)
         self.a, self.b = (s if isinstance(s, Tensors) else TensorsInMemory(s, self.device) for s in sides)
         self._similarities = Similarities((self.a, self.b), self.device, self._room)
+        self._known_factors: dict[Use, tuple[Factors, float]] = {}
 
     @property
     def _room(self) -> int:
@@ -134,6 +135,7 @@ class Objective:
         other = copy.copy(self)
         other.products = products
         other._similarities = Similarities((self.a, self.b), self.device, self._room)
+        other._known_factors = {}
         return other
 
     def is_exact(self, group: str) -> bool:
@@ -155,9 +157,11 @@ class Objective:
 
     def _factors(self, use: Use) -> tuple[Factors, float]:
         """Return what brings both sides of a use to the type of its products, and what products are multiplied with."""
-        dtype = self._type_of(use)
-        scales = (1.0, 1.0) if dtype == torch.float64 else self.sums[use.tensor].scales
-        return lambda part, side: divided(part, scales[side], dtype), math.prod(scales)
+        if use not in self._known_factors:
+            dtype = self._type_of(use)
+            scales = (1.0, 1.0) if dtype == torch.float64 else self.sums[use.tensor].scales
+            self._known_factors[use] = (lambda part, side: divided(part, scales[side], dtype)), math.prod(scales)
+        return self._known_factors[use]
 
     def parts(self, name: str, elements: Elements | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one tensor of A and of aligned B part by part; B as it stands where no elements are given.
@@ -293,9 +297,12 @@ class Objective:
         hard = not any(element is None or element.is_floating_point() for element in parents)
         if plain and hard and self._similarities.has_room(group, self.graph.unit_count(group)):
             # Of the similarities of all units, those of parents that are put together; a copy.
-            pairs = self.plain_similarity(group, elements).reshape(instances, size, instances, size)
-            places, sources = (index.to(self.device) for index in (torch.arange(instances), flat_order(parents)))
-            total = pairs[places, :, sources, :] if parents else pairs.reshape(1, size, size).clone()
+            total = self.plain_similarity(group, elements)
+            if parents:
+                places, sources = (index.to(self.device) for index in (torch.arange(instances), flat_order(parents)))
+                total = total.reshape(instances, size, instances, size)[places, :, sources, :]
+            else:
+                total = total[None].clone()
             uses = tuple(use for use in uses if use not in plain)
         else:
             total = torch.zeros(instances, size, size, dtype=torch.float64, device=self.device)

@@ -27,7 +27,7 @@ Change: TypeAlias = tuple[int, Tensor, Orders, Orders]
 
 PIECE = 1 << 26
 """Bytes of a part that is multiplied, in float64, about, where nothing else is asked for."""
-SMALL_PIECE = 1 << 22
+SMALL_PIECE = 1 << 20
 """Bytes of a part that is only summed: it stays in the caches of the processor."""
 
 

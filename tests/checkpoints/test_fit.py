@@ -88,6 +88,16 @@ def test_finite_values_of_every_width(dtype: torch.dtype) -> None:
     assert all_finite(torch.ones(3, dtype=torch.int8))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_finite_numbers_whose_sum_overflows_are_finite_and_infinities_that_cancel_are_not(dtype):
+    largest, infinite = torch.finfo(dtype).max, float("inf")
+    assert all_finite(torch.full((9,), largest, dtype=dtype))
+    assert all_finite(torch.tensor([largest, largest, -largest, -largest], dtype=dtype))
+    assert all_finite(torch.zeros(0, dtype=dtype))
+    for values in ([infinite, -infinite], [largest, largest, -infinite], [1.0, infinite], [float("nan"), -infinite]):
+        assert not all_finite(torch.tensor(values, dtype=dtype))
+
+
 def test_tied_names_share_their_first() -> None:
     shared = torch.ones(4)
     tensors = {"a": shared, "b": shared.view(2, 2), "c": shared.detach(), "e": torch.ones(0), "f": torch.ones(0)}

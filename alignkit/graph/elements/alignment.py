@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -227,7 +228,7 @@ def _checked_indices(group: str, given: object, shape: tuple[int, ...]) -> Tenso
     if indices.dtype not in WHOLE or tuple(indices.shape) != shape:
         raise AlignmentError(f"{needed}, found {indices.dtype} of shape {tuple(indices.shape)}.")
     whole = indices.detach().to("cpu", torch.int64)
-    if not torch.equal(whole.sort(-1).values, torch.arange(shape[-1]).expand(shape)):
+    if not np.array_equal(np.sort(whole.numpy()), np.broadcast_to(np.arange(shape[-1]), shape)):
         problem = f"the indices of group {group!r} are not a permutation of 0 .. {shape[-1] - 1}"
         raise AlignmentError(f"{problem}: an index is missing or there twice.")
     return whole
