@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,6 +41,8 @@ class Result:
         dtype: Where it was verified.
         error: Largest relative change of the outputs.
         others: Sizes of the inputs that were changed in the verification.
+        refused: Sizes that the model takes no other value of.
+        gigabytes: Peak of the memory of the process, in GiB.
         unknown: Operators without a rule.
         reason: Why not, where it is not verified.
     """
@@ -57,6 +60,8 @@ class Result:
     dtype: str = ""
     error: float | None = None
     others: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    gigabytes: float = 0.0
     unknown: tuple[str, ...] = ()
     reason: str = ""
 
@@ -80,6 +85,12 @@ class Seeded(nn.Module):
 def judge(source: str, name: str) -> Result:
     """Build, trace and verify a model; whatever happens becomes a row."""
     result = Result(source, name)
+    _judge(result, source, name)
+    result.gigabytes = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return result
+
+
+def _judge(result: Result, source: str, name: str) -> None:
     try:
         model, args, kwargs = zoo_models.build(source, name)
         result.model = type(model).__name__
@@ -87,20 +98,19 @@ def judge(source: str, name: str) -> Result:
         model, problem = _repeatable(perturbed(model), args, kwargs)
     except Exception as error:  # a model of another library may fail in any way
         result.reason = said(error)
-        return result
+        return
     started = time.process_time()
     try:
         graph = trace(model, *args, **kwargs)
     except Exception as error:
         result.status, result.reason = "trace failed", said(error)
-        return result
+        return
     result.seconds = round(time.process_time() - started, 2)
     _count(result, graph)
     if problem:
         result.status, result.reason = "not judged", problem
-        return result
+        return
     _prove(result, graph, model, args, kwargs)
-    return result
 
 
 def said(error: BaseException) -> str:
@@ -119,7 +129,7 @@ def _prove(result: Result, graph: SymmetryGraph, model: nn.Module, args: Any, kw
         result.status, result.reason = "not judged", said(error)
     else:
         result.status, result.dtype, result.error = "verified", proof.dtype, proof.error
-        result.others = proof.others
+        result.others, result.refused = proof.others, proof.refused
 
 
 def _repeatable(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, str]:

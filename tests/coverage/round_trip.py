@@ -90,11 +90,7 @@ def round_trip(source: str, name: str) -> RoundTrip:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         try:
             _save(result)
-            for command in (
-                ["check", "a", "--json"],
-                ["merge", "a", "b", "-o", "m"],
-                ["transport", "a", "c", "b", "-o", "t"],
-            ):
+            for command in COMMANDS:
                 result.status = command[0]
                 _run(result, command)
             result.status = "files"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib
 import json
 import logging
 import math
@@ -55,6 +56,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    for library in options.source:
+        importlib.import_module(library)  # the processes share what is imported
     with options.results.open("a", encoding="utf-8") as file:
         for number, row in enumerate(run(todo, options.jobs, options.limit, options.memory), 1):
             file.write(json.dumps(row) + "\n")

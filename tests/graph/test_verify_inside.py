@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any, ClassVar
+from weakref import WeakSet
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -79,3 +83,22 @@ def test_models_that_keep_what_they_computed() -> None:
     with torch.no_grad():
         model(X)
     assert SymmetryGraph.from_spec(SPEC, model).verify(model, X).error < 1e-12
+
+
+class Counted(Hidden):
+    """Counts its living copies whenever it is copied."""
+
+    living: ClassVar[WeakSet[Counted]] = WeakSet()
+    most = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        gc.collect()
+        self.living.add(self)
+        Counted.most = max(Counted.most, len(self.living))
+
+
+def test_no_more_than_two_copies_of_a_model_are_held() -> None:
+    model = Counted()
+    SymmetryGraph.from_spec(SPEC, model).verify(model, X)
+    assert Counted.most == 2

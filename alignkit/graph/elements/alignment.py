@@ -178,15 +178,15 @@ class Alignment:
         fit.raise_if_any(AlignmentError, "the weights do not fit the alignment's graph")
         check_folded(self.graph, {"the weights": tensors}, AlignmentError)
         check_constants(self.graph.provenance.constant, {"the model": weights}, AlignmentError)
-        permuted = {name: self.apply_tensor(name, tensor) for name, tensor in tensors.items()}
         first = self.graph.first_names
         if not isinstance(weights, nn.Module):
+            permuted = {name: self.apply_tensor(name, tensor) for name, tensor in tensors.items()}
             return {name: permuted[first[name]] for name in weights}
         module = copy_module(weights)
         with torch.no_grad():
             for name, tensor in module.state_dict(keep_vars=True).items():
-                if name in first:
-                    tensor.data.copy_(permuted[first[name]])
+                if name in first and self.graph.tensors[first[name]].groups:
+                    tensor.data.copy_(self.apply_tensor(first[name], tensors[first[name]]))
         return module
 
     @check_arguments

@@ -64,19 +64,21 @@ class ModelRun:
         self.dtype, self.chosen = dtype, chosen
         self.model = copy_module(model).to(dtype).eval()
         self.arguments = pytree.tree_map(cast, (args, dict(kwargs)))
-        self.outputs = self.call(self.model)
+        self.outputs = self.call(copy_module(self.model))
 
     def on(self, arguments: Any) -> ModelRun:
         """Return the run of the same model on other arguments, which have the dtypes of its own."""
         other = copy.copy(self)
         other.arguments = arguments
-        other.outputs = other.call(self.model)
+        other.outputs = other.call(copy_module(self.model))
         return other
 
     def call(self, model: nn.Module) -> list[Tensor]:
-        """Run a copy of a model of the same dtype on the example call and return its floating-point outputs."""
-        # A run may leave what it computed in the model, and may write into its inputs.
-        model = copy_module(model)
+        """Run a model of the same dtype on the example call and return its floating-point outputs.
+
+        A run may leave what it computed in the model: give a copy that nothing else needs.
+        """
+        # It may write into its inputs, too.
         args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, self.arguments)
         wide = self.dtype == torch.float64
         with torch.no_grad(), Widened() if wide else nullcontext():  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ from alignkit.arguments import check_arguments
 from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.hidden_state import check_constants
+from alignkit.graph.module_copy import copy_module
 from alignkit.graph.proof.model_run import ModelRun, example_call, run_in_widest
 from alignkit.graph.proof.other_inputs import other_runs
 from alignkit.graph.structure import GraphStructure
@@ -105,7 +106,7 @@ def verify(
     if any(not bool(torch.isfinite(tensor).all()) for tensor in run.outputs):
         problem = "the unpermuted model returns NaN or infinity, so nothing can be compared"
         raise VerificationError(f"{problem}. Try other weights or inputs.")
-    if not relative_difference(run.call(run.model), run.outputs) <= tolerance:
+    if not relative_difference(run.call(copy_module(run.model)), run.outputs) <= tolerance:
         raise VerificationError("the model is random: two runs of it differ. Fix its seed, or turn its randomness off.")
 
     worst = 0.0

@@ -19,7 +19,7 @@ from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 
 _CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution"}
 _PASSES_ON = {"add", "sub", "mul", "div", "native_batch_norm", "clone", "_to_copy", "detach", "alias", "view",
-              "reshape", "_unsafe_view"}  # fmt: skip
+              "reshape", "_unsafe_view", "transpose", "permute"}  # fmt: skip
 _TABLE_OPS = {"t", "mm", "addmm", "linear", "embedding", "matmul", "addmv", "mv"}
 _STATE_WEIGHT = re.compile(r"(parametrizations\.)?(?P<gates>weight_hh)(_l\d+)?(_reverse)?(\.original\d*|_v|_orig)?")
 _MAX_ATOMS = 1 << 22
