@@ -43,6 +43,10 @@ class AlignmentError(AlignkitError, ValueError):
     """Index vectors are not an element of the graph's symmetry group, or belong to another graph."""
 
 
+class FoldError(AlignkitError, ValueError):
+    """Weights cannot be folded, balanced or unfolded."""
+
+
 class WeightsError(AlignkitError, ValueError):
     """A weights file cannot be read or written, or reading it would not be safe."""
 

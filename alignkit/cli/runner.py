@@ -85,9 +85,9 @@ class Runner:
         architecture: ArchitectureSwitches,
         *,
         solver: str | Sequence[str] | None = None,
-        memory: str | None = None,
+        memory: int | None = None,
     ) -> NetworkFiles:
-        """Open the networks, which ``solver`` aligns within an amount of memory.
+        """Open the networks, which ``solver`` aligns within ``memory`` bytes.
 
         With ``--dry-run`` the estimate is printed instead, and the command ends.
         """
@@ -222,11 +222,8 @@ def bar(*columns: str | ProgressColumn, total: float = 1.0, start: str = "") -> 
 
 
 @contextmanager
-def byte_bar(memory: str | None) -> Iterator[Callable[[ByteProgress], None] | None]:
-    """Show how far a pass over many bytes has come, with the time left of it; no bar without a limit of memory."""
-    if memory is None:
-        yield None
-        return
+def byte_bar() -> Iterator[Callable[[ByteProgress], None]]:
+    """Show how far a pass over many bytes has come, with the time left of it."""
     with bar(start="reading") as update:
 
         def report(progress: ByteProgress) -> None:

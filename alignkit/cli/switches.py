@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
+import alignkit
 from alignkit.cli.values import solver_options
 from alignkit.errors import UsageError
 
@@ -26,7 +27,7 @@ MemorySwitch: TypeAlias = Annotated[
     typer.Option(
         "--memory",
         metavar="AMOUNT",
-        help="Keep checkpoints on disk and use at most this, such as 2GB.",
+        help="Keep checkpoints on disk and use at most this, such as 2GB. For weight matching of two.",
     ),
 ]
 SaveAlignmentSwitch: TypeAlias = Annotated[
@@ -86,11 +87,17 @@ class SolverSwitches:
         """Keyword arguments for `alignkit.solve`."""
         return {"solver": self.solver, "seed": self.seed, "device": self.device, **self.options}
 
+    @property
+    def disk_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for jobs from disk, which have one solver and no device."""
+        return {"seed": self.seed, **self.options}
 
-def check_memory(memory: str | None, others: Mapping[str, bool]) -> None:
-    """Refuse ``--memory`` beside ``others``, switches that were given or not, which need whole networks."""
-    if memory is not None and (wanted := [switch for switch, given in others.items() if given]):
-        raise UsageError(f"--memory does not go with {', '.join(wanted)}, which needs whole networks in memory.")
+    def memory_limit(self, memory: str | None, count: int, others: Mapping[str, bool]) -> int | None:
+        """Return the bytes that ``--memory`` allows; refuse it beside ``others``, which need whole networks."""
+        if memory is None:
+            return None
+        wanted = [switch for switch, asked in others.items() if asked]
+        return alignkit.jobs.memory_limit(memory, solver=self.solver, device=self.device, count=count, others=wanted)
 
 
 @dataclass(frozen=True)

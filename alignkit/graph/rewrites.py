@@ -13,6 +13,8 @@ from math import prod
 from typing import Literal, TypeAlias
 
 from alignkit.errors import GraphError
+from alignkit.graph.nodes import TensorNode
+from alignkit.graph.uses import Use
 from alignkit.text import did_you_mean, list_some
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -294,13 +296,27 @@ def in_order(folds: Iterable[Fold]) -> tuple[Fold, ...]:
     return tuple(sorted(folds, key=lambda fold: FOLDS.index(type(fold))))
 
 
-def check_rewrites(shapes: Shapes, groups: Iterable[str], folds: Sequence[Fold], balances: Sequence[Balance]) -> None:
+def uses_at(node: TensorNode, group: str, place: AxisOf) -> list[Use]:
+    """List where a group acts on an axis of a tensor, at blocks that begin at one of the positions of a place."""
+    positions = set(place.positions({node.name: node.shape}))
+    return [
+        Use(node.name, block, at)
+        for block in node.blocks
+        for at, dim in enumerate(block.dims)
+        if dim.group == group and dim.axis == place.axis and block.offsets[place.axis] in positions
+    ]
+
+
+def check_rewrites(
+    tensors: Mapping[str, TensorNode], groups: Iterable[str], folds: Sequence[Fold], balances: Sequence[Balance]
+) -> None:
     """Hold folds and balances against the tensors and groups of a graph.
 
     Raises:
-        GraphError: A tensor, axis or group does not exist, sizes differ, or two folds move gains into one place. The
-            message names tensor and axis.
+        GraphError: A tensor, axis or group does not exist, sizes differ, two folds move gains into one place, or a
+            group does not act where its space is to be balanced. The message names tensor and axis.
     """
+    shapes = {name: node.shape for name, node in tensors.items()}
     for rewrite in (*folds, *balances):
         rewrite.check(shapes)
     for kind, places in {
@@ -315,6 +331,9 @@ def check_rewrites(shapes: Shapes, groups: Iterable[str], folds: Sequence[Fold],
                 f"a balance names the group {balance.group!r}, which is not a group of this graph."
                 + did_you_mean(balance.group, known)
             )
+        for place in (*balance.writes, *balance.reads):
+            if not uses_at(tensors[place.tensor], balance.group, place):
+                raise GraphError(f"group {balance.group!r} does not act on {place}, where it is to be balanced.")
 
 
 def _check_disjoint(places: Iterable[AxisOf], shapes: Shapes, what: str) -> None:

@@ -75,7 +75,7 @@ class GraphStructure:
                 check_depth(chain)
         for node in tensors.values():
             self._check_layout(node)
-        check_rewrites({name: node.shape for name, node in tensors.items()}, groups, self._folds, self._balances)
+        check_rewrites(tensors, groups, self._folds, self._balances)
 
     @property
     def tensors(self) -> Mapping[str, TensorNode]:

@@ -1,0 +1,170 @@
+"""Balancing in closed form: the point of least norm among all equal networks.
+
+What writes a space may take a matrix ``g`` and what reads it ``g^-T``. Of all networks that are so made, those of the
+least sum of squares are one up to an isometry (Kempf and Ness, "The length of vectors in representation spaces", 1979).
+So two networks that differ by scales or invertible matrices differ by signs, phases or rotations once both are
+balanced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from networkx import Graph, connected_components
+from torch import Tensor
+
+from alignkit.graph.rewrites import Balance, uses_at
+from alignkit.graph.structure import GraphStructure
+from alignkit.graph.uses import Use
+from alignkit.rewriting.wide import WideWeights
+
+SETTLED = 1e-13
+"""A sweep that changes no space by more than this, relative to its size, is the last."""
+MAX_SWEEPS = 10_000
+"""Spaces that share a tensor are balanced in turn; a hundred sweeps are usual where layers follow one another."""
+RANK = 1e-13
+"""Singular values below this share of the largest are rounding of a matrix of smaller rank."""
+Side = Float[Tensor, "instances units rest"]
+
+
+@dataclass(frozen=True)
+class BalancedSpace:
+    """What balancing did to a space.
+
+    ``before`` and ``after`` are the sums of squares of all that writes or reads it. ``empty`` counts units, planes or
+    directions that nothing writes or nothing reads: the other side was set to 0, too.
+    """
+
+    balance: Balance
+    before: float
+    after: float
+    empty: int
+
+
+def balance_weights(
+    weights: WideWeights, graph: GraphStructure, balances: Iterable[Balance] | None = None
+) -> list[BalancedSpace]:
+    """Balance spaces of a graph in place, all of ``graph.balances`` by default.
+
+    The function of the network stays. Of all balanced networks it becomes the one nearest to what it was, so that
+    balancing twice is balancing once, and commutes with isometries such as permutations of units.
+
+    Raises:
+        FoldError: A tensor holds whole numbers.
+    """
+    spaces = [_Space(weights, graph, balance) for balance in (graph.balances if balances is None else balances)]
+    before = [space.squares() for space in spaces]
+    for component in _sharing(spaces):
+        for _ in range(MAX_SWEEPS):
+            change = max(space.balance_once() for space in component)
+            if len(component) == 1 or change < SETTLED:
+                break
+    return [BalancedSpace(s.balance, old, s.squares(), s.empty) for s, old in zip(spaces, before, strict=True)]
+
+
+def _sharing(spaces: Sequence[_Space]) -> list[list[_Space]]:
+    """Split spaces into those that have to be balanced in turn, because they share a part of a tensor."""
+    links: Graph = Graph()
+    for number, space in enumerate(spaces):
+        links.add_node(number)
+        links.add_edges_from((number, (use.tensor, use.block.offsets)) for use in (*space.writes, *space.reads))
+    parts = [sorted(n for n in part if isinstance(n, int)) for part in connected_components(links)]
+    return [[spaces[number] for number in part] for part in sorted(parts)]
+
+
+class _Space:
+    """One balance on the weights of one network."""
+
+    def __init__(self, weights: WideWeights, graph: GraphStructure, balance: Balance) -> None:
+        self.weights, self.balance = weights, balance
+        self.writes, self.reads = (
+            [use for at in places for use in uses_at(graph.tensors[at.tensor], balance.group, at)]
+            for places in (balance.writes, balance.reads)
+        )
+        self.adjacent = str(graph.groups[balance.group].kind) == "adjacent_planes"
+        self.empty = 0
+
+    def squares(self) -> float:
+        return sum(
+            float(use.block.view(self.weights[use.tensor]).square().sum()) for use in (*self.writes, *self.reads)
+        )
+
+    def balance_once(self) -> float:
+        """Balance the space, and return by how much it changed, relative to its size."""
+        x, y = (torch.cat([self._part(use) for use in side], -1) for side in (self.writes, self.reads))
+        match self.balance.kind:
+            case "scaled" | "monomial":
+                new_x, new_y, self.empty = balanced_scales(x, y, self.balance.degree)
+            case "complex_planes":
+                new_x, new_y, self.empty = balanced_scales(_as_planes(x, self.adjacent), _as_planes(y, self.adjacent))
+                new_x, new_y = (_from_planes(side, self.adjacent) for side in (new_x, new_y))
+            case "invertible":
+                new_x, new_y, self.empty = balanced_matrices(x, y)
+        for side, values in ((self.writes, new_x), (self.reads, new_y)):
+            at = 0
+            for use in side:
+                part = self._target(use)
+                width = part.numel() // use.unit_count
+                part.copy_(values[..., at : at + width].reshape(part.shape))
+                at += width
+        size = max(float(x.norm()), float(y.norm()))
+        return max(float((new_x - x).norm()), float((new_y - y).norm())) / size if size else 0.0
+
+    def _target(self, use: Use) -> Tensor:
+        return use.block.view(self.weights[use.tensor]).permute(*use.chain, *use.rest)
+
+    def _part(self, use: Use) -> Side:
+        return use.unfold(use.block.view(self.weights[use.tensor]))
+
+
+def balanced_scales(x: Side, y: Side, degree: int = 1) -> tuple[Side, Side, int]:
+    """Scale each unit so that ``s^2 |x|^2 + |y|^2 / s^(2 degree)`` is the least: ``x s`` and ``y / s^degree``.
+
+    Where one side of a unit is 0, so becomes the other: that is the limit of its scales.
+
+    Returns:
+        Both sides, and the number of units with an empty side.
+    """
+    norms = [torch.linalg.vector_norm(side, dim=-1, keepdim=True) for side in (x, y)]
+    full = (norms[0] > 0) & (norms[1] > 0)
+    ratio = torch.where(full, norms[1], 1.0) / torch.where(full, norms[0], 1.0)
+    scale = (degree**0.5 * ratio) ** (1 / (1 + degree))
+    empty = int((~full).sum())
+    return torch.where(full, x * scale, 0.0), torch.where(full, y / scale**degree, 0.0), empty
+
+
+def balanced_matrices(x: Side, y: Side) -> tuple[Side, Side, int]:
+    """Return the balanced sides of the same product ``x^T y``, one matrix an instance: ``x x^T = y y^T``.
+
+    With ``x^T y = U S V^T`` these are ``S^1/2 U^T`` and ``S^1/2 V^T``, up to a rotation; that one is taken which leaves
+    both sides nearest to what they were. The product is never formed: QR brings both sides to ``units`` columns first.
+
+    Returns:
+        Both sides, and the number of directions that one of them does not reach.
+    """
+    (basis_x, small_x), (basis_y, small_y) = (torch.linalg.qr(side.mT) for side in (x, y))
+    left, values, right = torch.linalg.svd(small_x @ small_y.mT, full_matrices=False)
+    values = torch.where(values > RANK * values[..., :1], values, 0.0)
+    root = values.sqrt()[..., None]
+    new_x, new_y = root * (basis_x @ left).mT, root * (basis_y @ right.mT).mT
+    turned, _, back = torch.linalg.svd(x @ new_x.mT + y @ new_y.mT, full_matrices=False)
+    rotation = turned @ back
+    empty = x.shape[0] * x.shape[1] - int((values > 0).sum())
+    return rotation @ new_x, rotation @ new_y, empty
+
+
+def _as_planes(side: Side, adjacent: bool) -> Float[Tensor, "instances planes both"]:
+    """Bring the two dimensions of each rotary plane into one row: neighbours, or those half the size apart."""
+    instances, size, _ = side.shape
+    pairs = (
+        side.view(instances, size // 2, 2, -1) if adjacent else side.view(instances, 2, size // 2, -1).transpose(1, 2)
+    )
+    return pairs.flatten(2)
+
+
+def _from_planes(rows: Float[Tensor, "instances planes both"], adjacent: bool) -> Side:
+    pairs = rows.view(*rows.shape[:2], 2, -1)
+    return (pairs if adjacent else pairs.transpose(1, 2)).flatten(1, 2)
