@@ -74,6 +74,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return tuple(self._shard_of)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was read of files that hold more than one state dict, in a sentence each."""
+        return tuple(f"{shard.path}: {shard.note}." for shard in self.shards if shard.note)
+
+    @property
     def whole_only(self) -> frozenset[str]:
         """Tensors that can only be read as a whole, since their entries do not stand together on disk."""
         return frozenset()
@@ -138,20 +143,24 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 @check_arguments
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     """Open a checkpoint without reading its values.
 
     Args:
-        path: A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file, read with ``weights_only=True``; an index
-            of shards (``model.safetensors.index.json``, ``pytorch_model.bin.index.json``); or a folder that holds one
-            of these, such as a model of Hugging Face or a snapshot in the cache of its hub.
+        path: A ``.safetensors`` file; a file of ``torch.save`` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.pth.tar``),
+            of which tensors are read and no code is run; an index of shards (``model.safetensors.index.json``,
+            ``pytorch_model.bin.index.json``); or a folder that holds one of these, such as a model of Hugging Face or a
+            snapshot in the cache of its hub.
+        key: Where the state dict is in a training checkpoint, such as ``"state_dict_ema"`` or ``"ema.model"``. Without
+            it the usual places are looked at, and `Checkpoint.notes` tells what was read.
 
     Returns:
         A lazy mapping of names to tensors on the CPU.
 
     Raises:
-        WeightsError: It does not exist, a file is damaged or of another kind, an index names files outside its folder
-            or tensors that are not there, a tensor is in two files, or reading could run code from a file.
+        WeightsError: It does not exist, a file is damaged or of another kind, there is nothing under ``key``, an index
+            names files outside its folder or tensors that are not there, a tensor is in two files, or reading could run
+            code from a file.
     """
     path = Path(path)
     try:
@@ -163,7 +172,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if weights.name.endswith(INDEX_SUFFIX):
         folder = weights.parent
         names, metadata = read_index(weights)
-        shards = tuple(_open_shard(inside(folder, file, weights)) for file in names)
+        shards = tuple(_open_shard(inside(folder, file, weights), key) for file in names)
         for shard, promised in zip(shards, names.values(), strict=True):
             if missing := sorted(set(promised) - shard.entries.keys()):
                 raise WeightsError(f"{weights} says that {missing[0]!r} is in {shard.path.name}, but it is not there.")
@@ -171,16 +180,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 raise WeightsError(f"{shard.path} holds {extra[0]!r}, which {weights.name} does not place there.")
         return Checkpoint(path, folder, shards, metadata, side_files(folder, weights))
     if folder is not None:
-        shard = _open_shard(inside(folder, weights.name, folder))
+        shard = _open_shard(inside(folder, weights.name, folder), key)
         return Checkpoint(path, folder, (shard,), shard.metadata, side_files(folder, None))
-    shard = _open_shard(path)
+    shard = _open_shard(path, key)
     return Checkpoint(path, None, (shard,), shard.metadata)
 
 
-def _open_shard(path: Path) -> Shard:
+def _open_shard(path: Path, key: str | None) -> Shard:
     """Open one weights file, by its suffix."""
     kind = file_kind(path)
     if kind is None:
         help_text = "Convert the file, or rename it if it is one of these"
         raise WeightsError(f"{path}: weights files end in {KNOWN_SUFFIXES}. {help_text}.")
-    return SafetensorsShard(path) if kind == "safetensors" else open_pickle(path)
+    if kind == "pickle":
+        return open_pickle(path, key)
+    if key is not None:
+        raise WeightsError(f"{path} is a safetensors file, which holds one state dict: leave key={key!r} (--key) out.")
+    return SafetensorsShard(path)

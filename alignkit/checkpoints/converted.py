@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from alignkit.checkpoints.dtypes import as_bits
+from alignkit.checkpoints.mismatch import common_prefix
 from alignkit.checkpoints.shard import TensorEntry, Values, ValuesOf, as_whole
 from alignkit.errors import WeightsError
 from alignkit.text import dtype_name, list_some
@@ -78,6 +80,35 @@ class Conversion:
     def changes_nothing(self) -> bool:
         """Whether names and tensors are the same on disk and in the model."""
         return not self.rearranged and all(held == stored for held, stored in self.renamed.items())
+
+    def after(self, first: Conversion) -> Conversion:
+        """Return the conversion that renames by ``first``, and then does this."""
+
+        def stored(name: str) -> str:
+            return first.renamed.get(name, name)
+
+        rearranged = (
+            replace(part, stored={stored(name): shape for name, shape in part.stored.items()})
+            for part in self.rearranged
+        )
+        return Conversion({held: stored(name) for held, name in self.renamed.items()}, tuple(rearranged))
+
+
+@check_arguments
+def prefix_conversion(stored: Collection[str], held: Collection[str], prefix: str | None = None) -> Conversion:
+    """Return what takes a prefix of a wrapper from stored names, or puts one before them; nothing where they fit.
+
+    Args:
+        stored: Names on disk.
+        held: Names of the model.
+        prefix: What to take away from the names that start with it. None looks for what all have or lack.
+    """
+    if prefix is not None:
+        return Conversion({name.removeprefix(prefix): name for name in stored if name.startswith(prefix)})
+    if taken := common_prefix(stored, held):
+        return Conversion({name.removeprefix(taken): name for name in stored})
+    put = common_prefix(held, stored)
+    return Conversion({put + name: name for name in stored})
 
 
 class ConvertedCheckpoint(Checkpoint):

@@ -17,13 +17,15 @@ from alignkit.text import list_some, show_value
 
 INDEX_SUFFIX = ".index.json"
 CONFIG = "config.json"
-_OTHERS = ".ckpt .gguf .ggml .h5 .msgpack .npz .onnx .onnx_data .ot .pickle .pkl .tflite"
-WEIGHTS_SUFFIXES = frozenset((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES, *_OTHERS.split()))
+_OTHERS = ".gguf .ggml .h5 .msgpack .npz .onnx .onnx_data .ot .pickle .pkl .tflite"
+WEIGHTS_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES, *_OTHERS.split())
 """Files with weights or pickles of any kind. Beside changed weights a copy would be wrong, so none is made."""
 _SOUGHT: tuple[tuple[str, ...], ...] = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     *((pattern,) for pattern in ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.pt", "*.pth")),
+    ("*.ckpt",),
+    ("*.pth.tar",),
 )
 """Weights files and indices that are looked for in a folder, in this order: first the names of Hugging Face."""
 
@@ -144,7 +146,7 @@ def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
         for name in sorted(names):
             path = Path(place, name)
             other_index = name.endswith(INDEX_SUFFIX) and path != index
-            if path.suffix in WEIGHTS_SUFFIXES or other_index or is_unfinished(name) or not os.path.isfile(path):
+            if name.endswith(WEIGHTS_SUFFIXES) or other_index or is_unfinished(name) or not os.path.isfile(path):
                 continue
             if not stays_inside(path, folder):
                 raise WeightsError(f"{path} is a link that leaves the folder. Replace it by a file, or remove it.")

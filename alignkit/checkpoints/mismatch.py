@@ -25,9 +25,9 @@ def names_cause(names: Collection[str], known: Collection[str], label: str, owne
     """
     if not names:
         return f"{label} has no tensors"
-    if prefix := _prefix(names, known):
+    if prefix := common_prefix(names, known):
         return f"all names of {label} start with {prefix!r}. Remove it: name.removeprefix({prefix!r})"
-    if prefix := _prefix(known, names):
+    if prefix := common_prefix(known, names):
         return f"all names of {owner} start with {prefix!r}, those of {label} do not. Add it: {prefix!r} + name"
     if not any(name in known for name in names):
         example = f"{next(iter(names))!r} and the like in place of {next(iter(known), '')!r}"
@@ -35,8 +35,11 @@ def names_cause(names: Collection[str], known: Collection[str], label: str, owne
     return ""
 
 
-def _prefix(names: Collection[str], known: Collection[str]) -> str:
-    """Return what all names have before known ones, such as ``module.``; "" if there is no such thing."""
+def common_prefix(names: Collection[str], known: Collection[str]) -> str:
+    """Return what all names have before known ones, such as ``module.``; "" if there is no such thing.
+
+    Wrappers write it: ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile), ``model.`` (Lightning).
+    """
     first = next(iter(names), "")
     for prefix in (first.removesuffix(name) for name in known if first.endswith(name) and first != name):
         if all(other.startswith(prefix) and other.removeprefix(prefix) in known for other in names):

@@ -60,21 +60,26 @@ class UnknownName(pickle.UnpicklingError):
     """A pickle needs something by a name that no state dict needs."""
 
 
-def read_outline(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
+def read_outline(stream: BinaryIO, storages: dict[str, Storage], *, whatever_else: bool = False) -> Any:
     """Read the next pickle of a stream; put the storages that it names into ``storages``, by key.
 
+    Args:
+        stream: The stream.
+        storages: Is filled.
+        whatever_else: Whether objects of any class may stand beside the tensors; each is `Opaque`.
+
     Raises:
-        UnknownName: It needs more than containers, plain values and tensors.
+        UnknownName: It needs more than containers, plain values, tensors, and data of some known libraries.
         Exception: Of any class, where the pickle is damaged.
     """
-    return _Unpickler(stream, storages).load()
+    return _Unpickler(stream, storages, whatever_else).load()
 
 
 _CODE_NAMES = """
     PROTO STOP FRAME MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
     BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT
-    GLOBAL STACK_GLOBAL REDUCE BINPERSID BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST EMPTY_DICT
+    GLOBAL STACK_GLOBAL BINPERSID BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET
 """
 """Opcodes that are read as Python's unpickler written in Python reads them. The one written in C takes memory by the
 numbers in memo codes."""
@@ -93,9 +98,9 @@ class _Codes(dict[int, Callable[[Any], None]]):
 class _Unpickler(pickle._Unpickler):
     dispatch = _Codes({code: pickle._Unpickler.dispatch[code] for code in _CODES})
 
-    def __init__(self, stream: BinaryIO, storages: dict[str, Storage]) -> None:
+    def __init__(self, stream: BinaryIO, storages: dict[str, Storage], whatever_else: bool) -> None:
         super().__init__(stream, encoding="utf-8")
-        self._storages, self._pairs = storages, 0
+        self._storages, self._whatever_else, self._pairs = storages, whatever_else, 0
 
     def find_class(self, module: str, name: str, /) -> Any:
         """Return what stands for a name in an outline."""
@@ -106,9 +111,11 @@ class _Unpickler(pickle._Unpickler):
             return value
         if place == "collections.OrderedDict":
             return self._ordered_dict
-        if place not in _NAMES:
-            raise UnknownName(f"it needs {place}")
-        return _NAMES[place]
+        if place in _NAMES:
+            return _NAMES[place]
+        if self._whatever_else or module.partition(".")[0] in _LIBRARIES or place in _DATA:
+            return _opaque(f"a {place}")
+        raise UnknownName(f"it needs {place}")
 
     def _ordered_dict(self, pairs: Sequence[Sequence[Any]] = ()) -> OrderedDict[Any, Any]:
         """Make an empty dict, or one of pairs, as Python 2 wrote it; the same list again and again adds up."""
@@ -133,6 +140,8 @@ class _Unpickler(pickle._Unpickler):
 
     def _set_items(self, pairs: Sequence[Any]) -> None:
         target = self.stack[-1]  # type: ignore[attr-defined]
+        if isinstance(target, Opaque):
+            return
         if type(target) not in (dict, OrderedDict):
             raise TypeError("items are set of something that is not a dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -151,6 +160,26 @@ class _Unpickler(pickle._Unpickler):
         elif not isinstance(target, Opaque):
             raise TypeError("a state is set of something that has none")
 
+    def _append(self, items: Sequence[Any]) -> None:
+        target = self.stack[-1]  # type: ignore[attr-defined]
+        if type(target) is list:
+            target.extend(items)
+        elif not isinstance(target, Opaque):
+            raise TypeError("something is appended to what is not a list")
+
+    def _append_one(self) -> None:
+        item = self.stack.pop()  # type: ignore[attr-defined]
+        self._append([item])
+
+    def _make_object(self) -> None:
+        arguments = self.stack.pop()  # type: ignore[attr-defined]
+        made_by = self.stack.pop()  # type: ignore[attr-defined]
+        self.append(made_by if isinstance(made_by, Opaque) else made_by(*arguments))  # type: ignore[attr-defined]
+
+    dispatch[pickle.APPEND[0]] = _append_one
+    dispatch[pickle.APPENDS[0]] = lambda self: self._append(self.pop_mark())
+    dispatch[pickle.NEWOBJ[0]] = _make_object
+    dispatch[pickle.REDUCE[0]] = _make_object
     dispatch[pickle.SETITEM[0]] = _set_item
     dispatch[pickle.SETITEMS[0]] = lambda self: self._set_items(self.pop_mark())
     dispatch[pickle.BUILD[0]] = _build
@@ -221,6 +250,11 @@ def _opaque(kind: str) -> Callable[..., Opaque]:
     return lambda *_: Opaque(kind)
 
 
+_LIBRARIES = {"numpy", "omegaconf", "lightning", "lightning_fabric", "pytorch_lightning", "datetime"}
+_DATA = {"argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict", "collections.deque"}
+_DATA |= {f"pathlib.{kind}Path" for kind in ("Posix", "Windows", "PurePosix", "PureWindows")}
+"""Libraries and classes whose objects stand beside the tensors of training scripts: settings, metrics, times."""
+
 _STORAGES: Mapping[str, torch.dtype | Opaque] = {
     "UntypedStorage": torch.uint8,
     "BoolStorage": torch.bool,
@@ -268,6 +302,7 @@ _NAMES: Mapping[str, Any] = {
             "bytearray": _opaque("a bytearray"),
             "set": _opaque("a set"),
             "complex": _opaque("a complex number"),
+            **dict.fromkeys(("list", "dict", "int", "float", "str", "tuple", "bool"), Opaque("a class")),
         }.items()
     },
     "collections.Counter": _opaque("a Counter"),

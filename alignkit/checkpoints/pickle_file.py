@@ -11,35 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints.nested import StateDict, choose_state_dict
 from alignkit.checkpoints.outline import Opaque, StoredTensor
 from alignkit.checkpoints.shard import Shard, TensorEntry, ValuesOf
 from alignkit.checkpoints.torch_archive import SAVE_ALONE, TorchArchive, read_archive
 from alignkit.errors import WeightsError
 from alignkit.text import first_line, readable_bytes, show_type, show_value, with_article
 
-NESTED = "state_dict"
-"""Key of the tensors in training checkpoints that hold more."""
 MAX_GROWTH, FREE_GROWTH = 4, 1 << 26
 """How many bytes tensors may have for each byte of their file, and how many more. Views may overlap, as those of one
 matrix for queries and keys, or be expanded, as masks are; without a limit one number could fill all memory."""
 
 
 class PickleShard(Shard):
-    """A state dict written by ``torch.save``, or a dict that has one under ``"state_dict"``; `open_pickle` makes it.
+    """A state dict written by ``torch.save``, alone or in a file that holds more; `open_pickle` makes it.
 
     Args:
         path: The file.
         archive: Its outline.
-        state: The tensors in the outline, by name.
-        nested: Whether they are under ``"state_dict"``.
+        chosen: The state dict in the outline, and where it is.
 
     Raises:
         WeightsError: There is more than dense tensors under names, or they would take far more memory than the file has
             bytes.
     """
 
-    def __init__(self, path: Path, archive: TorchArchive, state: Mapping[Any, Any], *, nested: bool = False) -> None:
-        self.path, self._opened_as, self._nested = path, archive.status, nested
+    def __init__(self, path: Path, archive: TorchArchive, chosen: StateDict) -> None:
+        self.path, self._opened_as, self._chosen, state = path, archive.status, chosen, chosen.state
+        self.note = chosen.note
         self.metadata: Mapping[str, str] = {}
         self._module_versions: Any = getattr(state, "_metadata", None)  # as nn.Module.state_dict has them
         entries: dict[str, TensorEntry] = {}
@@ -86,7 +85,7 @@ class PickleShard(Shard):
             state = dict(state)
         else:
             state._metadata = self._module_versions
-        save_pickle({NESTED: state} if self._nested else state, target)
+        save_pickle(self._chosen.wrap(state), target)
 
 
 def save_pickle(values: Mapping[str, Any], target: Path) -> None:
@@ -103,16 +102,25 @@ def save_pickle(values: Mapping[str, Any], target: Path) -> None:
         raise OSError(errno.EIO, first_line(error)) from error
 
 
-def open_pickle(path: Path) -> PickleShard:
+def open_pickle(path: Path, key: str | None = None) -> PickleShard:
     """Open a weights file of ``torch.save`` without its values.
 
+    Args:
+        path: The file.
+        key: Where the state dict is in a file that holds more, as `choose_state_dict` takes it. Beside it there may
+            then be objects of any class: they are not read.
+
     Raises:
-        WeightsError: It is damaged or needs code from the file to be run; or as `PickleShard` says.
+        WeightsError: It is damaged or needs code from the file to be run; or as `choose_state_dict` and `PickleShard`
+            say.
     """
-    archive = read_archive(path)
+    archive = read_archive(path, whatever_else=key is not None)
     content = _mapping(path, archive)
-    nested = isinstance(content.get(NESTED), Mapping)
-    return PickleShard(path, archive, content[NESTED] if nested else content, nested=nested)
+    try:
+        chosen = choose_state_dict(content, key)
+    except WeightsError as error:
+        raise WeightsError(f"{path} {error}") from error
+    return PickleShard(path, archive, chosen)
 
 
 def load_pickle(path: Path) -> Mapping[str, Any]:
@@ -125,7 +133,7 @@ def load_pickle(path: Path) -> Mapping[str, Any]:
     archive = read_archive(path, check_sums=True)
     content = _mapping(path, archive)
     stored = {str(number): tensor for number, tensor in enumerate(_tensors_in(content))}
-    shard = PickleShard(path, archive, stored)
+    shard = PickleShard(path, archive, StateDict(stored))
     names = {id(tensor): name for name, tensor in stored.items()}
     restored: dict[int, Any] = {}
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.dense import check_name, check_shape, why_no_values
 from alignkit.checkpoints.dtypes import as_bits
 from alignkit.checkpoints.opening import open_file
@@ -20,7 +21,7 @@ from alignkit.errors import WeightsError
 from alignkit.text import dtype_name
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 KNOWN_SUFFIXES = ", ".join((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES))
 """Suffixes of weights files, for messages."""
 
@@ -67,11 +68,12 @@ class TensorEntry:
             raise WeightsError(f"cannot write {path}: {self.name!r} is {old}, the new values are {new}.")
 
 
+@check_arguments
 def file_kind(path: Path) -> Literal["safetensors", "pickle"] | None:
     """Tell the kind of a weights file by its suffix; None for any other."""
-    if path.suffix in SAFETENSORS_SUFFIXES:
+    if path.name.endswith(SAFETENSORS_SUFFIXES):
         return "safetensors"
-    return "pickle" if path.suffix in PICKLE_SUFFIXES else None
+    return "pickle" if path.name.endswith(PICKLE_SUFFIXES) else None
 
 
 class Shard(ABC):
@@ -85,8 +87,10 @@ class Shard(ABC):
         entries: Facts of its tensors, by name.
         metadata: Text entries of its header.
         first_names: The first name of each tensor by every name that it has; only names of tied tensors differ.
+        note: What was read of a file that holds more, as a part of a sentence; "" where that is all.
     """
 
+    note: str = ""
     path: Path
     entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]

@@ -23,6 +23,7 @@ from alignkit.errors import WeightsError
 from alignkit.text import first_line, list_some, readable_bytes
 
 SAVE_ALONE = "Save the state dict alone: torch.save(model.state_dict(), path)."
+BY_KEY = "Or say where it is, key='state_dict' (--key state_dict): then nothing else is read."
 _SAVE_AGAIN = "Read it with torch.load(path, weights_only=True), and write it again with torch.save."
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """How the plain stream begins."""
@@ -46,12 +47,13 @@ class TorchArchive:
     status: os.stat_result
 
 
-def read_archive(path: Path, *, check_sums: bool = False) -> TorchArchive:
+def read_archive(path: Path, *, check_sums: bool = False, whatever_else: bool = False) -> TorchArchive:
     """Read the outline of a file.
 
     Args:
         path: The file.
         check_sums: Whether the check sums of a zip archive are held against its bytes, all of which are read for that.
+        whatever_else: Whether objects of any class may stand beside the tensors. None of them is made.
 
     Raises:
         WeightsError: It cannot be read, is damaged or compressed, is of another kind, or needs code to be run.
@@ -61,12 +63,16 @@ def read_archive(path: Path, *, check_sums: bool = False) -> TorchArchive:
             status = os.fstat(stream.fileno())
             is_zip = stream.read(4) == b"PK\x03\x04"
             stream.seek(0)
-            content = _read_zip(stream, check_sums) if is_zip else _read_stream(stream, status.st_size)
+            content = (
+                _read_zip(stream, check_sums, whatever_else)
+                if is_zip
+                else _read_stream(stream, status.st_size, whatever_else)
+            )
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnknownName as error:
         danger = "holds more than tensors, and reading it could run code from the file, so it is refused"
-        raise WeightsError(f"{path} {danger}: {first_line(error)}. {SAVE_ALONE}") from error
+        raise WeightsError(f"{path} {danger}: {first_line(error)}. {SAVE_ALONE} {BY_KEY}") from error
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
     except Exception as error:  # A damaged pickle can make the unpickler stumble anywhere: IndexError, TypeError.
@@ -74,7 +80,7 @@ def read_archive(path: Path, *, check_sums: bool = False) -> TorchArchive:
     return TorchArchive(content, status)
 
 
-def _read_zip(stream: BinaryIO, check_sums: bool) -> Any:
+def _read_zip(stream: BinaryIO, check_sums: bool, whatever_else: bool) -> Any:
     records = _records(stream, check_sums)
     root = next(iter(records)).partition("/")[0]
     if f"{root}/constants.pkl" in records:
@@ -90,7 +96,7 @@ def _read_zip(stream: BinaryIO, check_sums: bool) -> Any:
         raise ValueError(f"its pickle has {readable_bytes(length)}, the maximum is {readable_bytes(MAX_TEXT)}")
     stream.seek(begin)
     storages: dict[str, Storage] = {}
-    content = read_outline(io.BytesIO(stream.read(length)), storages)
+    content = read_outline(io.BytesIO(stream.read(length)), storages, whatever_else=whatever_else)
     for key, storage in storages.items():
         storage.begin, length = records[f"{root}/data/{key}"]
         if length != storage.nbytes:
@@ -152,7 +158,7 @@ def _crc(stream: BinaryIO, begin: int, length: int) -> int:
     return crc
 
 
-def _read_stream(stream: BinaryIO, size: int) -> Any:
+def _read_stream(stream: BinaryIO, size: int, whatever_else: bool) -> Any:
     """Read the stream of torch before 1.6: four pickles, the keys of the storages, then each with its length."""
     storages: dict[str, Storage] = {}
     text = io.BytesIO(stream.read(MAX_TEXT))
@@ -163,7 +169,8 @@ def _read_stream(stream: BinaryIO, size: int) -> Any:
     if not begins:
         raise WeightsError("cannot be read: it is not a file of torch.save, or of one before 0.4.")
     read_outline(text, storages)  # of the machine that wrote it
-    content, keys = read_outline(text, storages), read_outline(text, storages)
+    content = read_outline(text, storages, whatever_else=whatever_else)
+    keys = read_outline(text, storages)
     at = text.tell()
     for key in keys:
         storage = storages[str(key)]

@@ -19,18 +19,17 @@ from alignkit.text import dtype_name, show_value
 
 
 @check_arguments
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]:
     """Read the named tensors of a checkpoint to the CPU. `open_checkpoint` does so without its values.
 
     Args:
-        path: A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that holds a state dict, which is read with
-            ``weights_only=True``, so that a pickle that needs more than tensors is refused; an index of shards; or a
-            folder that holds one of these.
+        path: A file or a folder, as `open_checkpoint` takes it.
+        key: Where the state dict is in a training checkpoint.
 
     Raises:
         WeightsError: It does not exist, is damaged, is of another kind, or holds something that is not a tensor.
     """
-    return open_checkpoint(path).read_all()
+    return open_checkpoint(path, key=key).read_all()
 
 
 @check_arguments

@@ -10,7 +10,6 @@ import alignkit
 from alignkit.errors import MissingExtraError, UsageError
 from alignkit.text import list_some
 
-WEIGHTS, SAFETENSORS = (".safetensors", ".pt", ".pth", ".bin"), (".safetensors",)
 REPLACE = "Choose another name, or pass --force to replace"
 
 
@@ -36,11 +35,13 @@ def check_weights(paths: Mapping[str, Path | None], force: bool, *, folder: bool
     """
     files = dict(paths)
     for switch, path in paths.items():
-        suffixes = WEIGHTS if switch == "--output" else SAFETENSORS
-        if path is None or path.suffix in suffixes:
+        is_weights = switch == "--output"
+        kind = None if path is None else alignkit.checkpoints.file_kind(path)
+        if path is None or kind == "safetensors" or (is_weights and kind is not None):
             continue
-        if switch != "--output" or not folder:
-            raise UsageError(f"{switch} {path}: end its name in {' or '.join(suffixes)}.")
+        if not is_weights or not folder:
+            ending = f"one of {alignkit.checkpoints.KNOWN_SUFFIXES}" if is_weights else ".safetensors"
+            raise UsageError(f"{switch} {path}: end its name in {ending}.")
         alignkit.checkpoints.prepare_output(path)
         if path.is_file() or not path.parent.is_dir():
             wrong = "it is a file, and the inputs are folders." if path.is_file() else "its folder is missing."

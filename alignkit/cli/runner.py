@@ -101,6 +101,8 @@ class Runner:
                 model=architecture.model,
                 read=read,
                 ignore_config=architecture.ignore_config or (),
+                key=architecture.key,
+                prefix=architecture.prefix,
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:

@@ -66,6 +66,19 @@ class ArchitectureSwitches:
             help="A field of config.json that may differ between folders; repeatable.",
         ),
     ] = None
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key", help="Where the state dict is in files of torch.save that hold more: state_dict_ema, ema.model."
+        ),
+    ] = None
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix",
+            help="What stands before the names of the model's tensors, such as model. A prefix that all have is found.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from alignkit.checkpoints import (
     Conversion,
     ConvertedCheckpoint,
     open_checkpoint,
+    prefix_conversion,
     write_checkpoint,
     written_together,
 )
@@ -24,7 +25,7 @@ from alignkit.checkpoints.fit import Fit, first_names
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.shard import as_whole, file_kind
 from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
-from alignkit.checkpoints.weights import read_weights, write_weights
+from alignkit.checkpoints.weights import write_weights
 from alignkit.checkpoints.writer import check_place
 from alignkit.errors import BindError, ShapeMismatchError, SpecError, TraceError, UsageError
 from alignkit.graph import Pair, SymmetryGraph
@@ -204,6 +205,8 @@ def open_networks(
     model: str | None = None,
     read: bool = True,
     ignore_config: Sequence[str] = (),
+    key: str | None = None,
+    prefix: str | None = None,
 ) -> NetworkFiles:
     """Open checkpoints of one architecture and find the graph of their symmetries.
 
@@ -217,6 +220,11 @@ def open_networks(
         model: The architecture, which is traced: ``torchvision:resnet18``, ``package.module:factory``.
         read: Whether tensors may be read for the graph; ties between tensors of a ``.pt`` file are seen only then.
         ignore_config: Fields of configurations that may differ.
+        key: Where the state dict is in files of ``torch.save`` that hold more; see `alignkit.checkpoints`. Without it
+            the usual places are looked at, and the notes tell what was read.
+        prefix: What stands before the names of the model's tensors, such as ``"model."``; others are not the model's.
+            Without it a prefix that all names have, or lack, is found, and the notes tell so. What is written has the
+            names of the input.
 
     Raises:
         UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells.
@@ -224,27 +232,35 @@ def open_networks(
         ModelSourceError: A configuration is not one that a model can be built from.
         BindError: Configurations differ, or only names and shapes are looked at, and they do not fit.
     """
-    opened = tuple(open_checkpoint(path) for path in paths)
+    opened = tuple(open_checkpoint(path, key=key) for path in paths)
     locations = tuple(map(Path, paths))
+    notes = [note for checkpoint in opened for note in checkpoint.notes]
     if spec is not None and model is not None:
         raise UsageError("say what the architecture is once: --spec or --model, not both.")
     if spec is not None:
-        shapes = read_weights(locations[0]) if read else opened[0].shapes
-        return NetworkFiles(SymmetryGraph.from_spec(read_spec(spec), like=shapes), locations, opened)
+        layouts = read_spec(spec)
+        opened, told = _as_held(opened, layouts, prefix)
+        unknown = _strangers(opened, layouts, prefix)
+        like = opened[0].read_all() if read else opened[0].shapes
+        own = {name: value for name, value in like.items() if name not in unknown}
+        graph = SymmetryGraph.from_spec(layouts, like=own)  # type: ignore[arg-type]
+        return NetworkFiles(graph, locations, opened, unknown=unknown, notes=(*notes, *told))
     if model is not None or not opened or opened[0].config is None:
         if model is None:
             raise no_architecture()
         module, graph = _traced(model)
-        return NetworkFiles(graph, locations, _as_held(opened, module), model)
-    own_models, notes = compare_folders(opened, ignore_config)
+        opened, told = _as_held(opened, graph.first_names, prefix, module)
+        unknown = _strangers(opened, graph.first_names, prefix)
+        return NetworkFiles(graph, locations, opened, model, unknown, notes=(*notes, *told))
+    own_models, differing = compare_folders(opened, ignore_config)
     module, graph = _traced(own_models[0])
-    opened = _as_held(opened, module)
+    opened, told = _as_held(opened, graph.first_names, prefix, module)
     unknown = tuple(name for name in opened[0] if name not in graph.first_names)
     refuse_lost(unknown, opened)
-    for note in notes:
+    for note in differing:
         warnings.warn(note, FolderWarning, stacklevel=2)
-    own = own_models if ignore_config else ()
-    return NetworkFiles(graph, locations, opened, own_models[0], unknown, own, notes)
+    runs_own = own_models if ignore_config else ()
+    return NetworkFiles(graph, locations, opened, own_models[0], unknown, runs_own, (*notes, *told, *differing))
 
 
 def _traced(model: str) -> tuple[nn.Module, SymmetryGraph]:
@@ -260,17 +276,39 @@ def _traced(model: str) -> tuple[nn.Module, SymmetryGraph]:
         return module, trace(module, *args, **kwargs)
 
 
-def _as_held(checkpoints: tuple[Checkpoint, ...], module: nn.Module) -> tuple[Checkpoint, ...]:
-    """Show checkpoints by the names and shapes of a model's tensors; the same for all that store the same."""
+def _as_held(
+    checkpoints: tuple[Checkpoint, ...], names: Collection[str], prefix: str | None, module: nn.Module | None = None
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
+    """Show checkpoints by the names and shapes of a model's tensors, with a note where wrappers put a prefix before.
+
+    What the library of ``module`` makes of a checkpoint is learned once for all that store the same.
+    """
     learned: dict[object, Conversion | None] = {}
     held: list[Checkpoint] = []
+    notes: list[str] = []
     for checkpoint in checkpoints:
-        facts = frozenset((name, entry.dtype, entry.shape) for name, entry in checkpoint.entries.items())
-        if facts not in learned:
-            learned[facts] = conversion_of(module, checkpoint.entries)
-        known = learned[facts]
-        held.append(checkpoint if known is None or known.changes_nothing else ConvertedCheckpoint(checkpoint, known))
-    return tuple(held)
+        conversion = prefix_conversion(checkpoint, names, prefix)
+        if prefix is not None and not conversion.renamed:
+            example = f"but for example {next(iter(checkpoint), '')!r}"
+            raise BindError(f"no name of {checkpoint.path} starts with {prefix!r}, {example}.")
+        plain = checkpoint
+        if not conversion.changes_nothing:
+            name, stored = next(iter(conversion.renamed.items()))
+            notes.append(f"{checkpoint.path}: its {stored!r} is {name!r} of the model, and so on.")
+            plain = ConvertedCheckpoint(checkpoint, conversion)
+        if module is not None:
+            facts = frozenset((name, entry.dtype, entry.shape) for name, entry in plain.entries.items())
+            if facts not in learned:
+                learned[facts] = conversion_of(module, plain.entries)
+            if (known := learned[facts]) is not None and not known.changes_nothing:
+                plain = ConvertedCheckpoint(checkpoint, known.after(conversion))
+        held.append(plain)
+    return tuple(held), notes
+
+
+def _strangers(checkpoints: tuple[Checkpoint, ...], names: Collection[str], prefix: str | None) -> tuple[str, ...]:
+    """List tensors that are not the model's, where ``prefix`` says so; otherwise all have to be."""
+    return () if prefix is None else tuple(name for name in checkpoints[0] if name not in names)
 
 
 def _with_weights(model: str) -> Example | None:

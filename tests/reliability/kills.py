@@ -52,7 +52,9 @@ LIMIT = 120
 """Seconds that one command may take."""
 PROCESSES = multiprocessing.get_context("forkserver")
 """A server that has computed nothing: a process forked from one that has can hang in its first product."""
-PROCESSES.set_forkserver_preload(["alignkit.cli", "alignkit.jobs", "alignkit.training", "alignkit.zoo", "sklearn.datasets"])
+PROCESSES.set_forkserver_preload(
+    ["alignkit.cli", "alignkit.jobs", "alignkit.training", "alignkit.zoo", "sklearn.datasets"]
+)
 
 
 @dataclass(frozen=True)
