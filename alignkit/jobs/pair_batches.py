@@ -28,8 +28,8 @@ from alignkit.text import explain_error
 
 PairBatch: TypeAlias = list[tuple[int, Pair]]
 """Pairs with their numbers."""
-STACKED = 64
-"""Maximum number of pairs in a stack: more are not faster, and Ctrl-C loses them."""
+STACKED = 16
+"""Maximum number of pairs in a stack: what is kept of more leaves the caches, and Ctrl-C loses them."""
 
 
 @dataclass(frozen=True, eq=False)
