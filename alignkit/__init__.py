@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from alignkit.jobs.compare.job import Evaluation
     from alignkit.jobs.distance import distance
     from alignkit.jobs.estimate import estimate
+    from alignkit.jobs.fold import fold
     from alignkit.jobs.merge import merge
     from alignkit.jobs.network_files import open_networks
     from alignkit.jobs.repair import repair, reset_batchnorm
@@ -86,6 +87,7 @@ _HOMES = {
     "compare": "alignkit.jobs.compare.compare",
     "distance": "alignkit.jobs.distance",
     "estimate": "alignkit.jobs.estimate",
+    "fold": "alignkit.jobs.fold",
     "hookimpl": "alignkit.plugins.hookspecs",
     "interpolate": "alignkit.tasks.interpolation",
     "list_solvers": "alignkit.plugins.plugin_registry",
@@ -145,6 +147,7 @@ __all__ = [
     "compare",
     "distance",
     "estimate",
+    "fold",
     "hookimpl",
     "interpolate",
     "list_solvers",

@@ -16,6 +16,7 @@ from alignkit.jobs.demo import FILES as DEMO_FILES
 from alignkit.jobs.demo import DemoResult, estimate_demo, run_demo
 from alignkit.jobs.distance import Distance
 from alignkit.jobs.estimate import Estimate
+from alignkit.jobs.fold import FoldCheck, Folded
 from alignkit.jobs.folder_comparison import FolderWarning
 from alignkit.jobs.from_disk.files import memory_limit, merge_files, solve_files
 from alignkit.jobs.from_disk.matching import match_checkpoints
@@ -35,6 +36,8 @@ __all__ = [
     "DemoResult",
     "Distance",
     "Estimate",
+    "FoldCheck",
+    "Folded",
     "FolderWarning",
     "ManyAlignment",
     "Merged",

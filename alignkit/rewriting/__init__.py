@@ -2,6 +2,7 @@
 
 from alignkit.rewriting.balancing import BalancedSpace, balance_weights
 from alignkit.rewriting.folding import Taken, fold_weights, unfold_weights
+from alignkit.rewriting.modules import module_with
 from alignkit.rewriting.wide import WideWeights
 
-__all__ = ["BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "unfold_weights"]
+__all__ = ["BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "module_with", "unfold_weights"]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from alignkit import SymmetryGraph
 from alignkit.graph import AxisOf, Balance, Fold, Gain, Mean, OutputScale, Shift, Through, Untie, Zero
@@ -54,7 +54,7 @@ def finished(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 # ------------------------------------------------------------------ GPT-2: LayerNorm, GELU, fused weights, tied head
@@ -79,7 +79,7 @@ class GPTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.c_attn(self.ln_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + self.c_proj(attend(q, k, v))
-        return x + self.c_out(F.gelu(self.c_fc(self.ln_2(x))))
+        return x + self.c_out(functional.gelu(self.c_fc(self.ln_2(x))))
 
 
 class GPT(nn.Module):
@@ -173,7 +173,7 @@ class LlamaBlock(nn.Module):
         k, v = (t.repeat_interleave(self.queries, 1) for t in (rotate(k), v))
         x = x + self.o(attend(rotate(q), k, v))
         z = self.n2(x)
-        return x + self.down(F.silu(self.gate(z)) * self.up(z))
+        return x + self.down(functional.silu(self.gate(z)) * self.up(z))
 
 
 class Llama(nn.Module):
@@ -239,7 +239,7 @@ class ViTBlock(nn.Module):
         # Heads outermost, then query, key and value: the fused axis of GPT-NeoX and BLOOM.
         q, k, v = self.qkv(self.n1(x)).unflatten(-1, (2, 3, -1)).permute(3, 0, 2, 1, 4)
         x = x + self.s1 * self.proj(attend(q, k, v, causal=False))
-        return x + self.s2 * self.f2(F.gelu(self.f1(self.n2(x))))
+        return x + self.s2 * self.f2(functional.gelu(self.f1(self.n2(x))))
 
 
 class ViT(nn.Module):
@@ -346,7 +346,7 @@ def downsampling(seed: int = 0) -> Net:
 # ------------------------------------------------------------------ layers whose units have scales
 class SquaredReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x).square()
+        return functional.relu(x).square()
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -416,7 +416,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values, chosen = self.router(x).softmax(-1).topk(2, -1)
         share = torch.zeros(len(x), 4).to(x).scatter(-1, chosen, values)
-        hidden = F.silu(torch.einsum("bd,edh->beh", x, self.gate)) * torch.einsum("bd,edh->beh", x, self.up)
+        hidden = functional.silu(torch.einsum("bd,edh->beh", x, self.gate)) * torch.einsum("bd,edh->beh", x, self.up)
         return torch.einsum("be,beh,ehd->bd", share, hidden, self.down)
 
 

@@ -1,0 +1,302 @@
+"""`fold`: a network rewritten so that more of its symmetries can be used. It computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.activations.random_inputs import traced_batch
+from alignkit.arguments import check_arguments
+from alignkit.errors import FoldError, VerificationError
+from alignkit.graph import Fold, Mean, SymmetryGraph, Untie
+from alignkit.graph.bind import WeightsSource, fit_of, weights_of
+from alignkit.graph.module_copy import copy_module
+from alignkit.graph.proof.model_run import call_arguments
+from alignkit.graph.proof.verify import Equivalence, same_function
+from alignkit.graph.rewrites import AxisOf
+from alignkit.reports import Facts, Report, Section, Table, Text
+from alignkit.reports.sections import facts_section, number
+from alignkit.rewriting import (
+    BalancedSpace,
+    Taken,
+    WideWeights,
+    balance_weights,
+    fold_weights,
+    module_with,
+    unfold_weights,
+)
+from alignkit.text import list_some, plural
+
+
+@dataclass(frozen=True)
+class FoldCheck:
+    """What running a network before and after a fold showed.
+
+    ``exact`` compares outputs with the rewritten weights in float64, ``rounded`` with the weights in the dtype of the
+    network, whose rounding is all that is left.
+    """
+
+    exact: Equivalence
+    rounded: Equivalence
+
+    def explain(self) -> str:
+        """Say in a sentence by how much outputs differ."""
+        measured = f"{self.exact.error:.1g} of their size (tolerance {self.exact.tolerance:.0e}, {self.exact.dtype})"
+        return f"outputs differ by {measured}, and by {self.rounded.error:.1g} once the weights are rounded"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Folded:
+    """A folded network.
+
+    Attributes:
+        network: A module where one was given, else a dict.
+        graph: The graph whose folds were done.
+        folds: Those that were done, in order.
+        left: Those that were not, because the head stays tied.
+        spaces: Spaces that were balanced.
+        check: The function check; None where the network was not run.
+        taken: What folds took out of the network, which `unfold` puts back.
+    """
+
+    network: nn.Module | dict[str, Tensor]
+    graph: SymmetryGraph
+    folds: tuple[Fold, ...]
+    left: tuple[Fold, ...]
+    spaces: tuple[BalancedSpace, ...]
+    check: FoldCheck | None
+    taken: Taken
+
+    @property
+    def untied(self) -> dict[str, str]:
+        """Heads that became tensors of their own, with the embedding that they were tied to."""
+        return _untied(self.folds)
+
+    @property
+    def added(self) -> int:
+        """Numbers that the network has more than before: those of untied heads."""
+        return sum(prod(self.graph.tensors[name].shape) for name in self.untied)
+
+    def __repr__(self) -> str:
+        return f"Folded({plural(len(self.folds), 'fold')}, {plural(len(self.spaces), 'balanced space')})"
+
+    def explain(self) -> str:
+        """Say in a few lines what was done, what was not, and what it did to the outputs."""
+        kinds = [type(fold).__name__ for fold in self.folds]
+        counts = list_some([f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)])
+        lines = [f"{plural(len(self.folds), 'fold')}" + (f": {counts}." if kinds else ".")]
+        if self.spaces:
+            empty = sum(space.empty for space in self.spaces)
+            told = f" {plural(empty, 'unit or direction', 'units or directions')} had an empty side." if empty else ""
+            before, after = (sum(getattr(space, key) for space in self.spaces) for key in ("before", "after"))
+            squares = f"their sum of squares {before:.6g} -> {after:.6g}"
+            lines.append(f"{plural(len(self.spaces), 'space')} balanced, {squares}.{told}")
+        for head, source in self.untied.items():
+            lines.append(f"{head} is no longer tied to {source}: {self.added} numbers more.")
+        if self.left:
+            lines.append(f"Not done, since the head stays tied: {list_some(list(map(str, self.left)), 3, '; ')}.")
+        lines += map(str, self.graph.blocked)
+        checked = "Function check: not done, it runs the network on inputs."
+        return "\n".join([*lines, checked if self.check is None else f"Function check: {self.check.explain()}."])
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was done and measured as plain values, as JSON takes them."""
+        return {
+            "folds": list(map(str, self.folds)),
+            "left": list(map(str, self.left)),
+            "blocked": list(map(str, self.graph.blocked)),
+            "balanced": [
+                {
+                    "group": s.balance.group,
+                    "kind": s.balance.kind,
+                    "before": s.before,
+                    "after": s.after,
+                    "empty": s.empty,
+                }
+                for s in self.spaces
+            ],
+            "untied": self.untied,
+            "numbers_added": self.added,
+            "function_error": None if self.check is None else self.check.exact.error,
+            "rounding_error": None if self.check is None else self.check.rounded.error,
+        }
+
+    @check_arguments
+    def report(self, title: str = "A folded network", *, facts: Facts = None) -> Report:
+        """List folds and balanced spaces, what could not be folded, and what running the network showed."""
+        summary = facts_section({**(facts or {}), "folds": str(len(self.folds)), "numbers added": str(self.added)})
+        folds = tuple((type(fold).__name__, str(fold)) for fold in self.folds)
+        spaces = tuple(
+            (s.balance.group, s.balance.kind, number(s.before), number(s.after), str(s.empty)) for s in self.spaces
+        )
+        columns = ("space", "kind", "sum of squares before", "after", "empty")
+        kept = [*map(str, self.graph.blocked), *(f"{fold}: not done, the head stays tied." for fold in self.left)]
+        checked = "Not done." if self.check is None else f"Passed: {self.check.explain()}."
+        return Report(
+            title,
+            (
+                summary,
+                Section("Function check", (Text(checked),)),
+                Section("Folds", (Table(("fold", "what it did"), folds) if folds else Text("None."),)),
+                Section("Balanced spaces", (Table(columns, spaces) if spaces else Text("None."),)),
+                Section("What was not folded", tuple(map(Text, kept or ["Nothing."]))),
+            ),
+        )
+
+    @check_arguments
+    def unfold(self, network: nn.Module | Mapping[str, Tensor] | None = None) -> nn.Module | dict[str, Tensor]:
+        """Put the gains, shifts, biases and means that were taken out back into a folded network.
+
+        Args:
+            network: A folded network of this graph, such as an average of two. None: this one. Untied heads stay
+                untied, and balanced spaces balanced.
+
+        Returns:
+            A module where one was given, else a dict; in its dtypes. It computes the same as before.
+
+        Raises:
+            FoldError: A gain was 0, or the network does not fit the graph.
+        """
+        source = self.network if network is None else network
+        tensors = _fitted(self.graph, weights_of(source))
+        wide = WideWeights(tensors)
+        unfold_weights(wide, self.taken)
+        return _rebuilt(source, self.graph, wide, {})
+
+
+@check_arguments
+def fold(
+    network: WeightsSource,
+    graph: SymmetryGraph,
+    *,
+    balance: bool = True,
+    keep_tied: bool = False,
+    inputs: Any = None,
+) -> Folded:
+    """Carry out the folds of a graph on one network, and balance its spaces. It computes the same.
+
+    Everything is computed in float64 and rounded once, to the dtype that each tensor has. Where a module is given it is
+    run before and after.
+
+    Args:
+        network: A module, a state dict or a checkpoint path. It is left as it is.
+        graph: Its graph, whose folds are done.
+        balance: Whether scales and matrices between the two sides of a space are moved to the one place at which both
+            sides are alike. Two networks that differ by them are then alike up to signs, phases and rotations.
+        keep_tied: Whether a head stays tied to the embedding. Folds that need it untied are left out then, and the
+            graph does not hold for the result.
+        inputs: Example inputs for the function check of a module: a tensor, a tuple of arguments, or a dict of
+            arguments by name. None: random ones of the shapes that the graph was traced with, where it was.
+
+    Raises:
+        FoldError: The network does not fit the graph, holds whole numbers where something is to be folded, a shift
+            cannot be divided by a gain of 0, or a number overflows its dtype.
+        VerificationError: The folded network does not compute the same, so the graph is wrong; the fold is named.
+    """
+    untied = _untied(graph.folds)
+    done, left = _keeping_ties(graph.folds, untied) if keep_tied else (graph.folds, ())
+    given = weights_of(network)
+    tensors = _fitted(
+        graph, {**given, **{head: given[s] for head, s in untied.items() if s in given and head not in given}}
+    )
+    absent = {} if keep_tied else untied
+    wide = WideWeights(tensors)
+    taken = fold_weights(wide, done)
+    spaces = balance_weights(wide, graph) if balance else []
+    result = _rebuilt(network, graph, wide, absent)
+    check = None
+    if isinstance(network, nn.Module):
+        check = _checked(network, cast(nn.Module, result), graph, done, tensors, wide, inputs)
+    return Folded(result, graph, done, left, tuple(spaces), check, taken)
+
+
+def _untied(folds: Sequence[Fold]) -> dict[str, str]:
+    return {fold.tensor: fold.source for fold in folds if isinstance(fold, Untie)}
+
+
+def _keeping_ties(folds: Sequence[Fold], untied: Mapping[str, str]) -> tuple[tuple[Fold, ...], tuple[Fold, ...]]:
+    """Split folds into those that can be done on a tied head and those that cannot."""
+    tied = {*untied, *untied.values()}
+    done: list[Fold] = []
+    left: list[Fold] = []
+    for fold in folds:
+        if isinstance(fold, Mean):
+            sides = [
+                tuple(place for place in side if place.tensor not in tied) for side in (fold.writers, fold.readers)
+            ]
+            done.append(replace(fold, writers=sides[0], readers=sides[1]))
+        elif isinstance(fold, Untie) or tied & {place.tensor for place in _places(fold)}:
+            left.append(fold)
+        else:
+            done.append(fold)
+    return tuple(done), tuple(left)
+
+
+def _places(fold: Fold) -> list[AxisOf]:
+    """List the axes that a fold changes or reads."""
+    values = [item for value in vars(fold).values() for item in (value if isinstance(value, tuple) else (value,))]
+    flat = [part for item in values for part in (item if isinstance(item, tuple) else (item,))]
+    return [part for part in flat if isinstance(part, AxisOf)]
+
+
+def _fitted(graph: SymmetryGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    fit = fit_of(graph)
+    tensors = fit.check_tensors(weights, "the network")
+    fit.check_dtypes({"the network": {name: tensor.dtype for name, tensor in tensors.items()}})
+    fit.raise_if_any(FoldError, "the network does not fit the graph")
+    return tensors
+
+
+def _rebuilt(
+    source: WeightsSource, graph: SymmetryGraph, wide: WideWeights, untied: Mapping[str, str]
+) -> nn.Module | dict[str, Tensor]:
+    """Return a network with rewritten weights in the form of another one: a module, or its names and new ones."""
+    values = wide.rounded(untied)
+    named = {name: values[first] for name, first in graph.first_names.items()}
+    if isinstance(source, nn.Module):
+        return module_with(source, named, untied)
+    return {name: named[name] for name in dict.fromkeys((*weights_of(source), *untied))}
+
+
+def _checked(
+    before: nn.Module,
+    after: nn.Module,
+    graph: SymmetryGraph,
+    folds: Sequence[Fold],
+    tensors: Mapping[str, Tensor],
+    wide: WideWeights,
+    inputs: Any,
+) -> FoldCheck | None:
+    """Run a module before and after; None where there are no inputs.
+
+    Raises:
+        VerificationError: It does not compute the same before it is rounded.
+    """
+    if inputs is None:
+        if not (traced := graph.provenance.inputs):
+            return None
+        count = traced[0].shape[0] if traced[0].shape else 1
+        inputs = traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs
+    args, kwargs = call_arguments(inputs)
+    outputs = graph.provenance.outputs
+    plain = copy_module(after).to(torch.float64)
+
+    def compare(weights: WideWeights) -> Equivalence:
+        exact = module_with(plain, {**tensors, **weights.wide})
+        return same_function(before, exact, *args, outputs=outputs, **kwargs)
+
+    exact = compare(wide)
+    if not exact.same:
+        apart = f"outputs differ by {exact.error:.2g} of their size, tolerance {exact.tolerance:.0e} in {exact.dtype}"
+        steps = WideWeights(tensors)
+        for fold in folds:
+            fold_weights(steps, [fold])
+            if not compare(steps).same:
+                raise VerificationError(f"the graph is wrong about this fold: {fold} ({apart}).")
+        raise VerificationError(f"the graph is wrong about what it balances ({apart}).")
+    return FoldCheck(exact, same_function(before, after, *args, outputs=outputs, **kwargs))
