@@ -25,6 +25,7 @@ def align_many(
     method: Annotated[str, typer.Option("--method", help="reference, merge_many or universe.")] = "merge_many",
     reference: Annotated[int, typer.Option("--reference", min=0, help="Model whose order all take, from 0.")] = 0,
     task: switches.TaskSwitch = None,
+    memory: switches.MemorySwitch = None,
 ) -> None:
     """Bring several models to one common order of units, so that maps between them agree around every circle.
 
@@ -36,19 +37,21 @@ def align_many(
     if len(models) < 2:
         raise UsageError("align at least two checkpoints.")
     how = one_of("--method", method, ("reference", "merge_many", "universe"))
+    switches.check_memory(memory, {"--task": task is not None, "--method universe": method == "universe"})
     if reference >= len(models):
         raise UsageError(f"--reference {reference}: there are {plural(len(models), 'model')}, counted from 0.")
     targets = targets_in(models, output, job.force)
     with Runner("align-many", job, {}) as run:
         run.written += [str(path) for path in targets]
-        files = run.open(models, architecture, solver=solving.solver)
+        files = run.open(models, architecture, solver=solving.solver, memory=memory)
         files.check_set(output, first=0, overwrite=job.force)
-        check = run.check_function(files, 0)
+        check = run.check_function(files, 0) if memory is None else None
+        networks = files.networks(memory)
         many = alignkit.align_many(
-            files.graph, *files.weights, method=how, reference=reference, task=load_task(task), **solving.arguments
+            files.graph, *networks, method=how, reference=reference, task=load_task(task), **solving.arguments
         )
         with run.file_set.collecting():
-            files.write_set(output, many.apply(files.weights), first=0, overwrite=job.force)
+            files.write_set(output, many.apply(networks), first=0, overwrite=job.force)
         names = [str(path) for path in models]
         title = f"{plural(len(models), 'model')} in one order of units"
         run.finish(many, title, files, named={"models": names, "output": run.written[:]}, names=names, check=check)

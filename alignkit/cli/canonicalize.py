@@ -22,6 +22,7 @@ def canonicalize(
     architecture: switches.ArchitectureSwitches,
     job: switches.JobSwitches,
     device: switches.DeviceSwitch = None,
+    memory: switches.MemorySwitch = None,
 ) -> None:
     """Bring many networks to the order of units of one reference.
 
@@ -33,9 +34,10 @@ def canonicalize(
     targets = targets_in(networks, output, job.force)
     with Runner("canonicalize", job, {}) as run:
         run.written += [str(path) for path in targets]
-        files = run.open([reference, *networks], architecture, solver="weight_matching")
+        files = run.open([reference, *networks], architecture, solver="weight_matching", memory=memory)
         files.check_set(output, first=1, overwrite=job.force)
-        canonical = alignkit.canonicalize(files.graph, files.weights[1:], files.weights[0], device=device)
+        reference_network, *others = files.networks(memory)
+        canonical = alignkit.canonicalize(files.graph, others, reference_network, device=device)
         with run.file_set.collecting():
             networks_of = map(canonical.network, range(len(canonical)))
             files.write_set(output, networks_of, first=1, overwrite=job.force)

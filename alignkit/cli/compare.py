@@ -63,7 +63,7 @@ def compare(
         files = run.open([a, b], architecture, solver=compared.solver or sorted(alignkit.list_solvers()))
         task, test = load_task(compared.task), load_task(compared.test)
         comparison = alignkit.compare(
-            files.graph.bind(files.module(0), files.module(1)) if compared.repair else files.pair,
+            files.graph.bind(files.module(0), files.module(1)) if compared.repair else files.bind(),
             solvers=compared.solver,
             task=task,
             seeds=compared.seed or [0],

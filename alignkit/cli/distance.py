@@ -9,7 +9,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
-from alignkit.cli.runner import Runner
+from alignkit.cli.runner import Runner, byte_bar
 from alignkit.errors import AlignkitError
 
 
@@ -23,18 +23,21 @@ def distance(
     tolerance: Annotated[float, typer.Option(min=0, help="Relative difference that counts as none.")] = 1e-6,
     same: Annotated[bool, typer.Option("--same", help="End with exit code 1 unless B is A reordered.")] = False,
     save_alignment: switches.SaveAlignmentSwitch = None,
+    memory: switches.MemorySwitch = None,
 ) -> None:
     """Say how far two networks are apart before and after alignment, and whether they are the same up to permutation.
 
     Example: [bold]alignkit distance a.safetensors b.safetensors --model torchvision:resnet18[/bold]
     """
     with Runner("distance", job, {"--save-alignment": save_alignment}) as run:
-        files = run.open([a, b], architecture, solver=solving.solver)
-        measured = alignkit.distance(files.pair, tolerance=tolerance, **solving.arguments)
+        files = run.open([a, b], architecture, solver=solving.solver, memory=memory)
+        with byte_bar(memory) as report:
+            pair = files.bind(memory, report)
+            measured = alignkit.distance(pair, tolerance=tolerance, **solving.arguments)
         if save_alignment is not None:
             with run.file_set.collecting():
                 measured.alignment.save(save_alignment)
         named = {"A": a, "B": b, "alignment": save_alignment}
-        run.finish(measured, f"{b} and {a}", files, named=named, pair=files.pair)
+        run.finish(measured, f"{b} and {a}", files, named=named, pair=pair)
     if same and not measured.same:
         raise AlignkitError(f"{b} is not {a} with its units reordered: {measured.verdict}.")

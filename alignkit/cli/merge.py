@@ -39,24 +39,18 @@ def merge(
         raise UsageError("merge at least two checkpoints.")
     how = one_of("--method", method, ("linear", "slerp"))
     data.check()
-    others = {"--task": data.task is not None, "--no-align": not align, "--method slerp": method == "slerp"}
-    limit = solving.memory_limit(memory, len(models), others)
+    switches.check_memory(memory, {"--task": data.task is not None, "--method slerp": method == "slerp"})
     arguments = solving.arguments if align else {"solver": "identity"}
     with Runner("merge", job, {"--output": output}, like=models[0]) as run:
-        files = run.open(models, architecture, solver=arguments["solver"], memory=limit)
-        check = None if limit is not None else run.check_function(files, 1)
-        if limit is not None:
-            with byte_bar() as report, run.file_set.collecting():
-                merged = alignkit.jobs.merge_files(
-                    files, output, limit, weights=weight, on_progress=report, overwrite=job.force,
-                    **solving.disk_arguments,
-                )  # fmt: skip
-        else:
+        files = run.open(models, architecture, solver=arguments["solver"], memory=memory)
+        check = run.check_function(files, 1) if memory is None else None
+        with byte_bar(memory) as report:
             merged = alignkit.merge(
-                files.graph, *files.weights, weights=weight, method=how, **task_arguments(data), **arguments
-            )
+                files.graph, *files.networks(memory), weights=weight, method=how, on_progress=report,
+                **task_arguments(data), **arguments,
+            )  # fmt: skip
             with run.file_set.collecting():
-                files.write(output, merged.network, like=0, overwrite=job.force)
+                files.write(output, merged.network, like=0, overwrite=job.force, on_progress=report)
         names = [str(path) for path in models]
         named = {"models": names, "output": output, "method": method, "task": data.task or "none"}
         run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)

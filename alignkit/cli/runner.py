@@ -85,9 +85,9 @@ class Runner:
         architecture: ArchitectureSwitches,
         *,
         solver: str | Sequence[str] | None = None,
-        memory: int | None = None,
+        memory: str | None = None,
     ) -> NetworkFiles:
-        """Open the networks, which ``solver`` aligns within ``memory`` bytes.
+        """Open the networks, which ``solver`` aligns within an amount of memory.
 
         With ``--dry-run`` the estimate is printed instead, and the command ends.
         """
@@ -224,8 +224,11 @@ def bar(*columns: str | ProgressColumn, total: float = 1.0, start: str = "") -> 
 
 
 @contextmanager
-def byte_bar() -> Iterator[Callable[[ByteProgress], None]]:
-    """Show how far a pass over many bytes has come, with the time left of it."""
+def byte_bar(memory: str | None) -> Iterator[Callable[[ByteProgress], None] | None]:
+    """Show how far a pass over many bytes has come, with the time left of it; no bar without a limit of memory."""
+    if memory is None:
+        yield None
+        return
     with bar(start="reading") as update:
 
         def report(progress: ByteProgress) -> None:

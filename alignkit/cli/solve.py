@@ -31,25 +31,18 @@ def solve(
     Files appear whole or not at all, and none is replaced without --force. After Ctrl-C the best alignment so far is
     written, and the exit code is 130; a second Ctrl-C writes nothing.
     """
-    limit = solving.memory_limit(memory, 2, {"--init": init is not None})
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
-        files = run.open([a, b], architecture, solver=solving.solver, memory=limit)
+        files = run.open([a, b], architecture, solver=solving.solver, memory=memory)
         named = {"A": a, "B": b, "output": output}
-        if limit is not None:
-            with byte_bar() as report, run.file_set.collecting():
-                solution = alignkit.jobs.solve_files(
-                    files, output, limit, on_progress=report, overwrite=job.force, **solving.disk_arguments
-                )
-            _stop_if_nothing_moved(solution)
-            pair = check = None
-        else:
-            pair = files.pair
-            start = None if init is None else alignkit.Alignment.load(init, files.graph)
+        start = None if init is None else alignkit.Alignment.load(init, files.graph)
+        with byte_bar(memory) as report:
+            pair = files.bind(memory, report)
             solution = alignkit.solve(pair, init=start, **solving.arguments)
             _stop_if_nothing_moved(solution)
+            network = pair.b if memory else files.weights[1]
             with run.file_set.collecting():
-                files.write(output, solution.apply(files.weights[1]), like=1, overwrite=job.force)
-            check = run.check_function(files, 1) if job.report else None
+                files.write(output, solution.apply(network), like=1, overwrite=job.force, on_progress=report)
+        check = run.check_function(files, 1) if job.report and memory is None else None
         if save_alignment is not None:
             with run.file_set.collecting():
                 solution.alignment.save(save_alignment)

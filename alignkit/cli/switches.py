@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
-import alignkit
 from alignkit.cli.values import solver_options
 from alignkit.errors import UsageError
 
@@ -27,7 +26,7 @@ MemorySwitch: TypeAlias = Annotated[
     typer.Option(
         "--memory",
         metavar="AMOUNT",
-        help="Keep checkpoints on disk and use at most this, such as 2GB. For weight matching of two.",
+        help="Keep checkpoints on disk and use at most this, such as 2GB.",
     ),
 ]
 SaveAlignmentSwitch: TypeAlias = Annotated[
@@ -100,17 +99,11 @@ class SolverSwitches:
         """Keyword arguments for `alignkit.solve`."""
         return {"solver": self.solver, "seed": self.seed, "device": self.device, **self.options}
 
-    @property
-    def disk_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for jobs from disk, which have one solver and no device."""
-        return {"seed": self.seed, **self.options}
 
-    def memory_limit(self, memory: str | None, count: int, others: Mapping[str, bool]) -> int | None:
-        """Return the bytes that ``--memory`` allows; refuse it beside ``others``, which need whole networks."""
-        if memory is None:
-            return None
-        wanted = [switch for switch, asked in others.items() if asked]
-        return alignkit.jobs.memory_limit(memory, solver=self.solver, device=self.device, count=count, others=wanted)
+def check_memory(memory: str | None, others: Mapping[str, bool]) -> None:
+    """Refuse ``--memory`` beside ``others``, switches that were given or not, which need whole networks."""
+    if memory is not None and (wanted := [switch for switch, given in others.items() if given]):
+        raise UsageError(f"--memory does not go with {', '.join(wanted)}, which needs whole networks in memory.")
 
 
 @dataclass(frozen=True)

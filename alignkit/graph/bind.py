@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +21,16 @@ from alignkit.graph.structure import GraphStructure
 StateDict: TypeAlias = Mapping[str, Tensor]
 Weights: TypeAlias = nn.Module | StateDict
 WeightsSource: TypeAlias = Weights | str | Path
+
+
+class LazyWeights(Mapping[str, Tensor], ABC):
+    """Weights by the first names of a graph, each read when it is asked for: they may be larger than memory."""
+
+    graph: GraphStructure
+
+    @abstractmethod
+    def under(self, elements: Mapping[str, Tensor]) -> LazyWeights:
+        """Return the same weights under an alignment, given by its elements; nothing is read."""
 
 
 def weights_of(source: WeightsSource) -> dict[str, Tensor]:

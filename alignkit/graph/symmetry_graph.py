@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.staging import staged
+from alignkit.checkpoints.writer import OnProgress
 from alignkit.errors import AlignkitError, BindError, GraphError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.description import describe, group_table
@@ -25,6 +26,9 @@ from alignkit.graph.proof.verify import Verification, verify
 from alignkit.graph.rewrites import Balance, Blocked, Fold
 from alignkit.graph.serial import build_network, graph_from_json, graph_to_json
 from alignkit.graph.spec import Like, read_spec, write_spec
+from alignkit.graph.stored.budget import Budget
+from alignkit.graph.stored.network import StoredNetwork
+from alignkit.graph.stored.opening import open_stored
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import html_table
 
@@ -92,21 +96,37 @@ class SymmetryGraph(GraphStructure):
         return build_network(self)
 
     @check_arguments
-    def bind(self, a: WeightsSource, b: WeightsSource) -> Pair:
+    def bind(
+        self,
+        a: WeightsSource,
+        b: WeightsSource,
+        *,
+        memory: int | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Pair:
         """Hold the weights of two models against the graph.
 
         Args:
             a: Reference model: a module, a state dict, a `Checkpoint`, or the path of a checkpoint file or folder.
             b: Model to be aligned.
+            memory: What may be used beyond what the process takes anyway: bytes, or text such as ``"2GB"``. Both
+                checkpoints stay on disk then, and are read in parts when a solver or a job needs them. It has to hold
+                two square float64 matrices of the largest group, and some parts of tensors.
+            on_progress: With ``memory``: called with the bytes read in each sweep of weight matching, with an estimate
+                of the time left of the sweep.
 
         Returns:
             The pair. Tensors are detached, not copied.
 
         Raises:
             BindError: Names, shapes, dtypes or values do not fit, or a model is not folded as the graph needs it; the
-                message lists every mismatch of both models.
+                message lists every mismatch of both models. Values on disk are looked at by what reads them first.
+            SolverError: The memory does not suffice.
             WeightsError: A file cannot be read.
         """
+        if memory is not None:
+            stored_a, stored_b = open_stored(self, {"A": a, "B": b}, Budget.of(self, memory))
+            return Pair(self, stored_a, stored_b, on_progress=on_progress)
         side_a, side_b = fit_models(self, {"A": a, "B": b}, BindError, "the weights do not fit the graph")
         module_a, module_b = (source if isinstance(source, nn.Module) else None for source in (a, b))
         return Pair(self, side_a, side_b, module_a, module_b)
@@ -186,6 +206,7 @@ class Pair:
     b: Mapping[str, Tensor] = field(repr=False)
     module_a: nn.Module | None = field(default=None, repr=False)
     module_b: nn.Module | None = field(default=None, repr=False)
+    on_progress: OnProgress | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for side in ("a", "b"):
@@ -196,11 +217,38 @@ class Pair:
     @property
     def device(self) -> torch.device:
         """Device of A's first tensor: where jobs work unless another is given."""
+        if isinstance(self.a, StoredNetwork):
+            return self.a.device
         return next((tensor.device for tensor in self.a.values()), torch.device("cpu"))
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Dtype of each tensor of A."""
+        a = self.a
+        return {name: a.dtype(name) if isinstance(a, StoredNetwork) else a[name].dtype for name in a}
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a network stays on disk."""
+        return isinstance(self.a, StoredNetwork) or isinstance(self.b, StoredNetwork)
+
+    def leaving(self, own: int, owner: str) -> Pair:
+        """Return the same pair on disk with ``own`` bytes less for its parts, which a solver keeps for itself.
+
+        Raises:
+            SolverError: What is left does not suffice.
+        """
+
+        def left(side: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            if not isinstance(side, StoredNetwork):
+                return side
+            return side.within(Budget.of(self.graph, side.budget.memory, own, owner))
+
+        return replace(self, a=left(self.a), b=left(self.b)) if own else self
 
     def swapped(self) -> Pair:
         """Return the same pair with the roles of A and B exchanged."""
-        return Pair(self.graph, self.b, self.a, self.module_b, self.module_a)
+        return replace(self, a=self.b, b=self.a, module_a=self.module_b, module_b=self.module_a)
 
     def _repr_html_(self) -> str:
         return html_table(("group", "units", "acts on"), group_table(self.graph), f"Two networks on {self.graph!r}")

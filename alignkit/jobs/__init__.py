@@ -18,8 +18,7 @@ from alignkit.jobs.distance import Distance
 from alignkit.jobs.estimate import Estimate
 from alignkit.jobs.fold import FoldCheck, Folded
 from alignkit.jobs.folder_comparison import FolderWarning
-from alignkit.jobs.from_disk.files import memory_limit, merge_files, solve_files
-from alignkit.jobs.from_disk.matching import match_checkpoints
+from alignkit.jobs.from_disk import match_checkpoints
 from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
@@ -50,10 +49,7 @@ __all__ = [
     "check_same",
     "estimate_demo",
     "match_checkpoints",
-    "memory_limit",
-    "merge_files",
     "peak_memory",
     "read_spec",
     "run_demo",
-    "solve_files",
 ]

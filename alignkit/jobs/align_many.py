@@ -21,6 +21,8 @@ from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph import GraphStructure, Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.stored import StoredNetwork
+from alignkit.jobs.average import AverageNetwork
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together
@@ -162,6 +164,7 @@ def align_many(
     device: torch.device | str | None = None,
     seed: int = 0,
     max_sweeps: int = 100,
+    memory: int | str | None = None,
     **options: Any,
 ) -> ManyAlignment:
     """Bring several models to one common order of units.
@@ -181,6 +184,7 @@ def align_many(
         device: Where solvers work. Default: where the models' tensors are.
         seed: Seed of solvers and of the order in which merge_many visits the models.
         max_sweeps: Maximum number of sweeps over the models.
+        memory: With a limit the checkpoints stay on disk, as in `SymmetryGraph.bind`; not with ``"universe"``.
         options: Options of the solver.
 
     Raises:
@@ -190,7 +194,9 @@ def align_many(
     """
     started = perf_counter()
     graph, sources = graph_and_models("align_many", pair, models)
-    weights = fitted_models(graph, sources)
+    weights = fitted_models(graph, sources, memory)
+    if method == "universe" and isinstance(weights[0], StoredNetwork):
+        raise SolverError("method='universe' holds all networks in memory: leave memory= out, or take merge_many.")
     if not 0 <= reference < len(weights):
         raise SolverError(f"reference={reference} is not a model: there are {len(weights)}, counted from 0.")
     starts = None if init is None else list(init.alignments if isinstance(init, ManyAlignment) else init)
@@ -220,7 +226,7 @@ class _CommonOrder:
     """The models with what all methods share: how pairs are solved, where to start, and the history."""
 
     graph: SymmetryGraph
-    weights: list[dict[str, Tensor]]
+    weights: Sequence[Mapping[str, Tensor]]
     arguments: dict[str, Any]
     init: list[Alignment] | None
     max_sweeps: int
@@ -244,16 +250,14 @@ class _CommonOrder:
         alignments, count = list(start), len(start)
         if not self.graph.groups:
             return alignments
-        total = self._sum(alignments)
+        moved = [alignment.apply(weights) for alignment, weights in zip(alignments, self.weights, strict=True)]
         for _ in range(self.max_sweeps):
             changed = False
             for i in torch.randperm(count, generator=generator).tolist() if generator else range(count):
-                own = alignments[i].apply(self.weights[i])
-                others = {name: (total[name] - own[name].double()) / (count - 1) for name in total}
+                others = _mean([network for j, network in enumerate(moved) if j != i])
                 better = self._align(i, others, alignments[i])
                 if better != alignments[i]:
-                    alignments[i], changed = better, True
-                    total = self._sum(alignments)
+                    alignments[i], moved[i], changed = better, better.apply(self.weights[i]), True
             self._record(alignments, "sweep")
             if not changed:
                 break
@@ -275,16 +279,19 @@ class _CommonOrder:
 
     def _align(self, i: int, target: Mapping[str, Tensor], start: Alignment | None) -> Alignment:
         """Align model ``i`` to a target; the start is kept when the solver finds nothing better."""
-        mean = {name: tensor.to(self.weights[i][name].dtype) for name, tensor in target.items()}
-        solution = completed(solve(Pair(self.graph, mean, self.weights[i]), init=start, **self.arguments))
+        solution = completed(solve(Pair(self.graph, target, self.weights[i]), init=start, **self.arguments))
         if start is not None and not solution.objective_after < solution.objective_init * (1 - 1e-12):
             return start
         return solution.alignment
 
-    def _sum(self, alignments: Sequence[Alignment]) -> dict[str, Tensor]:
-        moved = [alignment.apply(weights) for alignment, weights in zip(alignments, self.weights, strict=True)]
-        return {name: torch.stack([m[name].double() for m in moved]).sum(0) for name in moved[0]}
-
     def _record(self, alignments: Sequence[Alignment], note: str) -> None:
         value = min([spread(self.weights, alignments), *(step.objective for step in self.history)])
         self.history.append(Step(len(self.history), value, note))
+
+
+def _mean(networks: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Return the mean of networks in the dtypes of the first; of those on disk, one that is computed when asked for."""
+    if stored := [network for network in networks if isinstance(network, StoredNetwork)]:
+        return AverageNetwork.of(stored)
+    means = {name: torch.stack([network[name].double() for network in networks]).mean(0) for name in networks[0]}
+    return {name: mean.to(networks[0][name].dtype) for name, mean in means.items()}

@@ -18,9 +18,12 @@ from alignkit.arguments import check_arguments
 from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
-from alignkit.graph.bind import StateDict, Weights, weights_of
+from alignkit.graph.bind import LazyWeights, StateDict, Weights, weights_of
 from alignkit.graph.hidden_state import check_hidden_state
+from alignkit.graph.layout import Block
 from alignkit.graph.module_copy import copy_module
+from alignkit.graph.parts import Places
+from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.running_statistics import is_statistic
 from alignkit.text import dtype_name, plural
 
@@ -34,6 +37,10 @@ PARALLEL = 1e-6
 
 @overload
 def average(models: Sequence[ModuleT], weights: Shares = None, method: Method = "linear") -> ModuleT: ...
+@overload
+def average(  # type: ignore[overload-overlap]
+    models: Sequence[LazyWeights], weights: Shares = None, method: Method = "linear"
+) -> LazyWeights: ...
 @overload
 def average(models: Sequence[StateDict], weights: Shares = None, method: Method = "linear") -> dict[str, Tensor]: ...
 @check_arguments
@@ -49,7 +56,8 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
 
     Returns:
         A module where modules were given (a copy of the first with new values; tied tensors stay tied), a dict where
-        mappings were given. Dtypes and devices are those of the first model; sums are taken in float64. Whole numbers
+        mappings were given; of networks that stay on disk, one that is read and averaged when it is asked for a tensor.
+        Dtypes and devices are those of the first model; sums are taken in float64. Whole numbers
         and truth values have no average: they have to be equal, only counters (``num_batches_tracked``) become the
         largest. The running statistics of a merged network do not fit it: ``network =
         alignkit.reset_batchnorm(network, batches)`` computes them anew.
@@ -65,25 +73,65 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
         raise MergeError(f"models are all modules or all state dicts, found {kinds}.")
     check_method(method, len(models))
     first = models[0]
+    if stored := [model for model in models if isinstance(model, StoredNetwork)]:
+        if len(stored) != len(models) or method != "linear":
+            raise MergeError("networks on disk are averaged with each other, by method='linear'.")
+        return AverageNetwork.of(stored, weights)
     sides = [weights_of(model) for model in models]
     labels = [f"model {at}" for at in range(len(sides))]
     fitting = check_alike(sides, labels)
     check_hidden_state(dict(zip(labels, models, strict=True)), MergeError)
     tied: dict[str, Tensor] = {}
-    for name, tensor in fitting[0].items():
-        if not is_number(tensor):
-            tied[name] = _common_value(name, [side[name] for side in fitting])
-            continue
-        wide = [widen(side[name], tensor.device) for side in fitting]
-        if method == "slerp" and not is_statistic(name):  # these have no direction
-            total = slerp(wide[0], wide[1], shares[1])
-        else:
-            total = torch.zeros_like(wide[0])
-            for part, share in zip(wide, shares, strict=True):
-                total += share * part
-        tied[name] = narrow(total, tensor.dtype, name, MergeError)
+    for name in fitting[0]:
+        tied[name] = _average_tensors(name, [side[name] for side in fitting], shares, method)
     averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
     return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
+
+
+class AverageNetwork(StoredNetwork):
+    """The average of networks on one graph that stay on disk, with a share for each; the shares add up to 1."""
+
+    def __init__(self, networks: Sequence[StoredNetwork], shares: Sequence[float]) -> None:
+        super().__init__(networks[0].graph, networks[0].budget)
+        self._networks, self._shares = tuple(networks), tuple(shares)
+
+    @classmethod
+    def of(cls, networks: Sequence[StoredNetwork], weights: Shares = None) -> AverageNetwork:
+        """Return the average of networks whose units are in the same order; weights are those of `average`."""
+        shares = shares_of(weights, len(networks))
+        if any(network.graph != networks[0].graph for network in networks):
+            raise MergeError("the networks were bound to different graphs.")
+        return cls(networks, shares)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor: that of the first network."""
+        return self._networks[0].dtype(name)
+
+    def rows(self, name: str, places: Places) -> Tensor:
+        """Read some rows of a tensor; of one without axes all of it."""
+        return _average_tensors(name, [network.rows(name, places) for network in self._networks], self._shares)
+
+    def part(self, name: str, block: Block, at: int, places: Places) -> Tensor:
+        """Read some units of the first dim of a block."""
+        parts = [network.part(name, block, at, places) for network in self._networks]
+        return _average_tensors(name, parts, self._shares)
+
+
+def _average_tensors(
+    name: str, tensors: Sequence[Tensor], shares: Sequence[float], method: Method = "linear"
+) -> Tensor:
+    """Return the average of one tensor, or a part of it, in the dtype and on the device of the first."""
+    first = tensors[0]
+    if not is_number(first):
+        return _common_value(name, tensors)
+    wide = [widen(tensor, first.device) for tensor in tensors]
+    if method == "slerp" and not is_statistic(name):  # these have no direction
+        total = slerp(wide[0], wide[1], shares[1])
+    else:
+        total = torch.zeros_like(wide[0])
+        for part, share in zip(wide, shares, strict=True):
+            total += share * part
+    return narrow(total, first.dtype, name, MergeError)
 
 
 def _common_value(name: str, tensors: Sequence[Tensor]) -> Tensor:

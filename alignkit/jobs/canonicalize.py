@@ -6,7 +6,7 @@ network takes the same steps as it would alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,6 +22,9 @@ from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
+from alignkit.graph.stored import Budget, StoredNetwork
+from alignkit.graph.stored.opening import open_stored
+from alignkit.jobs.solve import completed, solve
 from alignkit.matching.objective import Objective
 from alignkit.plotting.pictures import bar_chart
 from alignkit.reports.document import Facts, Names, Part, Picture, Report, Section, Table, Text
@@ -33,6 +36,22 @@ from alignkit.text import plural
 
 ROWS = 200
 """Maximum number of networks in the table of a report."""
+
+
+class StackOnDisk(Mapping[str, Tensor]):
+    """Networks that stay on disk as one mapping of stacked tensors ``[networks, *shape]``, read when asked for."""
+
+    def __init__(self, networks: Sequence[StoredNetwork]) -> None:
+        self.networks = tuple(networks)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.stack([network[name] for network in self.networks])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.networks[0])
+
+    def __len__(self) -> int:
+        return len(self.networks[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +89,10 @@ class Canonical:
         return Alignment(self.graph, {name: element[index] for name, element in self.elements.items()})
 
     @check_arguments
-    def network(self, index: int) -> dict[str, Tensor]:
+    def network(self, index: int) -> Mapping[str, Tensor]:
         """Return the weights of one network in the new order."""
+        if isinstance(self.weights, StackOnDisk):
+            return self.weights.networks[index]
         return {name: tensor[index] for name, tensor in self.weights.items()}
 
     def explain(self) -> str:
@@ -129,6 +150,7 @@ def canonicalize(
     device: torch.device | str | None = None,
     rtol: float = 1e-9,
     max_steps: int = 1000,
+    memory: int | str | None = None,
 ) -> Canonical:
     """Bring many networks of one architecture to the order of units of a reference.
 
@@ -139,6 +161,8 @@ def canonicalize(
         device: Where similarities are computed. Default: where the reference's tensors are.
         rtol: A sweep that improves the distance of a network by less than this fraction is its last.
         max_steps: Maximum number of sweeps.
+        memory: With a limit all networks, which are paths then, stay on disk, as in `SymmetryGraph.bind`; and so do
+            those in the new order, which are read when they are asked for.
 
     Raises:
         AlignmentError: There are no networks.
@@ -146,6 +170,8 @@ def canonicalize(
     """
     started = perf_counter()
     matching = WeightMatching(rtol=rtol, max_steps=max_steps)
+    if memory is not None or isinstance(reference, StoredNetwork):
+        return _canonicalize_stored(graph, networks, reference, memory, matching, started)
     stacked, target = _stack_networks(graph, networks, reference)
     count = len(next(iter(stacked.values()))) if stacked else 0
     if not count:
@@ -177,6 +203,27 @@ def canonicalize(
         weights = permuted(graph, stacked, elements)
     after = _distances(shared, weights, count)
     return Canonical(graph, weights, elements, before, after, perf_counter() - started, batched)
+
+
+def _canonicalize_stored(
+    graph: SymmetryGraph,
+    networks: Sequence[WeightsSource] | Mapping[str, Tensor],
+    reference: WeightsSource,
+    memory: int | str | None,
+    matching: WeightMatching,
+    started: float,
+) -> Canonical:
+    """Match networks that stay on disk, one after the other."""
+    if isinstance(networks, Mapping) or not networks:
+        raise AlignmentError("with memory= networks are a sequence of one checkpoint or more.")
+    sources = {"the reference": reference, **{f"network {i}": network for i, network in enumerate(networks)}}
+    budget = reference.budget if isinstance(reference, StoredNetwork) else Budget.of(graph, memory or 0)
+    target, *others = open_stored(graph, sources, budget)
+    solutions = [completed(solve(Pair(graph, target, network), solver=matching)) for network in others]
+    elements = {n: torch.stack([solution.alignment.elements[n] for solution in solutions]) for n in graph.groups}
+    moved = [network.under(s.alignment.elements) for network, s in zip(others, solutions, strict=True)]
+    before, after = torch.tensor([(s.objective_before, s.objective_after) for s in solutions], dtype=torch.float64).T
+    return Canonical(graph, StackOnDisk(moved), elements, before, after, perf_counter() - started, False)
 
 
 def _distances(reference: Mapping[str, Tensor], networks: Mapping[str, Tensor], count: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.fit import is_counter, is_number
@@ -14,7 +15,7 @@ from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.owned import ReadOnly
-from alignkit.graph.proof.verify import relative_difference
+from alignkit.graph.parts import as_tensors, common_parts
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
@@ -130,7 +131,8 @@ def distance(
 
     Args:
         pair: The two networks, ``graph.bind(a, b)``; or a graph, with them beside it.
-        a: Reference network, if ``pair`` is a graph: a module, a state dict or a checkpoint path.
+        a: Reference network, if ``pair`` is a graph: a module, a state dict or a checkpoint path. Pairs that were bound
+            with ``memory=`` stay on disk.
         b: The network to compare, if ``pair`` is a graph.
         solver: Solver that aligns them, as in `alignkit.solve`.
         tolerance: Networks count as the same when no element differs by more than this, relative to the largest
@@ -144,14 +146,20 @@ def distance(
     """
     bound = bound_pair("distance", pair, a, b)
     solution = completed(solve(bound, solver=solver, **arguments))
-    aligned = solution.alignment.apply(dict(bound.b))
+    side_a, side_b = (as_tensors(side, bound.device) for side in (bound.a, bound.b))
+    elements: dict[str, Tensor | None] = dict(solution.alignment.elements)
     tensors = {}
-    for name, tensor in bound.a.items():
-        if not is_number(tensor):
-            differs = not is_counter(name) and not torch.equal(tensor, aligned[name].to(tensor.device))
-            tensors[name] = TensorDistance(0.0, 0.0, float(differs))
-            continue
-        left, right, moved = (t.detach().double() for t in (tensor, bound.b[name], aligned[name]))
-        before, after = (float((left - other).square().sum()) for other in (right, moved))
-        tensors[name] = TensorDistance(before, after, relative_difference([left], [moved]))
+    for name, node in bound.graph.tensors.items():
+        before = after = largest = scale = 0.0
+        for left, plain, moved in common_parts(node, [(side_a, {}), (side_b, {}), (side_b, elements)]):
+            if not is_number(left):
+                largest = max(largest, float(not is_counter(name) and not torch.equal(left, moved)))
+                continue
+            left, plain, moved = (part.double() for part in (left, plain, moved))
+            before += float((left - plain).square().sum())
+            after += float((left - moved).square().sum())
+            if left.numel():
+                largest = max(largest, float((left - moved).abs().max()))
+                scale = max(scale, float(left.abs().max()), float(moved.abs().max()))
+        tensors[name] = TensorDistance(before, after, largest / scale if scale else largest)
     return Distance(tensors, solution, tolerance)

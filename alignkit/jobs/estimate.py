@@ -14,8 +14,8 @@ import torch
 from alignkit.arguments import check_arguments
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.description import why_fixed
+from alignkit.graph.parts import PIECE
 from alignkit.matching.assignment import linear_assignment
-from alignkit.matching.parts import PIECE
 from alignkit.matching.similarities import room_for_similarities
 from alignkit.text import list_some, readable_bytes, shorten_list
 

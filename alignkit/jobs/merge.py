@@ -9,13 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints import OnProgress
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, weights_of
+from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Method, average, check_method, shares_of
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
+from alignkit.jobs.spread import fitted_models
 from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Report
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import interpolate
@@ -85,6 +88,8 @@ def merge(
     task: Task | None = None,
     reset_batchnorm: bool = True,
     repair: bool = False,
+    memory: int | str | None = None,
+    on_progress: OnProgress | None = None,
     **arguments: Any,
 ) -> Merged:
     """Align networks and average them. `alignkit.average` is the plain average.
@@ -105,6 +110,9 @@ def merge(
         reset_batchnorm: Whether running statistics of averages are recomputed on the inputs of the task, as
             `alignkit.reset_batchnorm` does.
         repair: Whether averages are repaired on the inputs of the task instead, as `alignkit.repair` does.
+        memory: With a limit the checkpoints stay on disk, as in `SymmetryGraph.bind`, and so does the average: it is
+            computed when it is asked for a tensor, or written in pieces. There is no task then.
+        on_progress: With ``memory``, for two networks: as in `SymmetryGraph.bind`.
         arguments: Further arguments of `alignkit.solve` or `alignkit.align_many`: a device, a seed, options.
 
     Raises:
@@ -117,6 +125,10 @@ def merge(
     shares = shares_of(weights, len(sources))
     check_method(method, len(sources))
     mending = Mending(task, reset_batchnorm, repair)
+    if memory is not None or any(isinstance(source, StoredNetwork) for source in sources):
+        if task is not None or method != "linear":
+            raise MergeError("networks on disk are merged by method='linear' and without a task: leave memory= out.")
+        return _merge_stored(graph, sources, weights, memory, on_progress, solver=solver, **arguments)
     kinds = {isinstance(source, nn.Module) for source in sources}
     if len(kinds) > 1:
         raise MergeError("merge takes modules or state dicts, not both: the average has the form of its parts.")
@@ -137,6 +149,29 @@ def merge(
         plain, _ = mending.mend(average(networks, shares, method), networks, shares)
         losses = _losses(task, mending, networks, aligned[-1], {"unaligned": plain, "aligned": network})
     return Merged(network, aligned, alignment, statistics, bound, losses)
+
+
+def _merge_stored(
+    graph: SymmetryGraph,
+    sources: Sequence[Any],
+    weights: Sequence[float] | None,
+    memory: int | str | None,
+    on_progress: OnProgress | None,
+    **arguments: Any,
+) -> Merged:
+    """Merge networks that stay on disk; nothing of the average is computed yet."""
+    networks = fitted_models(graph, sources, memory)
+    alignment: Solution | ManyAlignment
+    if len(networks) > 2:
+        pair, alignment = None, align_many(graph, *networks, **arguments)
+        aligned = alignment.apply(networks)
+    else:
+        pair = Pair(graph, networks[0], networks[1], on_progress=on_progress)
+        alignment = completed(solve(pair, **arguments))
+        aligned = [networks[0], alignment.apply(networks[1])]
+    is_parent = max(shares_of(weights, len(networks))) == 1
+    statistics = Statistics.unmended(() if is_parent else graph.tensors)
+    return Merged(average(aligned, weights), aligned, alignment, statistics, pair)
 
 
 def _losses(

@@ -16,6 +16,7 @@ from alignkit.checkpoints import (
     Checkpoint,
     Conversion,
     ConvertedCheckpoint,
+    OnProgress,
     open_checkpoint,
     prefix_conversion,
     write_checkpoint,
@@ -31,6 +32,8 @@ from alignkit.errors import BindError, ShapeMismatchError, SpecError, TraceError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
 from alignkit.graph.module_copy import copy_module
+from alignkit.graph.stored import Budget, StoredNetwork, parse_memory
+from alignkit.graph.stored.opening import open_stored
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
 from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_architecture, refuse_lost
 from alignkit.models import Example, conversion_of, load_model
@@ -65,10 +68,19 @@ class NetworkFiles:
         networks = [checkpoint.read_all() for checkpoint in self.checkpoints]
         return tuple({name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks)
 
-    @cached_property
-    def pair(self) -> Pair:
-        """The first network and the second, bound to the graph; a `BindError` says how they do not fit."""
-        return self.graph.bind(self.weights[0], self.weights[1])
+    @check_arguments
+    def networks(self, memory: str | None = None) -> Sequence[Mapping[str, Tensor]]:
+        """Return the networks: their tensors, or with a limit of memory networks of the graph that stay on disk."""
+        if memory is None:
+            return self.weights
+        labelled = dict(zip(map(str, self.paths), self.checkpoints, strict=True))
+        return open_stored(self.graph, labelled, Budget.of(self.graph, memory))
+
+    @check_arguments
+    def bind(self, memory: str | None = None, on_progress: OnProgress | None = None) -> Pair:
+        """Bind the first network and the second to the graph, as `SymmetryGraph.bind` does."""
+        a, b = self.weights if memory is None else self.checkpoints
+        return self.graph.bind(a, b, memory=memory, on_progress=on_progress)
 
     @cached_property
     def example(self) -> Example | None:
@@ -106,7 +118,7 @@ class NetworkFiles:
         job: Job,
         *,
         solver: SolverNames = "weight_matching",
-        memory: int | None = None,
+        memory: str | None = None,
         writes: Sequence[str] = (),
     ) -> Estimate:
         """Estimate by `alignkit.estimate` what a job needs, once names and shapes are held against the graph.
@@ -121,18 +133,26 @@ class NetworkFiles:
         fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
         reads = list(map(str, self.paths))
         count, size = len(reads), self.checkpoints[0].nbytes if self.checkpoints else None
+        limit = None if memory is None else parse_memory(memory)
         return estimate(
-            self.graph, job, models=count, solver=solver, memory=memory, bytes_each=size, reads=reads, writes=writes
+            self.graph, job, models=count, solver=solver, memory=limit, bytes_each=size, reads=reads, writes=writes
         )
 
     @check_arguments
     def write(
-        self, output: Path, network: nn.Module | Mapping[str, Tensor], *, like: int, overwrite: bool = False
+        self,
+        output: Path,
+        network: nn.Module | Mapping[str, Tensor],
+        *,
+        like: int,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """Write weights in the form of the checkpoint numbered ``like``, or of the output's suffix if that is another.
 
         Tensors get the names and pieces that the checkpoint has on disk; those that the network lacks are written as
-        they are in it. With ``overwrite`` an output that exists is replaced.
+        they are in it. With ``overwrite`` an output that exists is replaced. ``on_progress`` is called with the bytes
+        written so far. Networks on disk are written in pieces, and keep the form of the checkpoint.
 
         Raises:
             WeightsError: The output cannot be written.
@@ -140,12 +160,14 @@ class NetworkFiles:
         weights = network.state_dict() if isinstance(network, nn.Module) else network
         own = self.checkpoints[like]
         self.check_place(output, like=like, overwrite=overwrite)
-        if self._keeps_form(output, like):
+        if isinstance(network, StoredNetwork):
+            write_checkpoint(output, own, network.pieces, on_progress, overwrite=overwrite)
+        elif self._keeps_form(output, like):
 
             def tensor(name: str) -> Tensor:
                 return weights[name].to(own.entry(name).dtype) if name in weights else own[name]
 
-            write_checkpoint(output, own, tensor, overwrite=overwrite)
+            write_checkpoint(output, own, tensor, on_progress, overwrite=overwrite)
         else:
             stored = own.stored_values(lambda name: weights[name] if name in weights else own[name])
             write_weights(output, {name: as_whole(stored(name)) for name in own.stored_names}, {"format": "pt"})

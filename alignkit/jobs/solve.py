@@ -74,14 +74,14 @@ def solve(
     bound = bound_pair("solve", pair, a, b)
     stages = build_solvers(solver, options, seed, registry)
     where = bound.device if device is None else usable_device(device)
-    wide = any(tensor.dtype == torch.float64 for tensor in bound.a.values())
-    dtype = torch.float64 if wide else torch.float32
+    dtype = torch.float64 if torch.float64 in bound.dtypes.values() else torch.float32
     problem = Problem(bound, find_start(bound.graph, init), task, where, dtype, 0)
     for stage in stages:
         stage.needs.check(problem, stage.name)
     solutions: list[Solution] = []
     for stage in stages:
-        own = replace(problem, seed=stage.options.seed if seed is None else seed)
+        kept = bound.leaving(stage.memory(bound.graph), stage.name)
+        own = replace(problem, bound=kept, seed=stage.options.seed if seed is None else seed)
         solution = run_solver(own, stage, registry, throw=throw)
         solutions.append(solution)
         if solution.status.failed or solution.status is Status.INTERRUPTED:

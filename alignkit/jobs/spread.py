@@ -16,6 +16,9 @@ from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignmentError, BindError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.parts import as_tensors, common_parts
+from alignkit.graph.stored import Budget, StoredNetwork
+from alignkit.graph.stored.opening import open_stored
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.jobs.solve import SolverLike
 from alignkit.jobs.solve_many import solve_many
@@ -35,11 +38,19 @@ def cycle_error(alignments: Mapping[tuple[int, int], Alignment]) -> float:
     return sum(shares) / len(shares) if shares else 0.0
 
 
-def fitted_models(graph: SymmetryGraph, models: Sequence[WeightsSource]) -> list[dict[str, Tensor]]:
-    """Return the weights of two or more models by first names; a `BindError` lists every mismatch by model."""
+def fitted_models(
+    graph: SymmetryGraph, models: Sequence[WeightsSource], memory: int | str | None = None
+) -> Sequence[Mapping[str, Tensor]]:
+    """Return the weights of two or more models by first names; a `BindError` lists every mismatch by model.
+
+    With a limit of memory, and for networks that stay on disk already, they are read when they are asked for.
+    """
     if isinstance(models, nn.Module | Mapping | str) or len(models) < 2:
         raise AlignmentError("aligning many takes a sequence of at least two models.")
     labelled = {f"model {i}": model for i, model in enumerate(models)}
+    kept = next((model.budget.memory for model in models if isinstance(model, StoredNetwork)), memory)
+    if kept is not None:
+        return open_stored(graph, labelled, Budget.of(graph, kept if memory is None else memory))
     return fit_models(graph, labelled, BindError, "the models do not fit the graph", "models count from 0")
 
 
@@ -47,10 +58,11 @@ def spread(weights: Sequence[Mapping[str, Tensor]], alignments: Sequence[Alignme
     """Return the mean squared distance over all pairs of aligned models, in float64."""
     count = len(weights)
     total = 0.0
-    for name in (name for name, tensor in weights[0].items() if is_number(tensor)):
-        moved = [a.apply_tensor(name, w[name]).double() for a, w in zip(alignments, weights, strict=True)]
-        mean = torch.stack(moved).mean(0)
-        total += sum(float((tensor - mean).square().sum()) for tensor in moved)
+    networks = [(as_tensors(w), dict(a.elements)) for w, a in zip(weights, alignments, strict=True)]
+    for name, node in alignments[0].graph.tensors.items():
+        for parts in common_parts(node, networks) if is_number(networks[0][0].dtype(name)) else ():
+            moved = torch.stack([part.double() for part in parts])
+            total += float((moved - moved.mean(0)).square().sum())
     # The sum over pairs is `count` times the sum of squared distances to the mean.
     return total * count / (count * (count - 1) / 2)
 

@@ -23,18 +23,20 @@ from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
 from alignkit.graph.owned import ReadOnly
-from alignkit.graph.symmetry_graph import Pair
-from alignkit.graph.uses import Use
-from alignkit.matching.parts import (
+from alignkit.graph.parts import (
     SMALL_PIECE,
-    Tensors,
-    TensorsInMemory,
+    as_tensors,
     changes,
+    common_parts,
     ordered_part,
     orders_of,
     ranges,
     split_places,
 )
+from alignkit.graph.stored import StoredNetwork
+from alignkit.graph.symmetry_graph import Pair
+from alignkit.graph.uses import Use
+from alignkit.matching.assignment import Backend
 from alignkit.matching.products import Factors, Product, unknown_dims
 from alignkit.matching.similarities import Similarities, room_for_similarities
 from alignkit.matching.soft_alignment import SoftAlignment
@@ -96,14 +98,20 @@ class Objective:
     def __init__(self, bound: Pair, device: torch.device | str = "cpu", products: Products = "float64") -> None:
         self.bound, self.graph = bound, bound.graph
         self.device, self.products = torch.device(device), products
-        sides = (bound.a, bound.b)
-        self.a, self.b = (s if isinstance(s, Tensors) else TensorsInMemory(s, self.device) for s in sides)
+        self.a, self.b = (as_tensors(side, self.device) for side in (bound.a, bound.b))
         self._similarities = Similarities((self.a, self.b), self.device, self._room)
         self._known_factors: dict[Use, tuple[Factors, float]] = {}
 
     @property
     def _room(self) -> int:
-        return room_for_similarities(self.graph) if self.a.in_memory and self.b.in_memory else 0
+        """Entries of similarities that may be kept."""
+        stored = [side.budget.room for side in (self.a, self.b) if isinstance(side, StoredNetwork)]
+        return min([room_for_similarities(self.graph), *stored])
+
+    @property
+    def backend(self) -> Backend:
+        """What assigns large matrices: scipy where memory is short, since it makes one copy of them and lapx two."""
+        return "scipy" if self.bound.is_stored else "auto"
 
     def weighs(self, name: str) -> bool:
         """Tell whether a tensor counts in sums: see `alignkit.checkpoints.fit.is_number`."""
@@ -168,13 +176,10 @@ class Objective:
 
         Nothing for a tensor that does not count.
         """
-        if not self.weighs(name):
-            return
-        for block in self.graph.tensors[name].blocks:
-            orders = {} if elements is None else orders_of(block, known(elements, block.groups))
-            at = self.a.cut(block, frozenset(range(len(block.dims))))
-            for run in ranges(min(SMALL_PIECE, self.a.piece), block, at, orders):
-                yield self.a.part(name, block, at, run), ordered_part(self.b, name, block, at, run, orders)
+        if self.weighs(name):
+            node = self.graph.tensors[name]
+            orders = {} if elements is None else known(elements, node.groups)
+            yield from ((a, b) for a, b in common_parts(node, [(self.a, {}), (self.b, orders)]))
 
     def gain(self, before: Elements, after: Elements) -> float:
         """Return ``<A, after # B> - <A, before # B>`` in float64, from what moves alone.
@@ -229,7 +234,11 @@ class Objective:
         advice = "Multiply both networks by one number first; the best order of units stays the same"
         for name, sums in self.sums.items():
             if not math.isfinite(sums.squares_a + sums.squares_b + sums.distance):
-                raise BindError(f"{name!r} holds numbers whose squares overflow float64. {advice}.")
+                wrong = "numbers whose squares overflow float64"
+                if self.bound.is_stored:  # networks in memory were looked at when they were bound
+                    label = "A" if not math.isfinite(sums.squares_a) else "B"
+                    raise BindError(f"{name!r} of {label} holds NaN or infinity, or {wrong}. {advice}.")
+                raise BindError(f"{name!r} holds {wrong}. {advice}.")
         largest = max((max(sums.squares_a, sums.squares_b) for sums in self.sums.values()), default=0.0)
         if largest < TINY and any(bool(a.any()) or bool(b.any()) for name in self.sums for a, b in self.parts(name)):
             raise BindError(f"the weights are so small that their squares vanish in float64. {advice}.")

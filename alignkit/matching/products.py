@@ -6,7 +6,7 @@ The kernel of every similarity is, for a use (`alignkit.graph.uses.Use`) of a gr
 
 with ``p`` a unit of the group's parent, ``i`` and ``j`` units of the group in A and in B, ``r`` all other positions of
 the block, and ``others # B`` the block of B with the other groups applied. It is added up part by part, along one dim
-of the block (`alignkit.matching.parts`), which plays one of four roles: it is averaged, it is summed over, it is an
+of the block (`alignkit.graph.parts`), which plays one of four roles: it is averaged, it is summed over, it is an
 ancestor whose units are matched already, or its units (or those nested in them) are what is compared.
 
 Example: a tensor ``[8 units, 1000]`` on disk, and memory for 2 rows. Rows 0 and 1 of A with rows 0 and 1 of B fill
@@ -16,15 +16,15 @@ instead, each range of rows adds ``[1000, 2] @ [2, 1000]`` to all of ``total``, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from math import prod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.uses import Use
-from alignkit.matching.parts import (
+from alignkit.graph.parts import (
     Change,
     Orders,
     Places,
@@ -35,6 +35,7 @@ from alignkit.matching.parts import (
     ranges,
     split_places,
 )
+from alignkit.graph.uses import Use
 
 ROWS = 512
 """Rows of a product that are widened to float64 at once: few enough to be small beside the matrix of similarities."""
@@ -78,28 +79,36 @@ class Product:
         self, total: Float[Tensor, "parents n n"], sides: tuple[Tensors, Tensors], factors: Factors, scale: float = 1.0
     ) -> Tensor:
         """Add the product times ``scale`` to ``total`` and return it: in place, unless gradients flow."""
-        at, runs = self.cut(sides[0])
         if not self.work:  # the block has no numbers
             return total
+        at, runs = self.cut(sides[0])
 
-        def read(side: int, run: Places) -> Tensor:
-            return self._factor(sides, side, at, run, self.orders, factors)
+        def factor(side: int, run: Places) -> Tensor:
+            return self._factor(sides, side, at, run, self.orders if side else {}, factors)
 
+        return self._sum(total, at, runs, factor, scale)
+
+    def _sum(
+        self, total: Tensor, at: int, runs: Sequence[Places], factor: Callable[[int, Places], Tensor], scale: float
+    ) -> Tensor:
+        """Add the products of A's factors (0) and B's (1) over runs of dim ``at``."""
         if at in self.averaged:
             # A is summed and B averaged over the dim before they are multiplied.
-            left, right = (sum((read(side, run) for run in runs), start=torch.zeros(())) for side in (0, 1))
+            left, right = (sum((factor(side, run) for run in runs), start=torch.zeros(())) for side in (0, 1))
             return add_product(total, left, right / self.dims[at].size, scale)
-        if len(runs) == 1:
-            return add_product(total, read(0, runs[0]), read(1, runs[0]), scale)
+        if len(runs) == 1 or at not in self.use.chain:
+            for run in runs:
+                total = add_product(total, factor(0, run), factor(1, run), scale)
+            return total
         each = total.shape[-1 if at in self.compared else 0] // self.dims[at].size
-        for run in runs:
-            left, own = read(0, run), slice(run.start * each, run.stop * each)
+        units = [slice(run.start * each, run.stop * each) for run in runs if isinstance(run, slice)]
+        for own, run in zip(units, runs, strict=True):
+            left = factor(0, run)
             if at in self.compared:  # every range of A with every range of B
-                for other in runs:
-                    columns = slice(other.start * each, other.stop * each)
-                    add_product(total[:, own, columns], left, read(1, other), scale)
+                for columns, other in zip(units, runs, strict=True):
+                    add_product(total[:, own, columns], left, factor(1, other), scale)
             else:
-                add_product(total[own] if at in self.use.chain else total, left, read(1, run), scale)
+                add_product(total[own], left, factor(1, run), scale)
         return total
 
     @property
@@ -131,18 +140,30 @@ class Product:
         scale: float,
     ) -> None:
         """Add the difference that changes of orders make to the product, from the places that changed alone."""
-        for at, places, before, after in changed:
-            for run in split_places(sides[0].piece, self.use.block, at, places):
-                left = self._factor(sides, 0, at, run, {}, factors)
-                new, old = (self._factor(sides, 1, at, run, orders, factors) for orders in (after, before))
-                add_product(total, left, new - old, scale)
+        for moving, places, before, after in changed:
+            at = sides[0].cut(self.use.block, frozenset({moving}))
+            cut, only = (sides[0].piece, self.use.block, at), None if at == moving else (moving, places)
+            runs: Sequence[Places] = ranges(*cut) if only else split_places(*cut, places)
+
+            def factor(side: int, run: Places) -> Tensor:
+                read = partial(self._factor, sides, side, at, run, factors=factors, only=only)  # noqa: B023
+                return read(after) - read(before) if side else read({})  # noqa: B023
+
+            self._sum(total, at, runs, factor, scale)
 
     def _factor(
-        self, sides: tuple[Tensors, Tensors], side: int, at: int, run: Places, orders: Orders, factors: Factors
+        self,
+        sides: tuple[Tensors, Tensors],
+        side: int,
+        at: int,
+        run: Places,
+        orders: Orders,
+        factors: Factors,
+        only: tuple[int, Tensor] | None = None,
     ) -> Float[Tensor, "parents n rest"]:
-        """Read a part of A (0) as it stands, or of B (1) in order, arranged by unit; averaged dims have size 1."""
+        """Read a part of A (0) or, in order, of B (1), arranged by unit; averaged dims have size 1."""
         use = self.use
-        part = factors(ordered_part(sides[side], use.tensor, use.block, at, run, orders if side else {}), side)
+        part = factors(ordered_part(sides[side], use.tensor, use.block, at, run, orders, only), side)
         if inner := tuple(i for i in self.averaged if i != at):
             part = part.mean(inner, keepdim=True) if side else part.sum(inner, keepdim=True)
         if at in self.averaged:  # B is divided once all ranges are there

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignkit.graph.parts import Tensors
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.uses import Use
-from alignkit.matching.parts import Tensors
 from alignkit.matching.products import Factors, Product
 
 REFRESH = 2.0

@@ -17,6 +17,7 @@ from alignkit.arguments import check_arguments, check_fields
 from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import WeightsError
 from alignkit.graph import Pair
+from alignkit.graph.bind import LazyWeights
 from alignkit.graph.description import group_table, why_fixed
 from alignkit.graph.elements.alignment import Alignment, check_same_graph
 from alignkit.graph.owned import Owned
@@ -145,10 +146,12 @@ class Solution:
     @overload
     def apply(self, b: ModuleT) -> ModuleT: ...
     @overload
+    def apply(self, b: LazyWeights) -> LazyWeights: ...  # type: ignore[overload-overlap]
+    @overload
     def apply(self, b: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     @check_arguments
-    def apply(self, b: nn.Module | Mapping[str, Tensor]) -> nn.Module | dict[str, Tensor]:
-        """Return B with its units in the new order: a module for a module, a dict for a mapping.
+    def apply(self, b: nn.Module | Mapping[str, Tensor]) -> nn.Module | Mapping[str, Tensor]:
+        """Return B with its units in the new order, in the form in which it came; see `Alignment.apply`.
 
         Raises:
             AlignmentError: Names or shapes are not those of the graph.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, cast, get_args, get_origin
 
 from alignkit.arguments import check_arguments
 from alignkit.errors import SolverError
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.solver.options import OptionsT, SolverOptions, check_options
 from alignkit.solver.outcome import Outcome, Report
@@ -22,14 +23,28 @@ class Needs:
     """A `alignkit.Task`: data and a loss, passed as ``solve(..., task=...)``."""
     modules: bool = False
     """A and B as modules that can be run, not only as tensors."""
+    in_memory: bool = True
+    """Both networks in memory. Without it a solver asks `Problem.objective` for everything, and runs on pairs that stay
+    on disk, ``graph.bind(a, b, memory=...)``."""
 
     @check_arguments
     def check(self, problem: Problem, solver: str) -> None:
         """Raise a `SolverError` that says what to pass when something is missing."""
+        if problem.bound.is_stored:
+            self._check_stored(problem, solver)
         self.check_task(problem.task is not None, solver)
         if self.modules and (problem.bound.module_a is None or problem.bound.module_b is None):
             bind = "bind modules instead of state dicts or files, graph.bind(model_a, model_b)"
             raise SolverError(f"solver {solver!r} runs both models: {bind}.")
+
+    def _check_stored(self, problem: Problem, solver: str) -> None:
+        advice = "bind the networks without memory="
+        if self.in_memory:
+            raise SolverError(f"solver {solver!r} holds both networks in memory: {advice}, or take weight_matching.")
+        if problem.task is not None:
+            raise SolverError(f"a task runs whole networks, which are to stay on disk: {advice}, or leave task= out.")
+        if problem.device.type != "cpu":
+            raise SolverError(f"networks on disk are matched on the CPU: {advice}, or leave device= out.")
 
     def check_task(self, given: bool, solver: str) -> None:
         """Raise a `SolverError` when there has to be a task and none is given."""
@@ -86,6 +101,10 @@ class Solver(ABC, Generic[OptionsT]):
 
         Random choices come from ``problem.seed``. Tensors of the problem are never written to.
         """
+
+    def memory(self, graph: SymmetryGraph) -> int:
+        """Return the bytes that the solver keeps at most, beside parts of networks that stay on disk."""
+        return 0
 
     @check_arguments
     def objective(self, problem: Problem, alignment: Alignment) -> float:

@@ -1,7 +1,6 @@
 """Coordinate ascent: one tree of groups is matched at a time, all others fixed ([Ainsworth23], Algorithm 1).
 
-Weight matching is this; Frank-Wolfe, straight-through and activation matching polish or project with it, and matching
-from disk runs it on weights that are read in pieces.
+Weight matching is this; Frank-Wolfe, straight-through and activation matching polish or project with it.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import networkx as nx
 import torch
@@ -17,10 +15,11 @@ from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.structure import GraphStructure
-from alignkit.matching.assignment import Backend, assignment_value, linear_assignment
+from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
 from alignkit.solver.outcome import Report, Step
+from alignkit.solvers.sweep_progress import SweepProgress
 
 RTOL, MAX_SWEEPS = 1e-9, 1000
 """Where a caller has no opinion: to the end. A run seldom takes more than 20 sweeps."""
@@ -60,9 +59,6 @@ class Ascent:
         max_sweeps: Maximum number of sweeps.
     """
 
-    backend: ClassVar[Backend] = "auto"
-    """What assigns groups that stand alone; see `linear_assignment`."""
-
     def __init__(self, objective: Objective, rtol: float = RTOL, max_sweeps: int = MAX_SWEEPS) -> None:
         self.objective, self.graph = objective, objective.graph
         self.rtol, self.max_sweeps = rtol, max_sweeps
@@ -70,6 +66,7 @@ class Ascent:
         """Squared distances below this are rounding of the networks as a whole."""
         self.trees = {root: TreeObjective(objective, root) for root in self.graph.roots}
         self.around = neighbours_of_trees(self.graph)
+        self.progress = SweepProgress(objective)
 
     def run(
         self, start: Mapping[str, Tensor | None], classes: list[list[str]], report: Report = lambda step: None
@@ -79,7 +76,10 @@ class Ascent:
         It starts from indices for each group; one that is None is taken at the centre of all its orders. Every sweep is
         reported with the alignment that it has reached.
         """
-        elements = dict(start)
+        with self.progress.counting():
+            return self._run(dict(start), classes, report)
+
+    def _run(self, elements: dict[str, Tensor | None], classes: list[list[str]], report: Report) -> AscentRun:
         dirty = set(self.graph.roots)
         steps: list[Step] = []
         distance = self._distance(elements) if all(p is not None for p in elements.values()) else math.inf
@@ -87,7 +87,7 @@ class Ascent:
             before = distance
             for i in range(len(classes)):
                 waiting = [[root for root in later if root in dirty] for later in classes[i:]]
-                self.prepare(len(steps) + 1, waiting, elements)
+                self.progress.expect(len(steps) + 1, waiting, elements)
                 turn = waiting[0]
                 dirty.difference_update(turn)
                 for root, gain in self._update(turn, elements).items():
@@ -100,9 +100,6 @@ class Ascent:
             if before - distance <= self.rtol * distance:
                 dirty.clear()
         return AscentRun(known_elements(elements), max(distance, 0.0), tuple(steps), not dirty)
-
-    def prepare(self, sweep: int, waiting: list[list[str]], elements: Mapping[str, Tensor | None]) -> None:
-        """Take note of the roots that a sweep has still to update, class by class; does nothing here."""
 
     def _update(self, roots: list[str], elements: dict[str, Tensor | None]) -> dict[str, float]:
         """Update trees that do not meet; return those that changed, and what each gained."""
@@ -118,14 +115,15 @@ class Ascent:
 
     def propose(self, root: str, elements: dict[str, Tensor | None]) -> Proposal | None:
         """Find a better element for one tree; None if there is none."""
-        if self.graph.children(root):
-            return self._if_better(self.trees[root].propose(elements), elements)
-        return self._propose_group(root, elements)
+        with self.progress.tree(root, elements):
+            if self.graph.children(root):
+                return self._if_better(self.trees[root].propose(elements), elements)
+            return self._propose_group(root, elements)
 
     def _propose_group(self, group: str, elements: dict[str, Tensor | None]) -> Proposal | None:
         similarity = self.objective.similarity(group, elements).cpu()
         current = elements[group]
-        assigned = linear_assignment(similarity, self.backend).reshape(self.graph.element_shape(group))
+        assigned = linear_assignment(similarity, self.objective.backend).reshape(self.graph.element_shape(group))
         if current is None:
             return Proposal({group: assigned}, math.inf)
         if torch.equal(assigned, current):

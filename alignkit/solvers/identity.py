@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.solver import Outcome, Problem, Report, Solver, SolverOptions
+from alignkit.solver import Needs, Outcome, Problem, Report, Solver, SolverOptions
 
 
 class Identity(Solver[SolverOptions]):
     """Leave B as it is. Wide networks sometimes merge best unpermuted."""
 
     name = "identity"
+    needs = Needs(in_memory=False)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Return the identity, whatever the start."""

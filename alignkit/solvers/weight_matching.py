@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
+from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots, shuffle_elements
 
 
@@ -44,6 +44,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
     """
 
     name = "weight_matching"
+    needs = Needs(in_memory=False)
     returns = Returns(exact_on_permuted_copies=True, monotone=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:

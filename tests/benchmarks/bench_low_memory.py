@@ -30,7 +30,9 @@ from torch import Tensor
 import alignkit
 from alignkit import Alignment, Solution, SymmetryGraph
 from alignkit.checkpoints import ByteProgress, open_checkpoint, write_checkpoint
-from alignkit.jobs.from_disk import align_checkpoint, aligned_values, match_checkpoints, merge_checkpoints
+from alignkit.graph.stored import Budget
+from alignkit.graph.stored.opening import open_stored
+from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -96,7 +98,8 @@ def generate(folder: Path, config: dict[str, object]) -> None:
     a = open_checkpoint(folder / "a")
     planted = Alignment.random(graph, 1)
     planted.save(folder / "planted.safetensors")
-    values = aligned_values(a, planted, "64MB")
+    (network,) = open_stored(graph, {"A": a}, Budget(1 << 26))
+    values = network.under(planted.elements).pieces
 
     def noisy(name: str) -> Iterator[Tensor]:
         found = values(name)
@@ -193,7 +196,7 @@ def main() -> None:
     parser.add_argument("step", choices=["generate", "import", "match", "align", "merge"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--memory", default="400MB")
-    parser.add_argument("--products", default="float32", choices=["float32", "float64"])
+    parser.add_argument("--products", default="auto", choices=["auto", "float32", "float64"])
     parser.add_argument("--small", action="store_true", help="generate a few million parameters only")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import torch
 
 from alignkit import read_weights, write_weights
 from helpers.command_line import run
-from helpers.weight_files import GIVEN, A, B, C, equal
+from helpers.weight_files import GIVEN, A, B, equal
 
 
 @pytest.mark.models("transformers")
@@ -75,9 +75,7 @@ def test_memory_keeps_checkpoints_on_disk_and_finds_the_same(transformers_folder
     ("more", "said"),
     [
         (["--memory", "lots"], "not an amount of memory"),
-        (["--memory", "1GB", "--solver", "sinkhorn"], "--solver weight_matching"),
-        (["--memory", "1GB", "--no-align"], "--no-align"),
-        (["--memory", "1GB", C], "two checkpoints, not 3"),
+        (["--memory", "1GB", "--method", "slerp"], "--method slerp"),
     ],
 )
 def test_memory_is_refused_where_it_cannot_be_kept(more: list[str], said: str, folder: Path) -> None:

@@ -72,7 +72,7 @@ def test_matching_from_disk_refuses_them_before_values_are_read(tmp_path):
     with pytest.raises(BindError, match="'w1' of A is complex64"):
         match_checkpoints(GRAPH, *paths, memory="1MB")
     sides = [open_checkpoint(path) for path in paths]
-    with pytest.raises(BindError, match="'w1' of A is complex64"):
+    with pytest.raises(BindError, match="'w1' of checkpoint 0 is complex64"):
         merge_checkpoints(tmp_path / "m.safetensors", sides, [None, Alignment.identity(GRAPH)])
     assert not (tmp_path / "m.safetensors").exists()
 

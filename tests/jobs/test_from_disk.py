@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,13 @@ from torch import Tensor
 import alignkit
 from alignkit import Alignment, SymmetryGraph, solve, write_weights
 from alignkit.checkpoints import ByteProgress, open_checkpoint
+from alignkit.checkpoints.shard import as_whole
 from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
+from alignkit.graph.stored import Budget, parse_memory
+from alignkit.graph.stored.network import CheckpointNetwork
+from alignkit.graph.stored.opening import open_stored
 from alignkit.graph.symmetry_graph import Pair
-from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints, parse_memory
-from alignkit.jobs.from_disk.weights import WeightsOnDisk
+from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
 from helpers.graph_strategies import graphs
@@ -85,6 +88,18 @@ PIECES = [1, 64, 1 << 20]
 """Bytes of a piece: one row, some rows, everything."""
 
 
+class InPieces(CheckpointNetwork):
+    """A network that is read in pieces of a given size."""
+
+    def __init__(self, graph: SymmetryGraph, checkpoint: alignkit.checkpoints.Checkpoint, piece: int) -> None:
+        super().__init__(graph, checkpoint, Budget(1 << 20))
+        self._piece = piece
+
+    @property
+    def piece(self) -> int:
+        return self._piece
+
+
 def pair(name: str, noise: float, seed: int = 0) -> tuple[SymmetryGraph, dict[str, Tensor], dict[str, Tensor]]:
     """A, and a reordered copy of A with noise."""
     spec, shapes = SPECS[name]
@@ -103,7 +118,7 @@ def saved(folder: Path, **sides: Mapping[str, Tensor]) -> list[alignkit.checkpoi
 
 def objectives(tmp_path: Path, name: str, piece: int) -> tuple[Objective, Objective]:
     graph, a, b = pair(name, 0.3)
-    on_disk = [WeightsOnDisk(graph, side, piece) for side in saved(tmp_path, a=a, b=b)]
+    on_disk = [InPieces(graph, side, piece) for side in saved(tmp_path, a=a, b=b)]
     return Objective(graph.bind(a, b)), Objective(Pair(graph, *on_disk))
 
 
@@ -159,7 +174,7 @@ def test_any_graph_is_worked_in_pieces(graph: SymmetryGraph, data: st.DataObject
         if data.draw(st.booleans()):
             elements.update(dict.fromkeys(graph.tree(root)))
     with tempfile.TemporaryDirectory() as folder:
-        on_disk = [WeightsOnDisk(graph, side, piece) for side in saved(Path(folder), a=a, b=b)]
+        on_disk = [InPieces(graph, side, piece) for side in saved(Path(folder), a=a, b=b)]
         memory, disk = Objective(graph.bind(a, b)), Objective(Pair(graph, *on_disk))
         assert disk.distances2(alignment) == pytest.approx(memory.distances2(alignment))
         for group in graph.groups:
@@ -199,6 +214,62 @@ def test_start_restarts_and_steps_are_those_of_weight_matching(tmp_path: Path) -
     for options in ({"restarts": 3}, {"init": init}, {"start": "random", "seed": 4}, {"max_steps": 1}):
         expected = solve(graph, a, b, **options)
         assert match_checkpoints(graph, *sides, 1 << 24, **options).alignment == expected.alignment  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("memory", ["100kB", "2MB"])
+@pytest.mark.parametrize("name", SPECS)
+def test_every_job_on_networks_on_disk_gives_what_it_gives_in_memory(tmp_path: Path, name: str, memory: str) -> None:
+    graph, a, b = pair(name, 0.6)
+    c = pair(name, 0.9, seed=3)[2]
+    networks, sides = (a, b, c), saved(tmp_path, a=a, b=b, c=c)
+    apart, expected = alignkit.distance(graph.bind(*sides[:2], memory=memory)), alignkit.distance(graph, a, b)
+    for tensor, measured in apart.tensors.items():
+        assert vars(measured) == pytest.approx(vars(expected.tensors[tensor]))
+    for method in ("reference", "merge_many"):
+        many = alignkit.align_many(graph, *sides, method=method, memory=memory)
+        whole = alignkit.align_many(graph, *networks, method=method)
+        assert many.alignments == whole.alignments
+        assert many.spread_after == pytest.approx(whole.spread_after)
+        assert equal(
+            many.apply(open_stored(graph, dict(zip("abc", sides, strict=True)), Budget(1 << 14))), whole.apply(networks)
+        )
+    for count in (2, 3):
+        merged = alignkit.merge(graph, *sides[:count], weights=range(1, count + 1), memory=memory)
+        whole = alignkit.merge(graph, *networks[:count], weights=range(1, count + 1))
+        assert equal([merged.network, *merged.aligned], [whole.network, *whole.aligned])
+    canonical = alignkit.canonicalize(graph, sides[1:], sides[0], memory=memory)
+    whole = alignkit.canonicalize(graph, networks[1:], a)
+    assert equal([canonical.weights], [whole.weights]) and equal([canonical.network(1)], [whole.network(1)])
+    torch.testing.assert_close(canonical.after, whole.after)
+    assert canonical.alignment(0) == whole.alignment(0)
+
+
+def equal(networks: Sequence[Mapping[str, Tensor]], others: Sequence[Mapping[str, Tensor]]) -> bool:
+    pairs = list(zip(networks, others, strict=True))
+    return all(one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in two) for one, two in pairs)
+
+
+@settings(deadline=None, max_examples=30)
+@given(graph=graphs(), data=st.data())
+def test_reordered_networks_on_disk_are_those_in_memory(graph: SymmetryGraph, data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    weights = {name: torch.randn(node.shape, generator=generator) for name, node in graph.tensors.items()}
+    orders = [Alignment.random(graph, seed) for seed in range(2)]
+    with tempfile.TemporaryDirectory() as folder:
+        network = InPieces(graph, *saved(Path(folder), a=weights), data.draw(st.sampled_from([1, 100, 1 << 20])))
+        expected = (orders[1] @ orders[0]).apply(weights)
+        twice = orders[1].apply(orders[0].apply(network))
+        assert all(torch.equal(twice[name], tensor) for name, tensor in expected.items())
+        assert all(torch.equal(as_whole(twice.pieces(name)), tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "straight_through", "activation_matching"])
+def test_solvers_that_hold_whole_networks_say_so(tmp_path: Path, solver: str) -> None:
+    graph, a, b = pair("mlp", 0.1)
+    with pytest.raises(SolverError, match=f"{solver!r} holds both networks in memory"):
+        solve(graph.bind(*saved(tmp_path, a=a, b=b), memory="1MB"), solver=solver)
+    with pytest.raises(BindError, match="B is dict: give the path"):
+        graph.bind(tmp_path / "a.safetensors", b, memory="1MB")
 
 
 def test_half_precision_is_matched(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from alignkit import Alignment, SymmetryGraph, solve
 from alignkit.graph import Pair
+from alignkit.graph.parts import TensorsInMemory
 from alignkit.matching import Objective, similarities
-from alignkit.matching.parts import TensorsInMemory
 from alignkit.matching.products import multiply
 from alignkit.solvers.coordinate_ascent import shuffle_elements
 from helpers.graph_strategies import graphs

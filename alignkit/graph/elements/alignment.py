@@ -14,7 +14,7 @@ from alignkit.arguments import check_arguments
 from alignkit.checkpoints.dense import why_no_values
 from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import AlignmentError
-from alignkit.graph.bind import fit_of, weights_of
+from alignkit.graph.bind import LazyWeights, fit_of, weights_of
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.folded import check_folded
@@ -159,20 +159,27 @@ class Alignment:
     @overload
     def apply(self, weights: ModuleT) -> ModuleT: ...
     @overload
+    def apply(self, weights: LazyWeights) -> LazyWeights: ...  # type: ignore[overload-overlap]
+    @overload
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     @check_arguments
-    def apply(self, weights: nn.Module | Mapping[str, Tensor]) -> nn.Module | dict[str, Tensor]:
+    def apply(self, weights: nn.Module | Mapping[str, Tensor]) -> nn.Module | Mapping[str, Tensor]:
         """Permute weights. The input is left as it is.
 
         Args:
             weights: A module (a permuted deep copy comes back) or a mapping of tensors (a dict comes back, with the
-                same names, dtypes and devices).
+                same names, dtypes and devices). Of a network that stays on disk one comes back that is read, and
+                permuted, when it is asked for a tensor.
 
         Raises:
             AlignmentError: Names or shapes are not those of the graph; every mismatch is listed. Or the weights are
                 not folded as the graph needs them, or a module holds several values in a buffer that was one value
                 where the graph was traced.
         """
+        if isinstance(weights, LazyWeights):
+            if weights.graph != self.graph:
+                raise AlignmentError("the weights were bound to another graph than that of the alignment.")
+            return weights.under(self.elements)
         fit = fit_of(self.graph)
         tensors = fit.check_tensors(weights_of(weights), "the weights", values=False)
         fit.raise_if_any(AlignmentError, "the weights do not fit the alignment's graph")

@@ -6,7 +6,7 @@ of one dim, and all places of the others; so sums need little memory, and a sum 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from alignkit.checkpoints.dtypes import as_bits
 from alignkit.graph.elements.action import act_on_dims
 from alignkit.graph.layout import Block
+from alignkit.graph.nodes import TensorNode
 from alignkit.graph.owned import ReadOnly
 
 Orders: TypeAlias = Mapping[int, Tensor]
@@ -35,8 +36,10 @@ SMALL_PIECE = 1 << 20
 class Tensors(Protocol):
     """What gives the tensors of one network."""
 
-    piece: int
-    """Bytes of a part in float64, about."""
+    @property
+    def piece(self) -> int:
+        """Bytes of a part in float64, about."""
+
     in_memory: bool
     """Whether the tensors are in memory; there is then room for similarities, too."""
 
@@ -80,31 +83,65 @@ class TensorsInMemory(ReadOnly[Tensor]):
         return as_bits(view).index_select(at, places.to(view.device)).view(view.dtype)
 
 
+def as_tensors(network: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Tensors:
+    """Return what gives the parts of a network: itself where it stays on disk, else its tensors on a device."""
+    return network if isinstance(network, Tensors) else TensorsInMemory(network, torch.device(device))
+
+
 def ordered_part(
-    tensors: Tensors, name: str, block: Block, at: int, places: Places, orders: Orders | None = None
+    tensors: Tensors,
+    name: str,
+    block: Block,
+    at: int,
+    places: Places,
+    orders: Orders | None = None,
+    only: tuple[int, Tensor] | None = None,
 ) -> Tensor:
     """Return the units at some places of dim ``at`` once a block is in the given orders.
 
     Example: ``places`` 0 and 1 of a dim whose order is ``[2, 0, 1]`` hold what stands at 2 and 0. Units nested in the
     dim follow, by the rows of their own order that belong to these places. A dim with a matrix has to be whole.
+    ``only`` names another dim, and the places of it that are wanted.
     """
-    if not orders:
-        return tensors.part(name, block, at, places)
+    where: dict[int, Places] = {at: places, **({} if only is None else {only[0]: only[1]})}
     inner = {}
-    for i, order in orders.items():
-        if i != at and at in block.dims[i].ancestors and not order.is_floating_point():
-            inner[i] = order.reshape(block.dims[at].size, -1)[places]
-        elif i != at or order.is_floating_point():
+    for i, order in (orders or {}).items():
+        chain = (*block.dims[i].ancestors, i)
+        if i != at and not order.is_floating_point() and not where.keys().isdisjoint(chain):
+            order = order.reshape([block.dims[k].size for k in chain])
+            for axis, k in enumerate(chain):
+                order = order[(slice(None),) * axis + (where[k],)] if k in where else order
+        if i != at or order.is_floating_point():
             inner[i] = order
-    own = orders.get(at)
+    own = (orders or {}).get(at)
     part = tensors.part(name, block, at, places if own is None or own.is_floating_point() else own[places])
+    if only is not None and only[0] not in inner:
+        part = as_bits(part).index_select(only[0], only[1].to(part.device)).view(part.dtype)
     is_soft = any(order.is_floating_point() for order in inner.values())
-    return act_on_dims(block.dims, part.double() if is_soft else part, inner)
+    return act_on_dims(block.dims, part.double() if is_soft else part, inner) if inner else part
 
 
-def ranges(piece: int, block: Block, at: int, orders: Orders) -> list[slice]:
+def common_parts(
+    node: TensorNode, networks: Sequence[tuple[Tensors, Mapping[str, Tensor | None]]]
+) -> Iterator[list[Tensor]]:
+    """Yield one tensor of several networks part by part, each network in the order of its elements.
+
+    ``[(a, {}), (b, alignment.elements)]`` yields parts of A beside the same parts of aligned B. A group without an
+    element stays as it is.
+    """
+    for block in node.blocks:
+        every = [orders_of(block, elements) for _, elements in networks]
+        first = networks[0][0]
+        at = first.cut(block, frozenset(range(len(block.dims))))
+        together = {i: order for orders in every for i, order in orders.items()}
+        for run in ranges(min(SMALL_PIECE, first.piece), block, at, together):
+            sides = zip(networks, every, strict=True)
+            yield [ordered_part(tensors, node.name, block, at, run, orders) for (tensors, _), orders in sides]
+
+
+def ranges(piece: int, block: Block, at: int, orders: Orders | None = None) -> list[slice]:
     """Cut a dim of a block into ranges whose parts have about ``piece`` bytes in float64; matrices need it whole."""
-    if not block.dims or any(order.is_floating_point() for order in orders.values()):
+    if not block.dims or any(order.is_floating_point() for order in (orders or {}).values()):
         return [slice(None)]
     size, step = block.dims[at].size, _length(piece, block, at)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from alignkit.errors import SolverError, UsageError
-from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.graph.structure import GraphStructure
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -52,24 +52,39 @@ class Budget:
     """What the largest similarity matrix and its assignment take of it."""
 
     @property
+    def room(self) -> int:
+        """Entries of similarities that may be kept: half of what is left beside one that is assigned."""
+        return max(0, self.memory - self.matrices - _ALIVE * _SMALLEST) // 16
+
+    @property
     def piece(self) -> int:
         """Bytes, in float64, of one piece of a tensor."""
         # While a matrix is summed up there is one of it; its copies come when all pieces are gone.
-        return max(_SMALLEST, min(_LARGEST, (self.memory - self.matrices // _ASSIGNMENT) // _ALIVE))
+        left = self.memory - self.matrices // _ASSIGNMENT - 8 * self.room
+        return max(_SMALLEST, min(_LARGEST, left // _ALIVE))
 
+    @classmethod
+    def of(cls, graph: GraphStructure, memory: int | str, own: int = 0, owner: str = "") -> Budget:
+        """Share out memory for matching units over a graph.
 
-def budget_for(graph: SymmetryGraph, memory: int) -> Budget:
-    """Share out memory for matching units over a graph.
+        Args:
+            graph: The graph.
+            memory: Bytes, or text that `parse_memory` reads.
+            own: Bytes that a solver keeps for itself.
+            owner: What messages call the solver.
 
-    Raises:
-        SolverError: The similarities of some group do not fit. The message names the group and what it takes.
-    """
-    units = {root: max(graph.unit_count(name) for name in graph.tree(root)) for root in graph.roots}
-    largest = max(units, key=lambda root: units[root], default="")
-    needed = _ASSIGNMENT * 8 * units.get(largest, 0) ** 2
-    if memory < (least := needed + _ALIVE * _SMALLEST):
-        raise SolverError(
-            f"memory={memory} bytes do not suffice: the similarities of the units of {largest!r} and their assignment "
-            f"take {needed} bytes. Give at least {math.ceil(least / 1e6)} MB."
-        )
-    return Budget(memory, needed)
+        Raises:
+            UsageError: The text is not an amount.
+            SolverError: The similarities of some group do not fit. The message names the group and what it takes.
+        """
+        limit = parse_memory(memory)
+        units = {root: max(graph.unit_count(name) for name in graph.tree(root)) for root in graph.roots}
+        largest = max(units, key=lambda root: units[root], default="")
+        needed = _ASSIGNMENT * 8 * units.get(largest, 0) ** 2
+        if limit < (least := needed + _ALIVE * _SMALLEST + own):
+            beside = f" beside the {own} bytes of solver {owner!r}" if own else ""
+            raise SolverError(
+                f"memory={limit} bytes do not suffice: the similarities of the units of {largest!r} and their "
+                f"assignment take {needed} bytes{beside}. Give at least {math.ceil(least / 1e6)} MB."
+            )
+        return cls(limit - own, needed)

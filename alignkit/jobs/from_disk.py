@@ -1,22 +1,53 @@
-"""Checkpoints under an alignment, and averages of aligned checkpoints, streamed from files to files."""
+"""Checkpoints that are larger than memory: matched, aligned and averaged from files to files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Checkpoint, OnProgress, write_checkpoint
-from alignkit.checkpoints.shard import Values, ValuesOf
 from alignkit.errors import MergeError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.jobs.average import average, shares_of
-from alignkit.jobs.from_disk.budget import Budget, parse_memory
-from alignkit.jobs.from_disk.matching import fit_on_disk
-from alignkit.jobs.from_disk.weights import Reordered
+from alignkit.graph.stored.budget import Budget, parse_memory
+from alignkit.graph.stored.opening import open_stored
+from alignkit.graph.symmetry_graph import SymmetryGraph
+from alignkit.jobs.average import AverageNetwork
+from alignkit.jobs.solve import solve
 from alignkit.solver.solution import Solution
 
 DEFAULT_MEMORY = 1 << 30
 """Memory for streaming where none is given, 1 GiB."""
+
+
+@check_arguments
+def match_checkpoints(
+    graph: SymmetryGraph,
+    a: Checkpoint | str | Path,
+    b: Checkpoint | str | Path,
+    memory: int | str,
+    *,
+    on_progress: OnProgress | None = None,
+    **arguments: Any,
+) -> Solution:
+    """Solve a pair of checkpoints that stay on disk: ``solve(graph.bind(a, b, memory=memory), ...)``.
+
+    Args:
+        graph: The graph of their architecture; traced on fake tensors it needs no weights.
+        a: Reference checkpoint.
+        b: Checkpoint to be aligned.
+        memory: What may be used; see `SymmetryGraph.bind`, as for ``on_progress``.
+        on_progress: Called with the bytes read in each sweep.
+        arguments: Further arguments of `alignkit.solve`: a solver, a start, a seed, options.
+
+    Raises:
+        SolverError: The memory does not suffice, or an option is wrong.
+        BindError: A checkpoint does not fit the graph, or holds NaN or infinity.
+        AlignmentError: ``init`` belongs to another graph.
+        WeightsError: A checkpoint cannot be read.
+    """
+    return solve(graph.bind(a, b, memory=memory, on_progress=on_progress), **arguments)
 
 
 def align_checkpoint(
@@ -43,7 +74,8 @@ def align_checkpoint(
         WeightsError: The output cannot be written.
     """
     order = alignment if isinstance(alignment, Alignment) else alignment.alignment
-    write_checkpoint(output, b, aligned_values(b, order, memory), on_progress, overwrite=overwrite)
+    (network,) = open_stored(order.graph, {"B": b}, Budget(parse_memory(memory)))
+    write_checkpoint(output, b, network.under(order.elements).pieces, on_progress, overwrite=overwrite)
 
 
 def merge_checkpoints(
@@ -72,38 +104,14 @@ def merge_checkpoints(
         BindError: A checkpoint does not fit the graph, or dtypes differ.
         WeightsError: The output cannot be written.
     """
-    shares = shares_of(weights, len(checkpoints))
     orders = [order.alignment if isinstance(order, Solution) else order for order in alignments]
     graphs = list({id(order.graph): order.graph for order in orders if order is not None}.values())
     if len(orders) != len(checkpoints) or not graphs:
         raise MergeError("give one alignment, or None, for each checkpoint, and one alignment at least.")
-    graph = graphs[0]
-    if any(other != graph for other in graphs):
+    if any(other != graphs[0] for other in graphs):
         raise MergeError("the alignments belong to different graphs.")
-    budget = Budget(parse_memory(memory))
-    sources = [fit_on_disk(graph, checkpoints[0], checkpoint, budget)[1] for checkpoint in checkpoints]
-    elements = [(Alignment.identity(graph) if order is None else order).elements for order in orders]
-    nodes = graph.first_names
-
-    def values(name: str) -> Values:
-        moved = [Reordered(graph.tensors[nodes[name]], element) for element in elements]
-        spans = moved[0].pieces(budget.piece)
-        rows = ([each.at(side, span) for each, side in zip(moved, sources, strict=True)] for span in spans)
-        pieces = (average([{name: part} for part in parts], shares)[name] for parts in rows)
-        return pieces if moved[0].splits else next(pieces)
-
-    write_checkpoint(output, checkpoints[0], values, on_progress, overwrite=overwrite)
-
-
-def aligned_values(b: Checkpoint, alignment: Alignment, memory: int | str = DEFAULT_MEMORY) -> ValuesOf:
-    """Return what `alignkit.checkpoints.write_checkpoint` takes to write B under an alignment."""
-    budget = Budget(parse_memory(memory))
-    source, _ = fit_on_disk(alignment.graph, b, b, budget)
-    nodes = alignment.graph.first_names
-
-    def values(name: str) -> Values:
-        moved = Reordered(alignment.graph.tensors[nodes[name]], alignment.elements)
-        pieces = (moved.at(source, span) for span in moved.pieces(budget.piece))
-        return pieces if moved.splits else next(pieces)
-
-    return values
+    labelled = {f"checkpoint {at}": checkpoint for at, checkpoint in enumerate(checkpoints)}
+    networks = open_stored(graphs[0], labelled, Budget(parse_memory(memory)))
+    moved = [n if order is None else n.under(order.elements) for n, order in zip(networks, orders, strict=True)]
+    average = AverageNetwork.of(moved, weights)
+    write_checkpoint(output, checkpoints[0], average.pieces, on_progress, overwrite=overwrite)
