@@ -31,6 +31,15 @@ _ADVICE = {
     "Task": "A task is alignkit.Task(model, batches, loss).",
 }
 """How to come by what is needed, by its class."""
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "_FabricModule": "_original_module",
+}
+"""Modules that run another one, by their class: names of tensors have a prefix there. And where they keep it."""
+_MOST_MODELS = 1000
+"""Items of a list that are looked at: nobody holds more models."""
 _BOOLS = ("builtins.bool", "numpy.bool", "numpy.bool_")
 _INT64 = range(-(2**63), 2**63)
 
@@ -75,16 +84,36 @@ def _axes(value: Any) -> int | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return Python's own number for one of numpy: random generators and files of JSON take no other."""
-    is_number: bool = type(value).__module__ == "numpy" and isinstance(value, Real)
-    return value.item() if is_number else value
+    """Return Python's own number for one of numpy, and the module inside a wrapper; also of those in a list."""
+    if type(value).__module__ == "numpy" and isinstance(value, Real):
+        return value.item()  # random generators and files of JSON take no other
+    if type(value) in (list, tuple) and any(map(_inside, value[:_MOST_MODELS])):
+        return type(value)(map(unwrapped, value))
+    return unwrapped(value)
+
+
+def unwrapped(value: Any) -> Any:
+    """Return the module inside `DataParallel`, `DistributedDataParallel`, Fabric, or what `torch.compile` returns.
+
+    Anything else comes back as it is.
+    """
+    while attribute := _inside(value):
+        value = getattr(value, attribute)
+    return value
+
+
+def _inside(value: object) -> str | None:
+    """Return the attribute under which a wrapper keeps its module; None for anything else."""
+    kind = type(value)
+    return _WRAPPERS.get(kind.__name__) if kind.__module__.startswith(("torch.", "lightning")) else None
 
 
 def check_arguments(function: CallableT) -> CallableT:
     """Hold the arguments of each call against the function's annotations; raise `ArgumentError` where one is wrong.
 
-    Numbers of numpy reach the function as Python's own. Of a mapping only the type is looked at: its values may have to
-    be read from a disk, and who takes it knows better what its entries are called. Iterators are not consumed.
+    Numbers of numpy reach the function as Python's own, and a wrapped module as the one inside. Of a mapping only the
+    type is looked at: its values may have to be read from a disk, and who takes it knows better what its entries are
+    called. Iterators are not consumed.
     """
 
     @functools.wraps(function)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from alignkit.arguments import check_arguments
+from alignkit.arguments import check_arguments, unwrapped
 from alignkit.errors import AlignkitError, ModelSourceError, UsageError
 from alignkit.models.building import Example, read_config
 from alignkit.models.diffusers import diffusers_model
@@ -80,7 +80,7 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     if not (isinstance(model, nn.Module) and isinstance(args, tuple | list) and isinstance(kwargs, Mapping)):
         kinds = ", ".join(type(part).__name__ for part in result)
         raise ModelSourceError(f"{text}: the source {source!r} returned ({kinds}), not (Module, tuple, dict).")
-    return model.eval(), tuple(args), dict(kwargs)
+    return unwrapped(model).eval(), tuple(args), dict(kwargs)
 
 
 @check_arguments

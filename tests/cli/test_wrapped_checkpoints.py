@@ -94,14 +94,17 @@ def test_what_is_beside_a_prefix_stays_as_it_is(merged: State) -> None:
     assert "starts with 'net.'" in wrong
 
 
-def test_a_model_that_is_wrapped_takes_plain_files(model_modules: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_a_model_that_is_wrapped_takes_plain_and_wrapped_files(prefix: str, model_modules: Path) -> None:
     (model_modules / "wrapped.py").write_text(
         "import torch\nfrom torch import nn\n"
         "def net():\n    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))\n"
         "    return nn.DataParallel(net), torch.randn(5, 4)\n"
     )
-    torch.save(A, "a.pt")
-    torch.save(B, "b.pt")
-    run("merge", "a.pt", "b.pt", "-o", "m.pt", "--model", "wrapped:net")
+    torch.save(prefixed(A, prefix), "a.pt")
+    torch.save(prefixed(B, prefix), "b.pt")
+    assert "Function check of" in run("merge", "a.pt", "b.pt", "-o", "m.pt", "--model", "wrapped:net")
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    net.load_state_dict(torch.load("m.pt", weights_only=True))
+    written = torch.load("m.pt", weights_only=True)
+    assert all(name.startswith(prefix) for name in written)
+    net.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in written.items()})

@@ -132,11 +132,9 @@ def test_scripted_modules_are_refused() -> None:
         trace(scripted, X)
 
 
-def test_compiled_modules_are_refused() -> None:
-    with warnings.catch_warnings(action="ignore"):
-        compiled = torch.compile(mlp())
+def test_modules_with_a_compiled_one_inside_are_refused() -> None:
     with pytest.raises(TraceError, match="compiled module"):
-        trace(compiled, X)
+        trace(nn.Sequential(torch.compile(mlp(), backend="eager")), X)
 
 
 def test_the_model_is_left_as_it_was() -> None:
