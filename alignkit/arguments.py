@@ -85,7 +85,8 @@ def _axes(value: Any) -> int | None:
 
 def _plain(value: Any) -> Any:
     """Return Python's own number for one of numpy, and the module inside a wrapper; also of those in a list."""
-    if type(value).__module__ == "numpy" and isinstance(value, Real):
+    is_number: bool = type(value).__module__ == "numpy" and isinstance(value, Real)
+    if is_number:
         return value.item()  # random generators and files of JSON take no other
     if type(value) in (list, tuple) and any(map(_inside, value[:_MOST_MODELS])):
         return type(value)(map(unwrapped, value))
