@@ -51,7 +51,8 @@ class Format(Generic[ContentT]):
         writer: The function or command that writes one.
         error: Class of the errors.
         content: Type of what is inside; pydantic holds documents against it.
-        version: Version of the content. It is raised when the content changes, and no other version is read.
+        version: Version of the content. It is raised when the content changes.
+        older: Earlier versions whose documents are read as well, because they say the same in this version.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Format(Generic[ContentT]):
     error: type[AlignkitError]
     content: type[ContentT]
     version: int = 1
+    older: tuple[int, ...] = ()
 
     @cached_property
     def _schema(self) -> TypeAdapter[ContentT]:
@@ -104,7 +106,7 @@ class Format(Generic[ContentT]):
             kind = "" if name is None else f", it is {show_value(name)}"
             raise self.error(f"{source} is not {with_article(self.noun)}{kind}. One is written by {self.writer}.")
         version = document.get("version")
-        if version != self.version:
+        if version not in (self.version, *self.older):
             newer = isinstance(version, int) and version > self.version
             way_out = "Upgrade alignkit to a newer release." if newer else f"Write it again with {self.writer}."
             versions = f"version {version!r} of {self.name}; this release reads version {self.version}"

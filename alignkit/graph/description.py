@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alignkit.graph.kinds import KINDS
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import plural, shorten_list
 
@@ -18,11 +19,13 @@ def describe(graph: GraphStructure) -> str:
     families = plural(len(graph.groups) - len(graph.roots), "family", "families")
     counts = f"{plural(len(graph.tensors), 'tensor')}, {plural(len(graph.roots), 'group')}, {families}"
     components = plural(len(graph.components()), "component")
-    summary = f"{counts}, {components}, 10^{graph.log10_order:.1f} symmetries; {source}."
+    summary = f"{counts}, {components}, {graph.extent}; {source}."
     if graph.groups:
         table = _fold_stacks(graph)
         wide, right = (max(len(row[column]) for row in table) for column in (0, 1))
         groups = ["Groups:", *(f"  {name:<{wide}}  {units:>{right}} units  {where}" for name, units, where in table)]
+        kinds = [facts for kind, facts in KINDS.items() if any(g.kind == kind for g in graph.groups.values())]
+        groups += [f"  {facts.mark}: {facts.words}" for facts in kinds if facts.mark]
     else:
         groups = ["No group: every axis of every tensor is fixed."]
     unused = set(provenance.unused)
@@ -47,8 +50,11 @@ def describe(graph: GraphStructure) -> str:
 
 
 def group_table(graph: GraphStructure) -> list[tuple[str, str, str]]:
-    """List name, size and number of tensors of each group; families are indented under their parents."""
-    indented = {name: "  " * len(graph.ancestors(name)) + name for name in graph.parents_first}
+    """List name, size and number of tensors of each group, in the order of ``graph.parents_first``.
+
+    Families are indented under their parents. A mark stands in front of the name where the kind has one.
+    """
+    indented = {name: "  " * len(graph.ancestors(name)) + marked(graph, name) for name in graph.parents_first}
     counts = {name: plural(len(graph.tensors_of(name)), "tensor") for name in indented}
     return [(text, units_text(graph, name), counts[name]) for name, text in indented.items()]
 
@@ -58,8 +64,7 @@ def _fold_stacks(graph: GraphStructure) -> list[tuple[str, str, str]]:
     stacked = {mention: groups for mention, groups in graph.copies.items() if len(groups) > 1}
     kinds = {group: mention if group == groups[0] else None for mention, groups in stacked.items() for group in groups}
     rows = []
-    for text, units, tensors in group_table(graph):
-        name = text.strip()
+    for name, (text, units, tensors) in zip(graph.parents_first, group_table(graph), strict=True):
         mention = kinds.get(name, "")
         if mention:
             text, units = f"{text} to {graph.copies[mention][-1]}", mention_text(graph, mention)
@@ -74,6 +79,11 @@ def mention_text(graph: GraphStructure, mention: str) -> str:
     if len(groups) == 1:
         return units_text(graph, groups[0])
     return f"{len(groups) * graph.instances(groups[0])} x {graph.groups[groups[0]].size}"
+
+
+def marked(graph: GraphStructure, group: str) -> str:
+    """Write the name of a group with the mark of its kind: ``"~model"``."""
+    return KINDS[graph.groups[group].kind].mark + group
 
 
 def units_text(graph: GraphStructure, group: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import GraphError
+from alignkit.graph.kinds import GroupKind
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Units:
-    """The units of a group; ``parent`` names the group whose units own them, if any."""
+    """The units of a group of some kind; ``parent`` names the group whose units own them, if any."""
 
     group: str
     parent: str | None = None
     size: int | None = None
+    kind: GroupKind = "permutation"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def _merge_factors(segment: Segment) -> tuple[Factor, ...]:
 class Dim:
     """One factor of a block: ``size`` positions, ``stride`` apart on ``axis``; ``group`` is None where fixed.
 
-    ``ancestors`` are the numbers, within the block, of the dims of the group's parents, outermost first.
+    ``ancestors`` are the numbers, within the block, of the dims of the group's parents, outermost first, and ``kind``
+    is that of the group.
     """
 
     axis: int
@@ -128,6 +131,7 @@ class Dim:
     stride: int
     group: str | None = None
     ancestors: tuple[int, ...] = ()
+    kind: GroupKind = "permutation"
 
 
 @dataclass(frozen=True)
@@ -229,10 +233,10 @@ def layout_blocks(layout: Layout, tensor: str) -> tuple[Block, ...]:
                     is_group = dims[parent].group is not None
                     ancestors = (*dims[parent].ancestors, *[parent] * is_group)
                     ending = endings[parent] + ending
-                is_group = units is not None and not isinstance(units, StackPlaces)
-                dims.append(
-                    Dim(axis, size, stride, f"{units.group}{ending}" if units and is_group else None, ancestors)
-                )
+                if units is None or isinstance(units, StackPlaces):
+                    dims.append(Dim(axis, size, stride, None, ancestors))
+                else:
+                    dims.append(Dim(axis, size, stride, units.group + ending, ancestors, units.kind))
                 mentions.append(units)
                 endings.append(ending)
         blocks.append(Block(tuple(offset for offset, _ in terms), tuple(dims)))

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from alignkit.graph.kinds import GroupKind
 from alignkit.graph.layout import Block, Layout, groups_of_layout, layout_blocks
 from alignkit.graph.notation import format_layout
 from alignkit.text import list_some
 
-GroupKind = Literal["permutation", "signed", "scaled", "orthogonal"]
 Role = Literal["parameter", "buffer", "tensor"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """A set of interchangeable units.
+    """A set of units that may be exchanged, or rotated into each other.
 
     Attributes:
         size: Number of units; for a family, of each unit of the parent.
         parent: Group whose units own these units, or None.
-        kind: How units may be exchanged. Only ``"permutation"`` is in use; the others are reserved for signed
-            permutations (odd activations), positive rescalings (ReLU) and rotations (RMSNorm residual streams).
+        kind: What may be done to the units, such as ``"permutation"`` or ``"orthogonal"``; `alignkit.graph.kinds`
+            lists all.
     """
 
     name: str

@@ -5,10 +5,12 @@ Axes are separated by blanks, segments by ``+``, and a product of factors stands
     axis    = segment ('+' segment)*
     segment = factor | '(' factor+ ')'
     factor  = '.' | number | group | '(' axis ')'
-    group   = ['='] name ['[' parent ']'] [':' size]
+    group   = ['=' | mark] name ['[' parent ']'] [':' size]
+    mark    = '-' | '%' | '%%' | '~' | '^'
 
-A name holds letters, digits and ``_ . - /``, and is not a number. ``.`` is fixed and takes the size that is left.
-``=name`` is a stack: its places stay, and each owns the groups whose parent it is.
+A name holds letters, digits and ``_ . - /``, does not begin with one of the last three, and is not a number. ``.`` is
+fixed and takes the size that is left. ``=name`` is a stack: its places stay, and each owns the groups whose parent it
+is. A mark says the kind of a group, see `alignkit.graph.kinds`; a group without one is permuted.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ import re
 from collections.abc import Container, Iterator
 
 from alignkit.errors import SpecError
+from alignkit.graph.kinds import KIND_OF_MARK, KINDS
 from alignkit.graph.layout import Axis, Factor, Fixed, Layout, Segment, StackPlaces, Units
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*"
-_GROUP = rf"(?P<stack>=)?(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?"
+_GROUP = rf"(?P<mark>=|-|%%?|~|\^)?(?P<name>{_NAME})(?:\[(?P<parent>{_NAME})\])?(?::(?P<size>\d+))?"
 _TOKEN = re.compile(rf"\s*(?P<token>{_GROUP}|[.()+])", re.ASCII)
 _DEEPEST = 32
 """Maximum number of parentheses inside each other: no layout needs more than three, and recursion stays shallow."""
@@ -125,8 +128,10 @@ class _Reader:
         elif size is not None and int(size) == 0:
             problem = f"group {name!r} has size 0; leave an empty group out"
         else:
-            kind = StackPlaces if match["stack"] else Units
-            return kind(name, parent, int(size) if size else None)
+            number, mark = int(size) if size else None, match["mark"] or ""
+            if mark == "=":
+                return StackPlaces(name, parent, number)
+            return Units(name, parent, number, KIND_OF_MARK[mark])
         raise self.error(problem, match.start("token"))
 
 
@@ -136,11 +141,16 @@ def format_layout(layout: Layout, sized: Container[str] = ()) -> str:
     def write(piece: str | Units) -> str:
         if isinstance(piece, str):
             return piece
-        name = f"={piece.group}" if isinstance(piece, StackPlaces) else piece.group
+        name = mark_of(piece) + piece.group
         parent = f"[{piece.parent}]" if piece.parent else ""
         return f"{name}{parent}" + (f":{piece.size}" if piece.group in sized else "")
 
     return " ".join("".join(map(write, pieces_of(axis))) for axis in layout)
+
+
+def mark_of(units: Units) -> str:
+    """Return what stands in front of the name of a stack, or of a group of its kind."""
+    return "=" if isinstance(units, StackPlaces) else KINDS[units.kind].mark
 
 
 def pieces_of(axis: Axis) -> Iterator[str | Units]:

@@ -12,8 +12,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
 from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import SpecError
+from alignkit.graph.kinds import GroupKind
 from alignkit.graph.layout import Axis, Units
-from alignkit.graph.nodes import Group, GroupKind, Provenance, Role, TensorNode
+from alignkit.graph.nodes import Group, Provenance, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
 from alignkit.graph.rewrites import FOLDS, Balance, Blocked
 from alignkit.graph.sizes import resolve_sizes
@@ -58,7 +59,10 @@ class _GraphContent(Content):
     edges: list[dict[str, Any]]
 
 
-FORMAT = Format("alignkit.graph", "symmetry graph", "SymmetryGraph.to_json", SpecError, _GraphContent)
+# In version 1 all groups were permuted, and there were no marks.
+FORMAT = Format(
+    "alignkit.graph", "symmetry graph", "SymmetryGraph.to_json", SpecError, _GraphContent, version=2, older=(1,)
+)
 _PROVENANCE = TypeAdapter(Provenance)
 _FOLDS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in FOLDS}
 _BALANCES, _BLOCKED = TypeAdapter(list[Balance]), TypeAdapter(list[Blocked])

@@ -12,6 +12,7 @@ from alignkit.checkpoints.dense import why_not_dense
 from alignkit.checkpoints.fit import first_names
 from alignkit.checkpoints.mismatch import names_cause
 from alignkit.errors import GraphError, ShapeMismatchError, SpecError
+from alignkit.graph.kinds import KINDS
 from alignkit.graph.layout import Layout, StackPlaces, Units
 from alignkit.graph.nodes import Group, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
@@ -37,6 +38,10 @@ def read_spec(
                 here, there = map(_place_of, (units, known))
                 clash = f"group {units.group!r} is {here} at {where}, but {there} at {known_where}"
                 raise GraphError(f"{clash}. Write the same parent in brackets everywhere, or use another name.")
+            if known.kind != units.kind:
+                clash = f"group {units.group!r} is {KINDS[units.kind]} at {where}"
+                clash += f", but {KINDS[known.kind]} at {known_where}"
+                raise GraphError(f"{clash}. Write the same mark everywhere, or use another name.")
     for name in mentions:
         chain = [name]  # from the group outwards
         while (parent := mentions[chain[-1]][0].parent) is not None:
@@ -58,7 +63,7 @@ def read_spec(
     groups: dict[str, Group] = {}
     for mention, copies in (item for node in tensors.values() for item in node.mentions.items()):
         for name, parent in copies.items():
-            groups.setdefault(name, Group(name, group_sizes[mention], parent))
+            groups.setdefault(name, Group(name, group_sizes[mention], parent, mentions[mention][0].kind))
     return tensors, groups
 
 

@@ -15,6 +15,7 @@ from networkx import Graph, connected_components
 
 from alignkit.arguments import check_arguments
 from alignkit.errors import GraphError, ShapeMismatchError
+from alignkit.graph.kinds import KINDS, PLANES, component_count, dimension, log10_component_count
 from alignkit.graph.layout import StackPlaces, Units, factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
@@ -24,6 +25,8 @@ from alignkit.text import plural, show_value
 
 DEEPEST = 32
 """Maximum number of groups that are nested in one another; networks have two or three."""
+_NUMBERS = ("float", "bfloat", "complex")
+"""How names of dtypes begin that hold numbers with a sign and with fractions."""
 
 
 class GraphStructure:
@@ -62,6 +65,7 @@ class GraphStructure:
                 raise GraphError(f"group {name!r} is nested in {group.parent!r}, which is not a group of this graph.")
             if name in tensors:
                 raise GraphError(f"{name!r} is the name of a group and of a tensor. Rename the group.")
+            self._check_kind(group)
         self._mentions: dict[str, Units] = {}
         self._children: dict[str, tuple[str, ...]] = {}
         for name, group in groups.items():
@@ -112,6 +116,17 @@ class GraphStructure:
         """Parameters that cannot be folded, each with the reason."""
         return self._blocked
 
+    def _check_kind(self, group: Group) -> None:
+        """Check that a group is of a kind that there is, and that its size and its parent go with it."""
+        if group.kind not in KINDS:
+            raise GraphError(f"group {group.name!r} is of kind {group.kind!r}. The kinds are {', '.join(KINDS)}.")
+        if group.kind in PLANES and group.size % 2:
+            units = f"group {group.name!r} is {KINDS[group.kind]}, but has {group.size} units"
+            raise GraphError(f"{units}: their number has to be even.")
+        if group.parent is not None and self.groups[group.parent].kind != "permutation":
+            parent = f"{group.parent!r}, which is {KINDS[self.groups[group.parent].kind]}"
+            raise GraphError(f"group {group.name!r} is nested in {parent}. Only units that are permuted own others.")
+
     def _check_layout(self, node: TensorNode) -> None:
         """Check the layout of a tensor against its shape and the groups."""
         for index, unit in ((i, unit) for i, axis in enumerate(node.layout) for unit in axis.units()):
@@ -121,6 +136,12 @@ class GraphStructure:
                 if group is None:
                     problem = f"mentions group {name!r}, which is not a group of this graph"
                     raise GraphError(f"tensor {node.name!r} {problem}.")
+                if unit.kind != group.kind:
+                    here = f"group {name!r} is {KINDS[unit.kind]} here, but {KINDS[group.kind]} in the graph"
+                    raise GraphError(f"{where}: {here}. Write the same mark everywhere.")
+                if group.kind != "permutation" and node.dtype and not node.dtype.startswith(_NUMBERS):
+                    moved = f"group {name!r} is {KINDS[group.kind]}, but the tensor holds {node.dtype}"
+                    raise GraphError(f"{where}: {moved}. Only permutations act on whole numbers.")
                 if (unit.size, parent) != (group.size, group.parent):
                     here = f"{unit.size} units and the parent {parent!r} here"
                     there = f"{group.size} and {group.parent!r}"
@@ -156,26 +177,42 @@ class GraphStructure:
         return tuple(name for root in self.roots for name in self.tree(root))
 
     def element_shape(self, group: str) -> tuple[int, ...]:
-        """Return the shape of a group's indices in an alignment: the sizes of its ancestors, then its own."""
+        """Return the shape of a group's element in an alignment: the sizes of its ancestors, then its own.
+
+        Its own stands twice where the element is a matrix.
+        """
+        return (*self.unit_shape(group), *[self.groups[group].size] * self.rotates(group))
+
+    def unit_shape(self, group: str) -> tuple[int, ...]:
+        """Return the shape of one number for each unit of a group: the sizes of its ancestors, then its own."""
         return (*(self.groups[name].size for name in self.ancestors(group)), self.groups[group].size)
 
     def instances(self, group: str) -> int:
         """Return the number of copies of the group: the number of units of its parent, 1 for a root."""
-        return math.prod(self.element_shape(group)[:-1])
+        return math.prod(self.unit_shape(group)[:-1])
 
     def unit_count(self, group: str) -> int:
         """Return the number of units of a group over all parents."""
-        return math.prod(self.element_shape(group))
+        return math.prod(self.unit_shape(group))
 
     @cached_property
     def order(self) -> int:
-        """Number of elements of the symmetry group, exactly."""
-        return math.prod(math.factorial(g.size) ** self.instances(name) for name, g in self.groups.items())
+        """Number of connected parts of the symmetry group, exactly: of its elements where no group rotates."""
+        return math.prod(component_count(g.kind, g.size) ** self.instances(n) for n, g in self.groups.items())
 
     @cached_property
     def log10_order(self) -> float:
         """Decimal logarithm of `order`; 0 for a graph without groups."""
-        return sum(self.instances(n) * math.lgamma(g.size + 1) for n, g in self.groups.items()) / math.log(10)
+        return sum(self.instances(n) * log10_component_count(g.kind, g.size) for n, g in self.groups.items())
+
+    @cached_property
+    def dimension(self) -> int:
+        """Dimension of the symmetry group: the number of its free continuous parameters, 0 where no group rotates."""
+        return sum(self.instances(name) * dimension(g.kind, g.size) for name, g in self.groups.items())
+
+    def rotates(self, group: str) -> bool:
+        """Tell whether the elements of a group are matrices, see `alignkit.graph.kinds`."""
+        return KINDS[self.groups[group].kind].rotates
 
     @cached_property
     def first_names(self) -> Mapping[str, str]:
@@ -248,7 +285,13 @@ class GraphStructure:
         """Numbers of tensors, groups, families and symmetries, in one line."""
         families = plural(len(self.groups) - len(self.roots), "family", "families")
         counts = f"{plural(len(self.tensors), 'tensor')}, {plural(len(self.roots), 'group')}, {families}"
-        return f"{counts}, 10^{self.log10_order:.1f} symmetries"
+        return f"{counts}, {self.extent}"
+
+    @property
+    def extent(self) -> str:
+        """Number of symmetries, and dimension where groups rotate, as words."""
+        rotations = f" of {plural(self.dimension, 'dimension')}" if self.dimension else ""
+        return f"10^{self.log10_order:.1f} symmetries{rotations}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary})"

@@ -136,7 +136,8 @@ class SoftAlignment:
 
     def _repr_html_(self) -> str:
         certainty = self._certainty()
-        rows = [(name, units, f"{certainty[name.strip()]:.2f}") for name, units, _ in group_table(self.graph)]
+        table = zip(self.graph.parents_first, group_table(self.graph), strict=True)
+        rows = [(text, units, f"{certainty[name]:.2f}") for name, (text, units, _) in table]
         return html_table(("group", "units", "mean largest share"), rows, repr(self))
 
 

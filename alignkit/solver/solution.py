@@ -299,8 +299,8 @@ class Solution:
         return f"Solution({self.solver}: {self.status.name}, {distances}, {sum(self.moved.values())} units moved)"
 
     def _repr_html_(self) -> str:
-        units = [(name, count) for name, count, _ in group_table(self.graph)]
-        rows = [(name, n, f"{self.moved[name.strip()]}", f"{self.gain[name.strip()]:.6g}") for name, n in units]
+        table = zip(self.graph.parents_first, group_table(self.graph), strict=True)
+        rows = [(text, n, f"{self.moved[name]}", f"{self.gain[name]:.6g}") for name, (text, n, _) in table]
         return html_table(("group", "units", "moved", "gain"), rows, repr(self))
 
 

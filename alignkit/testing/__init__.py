@@ -12,6 +12,7 @@ import pytest
 pytest.register_assert_rewrite("alignkit.testing.contract")
 
 from alignkit.testing.contract import SolverContract  # noqa: E402  after the line above, so that asserts explain themselves
+from alignkit.testing.kind_problems import KIND_ARCHITECTURES, decoder, tanh_mlp  # noqa: E402
 from alignkit.testing.problems import (  # noqa: E402
     ARCHITECTURES,
     ProblemArchitecture,
@@ -27,14 +28,17 @@ from alignkit.testing.problems import (  # noqa: E402
 
 __all__ = [
     "ARCHITECTURES",
+    "KIND_ARCHITECTURES",
     "ProblemArchitecture",
     "ProblemPair",
     "SolverContract",
     "attention",
     "convnet",
+    "decoder",
     "independent_pair",
     "mlp",
     "planted_pair",
     "residual",
+    "tanh_mlp",
     "torch_attention",
 ]

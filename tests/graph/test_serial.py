@@ -46,14 +46,14 @@ class TestJson:
     def test_another_version_is_refused(self) -> None:
         facts = unsealed(MLP.to_json())
         facts["version"] = 7
-        with pytest.raises(SpecError, match=r"version 7 .* this release reads version 1"):
+        with pytest.raises(SpecError, match=r"version 7 .* this release reads version 2"):
             SymmetryGraph.from_json(json.dumps(facts))
 
     @pytest.mark.parametrize(
         ("path", "value", "message"),
         [
             (("nodes", 0, "size"), 3, "damaged.*'fc1.weight', axis 0 has size 4, but 'h1' makes 3"),
-            (("nodes", 0, "kind"), "signed", "graph do not agree"),
+            (("nodes", 0, "kind"), "signed", "group .h1. is permuted"),
             (("nodes", 2, "layout"), "h2 .", "damaged.*'h2'"),
             (("nodes", 2, "layout"), "h1 * .", "damaged.*not part of the notation"),
             (("nodes", 2, "layout"), "h1", "'fc1.weight' has 2 axes"),

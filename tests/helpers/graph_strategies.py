@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from alignkit import Alignment, SymmetryGraph
 from alignkit.graph import Axis, Fixed, Units, parse_layout
+from alignkit.graph.kinds import KINDS, PLANES, GroupKind
 from alignkit.graph.layout import StackPlaces, factor_size
 
 
@@ -21,26 +24,28 @@ class Forest:
     stacks: set[str] = field(default_factory=set)
     sizes: dict[str, int] = field(default_factory=dict)
     parents: dict[str, str | None] = field(default_factory=dict)
+    kinds: dict[str, GroupKind] = field(default_factory=dict)
 
     def path(self, name: str) -> list[str]:
         parent = self.parents[name]
         return [name] if parent is None else [*self.path(parent), name]
 
     def mention(self, name: str) -> str:
-        parent, sign = self.parents[name], "=" * (name in self.stacks)
+        parent, sign = self.parents[name], "=" if name in self.stacks else KINDS[self.kinds[name]].mark
         return f"{sign}{name}[{parent}]:{self.sizes[name]}" if parent else f"{sign}{name}:{self.sizes[name]}"
 
 
 @st.composite
-def forests(draw: st.DrawFn) -> Forest:
-    """Up to five groups and stacks, nested up to three deep."""
+def forests(draw: st.DrawFn, kinds: Sequence[GroupKind]) -> Forest:
+    """Up to five groups, of some kinds, and stacks, nested up to three deep."""
     forest = Forest()
     for index in range(draw(st.integers(1, 5))):
         name = f"g{index}"
-        shallow = [n for n in forest.sizes if len(forest.path(n)) < 3]
-        forest.parents[name] = draw(st.sampled_from([None, *shallow]))
-        forest.sizes[name] = draw(st.integers(1, 3))
-        if draw(st.integers(0, 3)) == 0:
+        owners = [n for n in forest.sizes if len(forest.path(n)) < 3 and forest.kinds[n] == "permutation"]
+        forest.parents[name] = draw(st.sampled_from([None, *owners]))
+        forest.kinds[name] = draw(st.sampled_from(kinds))
+        forest.sizes[name] = draw(st.sampled_from([2, 4]) if forest.kinds[name] in PLANES else st.integers(1, 3))
+        if forest.kinds[name] == "permutation" and draw(st.integers(0, 3)) == 0:
             forest.stacks.add(name)
     return forest
 
@@ -81,9 +86,9 @@ def layouts(draw: st.DrawFn, forest: Forest) -> str:
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> SymmetryGraph:
+def graphs(draw: st.DrawFn, kinds: Sequence[GroupKind] = ("permutation",)) -> SymmetryGraph:
     """Graphs with families, stacks, segments, products, nested sums, and families that cross axes."""
-    forest = draw(forests())
+    forest = draw(forests(kinds))
     spec = {f"t{i}": draw(layouts(forest)) for i in range(draw(st.integers(1, 4)))}
     shapes = {n: tuple(2 if "." in axis_text(a) else factor_size(a) for a in parse_layout(t)) for n, t in spec.items()}
     small = {n: shape for n, shape in shapes.items() if torch.Size(shape).numel() <= 4096}
@@ -132,26 +137,30 @@ Mention = tuple[Units, int]
 
 
 def slow_apply(graph: SymmetryGraph, alignment: Alignment, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Permute weights one element at a time, straight from the layouts."""
+    """Move weights one element at a time, straight from the layouts."""
     result = {}
     for name, node in graph.tensors.items():
         result[name] = torch.empty_like(weights[name])
         for place in itertools.product(*map(range, node.shape)):
             to: list[list[Mention]] = []
-            source = tuple(
-                _source(axis, position, alignment, to) for axis, position in zip(node.layout, place, strict=True)
+            sources = [_sources(axis, at, alignment, to) for axis, at in zip(node.layout, place, strict=True)]
+            result[name][place] = sum(
+                weights[name][tuple(position for position, _ in chosen)] * math.prod(share for _, share in chosen)
+                for chosen in itertools.product(*sources)
             )
-            result[name][place] = weights[name][source]
     return result
 
 
-def _source(axis: Axis, position: int, alignment: Alignment, to: list[list[Mention]]) -> int:
-    """Where the element at ``position`` comes from; ``to`` collects the mentions of all axes so far."""
+Sources = list[tuple[int, float]]
+
+
+def _sources(axis: Axis, position: int, alignment: Alignment, to: list[list[Mention]]) -> Sources:
+    """Where the element at ``position`` comes from, and its shares; ``to`` collects the mentions of all axes so far."""
     to.append([])
     return _walk_axis(axis, position, alignment, to)
 
 
-def _walk_axis(axis: Axis, position: int, alignment: Alignment, to: list[list[Mention]]) -> int:
+def _walk_axis(axis: Axis, position: int, alignment: Alignment, to: list[list[Mention]]) -> Sources:
     start = 0
     for segment in axis.segments:
         sizes = [_size(factor) for factor in segment.factors]
@@ -159,12 +168,13 @@ def _walk_axis(axis: Axis, position: int, alignment: Alignment, to: list[list[Me
         if position >= start + total:
             start += total
             continue
-        rest, moved = position - start, 0
+        rest, moved = position - start, [(start, 1)]
         for index, factor in enumerate(segment.factors):
             below = torch.Size(sizes[index + 1 :]).numel()
             digit, rest = divmod(rest, below)
+            digits: Sources = [(digit, 1)]
             if isinstance(factor, Axis):
-                digit = _walk_axis(factor, digit, alignment, to)
+                digits = _walk_axis(factor, digit, alignment, to)
             elif isinstance(factor, Units):
                 to[-1].append((factor, digit))
                 if not isinstance(factor, StackPlaces):
@@ -173,9 +183,13 @@ def _walk_axis(axis: Axis, position: int, alignment: Alignment, to: list[list[Me
                         [factor.group, *(str(place) for units, place in owners if isinstance(units, StackPlaces))]
                     )
                     places = [place for units, place in owners if not isinstance(units, StackPlaces)]
-                    digit = int(alignment.elements[group][tuple(places)])
-            moved += digit * below
-        return start + moved
+                    element = alignment.elements[group][tuple(places)].tolist()
+                    if isinstance(element, list):  # a row of a matrix
+                        digits = list(enumerate(element))
+                    else:
+                        digits = [(element, 1) if element >= 0 else (~element, -1)]
+            moved = [(at + digit * below, share * more) for at, share in moved for digit, more in digits]
+        return moved
     raise AssertionError("position outside of the axis")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 
 from alignkit.graph.description import units_text
+from alignkit.graph.kinds import KINDS
 from alignkit.graph.structure import GraphStructure
 
 
@@ -36,7 +37,9 @@ def graphviz(graph: GraphStructure) -> str:
 
 def _nodes(graph: GraphStructure) -> dict[str, tuple[str, str]]:
     """Give each node an identifier, because names may hold any character, and the text below its name."""
-    groups = {name: (f"g{i}", f"{units_text(graph, name)} units") for i, name in enumerate(graph.groups)}
+    words = {name: KINDS[group.kind].words for name, group in graph.groups.items() if group.kind != "permutation"}
+    texts = {n: f"{units_text(graph, n)} units" + (f", {words[n]}" if n in words else "") for n in graph.groups}
+    groups = {name: (f"g{i}", text) for i, (name, text) in enumerate(texts.items())}
     return groups | {t.name: (f"t{i}", t.notation() or "scalar") for i, t in enumerate(graph.tensors.values())}
 
 

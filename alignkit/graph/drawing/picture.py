@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from alignkit.graph.description import mention_text
 from alignkit.graph.drawing.rows import Box, PictureRow, picture_rows
 from alignkit.graph.layout import StackPlaces, Units
-from alignkit.graph.notation import pieces_of
+from alignkit.graph.notation import mark_of, pieces_of
 from alignkit.graph.structure import GraphStructure
 
 _FONT = 8.0
@@ -101,7 +101,7 @@ def _find_lanes(graph: GraphStructure, rows: list[PictureRow]) -> dict[str, _Lan
         column = next((number for number, end in enumerate(ends) if end < numbers[0]), len(ends))
         ends[column : column + 1] = [numbers[-1]]
         first, start = begun.get(numbers[0], (name, 0))
-        short = name if name == first else _shorten_name(name, first)
+        short = mark_of(graph.mentions[name]) + (name if name == first else _shorten_name(name, first))
         legend = f"{short} ({mention_text(graph, name).replace(' ', '')})"
         begun[numbers[0]] = first, start + len(legend) + 3
         lanes[name] = _Lane(numbers, column, legend, start)
@@ -140,7 +140,7 @@ def _write_box(path: str, box: Box) -> tuple[str, Cells, float]:
         if isinstance(piece, str):
             return piece, None
         short = _shorten_name(piece.group, path)
-        return (f"={short}", None) if isinstance(piece, StackPlaces) else (short, piece.group)
+        return mark_of(piece) + short, None if isinstance(piece, StackPlaces) else piece.group
 
     cells: Cells = [list(map(cell, pieces_of(axis))) for axis in box.tensor.layout]
     label = f"{' '.join(name for name in box.names if name)} {'x'.join(map(str, box.tensor.shape))}".strip()

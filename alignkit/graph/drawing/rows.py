@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from alignkit.graph.layout import StackPlaces
+from alignkit.graph.layout import StackPlaces, Units
 from alignkit.graph.nodes import TensorNode
-from alignkit.graph.notation import pieces_of
+from alignkit.graph.notation import mark_of, pieces_of
 from alignkit.graph.structure import GraphStructure
 
 _FOLD_FROM = 3
@@ -80,10 +80,12 @@ def _signature(graph: GraphStructure, block: list[PictureRow], depth: int) -> ob
         if all(tensor.startswith(inside) for group in graph.copies[name] for tensor in graph.tensors_of(group)):
             own[name] = f"own{len(own)}"
 
+    def written(units: Units) -> str:
+        return "" if isinstance(units, StackPlaces) else own.get(units.group, units.group)  # a stack: what is in it
+
     def text(tensor: TensorNode) -> str:
         pieces = (piece for axis in tensor.layout for piece in (*pieces_of(axis), " "))
-        names = ((p, "=" if isinstance(p, StackPlaces) else "") for p in pieces)  # a stack is named for what is in it
-        return "".join(p if isinstance(p, str) else stack or own.get(p.group, p.group) for p, stack in names)
+        return "".join(piece if isinstance(piece, str) else mark_of(piece) + written(piece) for piece in pieces)
 
     boxes = [(row.path.split(".")[depth + 1 :], box.names, box.tensor) for row in block for box in row.boxes]
     facts = [(path, names, tensor.shape, text(tensor)) for path, names, tensor in boxes]

@@ -1,13 +1,17 @@
-"""How a group element acts on a block of a tensor: by indices where it is hard, by matrices where it is soft."""
+"""How a group element acts on a block of a tensor: by indices, with signs, or by matrices."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
 from alignkit.checkpoints.dtypes import as_bits
+from alignkit.graph.elements.element import flipped, order_of
+from alignkit.graph.kinds import KINDS
 from alignkit.graph.layout import Block, Dim
 
 
@@ -19,7 +23,7 @@ def act_on_block(
     Args:
         block: The block.
         part: Its elements, one dimension for each of ``block.dims``.
-        elements: For each group int64 indices, as in `Alignment`, or a floating-point matrix, as in `SoftAlignment`.
+        elements: For each group indices or a rotation, as in `Alignment`, or a matrix, as in `SoftAlignment`.
         skip: Positions of dims to leave alone.
 
     Returns:
@@ -38,29 +42,53 @@ def act_on_dims(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, Tensor
         elements: Indices or a matrix for each dim that moves, by its number; for the places that the part holds.
     """
     dtype, part = part.dtype, as_bits(part)
-    soft: dict[int, Tensor] = {}
+    matrices: dict[int, Tensor] = {}
+    flips: list[Tensor] = []
     for at in sorted(elements):
-        element, ancestors = elements[at], dims[at].ancestors
+        element, ancestors = elements[at].to(part.device), dims[at].ancestors
         if element.is_floating_point():
-            soft[at] = element
-        elif ancestors:
-            shape = [size if i in (*ancestors, at) else 1 for i, size in enumerate(part.shape)]
-            part = torch.take_along_dim(part, element.to(part.device).reshape(shape), at)
-        else:
-            part = part.index_select(at, element.to(part.device))
+            matrices[at] = element
+            continue
+        shape = [size if i in (*ancestors, at) else 1 for i, size in enumerate(part.shape)]
+        if dims[at].kind == "signed":
+            flips.append(flipped(element).reshape(shape))
+            element = order_of(element)
+        part = torch.take_along_dim(part, element.reshape(shape), at) if ancestors else part.index_select(at, element)
     part = part if part.dtype == dtype else part.view(dtype)
-    if not soft:
-        return part
-    # One label for the source of each dim; soft dims get a second label for their place. A child's matrix depends on
-    # the place and on the source of its parents.
-    operands: list[Tensor | list[int]] = [part, list(range(len(dims)))]
-    result = [len(dims) + at if at in soft else at for at in range(len(dims))]
-    for at, element in soft.items():
+    if flips:
+        part = torch.where(functools.reduce(torch.logical_xor, flips), _negated(part), part)
+    return _act_by_matrices(dims, part, matrices) if matrices else part
+
+
+def _negated(part: Tensor) -> Tensor:
+    """Return a part with all signs changed, those of zeros too, which torch leaves in many complex tensors."""
+    if part.is_complex():
+        negated: Tensor = torch.view_as_complex(-torch.view_as_real(part.resolve_conj()))
+        return negated
+    # torch does not negate floats of 8 bits.
+    return -part if part.dtype.itemsize > 1 else (-part.float()).to(part.dtype)
+
+
+def _act_by_matrices(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, Tensor]) -> Tensor:
+    """Multiply a part along some of its dims with matrices.
+
+    A matrix has a copy for each place of the dim's ancestors, ``[*places, n, n]``, or for each place and source,
+    ``[*places, *sources, n, n]``. Rotations are multiplied in their own dtype if it is wider than that of the part.
+    """
+    dtype, labels = part.dtype, len(dims)
+    for at, element in elements.items():
+        if KINDS[dims[at].kind].rotates:
+            part = part.to(torch.promote_types(part.dtype, element.dtype))
+    # One label for the source of each dim; those with a matrix get a second label for their place.
+    operands: list[Tensor | list[int]] = [part, list(range(labels))]
+    result = [labels + at if at in elements else at for at in range(labels)]
+    for at, element in elements.items():
         ancestors, size = dims[at].ancestors, dims[at].size
-        sizes = [dims[i].size for i in ancestors]
-        matrix = element.to(part.device, part.dtype).reshape(*sizes, *sizes, size, size)
-        operands += [matrix, [*(result[i] for i in ancestors), *ancestors, result[at], at]]
-    return torch.einsum(*operands, result)
+        sizes, places = [part.shape[i] for i in ancestors], [result[i] for i in ancestors]
+        if element.numel() > prod(sizes) * size**2:
+            sizes, places = [*sizes, *sizes], [*places, *ancestors]
+        operands += [element.to(part.dtype).reshape(*sizes, size, size), [*places, result[at], at]]
+    return torch.einsum(*operands, result).to(dtype)
 
 
 def act_on_blocks(blocks: Iterable[Block], tensor: Tensor, elements: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,62 @@
+"""Elements of one group: the neutral one, random ones, inverses and products.
+
+An element of a group that rotates is a float64 matrix ``[*ancestors, n, n]``. Any other is int64 ``[*ancestors, n]``:
+``j`` takes unit ``j`` as it is, ``~j`` (which is ``-j - 1``) takes it with its sign changed.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from alignkit.graph.elements.rotations import random_rotation
+from alignkit.graph.kinds import KINDS, GroupKind
+
+
+def identity_element(kind: GroupKind, shape: tuple[int, ...]) -> Tensor:
+    """Return the element that changes nothing; ``shape`` is that of one number for each unit."""
+    if KINDS[kind].rotates:
+        return torch.eye(shape[-1], dtype=torch.float64).repeat(*shape[:-1], 1, 1)
+    return torch.arange(shape[-1]).repeat(*shape[:-1], 1)
+
+
+def random_element(kind: GroupKind, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw an element uniformly; ``shape`` is that of one number for each unit."""
+    if KINDS[kind].rotates:
+        return random_rotation(kind, shape[:-1], shape[-1], generator)
+    order = torch.rand(shape, generator=generator, dtype=torch.float64).argsort(-1)
+    if kind == "signed":
+        order = order ^ -torch.randint(2, shape, generator=generator)
+    return order
+
+
+def flipped(element: Int[Tensor, "*batch n"]) -> Bool[Tensor, "*batch n"]:
+    """Tell which units change their sign."""
+    return element < 0
+
+
+def order_of(element: Int[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
+    """Return which unit comes to each place, whatever its sign."""
+    return element ^ (element >> 63)
+
+
+def as_matrix(element: Int[Tensor, "*batch n"]) -> Float[Tensor, "*batch n n"]:
+    """Return the matrix that does what indices, with signs, do, in float64."""
+    ones = nn.functional.one_hot(order_of(element), element.shape[-1]).double()
+    return torch.where(flipped(element)[..., None], -ones, ones)
+
+
+def compose_elements(left: Tensor, right: Tensor) -> Tensor:
+    """Return the element that does what ``right`` does and then what ``left`` does, for each of a batch."""
+    if left.is_floating_point():
+        return left @ right
+    return right.gather(-1, order_of(left)) ^ (left >> 63)
+
+
+def invert_element(element: Tensor) -> Tensor:
+    """Return the element that undoes another, for each of a batch."""
+    if element.is_floating_point():
+        return element.mT
+    places = torch.arange(element.shape[-1]).expand(element.shape)
+    return torch.empty_like(element).scatter_(-1, order_of(element), places ^ (element >> 63))
