@@ -58,7 +58,8 @@ def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> L
         for axis, dim in enumerate(block.span):
             if dim in fixed and dim in block.dims:
                 c.fix_axis(block.atoms, axis)
-    settled = settle(c, shape, blocks, fixed)
+    in_order = {d for block in blocks for d in block.dims if bool(c.stand_ins.rows_in_order(block.atoms).all())}
+    settled = settle(c, shape, blocks, fixed | in_order)
     for block in settled:
         c.colour(block.atoms)
     return Labels.of(shape, [all(x.uniform[d] for x in operands) for d in range(len(shape))], settled)
@@ -134,7 +135,7 @@ def _merge_owners(c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelB
         return a
     span = tuple(sorted(set(a.span) | set(b.span)))
     if set(a.context) ^ set(b.context) <= set(fixed):
-        # Rows that stay where they are, as positions of a sequence do, need no units of their own.
+        # Rows that stay where they are, as positions of a sequence do, need no units of their own; nor do sorted ones.
         c.merge(a.align_to(span), b.align_to(span))
         return min(a, b, key=lambda block: len(block.context))
     for fine, coarse in ((a, b), (b, a)):
