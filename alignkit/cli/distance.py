@@ -9,7 +9,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
-from alignkit.cli.runner import Runner, byte_bar
+from alignkit.cli.runner import Runner, byte_bar, load_task
 from alignkit.errors import AlignkitError
 
 
@@ -24,16 +24,18 @@ def distance(
     same: Annotated[bool, typer.Option("--same", help="End with exit code 1 unless B is A reordered.")] = False,
     save_alignment: switches.SaveAlignmentSwitch = None,
     memory: switches.MemorySwitch = None,
+    task: switches.TaskSwitch = None,
 ) -> None:
     """Say how far two networks are apart before and after alignment, and whether they are the same up to permutation.
 
     Example: [bold]alignkit distance a.safetensors b.safetensors --model torchvision:resnet18[/bold]
     """
+    switches.check_memory(memory, {"--task": task is not None})
     with Runner("distance", job, {"--save-alignment": save_alignment}) as run:
         files = run.open([a, b], architecture, solver=solving.solver, memory=memory)
         with byte_bar(memory) as report:
             pair = files.bind(memory, report)
-            measured = alignkit.distance(pair, tolerance=tolerance, **solving.arguments)
+            measured = alignkit.distance(pair, tolerance=tolerance, task=load_task(task), **solving.arguments)
         if save_alignment is not None:
             with run.file_set.collecting():
                 measured.alignment.save(save_alignment)

@@ -9,7 +9,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
-from alignkit.cli.runner import Runner, byte_bar
+from alignkit.cli.runner import Runner, byte_bar, load_task
 
 
 @switches.command
@@ -23,21 +23,23 @@ def solve(
     init: Annotated[Path | None, typer.Option("--init", help="Saved alignment to start from.")] = None,
     save_alignment: switches.SaveAlignmentSwitch = None,
     memory: switches.MemorySwitch = None,
+    task: switches.TaskSwitch = None,
 ) -> None:
     """Reorder the hidden units of B so that its weights come close to those of A.
 
     Example: [bold]alignkit solve a.safetensors b.safetensors --model torchvision:resnet18 -o aligned.safetensors[/bold]
 
-    Files appear whole or not at all, and none is replaced without --force. After Ctrl-C the best alignment so far is
+    Solvers that work with data take it from --task. Files appear whole or not at all, and none is replaced without --force. After Ctrl-C the best alignment so far is
     written, and the exit code is 130; a second Ctrl-C writes nothing.
     """
+    switches.check_memory(memory, {"--task": task is not None})
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
         files = run.open([a, b], architecture, solver=solving.solver, memory=memory)
         named = {"A": a, "B": b, "output": output}
         start = None if init is None else alignkit.Alignment.load(init, files.graph)
         with byte_bar(memory) as report:
             pair = files.bind(memory, report)
-            solution = alignkit.solve(pair, init=start, **solving.arguments)
+            solution = alignkit.solve(pair, init=start, task=load_task(task), **solving.arguments)
             _stop_if_nothing_moved(solution)
             network = pair.b if memory else files.weights[1]
             with run.file_set.collecting():

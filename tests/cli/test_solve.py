@@ -15,6 +15,7 @@ from alignkit import Alignment, Outcome, Problem, Solver, SolverOptions, Symmetr
 from alignkit.plugins.plugin_registry import registry
 from alignkit.solver import Report
 from helpers.command_line import run
+from helpers.weight_files import MODULE
 
 SPEC = {"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}
 
@@ -189,3 +190,20 @@ def test_an_unexpected_error_is_told_apart(folder: Path, monkeypatch: pytest.Mon
     printed = solve(folder, code=3)
     assert "Unexpected error: ZeroDivisionError: a fault" in printed
     assert "--debug" in printed
+
+
+@pytest.mark.parametrize("solver", ["activation_matching", "sinkhorn", "straight_through"])
+@pytest.mark.parametrize("command", ["solve", "distance"])
+def test_solvers_that_work_with_data_take_a_task(
+    command: str, solver: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "data_of_solve.py").write_text(MODULE)
+    steps = [] if solver == "activation_matching" else ["--option", "max_steps=3"]
+    line = [command, "a.safetensors", "b.safetensors", "--spec", "spec.json", "--solver", solver, *steps]
+    line += ["-o", "out.safetensors"] if command == "solve" else []
+    if solver == "activation_matching":
+        assert "--task package.module:function" in run(*line, code=1)
+    both = run(*line, "--task", "data_of_solve:task", "--memory", "1GB", code=None)
+    assert "--memory does not go with --task" in both
+    assert solver in run(*line, "--task", "data_of_solve:task")
