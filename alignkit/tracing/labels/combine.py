@@ -15,6 +15,7 @@ sums over them; rows 11 12 are left.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from math import prod
 
 import numpy as np
 
@@ -117,6 +118,22 @@ def _is_single(block: LabelBlock) -> bool:
     return len(np.unique(block.atoms)) == block.atoms.size
 
 
+def _refines(c: Constraints, fine: LabelBlock, coarse: LabelBlock) -> bool:
+    """Return whether each unit of one block, named once in a row, stands for part of what one of the other stands for.
+
+    Example: units of two heads `[[0 1] [2 3]]`, and `[[4 5] [4 5]]`, those of a key that the heads share. Rows may
+    repeat, for the samples of a batch.
+    """
+    units, targets = np.broadcast_arrays(fine.atoms, coarse.atoms)
+    pairs, own, shared = (len(np.unique(x)) for x in (units * c.count + targets, units, targets))
+    if not pairs == own > shared:
+        return False
+    row_axes = fine.axes(fine.context)
+    in_rows = np.moveaxis(fine.atoms, row_axes, range(len(row_axes)))
+    in_rows = np.sort(in_rows.reshape(prod(in_rows.shape[: len(row_axes)]), -1))
+    return bool((in_rows[:, 1:] != in_rows[:, :-1]).all())
+
+
 def _merge_owners(c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelBlock, fixed: Dims) -> LabelBlock:
     """Reconcile two blocks that own the same dimensions; return the one that stays.
 
@@ -127,7 +144,7 @@ def _merge_owners(c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelB
     """
     if a.context == b.context:
         for fine, coarse in ((a, b), (b, a)) if a.context else ():
-            if _is_single(fine) and not _is_single(coarse):
+            if _refines(c, fine, coarse):
                 # Rows that share their units, as query heads share those of keys, stay rows of their own.
                 c.relate(fine.atoms, coarse.atoms, fine.axes(fine.context))
                 return fine
