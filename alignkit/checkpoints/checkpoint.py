@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.folder import CONFIG, INDEX_SUFFIX, find_weights, inside, read_index, side_files
-from alignkit.checkpoints.opening import is_folder
+from alignkit.checkpoints.opening import is_folder, read_file
 from alignkit.checkpoints.pickle_file import open_pickle
 from alignkit.checkpoints.safetensors_file import SafetensorsShard
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, ValuesOf, file_kind
@@ -30,6 +31,7 @@ class Checkpoint(Mapping[str, Tensor]):
         shards: The weights files, each with its path and the facts of its tensors.
         metadata: Text entries of the file's header; of the index for a sharded checkpoint.
         side_files: Files that go along with the weights, such as config and tokenizer, relative to ``folder``.
+        side_texts: What side files say in outputs, where that is something else than here.
         config: The ``config.json`` beside the weights, or None.
     """
 
@@ -42,6 +44,7 @@ class Checkpoint(Mapping[str, Tensor]):
         side_files: tuple[Path, ...] = (),
     ) -> None:
         self.path, self.folder, self.shards, self.side_files = path, folder, shards, side_files
+        self.side_texts: dict[Path, str] = {}
         self.metadata = MappingProxyType(dict(metadata))
         beside = (folder or shards[0].path.parent) / CONFIG
         self.config: Path | None = beside if os.path.isfile(beside) else None
@@ -123,6 +126,30 @@ class Checkpoint(Mapping[str, Tensor]):
     def stored_values(self, values: ValuesOf) -> ValuesOf:
         """Turn values by the names of this mapping into values by names on disk."""
         return values
+
+    def extended(self, copies: Mapping[str, str], side_texts: Mapping[Path, str]) -> Checkpoint:
+        """Return a checkpoint to write like this one, with more tensors: an untied head, for example.
+
+        Args:
+            copies: Names of the new tensors, each with a tensor of its dtype and shape, beside which it is written. A
+                name that is there already is no longer tied to others.
+            side_texts: What side files say in the output, where that is something else than here.
+        """
+        homes = {name: self._shard_of[name if name in self._shard_of else like] for name, like in copies.items()}
+        shards = tuple(
+            shard.extended({name: like for name, like in copies.items() if homes[name] is shard})
+            for shard in self.shards
+        )
+        other = Checkpoint(self.path, self.folder, shards, self.metadata, self.side_files)
+        other.side_texts = dict(side_texts)
+        for index in self.side_files:
+            if index.name.endswith(INDEX_SUFFIX) and self.folder is not None:
+                facts = json.loads(read_file(self.folder / index))
+                facts["weight_map"] |= {n: str(home.path.relative_to(self.folder)) for n, home in homes.items()}
+                if "total_size" in (facts.get("metadata") or {}):
+                    facts["metadata"]["total_size"] += other.nbytes - self.nbytes
+                other.side_texts[index] = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+        return other
 
     def open_alike(self, path: str | Path) -> Checkpoint:
         """Open a checkpoint of the same form, such as one that was written like this one."""

@@ -189,6 +189,14 @@ class ConvertedCheckpoint(Checkpoint):
 
         return stored_value
 
+    def extended(self, copies: Mapping[str, str], side_texts: Mapping[Path, str]) -> ConvertedCheckpoint:
+        """Return a checkpoint to write like this one, with more tensors; see `Checkpoint`."""
+        names = {name: self._stored.get(name, name) for name in (*copies, *copies.values())}
+        plain = super().extended({names[name]: names[like] for name, like in copies.items()}, side_texts)
+        other = ConvertedCheckpoint(plain, self.conversion)
+        other.side_texts = plain.side_texts
+        return other
+
     def open_alike(self, path: str | Path) -> Checkpoint:
         """Open a checkpoint of the same form by the same names."""
         return ConvertedCheckpoint(open_checkpoint(path), self.conversion)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,14 @@ class PickleShard(Shard):
         else:
             state._metadata = self._module_versions
         save_pickle(self._chosen.wrap(state), target)
+
+    def extended(self, copies: Mapping[str, str]) -> PickleShard:
+        """Return a shard to write with more tensors, or with names that are no longer tied; see `Shard.extended`."""
+        other = copy.copy(self)
+        added = {name: replace(self.entries[like], name=name) for name, like in copies.items()}
+        other.entries = {**self.entries, **added}
+        other.first_names = {**self.first_names, **{name: name for name in copies}}
+        return other
 
 
 def save_pickle(values: Mapping[str, Any], target: Path) -> None:

@@ -5,10 +5,12 @@ The header is checked here (length, names, dtypes, shapes) and by the safetensor
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,23 @@ class SafetensorsShard(Shard):
                 if written != entry.nbytes:
                     sizes = f"{entry.name!r} has {entry.nbytes} bytes, the new values have {written}"
                     raise WeightsError(f"cannot write {target}: {sizes}.")
+
+    def extended(self, copies: Mapping[str, str]) -> SafetensorsShard:
+        """Return a shard to write with more tensors at its end; see `Shard.extended`."""
+        other, table = copy.copy(self), json.loads(self._header[_PREFIX:])
+        entries = dict(self.entries)
+        end = max((entry.begin + entry.nbytes for entry in entries.values()), default=len(self._header))
+        for name, like in copies.items():
+            if name not in entries:
+                entries[name] = replace(entries[like], name=name, begin=end)
+                offsets = [end - len(self._header), end - len(self._header) + entries[name].nbytes]
+                table[name] = {**table[like], "data_offsets": offsets}
+                end += entries[name].nbytes
+        text = json.dumps(table, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _PREFIX)  # values begin at a multiple of 8, as the library has it
+        other.entries, other.first_names = entries, {name: name for name in entries}
+        other._header = len(text).to_bytes(_PREFIX, "little") + text
+        return other
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -172,6 +172,15 @@ class Shard(ABC):
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
         """Write a file like this one with new values; ``advance`` is called with the bytes of each tensor."""
 
+    @abstractmethod
+    def extended(self, copies: Mapping[str, str]) -> Shard:
+        """Return a shard to write with more tensors, each of the dtype and shape of one that is there.
+
+        Args:
+            copies: Names of the new tensors, and of those that they are like. A name that is there already stays, and
+                is no longer tied to others.
+        """
+
 
 def memory_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor in row-major order, on the CPU; its own where it is contiguous there."""

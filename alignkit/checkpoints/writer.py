@@ -69,9 +69,10 @@ def write_checkpoint(
     """Write new values in the form of a checkpoint: a folder where it is one, a file where it is one.
 
     Shards, names, dtypes, metadata and headers are those of ``like``, and its side files (config, tokenizer, index)
-    are copied. Weights of other formats are not: they would hold other values. Tensors are asked for one by one and
-    dropped when written; of files of ``torch.save`` one shard at a time is held in memory. Everything is written beside
-    the output, flushed to the disk and then renamed, so that a killed run leaves the output as it was.
+    are copied, those of its ``side_texts`` with other texts. Weights of other formats are not: they would hold other
+    values. Tensors are asked for one by one and dropped when written; of files of ``torch.save`` one shard at a time is
+    held in memory. Everything is written beside the output, flushed to the disk and then renamed, so that a killed run
+    leaves the output as it was.
 
     Args:
         output: Folder or file to write.
@@ -110,7 +111,10 @@ def write_checkpoint(
         for side in like.side_files:
             target = temporary / side
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(like.folder / side, target)
+            if side in like.side_texts:
+                target.write_text(like.side_texts[side], encoding="utf-8")
+            else:
+                shutil.copyfile(like.folder / side, target)
         for shard in like.shards:
             target = temporary / shard.path.relative_to(like.folder)
             target.parent.mkdir(parents=True, exist_ok=True)

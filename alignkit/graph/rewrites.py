@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from alignkit.errors import GraphError
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.uses import Use
 from alignkit.text import did_you_mean, list_some
 
+ValueT = TypeVar("ValueT")
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 BalanceKind = Literal["scaled", "monomial", "invertible", "complex_planes"]
 
@@ -289,6 +290,17 @@ REASONS = {
     "tied": "its reader is tied to {where}. Untie the head to fold it",
 }
 """What stands in the way of a fold, as the end of a sentence."""
+
+
+def untied_heads(folds: Iterable[Fold]) -> dict[str, str]:
+    """Return the heads that folds untie, with the embeddings that they are tied to."""
+    return {fold.tensor: fold.source for fold in folds if isinstance(fold, Untie)}
+
+
+def under_both_names(values: Mapping[str, ValueT], folds: Iterable[Fold]) -> dict[str, ValueT]:
+    """Complete a mapping by names of tensors: files may hold a head and its embedding under one of the two names."""
+    pairs = [pair for tie in untied_heads(folds).items() for pair in (tie, tie[::-1])]
+    return {**values, **{name: values[other] for name, other in pairs if name not in values and other in values}}
 
 
 def in_order(folds: Iterable[Fold]) -> tuple[Fold, ...]:

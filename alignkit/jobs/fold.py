@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.module_copy import copy_module
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.graph.proof.verify import Equivalence, same_function
-from alignkit.graph.rewrites import AxisOf
+from alignkit.graph.rewrites import AxisOf, under_both_names, untied_heads
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, number
 from alignkit.rewriting import (
@@ -75,7 +75,7 @@ class Folded:
     @property
     def untied(self) -> dict[str, str]:
         """Heads that became tensors of their own, with the embedding that they were tied to."""
-        return _untied(self.folds)
+        return untied_heads(self.folds)
 
     @property
     def added(self) -> int:
@@ -166,57 +166,53 @@ class Folded:
         tensors = _fitted(self.graph, weights_of(source))
         wide = WideWeights(tensors)
         unfold_weights(wide, self.taken)
-        return _rebuilt(source, self.graph, wide, {})
+        return _rebuilt(source, weights_of(source), self.graph, wide, ())
 
 
 @check_arguments
 def fold(
     network: WeightsSource,
     graph: SymmetryGraph,
-    *,
+    *args: Any,
     balance: bool = True,
     keep_tied: bool = False,
-    inputs: Any = None,
+    model: nn.Module | None = None,
+    **kwargs: Any,
 ) -> Folded:
     """Carry out the folds of a graph on one network, and balance its spaces. It computes the same.
 
-    Everything is computed in float64 and rounded once, to the dtype that each tensor has. Where a module is given it is
+    Everything is computed in float64 and rounded once, to the dtype that each tensor has. Where there is a module it is
     run before and after.
 
     Args:
         network: A module, a state dict or a checkpoint path. It is left as it is.
         graph: Its graph, whose folds are done.
+        *args: Example inputs for the function check; a single dict holds inputs by name. None: random ones of the
+            shapes that the graph was traced with, where it was.
         balance: Whether scales and matrices between the two sides of a space are moved to the one place at which both
             sides are alike. Two networks that differ by them are then alike up to signs, phases and rotations.
         keep_tied: Whether a head stays tied to the embedding. Folds that need it untied are left out then, and the
             graph does not hold for the result.
-        inputs: Example inputs for the function check of a module: a tensor, a tuple of arguments, or a dict of
-            arguments by name. None: random ones of the shapes that the graph was traced with, where it was.
+        model: A module of the architecture that is run for the function check, where the network is not one.
+        **kwargs: Example inputs by name.
 
     Raises:
         FoldError: The network does not fit the graph, holds whole numbers where something is to be folded, a shift
             cannot be divided by a gain of 0, or a number overflows its dtype.
         VerificationError: The folded network does not compute the same, so the graph is wrong; the fold is named.
     """
-    untied = _untied(graph.folds)
+    untied = untied_heads(graph.folds)
     done, left = _keeping_ties(graph.folds, untied) if keep_tied else (graph.folds, ())
     given = weights_of(network)
-    tensors = _fitted(
-        graph, {**given, **{head: given[s] for head, s in untied.items() if s in given and head not in given}}
-    )
-    absent = {} if keep_tied else untied
+    whole = under_both_names(given, graph.folds)
+    tensors = _fitted(graph, whole)
     wide = WideWeights(tensors)
     taken = fold_weights(wide, done)
     spaces = balance_weights(wide, graph) if balance else []
-    result = _rebuilt(network, graph, wide, absent)
-    check = None
-    if isinstance(network, nn.Module):
-        check = _checked(network, cast(nn.Module, result), graph, done, tensors, wide, inputs)
+    result = _rebuilt(network, given if keep_tied else whole, graph, wide, () if keep_tied else untied)
+    module = network if isinstance(network, nn.Module) else model
+    check = None if module is None else _checked(module, graph, done, tensors, wide, args, kwargs)
     return Folded(result, graph, done, left, tuple(spaces), check, taken)
-
-
-def _untied(folds: Sequence[Fold]) -> dict[str, str]:
-    return {fold.tensor: fold.source for fold in folds if isinstance(fold, Untie)}
 
 
 def _keeping_ties(folds: Sequence[Fold], untied: Mapping[str, str]) -> tuple[tuple[Fold, ...], tuple[Fold, ...]]:
@@ -253,50 +249,51 @@ def _fitted(graph: SymmetryGraph, weights: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _rebuilt(
-    source: WeightsSource, graph: SymmetryGraph, wide: WideWeights, untied: Mapping[str, str]
+    source: WeightsSource, names: Iterable[str], graph: SymmetryGraph, wide: WideWeights, untied: Iterable[str]
 ) -> nn.Module | dict[str, Tensor]:
-    """Return a network with rewritten weights in the form of another one: a module, or its names and new ones."""
-    values = wide.rounded(untied)
+    """Return a network with rewritten weights: a module where the source is one, else a dict of some names."""
+    values = wide.rounded()
     named = {name: values[first] for name, first in graph.first_names.items()}
-    if isinstance(source, nn.Module):
-        return module_with(source, named, untied)
-    return {name: named[name] for name in dict.fromkeys((*weights_of(source), *untied))}
+    return (
+        module_with(source, named, untied) if isinstance(source, nn.Module) else {name: named[name] for name in names}
+    )
 
 
 def _checked(
-    before: nn.Module,
-    after: nn.Module,
+    module: nn.Module,
     graph: SymmetryGraph,
     folds: Sequence[Fold],
     tensors: Mapping[str, Tensor],
     wide: WideWeights,
-    inputs: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> FoldCheck | None:
-    """Run a module before and after; None where there are no inputs.
+    """Run a module with the weights before and after; None where there are no inputs.
 
     Raises:
         VerificationError: It does not compute the same before it is rounded.
     """
-    if inputs is None:
+    if not args and not kwargs:
         if not (traced := graph.provenance.inputs):
             return None
         count = traced[0].shape[0] if traced[0].shape else 1
-        inputs = traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs
-    args, kwargs = call_arguments(inputs)
-    outputs = graph.provenance.outputs
-    plain = copy_module(after).to(torch.float64)
+        args, kwargs = call_arguments(traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs)
+    plain = module_with(copy_module(module).to(torch.float64), {}, untied_heads(folds))
 
-    def compare(weights: WideWeights) -> Equivalence:
-        exact = module_with(plain, {**tensors, **weights.wide})
-        return same_function(before, exact, *args, outputs=outputs, **kwargs)
+    def compare(values: Mapping[str, Tensor]) -> Equivalence:
+        before, after = (
+            module_with(plain, {name: side[first] for name, first in graph.first_names.items()})
+            for side in (tensors, values)
+        )
+        return same_function(before, after, *args, outputs=graph.provenance.outputs, **kwargs)
 
-    exact = compare(wide)
+    exact = compare({**tensors, **wide.wide})
     if not exact.same:
         apart = f"outputs differ by {exact.error:.2g} of their size, tolerance {exact.tolerance:.0e} in {exact.dtype}"
         steps = WideWeights(tensors)
         for fold in folds:
             fold_weights(steps, [fold])
-            if not compare(steps).same:
+            if not compare({**tensors, **steps.wide}).same:
                 raise VerificationError(f"the graph is wrong about this fold: {fold} ({apart}).")
         raise VerificationError(f"the graph is wrong about what it balances ({apart}).")
-    return FoldCheck(exact, same_function(before, after, *args, outputs=outputs, **kwargs))
+    return FoldCheck(exact, compare(wide.rounded()))

@@ -16,8 +16,7 @@ from alignkit.checkpoints.documents import Content, Format, with_digest, without
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.shard import memory_of
 from alignkit.errors import AlignkitError
-from alignkit.tasks.measures import measure_name
-from alignkit.tasks.task import Task
+from alignkit.tasks.task import Task, measure_name
 
 RowT = TypeVar("RowT")
 

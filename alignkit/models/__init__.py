@@ -1,7 +1,7 @@
 """From a name or a folder to a model and an example call, one file a library."""
 
 from alignkit.models.building import Example
-from alignkit.models.configurations import Configuration, list_differences
+from alignkit.models.configurations import Configuration, list_differences, untied_config
 from alignkit.models.side_files import differing_files
 from alignkit.models.sources import load_model, source_of
 from alignkit.models.stored_names import conversion_of
@@ -14,4 +14,5 @@ __all__ = [
     "list_differences",
     "load_model",
     "source_of",
+    "untied_config",
 ]

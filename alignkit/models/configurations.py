@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from alignkit.models.diffusers import diffusers_fields
 from alignkit.models.limits import fields_of
 from alignkit.models.timm import timm_fields
 from alignkit.models.transformers import transformers_fields
+from alignkit.rewriting.modules import TIES
 from alignkit.text import list_some, show_value
 
 FIELDS_OF = {"transformers": transformers_fields, "diffusers": diffusers_fields, "timm": timm_fields}
@@ -37,6 +39,15 @@ TOKENS = re.compile(r"^(bos|eos|sep|pad|decoder_start|forced_(bos|eos))_token_id
 """Ids of tokens that end and begin texts. Models that write do not look at them; others may count or pool by them."""
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Endings of the names of classes that write text."""
+
+
+def untied_config(path: Path) -> str:
+    """Return the text of a ``config.json`` with the head no longer tied to the embedding."""
+    content = read_config(path)
+    parts = [content, *(part for part in content.values() if isinstance(part, dict) and TIES in part)]
+    for part in parts:
+        part[TIES] = False
+    return json.dumps(content, indent=2) + "\n"
 
 
 @dataclass(frozen=True)

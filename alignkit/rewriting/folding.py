@@ -30,7 +30,7 @@ def _apply(fold: Fold, weights: WideWeights) -> tuple[Tensor, ...]:
     match fold:
         case Untie(tensor, source):
             if tensor not in weights:
-                weights[tensor] = weights[source].clone()
+                weights.weights[tensor] = weights.weights[source]
             return ()
         case OutputScale(scale, writers):
             old = weights[scale].clone()
@@ -89,12 +89,12 @@ def _undo(fold: Fold, old: Sequence[Tensor], weights: WideWeights) -> None:
         case Shift(shift, readers):
             for reader, bias in readers:
                 weights.add(bias, -_contract(weights, reader, old[0]))
-            weights[shift] += old[0]
+            weights[shift].add_(old[0])
         case Gain(gain, readers, offset, shift):
             factor = old[0] + offset
             _multiply(weights, readers, _reciprocal(factor, gain))
             if shift is not None:
-                weights[shift] *= factor.reshape(weights[shift].shape)
+                weights[shift].mul_(factor.reshape(weights[shift].shape))
             weights[gain].copy_(old[0])
         case Zero(bias):
             weights.put(bias, weights.take(bias) + old[0])

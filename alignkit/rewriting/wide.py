@@ -18,11 +18,11 @@ class WideWeights:
     """Tensors by first name, copied to float64 when they are first asked for. The network they come from stays.
 
     Args:
-        weights: The tensors of a network. A tensor that is set and not among them is new.
+        weights: The tensors of a network.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self.weights = weights
+        self.weights = dict(weights)
         self.wide: dict[str, Tensor] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -36,9 +36,6 @@ class WideWeights:
                 raise FoldError(f"{held}. Dequantise the weights first.")
             self.wide[name] = tensor.detach().to(torch.float64, copy=True)
         return self.wide[name]
-
-    def __setitem__(self, name: str, tensor: Tensor) -> None:
-        self.wide[name] = tensor
 
     def take(self, place: AxisOf) -> Tensor:
         """Return the entries at the positions of a place, with their axis last."""
@@ -58,15 +55,11 @@ class WideWeights:
         tensor = self[name]
         tensor += values.to(tensor.device).reshape(*tensor.shape, -1).sum(-1)
 
-    def rounded(self, like: Mapping[str, str]) -> dict[str, Tensor]:
-        """Return all tensors: those that were rewritten in their own dtype again, new ones in that of another.
-
-        Args:
-            like: For each new tensor the name of the one whose dtype it gets.
+    def rounded(self) -> dict[str, Tensor]:
+        """Return all tensors, those that were rewritten in their own dtype again.
 
         Raises:
             FoldError: A number is larger than its dtype holds.
         """
-        dtypes = {name: self.weights[like.get(name, name)].dtype for name in self.wide}
-        changed = {name: narrow(wide, dtypes[name], name, FoldError) for name, wide in self.wide.items()}
+        changed = {n: narrow(wide, self.weights[n].dtype, n, FoldError) for n, wide in self.wide.items()}
         return {**self.weights, **changed}

@@ -36,7 +36,7 @@ def with_folds(net: Net, **changes: Any) -> SymmetryGraph:
 def test_a_module_computes_the_same_and_fits_its_graph(name: str, balance: bool) -> None:
     net = NETS[name]()
     before = {key: tensor.clone() for key, tensor in net.model.state_dict().items()}
-    folded = fold(net.model, net.graph, balance=balance, inputs=net.inputs)
+    folded = fold(net.model, net.graph, *net.inputs, balance=balance)
     assert differ(net.model, folded.network, net.inputs) < 1e-12
     assert folded.check is not None and folded.check.exact.same and folded.check.rounded.error < 1e-12
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.model.state_dict().items())
@@ -63,7 +63,7 @@ def test_weights_are_rounded_once_to_their_dtype_and_the_error_is_told(dtype: to
     net = NETS["vit"]()
     narrow = net.model.to(dtype)
     exact = fold(net.model.double().state_dict(), net.graph).network
-    folded = fold(narrow.to(dtype), net.graph, inputs=net.inputs)
+    folded = fold(narrow.to(dtype), net.graph, *net.inputs)
     for key, tensor in folded.network.state_dict().items():
         assert tensor.dtype == dtype
         assert torch.equal(tensor, exact[key].to(dtype)), key
@@ -101,7 +101,7 @@ class TestTiedHeads:
     def test_a_head_can_stay_tied(self, name: str) -> None:
         net = NETS[name]()
         head, source = next((f.tensor, f.source) for f in net.graph.folds if isinstance(f, Untie))
-        folded = fold(net.model, net.graph, keep_tied=True, inputs=net.inputs)
+        folded = fold(net.model, net.graph, keep_tied=True, *net.inputs)
         own = folded.network.state_dict()
         assert own[head].data_ptr() == own[source].data_ptr()
         assert differ(net.model, folded.network, net.inputs) < 1e-12
@@ -123,7 +123,7 @@ def test_a_graph_that_is_wrong_about_a_fold_is_refused_by_its_name(name: str) ->
     changed = replace(wrong, offset=wrong.offset + 0.5)
     graph = with_folds(net, folds=[changed if one is wrong else one for one in net.graph.folds])
     with pytest.raises(VerificationError, match=f"wrong about this fold: {changed.gain} into"):
-        fold(net.model, graph, inputs=net.inputs)
+        fold(net.model, graph, *net.inputs)
 
 
 @pytest.mark.parametrize("name", ["llama", "mlp, squared", "lora", "batchnorm"])
@@ -133,8 +133,8 @@ def test_a_graph_that_is_wrong_about_a_balance_is_refused(name: str) -> None:
     wrong = replace(first, kind="scaled", degree=first.degree + 1)
     graph = with_folds(net, balances=[wrong, *rest])
     with pytest.raises(VerificationError, match="wrong about what it balances"):
-        fold(net.model, graph, inputs=net.inputs)
-    assert fold(net.model, graph, balance=False, inputs=net.inputs).spaces == ()
+        fold(net.model, graph, *net.inputs)
+    assert fold(net.model, graph, balance=False, *net.inputs).spaces == ()
 
 
 def test_inputs_of_a_trace_are_drawn_anew() -> None:
@@ -179,7 +179,7 @@ def test_what_is_done_is_told_as_text_as_values_and_as_a_report(tmp_path) -> Non
     graph = with_folds(net, blocked=[Blocked("ln_f.bias", "no_bias", "lm_head.weight")])
     net.model.h[0].c_attn.weight.data[:, 0] = 0
     net.model.h[0].c_attn.bias.data[0] = 0
-    folded = fold(net.model, graph, inputs=net.inputs)
+    folded = fold(net.model, graph, *net.inputs)
     text = folded.explain()
     assert text.startswith("15 folds: 1 Untie, 4 Shift, 5 Gain, 2 Zero, 2 Through, 1 Mean.")
     assert "4 spaces balanced" in text and "1 unit or direction had an empty side" in text

@@ -96,10 +96,10 @@ def test_results_are_rounded_once_and_refused_where_they_overflow(dtype: torch.d
     weights = WideWeights(own)
     fold_weights(weights, [OutputScale("scale", (AxisOf("weight", 0),))])
     exact = own["weight"].double() * own["scale"].double()[:, None]
-    assert torch.equal(weights.rounded({})["weight"], exact.to(dtype))
+    assert torch.equal(weights.rounded()["weight"], exact.to(dtype))
     largest = torch.finfo(dtype).max
     large = {"scale": torch.full((3,), 2.0, dtype=dtype), "weight": torch.full((3, 4), largest, dtype=dtype)}
     weights = WideWeights(large)
     fold_weights(weights, [OutputScale("scale", (AxisOf("weight", 0),))])
     with pytest.raises(FoldError, match="'weight' overflows"):
-        weights.rounded({})
+        weights.rounded()
