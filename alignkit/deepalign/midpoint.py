@@ -22,7 +22,8 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.families import best_element
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.line import Line
-from alignkit.tasks.task import Task, cross_entropy
+from alignkit.tasks.measures import cross_entropy
+from alignkit.tasks.task import Task
 
 STEPS, RATE, SAMPLES = 8, 0.06, 512
 """Steps, their length in standard deviations of the scores, and inputs that they see; fixed on networks of the training

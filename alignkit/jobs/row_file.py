@@ -16,7 +16,8 @@ from alignkit.checkpoints.documents import Content, Format, with_digest, without
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.shard import memory_of
 from alignkit.errors import AlignkitError
-from alignkit.tasks.task import Task, measure_name
+from alignkit.tasks.measures import measure_name
+from alignkit.tasks.task import Task
 
 RowT = TypeVar("RowT")
 

@@ -49,7 +49,10 @@ class Needs:
     def check_task(self, given: bool, solver: str) -> None:
         """Raise a `SolverError` when there has to be a task and none is given."""
         if self.task and not given:
-            raise SolverError(f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss).")
+            raise SolverError(
+                f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss), "
+                "on the command line --task package.module:function."
+            )
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ class Batches:
     that are compared, and a generator that can be read only once works like a list.
 
     Args:
-        source: Two tensors ``(inputs [n, ...], targets [n, ...])``, or an iterable of such pairs.
+        source: Two tensors ``(inputs [n, ...], targets [n, ...])``, or an iterable of such pairs, or of dicts with
+            ``"labels"``, which are inputs and targets at once.
         chunk: Maximum number of samples in one batch; larger ones are cut. None keeps the pairs of an iterable as they
             are and cuts two whole tensors into pieces of ``DEFAULT_ROWS``.
     """
@@ -149,6 +150,10 @@ class Batches:
         index = -1
         for index, pair in enumerate(self._pairs):
             name = "the data" if self._whole else f"batch {index}"
+            if isinstance(pair, Mapping):
+                if "labels" not in pair:
+                    raise TaskError(f'{name} is a dict without "labels". Give pairs (inputs, targets).')
+                pair = pair, pair["labels"]
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 what = f"{len(pair)} entries" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
                 raise TaskError(f"{name} is not a pair (inputs, targets) but {what}.")

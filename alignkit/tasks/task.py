@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.dense import check_name, why_no_values
@@ -23,10 +21,9 @@ from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.process_state import FILTERS, SWITCHES, watched_state
 from alignkit.tasks.batches import Batch, Batches, tensors_in
+from alignkit.tasks.measures import LOSSES, METRICS, Measure, measure, measure_name, scalar
 from alignkit.text import describe_error
 
-Measure = Callable[[Any, Any], Any]
-"""Called with outputs and targets; returns the mean over the samples as a scalar tensor or a float."""
 Forward = Callable[[Any], Sequence[Any]]
 """Called with inputs; returns the outputs of one or more sets of weights."""
 
@@ -65,9 +62,11 @@ class Task:
         model: The architecture.
         batches: ``(inputs [n, ...], targets [n, ...])`` as two whole tensors, or an iterable of such pairs: a list, a
             DataLoader, a generator. ``inputs`` may be a tuple (positional arguments) or a dict (keyword arguments).
+            A batch may be one dict with ``"labels"`` too: the model gets all of it, the loss the labels.
             Read at the first evaluation; sequences are used as they are, any other iterable is read once, as far as
             needed, and kept, so that every evaluation sees the same samples (see `alignkit.tasks.batches.Batches`).
-        loss: ``"cross_entropy"``, ``"mse"`` or a callable ``(outputs, targets) -> mean over the samples``.
+        loss: ``"cross_entropy"``, ``"mse"``, ``"model"`` (the loss that the model returns, as models of transformers
+            do for batches with labels) or a callable ``(outputs, targets) -> mean over the samples``.
         metric: ``"accuracy"``, a callable like ``loss``, or None.
         device: Where to compute. None is the device of the model's first parameter.
         chunk: Maximum number of samples in one forward call. None takes the batches as they are, and 1024 samples at
@@ -92,8 +91,8 @@ class Task:
         first_device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         self.device = usable_device(device or ("cpu" if first_device.type == "meta" else first_device))
         self.batches: Iterable[Batch] = Batches(batches, chunk)
-        self.loss = _measure("loss", loss, LOSSES)
-        self.metric = None if metric is None else _measure("metric", metric, METRICS)
+        self.loss = measure("loss", loss, LOSSES)
+        self.metric = None if metric is None else measure("metric", metric, METRICS)
         self.metric_name = None if self.metric is None else measure_name(self.metric)
         parameters = model.parameters()
         empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in parameters}
@@ -308,7 +307,9 @@ class Task:
             with torch.no_grad():
                 part = part.to(self.device)
                 every = forward(part.inputs)
-                values = [[_scalar(m, measures[m](outputs, part.targets), part) for outputs in every] for m in measures]
+                values = [
+                    [scalar(m, measures[m](outputs, part.targets), part.name) for outputs in every] for m in measures
+                ]
                 return torch.tensor(values, dtype=torch.float64)
         except AlignkitError:
             raise
@@ -338,65 +339,10 @@ def call_with(model: nn.Module, weights: Mapping[str, Tensor], inputs: Any) -> A
     return torch.func.functional_call(model, dict(weights), arguments, keywords, tie_weights=False, strict=False)
 
 
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Compute the mean cross-entropy of logits ``[n, classes, ...]`` against classes ``[n, ...]`` or probabilities."""
-    return functional.cross_entropy(outputs, targets)
-
-
-def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Compute the mean squared error of outputs and targets of one shape ``[n, ...]``; nothing is broadcast."""
-    if outputs.shape != targets.shape:
-        raise TaskError(
-            f"mse: outputs have shape {list(outputs.shape)}, targets {list(targets.shape)}. Reshape one of them."
-        )
-    return functional.mse_loss(outputs, targets)
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Compute the share of samples whose largest logit ``[n, classes, ...]`` is that of the class ``[n, ...]``."""
-    predicted = outputs.argmax(1)
-    if predicted.shape != targets.shape:
-        raise TaskError(
-            f"accuracy: outputs have shape {list(outputs.shape)}, targets {list(targets.shape)}. "
-            "Give logits [n, classes, ...] and classes [n, ...]."
-        )
-    return (predicted == targets).double().mean()
-
-
-LOSSES: dict[str, Measure] = {"cross_entropy": cross_entropy, "mse": mse}
-METRICS: dict[str, Measure] = {"accuracy": accuracy}
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that an accelerator or the host has no memory left."""
     says_so = any(words in str(error) for words in ("out of memory", "DefaultCPUAllocator"))
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and says_so)
-
-
-def _measure(kind: str, given: str | Measure, known: Mapping[str, Measure]) -> Measure:
-    if isinstance(given, str):
-        if given not in known:
-            names = ", ".join(repr(name) for name in known)
-            raise TaskError(f"no {kind} is named {given!r}. Known: {names}; or pass a callable(outputs, targets).")
-        return known[given]
-    return given
-
-
-def measure_name(measure: Measure) -> str:
-    """Return the name of a loss or metric: that of the function, or of the object's class."""
-    name: str = getattr(measure, "__name__", type(measure).__name__)
-    return name
-
-
-def _scalar(kind: str, value: Any, part: Batch) -> float:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise TaskError(
-            f"the {kind} of {part.name} has shape {list(value.shape)}: return the mean over the samples, one number."
-        )
-    number = float(value)
-    if not math.isfinite(number):
-        raise TaskError(f"the {kind} of {part.name} is {number}. Are its inputs, and the weights, finite?")
-    return number
 
 
 def _tensors(weights: Weights) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from alignkit.text import describe_error
+from alignkit.tracing.labels.choices import follow
 from alignkit.tracing.labels.constants import Constants
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.reads import Reads
-from alignkit.tracing.labels.tensor_labels import IntArray, Labels
+from alignkit.tracing.labels.tensor_labels import Choice, IntArray, Labels
 from alignkit.tracing.labels.writes import Box, Key, are_apart, box_of, put_box, take_box
 from alignkit.tracing.recording.recorder import Leak, OpRecord, TensorRef
 from alignkit.tracing.rules.table import Call, RuleTable
@@ -126,10 +127,13 @@ class Interpreter:
         reason = ""
         rule = self.table.find(step.func)
         if rule is not None and outputs:
-            call = Call(step, self.constraints, self.labels_of)
             try:
+                followed = self._follow(step)
+                call = Call(step, self.constraints, self.labels_of, is_followed=followed is not None)
                 answer = rule(call)
                 output_labels = [answer] if isinstance(answer, Labels) else list(answer)
+                if followed is not None:
+                    output_labels = [x.saying(choice) for x, choice in zip(output_labels, followed, strict=True)]
                 if [x.shape for x in output_labels] == [ref.shape for ref in outputs]:
                     self._note_reads(call, output_labels)
                     self._constants.note(self.constraints, step, self.labels_of, output_labels[0])
@@ -144,6 +148,13 @@ class Interpreter:
             self.unknown[f"{step.op} ({reason})" if reason else step.op] = None
         self.constraints.fix_labels(*operands)
         return [Labels.of(ref.shape) for ref in outputs]
+
+    def _follow(self, step: OpRecord) -> list[Choice | None] | None:
+        """Return what the outputs of an op say about units, if it only moves elements of tensors that say so."""
+        if step.written:
+            return None
+        choices = [self.labels_of(ref).choice for ref in step.inputs]
+        return follow(step.op.split("::")[1], step.func, (step.args, step.kwargs), choices)
 
     def _note_reads(self, call: Call, output_labels: list[Labels]) -> None:
         """Record what an op computes with, takes a part of, or only looks at in another shape."""
@@ -170,6 +181,9 @@ class Interpreter:
             self._written[value.storage] += [before, after, *(self._labels[key] for key in others)]
             self._reads.written(value.storage)
             boxes = {key: box_of(key, value.key) for key in others - self._stale}
+            if others:
+                for labels in (after, *(self._labels[key] for key in others)):
+                    self.constraints.fix_choice(labels.choice)
             for key in others - self._stale:
                 self._update(key, value.key, after, boxes)
             if not returned:

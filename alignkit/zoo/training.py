@@ -15,7 +15,8 @@ from torch.func import functional_call, grad_and_value, stack_module_state
 
 from alignkit.arguments import check_arguments, usable_device
 from alignkit.errors import ZooError
-from alignkit.tasks.task import LOSSES, is_out_of_memory
+from alignkit.tasks.measures import LOSSES
+from alignkit.tasks.task import is_out_of_memory
 from alignkit.zoo.architectures import Architecture
 from alignkit.zoo.manifest import NetworkRecord
 from alignkit.zoo.recipe import Recipe, complete_recipe

@@ -12,10 +12,10 @@ X = torch.linspace(-1, 1, 10).reshape(2, 5)
 
 
 class Picks(nn.Module):
-    """Looks units up by position."""
+    """Adds units up by position."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.gather(1, x.argsort(1))
+        return x.cumsum(1)
 
 
 class Spare(nn.Module):
@@ -47,7 +47,7 @@ def test_inputs_and_outputs_pin_the_ends() -> None:
 
 def test_an_op_that_tells_positions_apart_is_named_with_its_module() -> None:
     pinned = pins(nn.Sequential(nn.Linear(5, 8), Picks(), nn.Linear(8, 3)), X)
-    assert pinned["0.weight", 0] == ("aten.argsort", "1") or pinned["0.weight", 0] == ("aten.sort", "1")
+    assert pinned["0.weight", 0] == ("aten.cumsum", "1")
 
 
 def test_units_inside_rotary_heads_are_told_though_the_heads_move() -> None:

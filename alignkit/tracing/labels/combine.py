@@ -15,6 +15,7 @@ sums over them; rows 11 12 are left.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from math import prod
 
 import numpy as np
 
@@ -58,7 +59,8 @@ def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> L
         for axis, dim in enumerate(block.span):
             if dim in fixed and dim in block.dims:
                 c.fix_axis(block.atoms, axis)
-    settled = settle(c, shape, blocks, fixed)
+    in_order = {d for block in blocks for d in block.dims if bool(c.stand_ins.rows_in_order(block.atoms).all())}
+    settled = settle(c, shape, blocks, fixed | in_order)
     for block in settled:
         c.colour(block.atoms)
     return Labels.of(shape, [all(x.uniform[d] for x in operands) for d in range(len(shape))], settled)
@@ -116,6 +118,22 @@ def _is_single(block: LabelBlock) -> bool:
     return len(np.unique(block.atoms)) == block.atoms.size
 
 
+def _refines(c: Constraints, fine: LabelBlock, coarse: LabelBlock) -> bool:
+    """Return whether each unit of one block, named once in a row, stands for part of what one of the other stands for.
+
+    Example: units of two heads `[[0 1] [2 3]]`, and `[[4 5] [4 5]]`, those of a key that the heads share. Rows may
+    repeat, for the samples of a batch.
+    """
+    units, targets = np.broadcast_arrays(fine.atoms, coarse.atoms)
+    pairs, own, shared = (len(np.unique(x)) for x in (units * c.count + targets, units, targets))
+    if not pairs == own > shared:
+        return False
+    row_axes = fine.axes(fine.context)
+    in_rows = np.moveaxis(fine.atoms, row_axes, range(len(row_axes)))
+    in_rows = np.sort(in_rows.reshape(prod(in_rows.shape[: len(row_axes)]), -1))
+    return bool((in_rows[:, 1:] != in_rows[:, :-1]).all())
+
+
 def _merge_owners(c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelBlock, fixed: Dims) -> LabelBlock:
     """Reconcile two blocks that own the same dimensions; return the one that stays.
 
@@ -126,7 +144,7 @@ def _merge_owners(c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelB
     """
     if a.context == b.context:
         for fine, coarse in ((a, b), (b, a)) if a.context else ():
-            if _is_single(fine) and not _is_single(coarse):
+            if _refines(c, fine, coarse):
                 # Rows that share their units, as query heads share those of keys, stay rows of their own.
                 c.relate(fine.atoms, coarse.atoms, fine.axes(fine.context))
                 return fine
@@ -134,7 +152,7 @@ def _merge_owners(c: Constraints, shape: Sequence[int], a: LabelBlock, b: LabelB
         return a
     span = tuple(sorted(set(a.span) | set(b.span)))
     if set(a.context) ^ set(b.context) <= set(fixed):
-        # Rows that stay where they are, as positions of a sequence do, need no units of their own.
+        # Rows that stay where they are, as positions of a sequence do, need no units of their own; nor do sorted ones.
         c.merge(a.align_to(span), b.align_to(span))
         return min(a, b, key=lambda block: len(block.context))
     for fine, coarse in ((a, b), (b, a)):

@@ -7,12 +7,14 @@ module that caused it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels, digest
+from alignkit.tracing.labels.stand_ins import StandIns, are_stand_ins, row_numbers
+from alignkit.tracing.labels.tensor_labels import Choice, IntArray, LabelBlock, Labels, digest
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Constraints:
     `merges` are pairs of arrays of atoms that move together. `Relation.cause` and `Colour.cause` index `causes`, whose
     first entry stands for no op. `constants` are atoms of positions that
     hold one value. `joined` holds the atoms of a joined dimension by what it was joined from, `products`
-    the labels that it was joined from by the digest of its atoms.
+    the labels that it was joined from by the digest of its atoms. `stand_ins` are atoms that stand for others: what is
+    recorded of them are constraints on these.
     """
 
     count: int = 0
@@ -71,6 +74,7 @@ class Constraints:
     constants: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     products: dict[bytes, Labels] = field(default_factory=dict)
     joined: dict[object, IntArray] = field(default_factory=dict)
+    stand_ins: StandIns = field(default_factory=StandIns)
     _rows: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], IntArray] = field(default_factory=dict)
     _recorded: set[tuple[bytes, ...]] = field(default_factory=set)
 
@@ -89,8 +93,19 @@ class Constraints:
     def merge(self, a: IntArray, b: IntArray) -> None:
         """Make a[i] and b[i] move together, for all i. The arrays broadcast against each other."""
         a, b = np.broadcast_arrays(a, b)
-        if a is not b and self._is_new(b"m", a, b) and not np.array_equal(a, b):
+        if a is b or not self._is_new(b"m", a, b) or np.array_equal(a, b):
+            return
+        if not are_stand_ins(a, b):
             self.merges.append((a.ravel(), b.ravel()))
+            return
+        ordered = [self.stand_ins.rows_in_order(side) for side in (a, b)]
+        for side, other, is_row in ((a, b, ordered[1]), (b, a, ordered[0])):
+            here = is_row & (a != b)
+            self._fix_orders(other[here])
+            self.colour(side[here & ~(ordered[0] & ordered[1])], row_numbers(other[here & ~(ordered[0] & ordered[1])]))
+        if (ordered[0] | ordered[1]).any():
+            a, b = (side[~(ordered[0] | ordered[1])] for side in (a, b))
+        self.merges += self.stand_ins.merges(a, b)
 
     def relate(self, children: IntArray, targets: IntArray, apart: tuple[int, ...] = ()) -> None:
         """Make the map children[i] -> targets[i] one that symmetries respect, see `Relation`.
@@ -98,14 +113,33 @@ class Constraints:
         Other atoms name the positions along the axes `apart` already, so that a target may repeat there in any order.
         """
         if self._is_new(b"r", children, targets):
-            self.relations.append(Relation(children, targets, len(self.causes) - 1, apart))
+            self._relate(children, targets, apart)
+
+    def _relate(
+        self, children: IntArray, targets: IntArray, apart: tuple[int, ...] = (), *, context: bool = False
+    ) -> None:
+        if are_stand_ins(children, targets):
+            ordered = [self.stand_ins.rows_in_order(side) for side in (children, targets)]
+            if ordered[0].any() or ordered[1].any():
+                self._relate_rows(children, targets, ordered, context=context)
+                return
+            merges, children, targets, apart = self.stand_ins.relations(children, targets, apart)
+            self.merges += merges
+        self.relations.append(Relation(children, targets, len(self.causes) - 1, apart, context))
 
     def colour(self, atoms: IntArray, keys: npt.ArrayLike | None = None) -> None:
         """Keep the set `atoms` (with multiplicity) and, where given, the integer `keys` (broadcast against atoms)."""
         if keys is None and not self._is_new(b"c", atoms):
             return
-        values = None if keys is None else np.broadcast_to(np.asarray(keys, dtype=np.int64), atoms.shape).ravel()
-        self.colours.append(Colour(atoms.ravel(), values, len(self.causes) - 1))
+        values = None if keys is None else np.broadcast_to(np.asarray(keys, dtype=np.int64), atoms.shape)
+        if are_stand_ins(atoms):
+            ordered = self.stand_ins.rows_in_order(atoms)
+            if ordered.any():
+                if keys is not None or not self.stand_ins.has_whole_orders(atoms[ordered]):
+                    self._fix_orders(atoms[ordered])
+                atoms, values = atoms[~ordered], None if values is None else values[~ordered]
+            atoms, values = self.stand_ins.members(atoms, values)
+        self.colours.append(Colour(atoms.ravel(), None if values is None else values.ravel(), len(self.causes) - 1))
 
     def fix_axis(self, atoms: IntArray, axis: int) -> None:
         """Keep each atom's position along one axis of the array."""
@@ -118,8 +152,39 @@ class Constraints:
 
     def fix_labels(self, *operands: Labels) -> None:
         """Keep every labelled position of some tensors where it is."""
-        for block in (block for labels in operands for block in labels.blocks):
-            self.fix(block.atoms)
+        for labels in operands:
+            for block in labels.blocks:
+                self.fix(block.atoms)
+            self.fix_choice(labels.choice)
+
+    def fix_choice(self, choice: Choice | None) -> None:
+        """Keep the units where they are of which a tensor holds the numbers."""
+        if choice is not None and choice.kind in ("position", "end"):
+            self.fix(choice.atoms)
+
+    def _fix_orders(self, rows: IntArray) -> None:
+        """Keep rows where they are that stand in orders: those of the units that were chosen."""
+        for choice in self.stand_ins.orders_among(rows):
+            self.fix_choice(choice)
+
+    def _relate_rows(
+        self, children: IntArray, targets: IntArray, ordered: Sequence[npt.NDArray[np.bool_]], *, context: bool
+    ) -> None:
+        """Relate rows in an order, on either side. They stay, unless stand-ins say what moves in each of them."""
+        if (
+            context
+            and ordered[1].all()
+            and not ordered[0].any()
+            and are_stand_ins(children)
+            and children.min() > self.count
+        ):
+            return
+        children, targets = np.broadcast_arrays(children, targets)
+        for side, other, is_row in ((children, targets, ordered[1]), (targets, children, ordered[0])):
+            is_row = np.broadcast_to(is_row, side.shape)
+            self._fix_orders(other[is_row])
+            here = is_row & ~self.stand_ins.rows_in_order(side)
+            self.colour(side[here], row_numbers(other[here]))
 
     def rows(self, atoms: IntArray, keep: tuple[int, ...]) -> IntArray:
         """Return atoms for the rows of an array: one for each position along the axes `keep`.
@@ -147,7 +212,7 @@ class Constraints:
             self.merge(known, parents)
         targets = parents.reshape([n if axis in keep else 1 for axis, n in enumerate(atoms.shape)])
         if self._is_new(b"n", atoms, targets):
-            self.relations.append(Relation(atoms, targets, len(self.causes) - 1, context=True))
+            self._relate(atoms, targets, context=True)
 
     def has_rows(self, block: LabelBlock, parent: LabelBlock) -> bool:
         """Return whether `parent` is known to hold the rows of `block`."""

@@ -80,9 +80,9 @@ def _join(c: Constraints, labels: Labels, dims: tuple[int, ...]) -> Labels:
         shared = set(block.dims) & joining
         blocks += factor(c, block, shared) if shared and shared != set(block.dims) else (block,)
     parts = [block for block in blocks if set(block.dims) <= joining]
-    if parts:
+    if parts or 0 < sum(labels.uniform[d] for d in dims) < len(dims):
         blocks = [block for block in blocks if not set(block.dims) <= joining]
-        blocks.append(parts[0] if parts[0].dims == dims else _join_parts(c, labels, dims, parts))
+        blocks.append(parts[0] if parts and parts[0].dims == dims else _join_parts(c, labels, dims, parts))
     for index, block in enumerate(blocks):
         if set(block.context) & joining and not joining <= set(block.span):
             span = tuple(sorted(set(block.span) | joining))
@@ -94,6 +94,9 @@ def _join(c: Constraints, labels: Labels, dims: tuple[int, ...]) -> Labels:
 
 def _join_parts(c: Constraints, labels: Labels, dims: tuple[int, ...], parts: list[LabelBlock]) -> LabelBlock:
     """Return a block that owns `dims`, whose atoms are products of those of the `parts`.
+
+    Without parts, as for samples of a batch and heads that share a key, positions of equal values get atoms that may
+    be exchanged, which are those of this tensor alone.
 
     Units whose heads are known already are such products themselves: joining heads `0 1` with their units
     `[[2 3] [4 5]]` needs no new atoms.
@@ -108,7 +111,7 @@ def _join_parts(c: Constraints, labels: Labels, dims: tuple[int, ...], parts: li
     fixed = tuple(labels.is_fixed(d) for d in dims)
     sizes = tuple(labels.shape[d] for d in span)
     # The same parts joined twice, as by two layers that read one flattened map, share their products.
-    key = (tuple((p.dims, p.context, digest(p.atoms)) for p in parts), dims, sizes, fixed)
+    key = (tuple((p.dims, p.context, digest(p.atoms)) for p in parts) or c.count, dims, sizes, fixed)
     if key not in c.joined:
         atoms = c.joined[key] = c.new_atoms(list(sizes))
         c.colour(atoms)

@@ -22,9 +22,10 @@ and a tensor [2, 2] of two heads with two units each, where every head has units
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,22 @@ class LabelBlock:
 
 
 @dataclass(frozen=True, eq=False)
+class Choice:
+    """Numbers that say which units a run picked.
+
+    Attributes:
+        kind: What the numbers are, see `alignkit.tracing.labels.choices`.
+        atoms: The units among which they pick, in order; of an order, the atoms of its rows.
+        made: The choices, each an integer of its own: one for each element of the tensor, or those that were counted
+            or sorted.
+    """
+
+    kind: Literal["position", "count", "end", "order"]
+    atoms: IntArray
+    made: IntArray
+
+
+@dataclass(frozen=True, eq=False)
 class Labels:
     """How a symmetry moves the elements of one tensor.
 
@@ -94,11 +111,13 @@ class Labels:
         shape: Shape of the tensor.
         uniform: For each dimension, whether the values are equal along it.
         blocks: Labels. Each dimension is owned by at most one block.
+        choice: What the elements say about units, if they are numbers of such. Labels that are made of these lose it.
     """
 
     shape: tuple[int, ...]
     uniform: tuple[bool, ...]
     blocks: tuple[LabelBlock, ...] = ()
+    choice: Choice | None = None
 
     @classmethod
     def of(cls, shape: Sequence[int], uniform: Sequence[bool] = (), blocks: Sequence[LabelBlock] = ()) -> Labels:
@@ -113,6 +132,10 @@ class Labels:
     def constant(cls, shape: Sequence[int]) -> Labels:
         """Return the labels of a tensor that holds one value everywhere."""
         return cls.of(shape, [True] * len(shape))
+
+    def saying(self, choice: Choice | None) -> Labels:
+        """Return the labels of a tensor whose elements say this about units; None: that are like any others."""
+        return replace(self, choice=choice)
 
     @cached_property
     def owner(self) -> Mapping[int, LabelBlock]:
@@ -190,4 +213,5 @@ class Labels:
     def same_as(self, other: Labels) -> bool:
         """Return whether both labels move a tensor in the same way, atom for atom."""
         mine, theirs = (sorted((b.dims, b.context, digest(b.atoms)) for b in x.blocks) for x in (self, other))
-        return self.shape == other.shape and self.uniform == other.uniform and mine == theirs
+        alike = self.shape == other.shape and self.uniform == other.uniform and self.choice is other.choice
+        return alike and mine == theirs

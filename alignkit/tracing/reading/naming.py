@@ -57,7 +57,10 @@ def group_names(axes: Axes, shapes: Mapping[str, tuple[int, ...]], symmetry: Sym
         if group in parent_of.values() or group in owner_of:
             base = _owner_name(group, tensor, axes, parent_of, owns_heads=group in owner_of.values())
         else:
-            base = _unit_name(group, tensor, axes[tensor][dim], len(shapes[tensor]), parent_of[group])
+            parent = parent_of[group]
+            base = _unit_name(group, tensor, axes[tensor][dim], len(shapes[tensor]), parent)
+            if parent is not None and base == names.get(parent):
+                base += ".units"
         name, number = base, 2
         endings = [""] if isinstance(group, int) else ["", ".stack", *(f".{place}" for place in range(len(group)))]
         while not taken.isdisjoint(name + ending for ending in endings):
@@ -113,6 +116,13 @@ def _unit_count(segment: LabelledSegment) -> int:
     return segment.size // max(sum(part.size for part in segment.inner), 1)
 
 
+def _is_one_each(segment: LabelledSegment) -> bool:
+    """Return whether a unit, or each unit in one, stands at one position."""
+    return segment.inner == (LabelledSegment(None, 1),) or (
+        segment.group is not None and len(segment.inner) == 1 and _is_one_each(segment.inner[0])
+    )
+
+
 def _owner_name(
     group: GroupKey, tensor: str, axes: Axes, parent_of: Mapping[GroupKey, GroupKey | None], *, owns_heads: bool
 ) -> str:
@@ -123,11 +133,13 @@ def _owner_name(
     # Units are stacked if a tensor has a matrix for each of them.
     stacked = any(
         len(rows) > 2
-        and groups_on(rows[0]) == [group]
+        and groups_on(rows[0])[-1:] == [group]
+        and all(_is_one_each(segment) for segment in rows[0])
         and any(parent_of[g] == group for axis in rows[1:] for g in groups_on(axis))
         for rows in axes.values()
-        if all(segment.size == _unit_count(segment) for segment in rows[0])
     )
+    if stacked and path.rpartition(".")[2] == "experts":
+        return path
     if stacked:
         kind = "experts"
     elif len(axes[tensor]) > 2:

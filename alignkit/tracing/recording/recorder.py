@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor, UnsupportedFakeTensorExcep
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_INTEGERS = (torch.int64, torch.int32)
+_RANGES = (torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step)
 _MAX_VALUES = 1 << 14
 """Maximum size of an integer tensor whose values are recorded: 128 KiB a tensor. Constant indices are far smaller."""
 
@@ -42,7 +44,7 @@ class TensorRef:
         if tensor.layout != torch.strided:
             return cls((-id(tensor),), -id(tensor), shape, tensor.dtype)
         values = None
-        if tensor.dtype in (torch.int64, torch.int32) and tensor.numel() <= _MAX_VALUES:
+        if tensor.dtype in _INTEGERS and tensor.numel() <= _MAX_VALUES:
             known = tensor.constant if isinstance(tensor, FakeTensor) else tensor  # fake ones know only constants
             if known is not None and known.device.type != "meta":
                 with torch.utils._python_dispatch._disable_current_modes():
@@ -138,6 +140,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._path = path
         self._varying: set[int] = set()
         self._numbers_vary = False  # numbers of Python that the model computes with
+        self._ranges: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}  # what fake tensors made by arange hold
         self._before = None if before is None else {_storage_of(tensor): tensor for tensor in before}
 
     def describe(self, tree: Any) -> Any:
@@ -148,7 +151,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _describe_one(self, tensor: torch.Tensor) -> TensorRef:
         ref = TensorRef.of(tensor)
-        return replace(ref, values=None) if ref.storage in self._varying else ref
+        if ref.storage in self._varying:
+            return replace(ref, values=None)
+        return replace(ref, values=self._ranges[ref.key]) if ref.key in self._ranges else ref
 
     def vary(self, tree: Any) -> None:
         """Record that the values of the tensors in a tree differ from run to run, or from model to model."""
@@ -162,6 +167,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made_of_numbers = not operands or func is torch.ops.aten.lift_fresh.default
         if varies or torch.Tag.nondeterministic_seeded in func.tags or (made_of_numbers and self._numbers_vary):
             self.vary(results)
+
+    def _note_range(self, func: Any, args: Any, written: Sequence[torch.Tensor], result: Any) -> None:
+        """Remember what a fake tensor holds that was made by arange, until it is written."""
+        storages = set(map(_storage_of, written))
+        self._ranges = {key: values for key, values in self._ranges.items() if key[0] not in storages}
+        if self._before is None and func in _RANGES and result.dtype in _INTEGERS and result.numel() <= _MAX_VALUES:
+            self._ranges[TensorRef.of(result).key] = np.arange(*args, dtype=np.int64)
 
     def leak(self, name: str, tree: Any) -> None:
         """Record that the tensors in a tree may be read and written unseen from now on."""
@@ -195,12 +207,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if _storage_of(tensor) not in self.alive:
                     self._meet(tensor)
             described_args, described_kwargs = self.describe((tuple(args), kwargs))
-            result = func(*args, **kwargs)
+            result = func(*args, **kwargs) if self._before is not None else _run_fake(func, args, kwargs)
+            self._note_range(func, args, written, result)
             self._follow_varying(func, _tensors((args, kwargs)), [*_tensors(result), *written])
             self.steps.append(OpRecord(func, described_args, described_kwargs, self.describe(result), self._path[-1]))
             if is_new and not args[0].untyped_storage().resizable():
                 self.leak("unrecorded::memory", result)
         return result
+
+
+def _run_fake(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an op on fake tensors. torch refuses them in a grouped product of other dtypes than bfloat16."""
+    if func is torch.ops.aten._grouped_mm.default and len(args) > 1 and (args[0].ndim, args[1].ndim) == (2, 3):
+        return args[0].new_empty((args[0].shape[0], args[1].shape[2]))
+    return func(*args, **kwargs)
 
 
 def _storage_of(tensor: torch.Tensor) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignkit.tracing.labels.combine import drop, matmul, reduce
+from alignkit.tracing.labels.picking import can_pick, pick, units_along
 from alignkit.tracing.labels.reshape import repeat_each, reshape
 from alignkit.tracing.labels.tensor_labels import Labels
+from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, RuleSet
 
 RULES = RuleSet()
@@ -68,14 +70,28 @@ def outer(call: Call) -> Labels:
     return call.unify(call.shape, [a.insert_dim(1), b])
 
 
-@RULES.rule("_grouped_mm")
+@RULES.rule("_grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_product(call: Call) -> Labels:
-    """Multiply [tokens, in] by [experts, in, out], each run of tokens by its expert: which expert is which matters."""
-    x, weight = call.labels("self"), call.labels("mat2")
+    """Multiply [tokens, in] by [experts, in, out], each run of tokens by its expert.
+
+    If the tokens are sorted by numbers of experts, and the runs are as long as there are such numbers, the choice of
+    each token is known. Else which expert is which matters.
+    """
+    c, (x_ref, weight_ref) = call.constraints, call.step.inputs[:2]
+    x, weight = call.labels(x_ref), call.labels(weight_ref)
+    ends, said = call.chosen("offs") if isinstance(call.arg("offs"), TensorRef) else (Labels.of(()), None)
     if len(x.shape) != 2 or len(weight.shape) != 3:
-        return call.fix(x, weight)
+        c.fix_choice(said)
+        return call.fix(x, weight, ends)
+    choice = c.stand_ins.choice_of_runs(units_along(x, 0), said)
+    if choice is not None and can_pick(weight, 0, choice):
+        picked = pick(c, weight, 0, choice)
+        picked = picked.with_blocks([*picked.blocks, x.owner[0]])
+        return matmul(c, x.insert_dim(1), picked).permute([0, 2])
+    c.fix_choice(said)
+    call.fix(ends)
     shared = call.fix_dims(weight, [0]).permute((1, 2))
-    return matmul(call.constraints, call.fix_dims(x, [0]), shared)
+    return matmul(c, call.fix_dims(x, [0]), shared)
 
 
 @RULES.rule("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution")

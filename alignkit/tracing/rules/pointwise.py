@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignkit.tracing.labels.combine import restrict
+from alignkit.tracing.labels.picking import units_of
 from alignkit.tracing.labels.tensor_labels import Labels
 from alignkit.tracing.rules.table import Call, RuleSet
 
@@ -16,7 +17,7 @@ _ELEMENTWISE = """
     add sub mul div rsub pow maximum minimum where fmin fmax relu sigmoid tanh exp log sqrt rsqrt neg abs silu gelu
     hardswish hardsigmoid hardtanh clamp clamp_min clamp_max leaky_relu elu mish softplus softsign erf erfc sin cos
     tan asin acos atan atan2 sinh cosh reciprocal sign sgn square cube masked_fill _to_copy clone detach alias
-    lift_fresh lift contiguous eq ne lt gt le ge logical_and logical_or logical_not logical_xor bitwise_and
+    lift_fresh lift contiguous lt gt le ge logical_and logical_or logical_not logical_xor bitwise_and
     bitwise_or bitwise_not bitwise_xor floor ceil round trunc frac log1p expm1 log2 log10 exp2 addcmul addcdiv lerp
     native_dropout dropout threshold remainder fmod floor_divide isnan isinf isfinite isposinf isneginf nan_to_num
     celu selu log_sigmoid_forward log_sigmoid hardshrink softshrink logit clip rrelu rrelu_with_noise relu6
@@ -34,6 +35,24 @@ _ELEMENTWISE = """
 def elementwise(call: Call) -> Sequence[Labels]:
     """Broadcast and align all operands."""
     return [call.unify(call.shape, call.operands())] * len(call.outputs)
+
+
+@RULES.rule("eq", "ne")
+def equal(call: Call) -> Labels:
+    """Compare elements. Numbers of units, compared with each number in turn, say which units they are."""
+    refs = call.step.inputs
+    for number, turn in (refs, refs[::-1]) if len(refs) == 2 else ():
+        rank = len(call.shape)
+        sizes = [1] * (rank - len(turn.shape)) + list(turn.shape)
+        dims = [d for d, n in enumerate(sizes) if n > 1]
+        labels, choice = call.chosen(number)
+        if choice is None or choice.kind != "position" or turn.values is None or len(dims) != 1:
+            continue
+        each = labels.pad_rank(rank)
+        if each.shape[dims[0]] == 1 and np.array_equal(turn.values.ravel(), np.arange(len(choice.atoms))):
+            call.fix(call.labels(turn))
+            return call.unify(call.shape, [each, units_of(choice).along(dims[0], rank)])
+    return call.unify(call.shape, call.operands())
 
 
 @RULES.rule("copy")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alignkit.tracing.labels import combine
+from alignkit.tracing.labels.picking import choose, units_of
 from alignkit.tracing.labels.reshape import reshape
-from alignkit.tracing.labels.tensor_labels import Labels
+from alignkit.tracing.labels.tensor_labels import Choice, LabelBlock, Labels
 from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, RuleSet
 
@@ -27,29 +28,78 @@ def extreme(call: Call) -> Sequence[Labels]:
     """Compare two tensors elementwise, or reduce one; where the place of the value is read, positions are fixed."""
     if isinstance(call.arg("other"), TensorRef):
         return [call.unify(call.shape, call.operands())]
-    x = call.labels("self")
-    gone = call.dims(call.arg("dim"), len(x.shape))
+    c, x = call.constraints, call.labels("self")
+    gone, keep_dim = call.dims(call.arg("dim"), len(x.shape)), bool(call.arg("keepdim"))
     gives_place = call.name.startswith("arg") or (call.is_used(1) and len(call.outputs) > 1)
-    if call.name == "mode" or gives_place:  # which of several modes it is depends on the order
+    numbers = None
+    if gives_place and call.name != "mode" and len(gone) == 1:
+        numbers = choose(c, x, min(gone), call.outputs[-1].shape, keep_dim)
+    if numbers is None and (call.name == "mode" or gives_place):  # which of several modes depends on the order
         x = call.fix_dims(x, gone)
-    return [combine.reduce(call.constraints, x, gone, bool(call.arg("keepdim")))] * len(call.outputs)
+    values = combine.reduce(c, x, gone, keep_dim)
+    return [values] * len(call.outputs) if numbers is None else [*[values] * (len(call.outputs) - 1), numbers]
 
 
-@RULES.rule("cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "cummax", "cummin")
+@RULES.rule("sort", "argsort", "topk")
 def ordered(call: Call) -> Sequence[Labels]:
-    """Sort or accumulate along a dimension: positions of the result are fixed, other dimensions pass through.
+    """Sort a dimension: positions of the result are fixed, other dimensions pass through.
 
-    Sorted values do not depend on the order that they had.
+    Sorted values do not depend on the order that they had, and their places are numbers of the units that stand there.
+    Numbers of units are another case: they come in the order of these.
     """
-    x = call.labels("self")
+    c, (x, choice) = call.constraints, call.chosen("self")
+    count = len(call.outputs)
+    if choice is not None and choice.kind == "position" and len(x.shape) == 1 < x.shape[0] and not x.blocks:
+        rows = c.stand_ins.sort(choice)
+        sorted_rows = Labels.of(call.shape, (), [LabelBlock((0,), (), rows)])
+        said = [
+            Choice("position", choice.atoms, c.stand_ins.in_order(choice.made, rows)),
+            Choice("order", rows, choice.made),
+        ]
+        return [sorted_rows.saying(each) for each in said[-count:]]
+    c.fix_choice(choice)
     if not x.shape:
         return call.fixed_outputs()
     dim = x.dim(call.arg("dim", -1))
-    if call.name in ("sort", "topk") and not call.is_used(1):
-        free = x.with_blocks(combine.drop(call.constraints, x, {dim}))
-    else:
-        free = call.fix_dims(x, [dim])
+    gives_place = call.name == "argsort" or call.is_used(1)
+    numbers = choose(c, x, dim, call.outputs[-1].shape) if gives_place else None
+    if numbers is None:
+        free = call.fix_dims(x, [dim]) if gives_place else x.with_blocks(combine.drop(c, x, {dim}))
+        return [free.with_fixed([dim], call.shape)] * count
+    return [numbers.saying(None), numbers][-count:]
+
+
+@RULES.rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
+def accumulated(call: Call) -> Sequence[Labels]:
+    """Accumulate along a dimension: positions are fixed, other dimensions pass through.
+
+    Counts of units, added up, say where the rows of each unit end that are sorted by their numbers.
+    """
+    x, choice = call.chosen("self")
+    if not x.shape:
+        return call.fixed_outputs()
+    if choice is not None and choice.kind == "count" and call.name == "cumsum":
+        combine.drop(call.constraints, x, {0})
+        return [Labels.of(call.shape).saying(Choice("end", choice.atoms, choice.made))]
+    call.constraints.fix_choice(choice)
+    dim = x.dim(call.arg("dim", -1))
+    free = call.fix_dims(x, [dim])
     return [free.with_fixed([dim], ref.shape) for ref in call.outputs]
+
+
+@RULES.rule("histc", "bincount")
+def count(call: Call) -> Labels:
+    """Count numbers: of units, if there is one bin for each."""
+    c, (x, choice) = call.constraints, call.chosen("self")
+    size = call.shape[0]
+    bins_fit = call.name == "bincount" or (call.arg("min"), call.arg("max")) == (0, size - 1)
+    is_weighted = call.name == "bincount" and call.arg("weights") is not None
+    if choice is None or choice.kind != "position" or not bins_fit or is_weighted or size != len(choice.atoms):
+        c.fix_choice(choice)
+        return call.fix(x, *call.labels_of_tensors("weights"))
+    combine.drop(c, x, set(range(len(x.shape))))
+    c.colour(choice.atoms)
+    return units_of(choice).saying(Choice("count", choice.atoms, choice.made))
 
 
 @RULES.rule("renorm")

@@ -23,7 +23,7 @@ from alignkit.errors import TraceError
 from alignkit.tracing.labels import combine
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.reads import Pick
-from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
+from alignkit.tracing.labels.tensor_labels import Choice, IntArray, LabelBlock, Labels
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 
 Rule = Callable[["Call"], "Labels | Sequence[Labels]"]
@@ -38,12 +38,14 @@ class Call:
         constraints: Receives the constraints.
         labels_of: Gives the labels of a tensor.
         picks: Positions that the op takes from its first tensor, see `pick`.
+        is_followed: Whether the op only moves elements, so that what they say about units is known without the rule.
     """
 
     step: OpRecord
     constraints: Constraints
     labels_of: Callable[[TensorRef], Labels]
     picks: list[Pick] = field(default_factory=list)
+    is_followed: bool = False
 
     @property
     def name(self) -> str:
@@ -76,16 +78,29 @@ class Call:
         return default
 
     def labels(self, argument: str | TensorRef) -> Labels:
-        """Return the labels of a tensor argument, given by its name in the schema or as a `TensorRef`."""
-        return self.labels_of(self.arg(argument) if isinstance(argument, str) else argument)
+        """Return the labels of a tensor argument, given by its name in the schema or as a `TensorRef`.
+
+        Units whose numbers the tensor holds are fixed: what a rule does not ask for, it does not follow. See `chosen`.
+        """
+        labels, choice = self.chosen(argument)
+        self.constraints.fix_choice(choice)
+        return labels
+
+    def chosen(self, argument: str | TensorRef) -> tuple[Labels, Choice | None]:
+        """Return the labels of a tensor argument, and what its elements say about units, see `Choice`.
+
+        A rule that does not follow what they say fixes these units (`call.constraints.fix_choice`).
+        """
+        labels = self.labels_of(self.arg(argument) if isinstance(argument, str) else argument)
+        return labels.saying(None), None if self.is_followed else labels.choice
 
     def labels_of_tensors(self, *names: str) -> list[Labels]:
         """Return the labels of those of the named arguments that are tensors: optional ones may be missing."""
-        return [self.labels_of(ref) for name in names if isinstance(ref := self.arg(name), TensorRef)]
+        return [self.labels(ref) for name in names if isinstance(ref := self.arg(name), TensorRef)]
 
     def operands(self) -> list[Labels]:
         """Return the labels of all tensor arguments, in order."""
-        return [self.labels_of(ref) for ref in self.step.inputs]
+        return [self.labels(ref) for ref in self.step.inputs]
 
     def dims(self, value: int | Sequence[int] | None, rank: int) -> set[int]:
         """Return dimensions counted from the front; None and the empty list mean all."""

@@ -1,0 +1,433 @@
+"""Recurrent layers, state spaces, and other ways along a sequence without attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from helpers.nets_by_hand.net import Net
+from helpers.trace_models import Parts
+
+ROWS = torch.linspace(-1, 1, 60).reshape(2, 6, 5).sin()
+IDS = torch.arange(14).reshape(2, 7) % 11
+FRAMES = torch.linspace(-1, 1, 288).reshape(2, 3, 3, 4, 4).sin()
+L = nn.Linear
+LSTM = "rnn.weight_ih_l0: h+h+h+h .\nrnn.bias_*_l0: h+h+h+h\n"
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape))
+
+
+def every_state(m: nn.Module, x: Tensor) -> Tensor:
+    return m.out(m.rnn(x)[0])
+
+
+def recurrent(kind: type[nn.RNNBase], width: int = 8, **options: object) -> nn.Module:
+    return Parts(every_state, rnn=kind(5, 8, batch_first=True, **options), out=L(width, 2))
+
+
+def last_states(m: nn.Module, x: Tensor) -> Tensor:
+    _, (h, _) = m.rnn(x)
+    return m.out(torch.cat([h[-2], h[-1]], 1))
+
+
+def translate(m: nn.Module, source: Tensor, target: Tensor) -> Tensor:
+    _, state = m.encoder(m.source(source))
+    y, _ = m.decoder(m.target(target), state)
+    return m.out(y)
+
+
+def cells(m: nn.Module, x: Tensor) -> Tensor:
+    h = c = torch.zeros(len(x), 8, dtype=x.dtype)
+    top = torch.zeros(len(x), 6, dtype=x.dtype)
+    for step in x.unbind(1):
+        h, c = m.low(step, (h, c))
+        top = m.high(h, top)
+    return m.out(top)
+
+
+def gru_by_hand(m: nn.Module, x: Tensor) -> Tensor:
+    h = m.start.expand(len(x), -1)
+    for step in x.unbind(1):
+        reset, update = (m.gates(step) + m.back(h)).sigmoid().chunk(2, -1)
+        h = (1 - update) * (m.new(step) + m.old(reset * h)).tanh() + update * h
+    return m.out(h)
+
+
+def letters(m: nn.Module, ids: Tensor) -> Tensor:
+    h = torch.zeros(len(ids), 8, dtype=m.inp.weight.dtype)
+    for step in m.words(ids).unbind(1):
+        h = m.inp(torch.cat((step, h), 1)).tanh()
+    return m.out(h)
+
+
+def conv_lstm(m: nn.Module, x: Tensor) -> Tensor:
+    h = c = torch.zeros(len(x), 6, *x.shape[-2:], dtype=x.dtype)
+    for frame in x.unbind(1):
+        i, f, g, o = m.gates(torch.cat([frame, h], 1)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+    return m.out(h)
+
+
+def quasi_recurrent(m: nn.Module, x: Tensor) -> Tensor:
+    z, f = m.gates(F.pad(x.mT, (1, 0))).chunk(2, 1)
+    state, states = torch.zeros_like(z[..., 0]), []
+    for t in range(z.shape[-1]):
+        share = f[..., t].sigmoid()
+        state = share * state + (1 - share) * z[..., t].tanh()
+        states.append(state)
+    return m.out(torch.stack(states, 1))
+
+
+def diagonal_states(m: nn.Module, x: Tensor) -> Tensor:
+    u = m.inp(x)
+    decay = torch.exp(-torch.exp(m.rate))
+    state, ys = torch.zeros(len(x), *m.rate.shape, dtype=x.dtype), []
+    for t in range(x.shape[1]):
+        state = decay * state + m.write * u[:, t, :, None]
+        ys.append((state * m.read).sum(-1) + m.skip * u[:, t])
+    return m.out(F.gelu(torch.stack(ys, 1)))
+
+
+def long_convolution(m: nn.Module, x: Tensor) -> Tensor:
+    u, n = m.inp(x).mT, x.shape[1]
+    times = torch.arange(n, dtype=x.dtype)
+    kernel = (m.read[..., None] * torch.exp(-m.rate.exp()[..., None] * times)).sum(1)
+    y = torch.fft.irfft(torch.fft.rfft(u, 2 * n) * torch.fft.rfft(kernel, 2 * n), 2 * n)[..., :n]
+    return m.out(F.gelu(y + m.skip[:, None] * u).mT)
+
+
+def mamba(m: nn.Module, ids: Tensor) -> Tensor:
+    x = m.words(ids)
+    u, gate = m.inp(m.norm(x)).chunk(2, -1)
+    u = F.silu(m.conv(F.pad(u.mT, (2, 0))).mT)
+    step, write, read = m.select(u).split([3, 4, 4], -1)
+    step = F.softplus(m.step(step))
+    state, ys = torch.zeros(len(x), 12, 4, dtype=x.dtype), []
+    for t in range(x.shape[1]):
+        decay = torch.exp(-step[:, t, :, None] * m.rate.exp())
+        state = decay * state + (step[:, t] * u[:, t])[..., None] * write[:, t, None]
+        ys.append((state * read[:, t, None]).sum(-1))
+    y = torch.stack(ys, 1) + m.skip * u
+    return m.head(m.last(x + m.leave(y * F.silu(gate))))
+
+
+def rwkv(m: nn.Module, ids: Tensor) -> Tensor:
+    def shifted(x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 1, -1))
+
+    x = m.words(ids)
+    y = m.norm1(x)
+    k, v, r = (y * mix + shifted(y) * (1 - mix) for mix in (m.mix_k, m.mix_v, m.mix_r))
+    k, v, r = m.key(k), m.value(v), m.receive(r).sigmoid()
+    top = bottom = torch.zeros_like(k[:, 0])
+    outs = []
+    for t in range(k.shape[1]):
+        now = torch.exp(m.bonus + k[:, t])
+        outs.append((top + now * v[:, t]) / (bottom + now))
+        top = torch.exp(-m.decay.exp()) * top + k[:, t].exp() * v[:, t]
+        bottom = torch.exp(-m.decay.exp()) * bottom + k[:, t].exp()
+    x = x + m.leave(r * torch.stack(outs, 1))
+    y = m.norm2(x)
+    k, r = (y * mix + shifted(y) * (1 - mix) for mix in (m.mix_kk, m.mix_rr))
+    return m.head(x + m.receive2(r).sigmoid() * m.value2(m.key2(k).relu().square()))
+
+
+def mixer(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.patch(x).flatten(2).mT
+    for block in m.blocks:
+        x = x + block["places2"](F.gelu(block["places1"](block["norm1"](x).mT))).mT
+        x = x + block["units2"](F.gelu(block["units1"](block["norm2"](x))))
+    return m.out(x.mean(1))
+
+
+def spatial_gate(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.inp(x)
+    u, v = F.gelu(m.up(m.norm(x))).chunk(2, -1)
+    v = m.places(m.inner(v).mT).mT
+    return m.out((x + m.down(u * v)).mean(1))
+
+
+def fourier_operator(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.lift(x)
+    waves = torch.fft.rfft(x, dim=-1)[..., :4]
+    mixed = torch.einsum("bik,iok->bok", waves, torch.view_as_complex(m.spectrum))
+    return m.out(F.gelu(torch.fft.irfft(mixed, x.shape[-1], dim=-1) + m.local(x)))
+
+
+def global_filter(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.patch(x).permute(0, 2, 3, 1)
+    waves = torch.fft.rfft2(m.norm(x), dim=(1, 2), norm="ortho") * torch.view_as_complex(m.filters)
+    x = x + torch.fft.irfft2(waves, s=x.shape[1:3], dim=(1, 2), norm="ortho")
+    return m.out(x.mean((1, 2)))
+
+
+def flow_in_time(m: nn.Module, x: Tensor) -> Tensor:
+    h = m.inp(x)
+    for _ in range(3):
+        h = h + 0.3 * m.two(m.one(h).tanh())
+    return m.out(h)
+
+
+NETS: dict[str, Net] = {
+    "rnn": Net(
+        lambda: recurrent(nn.RNN),
+        (ROWS,),
+        "rnn.weight_ih_l0: h .\nrnn.weight_hh_l0: h h\nrnn.bias_*: h\nout.*: . h",
+    ),
+    "lstm": Net(
+        lambda: recurrent(nn.LSTM),
+        (ROWS,),
+        LSTM + "rnn.weight_hh_l0: h+h+h+h h\nout.*: . h",
+    ),
+    "gru, two layers": Net(
+        lambda: recurrent(nn.GRU, num_layers=2),
+        (ROWS,),
+        """
+        rnn.weight_ih_l0: a+a+a .
+        rnn.weight_hh_l0: a+a+a a
+        rnn.bias_*_l0: a+a+a
+        rnn.weight_ih_l1: b+b+b a
+        rnn.weight_hh_l1: b+b+b b
+        rnn.bias_*_l1: b+b+b
+        out.*: . b
+        """,
+    ),
+    "lstm, two directions, two layers, last states": Net(
+        lambda: Parts(last_states, rnn=nn.LSTM(5, 8, 2, batch_first=True, bidirectional=True), out=L(16, 2)),
+        (ROWS,),
+        """
+        rnn.weight_ih_l0: a+a+a+a .
+        rnn.weight_hh_l0: a+a+a+a a
+        rnn.bias_ih_l0 rnn.bias_hh_l0: a+a+a+a
+        rnn.weight_ih_l0_reverse: b+b+b+b .
+        rnn.weight_hh_l0_reverse: b+b+b+b b
+        rnn.bias_ih_l0_reverse rnn.bias_hh_l0_reverse: b+b+b+b
+        rnn.weight_ih_l1: c+c+c+c a+b
+        rnn.weight_hh_l1: c+c+c+c c
+        rnn.bias_ih_l1 rnn.bias_hh_l1: c+c+c+c
+        rnn.weight_ih_l1_reverse: d+d+d+d a+b
+        rnn.weight_hh_l1_reverse: d+d+d+d d
+        rnn.bias_ih_l1_reverse rnn.bias_hh_l1_reverse: d+d+d+d
+        out.*: . c+d
+        """,
+    ),
+    "lstm with a projection": Net(
+        lambda: recurrent(nn.LSTM, 4, proj_size=4),
+        (ROWS,),
+        LSTM + "rnn.weight_hh_l0: h+h+h+h p\nrnn.weight_hr_l0: p h\nout.*: . p",
+    ),
+    "encoder and decoder": Net(
+        lambda: Parts(
+            translate,
+            source=nn.Embedding(11, 5),
+            target=nn.Embedding(12, 6),
+            encoder=nn.LSTM(5, 8, batch_first=True),
+            decoder=nn.LSTM(6, 8, batch_first=True),
+            out=L(8, 12),
+        ),
+        (IDS, IDS[:, :4]),
+        """
+        source.*: . a
+        target.*: . b
+        encoder.weight_ih_l0: h+h+h+h a
+        decoder.weight_ih_l0: h+h+h+h b
+        encoder.weight_hh_l0 decoder.weight_hh_l0: h+h+h+h h
+        encoder.bias_* decoder.bias_*: h+h+h+h
+        out.*: . h
+        """,
+    ),
+    "cells of two kinds": Net(
+        lambda: Parts(cells, low=nn.LSTMCell(5, 8), high=nn.GRUCell(8, 6), out=L(6, 2)),
+        (ROWS,),
+        """
+        low.weight_ih: a+a+a+a .
+        low.weight_hh: a+a+a+a a
+        low.bias_*: a+a+a+a
+        high.weight_ih: b+b+b a
+        high.weight_hh: b+b+b b
+        high.bias_*: b+b+b
+        out.*: . b
+        """,
+    ),
+    "gru by hand, from a learned state": Net(
+        lambda: Parts(
+            gru_by_hand,
+            start=parameter(8),
+            gates=L(5, 16),
+            back=L(8, 16, bias=False),
+            new=L(5, 8),
+            old=L(8, 8),
+            out=L(8, 2),
+        ),
+        (ROWS,),
+        "start: h\ngates.*: h+h .\nback.*: h+h h\nnew.*: h .\nold.*: h h\nout.*: . h",
+    ),
+    "letters": Net(
+        lambda: Parts(letters, words=nn.Embedding(11, 6), inp=L(14, 8), out=L(8, 11)),
+        (IDS,),
+        "words.*: . e\ninp.*: h e+h\nout.*: . h",
+    ),
+    "convolutional lstm": Net(
+        lambda: Parts(conv_lstm, gates=nn.Conv2d(9, 24, 3, padding=1), out=nn.Conv2d(6, 2, 1)),
+        (FRAMES,),
+        "gates.*: h+h+h+h 3+h\nout.*: . h",
+    ),
+    "quasi-recurrent": Net(
+        lambda: Parts(quasi_recurrent, gates=nn.Conv1d(5, 16, 2), out=L(8, 2)),
+        (ROWS,),
+        "gates.*: h+h .\nout.*: . h",
+    ),
+    "diagonal states": Net(
+        lambda: Parts(
+            diagonal_states,
+            inp=L(5, 6),
+            rate=parameter(6, 4),
+            write=parameter(6, 4),
+            read=parameter(6, 4),
+            skip=parameter(6),
+            out=L(6, 2),
+        ),
+        (ROWS,),
+        "inp.*: c .\nrate write read: c n[c]\nskip: c\nout.*: . c",
+    ),
+    "long convolution by Fourier transforms": Net(
+        lambda: Parts(
+            long_convolution, inp=L(5, 6), rate=parameter(6, 4), read=parameter(6, 4), skip=parameter(6), out=L(6, 2)
+        ),
+        (ROWS,),
+        "inp.*: c .\nrate read: c n[c]\nskip: c\nout.*: . c",
+    ),
+    "mamba": Net(
+        lambda: Parts(
+            mamba,
+            words=nn.Embedding(11, 6),
+            norm=nn.RMSNorm(6),
+            inp=L(6, 24, bias=False),
+            conv=nn.Conv1d(12, 12, 3, groups=12),
+            select=L(12, 11, bias=False),
+            step=L(3, 12),
+            rate=parameter(12, 4),
+            skip=parameter(12),
+            leave=L(12, 6, bias=False),
+            last=nn.RMSNorm(6),
+            head=L(6, 11, bias=False),
+        ),
+        (IDS,),
+        """
+        words.* head.*: . s
+        norm.* last.*: s
+        inp.*: i+i s
+        conv.*: i .
+        select.*: r:3+n+n i
+        step.*: i r
+        rate: i n
+        skip: i
+        leave.*: s i
+        """,
+    ),
+    "rwkv": Net(
+        lambda: Parts(
+            rwkv,
+            words=nn.Embedding(11, 6),
+            norm1=nn.LayerNorm(6),
+            norm2=nn.LayerNorm(6),
+            **{f"mix_{n}": parameter(6) for n in ("k", "v", "r", "kk", "rr")},
+            key=L(6, 8, bias=False),
+            value=L(6, 8, bias=False),
+            receive=L(6, 8, bias=False),
+            bonus=parameter(8),
+            decay=parameter(8),
+            leave=L(8, 6, bias=False),
+            key2=L(6, 10, bias=False),
+            receive2=L(6, 6, bias=False),
+            value2=L(10, 6, bias=False),
+            head=L(6, 11),
+        ),
+        (IDS,),
+        """
+        words.* head.*: . s
+        norm1.* norm2.* mix_*: s
+        key.* value.* receive.*: a s
+        bonus decay: a
+        leave.*: s a
+        key2.*: h s
+        receive2.*: s s
+        value2.*: s h
+        """,
+    ),
+    "mixer of places and units": Net(
+        lambda: Parts(
+            mixer,
+            patch=nn.Conv2d(3, 6, 2, 2),
+            blocks=nn.ModuleList(
+                nn.ModuleDict(
+                    {
+                        "norm1": nn.LayerNorm(6),
+                        "places1": L(4, 5),
+                        "places2": L(5, 4),
+                        "norm2": nn.LayerNorm(6),
+                        "units1": L(6, 8),
+                        "units2": L(8, 6),
+                    }
+                )
+                for _ in range(2)
+            ),
+            out=L(6, 2),
+        ),
+        (FRAMES[:, 0],),
+        """
+        patch.*: s .
+        blocks.*.norm1.* blocks.*.norm2.*: s
+        blocks.{i}.places1.*: p{i} .
+        blocks.{i}.places2.weight: . p{i}
+        blocks.{i}.units1.*: h{i} s
+        blocks.{i}.units2.*: s h{i}
+        out.*: . s
+        """,
+    ),
+    "gate of places": Net(
+        lambda: Parts(
+            spatial_gate,
+            inp=L(5, 6),
+            norm=nn.LayerNorm(6),
+            up=L(6, 16),
+            inner=nn.LayerNorm(8),
+            places=L(6, 6),
+            down=L(8, 6),
+            out=L(6, 2),
+        ),
+        (ROWS,),
+        "inp.*: s .\nnorm.*: s\nup.*: h+h s\ninner.*: h\ndown.*: s h\nout.*: . s",
+    ),
+    "Fourier operator": Net(
+        lambda: Parts(
+            fourier_operator,
+            lift=nn.Conv1d(3, 6, 1),
+            spectrum=parameter(6, 5, 4, 2),
+            local=nn.Conv1d(6, 5, 1),
+            out=nn.Conv1d(5, 1, 1),
+        ),
+        (torch.linspace(-1, 1, 96).reshape(2, 3, 16).sin(),),
+        "lift.*: a .\nspectrum: a b . .\nlocal.*: b a\nout.*: . b",
+    ),
+    "global filters": Net(
+        lambda: Parts(
+            global_filter,
+            patch=nn.Conv2d(3, 6, 1),
+            norm=nn.LayerNorm(6),
+            filters=parameter(4, 3, 6, 2),
+            out=L(6, 2),
+        ),
+        (FRAMES[:, 0],),
+        "patch.*: s .\nnorm.*: s\nfilters: . . s .\nout.*: . s",
+    ),
+    "differential equation": Net(
+        lambda: Parts(flow_in_time, inp=L(5, 6), one=L(6, 8), two=L(8, 6), out=L(6, 2)),
+        (ROWS,),
+        "inp.*: s .\none.*: h s\ntwo.*: s h\nout.*: . s",
+    ),
+}
