@@ -84,7 +84,7 @@ class _Space:
             [use for at in places for use in uses_at(graph.tensors[at.tensor], balance.group, at)]
             for places in (balance.writes, balance.reads)
         )
-        self.adjacent = str(graph.groups[balance.group].kind) == "adjacent_planes"
+        self.adjacent = graph.groups[balance.group].kind == "adjacent_planes"
         self.empty = 0
 
     def squares(self) -> float:

@@ -99,7 +99,7 @@ class GPT(nn.Module):
 
 
 def gpt(seed: int = 0) -> Net:
-    spec: dict[str, str] = {}
+    spec = dict.fromkeys(("wte.weight", "wpe.weight", "lm_head.weight"), ". ^model") | {"ln_f.bias": "^model"}
     folds: list[Fold] = [
         Untie("lm_head.weight", "wte.weight"),
         Gain("ln_f.weight", (AxisOf("lm_head.weight", 1),), shift="ln_f.bias"),
@@ -107,14 +107,15 @@ def gpt(seed: int = 0) -> Net:
     writers, readers, balances = [AxisOf("wte.weight", 1), AxisOf("wpe.weight", 1)], [], []
     for layer in range(2):
         h, heads = f"h.{layer}.", f"heads{layer}"
-        qk, vo = f"({heads} qk{layer}[{heads}])", f"({heads} vo{layer}[{heads}])"
+        qk, vo = f"({heads} ~qk{layer}[{heads}])", f"({heads} ~vo{layer}[{heads}])"
         spec |= {
-            f"{h}c_attn.weight": f". {qk}+{qk}+{vo}",
+            f"{h}c_attn.weight": f"^model {qk}+{qk}+{vo}",
             f"{h}c_attn.bias": f"{qk}+{qk}+{vo}",
-            f"{h}c_proj.weight": f"{vo} .",
-            f"{h}c_fc.weight": f". u{layer}",
+            f"{h}c_proj.weight": f"{vo} ^model",
+            f"{h}c_fc.weight": f"^model u{layer}",
             f"{h}c_fc.bias": f"u{layer}",
-            f"{h}c_out.weight": f"u{layer} .",
+            f"{h}c_out.weight": f"u{layer} ^model",
+            **dict.fromkeys((f"{h}c_proj.bias", f"{h}c_out.bias", f"{h}ln_1.bias", f"{h}ln_2.bias"), "^model"),
         }
         attn, fc = AxisOf(f"{h}c_attn.weight", 0), AxisOf(f"{h}c_fc.weight", 0)
         folds += [
@@ -197,19 +198,19 @@ def llama(seed: int = 0, *, kv: int = 2, tied: bool = False, gemma: bool = False
     offset = 1.0 if gemma else 0.0
     folds: list[Fold] = [Untie("head.weight", "embed.weight")] if tied else []
     folds.append(Gain("norm.weight", (AxisOf("head.weight", 1),), offset))
-    spec: dict[str, str] = {}
+    spec = dict.fromkeys(("embed.weight", "head.weight"), ". ~model")
     balances = []
     for layer in range(2):
         n = f"layers.{layer}."
         heads = f"kv{layer}"
         spec |= {
-            f"{n}q.weight": f"({heads} q{layer}[{heads}] rot{layer}[{heads}]) .",
-            f"{n}k.weight": f"({heads} rot{layer}[{heads}]) .",
-            f"{n}v.weight": f"({heads} vo{layer}[{heads}]) .",
-            f"{n}o.weight": f". ({heads} q{layer}[{heads}] vo{layer}[{heads}])",
-            f"{n}gate.weight": f"u{layer} .",
-            f"{n}up.weight": f"u{layer} .",
-            f"{n}down.weight": f". u{layer}",
+            f"{n}q.weight": f"({heads} q{layer}[{heads}] %rot{layer}[{heads}]) ~model",
+            f"{n}k.weight": f"({heads} %rot{layer}[{heads}]) ~model",
+            f"{n}v.weight": f"({heads} ~vo{layer}[{heads}]) ~model",
+            f"{n}o.weight": f"~model ({heads} q{layer}[{heads}] ~vo{layer}[{heads}])",
+            f"{n}gate.weight": f"u{layer} ~model",
+            f"{n}up.weight": f"u{layer} ~model",
+            f"{n}down.weight": f"~model u{layer}",
         }
 
         def axis(name: str, number: int, n: str = n) -> tuple[AxisOf]:
@@ -262,14 +263,19 @@ def vit(seed: int = 0) -> Net:
     folds: list[Fold] = [Shift("norm.bias", ((head, "head.bias"),)), Gain("norm.weight", (head,))]
     writers = [AxisOf("patch.weight", 0), AxisOf("patch.bias", 0), AxisOf("cls", 2), AxisOf("pos", 2)]
     readers, balances = [head], []
-    spec: dict[str, str] = {}
+    spec = {"patch.weight": "^model . . .", "patch.bias": "^model", "cls": ". . ^model", "pos": ". . ^model"}
+    spec |= {"head.weight": ". ^model", "norm.bias": "^model"}
     for layer in range(2):
         b, heads = f"blocks.{layer}.", f"heads{layer}"
-        fused = f"({heads} (qk{layer}[{heads}]+qk{layer}[{heads}]+vo{layer}[{heads}]))"
+        fused = f"({heads} (~qk{layer}[{heads}]+~qk{layer}[{heads}]+~vo{layer}[{heads}]))"
         spec |= {
-            f"{b}qkv.weight": f"{fused} .",
+            f"{b}qkv.weight": f"{fused} ^model",
             f"{b}qkv.bias": fused,
-            f"{b}proj.weight": f". ({heads} vo{layer}[{heads}])",
+            f"{b}proj.weight": f"^model ({heads} ~vo{layer}[{heads}])",
+            f"{b}f1.weight": f"u{layer} ^model",
+            f"{b}f1.bias": f"u{layer}",
+            f"{b}f2.weight": f"^model u{layer}",
+            **dict.fromkeys((f"{b}{n}.bias" for n in ("n1", "n2", "proj", "f2")), "^model"),
         }
         for norm, reader, bias in (("n1", "qkv.weight", "qkv.bias"), ("n2", "f1.weight", "f1.bias")):
             place = AxisOf(f"{b}{reader}", 1)
@@ -305,8 +311,8 @@ class GroupedQueries(nn.Module):
 
 
 def grouped(seed: int = 0) -> Net:
-    spec = {"o.weight": ". (kv queries[kv] vo[kv])"}
-    for name, layout in (("q", "(kv queries[kv] qk[kv])"), ("k", "(kv qk[kv])"), ("v", "(kv vo[kv])")):
+    spec = {"o.weight": ". (kv queries[kv] ~vo[kv])"}
+    for name, layout in (("q", "(kv queries[kv] ~qk[kv])"), ("k", "(kv ~qk[kv])"), ("v", "(kv ~vo[kv])")):
         spec |= {f"{name}.weight": f"{layout} .", f"{name}.bias": layout}
 
     def rows(name: str) -> tuple[AxisOf, AxisOf]:
@@ -399,7 +405,7 @@ class LoRA(nn.Module):
 
 
 def lora(seed: int = 0) -> Net:
-    spec = {"down.weight": "rank .", "up.weight": ". rank"}
+    spec = {"down.weight": "~rank .", "up.weight": ". ~rank"}
     balances = [Balance("rank", (AxisOf("down.weight", 0),), (AxisOf("up.weight", 1),), "invertible")]
     return finished(LoRA(), spec, floats(4, 6), [], balances, seed)
 

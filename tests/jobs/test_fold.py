@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import alignkit
 from alignkit import SymmetryGraph, fold
-from alignkit.errors import BindError, FoldError, VerificationError
+from alignkit.errors import AlignmentError, BindError, FoldError, VerificationError
 from alignkit.graph import Blocked, Gain, TracedInput, Untie
 from alignkit.reports import write_report
 from helpers.folding_nets import NETS, Net
@@ -41,10 +41,13 @@ def test_a_module_computes_the_same_and_fits_its_graph(name: str, balance: bool)
     assert folded.check is not None and folded.check.exact.same and folded.check.rounded.error < 1e-12
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.model.state_dict().items())
     assert type(folded.network) is type(net.model)
+    assert net.graph.verify(folded.network, *net.inputs).error < 1e-9
     net.graph.bind(folded.network, folded.network)
     if net.graph.folds:
         with pytest.raises(BindError, match="fold both models first"):
             net.graph.bind(net.model, folded.network)
+        with pytest.raises(AlignmentError, match="fold the weights first"):
+            net.graph.verify(net.model, *net.inputs)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -101,7 +104,7 @@ class TestTiedHeads:
     def test_a_head_can_stay_tied(self, name: str) -> None:
         net = NETS[name]()
         head, source = next((f.tensor, f.source) for f in net.graph.folds if isinstance(f, Untie))
-        folded = fold(net.model, net.graph, keep_tied=True, *net.inputs)
+        folded = fold(net.model, net.graph, *net.inputs, keep_tied=True)
         own = folded.network.state_dict()
         assert own[head].data_ptr() == own[source].data_ptr()
         assert differ(net.model, folded.network, net.inputs) < 1e-12
@@ -134,7 +137,7 @@ def test_a_graph_that_is_wrong_about_a_balance_is_refused(name: str) -> None:
     graph = with_folds(net, balances=[wrong, *rest])
     with pytest.raises(VerificationError, match="wrong about what it balances"):
         fold(net.model, graph, *net.inputs)
-    assert fold(net.model, graph, balance=False, *net.inputs).spaces == ()
+    assert fold(net.model, graph, *net.inputs, balance=False).spaces == ()
 
 
 def test_inputs_of_a_trace_are_drawn_anew() -> None:

@@ -76,7 +76,7 @@ def planted(graph: SymmetryGraph, weights: dict[str, Tensor], seed: int) -> dict
     generator = torch.Generator().manual_seed(seed)
     for balance in graph.balances:
         writes, reads = sides(graph, balance, moved)
-        *instances, size = graph.element_shape(balance.group)
+        *instances, size = graph.unit_shape(balance.group)
         matrices = drawn(balance, math.prod(instances), size, generator)
         inverse = torch.linalg.inv(torch.linalg.matrix_power(matrices, balance.degree)).mT
         act(writes, tuple(instances), matrices)
@@ -90,7 +90,7 @@ def turned_back(graph: SymmetryGraph, weights: dict[str, Tensor], like: dict[str
     for balance in graph.balances:
         writes, reads = sides(graph, balance, moved)
         targets = [view for side in sides(graph, balance, like) for view in side]
-        *instances, size = graph.element_shape(balance.group)
+        *instances, size = graph.unit_shape(balance.group)
         count = math.prod(instances)
 
         def rows(views: list[Tensor], count: int = count, size: int = size) -> Tensor:
@@ -237,15 +237,16 @@ def test_spaces_of_different_parts_of_one_tensor_are_balanced_at_once() -> None:
     assert all(torch.equal(together[key], one_by_one[key]) for key in together)
 
 
-def test_neighbouring_planes_are_those_of_interleaved_rotary_positions() -> None:
-    """Planes (2i, 2i+1) share one factor."""
+@pytest.mark.parametrize(("mark", "pairs"), [("%", [(0, 3), (1, 4), (2, 5)]), ("%%", [(0, 1), (2, 3), (4, 5)])])
+def test_the_kind_of_a_group_says_which_positions_are_a_plane(mark: str, pairs: list[tuple[int, int]]) -> None:
     graph = SymmetryGraph.from_spec(
-        {"q": "rot .", "k": "rot ."},
+        {"q": f"{mark}rot .", "k": f"{mark}rot ."},
         {"q": (6, 3), "k": (6, 3)},
         balances=[Balance("rot", (AxisOf("q", 0),), (AxisOf("k", 0),), "complex_planes")],
     )
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(6, 3, generator=generator, dtype=torch.float64) for name in "qk"}
-    halves = balanced(graph, weights)
-    factor = (halves["q"] / weights["q"])[:, 0]
-    torch.testing.assert_close(factor[:3], factor[3:])
+    factors = (balanced(graph, weights)["q"] / weights["q"])[:, 0]
+    assert len({round(float(factor), 9) for factor in factors}) == 3
+    for left, right in pairs:
+        torch.testing.assert_close(factors[left], factors[right])
