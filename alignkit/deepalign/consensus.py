@@ -35,7 +35,7 @@ def consensus(
     sharpness: float = SHARPNESS,
     carry_over: float = CARRY_OVER,
 ) -> dict[str, Tensor]:
-    """Run some rounds of consensus and return the new scores, one ``[units, units]`` float64 matrix a group.
+    """Run some rounds of consensus and return the new scores, one ``[units, units]`` float64 matrix a group on the CPU.
 
     Each round scores every group anew, from the weights that connect it to its softly aligned neighbours.
 
@@ -47,7 +47,7 @@ def consensus(
         carry_over: Weight of the scores of the round before, beside the similarities of weights.
     """
     trees = [TreeObjective(objective, root) for root in objective.graph.roots]
-    current = {name: standardise(matrix) for name, matrix in scores.items()}
+    current = {name: standardise(matrix.to(objective.device)) for name, matrix in scores.items()}
     for _ in range(rounds):
         soft = soft_elements(objective.graph, current, sharpness)
         updated: dict[str, Tensor] = {}
@@ -55,7 +55,7 @@ def consensus(
             for name in tree.graph.tree(tree.root):
                 uses = (*tree.plain[name], *tree.coupled[name])
                 # Similarities of units by their weights, all other groups being soft, or averaged where unknown.
-                weights = [objective.pair_similarity(use, soft).cpu().double() for use in uses]
+                weights = [objective.pair_similarity(use, soft) for use in uses]
                 if not weights:
                     continue
                 new = standardise(sum(weights[1:], weights[0]))
@@ -66,7 +66,7 @@ def consensus(
                     new = standardise(peak(new) ** TRUST * new + old)
                 updated[name] = new
         current = updated
-    return current
+    return {name: matrix.cpu() for name, matrix in current.items()}
 
 
 def peak(scores: Float[Tensor, "units units"]) -> Tensor:

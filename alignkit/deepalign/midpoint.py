@@ -57,12 +57,12 @@ def meet_in_the_middle(
     before = middle.deviation_of(scores)
     if before < ALIKE:
         return dict(scores)
-    current, first_lengths = dict(scores), dict[str, Tensor]()
+    current, first_lengths = {group: matrix.to(task.device) for group, matrix in scores.items()}, dict[str, Tensor]()
     for _ in range(steps):
         for group, slope in middle.slopes(current).items():
             length = first_lengths.setdefault(group, slope.square().mean().sqrt())
-            if length > 0:
-                current[group] = standardise(current[group] - RATE * slope / length)
+            moved = standardise(current[group] - RATE * slope / length)
+            current[group] = torch.where(length > 0, moved, current[group])
     return current if middle.deviation_of(current) < before else dict(scores)
 
 
@@ -70,7 +70,7 @@ class _Middle:
     """The network halfway between two, as scores move it."""
 
     def __init__(self, task: Task, batches: Sequence[Batch], pair: AlignerInput, sharpness: float) -> None:
-        self.pair, self.graph, self.device, self.sharpness = pair, pair.graph, task.device, sharpness
+        self.pair, self.graph, self.sharpness = pair, pair.graph, sharpness
         samples = sum(batch.size for batch in batches)
         with torch.no_grad():  # each from weights in the middle to the share of a batch in the mean deviation
             self.parts = [_deviation_from(pair, task, batch, batch.size / samples) for batch in batches]
@@ -88,7 +88,7 @@ class _Middle:
         Batches are run one after the other, down to the weights in the middle: memory is that of one of them.
         """
         with torch.enable_grad():
-            live = {group: matrix.detach().to(self.device).requires_grad_() for group, matrix in scores.items()}
+            live = {group: matrix.detach().requires_grad_() for group, matrix in scores.items()}
             soft = relax(self.graph, {group: matrix[None] for group, matrix in live.items()}, self.sharpness)
             in_dtype = cache(lambda dtype: soft.alignment(0, dtype))
             weights = self._weights(lambda name, tensor: in_dtype(tensor.dtype).apply_tensor(name, tensor))
@@ -105,7 +105,7 @@ class _Middle:
                     if gradient is not None:
                         total += gradient
             slopes = torch.autograd.grad(moving, list(live.values()), pulled, allow_unused=True)
-        return {g: slope.to(scores[g].device) for g, slope in zip(live, slopes, strict=True) if slope is not None}
+        return {group: slope for group, slope in zip(live, slopes, strict=True) if slope is not None}
 
     def _weights(self, move: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """Compute the mean of A and of B whose tensors are moved, under every name."""

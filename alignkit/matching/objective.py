@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -211,16 +211,16 @@ class Objective:
     @cached_property
     def sums(self) -> Mapping[str, Sums]:
         """Sums over each tensor, all from one pass over both networks; zeros for those that do not count."""
-        sums = {}
+        totals = {}
         for name in self.graph.tensors:
-            total = torch.zeros(4, dtype=torch.float64)
+            total = torch.zeros(4, dtype=torch.float64, device=self.device)
             for a, b in self.parts(name):
                 a, b = a.double().reshape(-1), b.double().reshape(-1)
                 difference = a - b
                 pairs = ((a, a), (b, b), (a, b), (difference, difference))
-                total += torch.stack([torch.dot(left, right) for left, right in pairs]).cpu()
-            sums[name] = Sums(*total.tolist())
-        return ReadOnly(sums)
+                total += torch.stack([torch.dot(left, right) for left, right in pairs])
+            totals[name] = total
+        return ReadOnly({name: Sums(*total) for name, total in read_together(totals).items()})
 
     @cached_property
     def scale(self) -> float:
@@ -259,25 +259,24 @@ class Objective:
         """``|| A - B ||^2`` of each tensor."""
         return {name: sums.distance for name, sums in self.sums.items()}
 
-    def tensor_value(self, name: str, elements: Elements) -> float:
-        """Return ``<A, P # B>`` of one tensor on which groups act."""
-        products = ((a.double() * b.double()).sum() for a, b in self.parts(name, elements))
-        return float(sum(products, start=self._zero()))
-
-    def tensor_distance(self, name: str, elements: Elements) -> float:
-        """Return ``|| A - P # B ||^2`` of one tensor on which groups act, in float64."""
-        differences = ((a.double() - b.double()).reshape(-1) for a, b in self.parts(name, elements))
-        return float(sum((torch.dot(each, each) for each in differences), start=self._zero()))
-
     def value(self, alignment: Alignment | SoftAlignment) -> float:
         """Return ``<A, P # B>`` over all tensors."""
         elements = alignment.elements if isinstance(alignment, Alignment) else alignment.matrices
-        return self.fixed_value + sum(self.tensor_value(name, elements) for name in self.moved)
+        parts = (part for name in self.moved for part in self.parts(name, elements))
+        return self.fixed_value + float(sum(((a.double() * b.double()).sum() for a, b in parts), start=self._zero()))
 
-    def distances2(self, alignment: Alignment) -> dict[str, float]:
-        """Return ``|| A - P # B ||^2`` of each tensor, summed in float64."""
-        elements = dict(alignment.elements)
-        return {**self.unaligned, **{name: self.tensor_distance(name, elements) for name in self.moved}}
+    def distances2(self, alignment: Alignment | Elements) -> dict[str, float]:
+        """Return ``|| A - P # B ||^2`` of each tensor, summed in float64.
+
+        ``alignment`` may be given by indices for each group. Tensors are looked at one by one: squares less products
+        would keep the rounding of the largest.
+        """
+        elements = dict(alignment.elements if isinstance(alignment, Alignment) else alignment)
+        distances = {}
+        for name in self.moved:
+            differences = ((a.double() - b.double()).reshape(-1) for a, b in self.parts(name, elements))
+            distances[name] = sum((torch.dot(each, each) for each in differences), start=self._zero())
+        return {**self.unaligned, **read_together(distances)}
 
     def distance2(self, alignment: Alignment) -> float:
         """Return ``|| A - P # B ||^2`` over all tensors, summed in float64."""
@@ -355,6 +354,11 @@ class Objective:
         if averaged:
             a, b = a.sum(tuple(averaged), keepdim=True), b.mean(tuple(averaged), keepdim=True)
         return a.permute(order), b.permute(order)
+
+
+def read_together(sums: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return sums as plain numbers; a device is waited for once, however many there are."""
+    return dict(zip(sums, torch.stack([*sums.values()]).cpu().tolist(), strict=True)) if sums else {}
 
 
 def flat_order(elements: Iterable[Tensor | None]) -> Tensor:

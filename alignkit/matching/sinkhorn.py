@@ -26,6 +26,8 @@ CHECK_EVERY = 8
 """Scalings between two looks at the row sums: a look costs an ``exp`` of the matrix, about as much as 8 scalings."""
 LARGEST_FACTOR = 1e10
 """Factors beyond this are not multiplied up, as float32 would lose digits; the scalings are done in the log domain."""
+UNREAD = 64
+"""Scalings up to which another device than the CPU is not waited for: there they cost less than to read a number."""
 LOWEST_LOGIT = -80.0
 """In `balanced_sinkhorn`, logits this far below the largest count as this far: ``exp`` of it is a number in float32."""
 
@@ -36,8 +38,8 @@ class Potentials:
 
     rows: Float[Tensor, "*batch n"]
     columns: Float[Tensor, "*batch n"]
-    error: float
-    """Largest deviation of a row or column sum from 1."""
+    error: Float[Tensor, ""]
+    """Largest deviation of a row sum from 1, where it was looked at last."""
     scalings: int
 
 
@@ -69,34 +71,71 @@ def potentials(
 ) -> Potentials:
     """Find the potentials of rows and columns, without gradients; the arguments are those of `sinkhorn`.
 
-    From ``start``, potentials of similar logits, fewer scalings are needed.
+    From ``start``, potentials of similar logits, fewer scalings are needed. Of up to `UNREAD` scalings on a device other
+    than the CPU none is left out, and no number is read: what is done is chosen there.
     """
     if tolerance is None:
         tolerance = 1e-9 if logits.dtype == torch.float64 else 1e-4
     with torch.no_grad():
         logits = logits.detach()
         columns = torch.zeros_like(logits[..., 0, :]) if start is None else start.columns
+        if logits.device.type != "cpu" and max_scalings <= UNREAD:
+            return _unread_potentials(logits, columns, max_scalings, tolerance)
         rows, columns = _scale_in_logs(logits, columns)
         scalings = 1
         while True:
-            kernel = (logits + rows[..., :, None] + columns[..., None, :]).exp()
-            error = float((kernel.sum(-1) - 1).abs().max()) if kernel.numel() else 0.0
-            if error <= tolerance or scalings >= max_scalings or not math.isfinite(error):
+            kernel, error = _look(logits, rows, columns)
+            if scalings >= max_scalings or not tolerance < float(error) < math.inf:
                 return Potentials(rows, columns, error, scalings)
             more = min(CHECK_EVERY, max_scalings - scalings)
             scalings += more
-            # The kernel holds the potentials so far and its columns sum to 1: a scaling is two products with a vector.
-            turned = kernel.mT.contiguous()
-            right = torch.ones_like(columns)[..., None, :]
-            for _ in range(more):
-                left = 1 / (right @ turned)
-                right = 1 / (left @ kernel)
-            factors = torch.cat([left, right], -1)
-            if bool(((factors < LARGEST_FACTOR) & (factors > 1 / LARGEST_FACTOR)).all()):
-                rows, columns = rows + left[..., 0, :].log(), columns + right[..., 0, :].log()
+            row_factors, column_factors, usable = _factors(kernel, more)
+            if bool(usable):
+                rows, columns = rows + row_factors.log(), columns + column_factors.log()
                 continue
             for _ in range(more):
                 rows, columns = _scale_in_logs(logits, columns)
+
+
+def _unread_potentials(logits: Tensor, columns: Tensor, scalings: int, tolerance: float) -> Potentials:
+    """Find the potentials of `potentials` without reading a number from the device.
+
+    Both ways are gone, and one of them is taken. Where factors are too large, the columns are scaled once in logs, and
+    not as often as `potentials` does.
+    """
+    rows, columns = _scale_in_logs(logits, columns)
+    error = torch.full((), math.inf, dtype=logits.dtype, device=logits.device)
+    for done in range(1, scalings, CHECK_EVERY):
+        kernel, error = _look(logits, rows, columns)
+        row_factors, column_factors, usable = _factors(kernel, min(CHECK_EVERY, scalings - done))
+        scaled = (rows + row_factors.log(), columns + column_factors.log())
+        goes_on = (error > tolerance) & (error < math.inf)
+        rows, columns = (
+            torch.where(goes_on, torch.where(usable, new, in_logs), old)
+            for new, in_logs, old in zip(scaled, _scale_in_logs(logits, columns), (rows, columns), strict=True)
+        )
+    return Potentials(rows, columns, error, scalings)
+
+
+def _look(logits: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Float[Tensor, ""]]:
+    """Return the matrix of potentials, whose columns sum to 1, and the largest deviation of its row sums."""
+    kernel = (logits + rows[..., :, None] + columns[..., None, :]).exp()
+    return kernel, (kernel.sum(-1) - 1).abs().max() if kernel.numel() else kernel.new_zeros(())
+
+
+def _factors(kernel: Tensor, scalings: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale rows and columns in turn; return the factors of both, and whether float32 holds them all.
+
+    A scaling is two products with a vector, because the kernel holds the potentials so far.
+    """
+    turned = kernel.mT.contiguous()
+    right = torch.ones_like(kernel[..., :1, :])
+    for _ in range(scalings):
+        left = 1 / (right @ turned)
+        right = 1 / (left @ kernel)
+    factors = torch.cat([left, right], -1)
+    usable = ((factors < LARGEST_FACTOR) & (factors > 1 / LARGEST_FACTOR)).all()
+    return left[..., 0, :], right[..., 0, :], usable
 
 
 def plan(

@@ -82,7 +82,7 @@ class Ascent:
     def _run(self, elements: dict[str, Tensor | None], classes: list[list[str]], report: Report) -> AscentRun:
         dirty = set(self.graph.roots)
         steps: list[Step] = []
-        distance = self._distance(elements) if all(p is not None for p in elements.values()) else math.inf
+        distance = self._distance(elements)
         while dirty and len(steps) < self.max_sweeps:
             before = distance
             for i in range(len(classes)):
@@ -162,9 +162,9 @@ class Ascent:
         return Proposal(proposal, gain) if gain > self._rounding_of(proposal) else None
 
     def _distance(self, elements: Mapping[str, Tensor | None]) -> float:
-        """Return ``|A - P # B|^2``, tensor by tensor: squares less products keep the rounding of the largest tensor."""
-        moved = {name: self.objective.tensor_distance(name, elements) for name in self.objective.moved}
-        return sum({**self.objective.unaligned, **moved}.values())
+        """Return ``|A - P # B|^2``; infinity while a group is unknown."""
+        known = known_elements(elements)
+        return sum(self.objective.distances2(known).values()) if len(known) == len(elements) else math.inf
 
     def _touched(self, groups: Iterable[str]) -> list[str]:
         """List the tensors on which one of some groups acts."""

@@ -154,7 +154,8 @@ def _step(relaxation: Relaxation, point: Point, weight: float, rtol: float) -> P
     slopes = {n: g - 2 * weights[n] * point.masses[n] for n, g in gradient.groups.items()}
     elements = best_element(relaxation.graph, slopes)
     corner = relaxation.corner(elements)
-    line = relaxation.along(point, corner, elements, gradient)
+    on_device = {name: element.to(relaxation.device) for name, element in elements.items()}  # for every tensor
+    line = relaxation.along(point, corner, on_device, gradient)
     parabolas = []
     for name, term_weight in weights.items():
         if term_weight:  # |P_g|^2 is a parabola of the step

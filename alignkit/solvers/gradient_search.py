@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.solver import IterativeOptions, Report, Status, Step
@@ -57,7 +59,7 @@ class SearchEnd(Generic[StateT]):
 
 def search(
     start: tuple[Alignment, float, StateT],
-    descend: Callable[[float], tuple[float, StateT]],
+    descend: Callable[[float], tuple[Tensor, StateT]],
     align: Callable[[StateT], Alignment],
     score: Callable[[Alignment], float],
     options: GradientOptions,
@@ -68,6 +70,8 @@ def search(
     Args:
         start: An alignment, its score, and the state that it belongs to.
         descend: Makes one step, given the fraction of steps made; returns the loss before it, and the state before it.
+            Losses on the CPU are looked at in every step, those on another device at every look at an alignment, so
+            that the device is not waited for.
         align: Turns a state into an alignment.
         score: What alignments are compared by; lower is better.
         options: When to stop and how often to look.
@@ -76,17 +80,25 @@ def search(
     best, best_score, best_state = start
     steps = idle = 0
     improved = False
+    losses: list[Tensor] = []
+    """Those of the last steps that were not looked at yet."""
     while steps < options.max_steps and idle < options.patience:
         loss, state = descend(steps / options.max_steps)
-        if not math.isfinite(loss):
-            return SearchEnd(best, best_state, steps, Status.NONFINITE)
+        losses.append(loss.detach().reshape(()))
         steps += 1
-        if steps % options.check_every == 0 or steps == options.max_steps:
+        looks = steps % options.check_every == 0 or steps == options.max_steps
+        if looks or loss.device.type == "cpu":
+            values = torch.stack(losses).cpu().tolist()
+            losses.clear()
+            if not all(map(math.isfinite, values)):
+                first = next(at for at, value in enumerate(values) if not math.isfinite(value))
+                return SearchEnd(best, best_state, steps - len(values) + first, Status.NONFINITE)
+        if looks:
             alignment = align(state)
             now = score(alignment)
             improved = now < best_score
             idle = 0 if improved else idle + 1
             if improved:
                 best, best_score, best_state = alignment, now, state
-            report(Step(steps, best_score, f"loss {loss:.6g}, score {now:.6g}", best))
+            report(Step(steps, best_score, f"loss {values[-1]:.6g}, score {now:.6g}", best))
     return SearchEnd(best, best_state, steps, Status.MAX_STEPS if improved else Status.OK)

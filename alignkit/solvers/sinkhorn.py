@@ -87,14 +87,14 @@ class Sinkhorn(Solver[SinkhornOptions]):
             return Outcome(start, Status.OK, {"steps": 0.0}, SoftAlignment(problem.graph, hard))
         optimizer = torch.optim.Adam(list(logits.stacks.values()), lr=options.learning_rate)
 
-        def descend(fraction: float) -> tuple[float, SoftAlignment]:
+        def descend(fraction: float) -> tuple[Tensor, SoftAlignment]:
             soft = logits.soft(fraction)
             loss = goal.loss(soft)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.param_groups[0]["lr"] = options.rate(fraction)
             optimizer.step()
-            return float(loss.detach()), soft
+            return loss, soft
 
         end = search((start, score, logits.soft(0.0)), descend, SoftAlignment.round, goal.score, options, report)
         matrices = {n: doubly_stochastic(m.detach().double()).to(m.dtype) for n, m in end.state.matrices.items()}

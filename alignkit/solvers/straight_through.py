@@ -58,12 +58,12 @@ class StraightThrough(Solver[StraightThroughOptions]):
             return Outcome(start, Status.OK, {"steps": 0.0})
         free = FreeWeights(problem, start, self.options)
 
-        def descend(fraction: float) -> tuple[float, Alignment]:
+        def descend(fraction: float) -> tuple[Tensor, Alignment]:
             current = free.project()
             middle = {n: t.requires_grad_(t.is_floating_point()) for n, t in free.middle(current).items()}
             loss = path.task.loss_on(path.named(middle), path.minibatches.draw())
             free.step(loss, middle, fraction)
-            return float(loss.detach()), current
+            return loss.cpu(), current  # the next projection needs finite weights, and waits for the device anyway
 
         end = search((start, score, start), descend, lambda alignment: alignment, path.score, self.options, report)
         return Outcome(end.best, end.status, {"steps": float(end.steps)})

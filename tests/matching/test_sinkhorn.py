@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import alignkit
+import pretended
 from alignkit.matching.sinkhorn import doubly_stochastic, implicit_gradient, plan, potentials, sinkhorn
 
 
@@ -116,3 +119,32 @@ def test_completion_is_doubly_stochastic_and_changes_little():
     assert float((full - matrix).abs().sum()) <= 4 * float((matrix.sum(-1) - 1).abs().sum())
     exact = sinkhorn(logits, max_scalings=5000, tolerance=1e-13)
     assert torch.allclose(doubly_stochastic(exact), exact, atol=1e-11)
+
+
+needs_pretending = pytest.mark.skipif(not pretended.registered(), reason="torch cannot have devices written in Python")
+
+
+@needs_pretending
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.floats(0.1, 8), st.integers(1, 64), st.booleans())
+def test_potentials_on_a_device_are_those_of_the_cpu_and_read_nothing(seed, n, spread, scalings, is_first):
+    logits = spread * normal(2, n, n, seed=seed, dtype=torch.float32)
+    start = None if is_first else potentials(logits + 0.1 * normal(2, n, n, dtype=torch.float32))
+    expected = plan(logits, potentials(logits, start, max_scalings=scalings))
+    with pretended.pretended() as device:
+        there = logits.to(device)
+        begun = None if start is None else replace(start, rows=start.rows.to(device), columns=start.columns.to(device))
+        with pretended.Transfers() as transfers:
+            matrix = plan(there, potentials(there, begun, max_scalings=scalings))
+        assert transfers.scalars == transfers.to_host == 0
+        assert torch.equal(matrix.cpu(), expected)
+
+
+@needs_pretending
+@pytest.mark.parametrize("spread", [100.0, 1e4])
+def test_columns_sum_to_one_on_a_device_even_where_factors_leave_float32(spread):
+    logits = spread * normal(3, 12, 12, dtype=torch.float32)
+    with pretended.pretended() as device:
+        there = logits.to(device)
+        matrix = plan(there, potentials(there, max_scalings=40)).cpu()
+    assert torch.allclose(matrix.sum(-2), torch.ones(3, 12), atol=1e-6 * spread)  # rounding of the logits
