@@ -71,8 +71,8 @@ def potentials(
 ) -> Potentials:
     """Find the potentials of rows and columns, without gradients; the arguments are those of `sinkhorn`.
 
-    From ``start``, potentials of similar logits, fewer scalings are needed. Of up to `UNREAD` scalings on a device other
-    than the CPU none is left out, and no number is read: what is done is chosen there.
+    From ``start``, potentials of similar logits, fewer scalings are needed. On a device other than the CPU, up to
+    `UNREAD` scalings are all done, and no number is read: what is done is chosen there.
     """
     if tolerance is None:
         tolerance = 1e-9 if logits.dtype == torch.float64 else 1e-4
