@@ -111,7 +111,7 @@ READS: dict[str, tuple[Callable[[Experts, Tensor], Tensor], list[int]]] = {
     "same second matrix": (same_second, [6]),
     "one of them read alone": (one_alone, [6, 6, 6]),
     "two of them tied": (two_tied, [6]),  # no notation: two places with one group
-    "heads": (attention, [2, 3]),  # sound, not complete: heads are those of all experts
+    "heads": (attention, [2, 2, 2, 3, 3, 3]),
 }
 
 

@@ -186,6 +186,20 @@ def test_language_models(config: str, model: str, options: dict[str, Any], expec
 
 
 @pytest.mark.models("transformers")
+@pytest.mark.parametrize("shared", [2, 1])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "mistral"])
+def test_heads_of_each_family_are_found_in_a_batch(kind: str, attention: str, shared: int) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, **{**BASE, "num_key_value_heads": shared, "head_dim": 8})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    for ids in (IDS, IDS.repeat(2, 1) + torch.tensor([[0], [1]])):
+        assert counts(proved(model, input_ids=ids, draws=1)) == ((5, 4) if shared > 1 else (7, 0))
+
+
+@pytest.mark.models("transformers")
 def test_fused_queries_and_keys_of_gpt_neox_are_nested_sums() -> None:
     import transformers
 

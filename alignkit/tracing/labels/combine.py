@@ -38,9 +38,20 @@ def factor(c: Constraints, block: LabelBlock, first: Dims) -> tuple[LabelBlock, 
 
 
 def label_rows(c: Constraints, block: LabelBlock, gone: Dims) -> list[LabelBlock]:
-    """Return a block for the rows of a block that loses dimensions; none if it owned no other."""
+    """Return a block for the rows of a block that loses dimensions; none if it owned no other.
+
+    Rows that a context only repeats, such as heads in each sample of a batch, are the same rows.
+    """
     dims, context = (tuple(d for d in old if d not in gone) for old in (block.dims, block.context))
-    return [LabelBlock(dims, context, c.rows(block.atoms, block.axes(dims + context)))] if dims else []
+    if not dims:
+        return []
+    thin = block.without_axes(block.repeats_along(context))
+    rows = LabelBlock(
+        dims, tuple(d for d in context if d in thin.context), c.rows(thin.atoms, thin.axes(dims + context))
+    )
+    span = tuple(sorted(dims + context))
+    atoms = np.broadcast_to(rows.align_to(span), [block.atoms.shape[axis] for axis in block.axes(span)])
+    return [LabelBlock(dims, context, np.ascontiguousarray(atoms))]
 
 
 def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> Labels:
@@ -99,8 +110,10 @@ def settle(c: Constraints, shape: Sequence[int], blocks: Iterable[LabelBlock], f
             else:
                 del settled[index]
                 parts: list[LabelBlock] = []
-                for owner in (other, block):
-                    parts += factor(c, owner, shared) if set(owner.dims) != shared else (owner,)
+                for owner, context in ((other, block.context), (block, other.context)):
+                    # What the other's units depend on is around them: the heads of one that owns heads and units.
+                    outer = set(owner.dims).intersection(context) or shared
+                    parts += factor(c, owner, outer) if set(owner.dims) != outer else (owner,)
                 queue = parts + queue
             break
         else:

@@ -73,16 +73,24 @@ def match_dims(old: tuple[int, ...], new: tuple[int, ...]) -> list[Run]:
 
 
 def _join(c: Constraints, labels: Labels, dims: tuple[int, ...]) -> Labels:
-    """Give `dims`, which are about to become one dimension, one owner. Labels that depend on one then depend on all."""
+    """Give `dims`, which are about to become one dimension, one owner. Labels that depend on one then depend on all.
+
+    A block that owns other dimensions, too, gives up those inside: query heads that are joined with positions lose
+    their units, which stay in the context of the heads. Those around stay: heads of keys, in each of which query heads
+    are joined with positions. Where positions differ along one dimension and are alike along another, as those of a
+    mask in each sample and for all heads, the joined ones get atoms of their own.
+    """
     joining = set(dims)
     blocks: list[LabelBlock] = []
     for block in labels.blocks:
-        shared = set(block.dims) & joining
-        blocks += factor(c, block, shared) if shared and shared != set(block.dims) else (block,)
-    parts = [block for block in blocks if set(block.dims) <= joining]
-    if parts or 0 < sum(labels.uniform[d] for d in dims) < len(dims):
-        blocks = [block for block in blocks if not set(block.dims) <= joining]
-        blocks.append(parts[0] if parts and parts[0].dims == dims else _join_parts(c, labels, dims, parts))
+        inner = _inner_dims(block, joining) if joining.intersection(block.dims) else ()
+        blocks += factor(c, block, [d for d in block.dims if d not in inner]) if inner else (block,)
+    parts = [block for block in blocks if joining.intersection(block.dims)]
+    blocks = [block for block in blocks if not joining.intersection(block.dims)]
+    mixed = len({labels.uniform[d] for d in dims}) > 1
+    if parts or mixed:
+        owned = tuple(sorted(joining.union(*(part.dims for part in parts))))
+        blocks.append(parts[0] if parts and parts[0].dims == owned else _join_parts(c, labels, owned, parts))
     for index, block in enumerate(blocks):
         if set(block.context) & joining and not joining <= set(block.span):
             span = tuple(sorted(set(block.span) | joining))
@@ -90,6 +98,13 @@ def _join(c: Constraints, labels: Labels, dims: tuple[int, ...]) -> Labels:
             atoms = np.ascontiguousarray(block.spread(span, labels.shape))
             blocks[index] = LabelBlock(block.dims, context, atoms)
     return Labels.of(labels.shape, labels.uniform, blocks)
+
+
+def _inner_dims(block: LabelBlock, joining: set[int]) -> list[int]:
+    """Return the dimensions of a block inside of those that are joined: along them, neighbours have closer numbers."""
+    distance = {d: abs(int(np.diff(block.atoms, axis=block.span.index(d)).flat[0])) for d in block.dims}
+    innermost = min(distance[d] for d in block.dims if d in joining)
+    return [d for d in block.dims if d not in joining and distance[d] < innermost]
 
 
 def _join_parts(c: Constraints, labels: Labels, dims: tuple[int, ...], parts: list[LabelBlock]) -> LabelBlock:
@@ -138,7 +153,7 @@ def _renumber(c: Constraints, labels: Labels, shape: tuple[int, ...], runs: list
         parts, flags = split or ([moved], {})
         for part in parts:
             # Context dimensions along which the atoms do not vary say nothing.
-            alike = [d for d in part.context if (part.atoms == part.atoms.take([0], part.span.index(d))).all()]
+            alike = part.repeats_along(part.context)
             blocks.append(part.without_axes(alike) if alike else part)
         for d, flag in flags.items():
             uniform[d] = flag

@@ -80,6 +80,11 @@ class LabelBlock:
         dims, context = (tuple(sorted({new for d in old for new in new_dims[d]})) for old in (self.dims, self.context))
         return LabelBlock(dims, context, self.atoms.reshape([shape[d] for d in sorted(dims + context)]))
 
+    def repeats_along(self, dims: Collection[int]) -> list[int]:
+        """Return those of `dims` along which the atoms do not vary."""
+        axes = ((d, self.span.index(d)) for d in dims)
+        return [d for d, axis in axes if bool((self.atoms == self.atoms.take([0], axis)).all())]
+
     def without_axes(self, dims: Collection[int]) -> LabelBlock:
         """Return the block without `dims`, along which the atoms have size 1 or do not vary."""
         index = tuple(0 if d in dims else slice(None) for d in self.span)
