@@ -30,7 +30,7 @@ def solve(
     Example: [bold]alignkit solve a.safetensors b.safetensors --model torchvision:resnet18 -o aligned.safetensors[/bold]
 
     Solvers that work with data take it from --task. Files appear whole or not at all, and none is replaced without
-    --force. After Ctrl-C the best alignment so far is written, and the exit code is 130; a second Ctrl-C writes nothing.
+    --force. After Ctrl-C the best alignment so far is written, and the exit code is 130; a second writes nothing.
     """
     switches.check_memory(memory, {"--task": task is not None})
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
