@@ -42,6 +42,12 @@ def test_version() -> None:
     assert run("--version").startswith(f"alignkit {alignkit.__version__} ")
 
 
+def test_python_runs_it_as_a_module() -> None:
+    said = subprocess.run([sys.executable, "-m", "alignkit", "solve"], capture_output=True, text=True, timeout=120)
+    assert said.returncode == 2
+    assert "Usage: python -m alignkit solve" in said.stderr
+
+
 @pytest.mark.parametrize("command", [[], *([info.name] for info in app.registered_commands)], ids=str)
 def test_every_help_starts_with_an_example(command: list[str]) -> None:
     printed = run(*command, "--help")
