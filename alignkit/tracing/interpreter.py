@@ -159,7 +159,7 @@ class Interpreter:
     def _note_reads(self, call: Call, output_labels: list[Labels]) -> None:
         """Record what an op computes with, takes a part of, or only looks at in another shape."""
         results = [] if call.step.written else list(zip(call.outputs, output_labels, strict=True))
-        for index, ref in enumerate(call.step.inputs):
+        for index, ref in enumerate(call.step.inputs if call.asked else ()):
             views = [labels for result, labels in results if result.storage == ref.storage]
             if call.picks and index == 0:
                 self._reads.pick(ref.storage, call.picks[0], views, self.constraints.causes[-1])

@@ -228,3 +228,39 @@ def test_a_share_that_is_left_aside_pins_nothing_else(cut: Callable[[Tensor], tu
     assert graph.spec()["decode.weight"] == ". encode"
     assert unread(graph) == {("encode.weight", 0): ((4, 7),)}
     keeps_function(model, graph, (vectors(2),), (vectors(3),))
+
+
+SHAPES_ALONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "new_zeros": lambda h: h.new_zeros(h.shape),
+    "new_full": lambda h: h.new_full(h.shape, -1.0),
+    "new_empty": lambda h: h.new_empty(h.shape).zero_(),
+    "new_ones": lambda h: h.new_ones(1, 1, 1, 6).expand((*h.shape[:-1], 6)).clone(),
+    "zeros_like": torch.zeros_like,
+    "full_like": lambda h: torch.full_like(h, 0.5),
+    "empty_like": lambda h: torch.empty_like(h).fill_(1),
+}
+
+
+class LooksBack(nn.Module):
+    """Windows of two vectors: half of the units of one are added to the window behind, if there is one."""
+
+    def __init__(self, like: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.o, self.like = nn.Linear(5, 12), nn.Linear(6, 2), like
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).unflatten(1, (-1, 2))
+        y = h[..., 6:] + self.like(h)[..., :6]
+        if h.shape[1] > 1:
+            y[:, 1:] += h[:, :-1, :, :6]
+        return self.o(y.tanh())
+
+
+@pytest.mark.parametrize("like", SHAPES_ALONE.values(), ids=SHAPES_ALONE)
+def test_an_op_that_looks_at_shapes_alone_reads_nothing(like: Callable[[Tensor], Tensor]) -> None:
+    model = LooksBack(like).eval()
+    for length, groups in ((2, 0), (4, 1)):
+        graph = trace(model, vectors(length))
+        assert counts(graph) == (groups, 0)
+        keeps_function(model, graph, (vectors(2),), (vectors(4),), (vectors(8),))

@@ -39,6 +39,7 @@ class Call:
         labels_of: Gives the labels of a tensor.
         picks: Positions that the op takes from its first tensor, see `pick`.
         is_followed: Whether the op only moves elements, so that what they say about units is known without the rule.
+        asked: Labels that the rule asked for. One that asks for none takes shapes alone, as that of `zeros_like`.
     """
 
     step: OpRecord
@@ -46,6 +47,7 @@ class Call:
     labels_of: Callable[[TensorRef], Labels]
     picks: list[Pick] = field(default_factory=list)
     is_followed: bool = False
+    asked: list[Labels] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -92,6 +94,7 @@ class Call:
         A rule that does not follow what they say fixes these units (`call.constraints.fix_choice`).
         """
         labels = self.labels_of(self.arg(argument) if isinstance(argument, str) else argument)
+        self.asked.append(labels)
         return labels.saying(None), None if self.is_followed else labels.choice
 
     def labels_of_tensors(self, *names: str) -> list[Labels]:
