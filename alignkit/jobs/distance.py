@@ -35,6 +35,11 @@ class TensorDistance:
     largest: float
 
 
+SLIGHTLY = 0.99
+"""Share of the squared distance that is order, from which one network is called a changed copy of the other. Networks
+that were trained apart stay below 0.5."""
+
+
 @dataclass(frozen=True, eq=False)
 class Distance:
     """How far two networks are apart, by the first name of each tensor.
@@ -84,12 +89,22 @@ class Distance:
         """What the two networks are to each other, in a few words."""
         return "the same up to permutation" if self.same else f"not the same, most in {self.differs}"
 
+    @property
+    def order_share(self) -> float | None:
+        """Part of the squared distance that alignment takes away, from 0 to 1; None where there is no distance."""
+        return max(0.0, 1 - self.after / self.before) if self.before else None
+
     def explain(self) -> str:
-        """Say in two lines how far the networks are apart and what they are to each other."""
-        return (
-            f"Squared distance {self.before:.6g}, after alignment {self.after:.6g} ({self.solution.solver}).\n"
-            f"The networks are {self.verdict} (tolerance {self.tolerance:g})."
-        )
+        """Say in a few lines how far the networks are apart and what they are to each other."""
+        lines = [
+            f"Squared distance {self.before:.6g}, after alignment {self.after:.6g} ({self.solution.solver}).",
+            f"The networks are {self.verdict} (tolerance {self.tolerance:g}).",
+        ]
+        if not self.same and self.order_share:
+            share = f"{100 * min(self.order_share, 0.9999):.{2 if self.order_share > 0.9 else 0}f} %"
+            meaning = ": B is A reordered and slightly changed" if self.order_share > SLIGHTLY else ""
+            lines.append(f"Order of units explains {share} of the squared distance{meaning}.")
+        return "\n".join(lines)
 
     def facts(self) -> dict[str, Any]:
         """Return what was measured as plain values, as JSON takes them."""
@@ -97,6 +112,7 @@ class Distance:
             "solver": self.solution.solver,
             "squared_distance_before": self.before,
             "squared_distance_after": self.after,
+            "order_share": self.order_share,
             "same": self.same,
             "differs": self.differs,
             "moved": dict(self.solution.moved),

@@ -47,6 +47,21 @@ def test_the_tolerance_decides(noise: float, same: bool) -> None:
     assert distance(pair.graph, pair.a, pair.b, tolerance=1e-2).same
 
 
+def test_a_sentence_says_how_much_of_the_distance_is_order() -> None:
+    pair = planted_pair(mlp(4, 8, 7, 3), seed=1)
+    assert "explains" not in distance(pair.graph, pair.a, pair.b).explain()  # all of it: they are the same
+    assert distance(pair.graph, pair.a, pair.a).order_share is None
+    with torch.no_grad():
+        pair.b.get_parameter("2.weight").add_(0.01 * torch.randn(7, 8, generator=torch.Generator().manual_seed(0)))
+    measured = distance(pair.graph, pair.a, pair.b)
+    assert measured.order_share == pytest.approx(1 - measured.after / measured.before)
+    assert f"{100 * measured.order_share:.2f} % of the squared distance: B is A reordered" in measured.explain()
+    apart = independent_pair(mlp(4, 8, 7, 3))
+    measured = distance(apart.graph, apart.a, apart.b)
+    assert "Order of units explains" in measured.explain()
+    assert "slightly" not in measured.explain()
+
+
 def test_whole_numbers_and_zeros_have_to_be_equal() -> None:
     graph = SymmetryGraph.from_spec({"w": "h .", "n": "h", "z": "."}, {"w": (3, 2), "n": (3,), "z": (2,)})
     weights = {"w": torch.randn(3, 2), "n": torch.tensor([1, 2, 3]), "z": torch.zeros(2)}
