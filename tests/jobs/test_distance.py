@@ -52,7 +52,7 @@ def test_a_sentence_says_how_much_of_the_distance_is_order() -> None:
     assert "explains" not in distance(pair.graph, pair.a, pair.b).explain()  # all of it: they are the same
     assert distance(pair.graph, pair.a, pair.a).order_share is None
     with torch.no_grad():
-        pair.b.get_parameter("2.weight").add_(0.01 * torch.randn(7, 8, generator=torch.Generator().manual_seed(0)))
+        pair.b.get_parameter("2.weight").add_(0.1 * torch.randn(7, 8, generator=torch.Generator().manual_seed(0)))
     measured = distance(pair.graph, pair.a, pair.b)
     assert measured.order_share == pytest.approx(1 - measured.after / measured.before)
     assert f"{100 * measured.order_share:.2f} % of the squared distance: B is A reordered" in measured.explain()
