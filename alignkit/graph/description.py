@@ -8,6 +8,7 @@ from alignkit.text import plural, shorten_list
 
 _LISTED = 20
 """Number of lines of a section that are shown: a report of a large model still fits a screen or two."""
+_NOT_PROVED = " (not proved: the trace had no weights)"
 
 
 def describe(graph: GraphStructure) -> str:
@@ -33,6 +34,9 @@ def describe(graph: GraphStructure) -> str:
         "Folds, which weights need before this holds (alignkit.fold does them)": list(map(str, graph.folds)),
         "Spaces that alignkit.fold balances": list(map(str, graph.balances)),
         "What cannot be folded": list(map(str, graph.blocked)),
+        "Spaces, and what keeps them from more" + _NOT_PROVED * (provenance.proved is False): list(
+            map(str, provenance.limits)
+        ),
         "Axes that the trace had to fix": [str(pin) for pin in provenance.pinned],
         "Operations without a rule (what they touch is fixed)": list(provenance.unknown_ops),
         "Tensors that the run never read": list(provenance.unused),

@@ -110,6 +110,21 @@ class AxisPositions:
 
 
 @dataclass(frozen=True)
+class SpaceLimit:
+    """What keeps a group from a larger kind: an operation, or a norm that cannot be folded; ``""`` where nothing does.
+
+    ``kind`` is the kind that it has, ``"fixed"`` where it is no group at all.
+    """
+
+    group: str
+    kind: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.group}: {self.kind}" + (f" ({self.reason})" if self.reason else "")
+
+
+@dataclass(frozen=True)
 class TracedInput:
     """One tensor that the traced run was called with, without its values.
 
@@ -141,6 +156,9 @@ class Provenance:
             and what these products wrote stay where they are.
         outputs: Names of the outputs that count, where `trace` was told; the order of others may change.
         inputs: What the traced run was called with; empty where that is not known, or was more than tensors.
+        limits: What keeps each space of units from a larger kind, where all symmetries were looked for.
+        proved: Whether kinds, folds and balances were tried on weights while tracing; None where they were not looked
+            for.
     """
 
     source: Literal["written", "traced"] = "written"
@@ -153,3 +171,5 @@ class Provenance:
     constant: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     inputs: tuple[TracedInput, ...] = ()
+    limits: tuple[SpaceLimit, ...] = ()
+    proved: bool | None = None

@@ -19,6 +19,7 @@ from alignkit.text import did_you_mean, list_some
 
 ValueT = TypeVar("ValueT")
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+BlockReason = Literal["no_bias", "not_contracted", "post_norm", "norm_of_branch", "modulated", "tied"]
 BalanceKind = Literal["scaled", "monomial", "invertible", "complex_planes"]
 
 
@@ -274,7 +275,7 @@ class Blocked:
     """
 
     tensor: str
-    reason: Literal["no_bias", "not_contracted", "post_norm", "norm_of_branch", "modulated", "tied"]
+    reason: BlockReason
     where: str = ""
 
     def __str__(self) -> str:

@@ -44,17 +44,28 @@ def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[
     return kept[::-1]
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledStep:
+    """A step with the labels of its operands, by their keys, and of its outputs, in order."""
+
+    step: OpRecord
+    operands: Mapping[Key, Labels]
+    outputs: list[Labels]
+
+
 @dataclass
 class Interpreter:
     """Gives every tensor of a run its labels, in order.
 
     `unknown` holds ops that fixed what they touched, and why; `unread` the atoms of positions that the run left aside,
-    `single_step` those of positions of `weights` (their storages) that it multiplied with nothing but constants.
+    `single_step` those of positions of `weights` (their storages) that it multiplied with nothing but constants. With
+    a `history`, every step is added to it with the labels of its operands and results.
     """
 
     table: RuleTable
     constraints: Constraints
     weights: set[int]
+    history: list[LabelledStep] | None = None
     unknown: dict[str, None] = field(default_factory=dict)
     unread: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     single_step: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -100,6 +111,9 @@ class Interpreter:
                 continue
             outputs = step.outputs
             output_labels = self._apply_rule(step, outputs)
+            if self.history is not None:
+                operands = {ref.key: self._labels[ref.key] for ref in step.inputs if ref.key in self._labels}
+                self.history.append(LabelledStep(step, operands, output_labels))
             if step.func._schema.is_mutable and step.op.split("::")[1] not in _NO_WRITE:
                 self._write_through(step, outputs, output_labels)
             for ref, labels in zip(outputs, output_labels, strict=True):

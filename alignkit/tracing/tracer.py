@@ -1,9 +1,11 @@
-"""`trace`: the permutation symmetries of a model, inferred from one run."""
+"""`trace`: the symmetries of a model, inferred from one run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,7 +16,11 @@ from alignkit.graph import AxisPositions, Provenance, SymmetryGraph, TracedInput
 from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.text import dtype_name
-from alignkit.tracing.interpreter import Interpreter, live_steps
+from alignkit.tracing.gauges.gauges import NO_GAUGES, find_gauges
+from alignkit.tracing.gauges.proof import refute
+from alignkit.tracing.gauges.second_pass import run_laws
+from alignkit.tracing.gauges.turns import replace_turns
+from alignkit.tracing.interpreter import Interpreter, LabelledStep, live_steps
 from alignkit.tracing.labels import buffers, parameters
 from alignkit.tracing.labels.constraints import Constraints
 from alignkit.tracing.labels.reads import fix_single_rows, positions_of
@@ -27,10 +33,18 @@ from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 from alignkit.tracing.recording.run import RecordedRun, record
 from alignkit.tracing.rules.table import RuleTable
 
+Symmetries: TypeAlias = Literal["permutation", "all"]
+
 
 @check_arguments
-def trace(model: nn.Module, *args: Any, outputs: str | Sequence[str] = (), **kwargs: Any) -> SymmetryGraph:
-    """Return the permutation symmetries of a model, inferred from one run on example inputs.
+def trace(
+    model: nn.Module,
+    *args: Any,
+    outputs: str | Sequence[str] = (),
+    symmetries: Symmetries = "permutation",
+    **kwargs: Any,
+) -> SymmetryGraph:
+    """Return the symmetries of a model, inferred from one run on example inputs.
 
     The model runs once, in eval mode and without gradients, on fake tensors (no weights needed: models on the meta
     device work), or on real ones where its code depends on values; the graph's provenance says which. Inputs and
@@ -46,10 +60,13 @@ def trace(model: nn.Module, *args: Any, outputs: str | Sequence[str] = (), **kwa
         outputs: Names of the outputs that count, such as "logits": keys or fields of what the model returns, or
             numbers ("0") for a tuple. Others may come in another order, and nobody should read them. Without names all
             count. (A model with an input of this name gets it in a dict.)
+        symmetries: ``"permutation"``, or ``"all"`` for signs, rotations and planes of rotary positions as well, with
+            what has to be folded first and what can be balanced. Where the model has weights, each of these is proved
+            on perturbed ones, and what fails is given up; the provenance says what keeps a group from more.
         **kwargs: Example inputs by name.
 
     Returns:
-        The graph. Every permutation that it allows leaves the model's function unchanged.
+        The graph. Every symmetry that it allows leaves the model's function unchanged.
 
     Raises:
         OutputError: The model has no such output, or hides its tensors.
@@ -62,7 +79,17 @@ def trace(model: nn.Module, *args: Any, outputs: str | Sequence[str] = (), **kwa
     args, kwargs = example_call(args, kwargs)
     table = RuleTable(plugin_registry.registry().trace_rules())
     names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-    return build_graph(model, record(model, args, kwargs, names), table, _traced_inputs(args, kwargs), names)
+    run, inputs = record(model, args, kwargs, names), _traced_inputs(args, kwargs)
+    graph = build_graph(model, run, table, inputs, names, symmetries)
+    if symmetries == "permutation" or any(ref.is_meta for ref in model.state_dict(keep_vars=True).values()):
+        return graph
+    refuted: dict[str, frozenset[str]] = {}
+    while failed := refute(graph, model, args, kwargs):
+        refuted |= {name: refuted.get(name, frozenset()) | what for name, what in failed.items()}
+        graph = build_graph(model, run, table, inputs, names, symmetries, refuted)
+    provenance = replace(graph.provenance, proved=True)
+    rewrites = graph.folds, graph.balances, graph.blocked
+    return SymmetryGraph(graph.tensors, graph.groups, provenance, *rewrites)
 
 
 def _traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[TracedInput, ...]:
@@ -85,16 +112,30 @@ def build_graph(
     table: RuleTable,
     inputs: tuple[TracedInput, ...] = (),
     outputs: tuple[str, ...] = (),
+    symmetries: Symmetries = "permutation",
+    refuted: Mapping[str, frozenset[str]] = MappingProxyType({}),
 ) -> SymmetryGraph:
-    """Return the graph of a recorded run. See `trace`."""
-    steps = live_steps(run.steps, [ref for _, ref in run.results])
-    read = {ref.storage for step in steps for ref in step.inputs}
+    """Return the graph of a recorded run. See `trace`, and `find_gauges` for what was ``refuted``."""
     movable = _movable_tensors(model, run)
-    tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
     constant = buffers.constant_buffers(model, run)
-    traced, labels, interpreter = interpret(model, run.results, table, steps, tensors, constant)
-    names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
-    layouts, sizes = write_layouts(traced, names)
+    gauges = NO_GAUGES
+    while True:
+        steps, lost = run.steps, gauges.lost
+        if symmetries == "all":
+            steps = replace_turns(run.steps, {ref.storage for ref in movable.values()}, lost)
+        steps = live_steps(steps, [ref for _, ref in run.results])
+        read = {ref.storage for step in steps for ref in step.inputs}
+        tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
+        history: list[LabelledStep] | None = [] if symmetries == "all" else None
+        traced, labels, interpreter = interpret(model, run.results, table, steps, tensors, constant, history)
+        names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
+        if history is not None:
+            findings = run_laws(traced, labels, tensors, history, run.results)
+            gauges = find_gauges(findings, names, history, refuted, gauges)
+        if gauges.lost == lost:
+            break
+    layouts, sizes = write_layouts(traced, names, gauges.marks)
+    layouts |= {name: " ".join("." * len(tensors[name].shape)) for name in gauges.constants}
     layout_of = {tensors[name].key: layout for name, layout in layouts.items()}
     provenance = Provenance(
         source="traced",
@@ -107,13 +148,23 @@ def build_graph(
         constant=tuple(name for name, ref in constant.items() if ref.storage in read),
         outputs=outputs,
         inputs=inputs,
+        limits=gauges.limits,
+        proved=False if symmetries == "all" else None,
     )
     # Tied tensors have one layout; buffers that hold no units, and tensors that are never read, are fixed.
     saved = model.state_dict(keep_vars=True)
     spec = {
         name: layout_of.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items() if name in saved
     }
-    return SymmetryGraph.from_spec(spec, model, sizes=sizes, provenance=provenance)
+    return SymmetryGraph.from_spec(
+        spec,
+        model,
+        sizes=sizes,
+        provenance=provenance,
+        folds=gauges.folds,
+        balances=gauges.balances,
+        blocked=gauges.blocked,
+    )
 
 
 def interpret(
@@ -123,6 +174,7 @@ def interpret(
     steps: Sequence[OpRecord],
     tensors: Mapping[str, TensorRef],
     constant: Mapping[str, TensorRef],
+    history: list[LabelledStep] | None = None,
 ) -> tuple[TracedLayouts, dict[str, Labels], Interpreter]:
     """Run the rules until the layouts of all tensors can be written; return these, the first labels and what ran.
 
@@ -137,7 +189,9 @@ def interpret(
     readings: list[tuple[TracedLayouts, dict[str, Labels], Interpreter]] = []
     while True:
         constraints = Constraints()
-        interpreter = Interpreter(table, constraints, weights)
+        if history is not None:
+            history.clear()
+        interpreter = Interpreter(table, constraints, weights, history)
         labels: dict[str, Labels] = {}
         for name, ref in tensors.items():
             use = uses.get(ref.storage, parameters.ParameterUse())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from networkx import Graph, connected_components
 
@@ -11,8 +12,12 @@ from alignkit.tracing.reading.naming import parents_of
 from alignkit.tracing.reading.traced_layouts import TracedLayouts
 
 
-def write_layouts(traced: TracedLayouts, names: Mapping[GroupKey, str]) -> tuple[dict[str, str], dict[str, int]]:
+def write_layouts(
+    traced: TracedLayouts, names: Mapping[GroupKey, str], marks: Mapping[GroupKey, str] = MappingProxyType({})
+) -> tuple[dict[str, str], dict[str, int]]:
     """Return the notation of each tensor, and the sizes of the groups and stacks that it mentions.
+
+    `marks` are those of kinds, which stand in front of names; a group without one is permuted.
 
     The stack of the units ``experts`` is called ``experts.stack``, and one that tensors with several such groups share
     after the first of them. A group at one place of a stack that another tensor reads is ``experts.2``.
@@ -23,7 +28,7 @@ def write_layouts(traced: TracedLayouts, names: Mapping[GroupKey, str]) -> tuple
     for group, name in names.items():
         parent = parents[group]
         owner = stacks.get(group) if parent is None else names[parent]
-        texts[group] = name if owner is None else f"{name}[{owner}]"
+        texts[group] = marks.get(group, "") + (name if owner is None else f"{name}[{owner}]")
     layouts, sizes = {}, {}
     for tensor, axes in traced.axes.items():
         groups = [group for axis in axes for group in groups_on(axis)]

@@ -84,6 +84,17 @@ class OpRecord:
         """Tensors among the results."""
         return refs(self.result)
 
+    def arg(self, name: str, default: Any = None) -> Any:
+        """Return an argument by the name that the op's schema gives it."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        for index, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                if index < len(self.args):
+                    return self.args[index]
+                return argument.default_value if argument.has_default_value() else default
+        return default
+
     @property
     def written(self) -> list[TensorRef]:
         """Tensors among the arguments that the op writes, or whose shape it changes."""

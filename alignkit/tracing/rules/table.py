@@ -70,14 +70,7 @@ class Call:
 
     def arg(self, name: str, default: Any = None) -> Any:
         """Return an argument by the name that the op's schema gives it."""
-        if name in self.step.kwargs:
-            return self.step.kwargs[name]
-        for index, argument in enumerate(self.step.func._schema.arguments):
-            if argument.name == name:
-                if index < len(self.step.args):
-                    return self.step.args[index]
-                return argument.default_value if argument.has_default_value() else default
-        return default
+        return self.step.arg(name, default)
 
     def labels(self, argument: str | TensorRef) -> Labels:
         """Return the labels of a tensor argument, given by its name in the schema or as a `TensorRef`.

@@ -1,0 +1,1 @@
+"""The second pass: which spaces allow signs, scales, rotations and phases, what to fold for it, and the proof."""

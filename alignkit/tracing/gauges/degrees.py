@@ -1,0 +1,67 @@
+"""Degrees: with which power a factor of a unit appears at each place of a space.
+
+If unit ``i`` of a hidden layer is scaled by ``s``, what writes it may scale by ``s`` (degree 1), what reads it by
+``1 / s`` (degree -1), and a gate beside it not at all (degree 0). Every segment of a parameter has an unknown degree;
+operations on them give linear equations. Their solutions over the rational numbers are the scales that a space allows,
+those modulo 2 its signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import TypeAlias
+
+Form: TypeAlias = tuple[tuple[int, int], ...]
+"""A sum of multiples of unknown degrees: pairs of an unknown and its factor, ascending."""
+
+ZERO: Form = ()
+
+
+def combine(terms: Iterable[tuple[int, Form]]) -> Form:
+    """Return a sum of multiples of forms."""
+    total: dict[int, int] = {}
+    for factor, form in terms:
+        for unknown, count in form:
+            total[unknown] = total.get(unknown, 0) + factor * count
+    return tuple(sorted((unknown, count) for unknown, count in total.items() if count))
+
+
+def solutions(equations: Iterable[Form], unknowns: Sequence[int]) -> list[dict[int, Fraction]]:
+    """Return a basis of the degrees for which all forms are 0."""
+    reduced: dict[int, dict[int, Fraction]] = {}  # rows in echelon form, by the unknown that they lead with
+    for equation in equations:
+        row = {unknown: Fraction(count) for unknown, count in equation}
+        row = _reduce(row, reduced)
+        if row:
+            lead = min(row)
+            row = {unknown: value / row[lead] for unknown, value in row.items()}
+            for other in reduced:
+                reduced[other] = _reduce(reduced[other], {lead: row})
+            reduced[lead] = row
+    free = [unknown for unknown in unknowns if unknown not in reduced]
+    basis = []
+    for unknown in free:
+        solution = {lead: -row[unknown] for lead, row in reduced.items() if row.get(unknown)}
+        basis.append({unknown: Fraction(1), **solution})
+    return basis
+
+
+def _reduce(row: Mapping[int, Fraction], rows: Mapping[int, Mapping[int, Fraction]]) -> dict[int, Fraction]:
+    """Return a row without the unknowns that other rows lead with."""
+    result = dict(row)
+    for lead in [unknown for unknown in row if unknown in rows]:
+        factor = result.get(lead, Fraction(0))
+        for unknown, value in rows[lead].items():
+            changed = result.get(unknown, Fraction(0)) - factor * value
+            if changed:
+                result[unknown] = changed
+            else:
+                result.pop(unknown, None)
+    return result
+
+
+def is_even(equations: Iterable[Form], odd: Iterable[int]) -> bool:
+    """Return whether all forms are even where the unknowns in `odd` are 1 and all others 0."""
+    ones = set(odd)
+    return all(sum(count for unknown, count in form if unknown in ones) % 2 == 0 for form in equations)

@@ -1,0 +1,208 @@
+"""Facets: how the value at one part of a tensor moves when its space turns, and what the second pass collects.
+
+Values start at parameters: each of their segments is a vector of its space with an unknown degree. Operations make new
+facets of those of their operands (`alignkit.tracing.gauges.laws`), and say in passing what the space admits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from alignkit.graph.kinds import GroupKind
+from alignkit.graph.rewrites import BlockReason
+from alignkit.tracing.gauges.degrees import ZERO, Form, combine
+from alignkit.tracing.gauges.parts import Part, Spaces
+from alignkit.tracing.recording.recorder import OpRecord, TensorRef
+
+ROTATIONS: frozenset[GroupKind] = frozenset(("orthogonal", "centred", "planes", "adjacent_planes"))
+"""Kinds that a space may have as long as no operation says otherwise, and the largest that is left is taken."""
+MEAN_KEEPING: frozenset[GroupKind] = frozenset(("centred",))
+"""Kinds that keep sums over a space."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Gain and shift of one norm, which wait for all that reads them.
+
+    ``number`` tells norms apart. The norm multiplies by ``offset + gain``; ``where`` is its module.
+    """
+
+    number: int
+    gain: str
+    offset: float = 0.0
+    shift: str | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Facet:
+    """How a value moves at one part.
+
+    Attributes:
+        degree: The power of a unit's factor in it.
+        form: ``"vector"``: it turns with the space. ``"square"``: it is the square of one that does, elementwise.
+            ``"other"``: it has units of the space, and cannot turn.
+        segment: The segment of a parameter that it is, untouched; else None.
+        offset: A number that was added to that parameter.
+        writers: Segments that it is a linear function of, if nothing else is; each of them is read here only.
+        mixed: Segments of biases that went through averages over positions, whose weights sum to 1.
+        norm: The norm whose gain and shift it carries.
+        centred: Whether its mean along the space was subtracted.
+    """
+
+    degree: Form = ZERO
+    form: Literal["vector", "square", "other"] = "other"
+    segment: int | None = None
+    offset: float = 0.0
+    writers: frozenset[int] = frozenset()
+    mixed: frozenset[int] = frozenset()
+    norm: Norm | None = None
+    centred: bool = False
+
+
+@dataclass(frozen=True)
+class Cause:
+    """An operation in a module, and what it left of a space."""
+
+    op: str
+    where: str
+    words: str = ""
+
+    def __str__(self) -> str:
+        place = f" in {self.where}" if self.where else ""
+        return (f"{self.words}: " if self.words else "") + f"{self.op}{place}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A contraction of a value with a segment of a parameter; ``bias`` is added to what comes out."""
+
+    segment: int
+    facet: Facet
+    bias: str | None
+    where: str
+
+
+@dataclass
+class SpaceFacts:
+    """What is known of one space.
+
+    `equations` hold for degrees of any kind, `of_scales` for positive factors only, `of_signs` for signs only.
+    `causes` say which operation took which kinds away; `raw` is whether something reads the space with its mean.
+    """
+
+    kinds: frozenset[GroupKind] = ROTATIONS
+    equations: list[Form] = field(default_factory=list)
+    of_scales: list[Form] = field(default_factory=list)
+    of_signs: list[Form] = field(default_factory=list)
+    causes: list[tuple[frozenset[GroupKind], Cause]] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+    unknown: bool = False
+    unit_length: bool = False
+
+
+@dataclass
+class Findings:
+    """What the second pass collects, by the numbers of spaces, segments and norms.
+
+    `facts` are those of each space. `used_otherwise` names what uses a segment other than as the reader of a value.
+    `blocked` are norms that something reads which cannot take them, with the reason of `alignkit.graph.rewrites`.
+    """
+
+    spaces: Spaces
+    shapes: Mapping[str, tuple[int, ...]]
+    consumers: Mapping[tuple[int, ...], int]
+    names: Mapping[tuple[int, ...], str]
+    facts: dict[int, SpaceFacts] = field(default_factory=lambda: defaultdict(SpaceFacts))
+    used_otherwise: dict[int, Cause] = field(default_factory=dict)
+    blocked: dict[int, tuple[BlockReason, str]] = field(default_factory=dict)
+    norms: list[tuple[int, Norm]] = field(default_factory=list)
+    output_scales: list[tuple[int, str, frozenset[int]]] = field(default_factory=list)
+    zeros: set[int] = field(default_factory=set)
+    means: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
+    weights_of_one: set[tuple[int, ...]] = field(default_factory=set)
+    zero_values: set[tuple[int, ...]] = field(default_factory=set)
+    scores: dict[tuple[int, ...], frozenset[int]] = field(default_factory=dict)
+    _facets: dict[tuple[int, ...], dict[tuple[int, int, tuple[int, ...]], Facet]] = field(default_factory=dict)
+    _keys_of_storage: dict[int, set[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(set))
+
+    def set(self, ref: TensorRef, part: Part, facet: Facet) -> None:
+        """Record the facet of a part of a value."""
+        self._facets.setdefault(ref.key, {})[part.space, part.source, part.dims] = facet
+        self._keys_of_storage[ref.storage].add(ref.key)
+
+    def get(self, ref: TensorRef, part: Part, cause: Cause) -> Facet:
+        """Return the facet of a part of a value; where it is not known, its space is permuted only."""
+        known = self._facets.get(ref.key, {}).get((part.space, part.source, part.dims))
+        if known is not None:
+            return known
+        self.facts[part.space].unknown = True
+        self.cap(part.space, frozenset(), Cause(cause.op, cause.where, "it reads what was made in an unknown way"))
+        return Facet()
+
+    def forget(self, ref: TensorRef) -> None:
+        """Forget the facets of all tensors of a storage: it was written."""
+        for key in self._keys_of_storage[ref.storage]:
+            self._facets.pop(key, None)
+
+    def name_of(self, ref: TensorRef) -> str | None:
+        """Return the name of a parameter, None for another tensor."""
+        return self.names.get(ref.key)
+
+    def cap(self, space: int, kinds: frozenset[GroupKind], cause: Cause) -> None:
+        """Leave a space only those of its rotations that are among ``kinds``."""
+        facts = self.facts[space]
+        if facts.kinds - kinds:
+            facts.causes.append((facts.kinds - kinds, cause))
+            facts.kinds &= kinds
+
+    def require(self, space: int, form: Form, *, scales: bool = True, signs: bool = True) -> None:
+        """Require that a degree is zero, for factors of any kind, for positive ones or for signs."""
+        facts = self.facts[space]
+        if form and (scales or signs):
+            (facts.equations if scales and signs else facts.of_scales if scales else facts.of_signs).append(form)
+
+    def block(self, facet: Facet, reason: BlockReason, where: str) -> None:
+        """Record that a norm cannot be folded, because of something that reads a value with its gain."""
+        if facet.norm is not None:
+            self.blocked.setdefault(facet.norm.number, (reason, where))
+
+    def add_shift(self, norm: Norm, shift: str) -> Norm:
+        """Record that a norm has a shift behind its gain; return the norm with it."""
+        shifted = replace(norm, shift=shift)
+        (space,) = [space for space, known in self.norms if known == norm]
+        self.norms[norm.number] = (space, shifted)
+        return shifted
+
+    def is_vector(self, facet: Facet) -> bool:
+        """Return whether a value is a parameter with one number for each unit of the space, or such plus a number."""
+        if facet.segment is None:
+            return False
+        axis = self.spaces.segments[facet.segment].axis
+        shape = self.shapes[axis.tensor]
+        return max(shape) == shape[axis.axis] and sum(n > 1 for n in shape) == 1
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """An operand, the part of it that a law looks at, and its facet."""
+
+    ref: TensorRef
+    part: Part
+    facet: Facet
+
+
+def same_degree(findings: Findings, space: int, carriers: Iterable[Carrier]) -> Form:
+    """Require that all carriers have one degree, and return it."""
+    degrees = [carrier.facet.degree for carrier in carriers]
+    for degree in degrees[1:]:
+        findings.require(space, combine([(1, degrees[0]), (-1, degree)]))
+    return degrees[0]
+
+
+def cause_of(step: OpRecord, words: str = "") -> Cause:
+    """Return a step as a cause."""
+    return Cause(step.op.replace("::", "."), step.where, words)

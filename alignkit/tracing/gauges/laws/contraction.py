@@ -1,0 +1,222 @@
+"""Matrix products, convolutions and attention: sums over a space of a value times what reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from alignkit.tracing.gauges.degrees import combine
+from alignkit.tracing.gauges.facets import MEAN_KEEPING, Carrier, Facet, Reading
+from alignkit.tracing.gauges.laws.pointwise import apply_function
+from alignkit.tracing.gauges.laws.table import LawSet
+from alignkit.tracing.gauges.operation import Operation
+from alignkit.tracing.gauges.parts import Part
+from alignkit.tracing.recording.recorder import TensorRef
+
+LAWS = LawSet()
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of a product: where its dimensions go in the result, and which dimension is summed over."""
+
+    ref: TensorRef
+    summed: int
+    kept: Mapping[int, int]
+
+
+@LAWS.law("mm", "bmm", "matmul", "addmm", "baddbmm", "mv", "dot", "addmv", "linear")
+def matrix_product(op: Operation) -> None:
+    """Multiply [..., m, k] by [..., k, n], and add a term."""
+    name = op.step.op.split("::")[1].rstrip("_")
+    if name == "linear":
+        left, right, term = op.arg("input"), op.arg("weight"), op.arg("bias")
+    elif name in ("addmm", "baddbmm", "addmv"):
+        term, left, right = op.inputs[:3]
+    else:
+        (left, right), term = op.inputs[:2], None
+    rank, m, n = len(op.output.shape), len(left.shape), len(right.shape)
+    matrix = min(n, 2)  # a vector on the right leaves no dimension
+    kept_left = {d: d + rank - m + (1 if matrix == 1 else 0) for d in range(m - 1)}
+    kept_right = {d: d + rank - n for d in range(n - 2)}
+    if name == "linear":
+        summed, kept_right = n - 1, {d: rank - n + 1 + d for d in range(n - 1)}
+    else:
+        summed = n - matrix
+        if matrix == 2:
+            kept_right[n - 1] = rank - 1
+            kept_left = {d: d + rank - max(m, 2) if m > 1 else d for d in range(m - 1)}
+    contract(op, Factor(left, m - 1, kept_left), Factor(right, summed, kept_right), term)
+
+
+@LAWS.law("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution")
+def convolution(op: Operation) -> None:
+    """Multiply channels by a kernel: a contraction in one group, elementwise where each channel has its own."""
+    signal, kernel, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
+    groups, axis = op.arg("groups", 1), 0 if op.arg("transposed", False) else 1
+    if groups == 1:
+        contract(op, Factor(signal, 1, {0: 0}), Factor(kernel, axis, {1 - axis: 1}), bias, term_dim=1)
+    elif groups == signal.shape[1] == op.output.shape[1]:
+        _scale_channels(op, signal, kernel, bias)
+    else:
+        apply_function(op)
+
+
+def _scale_channels(op: Operation, signal: TensorRef, kernel: TensorRef, bias: TensorRef | None) -> None:
+    """Convolve each channel with a kernel of its own."""
+    for output, result in op.results():
+        at = {0: result.first.get(1, 0)}
+        operands = [*op.beside(result, len(output.shape), [signal]), op.at(kernel, result.space, at)]
+        carriers = [carrier for carrier in operands if carrier is not None]
+        for carrier in carriers:
+            op.use(carrier)
+            op.findings.block(carrier.facet, "not_contracted", op.where)
+        op.keep_only(result.space, (), "a kernel for each channel")
+        degree = combine((1, carrier.facet.degree) for carrier in carriers)
+        if bias is not None and (shift := op.at(bias, result.space, at)):
+            op.use(shift)
+            op.findings.require(result.space, combine([(1, degree), (-1, shift.facet.degree)]))
+        op.set(output, result, Facet(degree))
+
+
+def contract(op: Operation, left: Factor, right: Factor, term: TensorRef | None, term_dim: int | None = None) -> None:
+    """Sum over one dimension of each factor, and add a term."""
+    for mine, other in ((left, right), (right, left)):
+        for part in op.parts(mine.ref):
+            if mine.summed not in part.dims:
+                continue
+            carrier = op.carrier(mine.ref, part)
+            partner = _partner(op, part, mine, other)
+            if partner is None and other.ref.key in op.findings.zero_values:
+                continue  # the state from which a loop starts
+            if partner is None:
+                op.use(carrier)
+                op.findings.block(carrier.facet, "not_contracted", op.where or op.step.op)
+                op.require(part.space, carrier.facet)
+                op.keep_only(part.space, MEAN_KEEPING if carrier.facet.form == "vector" else (), "sum over the space")
+            elif mine is left:
+                _meet(op, carrier, partner, term)
+    _note_scores(op, left, right)
+    for output, result in op.results():
+        kept = [_kept(op, result, *sides) for sides in ((left, right), (right, left))]
+        facets = [facet for facet in kept if facet is not None]
+        if not facets:
+            continue
+        facet = facets[0]
+        if len(facets) > 1:
+            op.keep_only(result.space, (), "elementwise product")
+            facet = Facet(combine((1, facet.degree) for facet in facets))
+        if term is not None:
+            facet = _add_term(op, output, result, facet, term, term_dim)
+        op.set(output, result, facet)
+
+
+def _add_term(
+    op: Operation, output: TensorRef, result: Part, facet: Facet, term: TensorRef, term_dim: int | None
+) -> Facet:
+    """Return the facet of a product with a term, which lies along one dimension or broadcasts."""
+    at = None if term_dim is None else op.at(term, result.space, {0: result.first.get(term_dim, 0)})
+    added = [at] if at else op.beside(result, len(output.shape), [term]) if term_dim is None else []
+    writers = [facet.writers]
+    for carrier in added:
+        op.use(carrier)
+        op.findings.require(result.space, combine([(1, facet.degree), (-1, carrier.facet.degree)]))
+        writers.append(carrier.facet.writers)
+    return replace(facet, writers=frozenset().union(*writers) if all(writers) else frozenset())
+
+
+def _partner(op: Operation, part: Part, mine: Factor, other: Factor) -> Carrier | None:
+    """Return the part of the other factor that a part meets in the sum."""
+    back = {to: d for d, to in other.kept.items()}
+    coordinates = {other.summed: part.first.get(mine.summed, 0)}
+    for d, at in part.first.items():
+        if d in mine.kept and mine.kept[d] in back:
+            n, m = mine.ref.shape[d], other.ref.shape[back[mine.kept[d]]]
+            coordinates[back[mine.kept[d]]] = at * m // n if n else 0  # grouped queries share a head of keys
+    same = [p for p in op.parts(other.ref) if p.space == part.space and other.summed in p.dims]
+    return op.at(other.ref, part.space, coordinates) if same else None
+
+
+def _meet(op: Operation, left: Carrier, right: Carrier, term: TensorRef | None) -> None:
+    """Sum over a space of one value times another: one of them writes it, the other reads it."""
+    findings, space = op.findings, left.part.space
+    findings.require(space, combine([(1, left.facet.degree), (1, right.facet.degree)]))
+    for value, reader in ((left, right), (right, left)):
+        if value.facet.form != "vector":
+            op.keep_only(space, ())
+        if reader.facet.segment is not None and value.facet.segment is None:
+            bias = None if term is None else findings.name_of(term)
+            facet = op.passed_on(value)
+            findings.facts[space].readings.append(Reading(reader.facet.segment, facet, bias, op.where))
+            return
+    for carrier in (left, right):
+        op.use(carrier)
+        findings.block(carrier.facet, "not_contracted", op.where or op.step.op)
+
+
+def _kept(op: Operation, result: Part, mine: Factor, other: Factor) -> Facet | None:
+    """Return the facet of a part of the result that comes from a part of this factor."""
+    for part in op.parts(mine.ref):
+        goes_there = set(result.dims) <= {mine.kept.get(d) for d in part.dims}
+        if part.space == result.space and part.source == result.source and goes_there:
+            carrier = op.carrier(mine.ref, part)
+            facet = carrier.facet
+            if facet.norm is not None:
+                op.use(carrier)
+                op.findings.block(facet, "not_contracted", op.where or op.step.op)
+            writers = facet.writers
+            mixed: frozenset[int] = frozenset()
+            if facet.segment is None:  # a value, averaged over positions
+                is_average = other.ref.key in op.findings.weights_of_one
+                passed = op.passed_on(carrier)
+                mixed = passed.writers | passed.mixed if is_average else frozenset()
+                writers = frozenset()
+            else:
+                op.use(carrier)
+            return Facet(facet.degree, facet.form, writers=writers, mixed=mixed)
+    return None
+
+
+def _note_scores(op: Operation, left: Factor, right: Factor) -> None:
+    """Remember which biases of keys are in a product of queries and keys, for the softmax over its last dimension."""
+    for part in op.parts(right.ref):
+        if right.summed in part.dims:
+            carrier = op.carrier(right.ref, part)
+            if carrier.facet.segment is None and (writers := op.writers(carrier)):
+                op.findings.scores[op.output.key] = writers
+
+
+@LAWS.law("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math",
+          "scaled_dot_product_attention", "_scaled_dot_product_flash_attention",
+          "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+          "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps")  # fmt: skip
+def attention(op: Operation) -> None:
+    """Compute softmax(q k^T + mask) v."""
+    query, key, value = (op.arg(name) for name in ("query", "key", "value"))
+    last = len(query.shape) - 1
+    batch = {d: d for d in range(last - 1)}
+    factors = Factor(query, last, batch), Factor(key, last, batch)
+    for part in op.parts(query):
+        if last in part.dims and (partner := _partner(op, part, *factors)):
+            _meet(op, op.carrier(query, part), partner, None)
+    for part in op.parts(key):
+        if last in part.dims:
+            op.findings.zeros |= op.writers(op.carrier(key, part))
+    for output, result in op.results():
+        for part in op.parts(value) if output is op.output else ():
+            if part.space == result.space and part.source == result.source and set(result.dims) <= set(part.dims):
+                carrier = op.carrier(value, part)
+                op.findings.block(carrier.facet, "not_contracted", op.where)
+                passed = op.passed_on(carrier)
+                mixed = passed.writers | passed.mixed
+                op.set(output, result, Facet(carrier.facet.degree, carrier.facet.form, mixed=mixed))
+
+
+@LAWS.law("_softmax", "softmax", "_safe_softmax")
+def softmax(op: Operation) -> None:
+    """Normalise along a dimension; what is the same along it drops out."""
+    apply_function(op)
+    rank = len(op.output.shape)
+    if rank and op.arg("dim") % rank == rank - 1:
+        op.findings.weights_of_one.add(op.output.key)
+        op.findings.zeros |= op.findings.scores.get(op.inputs[0].key, frozenset())

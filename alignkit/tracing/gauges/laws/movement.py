@@ -1,0 +1,71 @@
+"""Ops that move elements and compute nothing: every unit keeps its factor, wherever it goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from alignkit.tracing.gauges.facets import Carrier, Facet
+from alignkit.tracing.gauges.laws.pointwise import join
+from alignkit.tracing.gauges.laws.table import LawSet
+from alignkit.tracing.gauges.operation import Operation
+from alignkit.tracing.gauges.parts import Part
+from alignkit.tracing.gauges.turns import Turn
+from alignkit.tracing.recording.recorder import TensorRef
+
+LAWS = LawSet()
+
+
+@LAWS.law("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "t", "t_copy", "numpy_T",
+          "transpose", "transpose_copy", "swapaxes", "mT", "permute", "permute_copy", "unsqueeze", "squeeze", "alias",
+          "detach", "clone", "contiguous", "_to_copy", "to", "type_as", "as_strided", "copy")  # fmt: skip
+def rename(op: Operation) -> None:
+    """Rename, join or split dimensions, or change the dtype: the value stays what it is."""
+    refs = op.inputs[1:] if op.step.op.rstrip("_").endswith("::copy") else op.inputs[:1]
+    for output, result in op.results():
+        carriers = matching(op, result, refs)
+        if carriers:
+            op.set(output, result, op.passed_on(carriers[0]) if len(carriers) == 1 else join(op, result, carriers))
+
+
+@LAWS.law("slice", "slice_copy", "narrow", "select", "unbind", "split", "split_with_sizes", "chunk", "unsafe_split",
+          "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes", "split_copy", "index_select", "embedding",
+          "expand", "expand_as", "broadcast_to", "expand_copy", "repeat", "tile", "repeat_interleave", "flip", "roll",
+          "gather", "index", "cat", "concat", "concatenate", "stack", "unfold", "im2col", "pixel_shuffle",
+          "pixel_unshuffle", "tril", "triu", "take", "masked_select", "diagonal")  # fmt: skip
+def pick(op: Operation) -> None:
+    """Pick, repeat or lay together positions: a part of a parameter is written with, and is no reader any more."""
+    along = op.arg("dim", 0) if op.step.op.split("::")[1] in ("cat", "concat", "concatenate") else None
+    for output, result in op.results():
+        is_along = along is not None and along % len(output.shape) in result.dims
+        carriers = matching(op, result, op.inputs, same_source=is_along and result.source >= 0)
+        for carrier in carriers:
+            op.use(carrier)
+        if carriers:
+            facet = join(op, result, carriers) if len(carriers) > 1 else op.passed_on(carriers[0])
+            op.set(output, result, replace(facet, segment=None))
+
+
+@LAWS.law("rotary")
+def turn(op: Operation) -> None:
+    """Turn planes by angles that depend on the position."""
+    assert isinstance(op.step, Turn)
+    for output, result in op.results():
+        for carrier in matching(op, result, op.inputs):
+            if len(output.shape) - 1 in result.dims:
+                op.keep_only(result.space, (op.step.kind,), "rotary positions")
+            op.findings.block(carrier.facet, "not_contracted", op.where)
+            op.set(output, result, Facet(carrier.facet.degree, carrier.facet.form))
+
+
+def matching(op: Operation, result: Part, refs: list[TensorRef], *, same_source: bool = False) -> list[Carrier]:
+    """Return the parts of operands whose elements a part of the result holds, or of those with its source only."""
+    carriers = []
+    for ref in refs:
+        parts = [part for part in op.parts(ref) if part.space == result.space]
+        same = [part for part in parts if part.source == result.source]
+        if len(same) > 1:
+            same = [part for part in same if part.unit == result.unit] or same
+        if not same and not same_source and len(parts) == 1:
+            same = parts
+        carriers += [op.carrier(ref, part) for part in same[:1]]
+    return carriers

@@ -1,0 +1,161 @@
+"""Where spaces stand in the tensors of a run.
+
+A *space* is a group of the first pass that is nowhere an outer factor of another: the residual stream, the units of a
+layer, the dimensions inside heads, but not the heads. In a tensor it has *parts*: positions that come from one segment
+of one axis of one parameter. The queries, keys and values of a fused projection are three parts, whatever was split,
+transposed or joined in between, because labels carry the atoms of the parameter along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from alignkit.graph.rewrites import AxisOf
+from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
+from alignkit.tracing.reading.axes import LabelledSegment, groups_on
+from alignkit.tracing.reading.traced_layouts import TracedLayouts
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Positions of an axis of a parameter at which a space stands: one of several if it stands there repeatedly."""
+
+    space: int
+    axis: AxisOf
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Positions of a tensor at which a space stands.
+
+    Attributes:
+        space: The space, by the number of its orbit.
+        source: The segment whose atoms these are, by its number; -1 where an op made atoms of its own.
+        block: The block of labels.
+        first: Coordinates of the first position, one for each dimension that the block spans.
+        unit: The class of the atom there.
+    """
+
+    space: int
+    source: int
+    block: LabelBlock
+    first: Mapping[int, int]
+    unit: int
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dimensions of the tensor along which the space stands."""
+        return self.block.dims
+
+
+@dataclass(eq=False)
+class Spaces:
+    """The spaces of a traced model, the segments of parameters where they stand, and the parts of any tensor."""
+
+    traced: TracedLayouts
+    segments: list[Segment] = field(default_factory=list)
+    _leaves: frozenset[int] = frozenset()
+    _source: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    _known: dict[int, tuple[Labels, tuple[Part, ...]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        orbits = self.traced.symmetry.orbits
+        groups = {key for key, orbit in orbits.items() if orbit.group}
+        outer = {orbits[key].parent for key in groups}
+        for segment in (segment for axes in self.traced.axes.values() for axis in axes for segment in axis):
+            outer |= _outer_groups(segment)
+        self._leaves = frozenset(groups - outer)
+        self._source = np.full(len(self.traced.closed.classes), -1, np.int64)
+
+    @property
+    def leaves(self) -> frozenset[int]:
+        """The numbers of all spaces."""
+        return self._leaves
+
+    def size_of(self, space: int) -> int:
+        """Return the number of units of a space; for a family, of each unit of the parent."""
+        return self.traced.symmetry.orbits[space].size
+
+    def source_of(self, atom: int) -> int:
+        """Return the number of the segment that an atom comes from, -1 if an op made it."""
+        return int(self._source[atom])
+
+    def add_parameter(self, name: str, labels: Labels) -> tuple[Part, ...]:
+        """Find the segments of a parameter, and return its parts."""
+        for block in labels.blocks:
+            if len(block.dims) != 1:
+                continue
+            axis = block.dims[0]
+            rows = np.moveaxis(block.atoms, block.span.index(axis), -1).reshape(-1, labels.shape[axis])
+            classes = self.traced.closed.classes[rows]
+            turns = np.stack([_occurrences(row) for row in classes])
+            for space, here in self._positions(classes).items():
+                for turn in np.unique(turns[here]).tolist():
+                    chosen = here & (turns == turn)
+                    fresh = rows[chosen & (self._source[rows] < 0)]
+                    places = np.flatnonzero(chosen.any(0))
+                    self._source[fresh] = len(self.segments)
+                    self.segments.append(Segment(space, _axis_of(name, axis, places, labels.shape[axis])))
+        return self.parts(labels)
+
+    def parts(self, labels: Labels) -> tuple[Part, ...]:
+        """Return where spaces stand in a tensor."""
+        if id(labels) not in self._known:
+            parts = [part for block in labels.blocks for part in self._parts_of_block(block)]
+            self._known[id(labels)] = (labels, tuple(parts))  # keeps the labels, so that the number stays theirs
+        return self._known[id(labels)][1]
+
+    def _parts_of_block(self, block: LabelBlock) -> list[Part]:
+        classes = self.traced.closed.classes[block.atoms]
+        parts = []
+        for space, here in self._positions(classes).items():
+            sources = np.where(here, self._source[block.atoms], -2)
+            for source, at in zip(*np.unique(sources, return_index=True), strict=True):
+                if source > -2:
+                    first = np.unravel_index(int(at), classes.shape)
+                    where = dict(zip(block.span, map(int, first), strict=True))
+                    parts.append(Part(space, int(source), block, where, int(classes.flat[int(at)])))
+        return parts
+
+    def _positions(self, classes: IntArray) -> dict[int, np.ndarray]:
+        """Return, for each space, at which of some classes it stands."""
+        orbits = self.traced.symmetry.orbit_of[classes]
+        positions: dict[int, np.ndarray] = {}
+        for key in np.unique(orbits[orbits >= 0]).tolist():
+            for space in self._leaves.intersection(self.traced.symmetry.orbits[key].coordinates):
+                positions[space] = positions.get(space, False) | (orbits == key)
+        return positions
+
+
+def _outer_groups(segment: LabelledSegment) -> set[int]:
+    """Return the groups that have another one inside of their units, in a segment of an axis."""
+    outer: set[int] = set().union(*map(_outer_groups, segment.inner))
+    if segment.group is not None and groups_on(segment.inner):
+        outer.update((segment.group,) if isinstance(segment.group, int) else segment.group)
+    return outer
+
+
+def _occurrences(classes: IntArray) -> IntArray:
+    """Count, for each position, the positions before it that hold the same class: 0 0 1 1 for ``a b a b``."""
+    order = np.argsort(classes, kind="stable")
+    ordered = classes[order]
+    starts = np.r_[True, ordered[1:] != ordered[:-1]]
+    index = np.arange(len(classes))
+    counts = np.empty(len(classes), np.int64)
+    counts[order] = index - np.maximum.accumulate(np.where(starts, index, 0))
+    return counts
+
+
+def _axis_of(name: str, axis: int, places: IntArray, size: int) -> AxisOf:
+    """Describe positions of an axis: all, a run, or a run that comes again and again."""
+    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    start, length = int(places[0]), len(runs[0])
+    if len(places) == size:
+        return AxisOf(name, axis)
+    if len(runs) == 1:
+        return AxisOf(name, axis, start, length)
+    every = int(runs[1][0] - runs[0][0])
+    return AxisOf(name, axis, start, length, every)

@@ -1,0 +1,92 @@
+"""Proof of what the second pass found: folds, balances and random elements are tried on perturbed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.graph import SymmetryGraph
+from alignkit.graph.bind import weights_of
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.module_copy import copy_module
+from alignkit.graph.proof.model_run import ModelRun, run_in_widest
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.graph.proof.verify import TOLERANCE, relative_difference
+from alignkit.graph.rewrites import Balance, Fold
+from alignkit.rewriting import WideWeights, balance_weights, fold_weights
+
+DRAWS = 2
+"""Random elements that are tried; a wrong kind changes outputs by more than a percent in each."""
+FOLDS, BALANCES = "folds", "balances"
+"""What else is tried of a group beside its kind."""
+_Weights: TypeAlias = Mapping[str, Tensor]
+
+
+def refute(
+    graph: SymmetryGraph, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, frozenset[str]]:
+    """Return what was tried of each group and changes what a model computes: its kind, its folds, its balances.
+
+    The model's weights are copied, perturbed and folded; it runs in float64 where it can. Permutations are not tried:
+    see `SymmetryGraph.verify`.
+    """
+    run = run_in_widest(partial(ModelRun, perturbed(model), args, kwargs, chosen=graph.provenance.outputs))
+    given = {name: tensor for name, tensor in weights_of(run.model).items() if name in graph.tensors}
+
+    def changes(weights: _Weights) -> bool:
+        return (
+            not relative_difference(run.call(_with_weights(graph, run.model, weights)), run.outputs)
+            <= TOLERANCE[run.dtype]
+        )
+
+    failed: dict[str, frozenset[str]] = {}
+    folded = _fold(given, graph.folds)
+    if changes(folded):
+        guilty = [fold for fold in graph.folds if changes(_fold(given, [fold]))]
+        return {group: frozenset((FOLDS,)) for fold in guilty for group in graph.tensors[_tensor_of(fold)].groups}
+    identity = Alignment.identity(graph).elements
+    for seed in range(DRAWS):
+        drawn = Alignment.random(graph, seed).elements
+        moved = {name: drawn[name] for name, group in graph.groups.items() if group.kind != "permutation"}
+        if moved and changes(Alignment(graph, {**identity, **moved}).apply(folded)):
+            for name, element in moved.items():
+                if changes(Alignment(graph, {**identity, name: element}).apply(folded)):
+                    failed[name] = frozenset((graph.groups[name].kind,))
+    if graph.balances and changes(_balance(folded, graph, graph.balances)):
+        for balance in graph.balances:
+            if changes(_balance(folded, graph, [balance])):
+                failed[balance.group] = failed.get(balance.group, frozenset()) | {BALANCES}
+    return failed
+
+
+def _fold(weights: _Weights, folds: Iterable[Fold]) -> dict[str, Tensor]:
+    wide = WideWeights(weights)
+    fold_weights(wide, folds)
+    return wide.rounded()
+
+
+def _balance(weights: _Weights, graph: SymmetryGraph, balances: Iterable[Balance]) -> dict[str, Tensor]:
+    wide = WideWeights(weights)
+    balance_weights(wide, graph, balances)
+    return wide.rounded()
+
+
+def _tensor_of(fold: Fold) -> str:
+    """Return a tensor on which the group of a fold acts."""
+    places = [value for value in vars(fold).values() if value is not None]
+    first = places[0]
+    return first if isinstance(first, str) else first[0].tensor if isinstance(first, tuple) else first.tensor
+
+
+def _with_weights(graph: SymmetryGraph, model: nn.Module, weights: _Weights) -> nn.Module:
+    """Return a copy of a model with other weights, given by first names."""
+    copied = copy_module(model)
+    with torch.no_grad():
+        for name, tensor in copied.state_dict(keep_vars=True).items():
+            if name in graph.first_names:
+                tensor.data.copy_(weights[graph.first_names[name]])
+    return copied

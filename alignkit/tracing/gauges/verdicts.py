@@ -1,0 +1,221 @@
+"""From findings to the kinds of groups, folds and balances."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from alignkit.graph.kinds import PLANES, GroupKind
+from alignkit.graph.rewrites import (
+    AxisOf,
+    Balance,
+    BalanceKind,
+    Blocked,
+    Fold,
+    Gain,
+    Mean,
+    OutputScale,
+    Shift,
+    Through,
+    Zero,
+)
+from alignkit.tracing.gauges.degrees import is_even, solutions
+from alignkit.tracing.gauges.facets import MEAN_KEEPING, Findings, Norm, Reading, SpaceFacts
+
+LARGEST_FIRST: tuple[GroupKind, ...] = ("orthogonal", "centred", "planes", "adjacent_planes")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the second pass concludes about one space.
+
+    ``kind`` is None where nothing but positions stays, as for rotary planes with a gain: the space is no group then.
+    ``reason`` says what keeps it from more.
+    """
+
+    kind: GroupKind | None
+    reason: str = ""
+    folds: tuple[Fold, ...] = ()
+    balances: tuple[Balance, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
+
+
+def judge(findings: Findings, names: Mapping[int, str], refuted: Mapping[str, frozenset[str]]) -> dict[int, Verdict]:
+    """Return the verdict on each space.
+
+    Args:
+        findings: What the laws found.
+        names: The names of spaces.
+        refuted: What was tried of groups, by name, and changed the outputs, see `refute`.
+    """
+    segments: dict[int, list[int]] = defaultdict(list)
+    for number, segment in enumerate(findings.spaces.segments):
+        segments[segment.space].append(number)
+    judges = {s: _Judge(findings, s, findings.facts[s], segments[s], names[s]) for s in findings.spaces.leaves}
+    return {space: judge.verdict(refuted.get(judge.name, frozenset())) for space, judge in sorted(judges.items())}
+
+
+@dataclass
+class _Judge:
+    findings: Findings
+    space: int
+    facts: SpaceFacts
+    segments: list[int]
+    name: str
+
+    def verdict(self, refuted: frozenset[str]) -> Verdict:
+        """Decide on the kind, and collect folds and balances."""
+        blocked = self._blocked()
+        rotates = not blocked and "folds" not in refuted
+        admitted = self.facts.kinds - refuted if rotates else frozenset()
+        has_turns = any(cause.op == "alignkit.rotary" for _, cause in self.facts.causes)
+        kind = next((kind for kind in LARGEST_FIRST if kind in admitted and (kind in PLANES) == has_turns), None)
+        reasons = [f"as {kind} it changes the outputs" for kind in LARGEST_FIRST if kind in refuted]
+        reasons += ["its folds change the outputs"] * ("folds" in refuted)
+        reasons += [str(one).rstrip(".") for one in blocked]
+        lost: GroupKind = "orthogonal" if kind else "centred"  # the smallest kind that it could have beside its own
+        reasons += [str(cause) for kinds, cause in self.facts.causes if lost in kinds]
+        reason = "" if kind == "orthogonal" else next(iter(reasons), "")
+        is_balanced = "balances" not in refuted
+        if kind is not None:
+            balances = self._balances_of_rotations(kind) if is_balanced else ()
+            return Verdict(kind, reason, self._folds(kind), balances)
+        if has_turns:
+            return Verdict(None, reason, blocked=blocked)
+        equations = self.facts.equations + self.facts.of_signs
+        signed = not self.facts.unknown and bool(self.segments) and is_even(equations, self.segments)
+        kind = "signed" if signed and "signed" not in refuted else "permutation"
+        folds = () if "folds" in refuted else self._folds(None)
+        return Verdict(kind, reason, folds, self._balances() if is_balanced else (), blocked)
+
+    def _norms(self) -> list[Norm]:
+        return [norm for space, norm in self.findings.norms if space == self.space]
+
+    def _readings(self, norm: Norm) -> list[Reading]:
+        return [r for r in self.facts.readings if r.facet.norm is not None and r.facet.norm.gain == norm.gain]
+
+    def _blocked(self) -> tuple[Blocked, ...]:
+        """Return the norms whose gain something keeps from being folded."""
+        blocked = []
+        for norm in self._norms():
+            readings = self._readings(norm)
+            reason = self.findings.blocked.get(norm.number)
+            for reading in readings:
+                tensor = self._axis(reading.segment).tensor
+                others = [r for r in self.facts.readings if r.segment == reading.segment and r not in readings]
+                if reading.segment in self.findings.used_otherwise:
+                    reason = reason or ("tied", tensor)
+                elif others:
+                    reason = reason or ("not_contracted", others[0].where)
+            if not readings:
+                reason = reason or ("not_contracted", norm.where)
+            if reason is not None:
+                blocked.append(Blocked(norm.gain, reason[0], reason[1]))
+        return tuple(dict.fromkeys(blocked))
+
+    def _axis(self, segment: int) -> AxisOf:
+        return self.findings.spaces.segments[segment].axis
+
+    def _axes(self, segments: Iterable[int]) -> tuple[AxisOf, ...]:
+        return tuple(dict.fromkeys(self._axis(segment) for segment in segments))
+
+    def _folds(self, kind: GroupKind | None) -> tuple[Fold, ...]:
+        """Return the folds of a space: of its norms, and where it rotates those of scales and means as well."""
+        folds: list[Fold] = []
+        shifts = set()
+        stay = {blocked.tensor for blocked in self._blocked()}
+        for norm in {norm.gain: norm for norm in self._norms() if norm.gain not in stay}.values():
+            readings = self._readings(norm)
+            readers = self._axes(reading.segment for reading in readings)
+            biases = {reading.segment: reading.bias for reading in readings}
+            shift = norm.shift
+            if shift is not None and all(biases.values()):
+                folds.append(Shift(shift, tuple((self._axis(s), b) for s, b in biases.items() if b)))
+                shift = None
+            if shift is not None:
+                shifts.add(norm.gain)
+            folds.append(Gain(norm.gain, readers, norm.offset, shift))
+        for space, scale, writers in self.findings.output_scales:
+            if space == self.space and kind is not None:
+                folds.append(OutputScale(scale, self._axes(sorted(writers))))
+        if self.facts.kinds == MEAN_KEEPING and all(reading.facet.centred for reading in self.facts.readings):
+            folds.append(self._mean(shifts | stay))
+        return tuple(folds)
+
+    def _mean(self, stay: set[str]) -> Mean:
+        """Return the fold of means, along a stream that only LayerNorms read, and behind norms that nothing is left of.
+
+        Args:
+            stay: Gains of norms whose gain or shift is not folded.
+        """
+        vectors = {name for norm in self._norms() for name in (norm.gain, norm.shift)}
+        vectors |= {scale for _, scale, _ in self.findings.output_scales}
+        read = {reading.segment for reading in self.facts.readings}
+        dead = {r.segment for r in self.facts.readings if r.facet.norm is None or r.facet.norm.gain not in stay}
+        written = [s for s in self.segments if s not in read and self._axis(s).tensor not in vectors]
+        return Mean(self._axes(written), self._axes(sorted(dead)))
+
+    def _balances_of_rotations(self, kind: GroupKind) -> tuple[Balance, ...]:
+        """Return the balance of a space that any matrix may act on, or any complex factor of a plane."""
+        if self.facts.unit_length or self._norms() or self.facts.unknown or kind == "centred":
+            return ()
+        for solution in solutions(self.facts.equations + self.facts.of_scales, self.segments):
+            if len(solution) == len(self.segments) and set(map(abs, solution.values())) == {1}:
+                sides = self._sides({segment: int(value) for segment, value in solution.items()})
+                word: BalanceKind = "complex_planes" if kind in PLANES else "invertible"
+                return (Balance(self.name, *sides, word),) if all(sides) else ()
+        return ()
+
+    def _balances(self) -> tuple[Balance, ...]:
+        """Return the balances of factors of units, but for those between the gain of a norm and its readers."""
+        if self.facts.unknown:
+            return ()
+        balances = []
+        gains = {norm.gain for norm in self._norms()}
+        for solution in solutions(self.facts.equations + self.facts.of_scales, self.segments):
+            smallest = min((abs(value) for value in solution.values()), default=1)
+            degrees = {segment: value / smallest for segment, value in solution.items()}
+            if any(value.denominator != 1 for value in degrees.values()):
+                continue
+            whole = {segment: int(value) for segment, value in degrees.items()}
+            if 1 not in whole.values():
+                whole = {segment: -value for segment, value in whole.items()}
+            writes, reads = self._sides(whole)
+            high = {value for value in whole.values() if value < 0}
+            if any(self._axis(segment).tensor in gains for segment in whole):
+                continue
+            if set(whole.values()) - high != {1} or len(high) != 1:
+                continue
+            degree = -high.pop()
+            odd = [segment for segment, value in whole.items() if value % 2]
+            signs = degree == 1 and is_even(self.facts.equations + self.facts.of_signs, odd)
+            balances.append(Balance(self.name, writes, reads, "monomial" if signs else "scaled", degree))
+        return tuple(balances)
+
+    def _sides(self, degrees: Mapping[int, int]) -> tuple[tuple[AxisOf, ...], tuple[AxisOf, ...]]:
+        """Return the axes that write, by the sign of their degrees those that read; readers are contracted."""
+        read = {reading.segment for reading in self.facts.readings}
+        signs = {degree > 0 for segment, degree in degrees.items() if segment in read}
+        sign = -1 if signs == {True} else 1
+        writes = self._axes(segment for segment, degree in degrees.items() if sign * degree > 0)
+        reads = self._axes(segment for segment, degree in degrees.items() if sign * degree < 0)
+        return writes, reads
+
+
+def folds_of_biases(findings: Findings) -> Iterator[Fold]:
+    """Yield folds of biases that change nothing: of keys, and of values, which go into the output's bias."""
+    segments, shapes = findings.spaces.segments, findings.shapes
+
+    def is_bias(segment: int) -> bool:
+        return len(shapes[segments[segment].axis.tensor]) == 1
+
+    yield from (Zero(segments[segment].axis) for segment in sorted(filter(is_bias, findings.zeros)))
+    for facts in findings.facts.values():
+        for reading in facts.readings:
+            for segment in sorted(filter(is_bias, reading.facet.mixed)) if reading.bias else ():
+                axis = segments[segment].axis
+                size = findings.spaces.size_of(segments[segment].space)
+                count = len(list(axis.positions(shapes)))
+                assert reading.bias is not None
+                yield Through(axis, segments[reading.segment].axis, reading.bias, count // size)
