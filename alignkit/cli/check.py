@@ -21,6 +21,7 @@ def check(
     checkpoint: Annotated[Path | None, typer.Argument(help="Weights: a file or a folder.")] = None,
     against: Annotated[Path | None, typer.Option("--against", help="Weights that have to compute the same.")] = None,
     spec: Annotated[Path | None, typer.Option("--spec", help="JSON layouts to check instead of a trace.")] = None,
+    outputs: switches.OutputsSwitch = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="How many random symmetries are applied.")] = 3,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the symmetries and of the noise.")] = 0,
 ) -> None:
@@ -39,13 +40,14 @@ def check(
         raise UsageError("--against compares two checkpoints: name the first one after the model.")
     with Runner("check", job, {}) as run:
         paths = [path for path in (first, against) if path is not None]
-        files = run.open(paths, switches.ArchitectureSwitches(model=None if folder else model))
+        files = run.open(paths, switches.ArchitectureSwitches(model=None if folder else model, outputs=outputs))
         if files.example is None:
             raise UsageError(f"{model} is too large to be given weights here. Check one with fewer layers.")
         module, args, kwargs = files.example
         graph = files.graph
         if spec is not None:
-            graph = alignkit.SymmetryGraph.from_spec(alignkit.jobs.read_spec(spec), like=module)
+            counted = alignkit.graph.Provenance(outputs=tuple(outputs or ()))
+            graph = alignkit.SymmetryGraph.from_spec(alignkit.jobs.read_spec(spec), like=module, provenance=counted)
         named = {"model": model, "checkpoint": first, "against": against}
         if against is None:
             own = module if first is None else files.module(0)

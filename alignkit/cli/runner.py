@@ -101,6 +101,7 @@ class Runner:
                 model=architecture.model,
                 read=read,
                 ignore_config=architecture.ignore_config or (),
+                outputs=architecture.outputs or (),
                 key=architecture.key,
                 prefix=architecture.prefix,
             )

@@ -37,6 +37,14 @@ OutputFolderSwitch: TypeAlias = Annotated[Path, typer.Option("--output", "-o", h
 ModelsArgument: TypeAlias = Annotated[
     list[Path], typer.Argument(help="Two or more checkpoints, files or folders; the first is the reference.")
 ]
+OutputsSwitch: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--outputs",
+        metavar="NAME",
+        help="An output of the model that counts, such as logits; repeatable. Without it all of them do.",
+    ),
+]
 ReferenceArgument: TypeAlias = Annotated[Path, typer.Argument(help="Reference: a weights file or a folder.")]
 MODEL_HELP = (
     "torchvision:NAME, timm:NAME, transformers:FOLDER or config.json, or package.module:factory (a function that "
@@ -65,6 +73,7 @@ class ArchitectureSwitches:
             help="A field of config.json that may differ between folders; repeatable.",
         ),
     ] = None
+    outputs: OutputsSwitch = None
     key: Annotated[
         str | None,
         typer.Option(

@@ -20,6 +20,7 @@ def trace(
     spec: Annotated[Path | None, typer.Option("--spec", help="Write the layouts: JSON, as --spec takes them.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the graph as JSON.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw the graph: .png, .svg or .pdf.")] = None,
+    outputs: switches.OutputsSwitch = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
     """Find the groups of units that can be reordered in a model, and what had to stay fixed.
@@ -32,7 +33,7 @@ def trace(
     look_in_this_folder()
     with saying_what_is_there(lambda: "Nothing was written."), alignkit.checkpoints.written_together():
         module, args, kwargs = alignkit.models.load_model(model)
-        graph = alignkit.trace(module, *args, **kwargs)
+        graph = alignkit.trace(module, *args, outputs=outputs or (), **kwargs)
         typer.echo(graph.report())
         for path, text in ((spec, json.dumps(graph.spec(), indent=2)), (as_json, graph.to_json())):
             if path is not None:

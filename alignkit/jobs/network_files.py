@@ -227,6 +227,7 @@ def open_networks(
     model: str | None = None,
     read: bool = True,
     ignore_config: Sequence[str] = (),
+    outputs: str | Sequence[str] = (),
     key: str | None = None,
     prefix: str | None = None,
 ) -> NetworkFiles:
@@ -242,6 +243,7 @@ def open_networks(
         model: The architecture, which is traced: ``torchvision:resnet18``, ``package.module:factory``.
         read: Whether tensors may be read for the graph; ties between tensors of a ``.pt`` file are seen only then.
         ignore_config: Fields of configurations that may differ.
+        outputs: Names of the outputs of the model that count, see `alignkit.trace`.
         key: Where the state dict is in files of ``torch.save`` that hold more; see `alignkit.checkpoints`. Without it
             the usual places are looked at, and the notes tell what was read.
         prefix: What stands before the names of the model's tensors, such as ``"model."``; others are not the model's.
@@ -249,7 +251,9 @@ def open_networks(
             names of the input.
 
     Raises:
-        UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells.
+        UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells; or
+            ``outputs`` beside ``spec``.
+        OutputError: The model has no such output.
         WeightsError: A checkpoint cannot be read.
         ModelSourceError: A configuration is not one that a model can be built from.
         BindError: Configurations differ, or only names and shapes are looked at, and they do not fit.
@@ -259,6 +263,8 @@ def open_networks(
     notes = [note for checkpoint in opened for note in checkpoint.notes]
     if spec is not None and model is not None:
         raise UsageError("say what the architecture is once: --spec or --model, not both.")
+    if spec is not None and outputs:
+        raise UsageError("--outputs says what counts while a model is traced, which a --spec is there to avoid.")
     if spec is not None:
         layouts = read_spec(spec)
         opened, told = _as_held(opened, layouts, prefix)
@@ -270,12 +276,12 @@ def open_networks(
     if model is not None or not opened or opened[0].config is None:
         if model is None:
             raise no_architecture()
-        module, graph = _traced(model)
+        module, graph = _traced(model, outputs)
         opened, told = _as_held(opened, graph.first_names, prefix, module)
         unknown = _strangers(opened, graph.first_names, prefix)
         return NetworkFiles(graph, locations, opened, model, unknown, notes=(*notes, *told))
     own_models, differing = compare_folders(opened, ignore_config)
-    module, graph = _traced(own_models[0])
+    module, graph = _traced(own_models[0], outputs)
     opened, told = _as_held(opened, graph.first_names, prefix, module)
     unknown = tuple(name for name in opened[0] if name not in graph.first_names)
     refuse_lost(unknown, opened)
@@ -285,17 +291,17 @@ def open_networks(
     return NetworkFiles(graph, locations, opened, own_models[0], unknown, runs_own, (*notes, *told, *differing))
 
 
-def _traced(model: str) -> tuple[nn.Module, SymmetryGraph]:
+def _traced(model: str, outputs: str | Sequence[str]) -> tuple[nn.Module, SymmetryGraph]:
     """Trace a model without weights; with random ones where its code depends on values of tensors."""
     module, args, kwargs = load_model(model, bare=True)
     try:
-        return module, trace(module, *args, **kwargs)
+        return module, trace(module, *args, outputs=outputs, **kwargs)
     except TraceError:
         example = _with_weights(model)
         if example is None:
             raise
         module, args, kwargs = example
-        return module, trace(module, *args, **kwargs)
+        return module, trace(module, *args, outputs=outputs, **kwargs)
 
 
 def _as_held(

@@ -34,13 +34,20 @@ def live_steps(steps: Iterable[OpRecord], results: Iterable[TensorRef]) -> list[
     steps = list(steps)
     leaked = [ref for step in steps if isinstance(step, Leak) for ref in step.inputs]
     live = {ref.storage for ref in (*results, *leaked)}
+    given_away = {ref.storage for ref in leaked}
+    read = {ref.key for ref in results}
     kept = []
     for step in reversed(steps):
-        is_live = not step.outputs or any(ref.storage in live for ref in (*step.outputs, *step.written))
-        if is_live and step.op not in _NO_DATA:
+        storages = {ref.storage for ref in step.inputs}
+        if step.written or not storages.issuperset(ref.storage for ref in step.outputs):
+            is_live = any(ref.storage in live for ref in (*step.outputs, *step.written))
+        else:  # a view that nothing reads, such as one that is asked for its shape
+            is_live = any(ref.key in read or ref.storage in given_away for ref in step.outputs)
+        if (is_live or not step.outputs) and step.op not in _NO_DATA:
             unused = frozenset(i for i, ref in enumerate(step.outputs) if ref.storage not in live)
             kept.append(replace(step, unused=unused))
-            live.update(ref.storage for ref in step.inputs)
+            live.update(storages)
+            read.update(ref.key for ref in step.inputs)
     return kept[::-1]
 
 

@@ -199,6 +199,58 @@ def test_heads_of_each_family_are_found_in_a_batch(kind: str, attention: str, sh
         assert counts(proved(model, input_ids=ids, draws=1)) == ((5, 4) if shared > 1 else (7, 0))
 
 
+ENCODER_DECODERS = {
+    "bart": ("model.encoder.layers.0.fc2.weight", {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}),
+    "mbart": ("model.encoder.layers.0.fc2.weight", {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}),
+    "t5": ("encoder.block.0.layer.1.DenseReluDense.wo.weight", T5),
+    "whisper": (
+        "model.encoder.layers.0.fc2.weight",
+        {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_mel_bins": 8, "max_source_positions": 8},
+    ),
+}
+
+
+@pytest.mark.models("transformers")
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+def test_the_stream_of_an_encoder_moves_where_only_the_logits_count(kind: str) -> None:
+    from transformers import AutoConfig, WhisperForConditionalGeneration
+    from transformers.models.auto.modeling_auto import AutoModelForSeq2SeqLM
+
+    writer, options = ENCODER_DECODERS[kind]
+    names = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    heads = {
+        f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("attention_heads", 4))
+    }
+    config = AutoConfig.for_model(kind, **{**names, **({} if kind == "t5" else heads), **options})
+    torch.manual_seed(0)
+    build = WhisperForConditionalGeneration if kind == "whisper" else AutoModelForSeq2SeqLM.from_config
+    model = perturbed(build(config).eval())
+    sound = {"input_features": torch.linspace(-1, 1, 128).reshape(1, 8, 16).sin()}
+    inputs = {**(sound if kind == "whisper" else {"input_ids": IDS}), "decoder_input_ids": IDS}
+    whole = trace(model, **inputs)
+    assert f"{writer}, axis 0: pinned by output encoder_last_hidden_state" in whole.report()
+    graph = trace(model, outputs="logits", **inputs)
+    graph.verify(model, **inputs)
+    stream = graph.spec()[writer].split(" ")[0]
+    assert graph.groups[stream].size == 32
+
+
+@pytest.mark.models("transformers")
+@pytest.mark.parametrize("groups", [1, 2])
+def test_mamba_2_has_heads_their_units_and_units_of_its_state(groups: int) -> None:
+    import transformers
+
+    config = transformers.Mamba2Config(
+        vocab_size=40, hidden_size=16, num_heads=8, head_dim=4, state_size=5, num_hidden_layers=1, n_groups=groups,
+        chunk_size=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    graph = proved(transformers.Mamba2ForCausalLM(config), input_ids=IDS, use_cache=False)
+    own = sorted((group.size, group.parent is not None) for group in graph.groups.values() if group.size != 16)
+    heads = [(8, False)] if groups == 1 else [(2, False), (4, True)]
+    assert own == sorted([*heads, (4, True), (5, groups > 1)])
+
+
 @pytest.mark.models("transformers")
 def test_fused_queries_and_keys_of_gpt_neox_are_nested_sums() -> None:
     import transformers

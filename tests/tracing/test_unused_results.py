@@ -157,3 +157,27 @@ def test_columns_of_weighted_bags_and_of_bounded_tables_are_units() -> None:
         "leave.weight": ". bag",
     }
     keeps_function(model, graph, (ids,), (ids[:, :2] + 1 - 1,))
+
+
+SHAPES: dict[str, Callable[[Tensor], int]] = {
+    "one unit": lambda h: len(h[:, -1]),
+    "a few units": lambda h: h[..., 2:4].shape[0],
+    "a piece": lambda h: h.chunk(3, -1)[1].numel(),
+    "a view of a view": lambda h: h.view(-1, 2, 3)[:, 0].mT.shape[-1],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_view_that_is_only_asked_for_its_shape_holds_nothing(name: str) -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.o = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).tanh()
+            return self.o(h) / SHAPES[name](h)
+
+    graph = trace(Counts(), torch.linspace(-1, 1, 12).reshape(4, 3))
+    assert layouts(graph) == {"a.weight": "a .", "a.bias": "a", "o.weight": ". a"}
