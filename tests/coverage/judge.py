@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+import by_hand
 import zoo_models
 from alignkit.errors import AlignkitError, VerificationError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.proof.outputs import output_tensors
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.tracing import trace
+from helpers.nets_by_hand.net import derived, difference
 
 DRAWS = 3
 UNSOUND = "permuting"
@@ -43,6 +45,7 @@ class Result:
         others: Sizes of the inputs that were changed in the verification.
         refused: Sizes that the model takes no other value of.
         gigabytes: Peak of the memory of the process, in GiB.
+        by_hand: `"equal"` or `"differ"`, compared with groups derived by hand; empty where nobody derived them.
         unknown: Operators without a rule.
         reason: Why not, where it is not verified.
     """
@@ -62,6 +65,7 @@ class Result:
     others: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     gigabytes: float = 0.0
+    by_hand: str = ""
     unknown: tuple[str, ...] = ()
     reason: str = ""
 
@@ -107,6 +111,8 @@ def _judge(result: Result, source: str, name: str) -> None:
         return
     result.seconds = round(time.process_time() - started, 2)
     _count(result, graph)
+    if (lines := by_hand.lines_for(source, name, model)) is not None:
+        result.by_hand = "differ" if difference(derived(model, lines), graph) else "equal"
     if problem:
         result.status, result.reason = "not judged", problem
         return

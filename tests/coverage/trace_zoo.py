@@ -1,17 +1,17 @@
-"""Trace and verify the models of torchvision, timm and transformers; a table of what came out.
+"""Trace and verify the models of torchvision, timm and transformers.
 
-    OMP_NUM_THREADS=1 python tests/coverage/trace_zoo.py results.jsonl --jobs 2 --table table.md
+    OMP_NUM_THREADS=1 python tests/coverage/trace_zoo.py docs/results/coverage.json --jobs 2
 
-Every model runs in a process of its own with a limit of processor time and of memory. Results are lines of JSON; a
-run that was stopped goes on where it was, and `--again status` runs models with that status once more. Needs
-torchvision, timm and transformers; downloads nothing.
+Every model runs in a process of its own with a limit of processor time and of memory. A run that was stopped goes on
+where it was, and `--again` runs models anew that have a status, or were run at a commit. Needs torchvision, timm and
+transformers; downloads nothing. `docs/coverage.md` draws its tables from the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import importlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -19,9 +19,11 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import date
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,6 @@ import torch
 
 import zoo_models
 from judge import Result, judge, said
-from zoo_table import write_table
 
 Judge = Callable[[str, str], Result]
 """What makes a row of a source and a name."""
@@ -43,36 +44,53 @@ FORK = multiprocessing.get_context("fork")
 
 
 def main() -> None:
-    """Run what is missing in the results, then write the table."""
+    """Run what is missing in the results."""
     options = _options()
-    done = {} if not options.results.exists() else read(options.results)
-    wanted = [
-        (source, name)
-        for source in options.source
-        for name in zoo_models.names(source)
-        if any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
+    rows = {} if not options.results.exists() else read(options.results)
+    every = [(source, name) for source in zoo_models.SOURCES for name in zoo_models.names(source)]
+    todo = [
+        key
+        for key in every
+        if key[0] in options.source
+        and any(fnmatch.fnmatch(key[1], pattern) for pattern in options.only)
+        and (key not in rows or rows[key]["status"] in options.again or rows[key]["commit"] in options.again)
     ]
-    todo = [key for key in wanted if key not in done or done[key]["status"] in options.again]
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     for library in options.source:
         importlib.import_module(library)  # the processes share what is imported
-    with options.results.open("a", encoding="utf-8") as file:
-        for number, row in enumerate(run(todo, options.jobs, options.limit, options.memory), 1):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(
-                f"{number}/{len(todo)} {row['source']}:{row['name']} {row['status']} {row['reason'][:150]}", flush=True
-            )
-    if options.table:
-        write_table(list(read(options.results).values()), options.table)
+    state = {"commit": _commit(), "limit": options.limit, "memory": options.memory}
+    for number, row in enumerate(run(todo, options.jobs, options.limit, options.memory), 1):
+        rows[row["source"], row["name"]] = {**row, **state, "date": date.today().isoformat()}
+        _write(options.results, [rows[key] for key in every if key in rows])
+        print(f"{number}/{len(todo)} {row['source']}:{row['name']} {row['status']} {row['reason'][:150]}", flush=True)
 
 
 def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the last result of each model."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Return the result of each model."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["models"]
     return {(row["source"], row["name"]): row for row in rows}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the results, a line for each model, and the versions of what they were made with."""
+    libraries = ("torch", *zoo_models.SOURCES)
+    head = {
+        "command": "python tests/coverage/trace_zoo.py docs/results/coverage.json",
+        "versions": {library: importlib.metadata.version(library).partition("+")[0] for library in libraries},
+    }
+    models = ",\n".join(json.dumps(row) for row in rows)
+    text = json.dumps(head, indent=1)[:-2] + f',\n "models": [\n{models}\n]\n}}\n'
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _commit() -> str:
+    """Return the commit of the checkout, marked where files were changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def run(
@@ -129,14 +147,13 @@ def _work(connection: Connection, source: str, name: str, limit: float, memory: 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="JSON lines; added to")
+    parser.add_argument("results", type=Path, help="JSON; added to")
     parser.add_argument("--source", nargs="*", default=zoo_models.SOURCES, choices=zoo_models.SOURCES)
     parser.add_argument("--only", nargs="*", default=["*"], help="patterns of names")
-    parser.add_argument("--again", nargs="*", default=[], help="statuses that are run once more")
+    parser.add_argument("--again", nargs="*", default=[], help="statuses and commits that are run once more")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=60, help="seconds of processor time for a model")
-    parser.add_argument("--memory", type=float, default=8, help="GiB for a model")
-    parser.add_argument("--table", type=Path, help="where the Markdown table is written")
+    parser.add_argument("--limit", type=float, default=400, help="seconds of processor time for a model")
+    parser.add_argument("--memory", type=float, default=10, help="GiB for a model")
     return parser.parse_args()
 
 
