@@ -26,8 +26,17 @@ from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.tasks.task import Task
 from alignkit.text import explain_error
 
-PairBatch: TypeAlias = list[tuple[int, Pair]]
-"""Pairs with their numbers."""
+
+@dataclass(frozen=True, eq=False)
+class PairJob:
+    """A pair with its number, and where it starts."""
+
+    index: int
+    pair: Pair
+    init: Alignment | None = None
+
+
+PairBatch: TypeAlias = list[PairJob]
 STACKED = 16
 """Maximum number of pairs in a stack: what is kept of more leaves the caches, and Ctrl-C loses them."""
 
@@ -56,17 +65,17 @@ class PairSetup:
         plain = options.start == "centre" and not options.restarts and options.products != "float32"
         return stage if plain else None
 
-    def batches(self, pairs: Iterable[tuple[int, Pair]]) -> Iterator[PairBatch]:
+    def batches(self, jobs: Iterable[PairJob]) -> Iterator[PairBatch]:
         """Put together pairs that can be stacked; others are batches of their own."""
         most = 1 if self.matching is None else STACKED
         batch: PairBatch = []
-        for index, pair in pairs:
-            size = 2 * sum(tensor.numel() for tensor in pair.a.values())
+        for job in jobs:
+            size = 2 * sum(tensor.numel() for tensor in job.pair.a.values())
             full = len(batch) >= most or (len(batch) + 1) * size > STACK_ELEMENTS
-            if batch and (full or _kind(batch[0][1]) != _kind(pair)):
+            if batch and (full or _kind(batch[0]) != _kind(job)):
                 yield batch
                 batch = []
-            batch.append((index, pair))
+            batch.append(job)
         if batch:
             yield batch
 
@@ -86,23 +95,28 @@ def solve_packed_batch(setup: bytes, batch: bytes) -> list[tuple[int, dict[str, 
     """Solve a batch in a worker; solutions are returned as rows."""
     graph, *rest = unpacked(setup)
     own = PairSetup(SymmetryGraph.from_json(graph), *rest)
-    pairs = [(index, Pair(own.graph, *parts)) for index, parts in unpacked(batch)]
-    solved = solve_batch(own, pairs)
+    jobs = [
+        PairJob(index, Pair(own.graph, *parts), None if init is None else Alignment(own.graph, init))
+        for index, parts, init in unpacked(batch)
+    ]
+    solved = solve_batch(own, jobs)
     return [(pair.index, None if pair.solution is None else pair.solution.to_row(), pair.reason) for pair in solved]
 
 
 def solve_batch(setup: PairSetup, batch: PairBatch) -> Iterator[SolvedPair]:
     """Solve pairs: stacked where there are several, otherwise one after the other. Ctrl-C ends it."""
     stacked = _solve_stack(setup, batch) if len(batch) > 1 else {}
-    for index, pair in batch:
-        yield SolvedPair(index, stacked[index]) if index in stacked else _solve_alone(setup, index, pair)
+    for job in batch:
+        yield SolvedPair(job.index, stacked[job.index]) if job.index in stacked else _solve_alone(setup, job)
 
 
-def _solve_alone(setup: PairSetup, index: int, pair: Pair) -> SolvedPair:
+def _solve_alone(setup: PairSetup, job: PairJob) -> SolvedPair:
+    index = job.index
     try:
         solution = solve(
-            pair,
+            job.pair,
             solver=list(setup.stages),
+            init=job.init,
             task=setup.task,
             device=setup.device,
             seed=setup.seed + index,
@@ -123,21 +137,24 @@ def _solve_stack(setup: PairSetup, batch: PairBatch) -> dict[int, Solution]:
     """
     matching, graph, started = setup.matching, setup.graph, perf_counter()
     assert matching is not None, "others come alone"
-    where = batch[0][1].device if setup.device is None else torch.device(setup.device)
-    a, b = (_stacked([getattr(pair, side) for _, pair in batch]) for side in ("a", "b"))
+    where = batch[0].pair.device if setup.device is None else torch.device(setup.device)
+    a, b = (_stacked([getattr(job.pair, side) for job in batch]) for side in ("a", "b"))
     before, stack = distances2(a, b), StackedMatching(graph, a, b, where)
     squares, unaligned = _total(stack.squares, len(batch)), _total(before, len(batch))
     usable = torch.isfinite(squares + unaligned) & (squares > TINY)
     if not usable.all():
-        rest = [numbered for numbered, good in zip(batch, usable.tolist(), strict=True) if good]
+        rest = [job for job, good in zip(batch, usable.tolist(), strict=True) if good]
         return _solve_stack(setup, rest) if rest else {}
-    run = stack.run(matching.options.rtol, matching.options.max_steps)
+    starts = [job.init.elements for job in batch if job.init is not None]  # of all pairs or of none
+    start = _stacked(starts) if starts else {}
+    at_start = _total(distances2(a, permuted(graph, b, start)), len(batch)) if start else unaligned
+    run = stack.run(matching.options.rtol, matching.options.max_steps, start)
     after = distances2(a, permuted(graph, b, run.elements))
     aligned = _total(after, len(batch))
     seconds = (perf_counter() - started) / len(batch)
     solutions: dict[int, Solution] = {}
-    for at, (index, pair) in enumerate(batch):
-        if aligned[at] > unaligned[at]:
+    for at, job in enumerate(batch):
+        if job.init is None and aligned[at] > unaligned[at]:
             continue
         alignment = Alignment(graph, {name: element[at] for name, element in run.elements.items()})
         sweeps = [float(distance[at]) for distance, swept in zip(run.distances, run.swept, strict=True) if swept[at]]
@@ -146,19 +163,19 @@ def _solve_stack(setup: PairSetup, batch: PairBatch) -> dict[int, Solution]:
             Status.OK if run.converged[at] else Status.MAX_STEPS,
             {"runs": 1.0, "sweeps": float(len(sweeps))},
         )
-        solution = solutions[index] = accounted(
+        solution = solutions[job.index] = accounted(
             outcome,
             *(
                 {name: float(sums[name][at]) if name in sums else 0.0 for name in graph.tensors}
                 for sums in (before, after)
             ),
-            objective_init=float(unaligned[at]),
+            objective_init=float(at_start[at]),
             solver=matching.name,
-            options={**plain_options(matching), "seed": setup.seed + index},
+            options={**plain_options(matching), "seed": setup.seed + job.index},
             history=tuple(Step(number, distance) for number, distance in enumerate(sweeps, 1)),
             seconds=seconds,
         )
-        _notify(Problem(pair, None, setup.task, where, seed=setup.seed + index), matching, solution)
+        _notify(Problem(job.pair, job.init, setup.task, where, seed=setup.seed + job.index), matching, solution)
     return solutions
 
 
@@ -171,9 +188,10 @@ def _total(sums: Mapping[str, Tensor], count: int) -> Tensor:
     return sum(sums.values(), start=torch.zeros(count, dtype=torch.float64))
 
 
-def _kind(pair: Pair) -> list[tuple[torch.dtype, torch.device]]:
+def _kind(job: PairJob) -> tuple[bool, list[tuple[torch.dtype, torch.device]]]:
     """Return what has to be the same in pairs that are stacked."""
-    return [(tensor.dtype, tensor.device) for side in (pair.a, pair.b) for tensor in side.values()]
+    sides = (job.pair.a, job.pair.b)
+    return job.init is None, [(tensor.dtype, tensor.device) for side in sides for tensor in side.values()]
 
 
 def _notify(problem: Problem, solver: Solver[Any], solution: Solution) -> None:

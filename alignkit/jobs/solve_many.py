@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Executor
+from itertools import repeat
 from os import PathLike
 from time import perf_counter
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.documents import Content, Format
-from alignkit.errors import AlignkitError, BindError, SolverError
+from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
+from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.executors import ExecutorFailure, packed, run_in
-from alignkit.jobs.pair_batches import PairBatch, PairSetup, solve_batch, solve_packed_batch
+from alignkit.jobs.pair_batches import PairBatch, PairJob, PairSetup, solve_batch, solve_packed_batch
 from alignkit.jobs.row_file import RowFile, RowsHeader, digest_of, digest_of_task
-from alignkit.jobs.solve import SolverLike, build_solvers
+from alignkit.jobs.solve import SolverLike, build_solvers, find_start
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Status
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
-from alignkit.text import explain_error, show_value
+from alignkit.text import explain_error, plural, show_value
 
 NetworkPair: TypeAlias = Pair | Sequence[WeightsSource]
 """What `solve_many` takes for one pair: ``graph.bind(a, b)``, or the two networks ``(a, b)``."""
@@ -49,6 +52,7 @@ def solve_many(
     pairs: Iterable[NetworkPair],
     *,
     solver: SolverLike | Sequence[SolverLike] = "weight_matching",
+    init: Iterable[Solution | Alignment | None] | None = None,
     task: Task | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -67,6 +71,8 @@ def solve_many(
         pairs: The pairs, ``(a, b)`` or ``graph.bind(a, b)``. They are taken as they are needed, so that a generator can
             read networks from a disk. A network is a module, a state dict or a checkpoint path.
         solver: A solver's name, class or instance, or a chain, as in `alignkit.solve`.
+        init: Where each pair starts, in the order of the pairs; None leaves one to the solver. An earlier result can be
+            given as it is, if all of its pairs have a solution.
         task: Data and a loss, for solvers that need them.
         device: Where solvers work. Default: where the tensors of a pair's A are.
         seed: Seed of the first pair; pair ``i`` is solved with ``seed + i``.
@@ -81,17 +87,19 @@ def solve_many(
         The solutions in the order of the pairs. After Ctrl-C it holds those that are done.
 
     Raises:
-        SolverError: The solver is unknown, an option is wrong, it needs a task, something cannot be pickled for the
-            executor, or ``path`` holds something else.
+        SolverError: The solver is unknown, an option is wrong, it needs a task, there are more or fewer starts than
+            pairs, something cannot be pickled for the executor, or ``path`` holds something else.
     """
     started = perf_counter()
     stages = build_solvers(solver, options, None, process_registry())
     for stage in stages:
         stage.needs.check_task(task is not None, stage.name)
     where = None if device is None else str(usable_device(device))
+    if isinstance(init, Sized) and isinstance(pairs, Sized) and len(init) != len(pairs):
+        raise SolverError(f"init= holds {plural(len(init), 'start')} for {plural(len(pairs), 'pair')}.")
     run = _Run(PairSetup(graph, tuple(stages), task, where, seed), path, report)
     try:
-        run.solve(pairs, executor)
+        run.solve(pairs, init, executor)
     except KeyboardInterrupt:
         run.interrupted = True
     count = len(pairs) if isinstance(pairs, Sized) else run.reached
@@ -120,9 +128,14 @@ class _Run:
             }
             self._file = RowFile(path, ROWS, identity, self._read)
 
-    def solve(self, pairs: Iterable[NetworkPair], executor: Executor | None) -> None:
+    def solve(
+        self,
+        pairs: Iterable[NetworkPair],
+        init: Iterable[Solution | Alignment | None] | None,
+        executor: Executor | None,
+    ) -> None:
         """Solve the pairs that are not known yet; `KeyboardInterrupt` if Ctrl-C ends it."""
-        batches = self.setup.batches(self._unsolved(pairs))
+        batches = self.setup.batches(self._unsolved(pairs, repeat(None) if init is None else iter(init)))
         if executor is None:
             for batch in batches:
                 self._take(solve_batch(self.setup, batch))
@@ -131,43 +144,52 @@ class _Run:
         jobs = ((batch, (setup, data)) for batch in batches if (data := self._packed(batch)) is not None)
         for batch, result in run_in(executor, solve_packed_batch, jobs):
             if isinstance(result, ExecutorFailure):
-                self._take(SolvedPair(index, None, result.reason) for index, _ in batch)
+                self._take(SolvedPair(job.index, None, result.reason) for job in batch)
             else:
                 self._take(
                     SolvedPair(index, None if row is None else Solution.from_row(row, self.setup.graph), reason)
                     for index, row, reason in result
                 )
 
-    def _unsolved(self, pairs: Iterable[NetworkPair]) -> Iterator[tuple[int, Pair]]:
+    def _unsolved(
+        self, pairs: Iterable[NetworkPair], starts: Iterator[Solution | Alignment | None]
+    ) -> Iterator[PairJob]:
         """Yield the pairs that have to be solved; those that do not fit, or are in the file, are done here."""
         known = {} if self._file is None else {row.pair: (row, solution) for row, solution in self._file.rows}
         for index, given in enumerate(pairs):
             self.reached = index + 1
             try:
                 pair = _bound(self.setup.graph, given)
+                init = find_start(self.setup.graph, _next_start(starts, index))
             except Exception as error:  # mappings are the user's
                 self._take([SolvedPair(index, None, explain_error(error))])
                 continue
             if self._file is not None:
-                self._digests[index] = [digest_of(sorted(side.items())) for side in (pair.a, pair.b)]
+                sides = (pair.a, pair.b, *(() if init is None else (init.elements,)))
+                self._digests[index] = [digest_of(sorted(side.items())) for side in sides]
                 row, solution = known.get(index, (None, None))
                 if row is not None and solution is not None and self._is_same(row):
                     self.solved[index] = SolvedPair(index, solution)
                     continue
-            yield index, pair
+            yield PairJob(index, pair, init)
 
     def _packed(self, batch: PairBatch) -> bytes | None:
         """Return a batch as bytes; None if it cannot be sent, which its pairs are told."""
         try:
-            return packed({f"pair {index}": (index, self._parts(pair)) for index, pair in batch}, SolverError)
+            return packed({f"pair {job.index}": (job.index, *self._parts(job)) for job in batch}, SolverError)
         except AlignkitError as error:
-            self._take(SolvedPair(index, None, str(error)) for index, _ in batch)
+            self._take(SolvedPair(job.index, None, str(error)) for job in batch)
             return None
 
-    def _parts(self, pair: Pair) -> tuple[Any, ...]:
-        """Return what a pair is made of: tensors in memory of their own, and modules, which stacks have no use for."""
+    def _parts(self, job: PairJob) -> tuple[tuple[Any, ...], dict[str, Tensor] | None]:
+        """Return what a pair and its start are made of.
+
+        Tensors have memory of their own. Stacks have no use for modules.
+        """
+        pair = job.pair
         a, b = ({name: tensor.clone() for name, tensor in side.items()} for side in (pair.a, pair.b))
-        return (a, b) if self.setup.matching is not None else (a, b, pair.module_a, pair.module_b)
+        sides = (a, b) if self.setup.matching is not None else (a, b, pair.module_a, pair.module_b)
+        return sides, None if job.init is None else dict(job.init.elements)
 
     def _take(self, rows: Iterable[SolvedPair]) -> None:
         """Keep and write what came out of some pairs; `KeyboardInterrupt` if Ctrl-C has ended one of them."""
@@ -196,6 +218,14 @@ class _Run:
     def _is_same(self, row: _Row) -> bool:
         """Whether a row of the file is of the same networks and settings as now."""
         return row.weights == self._digests[row.pair] and row.settings == self.setup.settings(row.pair)
+
+
+def _next_start(starts: Iterator[Solution | Alignment | None], index: int) -> Solution | Alignment | None:
+    for start in starts:
+        if start is None or isinstance(start, Solution | Alignment):
+            return start
+        raise AlignmentError(f"init= of pair {index} has to be a Solution, an Alignment or None.")
+    raise AlignmentError(f"init= holds {plural(index, 'start')}, and none for pair {index}.")
 
 
 def _bound(graph: SymmetryGraph, given: object) -> Pair:

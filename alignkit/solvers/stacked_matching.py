@@ -87,12 +87,16 @@ class StackedMatching:
                 together.setdefault(tuple(_others(use)), []).append(use)
         return together.values()
 
-    def run(self, rtol: float, max_sweeps: int) -> StackedRun:
-        """Update until nothing improves; the arguments are those of `Ascent`."""
+    def run(self, rtol: float, max_sweeps: int, start: Mapping[str, Tensor] | None = None) -> StackedRun:
+        """Update until nothing improves; the arguments are those of `Ascent`.
+
+        ``start`` are indices ``[pairs, n]`` of every group; without it no group is known at first.
+        """
+        self.elements.update(start or {})
         run = StackedRun(self.elements)
         dirty = {name: torch.ones(self.count, dtype=torch.bool) for name in self.graph.groups}
         classes = colour_roots(self.graph)
-        distance = torch.full((self.count,), torch.inf, dtype=torch.float64)
+        distance = self._distances() if start else torch.full((self.count,), torch.inf, dtype=torch.float64)
         while dirty and len(run.distances) < max_sweeps:
             before, swept = distance.clone(), torch.stack(list(dirty.values())).any(0)
             if not swept.any():
@@ -107,8 +111,7 @@ class StackedMatching:
                     for other in self.graph.neighbours(root):
                         dirty[other][turn[changed]] = True
             if not torch.isfinite(distance).all():  # after the first sweep
-                moved = permuted(self.graph, self.b, self.elements)
-                distance = sum(distances2(self.a, moved).values(), torch.zeros(self.count, dtype=torch.float64))
+                distance = self._distances()
             run.distances.append(distance.clamp_min(0.0))
             run.swept.append(swept)
             finished = swept & (before - distance <= rtol * distance)
@@ -116,6 +119,11 @@ class StackedMatching:
                 dirty[name] &= ~finished
         run.converged = ~torch.stack([torch.zeros(self.count, dtype=torch.bool), *dirty.values()]).any(0)
         return run
+
+    def _distances(self) -> Float[Tensor, " pairs"]:
+        """Return ``||A - P # B||^2`` of each pair, for the elements that were matched."""
+        distances = distances2(self.a, permuted(self.graph, self.b, self.elements))
+        return sum(distances.values(), torch.zeros(self.count, dtype=torch.float64))
 
     def _update(self, group: str, turn: Tensor) -> tuple[Tensor, Tensor]:
         """Match one group of some pairs; return which of them changed, and what each gained."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from alignkit.deepalign.aligner import Aligner, AlignerInput
 from alignkit.deepalign.consensus import consensus
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.jobs.solve import completed, solve
+from alignkit.jobs.solve_many import solve_many
 from alignkit.matching.families import best_element
 from alignkit.matching.objective import Objective
 from alignkit.tasks.interpolation import interpolate
@@ -36,7 +36,7 @@ class HeldOut:
     def __init__(self, pools: Sequence[Pool], settings: TrainingSettings, *, probed: bool) -> None:
         self.pools, self.settings = pools, settings
         self.pairs = [list(pool.held_out_pairs(settings.validation_pairs, probed=probed)) for pool in pools]
-        self.references = self._barriers(lambda pair: completed(solve(on_cpu(pair))).alignment)
+        self.references = self._barriers(match_all)
 
     def __bool__(self) -> bool:
         return any(self.pairs)
@@ -49,11 +49,12 @@ class HeldOut:
             mean barrier of each set, NaN for a set without held-out pairs.
         """
 
-        def align(pair: AlignerInput) -> Alignment:
-            scores = aligner.score(pair)
-            if self.settings.validation_rounds:
-                scores = consensus(Objective(on_cpu(pair)), scores, self.settings.validation_rounds)
-            return Alignment(pair.graph, best_element(pair.graph, scores))
+        def align(pairs: Sequence[AlignerInput]) -> Iterator[Alignment]:
+            for pair in pairs:
+                scores = aligner.score(pair)
+                if self.settings.validation_rounds:
+                    scores = consensus(Objective(on_cpu(pair)), scores, self.settings.validation_rounds)
+                yield Alignment(pair.graph, best_element(pair.graph, scores))
 
         was_training = aligner.training
         aligner.eval()
@@ -63,19 +64,29 @@ class HeldOut:
         ratios = [(barrier + FLOOR) / (reference + FLOOR) for barrier, reference in both if not math.isnan(barrier)]
         return _mean(ratios), barriers
 
-    def _barriers(self, align: Callable[[AlignerInput], Alignment]) -> tuple[float, ...]:
-        """Measure the mean barrier of each set after an alignment of its pairs."""
+    def _barriers(self, align: Callable[[Sequence[AlignerInput]], Iterable[Alignment]]) -> tuple[float, ...]:
+        """Measure the mean barrier of each set after an alignment of its pairs, which share a graph."""
         means = []
         for pool, pairs in zip(self.pools, self.pairs, strict=True):
             barriers = []
-            for pair, left in pairs:
-                alignment, first_names = align(pair), pair.graph.first_names
+            for (pair, left), alignment in zip(pairs, align([pair for pair, _ in pairs]), strict=True):
+                first_names = pair.graph.first_names
                 moved = {name: alignment.apply_tensor(name, tensor) for name, tensor in pair.b.items()}
                 a, b = ({name: side[first] for name, first in first_names.items()} for side in (pair.a, moved))
                 line = interpolate(pool.task("test", left), a, b, points=self.settings.validation_points)
                 barriers.append(line.barrier)
             means.append(_mean(barriers))
         return tuple(means)
+
+
+def match_all(pairs: Sequence[AlignerInput]) -> list[Alignment]:
+    """Align pairs of one graph by weight matching."""
+    if not pairs:
+        return []
+    solved = solve_many(pairs[0].graph, [on_cpu(pair) for pair in pairs])
+    if solved.interrupted:
+        raise KeyboardInterrupt
+    return [solution.alignment for solution in solved]
 
 
 def on_cpu(pair: AlignerInput) -> Pair:
