@@ -66,13 +66,15 @@ class Interpreter:
 
     `unknown` holds ops that fixed what they touched, and why; `unread` the atoms of positions that the run left aside,
     `single_step` those of positions of `weights` (their storages) that it multiplied with nothing but constants. With
-    a `history`, every step is added to it with the labels of its operands and results.
+    `gives_numbers` another run may take other positions, see `RecordedRun`. With a `history`, every step is added to it
+    with the labels of its operands and results.
     """
 
     table: RuleTable
     constraints: Constraints
     weights: set[int]
     history: list[LabelledStep] | None = None
+    gives_numbers: bool = False
     unknown: dict[str, None] = field(default_factory=dict)
     unread: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     single_step: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -150,7 +152,9 @@ class Interpreter:
         if rule is not None and outputs:
             try:
                 followed = self._follow(step)
-                call = Call(step, self.constraints, self.labels_of, is_followed=followed is not None)
+                call = Call(
+                    step, self.constraints, self.labels_of, self.gives_numbers, is_followed=followed is not None
+                )
                 answer = rule(call)
                 output_labels = [answer] if isinstance(answer, Labels) else list(answer)
                 if followed is not None:

@@ -127,7 +127,9 @@ def build_graph(
         read = {ref.storage for step in steps for ref in step.inputs}
         tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
         history: list[LabelledStep] | None = [] if symmetries == "all" else None
-        traced, labels, interpreter = interpret(model, run.results, table, steps, tensors, constant, history)
+        traced, labels, interpreter = interpret(
+            model, run.results, table, steps, tensors, constant, history, run.gives_numbers
+        )
         names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
         if history is not None:
             findings = run_laws(traced, labels, tensors, history, run.results)
@@ -175,6 +177,7 @@ def interpret(
     tensors: Mapping[str, TensorRef],
     constant: Mapping[str, TensorRef],
     history: list[LabelledStep] | None = None,
+    gives_numbers: bool = False,
 ) -> tuple[TracedLayouts, dict[str, Labels], Interpreter]:
     """Run the rules until the layouts of all tensors can be written; return these, the first labels and what ran.
 
@@ -191,7 +194,7 @@ def interpret(
         constraints = Constraints()
         if history is not None:
             history.clear()
-        interpreter = Interpreter(table, constraints, weights, history)
+        interpreter = Interpreter(table, constraints, weights, history, gives_numbers)
         labels: dict[str, Labels] = {}
         for name, ref in tensors.items():
             use = uses.get(ref.storage, parameters.ParameterUse())

@@ -44,6 +44,7 @@ class StandIns:
     _known: dict[tuple[bytes, ...], int] = field(default_factory=dict)
     _count: int = 0
     _sorted: dict[tuple[bytes, int], IntArray] = field(default_factory=dict)
+    _read: dict[int, IntArray] = field(default_factory=dict)
     _origins: dict[bytes, bytes] = field(default_factory=dict)
 
     def new_choices(self, shape: tuple[int, ...]) -> IntArray:
@@ -51,6 +52,10 @@ class StandIns:
         n = int(np.prod(shape, dtype=np.int64))
         self._count += n
         return np.arange(self._count - n, self._count).reshape(shape)
+
+    def read(self, content: int) -> IntArray:
+        """Return the choice that one number makes, by a number of what it was read from."""
+        return self._read.setdefault(content, self.new_choices(()))
 
     def pick(self, atoms: IntArray, made: IntArray) -> IntArray:
         """Return stand-ins for the rows of an array [experts, ...] that choices pick: [*choices, ...]."""

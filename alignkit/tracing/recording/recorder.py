@@ -59,7 +59,8 @@ class TensorRef:
 class OpRecord:
     """One recorded op: tensors in `args`, `kwargs` and `result` are replaced by `TensorRef`.
 
-    `unused` are the numbers of those outputs that nothing after it reads.
+    `unused` are the numbers of those outputs that nothing after it reads. If the op takes a position that stands in a
+    tensor, as in `x[index]` for an index of no dimensions, `position` is this tensor, and a number of its content.
     """
 
     func: torch._ops.OpOverload
@@ -68,6 +69,7 @@ class OpRecord:
     result: Any
     where: str
     unused: frozenset[int] = frozenset()
+    position: tuple[TensorRef, int] | None = None
 
     @property
     def op(self) -> str:
@@ -76,8 +78,8 @@ class OpRecord:
 
     @property
     def inputs(self) -> list[TensorRef]:
-        """Tensors among the arguments."""
-        return refs((self.args, self.kwargs))
+        """Tensors among the arguments, and one that the position is read from."""
+        return refs((self.args, self.kwargs, self.position))
 
     @property
     def outputs(self) -> list[TensorRef]:
@@ -136,7 +138,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     It keeps all tensors and storages alive, so that identities stay unique. Tensors of `before` existed before the run:
     constants. `is_whole` turns False when an op gets a tensor that neither existed nor came from a recorded op: one
     that another thread made, for example, or a class of tensors that computes by itself. Values that follow from
-    tensors that `vary`, or from random numbers, are not recorded: another run takes other positions.
+    tensors that `vary`, or from random numbers, are not recorded: another run takes other positions. `gives_numbers`
+    turns True when the code of the model gets such values as numbers of Python.
 
     Args:
         path: The modules that are running, the innermost one last.
@@ -150,6 +153,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive: dict[int, object] = {}
         self._path = path
         self._varying: set[int] = set()
+        self.gives_numbers = False
+        self.is_indexing = False  # a tensor by tensors
+        self._position: tuple[TensorRef, int] | None = None  # read for the next op
+        self._contents: dict[tuple[int, ...], int] = {}
         self._numbers_vary = False  # numbers of Python that the model computes with
         self._ranges: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}  # what fake tensors made by arange hold
         self._before = None if before is None else {_storage_of(tensor): tensor for tensor in before}
@@ -175,6 +182,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         varies = any(_storage_of(tensor) in self._varying for tensor in operands)
         if varies and func is torch.ops.aten._local_scalar_dense.default:
             self._numbers_vary = True
+            self.gives_numbers |= operands[0].dtype != torch.bool and not self.is_indexing
         made_of_numbers = not operands or func is torch.ops.aten.lift_fresh.default
         if varies or torch.Tag.nondeterministic_seeded in func.tags or (made_of_numbers and self._numbers_vary):
             self.vary(results)
@@ -189,7 +197,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def leak(self, name: str, tree: Any) -> None:
         """Record that the tensors in a tree may be read and written unseen from now on."""
         tensors = self.describe(_tensors(tree))
-        self._numbers_vary |= any(ref.storage in self._varying for ref in tensors)
+        varies = any(ref.storage in self._varying for ref in tensors)
+        self._numbers_vary |= varies
+        self.gives_numbers |= varies
         self.steps.append(Leak(torch.ops.aten.detach.default, tuple(tensors), {}, None, self._path[-1], name=name))
 
     def _meet(self, tensor: torch.Tensor) -> None:
@@ -221,7 +231,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs) if self._before is not None else _run_fake(func, args, kwargs)
             self._note_range(func, args, written, result)
             self._follow_varying(func, _tensors((args, kwargs)), [*_tensors(result), *written])
-            self.steps.append(OpRecord(func, described_args, described_kwargs, self.describe(result), self._path[-1]))
+            self._contents = {k: n for k, n in self._contents.items() if k[0] not in set(map(_storage_of, written))}
+            position, self._position = self._position, None
+            self.gives_numbers |= position is not None and func is not torch.ops.aten.select.int
+            if func is torch.ops.aten._local_scalar_dense.default and self.is_indexing:
+                index: TensorRef = described_args[0]
+                if index.storage in self._varying:
+                    self._position = index, self._contents.setdefault(index.key, len(self.steps))
+                    return result
+            described = described_args, described_kwargs, self.describe(result)
+            self.steps.append(OpRecord(func, *described, self._path[-1], position=position))
             if is_new and not args[0].untyped_storage().resizable():
                 self.leak("unrecorded::memory", result)
         return result

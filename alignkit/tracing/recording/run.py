@@ -39,6 +39,7 @@ class RecordedRun:
     tensors: Literal["fake", "real"]
     replaced: frozenset[str]
     alive: dict[int, object]
+    gives_numbers: bool
 
 
 def record(
@@ -223,7 +224,8 @@ def _run(
         recorder.steps.insert(0, recorder.steps.pop())
     buffers = dict(model.named_buffers(remove_duplicate=False))
     replaced = frozenset(name for name, tensor in state.items() if buffers.get(name, tensor) is not tensor)
-    return RecordedRun(recorder.steps, results, refs, "fake" if mode else "real", replaced, recorder.alive)
+    kind: Literal["fake", "real"] = "fake" if mode else "real"
+    return RecordedRun(recorder.steps, results, refs, kind, replaced, recorder.alive, recorder.gives_numbers)
 
 
 def _replace_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

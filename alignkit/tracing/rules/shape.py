@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignkit.tracing.labels.combine import concatenate, stack
+from alignkit.tracing.labels.picking import can_pick, pick, units_along
 from alignkit.tracing.labels.reshape import repeat_each, reshape
-from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
+from alignkit.tracing.labels.tensor_labels import Choice, LabelBlock, Labels
+from alignkit.tracing.recording.recorder import TensorRef
 from alignkit.tracing.rules.table import Call, RuleSet
 
 RULES = RuleSet()
@@ -95,11 +97,26 @@ def select(call: Call) -> Sequence[Labels]:
     x = call.labels("self")
     dim = x.dim(call.arg("dim", 0))
     others = [d for d in range(len(x.shape)) if d != dim]
+    if call.step.position is not None:
+        return [_select_by_value(call, x, dim, *call.step.position)]
     if call.name == "select":
         picked = [call.pick(x, dim, np.array([call.arg("index") % x.shape[dim]]))]
     else:
         picked = call.cut(x, dim, [np.array([position]) for position in range(x.shape[dim])])
     return [one_position.squeeze([dim]).permute(others) for one_position in picked]
+
+
+def _select_by_value(call: Call, x: Labels, dim: int, index: TensorRef, content: int) -> Labels:
+    """Pick the position that stands in a tensor of no dimensions, the number of a unit or any other."""
+    c, (_, choice) = call.constraints, call.chosen(index)
+    if choice is None or not can_pick(x, dim, choice):
+        c.fix_choice(choice)
+        units = units_along(x, dim)
+        if units is None:
+            return call.fix_dims(x, [dim]).permute([d for d in range(len(x.shape)) if d != dim])
+        c.fix(units)
+        choice = Choice("position", units, c.stand_ins.read(content))
+    return pick(c, x, dim, choice)
 
 
 @RULES.rule("slice", "slice_copy", "narrow")

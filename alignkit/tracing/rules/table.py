@@ -37,6 +37,7 @@ class Call:
         step: The recorded op. Tensors in its arguments are `TensorRef` (shape, dtype).
         constraints: Receives the constraints.
         labels_of: Gives the labels of a tensor.
+        gives_numbers: Whether the code of the model got numbers from values: another run may take other positions.
         picks: Positions that the op takes from its first tensor, see `pick`.
         is_followed: Whether the op only moves elements, so that what they say about units is known without the rule.
         asked: Labels that the rule asked for. One that asks for none takes shapes alone, as that of `zeros_like`.
@@ -45,6 +46,7 @@ class Call:
     step: OpRecord
     constraints: Constraints
     labels_of: Callable[[TensorRef], Labels]
+    gives_numbers: bool = False
     picks: list[Pick] = field(default_factory=list)
     is_followed: bool = False
     asked: list[Labels] = field(default_factory=list)
@@ -109,15 +111,25 @@ class Call:
         return combine.unify(self.constraints, shape, [x.pad_rank(len(shape)) for x in operands])
 
     def pick(self, labels: Labels, dim: int, index: IntArray) -> Labels:
-        """Return the labels of positions `index` along `dim` of the first tensor. What no op reads of it gets fixed."""
+        """Return the labels of positions `index` along `dim` of the first tensor. What no op reads of it gets fixed.
+
+        Where another run may take other positions, all stay, and what depends on them is alike for all.
+        """
+        if self.gives_numbers:
+            free = self.fix_dims(labels, [dim])
+            return free.with_fixed([dim], (*labels.shape[:dim], len(index), *labels.shape[dim + 1 :]))
         self.picks.append(Pick(labels, dim, index))
         return combine.restrict(self.constraints, labels, dim, index)
 
     def cut(self, labels: Labels, dim: int, pieces: Sequence[IntArray]) -> list[Labels]:
         """Return the labels of all positions along `dim` of the first tensor, in pieces, of which some may stay unread.
 
-        Pieces of one size are shares of the dimension; others have bounds, as slices do.
+        Pieces of one size are shares of the dimension; others have bounds, as slices do. Where another run may take
+        other pieces, those of a stack are alike.
         """
+        is_stack = any(dim in block.context for block in labels.blocks)
+        if self.gives_numbers and is_stack:
+            return [self.pick(labels, dim, piece) for piece in pieces]
         self.picks.append(Pick(labels, dim, np.concatenate(pieces), in_pieces=len({len(p) for p in pieces}) == 1))
         return [combine.restrict(self.constraints, labels, dim, piece) for piece in pieces]
 
