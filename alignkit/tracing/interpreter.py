@@ -121,8 +121,9 @@ class Interpreter:
             outputs = step.outputs
             output_labels = self._apply_rule(step, outputs)
             if self.history is not None:
-                operands = {ref.key: self._labels[ref.key] for ref in step.inputs if ref.key in self._labels}
-                self.history.append(LabelledStep(step, operands, output_labels))
+                example = self.constraints.stand_ins.example
+                operands = {ref.key: example(self._labels[ref.key]) for ref in step.inputs if ref.key in self._labels}
+                self.history.append(LabelledStep(step, operands, [example(labels) for labels in output_labels]))
             if step.func._schema.is_mutable and step.op.split("::")[1] not in _NO_WRITE:
                 self._write_through(step, outputs, output_labels)
             for ref, labels in zip(outputs, output_labels, strict=True):

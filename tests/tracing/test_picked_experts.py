@@ -357,3 +357,11 @@ def test_rows_meet_the_rows_of_the_same_choice(first: str, last: str) -> None:
     keeps_function(model, graph, (X,), *((x,) for x in MORE), draws=2)
     if first == last and "sorted" not in first and "order" not in first:  # each is sorted twice
         assert sum(graph.instances(name) for name, group in graph.groups.items() if group.size == 6) == 4
+
+
+@pytest.mark.parametrize("read", [batched, in_sorted_order, groups_of_experts, rank_by_a_layer_of_its_own])
+def test_signs_and_scales_are_looked_for_beside_picked_experts(read: Callable[[Mixture, Tensor], Tensor]) -> None:
+    model = Mixture(read).double()
+    graph = trace(model, X.double(), symmetries="all")
+    assert graph.verify(model, X.double()).error < 1e-9
+    assert {group.size for group in graph.groups.values()} >= {12, 8}

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from alignkit.tracing.labels.tensor_labels import Choice, IntArray, digest
+from alignkit.tracing.labels.tensor_labels import Choice, IntArray, LabelBlock, Labels, digest
 
 _SHIFT = 42
 """A stand-in is a number of a table, from 1, behind which stand 42 bits: choice * units + unit. These are enough for
@@ -110,6 +110,15 @@ class StandIns:
             if (counts != counts[0]).any():
                 return False
         return True
+
+    def example(self, labels: Labels) -> Labels:
+        """Return the labels that a tensor has if every choice picks the first expert; sorted rows are fixed."""
+        if not are_stand_ins(*(block.atoms for block in labels.blocks)):
+            return labels
+        units = [block for block in labels.blocks if not self.rows_in_order(block.atoms).any()]
+        return labels.with_blocks(
+            [LabelBlock(b.dims, b.context, self._first_of(self._parts(b.atoms)[0])) for b in units]
+        )
 
     def merges(self, a: IntArray, b: IntArray) -> Iterator[Pair]:
         """Yield pairs of arrays without stand-ins that move together if a and b, of one shape, do."""
