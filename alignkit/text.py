@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -116,6 +117,17 @@ def show_value(value: object) -> str:
 def show_type(value: object) -> str:
     """Say of which type an object is: ``an object of type Linear``."""
     return f"an object of type {type(value).__name__}"
+
+
+class Explained(ABC):
+    """What says in a few lines what it is: a notebook shows them."""
+
+    @abstractmethod
+    def explain(self) -> str:
+        """Say in a few lines what came out."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre style='white-space:pre-wrap'>{escape(self.explain())}</pre>"
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:

@@ -31,7 +31,7 @@ from alignkit.reports import Check, Facts, MergeLosses, Names, Picture, Report, 
 from alignkit.reports.sections import facts_section, function_section, side_by_side_section, uncovered_section
 from alignkit.solver import Step
 from alignkit.tasks.task import Task
-from alignkit.text import list_some, plural
+from alignkit.text import Explained, list_some, plural
 
 Method: TypeAlias = Literal["reference", "merge_many", "universe"]
 WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
@@ -43,7 +43,7 @@ GROUPS = 200
 
 
 @dataclass(frozen=True, eq=False)
-class ManyAlignment:
+class ManyAlignment(Explained):
     """Several models brought to the order of units of one of them.
 
     Attributes:

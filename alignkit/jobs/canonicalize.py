@@ -32,7 +32,7 @@ from alignkit.reports.sections import facts_section, number, uncovered_section
 from alignkit.solver import Problem
 from alignkit.solvers.stacked_matching import STACK_ELEMENTS, StackedMatching, can_be_stacked, distances2, permuted
 from alignkit.solvers.weight_matching import WeightMatching
-from alignkit.text import plural
+from alignkit.text import Explained, plural
 
 ROWS = 200
 """Maximum number of networks in the table of a report."""
@@ -55,7 +55,7 @@ class StackOnDisk(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True, eq=False)
-class Canonical:
+class Canonical(Explained):
     """A set of networks in the order of units of a reference.
 
     Attributes:

@@ -15,12 +15,12 @@ from alignkit.graph.proof.verify import Equivalence, Verification, same_function
 from alignkit.jobs.distance import Distance, distance
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, uncovered_section
-from alignkit.text import plural
+from alignkit.text import Explained, plural
 from alignkit.tracing import trace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Checked:
+class Checked(Explained):
     """A graph that was proved on a model, with ``proofs`` by the kind of weights: perturbed ones, and its own."""
 
     graph: SymmetryGraph
@@ -98,7 +98,7 @@ def check(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Sameness:
+class Sameness(Explained):
     """Whether two networks compute the same (outputs), and one is the other with its units reordered (weights)."""
 
     equivalence: Equivalence

@@ -20,6 +20,7 @@ from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
 from alignkit.solver.solution import Solution
+from alignkit.text import Explained
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ that were trained apart stay below 0.5."""
 
 
 @dataclass(frozen=True, eq=False)
-class Distance:
+class Distance(Explained):
     """How far two networks are apart, by the first name of each tensor.
 
     Up to ``tolerance``, a relative difference of an element, networks count as the same.

@@ -17,7 +17,7 @@ from alignkit.graph.description import why_fixed
 from alignkit.graph.parts import PIECE
 from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.similarities import room_for_similarities
-from alignkit.text import list_some, readable_bytes, shorten_list
+from alignkit.text import Explained, list_some, readable_bytes, shorten_list
 
 Job: TypeAlias = Literal[
     "align-many", "canonicalize", "check", "compare", "demo", "distance", "merge", "solve", "transport"
@@ -52,7 +52,7 @@ class GroupEstimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimate(Explained):
     """What a job would do and take. Printed, it is the text of `explain`.
 
     Attributes:

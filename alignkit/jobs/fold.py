@@ -30,7 +30,7 @@ from alignkit.rewriting import (
     module_with,
     unfold_weights,
 )
-from alignkit.text import list_some, plural
+from alignkit.text import Explained, list_some, plural
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FoldCheck:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Folded:
+class Folded(Explained):
     """A folded network.
 
     Attributes:

@@ -23,13 +23,14 @@ from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Re
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import interpolate
 from alignkit.tasks.task import Task
+from alignkit.text import Explained
 
 POINTS = 11
 """Places on the line between two networks where a task is evaluated: every tenth, the middle among them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Merged:
+class Merged(Explained):
     """Networks brought to one order of units and averaged.
 
     Attributes:

@@ -14,7 +14,7 @@ from alignkit.plotting.pictures import bar_chart
 from alignkit.reports.document import Facts, Names, Part, Picture, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, number, uncovered_section
 from alignkit.solver.solution import Solution
-from alignkit.text import plural, shorten_list
+from alignkit.text import Explained, plural, shorten_list
 
 ROWS = 200
 """Maximum number of pairs in the table of a report."""
@@ -38,7 +38,7 @@ class SolvedPair:
 
 
 @dataclass(frozen=True, eq=False)
-class SolvedPairs:
+class SolvedPairs(Explained):
     """Many pairs of networks on one graph, solved: ``solved[i]`` is the solution of pair ``i``.
 
     Attributes:

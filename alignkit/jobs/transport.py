@@ -25,13 +25,13 @@ from alignkit.reports import Check, Facts, Losses, Report, Section, Table
 from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
-from alignkit.text import list_some
+from alignkit.text import Explained, list_some
 
 TITLE = "A fine-tune carried to another base"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Transported:
+class Transported(Explained):
     """A fine-tune on another base: ``network`` is the tuned base B, a module where one was given, else a state dict.
 
     ``alignment`` brings base B to base A; there is no ``solution`` where it was given. ``length`` is that of the task

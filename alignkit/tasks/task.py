@@ -112,6 +112,10 @@ class Task:
         self._buffers = frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
         self._rows: int | None = None  # shrinks when memory runs out
 
+    def __repr__(self) -> str:
+        metric = "" if self.metric_name is None else f", {self.metric_name}"
+        return f"Task({type(self.model).__name__}, {measure_name(self.loss)}{metric}, on {self.device})"
+
     @classmethod
     @check_arguments
     def from_name(cls, name: str) -> Task:

@@ -88,3 +88,12 @@ def test_what_is_missing_is_said() -> None:
         Task(plain, (torch.ones(2, 4), torch.tensor([0, 1])), "model").evaluate(plain)
     with pytest.raises(TaskError, match="returned a Output without a loss"):
         Task(net, (torch.ones(2, 4), torch.tensor([0, 1])), "model").evaluate(net)
+
+
+def test_a_task_says_what_it_is() -> None:
+    assert repr(Task(network(0), batches(), "model")) == "Task(Classifier, model_loss, on cpu)"
+    pairs = (torch.ones(2, 4), torch.tensor([0, 1]))
+    assert (
+        repr(Task(nn.Linear(4, 3), pairs, "cross_entropy", "accuracy"))
+        == "Task(Linear, cross_entropy, accuracy, on cpu)"
+    )
