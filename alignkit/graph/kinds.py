@@ -44,6 +44,10 @@ KINDS: Mapping[GroupKind, KindFacts] = MappingProxyType(
     }
 )
 KIND_OF_MARK: Mapping[str, GroupKind] = MappingProxyType({facts.mark: kind for kind, facts in KINDS.items()})
+WITH_MEAN: frozenset[GroupKind] = frozenset(("permutation", "centred"))
+"""Kinds whose elements all keep the vector of ones: their mean averages units. The mean of every other kind is 0."""
+FULL: frozenset[GroupKind] = frozenset(("orthogonal", "centred"))
+"""Kinds that rotate all units into each other."""
 PLANES: frozenset[GroupKind] = frozenset(("planes", "adjacent_planes"))
 """Kinds that rotate units in pairs: their number has to be even."""
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from alignkit.checkpoints.dtypes import as_bits
-from alignkit.graph.elements.action import act_on_dims
+from alignkit.graph.elements.action import act_on_dims, change_signs
+from alignkit.graph.elements.element import flipped, order_of
 from alignkit.graph.layout import Block
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.owned import ReadOnly
@@ -114,7 +115,14 @@ def ordered_part(
         if i != at or order.is_floating_point():
             inner[i] = order
     own = (orders or {}).get(at)
-    part = tensors.part(name, block, at, places if own is None or own.is_floating_point() else own[places])
+    if own is None or own.is_floating_point():
+        part = tensors.part(name, block, at, places)
+    elif block.dims[at].kind == "signed":
+        own = own[places]
+        part = tensors.part(name, block, at, order_of(own))
+        part = change_signs(part, flipped(own).to(part.device).reshape(-1, *[1] * (part.ndim - at - 1)))
+    else:
+        part = tensors.part(name, block, at, own[places])
     if only is not None and only[0] not in inner:
         part = as_bits(part).index_select(only[0], only[1].to(part.device)).view(part.dtype)
     is_soft = any(order.is_floating_point() for order in inner.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from types import MappingProxyType
@@ -14,8 +14,8 @@ from typing import Any
 from networkx import Graph, connected_components
 
 from alignkit.arguments import check_arguments
-from alignkit.errors import GraphError, ShapeMismatchError
-from alignkit.graph.kinds import KINDS, PLANES, component_count, dimension, log10_component_count
+from alignkit.errors import AlignkitError, GraphError, ShapeMismatchError
+from alignkit.graph.kinds import KINDS, PLANES, GroupKind, component_count, dimension, log10_component_count
 from alignkit.graph.layout import StackPlaces, Units, factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
@@ -213,6 +213,18 @@ class GraphStructure:
     def rotates(self, group: str) -> bool:
         """Tell whether the elements of a group are matrices, see `alignkit.graph.kinds`."""
         return KINDS[self.groups[group].kind].rotates
+
+    def check_kinds(
+        self,
+        who: str,
+        error: type[AlignkitError],
+        advice: str = "Take a graph of permutations alone.",
+        kinds: Collection[GroupKind] = frozenset({"permutation"}),
+    ) -> None:
+        """Raise an error of a class where a group is of none of some kinds; ``who`` begins its sentence."""
+        for group in self.groups.values():
+            if group.kind not in kinds:
+                raise error(f"{who} cannot take group {group.name!r}, which is {KINDS[group.kind]}. {advice}")
 
     @cached_property
     def first_names(self) -> Mapping[str, str]:

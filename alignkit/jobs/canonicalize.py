@@ -165,9 +165,10 @@ def canonicalize(
             those in the new order, which are read when they are asked for.
 
     Raises:
-        AlignmentError: There are no networks.
+        AlignmentError: There are no networks, or a group is not permuted.
         BindError: A network or the reference does not fit the graph; the message names it by its number.
     """
+    graph.check_kinds("canonicalize", AlignmentError, "Bring each network to the reference with alignkit.solve.")
     started = perf_counter()
     matching = WeightMatching(rtol=rtol, max_steps=max_steps)
     if memory is not None or isinstance(reference, StoredNetwork):

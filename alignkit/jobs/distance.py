@@ -14,6 +14,7 @@ from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.parts import as_tensors, common_parts
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
@@ -67,7 +68,7 @@ class Distance(Explained):
 
     @property
     def same(self) -> bool:
-        """Whether B is A with its units reordered, every element within the tolerance; `alignment` is the proof.
+        """Whether B is A with its units moved, every element within the tolerance; `alignment` is the proof.
 
         False says that the solver found no such order. Solvers with ``exact_on_permuted_copies`` always find it unless
         units are alike.
@@ -88,7 +89,11 @@ class Distance(Explained):
     @property
     def verdict(self) -> str:
         """What the two networks are to each other, in a few words."""
-        return "the same up to permutation" if self.same else f"not the same, most in {self.differs}"
+        if not self.same:
+            return f"not the same, most in {self.differs}"
+        kinds = {group.kind for group in self.solution.graph.groups.values()}
+        signs, rotation = "signed" in kinds, any(KINDS[kind].rotates for kind in kinds)
+        return f"the same up to {', '.join(['permutation', *['signs'] * signs, *['rotation'] * rotation])}"
 
     @property
     def order_share(self) -> float | None:

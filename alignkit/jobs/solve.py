@@ -76,6 +76,7 @@ def solve(
     where = bound.device if device is None else usable_device(device)
     dtype = torch.float64 if torch.float64 in bound.dtypes.values() else torch.float32
     problem = Problem(bound, find_start(bound.graph, init), task, where, dtype, 0)
+    check_solver_kinds(bound.graph, stages, registry)
     for stage in stages:
         stage.needs.check(problem, stage.name)
     solutions: list[Solution] = []
@@ -98,6 +99,17 @@ def solve(
         seconds=sum(stage.seconds for stage in solutions),
         stages=tuple(solutions),
     )
+
+
+def check_solver_kinds(graph: SymmetryGraph, stages: Sequence[Solver[Any]], registry: Registry) -> None:
+    """Raise a `SolverError` where a stage does not take a kind of the graph's groups; it names solvers that do."""
+    wanted = {group.kind for group in graph.groups.values()}
+    if wanted <= {"permutation"}:
+        return
+    able = [name for name, info in registry.solvers().items() if wanted <= info.solver.kinds]
+    advice = f"Take {' or '.join(able)}." if able else "No solver takes all kinds of this graph."
+    for stage in stages:
+        graph.check_kinds(f"solver {stage.name!r}", SolverError, advice, stage.kinds)
 
 
 def build_solvers(

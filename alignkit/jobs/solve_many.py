@@ -21,7 +21,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.executors import ExecutorFailure, packed, run_in
 from alignkit.jobs.pair_batches import PairBatch, PairJob, PairSetup, solve_batch, solve_packed_batch
 from alignkit.jobs.row_file import RowFile, RowsHeader, digest_of, digest_of_task
-from alignkit.jobs.solve import SolverLike, build_solvers, find_start
+from alignkit.jobs.solve import SolverLike, build_solvers, check_solver_kinds, find_start
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Status
@@ -92,6 +92,7 @@ def solve_many(
     """
     started = perf_counter()
     stages = build_solvers(solver, options, None, process_registry())
+    check_solver_kinds(graph, stages, process_registry())
     for stage in stages:
         stage.needs.check_task(task is not None, stage.name)
     where = None if device is None else str(usable_device(device))

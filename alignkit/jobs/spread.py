@@ -33,7 +33,7 @@ def cycle_error(alignments: Mapping[tuple[int, int], Alignment]) -> float:
     shares = []
     for i, j, k in combinations(models, 3):
         circle = alignments[i, j] @ alignments[j, k] @ alignments[i, k].inverse()
-        units = sum(circle.flat(name).numel() for name in circle.graph.groups)
+        units = sum(circle.graph.unit_count(name) for name in circle.graph.groups)
         shares.append(sum(circle.moved().values()) / max(units, 1))
     return sum(shares) / len(shares) if shares else 0.0
 

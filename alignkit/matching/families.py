@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.graph.structure import GraphStructure
-from alignkit.matching.assignment import assignment_value, linear_assignment
+from alignkit.matching.oracles import best_of_kind, value_of
 
 
 def split_pairs(similarity: Float[Tensor, "units units"], size: int) -> Float[Tensor, "p p n n"]:
@@ -56,8 +56,9 @@ def nested_assignment(
         for child in graph.children(group):
             total = total + solve(child)
         matrices = split_pairs(total, graph.groups[group].size)
-        pairs[group] = linear_assignment(matrices)
-        return assignment_value(matrices, pairs[group])
+        kind = graph.groups[group].kind
+        pairs[group] = best_of_kind(kind, matrices)
+        return value_of(kind, matrices, pairs[group])
 
     solve(root)
     return read_off(graph, graph.tree(root), pairs)
@@ -85,7 +86,10 @@ def unit_masses(graph: GraphStructure, matrices: Mapping[str, Tensor]) -> dict[s
 
 
 def read_off(graph: GraphStructure, groups: Iterable[str], pairs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read off indices of groups, parents first, from their assignments ``[p, p, n]`` for every pair of parents."""
+    """Read off elements of groups, parents first, from those for every pair of parents, ``[p, p, n]``.
+
+    Matrices are ``[p, p, n, n]``.
+    """
     flats: dict[str, Tensor] = {}
     elements: dict[str, Tensor] = {}
     for group in groups:
@@ -93,5 +97,6 @@ def read_off(graph: GraphStructure, groups: Iterable[str], pairs: Mapping[str, T
         source = torch.zeros(1, dtype=torch.int64) if parent is None else flats[parent]
         chosen = pairs[group][torch.arange(len(source)), source]
         elements[group] = chosen.reshape(graph.element_shape(group))
-        flats[group] = (source[:, None] * chosen.shape[-1] + chosen).reshape(-1)
+        if graph.children(group):
+            flats[group] = (source[:, None] * chosen.shape[-1] + chosen).reshape(-1)
     return elements

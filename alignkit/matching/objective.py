@@ -21,6 +21,7 @@ from alignkit.checkpoints.fit import is_number
 from alignkit.errors import BindError
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import WITH_MEAN
 from alignkit.graph.layout import Block
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.parts import (
@@ -199,10 +200,11 @@ class Objective:
         total, piece = self._zero(), min(SMALL_PIECE, self.a.piece)
         orders = (orders_of(block, known(elements, block.groups)) for elements in (before, after))
         for moving, places, old, new in changes(block, *orders):
-            # Files are cut by rows: whatever moves along them is read as a whole.
+            # Files are cut by rows: whatever moves along them is read as a whole. So is what rotates.
             alone = self.a.in_memory or moving == 0
             at = moving if alone else 0
-            for run in split_places(piece, block, at, places) if alone else ranges(piece, block, at, new):
+            cut = not alone or any(order.is_floating_point() for order in new.values())
+            for run in ranges(piece, block, at, new) if cut else split_places(piece, block, at, places):
                 a = self.a.part(name, block, at, run).double()
                 sides = (ordered_part(self.b, name, block, at, run, each).double() for each in (new, old))
                 total += torch.sub(*sides).mul_(a).sum()
@@ -344,7 +346,8 @@ class Objective:
         """Return A's and B's part at one use, the group's chain of dims first and left as it is in both.
 
         The groups of other dims are applied to B, but for those nested in the chain. Over dims of ``average`` and of
-        unknown groups A is summed and B averaged; they are kept, of size 1.
+        unknown groups A is summed and B averaged, or is 0 where the mean of the group's kind is; they are kept, of size
+        1.
         """
         averaged = frozenset(average) | (unknown_dims(use, elements) - set(use.branches))
         still, order = averaged | set(use.branches) | set(use.chain), (*use.chain, *use.rest)
@@ -353,6 +356,8 @@ class Objective:
         b = act_on_block(use.block, b, known(elements, moving), skip=still)
         if averaged:
             a, b = a.sum(tuple(averaged), keepdim=True), b.mean(tuple(averaged), keepdim=True)
+        if any(use.block.dims[at].kind not in WITH_MEAN for at in averaged):
+            b = torch.zeros_like(b)
         return a.permute(order), b.permute(order)
 
 

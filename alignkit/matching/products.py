@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignkit.graph.kinds import WITH_MEAN
 from alignkit.graph.parts import (
     Change,
     Orders,
@@ -52,7 +53,7 @@ class Product:
     Args:
         use: The use.
         elements: Indices or matrices of each group; a group without any is unknown. What it indexes is summed in A and
-            averaged in B, which is the centre of all its orders.
+            averaged in B, which is the centre of all its orders; the product is 0 where the centre of its kind is.
         within_parents: Whether the group's ancestors are applied to B, and units of one parent compared with each
             other: ``[parents, n, n]``. Otherwise all units of all parents are, and what is nested in them is averaged:
             ``[1, units, units]``.
@@ -66,7 +67,9 @@ class Product:
 
     @property
     def work(self) -> int:
-        """Multiplications of the whole product."""
+        """Multiplications of the whole product; 0 where it is known to be 0."""
+        if any(self.dims[at].group is not None and self.dims[at].kind not in WITH_MEAN for at in self.averaged):
+            return 0  # the mean over all elements of such a group is 0
         size = prod(dim.size for at, dim in enumerate(self.dims) if at not in self.averaged)
         return size * (self.dims[self.use.at].size if self.within_parents else self.use.unit_count)
 
@@ -79,7 +82,7 @@ class Product:
         self, total: Float[Tensor, "parents n n"], sides: tuple[Tensors, Tensors], factors: Factors, scale: float = 1.0
     ) -> Tensor:
         """Add the product times ``scale`` to ``total`` and return it: in place, unless gradients flow."""
-        if not self.work:  # the block has no numbers
+        if not self.work:
             return total
         at, runs = self.cut(sides[0])
 
@@ -125,6 +128,8 @@ class Product:
         """List what differs from the product for other orders at this use; None if other groups are unknown."""
         if self.averaged != other.averaged:
             return None
+        if not self.work:  # both are 0
+            return []
         return list(changes(self.use.block, other.orders, self.orders))
 
     def work_of(self, changed: Iterable[Change]) -> float:

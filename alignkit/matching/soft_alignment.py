@@ -34,11 +34,13 @@ class SoftAlignment:
             units over all ancestors (places first, sources second). Gradients flow through them.
 
     Raises:
-        AlignmentError: A group is missing, or a matrix has the wrong shape or is not doubly stochastic.
+        AlignmentError: A group is missing or is not permuted, or a matrix has the wrong shape or is not doubly
+            stochastic.
     """
 
     @check_arguments
     def __init__(self, graph: GraphStructure, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
+        graph.check_kinds("a soft alignment", AlignmentError)
         for name in graph.groups:
             matrix, shape = matrices.get(name), matrix_shape(graph, name)
             if (kind := why_no_values(matrix)) is not None:
@@ -75,6 +77,7 @@ class SoftAlignment:
     @check_arguments
     def from_alignment(cls, alignment: Alignment) -> SoftAlignment:
         """Return an alignment as matrices; where a pair of parents is not matched, the centre."""
+        alignment.graph.check_kinds("a soft alignment", AlignmentError)
         matrices = {}
         for name, element in alignment.elements.items():
             size = element.shape[-1]

@@ -12,16 +12,19 @@ is assigned given the others, twice: first with the others averaged, then with t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignkit.graph.elements.action import act_on_dims
+from alignkit.graph.layout import Dim
 from alignkit.graph.uses import Use
-from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.families import read_off, split_pairs
 from alignkit.matching.objective import Elements, Objective
+from alignkit.matching.oracles import best_of_kind, value_of
 
 
 class TreeObjective:
@@ -46,8 +49,11 @@ class TreeObjective:
         Exact when no two groups of the tree meet off a chain; a heuristic, to be checked by value, otherwise.
         """
         pairs: dict[str, Tensor] = {}
-        pairs[self.root] = linear_assignment(self._matrices(self.root, elements, pairs))
+        pairs[self.root] = self._best(self.root, self._matrices(self.root, elements, pairs))
         return read_off(self.graph, self.graph.tree(self.root), pairs)
+
+    def _best(self, name: str, matrices: Float[Tensor, "p p n n"]) -> Tensor:
+        return best_of_kind(self.graph.groups[name].kind, matrices)
 
     def _matrices(self, name: str, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
         """Similarities of a group's units, by their own weights and by the best order of what they contain."""
@@ -65,7 +71,7 @@ class TreeObjective:
             averaged = [self.objective.pair_similarity(use, elements) for use in self.coupled[name]]
             size = self.graph.groups[name].size
             extra = sum((split_pairs(m.cpu().double(), size) for m in averaged), start=torch.zeros(()))
-            pairs[name] = linear_assignment(plain[name] + extra)
+            pairs[name] = self._best(name, plain[name] + extra)
         values = torch.zeros((), dtype=torch.float64)
         for at, name in enumerate(children):
             matrices = owned = plain[name]
@@ -76,8 +82,8 @@ class TreeObjective:
                 met = {use.block.dims[i].group for i in use.branches}
                 owned = owned if met & set(children[at + 1 :]) else owned + extra
             if self.coupled[name]:
-                pairs[name] = linear_assignment(matrices)
-            values = values + assignment_value(owned, pairs[name])
+                pairs[name] = self._best(name, matrices)
+            values = values + value_of(self.graph.groups[name].kind, owned, pairs[name])
         return values
 
     def _coupled_similarity(self, use: Use, elements: Elements, pairs: dict[str, Tensor]) -> Float[Tensor, "p p n n"]:
@@ -93,14 +99,13 @@ class TreeObjective:
         a, b = self.objective.sides(use, elements, average)
         parents = prod(d.size for d in (dims[i] for i in dims[use.at].ancestors))
         a, b = (side.reshape(parents, *side.shape[len(use.chain) - 1 :]) for side in (a, b))
+        # Dims of one side: parents, units, and the rest, of which siblings depend on the parent.
+        own = [Dim(0, size, 1) for size in b.shape]
+        groups = {2 + use.rest.index(i): str(dims[i].group) for i in siblings}
+        for at, group in groups.items():
+            own[at] = replace(own[at], group=group, ancestors=(0,), kind=self.graph.groups[group].kind)
         rows = []
         for parent in range(parents):
-            ordered = b
-            for i in siblings:
-                at = 2 + use.rest.index(i)
-                shape = [1] * ordered.ndim
-                shape[0], shape[at] = ordered.shape[0], ordered.shape[at]
-                index = pairs[str(dims[i].group)][parent].to(b.device).reshape(shape)
-                ordered = torch.take_along_dim(ordered, index, at)
+            ordered = act_on_dims(own, b, {at: pairs[group][parent] for at, group in groups.items()})
             rows.append(torch.einsum("nr,pmr->pnm", a[parent].flatten(1), ordered.flatten(2)))
         return torch.stack(rows)

@@ -83,8 +83,8 @@ def draw_matrices(figure: Figure, pair: Pair, alignment: Alignment, groups: Sequ
     for column, name in enumerate(groups):
         matrix = similarity_matrix(pair.graph, pair.a, pair.b, alignment, name)[0]
         size = matrix.shape[-1]
-        order = alignment.elements[name].reshape(-1, size)[0]
-        for row, cosines in enumerate((matrix[:, order.argsort()], matrix)):
+        moved = alignment.as_matrices()[name].reshape(-1, size, size)[0].to(matrix)
+        for row, cosines in enumerate((matrix @ moved, matrix)):
             axes: Axes = grid[row][column]
             if size > FINEST:
                 cosines = torch.nn.functional.adaptive_max_pool2d(cosines[None], FINEST)[0]

@@ -10,6 +10,7 @@ from alignkit.arguments import check_arguments
 from alignkit.errors import SolverError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import GroupKind
 from alignkit.solver.options import OptionsT, SolverOptions, check_options
 from alignkit.solver.outcome import Outcome, Report
 from alignkit.solver.problem import Problem
@@ -81,6 +82,8 @@ class Solver(ABC, Generic[OptionsT]):
     """Name in ``solve(solver=...)``: lower-case letters, digits and ``_``."""
     Options: ClassVar[type[SolverOptions]] = SolverOptions
     """Class of the options. Taken from ``Solver[MyOptions]``; no need to write it."""
+    kinds: ClassVar[frozenset[GroupKind]] = frozenset({"permutation"})
+    """Kinds of groups that the solver takes, see `alignkit.graph.kinds`; graphs with others are refused."""
     needs: ClassVar[Needs] = Needs()
     returns: ClassVar[Returns] = Returns()
 

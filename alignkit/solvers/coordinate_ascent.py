@@ -6,7 +6,7 @@ Weight matching is this; Frank-Wolfe, straight-through and activation matching p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.elements.element import shuffled_element
+from alignkit.graph.kinds import FULL, WITH_MEAN
 from alignkit.graph.structure import GraphStructure
-from alignkit.matching.assignment import assignment_value, linear_assignment
+from alignkit.graph.uses import Use
 from alignkit.matching.objective import Objective
+from alignkit.matching.oracles import best_of_kind, value_of
 from alignkit.matching.tree_objective import TreeObjective
 from alignkit.solver.outcome import Report, Step
 from alignkit.solvers.sweep_progress import SweepProgress
@@ -83,15 +86,20 @@ class Ascent:
         dirty = set(self.graph.roots)
         steps: list[Step] = []
         distance = self._distance(elements)
+        every = classes
+        # Rotations that meet in one tree are updated in turn, and settle slowly.
+        rotating = (root for root in self.graph.roots if any(map(self.graph.rotates, self.graph.tree(root))))
+        again = {root: frozenset({root}) for root in rotating}
         while dirty and len(steps) < self.max_sweeps:
             before = distance
+            classes = every if steps or self._averages(elements) else roots_by_knowledge(self.objective, elements)
             for i in range(len(classes)):
                 waiting = [[root for root in later if root in dirty] for later in classes[i:]]
                 self.progress.expect(len(steps) + 1, waiting, elements)
                 turn = waiting[0]
                 dirty.difference_update(turn)
                 for root, gain in self._update(turn, elements).items():
-                    dirty |= self.around[root]
+                    dirty |= self.around[root] | again.get(root, frozenset())
                     distance -= 2 * gain
             if not math.isfinite(distance):
                 distance = self._distance(elements)
@@ -100,6 +108,10 @@ class Ascent:
             if before - distance <= self.rtol * distance:
                 dirty.clear()
         return AscentRun(known_elements(elements), max(distance, 0.0), tuple(steps), not dirty)
+
+    def _averages(self, elements: Mapping[str, Tensor | None]) -> bool:
+        """Tell whether groups that are not known yet have a mean that says something of their units."""
+        return all(elements[name] is not None or g.kind in WITH_MEAN for name, g in self.graph.groups.items())
 
     def _update(self, roots: list[str], elements: dict[str, Tensor | None]) -> dict[str, float]:
         """Update trees that do not meet; return those that changed, and what each gained."""
@@ -122,8 +134,9 @@ class Ascent:
 
     def _propose_group(self, group: str, elements: dict[str, Tensor | None]) -> Proposal | None:
         similarity = self.objective.similarity(group, elements).cpu()
-        current = elements[group]
-        assigned = linear_assignment(similarity, self.objective.backend).reshape(self.graph.element_shape(group))
+        current, kind = elements[group], self.graph.groups[group].kind
+        best = best_of_kind(kind, similarity, self.objective.backend)
+        assigned = best.reshape(self.graph.element_shape(group))
         if current is None:
             return Proposal({group: assigned}, math.inf)
         if torch.equal(assigned, current):
@@ -131,7 +144,7 @@ class Ascent:
         repeats = any(sum(dim.group == group for dim in use.block.dims) > 1 for use in self.graph.uses[group])
         if repeats or not self.objective.is_exact(group):
             return self._if_better({group: assigned}, elements)
-        values = [assignment_value(similarity, p.reshape(similarity.shape[:-1])) for p in (assigned, current)]
+        values = [value_of(kind, similarity, element) for element in (best, current.reshape(best.shape))]
         gain = float((values[0] - values[1]).sum())
         return Proposal({group: assigned}, gain) if gain > self._rounding_of({group}) else None
 
@@ -209,12 +222,46 @@ def colour_roots(graph: GraphStructure, generator: torch.Generator | None = None
     return list(classes.values())
 
 
-def shuffle_elements(elements: Mapping[str, Tensor], fraction: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Put a fraction of the places of each group, at least two, in random order."""
-    moved: dict[str, Tensor] = {}
-    for name, element in elements.items():
-        count = max(2, round(fraction * element.shape[-1]))
-        places = torch.rand(element.shape, generator=generator, dtype=torch.float64).argsort(-1)[..., :count]
-        order = torch.rand(places.shape, generator=generator, dtype=torch.float64).argsort(-1)
-        moved[name] = element.scatter(-1, places, element.gather(-1, places.gather(-1, order)))
-    return moved
+def shuffle_elements(
+    graph: GraphStructure, elements: Mapping[str, Tensor], fraction: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Move a fraction of the places of each group, at least two, at random."""
+    kinds = {name: graph.groups[name].kind for name in elements}
+    return {name: shuffled_element(kinds[name], each, fraction, generator) for name, each in elements.items()}
+
+
+def roots_by_knowledge(objective: Objective, elements: Mapping[str, Tensor | None]) -> list[list[str]]:
+    """Put roots in an order in which each is matched by as much as possible, one to a class.
+
+    What counts is how many numbers of each unit can be compared: those at uses where all other groups are known, or
+    were matched before. Unknown permutations leave the mean of their units, and other kinds nothing, because their mean
+    is 0. One number tells units apart, and ``n`` of each determine a rotation of ``n`` units. So a residual stream that
+    rotates is matched by embeddings, whose rows are tokens, before the heads that read it. Among equals the larger
+    weights decide.
+    """
+    graph, waiting = objective.graph, list(objective.graph.roots)
+    known, order = {name for name, element in elements.items() if element is not None}, list[list[str]]()
+
+    def compared(use: Use, tree: Sequence[str]) -> int:
+        """Count the numbers of each unit that can be compared at a use."""
+        dims = [use.block.dims[i] for i in use.rest]
+        unknown = [dim for dim in dims if dim.group is not None and dim.group not in known and dim.group not in tree]
+        if any(dim.kind not in WITH_MEAN for dim in unknown):
+            return 0
+        return math.prod(dim.size for dim in dims if dim not in unknown)
+
+    def evidence(root: str) -> tuple[float, float]:
+        tree = graph.tree(root)
+        counts = {use: compared(use, tree) for name in tree for use in objective.uses[name]}
+        needed = {name: graph.groups[name].size if graph.groups[name].kind in FULL else 1 for name in tree}
+        covered = (sum(counts[use] for use in objective.uses[name]) / needed[name] for name in tree)
+        speaking = {use.tensor for use, count in counts.items() if count}
+        weight = sum(objective.sums[name].squares_a + objective.sums[name].squares_b for name in speaking)
+        return min(1.0, *covered), weight
+
+    while waiting:
+        best = max(waiting, key=evidence)
+        waiting.remove(best)
+        known.update(graph.tree(best))
+        order.append([best])
+    return order

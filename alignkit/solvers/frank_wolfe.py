@@ -91,7 +91,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
             if not graph.groups or best.distance <= best.ascent.negligible:
                 break
             if run:
-                shuffled = shuffle_elements(best.elements, options.shuffle, generator)
+                shuffled = shuffle_elements(graph, best.elements, options.shuffle, generator)
                 best.offer(shuffled, f"shuffle {run}")
                 inner = relaxation.point(random_point(graph, generator))
                 start = relaxation.between(inner, relaxation.corner(shuffled), 0.5)

@@ -33,10 +33,11 @@ Stack: TypeAlias = Mapping[str, Tensor]
 
 
 def can_be_stacked(graph: SymmetryGraph) -> bool:
-    """Whether a graph has no families and no group acts twice on one part of a tensor."""
+    """Whether all groups are permuted, there are no families, and no group acts twice on one part of a tensor."""
     blocks = (block for node in graph.tensors.values() for block in node.blocks)
     once = all(len(block.groups) == sum(dim.group is not None for dim in block.dims) for block in blocks)
-    return once and len(graph.roots) == len(graph.groups)
+    permuted = all(group.kind == "permutation" for group in graph.groups.values())
+    return once and permuted and len(graph.roots) == len(graph.groups)
 
 
 @dataclass

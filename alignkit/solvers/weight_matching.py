@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
 from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots, shuffle_elements
 
@@ -44,6 +45,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
     """
 
     name = "weight_matching"
+    kinds = frozenset(KINDS)
     needs = Needs(in_memory=False)
     returns = Returns(exact_on_permuted_copies=True, monotone=True)
 
@@ -74,7 +76,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             if runs == 1 and not is_centre:
                 start = dict.fromkeys(problem.graph.groups)
             else:
-                start = shuffle_elements(best.elements, options.shuffle, generator)
+                start = shuffle_elements(problem.graph, best.elements, options.shuffle, generator)
             run = ascent.run(start, colour_roots(problem.graph, generator))
             idle = 0 if run.distance < best.distance - ascent.negligible else idle + 1
             if run.distance < best.distance:

@@ -23,6 +23,7 @@ from alignkit.plugins.plugin_registry import Registry
 from alignkit.solver import Problem, Solver, Status
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
+from alignkit.testing.kind_problems import KIND_ARCHITECTURES
 from alignkit.testing.problems import (
     ARCHITECTURES,
     ProblemPair,
@@ -33,6 +34,8 @@ from alignkit.testing.problems import (
 )
 from alignkit.text import did_you_mean
 
+ROUNDED = 1e-20
+"""Part of the squared distance that rounding leaves of a copy in which units are rotated."""
 TOLERANCE = 1e-9
 """Relative slack where two float64 sums are taken in a different order."""
 
@@ -82,13 +85,15 @@ class SolverContract:
         return reproduction(pair) if self.solver.needs.task else None
 
     def test_returns_bijections(self) -> None:
-        """Every group is permuted, and every reported step is a number."""
+        """Every group gets an element of its kind, a permutation for most, and every reported step is a number."""
         for pair in self.pairs():
             solution = self.solve_pair(pair)
             assert solution.graph == pair.graph, f"{pair}: the alignment is of another graph"
             for group, element in solution.alignment.elements.items():
-                ordered = torch.arange(element.shape[-1]).expand(element.shape)
-                assert torch.equal(element.sort(-1).values, ordered), f"{pair}: group {group} is not a permutation"
+                if pair.graph.groups[group].kind == "permutation":
+                    ordered = torch.arange(element.shape[-1]).expand(element.shape)
+                    assert torch.equal(element.sort(-1).values, ordered), f"{pair}: group {group} is not a permutation"
+            Alignment(pair.graph, solution.alignment.elements)  # raises for what is no element
             assert all(math.isfinite(step.objective) for step in solution.history), f"{pair}: a step is not finite"
 
     def test_function_is_preserved(self) -> None:
@@ -101,12 +106,13 @@ class SolverContract:
             assert worst <= TOLERANCE, f"{pair}: outputs moved by {worst:.3g} of the largest"
 
     def test_permuted_copy_is_recovered(self) -> None:
-        """If B is a reordered A, the order is found exactly, where the solver promises it."""
+        """If B is a moved A, the element is found exactly, where the solver promises it; rotations up to rounding."""
         if not self.solver.returns.exact_on_permuted_copies:
             pytest.skip("not promised: returns.exact_on_permuted_copies is False")
         for pair in self.pairs(independent=False):
             solution = self.solve_pair(pair)
-            assert solution.objective_after == 0, f"{pair}: squared distance {solution.objective_after:.6g} is left"
+            left, slack = solution.objective_after, ROUNDED * solution.objective_before * bool(pair.graph.dimension)
+            assert left <= slack, f"{pair}: squared distance {left:.6g} is left"
             assert solution.alignment == pair.answer, f"{pair}: another order than the planted one"
 
     def test_soft_result_comes_with_the_hard_one(self) -> None:
@@ -125,7 +131,7 @@ class SolverContract:
             left, right = (Alignment.random(pair.graph, seed) for seed in (11, 12))
             shuffled = ProblemPair(pair.name, pair.architecture, pair.graph, left.apply(pair.a), right.apply(pair.b))
             expected = left @ self.solve_pair(pair).alignment @ right.inverse()
-            same = self.solve_pair(shuffled).alignment == expected
+            same = self.is_same(shuffled, self.solve_pair(shuffled), expected)
             assert same, f"{pair}: the answer depends on the order of the units"
 
     def test_swap_gives_inverse(self) -> None:
@@ -133,7 +139,7 @@ class SolverContract:
         for pair in self.pairs():
             swapped = ProblemPair(pair.name, pair.architecture, pair.graph, pair.b, pair.a)
             expected = self.solve_pair(pair).inverse()
-            assert self.solve_pair(swapped).alignment == expected, f"{pair}: the two directions disagree"
+            assert self.is_same(swapped, self.solve_pair(swapped), expected), f"{pair}: the two directions disagree"
 
     def test_same_seed_same_result(self) -> None:
         """The global random state has no say, and a solver can be used twice."""
@@ -248,10 +254,26 @@ class SolverContract:
                 slack = TOLERANCE * max(abs(before), 1)
                 assert after <= before + slack, f"{pair}: the objective rose from {before:.9g} to {after:.9g}"
 
+    @staticmethod
+    def is_same(pair: ProblemPair, solution: Solution, expected: Alignment) -> bool:
+        """Tell whether a solution is the expected one; where groups rotate, whether it is as good.
+
+        A run that ends by a tolerance leaves rotations a little beside their limit.
+        """
+        if not pair.graph.dimension:
+            return solution.alignment == expected
+        distance = Problem(pair.bind()).objective.distance2(expected)
+        return math.isclose(solution.objective_after, distance, rel_tol=1e-6, abs_tol=1e-9)
+
     def pairs(self, *, planted: bool = True, independent: bool = True) -> Iterator[ProblemPair]:
-        """Yield the problems: permuted copies and unrelated networks of each architecture, for each seed."""
+        """Yield the problems: moved copies and unrelated networks of each architecture, for each seed.
+
+        Architectures with groups of other kinds than permutations, where the solver takes them, have the first seed.
+        """
+        kinds = {build: build().graph().groups.values() for build in KIND_ARCHITECTURES.values()}
+        taken = [build for build, groups in kinds.items() if {group.kind for group in groups} <= self.solver.kinds]
         for seed in self.seeds:
-            for build in ARCHITECTURES.values():
+            for build in (*ARCHITECTURES.values(), *(taken if seed == self.seeds[0] else ())):
                 if planted:
                     yield planted_pair(build(), seed=seed)
                 if independent:
@@ -280,7 +302,7 @@ class SolverContract:
 def reproduction(pair: ProblemPair) -> Task:
     """Return the task to reproduce what A computes."""
     inputs = pair.architecture.inputs(32, seed=5)
-    return Task(pair.a, (inputs, outputs(pair.a, inputs.double()).float()), "mse")
+    return Task(pair.a, (inputs, outputs(pair.a, inputs.double()).to(inputs.dtype)), "mse")
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:

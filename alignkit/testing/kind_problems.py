@@ -1,4 +1,7 @@
-"""Problems with groups of every kind: signs, rotary planes, rotations, and rotations that keep the vector of ones."""
+"""Problems with groups of every kind: signs, rotary planes, rotations, and rotations that keep the vector of ones.
+
+Their weights are float64, so that rotations are undone to its last digits.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def tanh_mlp(inputs: int = 4, hidden: int = 6, outputs: int = 3) -> ProblemArchi
     """Build three linear layers with tanh between them: units may be reordered, and may change their sign."""
     layers = [nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden + 1), nn.Tanh()]
     spec = {"0.weight": "-h1 .", "0.bias": "-h1", "2.weight": "-h2 -h1", "2.bias": "-h2", "4.weight": ". -h2"}
-    model = nn.Sequential(*layers, nn.Linear(hidden + 1, outputs))
+    model = nn.Sequential(*layers, nn.Linear(hidden + 1, outputs)).double()
     return ProblemArchitecture("tanh MLP", model, {**spec, "4.bias": "."}, (inputs,))
 
 
@@ -106,7 +109,7 @@ def decoder(
     }
     sizes = {"kv": kv, "q": queries, "qk": size, "v": size}
     name = f"decoder ({stream} stream, {inside} queries and keys)"
-    return ProblemArchitecture(name, _Decoder(stream, inside, width, kv, queries, size), spec, (5, 4), sizes)
+    return ProblemArchitecture(name, _Decoder(stream, inside, width, kv, queries, size).double(), spec, (5, 4), sizes)
 
 
 KIND_ARCHITECTURES: Mapping[GroupKind, Callable[[], ProblemArchitecture]] = MappingProxyType(

@@ -39,8 +39,9 @@ class ProblemArchitecture:
         return SymmetryGraph.from_spec(self.spec, like=self.model, sizes=self.sizes)
 
     def inputs(self, n: int = 16, seed: int = 0) -> Float[Tensor, "n ..."]:
-        """Draw a batch of ``n`` normal examples."""
-        return torch.randn(n, *self.input_shape, generator=torch.Generator().manual_seed(seed))
+        """Draw a batch of ``n`` normal examples, of the dtype of the model."""
+        drawn = torch.randn(n, *self.input_shape, generator=torch.Generator().manual_seed(seed))
+        return drawn.to(next(self.model.parameters()).dtype)
 
 
 @dataclass(frozen=True, repr=False)

@@ -118,6 +118,7 @@ def train(
     for at, networks in enumerate(sets):
         if reason := aligner.fits(networks.graph):
             raise TrainingError(f"set {at + 1}: {reason}")
+        networks.graph.check_kinds(f"set {at + 1}: training", TrainingError)
         if not networks.graph.groups:
             raise TrainingError(f"set {at + 1}: its networks have no units that could be exchanged.")
     weights = settings.set_weights

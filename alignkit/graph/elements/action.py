@@ -49,24 +49,25 @@ def act_on_dims(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, Tensor
         if element.is_floating_point():
             matrices[at] = element
             continue
-        shape = [size if i in (*ancestors, at) else 1 for i, size in enumerate(part.shape)]
+        shape = [size if i in ancestors else 1 for i, size in enumerate(part.shape)]
+        shape[at] = element.shape[-1]
         if dims[at].kind == "signed":
             flips.append(flipped(element).reshape(shape))
             element = order_of(element)
         part = torch.take_along_dim(part, element.reshape(shape), at) if ancestors else part.index_select(at, element)
     part = part if part.dtype == dtype else part.view(dtype)
     if flips:
-        part = torch.where(functools.reduce(torch.logical_xor, flips), _negated(part), part)
+        part = change_signs(part, functools.reduce(torch.logical_xor, flips))
     return _act_by_matrices(dims, part, matrices) if matrices else part
 
 
-def _negated(part: Tensor) -> Tensor:
-    """Return a part with all signs changed, those of zeros too, which torch leaves in many complex tensors."""
-    if part.is_complex():
-        negated: Tensor = torch.view_as_complex(-torch.view_as_real(part.resolve_conj()))
-        return negated
-    # torch does not negate floats of 8 bits.
-    return -part if part.dtype.itemsize > 1 else (-part.float()).to(part.dtype)
+def change_signs(part: Tensor, flips: Tensor) -> Tensor:
+    """Return a part with the sign of every number changed where the mask ``flips`` says so, exactly in every bit."""
+    if part.is_complex():  # torch leaves the signs of many complex zeros
+        negated = torch.view_as_complex(-torch.view_as_real(part.resolve_conj()))
+    else:  # torch does not negate floats of 8 bits
+        negated = -part if part.dtype.itemsize > 1 else (-part.float()).to(part.dtype)
+    return torch.where(flips, negated, part)
 
 
 def _act_by_matrices(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, Tensor]) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from alignkit.graph.elements.rotations import random_rotation
-from alignkit.graph.kinds import KINDS, GroupKind
+from alignkit.graph.elements.rotations import planes_of, random_rotation
+from alignkit.graph.kinds import KINDS, PLANES, GroupKind
 
 
 def identity_element(kind: GroupKind, shape: tuple[int, ...]) -> Tensor:
@@ -29,6 +29,24 @@ def random_element(kind: GroupKind, shape: tuple[int, ...], generator: torch.Gen
     if kind == "signed":
         order = order ^ -torch.randint(2, shape, generator=generator)
     return order
+
+
+def shuffled_element(kind: GroupKind, element: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Move a fraction of the places of elements ``[*batch, n]`` or ``[*batch, n, n]`` at random.
+
+    These are two places at least, or one plane.
+    """
+    size, rotates = element.shape[-1], KINDS[kind].rotates
+    batch, paired = element.shape[: -2 if rotates else -1], kind in PLANES
+    chosen = torch.rand(*batch, size // 2 if paired else size, generator=generator, dtype=torch.float64).argsort(-1)
+    places = chosen[..., : max(1 if paired else 2, round(fraction * chosen.shape[-1]))]
+    if paired:
+        places = torch.cat([units[places] for units in planes_of(kind, size)], -1)
+    move = random_element("planes" if paired else kind, tuple(places.shape), generator)
+    if not rotates:
+        return element.scatter(-1, places, compose_elements(move, element.gather(-1, places)))
+    rows = places[..., None].expand(*places.shape, size)
+    return element.scatter(-2, rows, compose_elements(move, element.gather(-2, rows)))
 
 
 def flipped(element: Int[Tensor, "*batch n"]) -> Bool[Tensor, "*batch n"]:
