@@ -11,7 +11,7 @@ import numpy as np
 from alignkit.text import describe_error
 from alignkit.tracing.labels.choices import follow
 from alignkit.tracing.labels.constants import Constants
-from alignkit.tracing.labels.constraints import Constraints
+from alignkit.tracing.labels.constraints import Cause, Constraints
 from alignkit.tracing.labels.reads import Reads
 from alignkit.tracing.labels.tensor_labels import Choice, IntArray, Labels
 from alignkit.tracing.labels.writes import Box, Key, are_apart, box_of, put_box, take_box
@@ -82,7 +82,8 @@ class Interpreter:
     _reads: Reads = field(default_factory=Reads)
     _labels: dict[Key, Labels] = field(default_factory=dict)
     _aliases: dict[int, set[Key]] = field(default_factory=lambda: defaultdict(set))
-    _stale: set[Key] = field(default_factory=set)
+    _stale: dict[Key, Cause] = field(default_factory=dict)  # by the write that made them so
+    _origins: dict[Key, Cause] = field(default_factory=dict)  # what fixed all of a tensor that had units before
     _leaked: set[int] = field(default_factory=set)
     _written: dict[int, list[Labels]] = field(default_factory=lambda: defaultdict(list))
 
@@ -93,19 +94,26 @@ class Interpreter:
             labels = Labels.of(ref.shape)
         self._labels[ref.key] = labels
         self._aliases[ref.storage].add(ref.key)
-        self._stale.discard(ref.key)
+        self._stale.pop(ref.key, None)
+        self._origins.pop(ref.key, None)
 
     def labels_of(self, ref: TensorRef) -> Labels:
         """Return the labels of a tensor; tensors from outside (inputs, constants) are fixed."""
         known = self._labels.get(ref.key)
-        if known is None or ref.key in self._stale:
-            # From outside, written through another view, or made of elements of others in an unknown way: fixing
-            # everything that the storage ever held is always right.
-            self._fix_storage(ref.storage)
-            known = Labels.of(ref.shape)
-            if ref.key not in self._stale:
-                self.set_labels(ref, known)
-        return known
+        if known is not None and ref.key not in self._stale:
+            return known
+        # From outside, written through another view, or made of elements of others in an unknown way: fixing
+        # everything that the storage ever held is always right.
+        write = self._stale.get(ref.key)
+        if write is not None:
+            self.constraints.blame(write.op, write.where)
+            self._origins[ref.key] = write
+            self.unknown[f"{write.op.replace('.', '::')} (what it writes is read through a view of other parts)"] = None
+        self._fix_storage(ref.storage)
+        fixed = Labels.of(ref.shape)
+        if write is None:
+            self.set_labels(ref, fixed)
+        return fixed
 
     def _fix_storage(self, storage: int) -> None:
         """Fix all that the tensors of a storage hold and held."""
@@ -114,7 +122,8 @@ class Interpreter:
     def run(self, steps: Iterable[OpRecord], results: Iterable[tuple[str, TensorRef]]) -> None:
         """Interpret steps in order, then fix the results, and what no step reads."""
         for step in steps:
-            self.constraints.blame(step.op.replace("::", "."), step.where)
+            cause = self._origin(step) or Cause(step.op.replace("::", "."), step.where)
+            self.constraints.blame(cause.op, cause.where)
             if isinstance(step, Leak):
                 self._leak(step)
                 continue
@@ -128,6 +137,11 @@ class Interpreter:
                 self._write_through(step, outputs, output_labels)
             for ref, labels in zip(outputs, output_labels, strict=True):
                 self.set_labels(ref, labels)
+            origin = self._origin(step) or (None if self.table.find(step.func) else cause)
+            if origin is not None:
+                self._origins |= {
+                    ref.key: origin for ref, x in zip(outputs, output_labels, strict=True) if not x.blocks
+                }
         for name, ref in results:
             self.constraints.blame(f"output {name}".rstrip(), "")
             labels = self.labels_of(ref)
@@ -135,6 +149,10 @@ class Interpreter:
             self._reads.read(ref.storage, labels)
         self.unread = self._reads.fix_unread(self.constraints)
         self.single_step = self._constants.fix_results(self.constraints, self.weights)
+
+    def _origin(self, step: OpRecord) -> Cause | None:
+        """Return what fixed all of an operand: what meets it is fixed by that, not by the op in which they meet."""
+        return next((self._origins[ref.key] for ref in step.inputs if ref.key in self._origins), None)
 
     def _leak(self, step: Leak) -> None:
         """Fix what some storages hold, now and later: it is read and written without an op."""
@@ -206,11 +224,11 @@ class Interpreter:
             others = self._aliases[value.storage] - {value.key}
             self._written[value.storage] += [before, after, *(self._labels[key] for key in others)]
             self._reads.written(value.storage)
-            boxes = {key: box_of(key, value.key) for key in others - self._stale}
+            boxes = {key: box_of(key, value.key) for key in others - self._stale.keys()}
             if others:
                 for labels in (after, *(self._labels[key] for key in others)):
                     self.constraints.fix_choice(labels.choice)
-            for key in others - self._stale:
+            for key in others - self._stale.keys():
                 self._update(key, value.key, after, boxes)
             if not returned:
                 self.constraints.fix_labels(before)
@@ -231,4 +249,4 @@ class Interpreter:
             there is not None and (mine := box_of(whole, key)) is not None and are_apart(mine, there)
             for whole, there in boxes.items()
         ):
-            self._stale.add(key)
+            self._stale[key] = self.constraints.causes[-1]

@@ -169,3 +169,46 @@ def test_what_a_model_stores_while_it_runs_does_not_stay() -> None:
 def test_the_same_model_gives_the_same_graph() -> None:
     model = perturbed(Nested())
     assert trace(model, X).spec() == trace(model, X).spec()
+
+
+def quantised(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {type(layer)})
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 8), nn.LSTM(5, 8), nn.GRUCell(5, 8)], ids=lambda x: type(x).__name__)
+def test_packed_weights_are_named_with_what_to_trace_instead(layer: nn.Module) -> None:
+    with pytest.raises(TraceError, match=r"packed weights.*0\..*Trace and align the model that it was quantised from"):
+        trace(quantised(layer), X)
+
+
+class Graph(nn.Module):
+    """Hidden units that a matrix mixes between rows."""
+
+    def __init__(self, matrix: Tensor, saved: bool, learned: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+        if learned:
+            self.matrix = nn.Parameter(matrix)
+        else:
+            self.register_buffer("matrix", matrix, persistent=saved)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.matrix @ self.a(x)).relu())
+
+
+def thin(kind: str) -> Tensor:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.eye(2).to_sparse() if kind == "coo" else torch.eye(2).to_sparse_csr()
+
+
+@pytest.mark.parametrize("kind", ["coo", "csr"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_saved_tensors_that_are_not_dense_are_named_with_what_to_do(kind: str, learned: bool) -> None:
+    with pytest.raises(TraceError, match=r"not dense.*: matrix\. Store them with to_dense"):
+        trace(Graph(thin(kind), saved=True, learned=learned), X)
+
+
+def test_sparse_tensors_that_no_checkpoint_keeps_hold_no_units() -> None:
+    torch.manual_seed(0)
+    assert list(proved(Graph(thin("coo"), saved=False, learned=False), X).groups) == ["a"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +51,33 @@ def test_inputs_and_outputs_pin_the_ends() -> None:
 def test_an_op_that_tells_positions_apart_is_named_with_its_module() -> None:
     pinned = pins(nn.Sequential(nn.Linear(5, 8), Picks(), nn.Linear(8, 3)), X)
     assert pinned["0.weight", 0] == ("aten.cumsum", "1")
+
+
+UNSEEN = " (what it writes is read through a view of other parts)"
+CULPRITS: dict[str, tuple[Callable[[Tensor], Tensor], str, str]] = {
+    "an op without a rule": (torch.special.bessel_j0, "special_bessel_j0", ""),
+    "a write of zeros": (lambda h: [h, h.as_strided((3,), (7,)).zero_()][0], "zero_", UNSEEN),
+    "a write over rows": (lambda h: [h, h.view(4, 4)[1:3].fill_(2)][0], "fill_", UNSEEN),
+}
+
+
+@pytest.mark.parametrize("name", CULPRITS)
+def test_what_meets_a_fixed_tensor_is_pinned_by_what_fixed_it(name: str) -> None:
+    read, op, reason = CULPRITS[name]
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 3), nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = read(self.a(x))
+            return self.b((torch.relu(h) * self.c).tanh() + 1)
+
+    graph = trace(Reads(), X)
+    pinned = {(pin.tensor, pin.axis): pin.op for pin in graph.provenance.pinned}
+    assert pinned["b.weight", 1] == pinned["c", 0] == f"aten.{op}"
+    assert graph.provenance.unknown_ops == (f"aten::{op}{reason}",)
 
 
 def test_units_inside_rotary_heads_are_told_though_the_heads_move() -> None:

@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 from alignkit.errors import OutputError, TraceError
 from alignkit.graph.proof.outputs import named_outputs
 from alignkit.graph.proof.process_switch import NO_COMPILATION, NO_FAKE_TENSOR_LOG, NO_FUSED_ATTENTION, NO_MKLDNN
-from alignkit.text import dtype_name, first_line, list_some
+from alignkit.text import dtype_name, first_line
 from alignkit.tracing.recording.recorder import OpRecord, Recorder, TensorRef, follow_modules
+from alignkit.tracing.recording.refusals import refuse_hidden_ops
 from alignkit.tracing.recording.watch import Watch
 
 
@@ -51,30 +52,9 @@ def record(
         TraceError: The model cannot run on these inputs, or is not a plain module; the message says what to do.
         OutputError: It returns an object in which its tensors cannot be found.
     """
+    refuse_hidden_ops(model, (args, dict(kwargs)))
     kind = type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule) or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-        raise TraceError(
-            f"{kind} is, or contains, a scripted module, whose ops cannot be followed. Trace the module that it was "
-            "scripted from; the graph fits both, because their tensors have the same names."
-        )
-    if any(isinstance(m, torch.fx.GraphModule) and "eval" in vars(m) for m in model.modules()):
-        raise TraceError(
-            f"{kind} is, or contains, a module that torch.export made, without an eval mode. Trace the module that it "
-            "was exported from; the graph fits both, because their tensors have the same names."
-        )
-    if any(isinstance(x, Tensor) and x.is_nested for x in pytree.tree_leaves((args, dict(kwargs)))):
-        raise TraceError("an input is a nested (jagged) tensor, whose ops cannot be followed. Trace with a padded one.")
-    if any(hasattr(m, "_orig_mod") for m in model.modules()):
-        raise TraceError(
-            f"{kind} is, or contains, a compiled module. Trace the original: alignkit.trace(model._orig_mod, ...)."
-        )
     state = [*model.named_parameters(), *model.named_buffers()]
-    lazy = [name for name, p in state if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise TraceError(
-            f"{kind} has lazy tensors without a shape: {list_some(lazy, 5)}. Call the model once on real inputs "
-            "first, so that they get one."
-        )
     try:
         with _borrow(model):
             return _run(model, (args, dict(kwargs)), FakeTensorMode(allow_non_fake_inputs=True), outputs)
