@@ -256,18 +256,18 @@ class GraphStructure:
         return tuple(name for name, node in self.tensors.items() if node.shape and not node.groups)
 
     @cached_property
-    def _adjacency(self) -> Graph:
+    def _adjacency(self) -> Mapping[str, tuple[str, ...]]:
         """Groups that meet in one block. Groups in different segments of one axis do not meet."""
         others = {name: {other for use in uses for other in use.others} for name, uses in self.uses.items()}
-        return Graph({name: sorted(met - {name}) for name, met in others.items()})
+        return {name: tuple(sorted(met - {name})) for name, met in others.items()}
 
     def neighbours(self, group: str) -> tuple[str, ...]:
         """List groups that meet ``group`` in a block; groups that do not meet can be updated at the same time."""
-        return tuple(sorted(self._adjacency[group]))
+        return self._adjacency[group]
 
     def components(self) -> tuple[frozenset[str], ...]:
         """List independent subproblems: sets of groups that no tensor couples with the rest."""
-        return tuple(frozenset(names) for names in connected_components(self._adjacency))
+        return tuple(frozenset(names) for names in connected_components(Graph(self._adjacency)))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -49,6 +49,9 @@ def available_backends() -> tuple[str, ...]:
     return ("lapx", "scipy") if hasattr(lap, "lapjvr_batch") else ("scipy",)  # others are called lap, too
 
 
+available_backends()  # here, so that no solve pays for the import
+
+
 def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend = "auto") -> Int[Tensor, "*batch n"]:
     """Find the permutation of the columns with the largest total similarity, for each matrix of a batch.
 

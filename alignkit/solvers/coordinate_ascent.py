@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -212,14 +211,14 @@ def colour_roots(graph: GraphStructure, generator: torch.Generator | None = None
     if generator is not None:
         roots = [roots[i] for i in torch.randperm(len(roots), generator=generator)]
     around = neighbours_of_trees(graph)
-    meeting = nx.Graph()
-    meeting.add_nodes_from(roots)
-    meeting.add_edges_from((root, other) for root in roots for other in around[root])
-    colour = nx.greedy_color(meeting, strategy=lambda g, _: iter(g))
-    classes: dict[int, list[str]] = {}
+    classes: list[list[str]] = []
     for root in roots:
-        classes.setdefault(colour[root], []).append(root)
-    return list(classes.values())
+        apart = next((roots for roots in classes if around[root].isdisjoint(roots)), None)
+        if apart is None:
+            classes.append([root])
+        else:
+            apart.append(root)
+    return classes
 
 
 def shuffle_elements(
