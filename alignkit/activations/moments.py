@@ -116,6 +116,11 @@ class CrossMoments:
             scales.append(torch.where(silent, 0.0, side.variance.clamp(min=torch.finfo(torch.float64).tiny).rsqrt()))
         return self.covariance() * scales[0][:, None] * scales[1]
 
+    def relative_covariance(self) -> Float[Tensor, "units units"]:
+        """Return the covariances, relative to the mean variance of a unit of A and of B; 0 where all are constant."""
+        sizes = (self.a.variance.mean() * self.b.variance.mean()).sqrt()
+        return self.covariance() / torch.where(sizes > 0, sizes, 1.0)
+
 
 def cross_moments(
     readings: Mapping[str, list[Reading]],

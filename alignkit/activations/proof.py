@@ -139,12 +139,11 @@ class _Search:
 
 
 def _follows(before: list[Tensor], after: list[Tensor], shuffle: Alignment, reading: Reading) -> bool:
-    """Return whether the features of every call are shuffled as the units are."""
-    order = shuffle.flat(reading.group)
+    """Return whether the features of every call are moved as the units are."""
     for plain, shuffled in zip(before, after, strict=False):
         spread = (plain - plain.mean(1, keepdim=True)).norm()
         if plain.shape != shuffled.shape or not spread > 0:  # Units that are all alike prove nothing.
             return False
-        if not (plain[:, order.to(plain.device)] - shuffled).norm() <= PROOF_TOLERANCE * spread:
+        if not (shuffle.move_units(reading.group, plain) - shuffled).norm() <= PROOF_TOLERANCE * spread:
             return False
     return len(before) == len(after) > 0

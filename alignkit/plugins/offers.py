@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from alignkit.errors import PluginError
+from alignkit.graph.kinds import KINDS
 from alignkit.solver import Needs, Returns, Solver, SolverOptions
 from alignkit.text import describe_error, show_value
 
@@ -44,6 +45,9 @@ def check_facts(solver: type[Solver[Any]]) -> None:
         if not isinstance(fact, kind):
             wanted = "a text" if kind is str else f"an alignkit.{kind.__name__}"
             raise PluginError(f"{name}.{attribute} is {show_value(fact)}, not {wanted}")
+    kinds = solver.kinds
+    if not isinstance(kinds, frozenset) or not all(isinstance(kind, str) and kind in KINDS for kind in kinds):
+        raise PluginError(f"{name}.kinds is {show_value(kinds)}, not a frozenset of some of {', '.join(KINDS)}")
     if not (isinstance(options, type) and issubclass(options, SolverOptions)):
         raise PluginError(f"{name}.Options is {show_value(options)}, not a subclass of SolverOptions")
     try:

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import SolverError, UsageError
+from alignkit.graph.kinds import KINDS
 from alignkit.plugins.claims import Claims, join_names
 from alignkit.plugins.hookspecs import ModelSource
 from alignkit.plugins.loading import PluginSet, warn_of_plugin
@@ -74,6 +75,7 @@ class SolverInfo:
             "package": self.package,
             "needs": asdict(self.needs),
             "returns": asdict(self.returns),
+            "kinds": [kind for kind in KINDS if kind in self.solver.kinds],
             "options": self.options.model_json_schema(),
         }
 

@@ -12,11 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.activations import cross_moments, find_readings, probe_batches
+from alignkit.activations.moments import CrossMoments
 from alignkit.activations.random_inputs import PROBE_ROWS
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
 from alignkit.graph.symmetry_graph import SymmetryGraph
-from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.families import nested_assignment
+from alignkit.matching.oracles import best_of_kind
 from alignkit.matching.tree_objective import TreeObjective
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
@@ -34,7 +36,8 @@ class ActivationMatchingOptions(SolverOptions):
     """Compare units after their activation function (the inputs of the modules that read them) or before it (the
     outputs of the modules that write them). A group that is not seen on the wanted side is compared on the other."""
     statistic: Literal["correlation", "covariance"] = "correlation"
-    """Correlation counts every unit alike; covariance lets units with large activations decide."""
+    """Correlation counts every unit alike; covariance lets units with large activations decide. Units that rotate into
+    each other are compared by covariances either way, with "correlation" relative to their mean variance."""
     max_batches: int | None = Field(None, ge=1)
     """Maximum number of batches of the task that are read. None reads all."""
     probes: int = Field(0, ge=0)
@@ -55,6 +58,7 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
     """
 
     name = "activation_matching"
+    kinds = frozenset(KINDS)
     needs = Needs(task=True)
     returns = Returns(exact_on_permuted_copies=True, monotone=True)
 
@@ -132,7 +136,7 @@ class Observed:
         moments = cross_moments(readings, task, a, b, batches, sample_bytes)
         total: dict[str, Tensor] = {}
         for reading, sums in moments.items():
-            matrix = (sums.correlation() if statistic == "correlation" else sums.covariance()).cpu()
+            matrix = _statistic(sums, statistic, graph.rotates(reading.group)).cpu()
             total[reading.group] = total[reading.group] + matrix if reading.group in total else matrix
         seen = {group: matrix for group, matrix in total.items() if bool(matrix.any())}
         return cls(graph, seen, max((m.count for m in moments.values()), default=0), len(moments))
@@ -146,9 +150,19 @@ class Observed:
         """Return minus the mean similarity of matched units over the groups that were seen; 0 if none was."""
         if not self.similarity:
             return 0.0
-        alignment = Alignment(self.graph, elements)
-        matched = [matrix.gather(1, alignment.flat(g)[:, None]) for g, matrix in self.similarity.items()]
-        return -float(torch.cat(matched).mean())
+        alignment, total, units = Alignment(self.graph, elements), 0.0, 0
+        for group, matrix in self.similarity.items():
+            # B's units brought to their places are compared with A's one by one.
+            moved = alignment.move_units(group, matrix)
+            total, units = total + float(moved.diagonal().sum()), units + len(matrix)
+        return -total / units
+
+
+def _statistic(sums: CrossMoments, statistic: str, rotates: bool) -> Tensor:
+    """Return the similarities of units in one reading. Units that rotate have no size of their own to divide by."""
+    if statistic == "covariance":
+        return sums.covariance()
+    return sums.relative_covariance() if rotates else sums.correlation()
 
 
 def _assign(problem: Problem, observed: Observed) -> dict[str, Tensor]:
@@ -194,6 +208,6 @@ def _match_by_weights(problem: Problem, elements: dict[str, Tensor], groups: fro
     for root in set(graph.roots) - roots:
         for group in graph.tree(root):
             if group in groups and not graph.children(group):
-                similarity = objective.similarity(group, elements)
-                elements[group] = linear_assignment(similarity).reshape(graph.element_shape(group))
+                best = best_of_kind(graph.groups[group].kind, objective.similarity(group, elements))
+                elements[group] = best.reshape(graph.element_shape(group))
     return status

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import AlignmentError, GraphError, SpecError, VerificationError
@@ -308,12 +308,26 @@ class TestGraph:
         assert json.loads(graph.to_json())["nodes"][2]["kind"] == kind
 
 
+def test_each_kind_is_proved_alone() -> None:
+    """A wrong group is found where a draw of the whole group would hide it behind no other, and is named."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    spec = {"0.weight": "-h .", "0.bias": "-h", "2.weight": "k -h", "2.bias": "k", "4.weight": ". k", "4.bias": "."}
+    proof = SymmetryGraph.from_spec(spec, model).verify(model, torch.randn(5, 3))
+    assert proof.kinds == ("permutation", "signed")
+    assert "3 random symmetries of all groups, and of those alone that are permuted or permuted with" in proof.explain()
+    wrong = {name: layout.replace("k", "-k") for name, layout in spec.items()}
+    with pytest.raises(VerificationError, match=r"(?s)permuting or rotating these groups .*- 'k', which acts"):
+        SymmetryGraph.from_spec(wrong, model).verify(model, torch.randn(5, 3))
+
+
 @pytest.mark.parametrize("kind", KIND_ARCHITECTURES)
 class TestNetworks:
     def test_every_element_keeps_what_a_network_computes(self, kind) -> None:
         pair = planted_pair(KIND_ARCHITECTURES[kind]())
         assert kind in {group.kind for group in pair.graph.groups.values()}
-        pair.graph.verify(pair.a, pair.architecture.inputs())
+        proof = pair.graph.verify(pair.a, pair.architecture.inputs())
+        assert kind in proof.kinds
+        assert KINDS[kind].words in proof.explain() or len(proof.kinds) == 1
 
     def test_verify_names_a_group_of_a_wrong_kind(self, kind) -> None:
         architecture = KIND_ARCHITECTURES[kind]()
@@ -326,3 +340,20 @@ class TestNetworks:
             return
         with pytest.raises(VerificationError, match="changes the outputs"):
             graph.verify(planted_pair(architecture).a, architecture.inputs())
+
+
+@quick
+@given(graphs_of_kinds, seeds)
+def test_values_of_units_move_as_weights_do(graph: SymmetryGraph, seed: int) -> None:
+    g = Alignment.random(graph, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for group in graph.groups:
+        whole = [*graph.ancestors(group), group]
+        mentions = [KINDS[graph.groups[n].kind].mark + n for n in whole]
+        parents = [f"[{parent}]" if parent else "" for parent in (graph.groups[n].parent for n in whole)]
+        layout = ". (" + " ".join(name + parent for name, parent in zip(mentions, parents, strict=True)) + ")"
+        sizes = {name: graph.groups[name].size for name in whole}
+        alone = SymmetryGraph.from_spec({"w": layout}, {"w": (3, graph.unit_count(group))}, sizes=sizes)
+        values = torch.randn(3, graph.unit_count(group), generator=generator, dtype=torch.float64)
+        moved = Alignment(alone, {name: g.elements[name] for name in whole}).apply_tensor("w", values)
+        torch.testing.assert_close(g.move_units(group, values), moved)

@@ -33,6 +33,8 @@ ANSWERS = {
         "newline in the name": ("Good.name = 'good\\n'; return [Good]", "needs a name"),
         "needs": ("Good.needs = 'task'; return [Good]", "Good.needs is 'task', not an alignkit.Needs"),
         "returns": ("Good.returns = None; return [Good]", "Good.returns is None, not an alignkit.Returns"),
+        "kinds": ("Good.kinds = {'permutation'}; return [Good]", "not a frozenset of some of permutation, signed"),
+        "a kind that is none": ("Good.kinds = frozenset({'scaled'}); return [Good]", "Good.kinds is frozenset"),
         "options": ("Good.Options = dict; return [Good]", "not a subclass of SolverOptions"),
         "options without schema": (
             "class O(alignkit.SolverOptions):\n"

@@ -15,7 +15,8 @@ from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import Objective
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.solvers.coordinate_ascent import roots_by_knowledge
-from alignkit.testing import KIND_ARCHITECTURES, independent_pair, planted_pair
+from alignkit.testing import KIND_ARCHITECTURES, decoder, independent_pair, planted_pair
+from alignkit.testing.contract import reproduction
 
 kinds = pytest.mark.parametrize("kind", KIND_ARCHITECTURES)
 MARKED = [kind for kind, facts in KINDS.items() if facts.mark]
@@ -184,3 +185,18 @@ class TestJobs:
         assert "moved" in solution.explain()
         solution.save(tmp_path / "solution.safetensors")
         assert alignkit.Solution.load(tmp_path / "solution.safetensors", pair.graph).alignment == solution.alignment
+
+
+class TestActivations:
+    @kinds
+    @pytest.mark.parametrize("statistic", ["correlation", "covariance"])
+    def test_planted_elements_are_found_from_activations(self, kind: str, statistic: str) -> None:
+        pair = planted_pair(KIND_ARCHITECTURES[kind](), seed=4)
+        solver = alignkit.solve(pair.bind(), solver="activation_matching", task=reproduction(pair), statistic=statistic)
+        assert solver.alignment == pair.answer
+        assert solver.objective_after < 1e-24 * solver.objective_before
+
+    def test_a_chain_goes_on_where_activations_ended(self) -> None:
+        pair = independent_pair(decoder(), seed=1)
+        chain = alignkit.solve(pair.bind(), solver="activation_matching > weight_matching", task=reproduction(pair))
+        assert chain.objective_after <= chain.stages[0].objective_after < chain.objective_before

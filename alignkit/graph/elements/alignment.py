@@ -18,7 +18,7 @@ from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignmentError
 from alignkit.graph.bind import LazyWeights, fit_of, weights_of
 from alignkit.graph.description import group_table
-from alignkit.graph.elements.action import act_on_blocks
+from alignkit.graph.elements.action import act_on_blocks, change_signs
 from alignkit.graph.elements.element import (
     as_matrix,
     compose_elements,
@@ -123,6 +123,16 @@ class Alignment:
         element = self._by_parent(group)
         start = self._parents(group)[:, None] * element.shape[-1]
         return torch.where(flipped(element), element - start, element + start).reshape(-1)
+
+    @check_arguments
+    def move_units(self, group: str, values: Tensor) -> Tensor:
+        """Bring one value of each unit of a group, ``[..., units over all parents]``, to the places of the units."""
+        if not self.graph.rotates(group):
+            order = self.flat(group).to(values.device)
+            return change_signs(values[..., order_of(order)], flipped(order))
+        matrices = self._by_parent(group).to(values)
+        parted = values.reshape(*values.shape[:-1], len(matrices), -1)[..., self._parents(group).to(values.device), :]
+        return torch.einsum("pij,...pj->...pi", matrices, parted).flatten(-2)
 
     def _parents(self, group: str) -> Tensor:
         """Return which unit of the parent comes to each place, over all ancestors; ``[0]`` for a root."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from alignkit.arguments import check_arguments
 from alignkit.errors import VerificationError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.hidden_state import check_constants
+from alignkit.graph.kinds import KINDS, GroupKind
 from alignkit.graph.module_copy import copy_module
 from alignkit.graph.proof.model_run import ModelRun, example_call, run_in_widest
 from alignkit.graph.proof.other_inputs import other_runs
@@ -51,7 +52,8 @@ class Verification:
 
     ``error`` is the largest change of an output element over all draws, relative to the largest output element,
     ``tolerance`` the largest that passes, ``dtype`` that of the run, ``"float64"`` wherever the model runs in it.
-    ``others`` says which sizes of the example were changed as well, ``refused`` which the model takes no other of.
+    ``others`` says which sizes of the example were changed as well, ``refused`` which the model takes no other of, and
+    ``kinds`` what groups there are: of more than one kind each was drawn alone, too.
     """
 
     error: float
@@ -60,15 +62,23 @@ class Verification:
     draws: int
     others: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    kinds: tuple[GroupKind, ...] = ("permutation",)
 
     def explain(self) -> str:
         """Say in a sentence what was tried and what it changed."""
         others = f" Inputs of other sizes were tried too: {', '.join(self.others)}." if self.others else ""
         refused = f" Sizes that the model takes no other of: {', '.join(self.refused)}." if self.refused else ""
+        drawn = f"{self.draws} random {_noun(self.kinds)} of all groups"
+        if len(self.kinds) > 1:
+            drawn += f", and of those alone that are {' or '.join(KINDS[kind].words for kind in self.kinds)},"
         return (
-            f"{self.draws} random reorderings of all groups change the outputs by at most {self.error:.1g} of their "
-            f"size (tolerance {self.tolerance:.0e}, {self.dtype}).{others}{refused}"
+            f"{drawn} change the outputs by at most {self.error:.1g} of their size "
+            f"(tolerance {self.tolerance:.0e}, {self.dtype}).{others}{refused}"
         )
+
+
+def _noun(kinds: Sequence[GroupKind]) -> str:
+    return "reorderings" if set(kinds) <= {"permutation"} else "symmetries"
 
 
 @check_arguments
@@ -78,7 +88,8 @@ def verify(
     """Apply random elements of the symmetry group to a copy of the model and compare its outputs.
 
     The model runs in eval mode, in float64 where its operations allow it and in float32 otherwise; casts that it makes
-    inside to a narrower type are to float64 instead. Parameters and saved buffers are permuted as the graph says.
+    inside to a narrower type are to float64 instead. Parameters and saved buffers are moved as the graph says. Elements
+    of the whole group are drawn, and of a graph with several kinds of groups elements that move those of one kind.
 
     A symmetry has to hold for every input. So one of the random symmetries is tried on other sizes of the example too,
     changed one at a time: the batch, and each length, height or number, smaller and larger. Values that the model
@@ -113,6 +124,10 @@ def verify(
     for draw in range(draws):
         alignment = Alignment.random(graph, seed + draw)
         worst = max(worst, _proved_change(graph, run, alignment, ""))
+    kinds = tuple(kind for kind in KINDS if any(group.kind == kind for group in graph.groups.values()))
+    for kind in kinds if len(kinds) > 1 else ():
+        moving = {name for name, group in graph.groups.items() if group.kind == kind}
+        worst = max(worst, _proved_change(graph, run, _only(Alignment.random(graph, seed), moving), ""))
     others, refused = [], []
     for size, other in other_runs(run) if graph.groups else ():
         if other is None:
@@ -120,7 +135,14 @@ def verify(
             continue
         others.append(size)
         worst = max(worst, _proved_change(graph, other, Alignment.random(graph, seed), f" with {size}"))
-    return Verification(worst, tolerance, dtype, draws, tuple(others), tuple(refused))
+    return Verification(worst, tolerance, dtype, draws, tuple(others), tuple(refused), kinds)
+
+
+def _only(alignment: Alignment, groups: Collection[str]) -> Alignment:
+    """Return an alignment that moves some groups alone, as another does."""
+    still = Alignment.identity(alignment.graph).elements
+    elements = {name: element if name in groups else still[name] for name, element in alignment.elements.items()}
+    return Alignment(alignment.graph, elements)
 
 
 def _proved_change(graph: GraphStructure, run: ModelRun, alignment: Alignment, where: str) -> float:
@@ -137,16 +159,16 @@ def _proved_change(graph: GraphStructure, run: ModelRun, alignment: Alignment, w
     error = change(alignment)
     if error <= tolerance:
         return error
-    identity = Alignment.identity(graph).elements
-    alone = {name: Alignment(graph, {**identity, name: alignment.elements[name]}) for name in graph.groups}
-    guilty = [name for name in graph.groups if not change(alone[name]) <= tolerance]
+    guilty = [name for name in graph.groups if not change(_only(alignment, {name})) <= tolerance]
+    is_permuted = all(group.kind == "permutation" for group in graph.groups.values())
+    moving = "permuting" if is_permuted else "permuting or rotating"
     measured = f"largest relative change {error:.2g}, tolerance {tolerance:.0e} in {dtype}"
     if not guilty:
-        problem = f"permuting all groups together changes the outputs{where}, each alone does not"
+        problem = f"{moving} all groups together changes the outputs{where}, each alone does not"
         raise VerificationError(f"{problem} ({measured}).")
     acts = {name: list_some(graph.tensors_of(name), 5) for name in guilty}
     lines = shorten_list([f"- {name!r}, which acts on {names}" for name, names in acts.items()], 5)
-    raise VerificationError(f"permuting these groups changes the outputs{where} ({measured}):\n" + "\n".join(lines))
+    raise VerificationError(f"{moving} these groups changes the outputs{where} ({measured}):\n" + "\n".join(lines))
 
 
 @dataclass(frozen=True)
