@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
-from alignkit.errors import ArgumentError
-from alignkit.text import did_you_mean, first_line, show_value, with_article
+from alignkit.errors import AlignkitError, ArgumentError
+from alignkit.text import describe_error, did_you_mean, first_line, show_value, with_article
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,8 @@ _WRAPPERS = {
 """Modules that run another one, by their class: names of tensors have a prefix there. And where they keep it."""
 _MOST_MODELS = 1000
 """Items of a list that are looked at: nobody holds more models."""
+_CALLBACKS = ("report", "on_progress")
+"""Arguments that are called while a function runs."""
 _BOOLS = ("builtins.bool", "numpy.bool", "numpy.bool_")
 _INT64 = range(-(2**63), 2**63)
 
@@ -114,14 +116,19 @@ def check_arguments(function: CallableT) -> CallableT:
 
     Numbers of numpy reach the function as Python's own, and a wrapped module as the one inside. Of a mapping only the
     type is looked at: its values may have to be read from a disk, and who takes it knows better what its entries are
-    called. Iterators are not consumed.
+    called. Iterators are not consumed. Errors of callbacks (`report`, `on_progress`) say whose they are.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
-        _check(function, args, kwargs)
-        return function(*args, **kwargs)
+        bound = _check(function, args, kwargs)
+        callbacks = [name for name in _CALLBACKS if _is_function(function, name) and bound.arguments.get(name)]
+        if not callbacks:
+            return function(*args, **kwargs)
+        for name in callbacks:
+            bound.arguments[name] = Callback(function.__qualname__, name, bound.arguments[name])
+        return function(*bound.args, **bound.kwargs)
 
     return cast(CallableT, call)
 
@@ -142,16 +149,33 @@ def usable_device(device: torch.device | str) -> torch.device:
         raise ArgumentError(f"device={str(device)!r} cannot be used: {first_line(error)}.") from error
 
 
-def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+class Callback:
+    """A function that a call was given, whose errors say whose they are."""
+
+    def __init__(self, function: str, name: str, called: Callable[..., Any]) -> None:
+        self.function, self.name, self.called = function, name, called
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function; raise `ArgumentError` where it fails."""
+        try:
+            return self.called(*args)
+        except AlignkitError:
+            raise
+        except Exception as error:  # the caller's own code
+            what = f"what {self.name}= calls failed: {describe_error(error)}"
+            raise ArgumentError(f"{self.function}(): {what}") from error
+
+
+def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
     signature, kinds = _expected(function)
     name = function.__qualname__.removesuffix(".__init__")
     try:
-        given = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         unknown = [word for word in kwargs if word not in signature.parameters]
         near = did_you_mean(unknown[0], signature.parameters) if unknown else ""
         raise ArgumentError(f"{name}(): {error}.{near}") from None
-    for argument, value in given.items():
+    for argument, value in bound.arguments.items():
         kind, parameter = kinds[argument], signature.parameters[argument]
         places = {f"{argument}=": value}
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -163,6 +187,13 @@ def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
                 wrong = f"{place} has to be {kind.needed}, found {show_value(item)} of type {type(item).__name__}"
                 advice = " ".join(line for class_name, line in _ADVICE.items() if class_name in kind.needed)
                 raise ArgumentError(f"{name}(): {wrong}. {advice}".rstrip())
+    return bound
+
+
+def _is_function(function: Callable[..., Any], name: str) -> bool:
+    """Whether a parameter of a function takes a function."""
+    kinds = _expected(function)[1]
+    return name in kinds and "a function" in kinds[name].needed
 
 
 @functools.cache

@@ -216,3 +216,28 @@ def test_a_device_that_cannot_be_used_is_named(call: str, device: str) -> None:
 def test_fields_of_dataclasses_are_checked(field: str) -> None:
     with pytest.raises(ArgumentError, match=f"Evaluation.*{field}="):
         alignkit.Evaluation(**{field: object()})
+
+
+def fail(*_: object) -> None:
+    raise OverflowError("mine")
+
+
+CALLBACKS: dict[str, Callable[[Any], object]] = {
+    "compare": lambda call: alignkit.compare(GRAPH, *SIDES, solvers=["identity"], report=call),
+    "solve_many": lambda call: alignkit.solve_many(GRAPH, [SIDES], report=call),
+}
+
+
+@pytest.mark.parametrize("callback", [fail, nn.Linear(2, 2)], ids=["a function", "a module"])
+@pytest.mark.parametrize("job", CALLBACKS)
+def test_a_callback_that_fails_is_named(job: str, callback: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"{job}\(\): what report= calls failed: (OverflowError: mine|TypeError)"):
+        CALLBACKS[job](callback)
+
+
+def test_progress_that_fails_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    alignkit.write_weights(tmp_path / "a.safetensors", {"w": torch.ones(3, 2)})
+    checkpoint = alignkit.checkpoints.open_checkpoint(tmp_path / "a.safetensors")
+    with pytest.raises(ArgumentError, match="on_progress= calls failed: OverflowError: mine"):
+        alignkit.checkpoints.write_checkpoint(tmp_path / "b.safetensors", checkpoint, checkpoint.__getitem__, fail)
+    assert not (tmp_path / "b.safetensors").exists()
