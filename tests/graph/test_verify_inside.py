@@ -102,3 +102,18 @@ def test_no_more_than_two_copies_of_a_model_are_held() -> None:
     model = Counted()
     SymmetryGraph.from_spec(SPEC, model).verify(model, X)
     assert Counted.most == 2
+
+
+class RefusesFloat64(Counted):
+    """Fails in float64, as some kernels do and as the lack of memory does."""
+
+    def scaled(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise RuntimeError("no kernel")
+        return super().scaled(x)
+
+
+def test_copies_in_float64_are_let_go_before_float32_is_tried() -> None:
+    Counted.most = 0
+    assert SymmetryGraph.from_spec(SPEC, model := RefusesFloat64()).verify(model, X).dtype == "float32"
+    assert Counted.most == 2

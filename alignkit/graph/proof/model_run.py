@@ -97,10 +97,11 @@ def run_in_widest(run: Callable[[torch.dtype], ResultT]) -> ResultT:
     except AlignkitError:
         raise
     except Exception:  # any model can fail in any way
-        try:
-            return run(torch.float32)
-        except Exception as error:
-            raise VerificationError(f"the model does not run on these inputs: {describe_error(error)}.") from error
+        pass  # its frames, which hold copies in float64, are let go before there are more
+    try:
+        return run(torch.float32)
+    except Exception as error:
+        raise VerificationError(f"the model does not run on these inputs: {describe_error(error)}.") from error
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

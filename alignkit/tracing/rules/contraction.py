@@ -96,24 +96,38 @@ def grouped_product(call: Call) -> Labels:
 
 @RULES.rule("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution")
 def convolution(call: Call) -> Labels:
-    """Multiply as [batch, groups, outputs of a group, inputs of a group], and sum over the last. Space is fixed."""
+    """Multiply as [batch, groups, outputs of a group, inputs of a group], and sum over the last.
+
+    Space is fixed, but for dimensions in which the kernel has size 1 and takes every position, as in mixers of tokens.
+    """
     c, groups = call.constraints, call.arg("groups", 1)
     x, weight = call.labels("input"), call.labels("weight")
     batch, channels, *space = x.shape
+    strides = list(call.arg("stride"))
+    kept = [
+        d
+        for d, stride in zip(range(2, len(x.shape)), strides * (len(space) // len(strides)), strict=True)
+        if weight.shape[d] == stride == 1 and call.shape[d] == x.shape[d]
+    ]
+    sizes, ones = [x.shape[d] for d in kept], [1] * len(kept)
     per_group_in, per_group_out = channels // groups, call.shape[1] // groups
-    signal, filters = (call.fix_dims(y, range(2, len(y.shape))).permute((0, 1)) for y in (x, weight))
-    signal = reshape(c, signal, (batch, groups, 1, per_group_in))
+    signal = call.fix_dims(x, [d for d in range(2, len(x.shape)) if d not in kept]).permute((0, 1, *kept))
+    filters = call.fix_dims(weight, range(2, len(weight.shape))).permute((0, 1))
+    signal = reshape(c, signal, (batch, groups, 1, per_group_in, *sizes))
     if call.arg("transposed", False):
         filters = reshape(c, filters, (1, groups, per_group_in, per_group_out)).permute((0, 1, 3, 2))
     else:
         filters = reshape(c, filters, (1, groups, per_group_out, per_group_in))
-    terms = call.unify((batch, groups, per_group_out, per_group_in), [filters, signal])
-    result = reshape(c, reduce(c, terms, {3}, keep_dims=False), (batch, call.shape[1]))
-    result = result.move_dims((batch, call.shape[1], *[1] * len(space)), {0: 0, 1: 1})
+    filters = reshape(c, filters, (*filters.shape, *ones))
+    terms = call.unify((batch, groups, per_group_out, per_group_in, *sizes), [filters, signal])
+    result = reshape(c, reduce(c, terms, {3}, keep_dims=False), (batch, call.shape[1], *sizes))
+    shape = [n if d < 2 or d in kept else 1 for d, n in enumerate(call.shape)]
+    result = result.move_dims(shape, dict(enumerate((0, 1, *kept))))
     bias = call.arg("bias")
     if bias is not None:
         result = call.unify(result.shape, [result, call.labels(bias).along(1, len(result.shape))])
-    return Labels.of(call.shape, (*result.uniform[:2], *[False] * len(space)), result.blocks)
+    uniform = [flag and (d < 2 or d in kept) for d, flag in enumerate(result.uniform)]
+    return Labels.of(call.shape, uniform, result.blocks)
 
 
 @RULES.rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math",

@@ -144,6 +144,18 @@ def mixer(m: nn.Module, x: Tensor) -> Tensor:
     return m.out(x.mean(1))
 
 
+def mixer_of_convolutions(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.patch(x).flatten(2).mT
+    x = x + m.places2(F.gelu(m.places1(m.norm(x))))
+    return m.out((x + m.units2(F.gelu(m.units1(x.mT))).mT).mean(1))
+
+
+def stages_together(m: nn.Module, x: Tensor) -> Tensor:
+    one = m.one(x)
+    both = torch.stack([one.mean((2, 3)), m.two(one.relu()).mean((2, 3))], 1)
+    return m.out(m.join(both)[:, 0])
+
+
 def spatial_gate(m: nn.Module, x: Tensor) -> Tensor:
     x = m.inp(x)
     u, v = F.gelu(m.up(m.norm(x))).chunk(2, -1)
@@ -388,6 +400,39 @@ NETS: dict[str, Net] = {
         blocks.{i}.units2.*: s h{i}
         out.*: . s
         """,
+    ),
+    "mixer made of convolutions": Net(
+        lambda: Parts(
+            mixer_of_convolutions,
+            patch=nn.Conv2d(3, 6, 2, 2),
+            norm=nn.LayerNorm(6),
+            places1=nn.Conv1d(4, 5, 1),
+            places2=nn.Conv1d(5, 4, 1),
+            units1=nn.Conv1d(6, 8, 1),
+            units2=nn.Conv1d(8, 6, 1),
+            out=L(6, 2),
+        ),
+        (FRAMES[:, 0],),
+        """
+        patch.*: s .
+        norm.*: s
+        places1.*: p .
+        places2.weight: . p
+        units1.*: h s
+        units2.*: s h
+        out.*: . s
+        """,
+    ),
+    "a convolution over two stages": Net(
+        lambda: Parts(
+            stages_together,
+            one=nn.Conv2d(3, 6, 1),
+            two=nn.Conv2d(6, 6, 3),
+            join=nn.Conv1d(2, 1, 1),
+            out=L(6, 2),
+        ),
+        (FRAMES[:, 0],),
+        "one.*: s .\ntwo.*: s s\nout.*: . s",
     ),
     "gate of places": Net(
         lambda: Parts(
