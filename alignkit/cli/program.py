@@ -19,6 +19,7 @@ from alignkit.cli.compare import compare
 from alignkit.cli.demo import demo
 from alignkit.cli.distance import distance
 from alignkit.cli.failures import FriendlyGroup
+from alignkit.cli.fold import fold
 from alignkit.cli.merge import merge
 from alignkit.cli.solve import solve
 from alignkit.cli.solvers import solvers
@@ -67,7 +68,7 @@ def options(
 
 for function in (
     *(solvers, solve, demo, trace, check, merge, compare),
-    *(align_many, distance, transport, zoo, canonicalize, train_deepalign),
+    *(align_many, distance, transport, zoo, canonicalize, fold, train_deepalign),
 ):
     app.command(function.__name__.replace("_", "-"))(function)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.console import Console
@@ -86,6 +86,8 @@ class Runner:
         *,
         solver: str | Sequence[str] | None = None,
         memory: str | None = None,
+        symmetries: Literal["permutation", "all"] = "permutation",
+        keep_tied: bool = False,
     ) -> NetworkFiles:
         """Open the networks, which ``solver`` aligns within an amount of memory.
 
@@ -104,6 +106,8 @@ class Runner:
                 outputs=architecture.outputs or (),
                 key=architecture.key,
                 prefix=architecture.prefix,
+                symmetries=symmetries,
+                keep_tied=keep_tied,
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:

@@ -20,13 +20,13 @@ from alignkit.matching.similarities import room_for_similarities
 from alignkit.text import Explained, list_some, readable_bytes, shorten_list
 
 Job: TypeAlias = Literal[
-    "align-many", "canonicalize", "check", "compare", "demo", "distance", "merge", "solve", "transport"
+    "align-many", "canonicalize", "check", "compare", "demo", "distance", "fold", "merge", "solve", "transport"
 ]
 SolverNames: TypeAlias = str | Sequence[str] | None
 
 SWEEPS = 3
 """Sweeps of weight matching that an estimate assumes: transformers take one or two, deep chains ten or more."""
-WRITTEN = {"merge": 3, "solve": 2, "transport": 2, "align-many": 2, "canonicalize": 2}
+WRITTEN = {"merge": 3, "solve": 2, "transport": 2, "align-many": 2, "canonicalize": 2, "fold": 4}
 """Copies of a model that are in memory while a job writes, beside those that it read; 1 for other jobs."""
 LISTED = 12
 """Maximum number of tensors that the text names."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from alignkit.activations.random_inputs import traced_batch
 from alignkit.arguments import check_arguments
 from alignkit.errors import FoldError, VerificationError
-from alignkit.graph import Fold, Mean, SymmetryGraph, Untie
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.module_copy import copy_module
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.graph.proof.verify import Equivalence, same_function
-from alignkit.graph.rewrites import AxisOf, under_both_names, untied_heads
+from alignkit.graph.rewrites import under_both_names, untied_heads
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, number
 from alignkit.rewriting import (
@@ -57,8 +57,6 @@ class Folded(Explained):
     Attributes:
         network: A module where one was given, else a dict.
         graph: The graph whose folds were done.
-        folds: Those that were done, in order.
-        left: Those that were not, because the head stays tied.
         spaces: Spaces that were balanced.
         check: The function check; None where the network was not run.
         taken: What folds took out of the network, which `unfold` puts back.
@@ -66,8 +64,6 @@ class Folded(Explained):
 
     network: nn.Module | dict[str, Tensor]
     graph: SymmetryGraph
-    folds: tuple[Fold, ...]
-    left: tuple[Fold, ...]
     spaces: tuple[BalancedSpace, ...]
     check: FoldCheck | None
     taken: Taken
@@ -75,7 +71,7 @@ class Folded(Explained):
     @property
     def untied(self) -> dict[str, str]:
         """Heads that became tensors of their own, with the embedding that they were tied to."""
-        return untied_heads(self.folds)
+        return untied_heads(self.graph.folds)
 
     @property
     def added(self) -> int:
@@ -83,13 +79,13 @@ class Folded(Explained):
         return sum(prod(self.graph.tensors[name].shape) for name in self.untied)
 
     def __repr__(self) -> str:
-        return f"Folded({plural(len(self.folds), 'fold')}, {plural(len(self.spaces), 'balanced space')})"
+        return f"Folded({plural(len(self.graph.folds), 'fold')}, {plural(len(self.spaces), 'balanced space')})"
 
     def explain(self) -> str:
         """Say in a few lines what was done, what was not, and what it did to the outputs."""
-        kinds = [type(fold).__name__ for fold in self.folds]
+        kinds = [type(fold).__name__ for fold in self.graph.folds]
         counts = list_some([f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)])
-        lines = [f"{plural(len(self.folds), 'fold')}" + (f": {counts}." if kinds else ".")]
+        lines = [f"{plural(len(self.graph.folds), 'fold')}" + (f": {counts}." if kinds else ".")]
         if self.spaces:
             empty = sum(space.empty for space in self.spaces)
             told = f" {plural(empty, 'unit or direction', 'units or directions')} had an empty side." if empty else ""
@@ -98,8 +94,6 @@ class Folded(Explained):
             lines.append(f"{plural(len(self.spaces), 'space')} balanced, {squares}.{told}")
         for head, source in self.untied.items():
             lines.append(f"{head} is no longer tied to {source}: {self.added} numbers more.")
-        if self.left:
-            lines.append(f"Not done, since the head stays tied: {list_some(list(map(str, self.left)), 3, '; ')}.")
         lines += map(str, self.graph.blocked)
         checked = "Function check: not done, it runs the network on inputs."
         return "\n".join([*lines, checked if self.check is None else f"Function check: {self.check.explain()}."])
@@ -107,8 +101,7 @@ class Folded(Explained):
     def facts(self) -> dict[str, Any]:
         """Return what was done and measured as plain values, as JSON takes them."""
         return {
-            "folds": list(map(str, self.folds)),
-            "left": list(map(str, self.left)),
+            "folds": list(map(str, self.graph.folds)),
             "blocked": list(map(str, self.graph.blocked)),
             "balanced": [
                 {
@@ -129,13 +122,15 @@ class Folded(Explained):
     @check_arguments
     def report(self, title: str = "A folded network", *, facts: Facts = None) -> Report:
         """List folds and balanced spaces, what could not be folded, and what running the network showed."""
-        summary = facts_section({**(facts or {}), "folds": str(len(self.folds)), "numbers added": str(self.added)})
-        folds = tuple((type(fold).__name__, str(fold)) for fold in self.folds)
+        summary = facts_section(
+            {**(facts or {}), "folds": str(len(self.graph.folds)), "numbers added": str(self.added)}
+        )
+        folds = tuple((type(fold).__name__, str(fold)) for fold in self.graph.folds)
         spaces = tuple(
             (s.balance.group, s.balance.kind, number(s.before), number(s.after), str(s.empty)) for s in self.spaces
         )
         columns = ("space", "kind", "sum of squares before", "after", "empty")
-        kept = [*map(str, self.graph.blocked), *(f"{fold}: not done, the head stays tied." for fold in self.left)]
+        kept = list(map(str, self.graph.blocked))
         checked = "Not done." if self.check is None else f"Passed: {self.check.explain()}."
         return Report(
             title,
@@ -175,7 +170,6 @@ def fold(
     graph: SymmetryGraph,
     *args: Any,
     balance: bool = True,
-    keep_tied: bool = False,
     model: nn.Module | None = None,
     **kwargs: Any,
 ) -> Folded:
@@ -191,8 +185,6 @@ def fold(
             shapes that the graph was traced with, where it was.
         balance: Whether scales and matrices between the two sides of a space are moved to the one place at which both
             sides are alike. Two networks that differ by them are then alike up to signs, phases and rotations.
-        keep_tied: Whether a head stays tied to the embedding. Folds that need it untied are left out then, and the
-            graph does not hold for the result.
         model: A module of the architecture that is run for the function check, where the network is not one.
         **kwargs: Example inputs by name.
 
@@ -201,43 +193,15 @@ def fold(
             cannot be divided by a gain of 0, or a number overflows its dtype.
         VerificationError: The folded network does not compute the same, so the graph is wrong; the fold is named.
     """
-    untied = untied_heads(graph.folds)
-    done, left = _keeping_ties(graph.folds, untied) if keep_tied else (graph.folds, ())
-    given = weights_of(network)
-    whole = under_both_names(given, graph.folds)
+    whole = under_both_names(weights_of(network), graph.folds)
     tensors = _fitted(graph, whole)
     wide = WideWeights(tensors)
-    taken = fold_weights(wide, done)
+    taken = fold_weights(wide, graph.folds)
     spaces = balance_weights(wide, graph) if balance else []
-    result = _rebuilt(network, given if keep_tied else whole, graph, wide, () if keep_tied else untied)
+    result = _rebuilt(network, whole, graph, wide, untied_heads(graph.folds))
     module = network if isinstance(network, nn.Module) else model
-    check = None if module is None else _checked(module, graph, done, tensors, wide, args, kwargs)
-    return Folded(result, graph, done, left, tuple(spaces), check, taken)
-
-
-def _keeping_ties(folds: Sequence[Fold], untied: Mapping[str, str]) -> tuple[tuple[Fold, ...], tuple[Fold, ...]]:
-    """Split folds into those that can be done on a tied head and those that cannot."""
-    tied = {*untied, *untied.values()}
-    done: list[Fold] = []
-    left: list[Fold] = []
-    for fold in folds:
-        if isinstance(fold, Mean):
-            sides = [
-                tuple(place for place in side if place.tensor not in tied) for side in (fold.writers, fold.readers)
-            ]
-            done.append(replace(fold, writers=sides[0], readers=sides[1]))
-        elif isinstance(fold, Untie) or tied & {place.tensor for place in _places(fold)}:
-            left.append(fold)
-        else:
-            done.append(fold)
-    return tuple(done), tuple(left)
-
-
-def _places(fold: Fold) -> list[AxisOf]:
-    """List the axes that a fold changes or reads."""
-    values = [item for value in vars(fold).values() for item in (value if isinstance(value, tuple) else (value,))]
-    flat = [part for item in values for part in (item if isinstance(item, tuple) else (item,))]
-    return [part for part in flat if isinstance(part, AxisOf)]
+    check = None if module is None else _checked(module, graph, tensors, wide, args, kwargs)
+    return Folded(result, graph, tuple(spaces), check, taken)
 
 
 def _fitted(graph: SymmetryGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -262,7 +226,6 @@ def _rebuilt(
 def _checked(
     module: nn.Module,
     graph: SymmetryGraph,
-    folds: Sequence[Fold],
     tensors: Mapping[str, Tensor],
     wide: WideWeights,
     args: tuple[Any, ...],
@@ -278,7 +241,7 @@ def _checked(
             return None
         count = traced[0].shape[0] if traced[0].shape else 1
         args, kwargs = call_arguments(traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs)
-    plain = module_with(copy_module(module).to(torch.float64), {}, untied_heads(folds))
+    plain = module_with(copy_module(module).to(torch.float64), {}, untied_heads(graph.folds))
 
     def compare(values: Mapping[str, Tensor]) -> Equivalence:
         before, after = (
@@ -291,7 +254,7 @@ def _checked(
     if not exact.same:
         apart = f"outputs differ by {exact.error:.2g} of their size, tolerance {exact.tolerance:.0e} in {exact.dtype}"
         steps = WideWeights(tensors)
-        for fold in folds:
+        for fold in graph.folds:
             fold_weights(steps, [fold])
             if not compare({**tensors, **steps.wide}).same:
                 raise VerificationError(f"the graph is wrong about this fold: {fold} ({apart}).")

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from alignkit.checkpoints import (
     written_together,
 )
 from alignkit.checkpoints.fit import Fit, first_names
+from alignkit.checkpoints.folder import CONFIG
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.shard import as_whole, file_kind
 from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
@@ -32,12 +34,14 @@ from alignkit.errors import BindError, ShapeMismatchError, SpecError, TraceError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import fit_of
 from alignkit.graph.module_copy import copy_module
+from alignkit.graph.rewrites import under_both_names
 from alignkit.graph.stored import Budget, StoredNetwork, parse_memory
 from alignkit.graph.stored.opening import open_stored
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
 from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_architecture, refuse_lost
-from alignkit.models import Example, conversion_of, load_model
+from alignkit.models import Example, conversion_of, load_model, untied_config
 from alignkit.tracing import trace
+from alignkit.tracing.tracer import Symmetries
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,7 @@ class NetworkFiles:
         fit = fit_of(self.graph)
         for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
             shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
-            fit.check_shapes(shapes, str(path))
+            fit.check_shapes(under_both_names(shapes, self.graph.folds), str(path))
         fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
         reads = list(map(str, self.paths))
         count, size = len(reads), self.checkpoints[0].nbytes if self.checkpoints else None
@@ -147,18 +151,24 @@ class NetworkFiles:
         like: int,
         overwrite: bool = False,
         on_progress: OnProgress | None = None,
+        untied: Mapping[str, str] | None = None,
     ) -> None:
         """Write weights in the form of the checkpoint numbered ``like``, or of the output's suffix if that is another.
 
         Tensors get the names and pieces that the checkpoint has on disk; those that the network lacks are written as
         they are in it. With ``overwrite`` an output that exists is replaced. ``on_progress`` is called with the bytes
-        written so far. Networks on disk are written in pieces, and keep the form of the checkpoint.
+        written so far. Networks on disk are written in pieces, and keep the form of the checkpoint. Tensors of
+        ``untied`` are no longer those beside them: both are written, and a ``config.json`` says so.
 
         Raises:
             WeightsError: The output cannot be written.
         """
         weights = network.state_dict() if isinstance(network, nn.Module) else network
         own = self.checkpoints[like]
+        if untied:
+            copies = dict((head, source) if source in own else (source, head) for head, source in untied.items())
+            texts = {Path(CONFIG): untied_config(own.folder / CONFIG)} if own.folder and own.config else {}
+            own = own.extended(copies, texts)
         self.check_place(output, like=like, overwrite=overwrite)
         if isinstance(network, StoredNetwork):
             write_checkpoint(output, own, network.pieces, on_progress, overwrite=overwrite)
@@ -230,6 +240,8 @@ def open_networks(
     outputs: str | Sequence[str] = (),
     key: str | None = None,
     prefix: str | None = None,
+    symmetries: Symmetries = "permutation",
+    keep_tied: bool = False,
 ) -> NetworkFiles:
     """Open checkpoints of one architecture and find the graph of their symmetries.
 
@@ -249,15 +261,18 @@ def open_networks(
         prefix: What stands before the names of the model's tensors, such as ``"model."``; others are not the model's.
             Without it a prefix that all names have, or lack, is found, and the notes tell so. What is written has the
             names of the input.
+        symmetries: What is traced, as `alignkit.trace` takes it; nothing is where there is a spec.
+        keep_tied: Whether heads stay tied to embeddings, as `alignkit.trace` takes it.
 
     Raises:
         UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells; or
-            ``outputs`` beside ``spec``.
+            ``outputs`` or ``symmetries="all"`` beside ``spec``.
         OutputError: The model has no such output.
         WeightsError: A checkpoint cannot be read.
         ModelSourceError: A configuration is not one that a model can be built from.
         BindError: Configurations differ, or only names and shapes are looked at, and they do not fit.
     """
+    wanted = {"outputs": outputs, "symmetries": symmetries, "keep_tied": keep_tied}
     opened = tuple(open_checkpoint(path, key=key) for path in paths)
     locations = tuple(map(Path, paths))
     notes = [note for checkpoint in opened for note in checkpoint.notes]
@@ -265,6 +280,8 @@ def open_networks(
         raise UsageError("say what the architecture is once: --spec or --model, not both.")
     if spec is not None and outputs:
         raise UsageError("--outputs says what counts while a model is traced, which a --spec is there to avoid.")
+    if spec is not None and symmetries == "all":
+        raise UsageError("a spec says nothing of folds, signs and rotations, which a trace finds: say --model.")
     if spec is not None:
         layouts = read_spec(spec)
         opened, told = _as_held(opened, layouts, prefix)
@@ -276,12 +293,12 @@ def open_networks(
     if model is not None or not opened or opened[0].config is None:
         if model is None:
             raise no_architecture()
-        module, graph = _traced(model, outputs)
+        module, graph = _traced(model, **wanted)
         opened, told = _as_held(opened, graph.first_names, prefix, module)
         unknown = _strangers(opened, graph.first_names, prefix)
         return NetworkFiles(graph, locations, opened, model, unknown, notes=(*notes, *told))
     own_models, differing = compare_folders(opened, ignore_config)
-    module, graph = _traced(own_models[0], outputs)
+    module, graph = _traced(own_models[0], **wanted)
     opened, told = _as_held(opened, graph.first_names, prefix, module)
     unknown = tuple(name for name in opened[0] if name not in graph.first_names)
     refuse_lost(unknown, opened)
@@ -291,17 +308,17 @@ def open_networks(
     return NetworkFiles(graph, locations, opened, own_models[0], unknown, runs_own, (*notes, *told, *differing))
 
 
-def _traced(model: str, outputs: str | Sequence[str]) -> tuple[nn.Module, SymmetryGraph]:
+def _traced(model: str, **wanted: Any) -> tuple[nn.Module, SymmetryGraph]:
     """Trace a model without weights; with random ones where its code depends on values of tensors."""
     module, args, kwargs = load_model(model, bare=True)
     try:
-        return module, trace(module, *args, outputs=outputs, **kwargs)
+        return module, trace(module, *args, **wanted, **kwargs)
     except TraceError:
         example = _with_weights(model)
         if example is None:
             raise
         module, args, kwargs = example
-        return module, trace(module, *args, outputs=outputs, **kwargs)
+        return module, trace(module, *args, **wanted, **kwargs)
 
 
 def _as_held(

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from alignkit.arguments import check_arguments
-from alignkit.graph import AxisPositions, Provenance, SymmetryGraph, TracedInput
+from alignkit.graph import AxisPositions, Provenance, SymmetryGraph, TracedInput, Untie
 from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
+from alignkit.rewriting import module_with
 from alignkit.text import dtype_name
 from alignkit.tracing.gauges.gauges import NO_GAUGES, find_gauges
 from alignkit.tracing.gauges.proof import refute
 from alignkit.tracing.gauges.second_pass import run_laws
 from alignkit.tracing.gauges.turns import replace_turns
+from alignkit.tracing.gauges.untying import tied_heads
 from alignkit.tracing.interpreter import Interpreter, LabelledStep, live_steps
 from alignkit.tracing.labels import buffers, parameters
 from alignkit.tracing.labels.constraints import Constraints
@@ -42,6 +44,7 @@ def trace(
     *args: Any,
     outputs: str | Sequence[str] = (),
     symmetries: Symmetries = "permutation",
+    keep_tied: bool = False,
     **kwargs: Any,
 ) -> SymmetryGraph:
     """Return the symmetries of a model, inferred from one run on example inputs.
@@ -63,6 +66,8 @@ def trace(
         symmetries: ``"permutation"``, or ``"all"`` for signs, rotations and planes of rotary positions as well, with
             what has to be folded first and what can be balanced. Where the model has weights, each of these is proved
             on perturbed ones, and what fails is given up; the provenance says what keeps a group from more.
+        keep_tied: With ``"all"``: whether a head that is tied to the embedding stays so. Otherwise the graph has both
+            as tensors of their own, and an `alignkit.graph.Untie` among its folds, where a gain can be folded then.
         **kwargs: Example inputs by name.
 
     Returns:
@@ -81,6 +86,10 @@ def trace(
     names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     run, inputs = record(model, args, kwargs, names), _traced_inputs(args, kwargs)
     graph = build_graph(model, run, table, inputs, names, symmetries)
+    if not keep_tied and (heads := tied_heads(graph, model)):
+        untied = trace(module_with(model, {}, heads), *args, outputs=outputs, symmetries=symmetries, **kwargs)
+        folds = (*(Untie(head, source) for head, source in heads.items()), *untied.folds)
+        return SymmetryGraph(untied.tensors, untied.groups, untied.provenance, folds, untied.balances, untied.blocked)
     if symmetries == "permutation" or any(ref.is_meta for ref in model.state_dict(keep_vars=True).values()):
         return graph
     refuted: dict[str, frozenset[str]] = {}

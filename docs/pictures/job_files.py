@@ -10,6 +10,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import structures
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -17,8 +18,10 @@ from typer.testing import CliRunner
 
 import alignkit
 from alignkit.cli import app
+from alignkit.graph.proof.perturb import perturbed
 
 MODULE = '''\
+import structures
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -54,6 +57,11 @@ def images(mirrored=False):
 
 def mirror():
     return images(mirrored=True)
+
+
+def vit():
+    """A vision transformer, and an example call."""
+    return structures.VisionTransformer(48, 3, 2, 10), torch.rand(2, 3, 32, 32)
 '''
 
 
@@ -62,7 +70,8 @@ def folder() -> Path:
     """A folder with the networks of the how-to pages, their module and a spec.
 
     Perceptrons: a, b and c (three seeds), tuned (a, trained on), shuffled (a in another order). Residual networks with
-    BatchNorm: resnet-a, -b and -c, and resnet-mirror (a, trained on with mirrored images).
+    BatchNorm: resnet-a, -b and -c, and resnet-mirror (a, trained on with mirrored images). A vision transformer with
+    random weights: vit.
     """
     path = Path(tempfile.mkdtemp())
     (path / "networks.py").write_text(MODULE)
@@ -86,6 +95,8 @@ def folder() -> Path:
         if name == "a":
             train(other, 9, 60, mirrored=True)
             save(other, path / "resnet-mirror.safetensors")
+    torch.manual_seed(0)
+    save(perturbed(structures.VisionTransformer(48, 3, 2, 10)), path / "vit.safetensors")
     return path
 
 

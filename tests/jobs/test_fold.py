@@ -101,21 +101,6 @@ class TestTiedHeads:
         whole = fold({**state, head: state[source]}, net.graph).network
         assert all(torch.equal(tensor, whole[key]) for key, tensor in folded.items())
 
-    def test_a_head_can_stay_tied(self, name: str) -> None:
-        net = NETS[name]()
-        head, source = next((f.tensor, f.source) for f in net.graph.folds if isinstance(f, Untie))
-        folded = fold(net.model, net.graph, *net.inputs, keep_tied=True)
-        own = folded.network.state_dict()
-        assert own[head].data_ptr() == own[source].data_ptr()
-        assert differ(net.model, folded.network, net.inputs) < 1e-12
-        assert folded.untied == {} and folded.added == 0
-        assert {type(left) for left in folded.left} == {Untie, Gain}
-        assert all(str(left) in folded.explain() for left in folded.left)
-        state = {key: tensor for key, tensor in net.model.state_dict().items() if key != head}
-        alone = fold(state, net.graph, keep_tied=True).network
-        assert list(alone) == list(state)
-        assert all(torch.equal(tensor, own[key]) for key, tensor in alone.items())
-
 
 @pytest.mark.parametrize(
     "name", [n for n, make in NETS.items() if any(isinstance(f, Gain) for f in make().graph.folds)]
@@ -193,7 +178,7 @@ def test_what_is_done_is_told_as_text_as_values_and_as_a_report(tmp_path) -> Non
     pytest.importorskip("matplotlib")
     write_report(folded.report("Folded", facts={"network": "gpt"}), tmp_path / "report.md")
     written = (tmp_path / "report.md").read_text().replace("\\", "")
-    assert all(str(one) in written for one in folded.folds)
+    assert all(str(one) in written for one in folded.graph.folds)
     assert "Folded(15 folds, 4 balanced spaces)" in repr(folded)
     nothing = fold(NETS["mlp, relu"]().model, with_folds(NETS["mlp, relu"](), balances=()), balance=False)
     assert nothing.explain().startswith("0 folds.")

@@ -1,0 +1,42 @@
+"""``alignkit fold``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import alignkit
+from alignkit.cli import switches
+from alignkit.cli.runner import Runner
+
+
+@switches.command
+def fold(
+    network: Annotated[Path, typer.Argument(help="The network: a weights file or a folder.")],
+    output: switches.OutputSwitch,
+    architecture: switches.ArchitectureSwitches,
+    job: switches.JobSwitches,
+    balance: Annotated[
+        bool, typer.Option("--balance/--no-balance", help="Bring scales and matrices of spaces to one place.")
+    ] = True,
+    keep_tied: Annotated[
+        bool, typer.Option("--keep-tied", help="Leave a head tied to the embedding, and the last gain in its norm.")
+    ] = False,
+) -> None:
+    """Rewrite a network so that more of its symmetries can be used; it computes the same.
+
+    Example: [bold]alignkit fold model -o folded[/bold]
+
+    Gains, shifts and scales of norms go into the weights beside them, biases that change nothing become 0. The
+    architecture stays. A head that is tied to the embedding gets weights of its own, which config.json says. Files
+    appear whole or not at all, and none is replaced without --force.
+    """
+    with Runner("fold", job, {"--output": output}, like=network) as run:
+        files = run.open([network], architecture, symmetries="all", keep_tied=keep_tied)
+        module, args, kwargs = files.own_example(0) or (None, (), {})
+        folded = alignkit.fold(files.weights[0], files.graph, *args, balance=balance, model=module, **kwargs)
+        with run.file_set.collecting():
+            files.write(output, folded.network, like=0, overwrite=job.force, untied=folded.untied)
+        run.finish(folded, f"{network} folded", files, named={"network": network, "output": output})
