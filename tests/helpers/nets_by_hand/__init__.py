@@ -1,6 +1,13 @@
 """Nets of every kind of architecture, each with its symmetries as a person writes them down."""
 
-from helpers.nets_by_hand import attention, convolutions, dense, relations, sequences
+from helpers.nets_by_hand import attention, convolutions, dense, relations, sequences, transformers
 from helpers.nets_by_hand.net import Net
 
-NETS: dict[str, Net] = {**dense.NETS, **convolutions.NETS, **sequences.NETS, **attention.NETS, **relations.NETS}
+NETS: dict[str, Net] = {
+    **dense.NETS,
+    **convolutions.NETS,
+    **sequences.NETS,
+    **attention.NETS,
+    **transformers.NETS,
+    **relations.NETS,
+}
