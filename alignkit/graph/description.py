@@ -44,6 +44,7 @@ def describe(graph: GraphStructure) -> str:
         "Weights that met only constants, such as a state of zeros (trace two steps)": list(
             map(str, provenance.single_step)
         ),
+        "Stacks with one order of units for all matrices, to save memory (trace fewer layers)": list(provenance.joint),
         "Tensors on which no group acts": [name for name in graph.uncovered if name not in unused],
     }
     fixed: list[str] = []

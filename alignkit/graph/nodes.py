@@ -154,6 +154,8 @@ class Provenance:
             have to in every model of the graph: see `alignkit.graph.hidden_state`.
         single_step: Positions of weights that it multiplied with nothing but constants, such as a state of zeros. They
             and what these products wrote stay where they are.
+        joint: Tensors of stacked matrices, such as experts, that have one order of units for all: labels of each would
+            take too much memory.
         outputs: Names of the outputs that count, where `trace` was told; the order of others may change.
         inputs: What the traced run was called with; empty where that is not known, or was more than tensors.
         limits: What keeps each space of units from a larger kind, where all symmetries were looked for.
@@ -169,6 +171,7 @@ class Provenance:
     unread: tuple[AxisPositions, ...] = ()
     single_step: tuple[AxisPositions, ...] = ()
     constant: tuple[str, ...] = ()
+    joint: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     inputs: tuple[TracedInput, ...] = ()
     limits: tuple[SpaceLimit, ...] = ()

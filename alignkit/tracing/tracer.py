@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -160,6 +160,7 @@ def build_graph(
         outputs=outputs,
         inputs=inputs,
         limits=gauges.limits,
+        joint=traced.joint,
         proved=False if symmetries == "all" else None,
     )
     # Tied tensors have one layout; buffers that hold no units, and tensors that are never read, are fixed.
@@ -191,13 +192,23 @@ def interpret(
     """Run the rules until the layouts of all tensors can be written; return these, the first labels and what ran.
 
     Where the notation loses units of tensors whose axes depend on each other, such as those of a square matrix between
-    the units of one group, these tensors are labelled without, and what has more symmetries is returned.
+    the units of one group, these tensors are labelled without, and what has more symmetries is returned. Where such
+    axes would have too many labels, a first reading has none, and tells which of them have units of other tensors:
+    these need no labels in each matrix. If the rest is still too many, the first reading is returned.
     """
     uses = parameters.parameter_uses(steps, tensors)
+    nested = {
+        name: set(parameters.nested_axes(ref.shape, uses.get(ref.storage, parameters.ParameterUse())))
+        for name, ref in tensors.items()
+    }
     # Tensors each of whose axes moves by itself: weights of a state, and those that have no notation otherwise.
     plain = {name for pair in parameters.state_weights(model, tensors) for name in pair}
     recurrent = {name for name, _ in parameters.state_weights(model, tensors)}
     weights = {ref.storage for name, ref in tensors.items() if name not in recurrent}
+    stacks = {
+        name for name in nested if name not in plain and _is_large(tensors, nested, [name], parameters.SMALL_STACK)
+    }
+    joint = stacks if _is_large(tensors, nested, stacks, parameters.MAX_NESTED) else set()
     readings: list[tuple[TracedLayouts, dict[str, Labels], Interpreter]] = []
     while True:
         constraints = Constraints()
@@ -207,7 +218,8 @@ def interpret(
         labels: dict[str, Labels] = {}
         for name, ref in tensors.items():
             use = uses.get(ref.storage, parameters.ParameterUse())
-            labels[name] = parameters.first_labels(constraints, ref.shape, use, contextual=name not in plain)
+            axes = () if name in plain or name in joint else nested[name]
+            labels[name] = parameters.first_labels(constraints, ref.shape, use, axes)
             interpreter.set_labels(ref, labels[name])
         for ref in constant.values():
             interpreter.set_labels(ref, Labels.constant(ref.shape))
@@ -226,11 +238,26 @@ def interpret(
         plain |= set(traced.varying)
         if traced.varying:
             continue
+        if joint:
+            for name, axes in parameters.shared_axes(labels, traced.closed.classes, joint).items():
+                nested[name] -= axes
+            if _is_large(tensors, nested, joint - plain, parameters.MAX_NESTED):
+                traced.joint = tuple(name for name in tensors if name in joint)
+                return traced, labels, interpreter
+            joint = set()
+            continue
         readings.append((traced, labels, interpreter))
         lost = _lost_contexts(traced, labels)
         if not lost or len(readings) > 1:
             return max(readings, key=lambda reading: reading[0].symmetry.log_order)
         plain |= lost
+
+
+def _is_large(
+    tensors: Mapping[str, TensorRef], nested: Mapping[str, set[int]], names: Iterable[str], most: int
+) -> bool:
+    """Return whether nested axes of some tensors have more labels together than `most`."""
+    return sum(parameters.nested_atoms(tensors[name].shape, nested[name]) for name in names) > most
 
 
 def _lost_contexts(traced: TracedLayouts, labels: Mapping[str, Labels]) -> set[str]:

@@ -53,9 +53,9 @@ def test_a_flattened_map_is_split_where_it_was_joined() -> None:
 
 def test_first_labels_of_experts_and_of_grouped_filters() -> None:
     c = Constraints()
-    experts = first_labels(c, (4, 3, 5), ParameterUse(), contextual=True)
+    experts = first_labels(c, (4, 3, 5), ParameterUse(), [1, 2])
     assert [block.atoms.shape for block in experts.blocks] == [(4,), (4, 3), (4, 5)]
-    filters = first_labels(c, (6, 2, 3, 3), ParameterUse(groups=2), contextual=True)
+    filters = first_labels(c, (6, 2, 3, 3), ParameterUse(groups=2), [1])
     inputs = filters.owner[1].atoms
     assert inputs.shape == (6, 2)
     assert len(np.unique(inputs)) == 4

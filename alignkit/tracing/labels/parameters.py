@@ -7,14 +7,14 @@ weights of the state multiply the zeros it starts from.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
 from alignkit.tracing.labels.constraints import Constraints
-from alignkit.tracing.labels.tensor_labels import LabelBlock, Labels
+from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 
 _CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution"}
@@ -24,8 +24,11 @@ _TABLE_OPS = {"t", "mm", "addmm", "linear", "embedding", "matmul", "addmv", "mv"
 _STATE_WEIGHT = re.compile(r"(parametrizations\.)?(?P<gates>weight_hh)(_l\d+)?(_reverse)?(\.original\d*|_v|_orig)?")
 _MAX_ATOMS = 1 << 22
 """Maximum number of atoms of one axis that depends on another: 32 MiB. Larger axes move by themselves."""
-_MAX_ELEMENTS = 16 * _MAX_ATOMS
-"""Maximum size of a tensor with such axes, so that labels stay small beside the model."""
+SMALL_STACK = 1 << 16
+"""Number of atoms of such axes of one tensor up to which they do not matter for time and memory: 16 MiB."""
+MAX_NESTED = 1 << 24
+"""Maximum number of atoms of all such axes of a model. A trace takes about 250 bytes and 3 microseconds for each: 4 GiB
+and less than a minute, in which Mixtral-8x7B fits with its 13 million."""
 
 
 @dataclass(frozen=True)
@@ -61,32 +64,53 @@ def parameter_uses(steps: Iterable[OpRecord], tensors: Mapping[str, TensorRef]) 
     return uses
 
 
-def first_labels(c: Constraints, shape: tuple[int, ...], use: ParameterUse, *, contextual: bool) -> Labels:
-    """Return labels in which every axis moves by itself, or inside the units of the first axis.
+def nested_axes(shape: tuple[int, ...], use: ParameterUse) -> list[int]:
+    """List the axes that may move differently for each unit of the first one, as units of stacked experts do."""
+    labelled = [d for d, n in enumerate(shape) if n > 1 and (d < 2 or not use.groups)]
+    if use.groups == 1 or (use.matrix and len(shape) == 2):
+        return []
+    return [d for d in labelled[1:] if use.groups or shape[labelled[0]] * shape[d] <= _MAX_ATOMS]
+
+
+def nested_atoms(shape: tuple[int, ...], nested: Iterable[int]) -> int:
+    """Return how many atoms nested axes have, one for each position in each unit of the first axis that moves."""
+    return next((n for n in shape if n > 1), 1) * sum(shape[d] for d in nested)
+
+
+def shared_axes(labels: Mapping[str, Labels], classes: IntArray, stacks: Collection[str]) -> dict[str, set[int]]:
+    """Return the axes of some tensors whose units stand in other tensors as well, as those of a residual stream do.
+
+    Args:
+        labels: First labels of all tensors.
+        classes: The class of each atom.
+        stacks: The tensors in question, no axis of which depends on another.
+    """
+    atoms = [block.atoms.ravel() for name, x in labels.items() if name not in stacks for block in x.blocks]
+    outside = np.zeros(len(classes), bool)
+    outside[classes[np.concatenate([np.zeros(0, np.int64), *atoms])]] = True
+    return {name: {d for d, o in labels[name].owner.items() if outside[classes[o.atoms]].all()} for name in stacks}
+
+
+def first_labels(c: Constraints, shape: tuple[int, ...], use: ParameterUse, nested: Collection[int]) -> Labels:
+    """Return labels in which every axis moves by itself, and `nested` ones inside the units of the first axis.
 
     Example: stacked experts [4, 3, 5] get 4 atoms for the experts, 4 x 3 for their units and 4 x 5 for their inputs.
     The weight [6, 2, 3, 3] of a convolution in two groups gets 6 atoms for the outputs and 2 x 2 for the inputs, those
-    of a group repeated for its three outputs; its kernel stays fixed. With `contextual`, axes may move differently for
-    each unit of the first axis, as units of stacked experts do.
+    of a group repeated for its three outputs; its kernel stays fixed.
     """
     labelled = [d for d, n in enumerate(shape) if n > 1 and (d < 2 or not use.groups)]
-    if use.groups:
-        contextual = contextual and use.groups > 1
-    elif (use.matrix and len(shape) == 2) or int(np.prod(shape)) > _MAX_ELEMENTS:
-        contextual = False
     blocks: list[LabelBlock] = []
     for d in labelled:
         first, n = labelled[0], shape[d]
-        nested = contextual and d != first and (use.groups or shape[first] * n <= _MAX_ATOMS)
         owners = use.groups or shape[first]
-        atoms = c.new_atoms([owners, n] if nested else [n])
+        atoms = c.new_atoms([owners, n] if d in nested else [n])
         c.colour(atoms)
-        if nested and use.groups:
+        if d in nested and use.groups:
             c.adopt_rows(atoms, (0,), c.rows(blocks[0].atoms.reshape(owners, -1), (0,)))
             atoms = np.repeat(atoms, shape[0] // owners, axis=0)
-        elif nested:
+        elif d in nested:
             c.adopt_rows(atoms, (0,), blocks[0].atoms)
-        blocks.append(LabelBlock((d,), (first,) if nested else (), atoms))
+        blocks.append(LabelBlock((d,), (first,) if d in nested else (), atoms))
     return Labels.of(shape, (), blocks)
 
 

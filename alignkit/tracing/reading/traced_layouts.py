@@ -26,7 +26,8 @@ class TracedLayouts:
     """The layouts of a traced model: the segments of each axis of each tensor, on which the groups of `symmetry` act.
 
     Classes in `given_up` were told apart because the notation cannot express how they move. Tensors in `varying` have
-    axes that depend on each other in a way that has no notation; label them without contexts and read again.
+    axes that depend on each other in a way that has no notation; label them without contexts and read again. Tensors in
+    `joint` were labelled without contexts because these would have too many labels.
     """
 
     axes: dict[str, tuple[LabelledAxis, ...]]
@@ -34,6 +35,7 @@ class TracedLayouts:
     closed: Closed
     given_up: list[IntArray] = field(default_factory=list)
     varying: tuple[str, ...] = ()
+    joint: tuple[str, ...] = ()
 
 
 def read_layouts(c: Constraints, tensors: Mapping[str, Labels]) -> TracedLayouts:
