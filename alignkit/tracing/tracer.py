@@ -67,7 +67,7 @@ def trace(
             what has to be folded first and what can be balanced. Where the model has weights, each of these is proved
             on perturbed ones, and what fails is given up; the provenance says what keeps a group from more.
         keep_tied: With ``"all"``: whether a head that is tied to the embedding stays so. Otherwise the graph has both
-            as tensors of their own, and an `alignkit.graph.Untie` among its folds, where a gain can be folded then.
+            as tensors of their own, and an `alignkit.graph.Untie` among its folds, where more can be rotated then.
         **kwargs: Example inputs by name.
 
     Returns:
@@ -88,8 +88,10 @@ def trace(
     graph = build_graph(model, run, table, inputs, names, symmetries)
     if not keep_tied and (heads := tied_heads(graph, model)):
         untied = trace(module_with(model, {}, heads), *args, outputs=outputs, symmetries=symmetries, **kwargs)
-        folds = (*(Untie(head, source) for head, source in heads.items()), *untied.folds)
-        return SymmetryGraph(untied.tensors, untied.groups, untied.provenance, folds, untied.balances, untied.blocked)
+        if untied.dimension > graph.dimension:
+            folds = (*(Untie(head, source) for head, source in heads.items()), *untied.folds)
+            rewrites = folds, untied.balances, untied.blocked
+            return SymmetryGraph(untied.tensors, untied.groups, untied.provenance, *rewrites)
     if symmetries == "permutation" or any(ref.is_meta for ref in model.state_dict(keep_vars=True).values()):
         return graph
     refuted: dict[str, frozenset[str]] = {}

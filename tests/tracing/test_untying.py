@@ -81,7 +81,21 @@ class OneModule(nn.Module):
         return self.norm(self.embed(x)) @ self.embed.weight.T
 
 
-@pytest.mark.parametrize(("model", "untied"), [(NoGain, 0), (TwoEmbeddings, 1), (OneModule, 0)])
+class NormInTheStream(nn.Module):
+    """The stream begins behind a norm that adds its gain to it: untied or not, it does not rotate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.norm = nn.Embedding(7, 6), nn.LayerNorm(6), nn.LayerNorm(6)
+        self.up, self.down, self.head = nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 7)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.first(self.embed(x))
+        return self.head(self.norm(stream + self.down(nn.functional.gelu(self.up(stream)))))
+
+
+@pytest.mark.parametrize(("model", "untied"), [(NoGain, 0), (TwoEmbeddings, 1), (OneModule, 0), (NormInTheStream, 0)])
 def test_only_heads_are_untied(model: type[nn.Module], untied: int) -> None:
     torch.manual_seed(0)
     net, x = model().double().eval(), torch.randint(7, (2, 3))
