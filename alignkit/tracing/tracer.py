@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -10,8 +11,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 from alignkit.arguments import check_arguments
+from alignkit.errors import OutputError, TraceError
 from alignkit.graph import AxisPositions, Provenance, SymmetryGraph, TracedInput, Untie
 from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
@@ -85,6 +88,7 @@ def trace(
     table = RuleTable(plugin_registry.registry().trace_rules())
     names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     run, inputs = record(model, args, kwargs, names), _traced_inputs(args, kwargs)
+    run = replace(run, partly_taken=_axes_cut_by_numbers(model, args, kwargs, names, table))
     graph = build_graph(model, run, table, inputs, names, symmetries)
     if not keep_tied and (heads := tied_heads(graph, model)):
         untied = trace(module_with(model, {}, heads), *args, outputs=outputs, symmetries=symmetries, **kwargs)
@@ -117,6 +121,25 @@ def _traced_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tr
     return tuple(inputs)
 
 
+def _axes_cut_by_numbers(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: tuple[str, ...], table: RuleTable
+) -> frozenset[tuple[str, int]]:
+    """Return the axes of tensors of which a call with a smaller number reads a part: widths that the call chooses.
+
+    A slice as long as its axis is not recorded, so that a run with the largest number does not show it.
+    """
+    leaves, tree = pytree.tree_flatten((args, dict(kwargs)))
+    cut: set[tuple[str, int]] = set()
+    for place, number in enumerate(leaves):
+        if type(number) is not int or number < 2:
+            continue
+        smaller_args, smaller_kwargs = pytree.tree_unflatten([*leaves[:place], number // 2, *leaves[place + 1 :]], tree)
+        with suppress(TraceError, OutputError):  # the model does not take this number
+            run = record(model, smaller_args, smaller_kwargs, outputs)
+            cut.update((unread.tensor, unread.axis) for unread in build_graph(model, run, table).provenance.unread)
+    return frozenset(cut)
+
+
 def build_graph(
     model: nn.Module,
     run: RecordedRun,
@@ -139,7 +162,7 @@ def build_graph(
         tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
         history: list[LabelledStep] | None = [] if symmetries == "all" else None
         traced, labels, interpreter = interpret(
-            model, run.results, table, steps, tensors, constant, history, run.gives_numbers
+            model, run.results, table, steps, tensors, constant, history, run.gives_numbers, run.partly_taken
         )
         names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
         if history is not None:
@@ -190,6 +213,7 @@ def interpret(
     constant: Mapping[str, TensorRef],
     history: list[LabelledStep] | None = None,
     gives_numbers: bool = False,
+    partly_taken: Collection[tuple[str, int]] = (),
 ) -> tuple[TracedLayouts, dict[str, Labels], Interpreter]:
     """Run the rules until the layouts of all tensors can be written; return these, the first labels and what ran.
 
@@ -233,6 +257,10 @@ def interpret(
         if partly_read - plain:  # what was read of their axes has to stand for the rest
             plain |= partly_read
             continue
+        constraints.blame("a smaller number among the inputs", "")
+        for name, dim in partly_taken:
+            if name in labels and (owner := labels[name].owner.get(dim)):
+                constraints.fix_axis(owner.atoms, owner.span.index(dim))
         constraints.blame("unread positions", "")
         for name, x in labels.items():
             fix_single_rows(constraints, x, aside[name])

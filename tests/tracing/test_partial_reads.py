@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from alignkit.graph import SymmetryGraph
 from alignkit.tracing import trace
-from helpers.trace_checks import counts, keeps_function
+from helpers.trace_checks import counts, keeps_function, sizes
 
 ROWS, READ = 9, 4
 LENGTHS = (1, 2, READ, 6, ROWS)
@@ -264,3 +264,48 @@ def test_an_op_that_looks_at_shapes_alone_reads_nothing(like: Callable[[Tensor],
         graph = trace(model, vectors(length))
         assert counts(graph) == (groups, 0)
         keeps_function(model, graph, (vectors(2),), (vectors(4),), (vectors(8),))
+
+
+class Slim(nn.Module):
+    """A hidden layer whose width the call chooses, between two of fixed widths."""
+
+    def __init__(self, cut: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inp, self.a, self.b, self.out = nn.Linear(3, 4), nn.Linear(4, 8), nn.Linear(8, 5), nn.Linear(5, 2)
+        self.cut = cut
+
+    def forward(self, x: Tensor, width: int, options: dict[str, int] | None = None) -> Tensor:
+        width = (options or {}).get("width", width)
+        hidden = F.linear(self.inp(x), self.cut(self.a.weight, width), self.cut(self.a.bias, width)).tanh()
+        return self.out(F.linear(hidden, self.cut(self.b.weight.T, width).T, self.b.bias).tanh())
+
+
+CUTS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "the first": lambda w, n: w[:n],
+    "the last": lambda w, n: w[len(w) - n :],
+    "narrow": lambda w, n: w.narrow(0, 0, n),
+    "by number": lambda w, n: w[torch.arange(n)],
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("call", [(8,), (6,), (3, {"width": 8})], ids=str)
+def test_units_of_a_width_that_the_call_chooses_stay_at_any_width(name: str, call: tuple[Any, ...]) -> None:
+    model, x = Slim(CUTS[name]), torch.linspace(-1, 1, 12).reshape(4, 3)
+    graph = trace(model, x, *call)
+    assert sorted(sizes(graph).values()) == [4, 5]
+    keeps_function(model, graph, *((x, width) for width in (1, 3, 5, 8)))
+    assert {(pin.tensor, pin.axis) for pin in graph.provenance.pinned} >= {("a.weight", 0), ("b.weight", 1)}
+
+
+def test_a_number_that_cuts_nothing_fixes_nothing() -> None:
+    class Repeats(nn.Sequential):
+        def forward(self, x: Tensor, times: int) -> Tensor:
+            for _ in range(times):
+                x = super().forward(x)
+            return x
+
+    torch.manual_seed(0)
+    model = Repeats(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3))
+    assert sizes(trace(model, torch.zeros(2, 3), 4)) == {"layer.0": 6}

@@ -31,7 +31,8 @@ class RecordedRun:
 
     `results` have the names of their outputs, see `named_outputs`. `state` holds parameters and buffers as the ops saw
     them, by name; tied ones have one `TensorRef`. `replaced` names buffers that the run replaced by another tensor.
-    `alive` keeps all storages, so that identities stay unique.
+    `alive` keeps all storages, so that identities stay unique. `partly_taken` are axes of tensors, by name and number,
+    of which other calls take a part.
     """
 
     steps: list[OpRecord]
@@ -41,6 +42,7 @@ class RecordedRun:
     replaced: frozenset[str]
     alive: dict[int, object]
     gives_numbers: bool
+    partly_taken: frozenset[tuple[str, int]] = frozenset()
 
 
 def record(
