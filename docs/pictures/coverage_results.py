@@ -61,6 +61,14 @@ def states() -> str:
     return "\n".join(lines)
 
 
+def not_run() -> str:
+    """Which models of the list the run has not reached, in a sentence; empty where it reached all."""
+    names = results()["not_run"]
+    if not names:
+        return ""
+    return f"{len(names)} models of the list were not reached: {', '.join(names)}. They are in no number below."
+
+
 def versions() -> str:
     """The libraries of the run, in words."""
     named = [f"{library} {version}" for library, version in results()["versions"].items()]

@@ -22,7 +22,7 @@ import signal
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -47,10 +47,9 @@ def main() -> None:
     """Run what is missing in the results."""
     options = _options()
     rows = {} if not options.results.exists() else read(options.results)
-    every = [(source, name) for source in zoo_models.SOURCES for name in zoo_models.names(source)]
     todo = [
         key
-        for key in every
+        for key in listed()
         if key[0] in options.source
         and any(fnmatch.fnmatch(key[1], pattern) for pattern in options.only)
         and (key not in rows or rows[key]["status"] in options.again or rows[key]["commit"] in options.again)
@@ -63,7 +62,7 @@ def main() -> None:
     state = {"commit": _commit(), "limit": options.limit, "memory": options.memory}
     for number, row in enumerate(run(todo, options.jobs, options.limit, options.memory), 1):
         rows[row["source"], row["name"]] = {**row, **state, "date": date.today().isoformat()}
-        _write(options.results, [rows[key] for key in every if key in rows])
+        write(options.results, rows)
         print(f"{number}/{len(todo)} {row['source']}:{row['name']} {row['status']} {row['reason'][:150]}", flush=True)
 
 
@@ -73,14 +72,21 @@ def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["source"], row["name"]): row for row in rows}
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the results, a line for each model, and the versions of what they were made with."""
+def listed() -> list[tuple[str, str]]:
+    """Return source and name of every model of the run."""
+    return [(source, name) for source in zoo_models.SOURCES for name in zoo_models.names(source)]
+
+
+def write(path: Path, rows: Mapping[tuple[str, str], dict[str, Any]]) -> None:
+    """Write the results, a line for each model, with the versions that they were made with and what was not run."""
+    every = listed()
     libraries = ("torch", *zoo_models.SOURCES)
     head = {
         "command": "python tests/coverage/trace_zoo.py docs/results/coverage.json",
         "versions": {library: importlib.metadata.version(library).partition("+")[0] for library in libraries},
+        "not_run": [f"{source}:{name}" for source, name in every if (source, name) not in rows],
     }
-    models = ",\n".join(json.dumps(row) for row in rows)
+    models = ",\n".join(json.dumps(rows[key]) for key in every if key in rows)
     text = json.dumps(head, indent=1)[:-2] + f',\n "models": [\n{models}\n]\n}}\n'
     unfinished = path.with_suffix(".part")
     unfinished.write_text(text, encoding="utf-8")

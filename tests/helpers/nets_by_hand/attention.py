@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from helpers.nets_by_hand.net import Net
+from helpers.nets_by_hand.net import Net, parameter
 from helpers.trace_models import Parts
 
 ROWS = torch.linspace(-1, 1, 60).reshape(2, 6, 5).sin()
@@ -14,10 +14,6 @@ OTHERS = torch.linspace(-1, 1, 24).reshape(2, 4, 3).cos()
 IDS = torch.arange(12).reshape(2, 6) % 11
 L = nn.Linear
 HEADS, SIZE, WIDTH = 3, 4, 12
-
-
-def parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape))
 
 
 def split(x: Tensor, heads: int = HEADS) -> Tensor:

@@ -33,6 +33,11 @@ class Net:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+def parameter(*shape: int) -> nn.Parameter:
+    """Return a parameter of random numbers."""
+    return nn.Parameter(torch.randn(shape))
+
+
 def derived(model: nn.Module, symmetries: str) -> SymmetryGraph:
     """Return the graph of lines as those of `Net.symmetries`; each line names tensors, none is named twice."""
     ranks: dict[str, int] = {}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from helpers.nets_by_hand.net import Net
+from helpers.nets_by_hand.net import Net, parameter
 from helpers.trace_models import Parts
 
 NODES = torch.linspace(-1, 1, 30).reshape(6, 5).sin()
@@ -16,10 +16,6 @@ FEATURES = torch.linspace(-1, 1, 24).reshape(8, 3).cos()
 FIELDS = torch.arange(9).reshape(3, 3) % 7
 DENSE = torch.linspace(-1, 1, 12).reshape(3, 4).sin()
 L = nn.Linear
-
-
-def parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape))
 
 
 def gathered(x: Tensor, messages: Tensor, edges: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from helpers.nets_by_hand.attention import HEADS, IDS, ROWS, SIZE, WIDTH, joined, parameter, split, turned
-from helpers.nets_by_hand.net import Net
+from helpers.nets_by_hand.attention import HEADS, IDS, ROWS, SIZE, WIDTH, joined, split, turned
+from helpers.nets_by_hand.net import Net, parameter
 from helpers.trace_models import Parts
 
 IMAGE = torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8).sin()
