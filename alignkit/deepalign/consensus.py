@@ -8,13 +8,14 @@ similarities; here the similarities come from probes, and the rounds have no par
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.deepalign.relaxation import relax
 from alignkit.deepalign.scores import Scores, standardise
-from alignkit.graph import SymmetryGraph
+from alignkit.graph import SymmetryGraph, Use
 from alignkit.matching.objective import Objective
 from alignkit.matching.sinkhorn import balanced_sinkhorn
 from alignkit.matching.tree_objective import TreeObjective
@@ -55,7 +56,7 @@ def consensus(
             for name in tree.graph.tree(tree.root):
                 uses = (*tree.plain[name], *tree.coupled[name])
                 # Similarities of units by their weights, all other groups being soft, or averaged where unknown.
-                weights = [objective.pair_similarity(use, soft) for use in uses]
+                weights = [objective.pair_similarity(use, around(use, soft)) for use in uses]
                 if not weights:
                     continue
                 new = standardise(sum(weights[1:], weights[0]))
@@ -67,6 +68,12 @@ def consensus(
                 updated[name] = new
         current = updated
     return {name: matrix.cpu() for name, matrix in current.items()}
+
+
+def around(use: Use, soft: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Return the soft alignments that a use is scored under: those of its neighbours, not of what is nested beside it."""
+    nested = {str(use.block.dims[at].group) for at in use.branches}
+    return {**soft, **dict.fromkeys(nested)}
 
 
 def peak(scores: Float[Tensor, "units units"]) -> Tensor:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from alignkit.checkpoints.fit import is_number
 from alignkit.errors import BindError
-from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.kinds import WITH_MEAN
 from alignkit.graph.layout import Block
@@ -38,7 +37,7 @@ from alignkit.graph.stored import StoredNetwork
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import Use
 from alignkit.matching.assignment import Backend
-from alignkit.matching.products import Factors, Product, unknown_dims
+from alignkit.matching.products import Factors, Product
 from alignkit.matching.similarities import Similarities, room_for_similarities
 from alignkit.matching.soft_alignment import SoftAlignment
 
@@ -337,28 +336,13 @@ class Objective:
         return self._similarities.of(group, products, {use: self._factors(use) for use in plain})[0]
 
     def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
-        """Return similarities of all units of all parents at one use; what is nested in a unit is averaged."""
+        """Return similarities of all units of all parents at one use.
+
+        What is nested in a unit is averaged, unless it has a matrix for each pair of units.
+        """
         total = torch.zeros(1, use.unit_count, use.unit_count, dtype=torch.float64, device=self.device)
         product = Product(use, elements, within_parents=False)
         return product.add_to(total, (self.a, self.b), *self._factors(use))[0]
-
-    def sides(self, use: Use, elements: Elements, average: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Return A's and B's part at one use, the group's chain of dims first and left as it is in both.
-
-        The groups of other dims are applied to B, but for those nested in the chain. Over dims of ``average`` and of
-        unknown groups A is summed and B averaged, or is 0 where the mean of the group's kind is; they are kept, of size
-        1.
-        """
-        averaged = frozenset(average) | (unknown_dims(use, elements) - set(use.branches))
-        still, order = averaged | set(use.branches) | set(use.chain), (*use.chain, *use.rest)
-        a, b = (side.part(use.tensor, use.block, 0, slice(None)).double() for side in (self.a, self.b))
-        moving = [dim.group for i, dim in enumerate(use.block.dims) if dim.group and i not in still]
-        b = act_on_block(use.block, b, known(elements, moving), skip=still)
-        if averaged:
-            a, b = a.sum(tuple(averaged), keepdim=True), b.mean(tuple(averaged), keepdim=True)
-        if any(use.block.dims[at].kind not in WITH_MEAN for at in averaged):
-            b = torch.zeros_like(b)
-        return a.permute(order), b.permute(order)
 
 
 def read_together(sums: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from alignkit.graph.parts import (
     split_places,
 )
 from alignkit.graph.uses import Use
+from alignkit.matching.soft_products import add_soft_product
 
 ROWS = 512
 """Rows of a product that are widened to float64 at once: few enough to be small beside the matrix of similarities."""
@@ -55,14 +56,17 @@ class Product:
         elements: Indices or matrices of each group; a group without any is unknown. What it indexes is summed in A and
             averaged in B, which is the centre of all its orders; the product is 0 where the centre of its kind is.
         within_parents: Whether the group's ancestors are applied to B, and units of one parent compared with each
-            other: ``[parents, n, n]``. Otherwise all units of all parents are, and what is nested in them is averaged:
-            ``[1, units, units]``.
+            other: ``[parents, n, n]``. Otherwise all units of all parents are: ``[1, units, units]``. What is nested in
+            them is averaged then, unless it has a matrix for each pair of parents.
     """
 
     def __init__(self, use: Use, elements: Mapping[str, Tensor | None], *, within_parents: bool) -> None:
         self.use, self.dims, self.within_parents = use, use.block.dims, within_parents
-        self.averaged = unknown_dims(use, elements) | (frozenset() if within_parents else set(use.branches))
         self.compared = frozenset({use.at}) if within_parents else frozenset(use.chain)
+        self.averaged = unknown_dims(use, elements, self.compared)
+        if not within_parents:
+            matrices = {name for name, order in elements.items() if order is not None and order.is_floating_point()}
+            self.averaged |= {at for at in use.branches if self.dims[at].group not in matrices}
         self.orders = orders_of(use.block, elements, self.averaged | self.compared)
 
     @property
@@ -83,6 +87,9 @@ class Product:
     ) -> Tensor:
         """Add the product times ``scale`` to ``total`` and return it: in place, unless gradients flow."""
         if not self.work:
+            return total
+        if self.is_soft:
+            add_soft_product(total, self.use, self.orders, self.compared, self.averaged, sides, factors, scale)
             return total
         at, runs = self.cut(sides[0])
 
@@ -205,14 +212,16 @@ def multiply(a: Float[Tensor, "parents m rest"], b: Float[Tensor, "parents n res
     return a @ b.mT
 
 
-def unknown_dims(use: Use, elements: Mapping[str, Tensor | None]) -> frozenset[int]:
-    """Return the dims off the chain of groups whose order (or whose parents' order) is not known."""
+def unknown_dims(use: Use, elements: Mapping[str, Tensor | None], compared: frozenset[int]) -> frozenset[int]:
+    """Return the dims off the chain of groups whose order (or whose parents' order) has to be known and is not."""
     if not use.others:
         return frozenset()
     dims = use.block.dims
 
     def is_unknown(at: int) -> bool:
         group = dims[at].group
-        return group is not None and (elements.get(group) is None or any(map(is_unknown, dims[at].ancestors)))
+        if group is None or at in compared:
+            return False
+        return elements.get(group) is None or any(map(is_unknown, dims[at].ancestors))
 
     return frozenset(at for at in use.rest if is_unknown(at))

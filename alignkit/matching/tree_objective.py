@@ -12,15 +12,11 @@ is assigned given the others, twice: first with the others averaged, then with t
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import prod
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.graph.elements.action import act_on_dims
-from alignkit.graph.layout import Dim
+from alignkit.graph.elements.element import as_matrix
 from alignkit.graph.uses import Use
 from alignkit.matching.families import read_off, split_pairs
 from alignkit.matching.objective import Elements, Objective
@@ -65,10 +61,10 @@ class TreeObjective:
 
     def _values_of_children(self, parent: str, elements: Elements, pairs: dict[str, Tensor]) -> Tensor:
         """Assign the children of each pair of the parent's units, into ``pairs``; the sum of their values."""
-        children = self.graph.children(parent)
+        children, outside = self.graph.children(parent), {**elements, **dict.fromkeys(self.members)}
         plain = {name: self._matrices(name, elements, pairs) for name in children}
         for name in children:
-            averaged = [self.objective.pair_similarity(use, elements) for use in self.coupled[name]]
+            averaged = [self.objective.pair_similarity(use, outside) for use in self.coupled[name]]
             size = self.graph.groups[name].size
             extra = sum((split_pairs(m.cpu().double(), size) for m in averaged), start=torch.zeros(()))
             pairs[name] = self._best(name, plain[name] + extra)
@@ -92,20 +88,12 @@ class TreeObjective:
         In the example, for ``o`` with ``I`` of ``pairs["i"][p, q]``::
 
             similarity[p, q, o, o'] = sum_ir A[p, o, i, r] B[q, o', I[i], r]
+
+        An element that depends on both parents is a matrix for each pair of them; what is nested deeper than a sibling
+        is averaged.
         """
         dims = use.block.dims
-        siblings = [i for i in use.branches if dims[i].ancestors == dims[use.at].ancestors]
-        average = tuple(i for i in use.branches if i not in siblings)
-        a, b = self.objective.sides(use, elements, average)
-        parents = prod(d.size for d in (dims[i] for i in dims[use.at].ancestors))
-        a, b = (side.reshape(parents, *side.shape[len(use.chain) - 1 :]) for side in (a, b))
-        # Dims of one side: parents, units, and the rest, of which siblings depend on the parent.
-        own = [Dim(0, size, 1) for size in b.shape]
-        groups = {2 + use.rest.index(i): str(dims[i].group) for i in siblings}
-        for at, group in groups.items():
-            own[at] = replace(own[at], group=group, ancestors=(0,), kind=self.graph.groups[group].kind)
-        rows = []
-        for parent in range(parents):
-            ordered = act_on_dims(own, b, {at: pairs[group][parent] for at, group in groups.items()})
-            rows.append(torch.einsum("nr,pmr->pnm", a[parent].flatten(1), ordered.flatten(2)))
-        return torch.stack(rows)
+        siblings = {str(dims[i].group) for i in use.branches if dims[i].ancestors == dims[use.at].ancestors}
+        orders = {name: pairs[name] if pairs[name].is_floating_point() else as_matrix(pairs[name]) for name in siblings}
+        given = {**elements, **dict.fromkeys(self.members), **orders}
+        return split_pairs(self.objective.pair_similarity(use, given), dims[use.at].size)
