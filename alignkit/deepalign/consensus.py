@@ -71,7 +71,7 @@ def consensus(
 
 
 def around(use: Use, soft: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Return the soft alignments that a use is scored under: those of its neighbours, not of what is nested beside it."""
+    """Return the soft alignments that a use is scored under: not those of what is nested beside it."""
     nested = {str(use.block.dims[at].group) for at in use.branches}
     return {**soft, **dict.fromkeys(nested)}
 

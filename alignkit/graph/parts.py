@@ -129,22 +129,27 @@ def ordered_part(
     return act_on_dims(block.dims, part.double() if is_soft else part, inner) if inner else part
 
 
-def common_parts(
-    node: TensorNode, networks: Sequence[tuple[Tensors, Mapping[str, Tensor | None]]]
-) -> Iterator[list[Tensor]]:
+Network: TypeAlias = tuple[Tensors, Mapping[str, Tensor | None]]
+"""A network, and the order in which its units are looked at; a group without an element stays as it is."""
+
+
+def common_parts(node: TensorNode, networks: Sequence[Network]) -> Iterator[list[Tensor]]:
     """Yield one tensor of several networks part by part, each network in the order of its elements.
 
-    ``[(a, {}), (b, alignment.elements)]`` yields parts of A beside the same parts of aligned B. A group without an
-    element stays as it is.
+    ``[(a, {}), (b, alignment.elements)]`` yields parts of A beside the same parts of aligned B.
     """
-    for block in node.blocks:
-        every = [orders_of(block, elements) for _, elements in networks]
-        first = networks[0][0]
-        at = first.cut(block, frozenset(range(len(block.dims))))
-        together = {i: order for orders in every for i, order in orders.items()}
-        for run in ranges(min(SMALL_PIECE, first.piece), block, at, together):
-            sides = zip(networks, every, strict=True)
-            yield [ordered_part(tensors, node.name, block, at, run, orders) for (tensors, _), orders in sides]
+    return (parts for block in node.blocks for _, _, parts in parts_of_block(node.name, block, networks))
+
+
+def parts_of_block(name: str, block: Block, networks: Sequence[Network]) -> Iterator[tuple[int, slice, list[Tensor]]]:
+    """Yield one block of a tensor of several networks part by part, each with its dim and its places there."""
+    every = [orders_of(block, elements) for _, elements in networks]
+    first = networks[0][0]
+    at = first.cut(block, frozenset(range(len(block.dims))))
+    together = {i: order for orders in every for i, order in orders.items()}
+    for run in ranges(min(SMALL_PIECE, first.piece), block, at, together):
+        sides = zip(networks, every, strict=True)
+        yield at, run, [ordered_part(tensors, name, block, at, run, orders) for (tensors, _), orders in sides]
 
 
 def ranges(piece: int, block: Block, at: int, orders: Orders | None = None) -> list[slice]:

@@ -77,6 +77,17 @@ class Use:
         size = self.block.dims[self.at].size
         return part.permute(*self.chain, *self.rest).reshape(self.unit_count // size, size, -1)
 
+    def add_sums(self, total: Tensor, at: int, places: slice, values: Tensor) -> None:
+        """Add to ``total``, a number for each unit over all parents, the sum of its elements in a part of the block.
+
+        ``values`` are those at some places of dim ``at`` (`alignkit.graph.parts`).
+        """
+        dims, part = self.block.dims, values.permute(*self.chain, *self.rest)
+        sums = part.flatten(len(self.chain)).sum(-1) if self.rest else part
+        total.view([dims[i].size for i in self.chain])[
+            tuple(places if i == at else slice(None) for i in self.chain)
+        ] += sums
+
     def broadcast(self, values: Tensor) -> Tensor:
         """Shape one value for each unit over all parents so that it broadcasts over the elements of the block."""
         return values.reshape([dim.size if i in self.chain else 1 for i, dim in enumerate(self.block.dims)])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.parts import Network, as_tensors, common_parts, parts_of_block
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import uses_of_block
@@ -36,8 +37,8 @@ class Frame:
     def of(cls, bound: Pair) -> Frame:
         """Return the frame of a pair; weights are copied."""
         sides = [(canonical_order(bound.graph, weights), weights) for weights in (bound.a, bound.b)]
-        ordered = [(order, order.apply(dict(weights))) for order, weights in sides]
-        ranks = [[float(t.double().square().sum()) for t in weights.values()] for _, weights in ordered]
+        ordered = [(order, order.apply(weights)) for order, weights in sides]
+        ranks = [_squares(bound.graph, weights) for _, weights in ordered]
         exchanged = ranks[1] < ranks[0]
         if exchanged:
             ordered.reverse()
@@ -54,6 +55,13 @@ class Frame:
         return outside.inverse() if self.exchanged else outside
 
 
+def _squares(graph: GraphStructure, weights: Mapping[str, Tensor]) -> list[float]:
+    """Return the sum of squares of each tensor."""
+    network: Network = as_tensors(weights), {}
+    nodes = graph.tensors.values()
+    return [sum(float(part.double().square().sum()) for (part,) in common_parts(node, [network])) for node in nodes]
+
+
 def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Alignment:
     """Return the alignment that stores units by a number which no reordering of the network changes.
 
@@ -61,13 +69,19 @@ def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Ali
     order in which they are stored.
     """
     numbers = {name: torch.zeros(graph.instances(name), group.size).double() for name, group in graph.groups.items()}
-    for tensor, node in graph.tensors.items():
+    tensors = as_tensors(weights)
+    for name, node in graph.tensors.items():
         for block in node.blocks if node.groups else ():
-            part = block.view(weights[tensor].detach().cpu()).double()
-            part = part + torch.pi * part.square()
-            for use in uses_of_block(tensor, block):
+            uses = uses_of_block(name, block)
+            sums = [torch.zeros_like(numbers[use.group]) for use in uses]
+            for at, places, (part,) in parts_of_block(name, block, [(tensors, {})]):
+                part = part.double()
+                part = part + torch.pi * part.square()
+                for use, total in zip(uses, sums, strict=True):
+                    use.add_sums(total, at, places, part)
+            for use, total in zip(uses, sums, strict=True):
                 # Uses are told apart: the same weights in another tensor make another unit.
-                numbers[use.group] = 1.1 * numbers[use.group] + use.unfold(part).sum(-1)
+                numbers[use.group] = 1.1 * numbers[use.group] + total
     orders = {name: number.argsort(dim=-1, stable=True) for name, number in numbers.items()}
     # The order of the units of a parent does not depend on its place: it is the same for every pair of parents.
     pairs = {name: order.expand(len(order), *order.shape) for name, order in orders.items()}
