@@ -84,9 +84,8 @@ class Use:
         """
         dims, part = self.block.dims, values.permute(*self.chain, *self.rest)
         sums = part.flatten(len(self.chain)).sum(-1) if self.rest else part
-        total.view([dims[i].size for i in self.chain])[
-            tuple(places if i == at else slice(None) for i in self.chain)
-        ] += sums
+        units = tuple(places if i == at else slice(None) for i in self.chain)
+        total.view([dims[i].size for i in self.chain])[units] += sums
 
     def broadcast(self, values: Tensor) -> Tensor:
         """Shape one value for each unit over all parents so that it broadcasts over the elements of the block."""

@@ -21,7 +21,7 @@ from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.symmetry_graph import Pair, SymmetryGraph
 from alignkit.matching.families import best_element
-from alignkit.matching.objective import power_of_two
+from alignkit.matching.objective import divided, power_of_two
 from alignkit.matching.relaxation import SAMPLES, Masses, Relaxation, best_step
 from alignkit.matching.soft_alignment import SoftAlignment
 
@@ -50,7 +50,11 @@ def ascend_together(
     largest = max((float(t.double().square().sum()) for w in weights for t in w.values() if is_number(t)), default=0.0)
     if not largest:  # no order of units is better than another
         return list(start)
-    models = [Relaxation(Pair(graph, w, w), where, dtype, power_of_two(largest)) for w in weights]
+    scale = power_of_two(largest)
+    networks = [
+        {n: divided(w[n].to(where), scale, dtype) if is_number(w[n]) else w[n] for n in graph.tensors} for w in weights
+    ]
+    models = [Relaxation(Pair(graph, network, network), where, dtype) for network in networks]
     degree = max(term.degree or SAMPLES for term in models[0].terms)
     nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(degree + 1) / degree)
     centre = SoftAlignment.centre(graph)
@@ -102,5 +106,6 @@ def _objective_on_line(nodes: Float[np.ndarray, " nodes"], samples: Iterable[Seq
 
 def _move(model: Relaxation, elements: Mapping[str, Tensor]) -> Tensors:
     """Move the model's tensors on which groups act by matrices or by indices."""
-    tensors = model.graph.tensors
-    return {name: act_on_blocks(tensors[name].blocks, tensor, elements) for name, tensor in model.b.items()}
+    network, tensors = model.bound.b, model.graph.tensors
+    moved = dict.fromkeys(term.tensor for term in model.terms)
+    return {name: act_on_blocks(tensors[name].blocks, network[name], elements) for name in moved}

@@ -29,13 +29,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.checkpoints.fit import is_number
-from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.layout import Block
+from alignkit.graph.parts import Network, as_tensors, parts_of_block
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import Use, uses_of_block
 from alignkit.matching.families import split_pairs, unit_masses
 from alignkit.matching.objective import divided
+from alignkit.matching.products import Product
 from alignkit.matching.soft_alignment import SoftAlignment
 
 Masses: TypeAlias = Mapping[str, Float[Tensor, "units units"]]
@@ -88,18 +89,19 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """The objective at a point, and its derivative by every mass: at each use, and summed over those of each group."""
+    """The objective at a point, and its derivative by the mass of every group."""
 
-    values: Mapping[Term, Float[Tensor, ""]]
-    """``<A, P # B>`` of each term, in squared units of the weights; they stay on the device."""
-    uses: Mapping[Use, Float[Tensor, "units units"]]
+    values: Float[Tensor, 2]
+    """``<A, P # B>`` over the terms that are parabolas along a line, and over the others; they stay on the device."""
     groups: Mapping[str, Float[Tensor, "units units"]]
     """Zeros for a group that acts only through its children."""
+    parabolas: Mapping[str, Float[Tensor, "units units"]]
+    """The part of ``groups`` that comes from the first kind of terms."""
 
     @property
     def value(self) -> float:
         """``<A, P # B>`` over all tensors on which groups act."""
-        return float(torch.stack([*self.values.values()]).sum()) if self.values else 0.0
+        return float(self.values.sum())
 
 
 class Relaxation:
@@ -115,37 +117,38 @@ class Relaxation:
         dtype: torch.dtype = torch.float32,
         scale: float = 1.0,
     ) -> None:
-        self.graph, self.device, self.dtype = bound.graph, torch.device(device), dtype
-        moved = {name: node for name, node in self.graph.tensors.items() if node.groups and is_number(bound.a[name])}
-        self.a, self.b = (
-            {name: divided(side[name].detach().to(self.device), scale, dtype).contiguous() for name in moved}
-            for side in (bound.a, bound.b)
-        )
-        self.terms = tuple(Term(name, block) for name, node in moved.items() for block in node.blocks if block.groups)
+        self.bound, self.graph = bound, bound.graph
+        self.device, self.dtype, self.scale = torch.device(device), dtype, scale
+        self.a, self.b = (as_tensors(side, self.device) for side in (bound.a, bound.b))
+        moved = [node for node in self.graph.tensors.values() if node.groups and is_number(self.a.dtype(node.name))]
+        self.terms = tuple(Term(node.name, block) for node in moved for block in node.blocks if block.groups)
         self._constant: dict[Use, Tensor] = {}
 
     def facing(self, a: Mapping[str, Tensor]) -> Relaxation:
         """Return the same B against other tensors in place of A, already on this device and of this type."""
         other = copy.copy(self)
-        other.a, other._constant = dict(a), {}
+        other.a, other._constant = as_tensors(a, self.device), {}
         return other
+
+    def _factor(self, part: Tensor, _side: int) -> Tensor:
+        """Bring a part of A or B to the type of the products."""
+        return divided(part, self.scale, self.dtype)
 
     @cached_property
     def scales(self) -> dict[str, float]:
         """For each group, the size of what two of its units can contribute: ``mean |a_i| * mean |b_j|``."""
-        squares: dict[str, list[Tensor]] = {name: [] for name in self.graph.groups}
+        squares = {
+            name: torch.zeros(2, self.graph.unit_count(name), dtype=torch.float64, device=self.device)
+            for name in self.graph.groups
+        }
         for term in self.terms:
-            for use in term.leaves:
-                sides = [use.block.view(side[use.tensor]).square() for side in (self.a, self.b)]
-                summed = [side.sum(use.rest) if use.rest else side for side in sides]
-                squares[use.group].append(torch.stack(summed).flatten(1))
-        norms = {name: sum(parts).sqrt().double().mean(1) for name, parts in squares.items() if parts}  # type: ignore[union-attr]
-        sizes = (
-            dict(zip(norms, torch.stack([norm.prod() for norm in norms.values()]).cpu().tolist(), strict=True))
-            if norms
-            else {}
-        )
-        return {name: sizes.get(name, 0.0) for name in squares}
+            for at, places, parts in parts_of_block(term.tensor, term.block, [(self.a, {}), (self.b, {})]):
+                for sums, part in zip(range(2), parts, strict=True):
+                    values = self._factor(part, sums).square()
+                    for use in term.leaves:
+                        use.add_sums(squares[use.group][sums], at, places, values)
+        sizes = torch.stack([each.sqrt().mean(1).prod() for each in squares.values()]).cpu().tolist() if squares else []
+        return dict(zip(squares, sizes, strict=True))
 
     def point(self, soft: SoftAlignment) -> Point:
         """Return the point of a soft alignment."""
@@ -175,47 +178,38 @@ class Relaxation:
             matrices[name] = torch.where(share > _NO_SHARE, blended, start.matrices[name])
         return Point(matrices, masses)
 
+    @cached_property
+    def higher(self) -> tuple[Term, ...]:
+        """Terms that are no parabolas along a line of masses."""
+        return tuple(term for term in self.terms if term.degree not in (1, 2))
+
     def gradient(self, point: Point) -> Gradient:
         """Compute value and derivative at a point; the value is that of any one innermost use with its mass."""
-        values: dict[Term, Tensor] = {}
-        uses: dict[Use, Tensor] = {}
+        values = torch.zeros(2, dtype=torch.float64, device=self.device)
         groups = {name: torch.zeros_like(mass) for name, mass in point.masses.items()}
+        parabolas = {name: torch.zeros_like(mass) for name, mass in groups.items()} if self.higher else groups
         for term in self.terms:
+            is_higher = term in self.higher
             for use, sign in term.uses:
-                uses[use] = sign * self._derivative(use, point)
-                groups[use.group] += uses[use]
+                derivative = self._derivative(use, point)
+                groups[use.group].add_(derivative, alpha=sign)
+                if self.higher and not is_higher:
+                    parabolas[use.group].add_(derivative, alpha=sign)
                 if use is term.leaves[0]:
-                    values[term] = _dot(uses[use], point.masses[use.group])
-        return Gradient(values, uses, groups)
+                    values[int(is_higher)] += sign * _dot(derivative, point.masses[use.group])
+        return Gradient(values, groups, parabolas)
 
     def _derivative(self, use: Use, point: Point) -> Float[Tensor, "units units"]:
-        """Compute ``unfold(A) @ unfold(others applied to B)^T`` over all pairs of units, others being soft.
+        """Compute the derivative of a term by the mass of a group: the product of its units at one use.
 
-        In the example, of ``d`` and of ``model``::
-
-            derivative[p i, q j] = sum_mn   A[p, i, m] M[m, n] B[q, j, n]
-            derivative[m, n]     = sum_piqj A[p, i, m] H[p, q] D[p, q, i, j] B[q, j, n]
-
-        It is an einsum with letter ``k`` for the source and ``count + k`` for the place of dim ``k``, in an order in
-        which each product is small: B, one matrix after the other, A last.
+        It is the sum of `alignkit.matching.soft_products`, with the example of this module.
         """
         if use in self._constant:
             return self._constant[use]
-        dims = use.block.dims
-        count = len(dims)
-        places = [k if dim.group is None else count + k for k, dim in enumerate(dims)]
-        operands: list[Tensor | list[int]] = [use.block.view(self.b[use.tensor]), list(range(count))]
-        is_constant = True
-        for k, dim in enumerate(dims):
-            if dim.group is not None and k not in use.chain:
-                is_constant = False
-                sizes = [dims[i].size for i in dim.ancestors]
-                matrix = point.matrices[dim.group].reshape(*sizes, *sizes, dim.size, dim.size)
-                operands += [matrix, [*(places[i] for i in dim.ancestors), *dim.ancestors, places[k], k]]
-        operands += [use.block.view(self.a[use.tensor]), places]
-        derivative = torch.einsum(*operands, [*(places[i] for i in use.chain), *use.chain])
-        derivative = derivative.reshape(use.unit_count, use.unit_count)
-        if is_constant:
+        product = Product(use, point.matrices, within_parents=False)
+        total = torch.zeros(1, use.unit_count, use.unit_count, dtype=self.dtype, device=self.device)
+        derivative = product.add_to(total, (self.a, self.b), self._factor)[0]
+        if not product.is_soft:
             self._constant[use] = derivative
         return derivative
 
@@ -224,39 +218,29 @@ class Relaxation:
     ) -> np.polynomial.Polynomial:
         """Return the objective from a point to a corner as a polynomial of the step in ``[0, 1]``.
 
-        A term of degree 1 or 2 follows from its value and slope at the start, and its value at the corner::
+        Terms of degree 1 or 2 follow from their value and slope at the start, and their value at the corner::
 
-            f(step) = f(0) + f'(0) step + (f(1) - f(0) - f'(0)) step^2,    f'(0) = sum_uses <derivative, end - start>
+            f(step) = f(0) + f'(0) step + (f(1) - f(0) - f'(0)) step^2,   f'(0) = sum_groups <derivative, end - start>
 
         Terms of higher degree are interpolated at Chebyshev points: exact, except where branches of a family meet.
         ``end`` holds the masses of the corner and ``elements`` its indices; ``at_start`` is the gradient at ``start``.
         """
-        parabolas: list[Tensor] = []
-        """Value, slope and end of each term of degree 1 or 2; they are read from the device together."""
-        higher: list[Term] = []
+        slopes = [_dot(slope, end[name] - start.masses[name]) for name, slope in at_start.parabolas.items()]
+        final = torch.zeros((), dtype=torch.float64, device=self.device)
         for term in self.terms:
-            if term.degree not in (1, 2):
-                higher.append(term)
-                continue
-            value = at_start.values[term]
-            ways = ((at_start.uses[use], end[use.group] - start.masses[use.group]) for use, _ in term.uses)
-            slope = torch.stack([_dot(derivative, way) for derivative, way in ways]).sum()
-            final = value + slope
-            if term.degree == 2:
-                moved = act_on_block(term.block, term.block.view(self.b[term.tensor]), elements)
-                final = _dot(term.block.view(self.a[term.tensor]), moved)
-            parabolas.append(torch.stack([value, slope, final]))
-        polynomial = np.polynomial.Polynomial([0.0])
-        if parabolas:
-            value, slope, final = torch.stack(parabolas).sum(0).cpu().tolist()
-            polynomial += np.polynomial.Polynomial([value, slope, final - value - slope])
-        if higher:
-            degree = max(SAMPLES if term.degree is None else term.degree for term in higher)
+            networks: list[Network] = [(self.a, {}), (self.b, elements)]
+            for _, _, (a, b) in parts_of_block(term.tensor, term.block, networks) if term not in self.higher else ():
+                final += _dot(self._factor(a, 0), self._factor(b, 1))
+        zero = torch.zeros_like(final)
+        value, slope, last = torch.stack([at_start.values[0], sum(slopes, zero), final]).cpu().tolist()
+        polynomial = np.polynomial.Polynomial([value, slope, last - value - slope])
+        if self.higher:
+            degree = max(SAMPLES if term.degree is None else term.degree for term in self.higher)
             nodes = 0.5 - 0.5 * np.cos(np.pi * np.arange(degree + 1) / degree)
             samples = []
             for node in nodes:
                 point = self.between(start, end, float(node))
-                leaves = (term.leaves[0] for term in higher)
+                leaves = (term.leaves[0] for term in self.higher)
                 values = [_dot(self._derivative(use, point), point.masses[use.group]) for use in leaves]
                 samples.append(torch.stack(values).sum())
             polynomial += np.polynomial.Polynomial.fit(
