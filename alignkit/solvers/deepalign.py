@@ -16,10 +16,14 @@ from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, find_probing
 from alignkit.errors import SolverError
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.families import best_element
-from alignkit.solver import Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
+from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
 from alignkit.tasks.minibatches import first_batches
+
+_MATRICES = 8
+"""Square matrices for each group that are alive at once."""
 
 Encoder = Literal["learned", "probes", "dws"]
 
@@ -62,6 +66,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
     """
 
     name = "deepalign"
+    needs = Needs(in_memory=False)
     returns = Returns(exact_on_permuted_copies=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
@@ -76,6 +81,10 @@ class DeepAlign(Solver[DeepAlignOptions]):
             notes["probes"] = probed.why
         scores: dict[str, Tensor] = {}  # of every group that the encoder sees
         if aligner is not None and not aligner.needs_probes:
+            if problem.bound.is_stored:
+                raise SolverError(
+                    'encoder="dws" reads whole networks, which are to stay on disk: bind without memory=.'
+                )
             scores = aligner.score(AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed))
         elif probed is not None and (probing := probed.pair.probing) is not None:
             scores = probe_similarities(probed.pair, probing) if aligner is None else aligner.score(probed.pair)
@@ -100,6 +109,10 @@ class DeepAlign(Solver[DeepAlignOptions]):
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(2 if steps else 1, problem.objective.distance2(alignment), alignment=alignment))
         return Outcome(alignment, notes=notes)
+
+    def memory(self, graph: SymmetryGraph) -> int:
+        """Return the bytes of scores and soft alignments of all groups, in float64."""
+        return 8 * _MATRICES * sum(graph.unit_count(name) ** 2 for name in graph.groups)
 
     def _load_aligner(self, problem: Problem) -> Aligner | None:
         """Load the trained weights; None for "probes"."""

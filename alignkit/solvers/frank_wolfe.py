@@ -19,8 +19,11 @@ from alignkit.matching.objective import Objective
 from alignkit.matching.relaxation import Point, Relaxation, best_step
 from alignkit.matching.sinkhorn import sinkhorn
 from alignkit.matching.soft_alignment import SoftAlignment, matrix_shape
-from alignkit.solver import IterativeOptions, Outcome, Problem, Report, Returns, Solver, Status, Step
+from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots, shuffle_elements
+
+_MATRICES = 8
+"""Square matrices for each group that are alive at once."""
 
 
 class FrankWolfeOptions(IterativeOptions):
@@ -62,6 +65,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
     """
 
     name = "frank_wolfe"
+    needs = Needs(in_memory=False)
     returns = Returns(exact_on_permuted_copies=True, monotone=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
@@ -102,6 +106,11 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
             best.offer(best_element(graph, end.masses), f"run {run + 1}")
         status = Status.OK if converged else Status.MAX_STEPS
         return Outcome(frame.leave(Alignment(graph, best.elements)), status, {"steps": float(steps)})
+
+    def memory(self, graph: SymmetryGraph) -> int:
+        """Return the bytes of masses, matrices, gradients and corners of all groups, in float64 at most."""
+        constant = sum(graph.unit_count(name) ** 2 for name, uses in graph.uses.items() for u in uses if not u.others)
+        return 8 * (_MATRICES * sum(graph.unit_count(name) ** 2 for name in graph.groups) + constant)
 
     def _start(self, relaxation: Relaxation, problem: Problem, frame: Frame) -> Point:
         """Return where the first run starts."""
