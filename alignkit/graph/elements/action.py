@@ -54,11 +54,25 @@ def act_on_dims(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, Tensor
         if dims[at].kind == "signed":
             flips.append(flipped(element).reshape(shape))
             element = order_of(element)
-        part = torch.take_along_dim(part, element.reshape(shape), at) if ancestors else part.index_select(at, element)
+        part = _select_within(part, at, element.reshape(shape)) if ancestors else part.index_select(at, element)
     part = part if part.dtype == dtype else part.view(dtype)
     if flips:
         part = change_signs(part, functools.reduce(torch.logical_xor, flips))
     return _act_by_matrices(dims, part, matrices) if matrices else part
+
+
+def _select_within(part: Tensor, at: int, index: Tensor) -> Tensor:
+    """Return a part with dim ``at`` in an order that depends on the places of dims before it.
+
+    ``index`` has a dimension for each of the part's; of size 1 where the order does not depend on it. The dims from the
+    first that it depends on are seen as one, so that numbers that lie behind them are moved together.
+    """
+    first = next((i for i in range(at) if index.shape[i] > 1), at)
+    lead, between, behind = part.shape[:first], part.shape[first:at], part.shape[at + 1 :]
+    starts = part.shape[at] * torch.arange(prod(between), device=part.device).reshape(*between, 1)
+    rows = (starts + index.reshape(index.shape[first : at + 1])).reshape(-1)
+    flat = part.reshape(prod(lead), prod(between) * part.shape[at], prod(behind))
+    return flat.index_select(1, rows).reshape(*lead, *between, index.shape[at], *behind)
 
 
 def change_signs(part: Tensor, flips: Tensor) -> Tensor:
