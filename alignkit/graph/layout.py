@@ -7,7 +7,7 @@ the units of a group, or again an axis (a concatenation inside a product, as in 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -155,6 +155,11 @@ class Block:
         """Shape of a tensor that is the block as it stands; None where a dim is not a whole axis."""
         starts = not any(self.offsets) and all(dim.axis == at and dim.stride == 1 for at, dim in enumerate(self.dims))
         return tuple(dim.size for dim in self.dims) if starts and len(self.dims) == len(self.offsets) else None
+
+    def stacked(self, count: int) -> Block:
+        """Return the block in a stack ``[count, *shape]`` of tensors; its dims are nested in the first, the tensors."""
+        dims = (replace(d, axis=d.axis + 1, ancestors=(0, *(i + 1 for i in d.ancestors))) for d in self.dims)
+        return Block((0, *self.offsets), (Dim(0, count, 1), *dims))
 
     def view(self, tensor: Tensor) -> Tensor:
         """View the block in a tensor, one dimension for each of ``dims``; nothing is copied."""

@@ -98,6 +98,13 @@ class Product:
 
         return self._sum(total, at, runs, factor, scale)
 
+    def of_parents(
+        self, parents: Places, sides: tuple[Tensors, Tensors], factors: Factors
+    ) -> Float[Tensor, "parents n n"]:
+        """Return the product within some units of the outermost parent, the first dim, alone."""
+        left, right = (self._factor(sides, side, 0, parents, self.orders if side else {}, factors) for side in (0, 1))
+        return left @ right.mT
+
     def _sum(
         self, total: Tensor, at: int, runs: Sequence[Places], factor: Callable[[int, Places], Tensor], scale: float
     ) -> Tensor:

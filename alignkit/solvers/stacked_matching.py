@@ -7,19 +7,20 @@ it has waiting groups of its own, and ends on its own. Only pairs whose groups w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from alignkit.checkpoints.dtypes import as_bits
 from alignkit.checkpoints.fit import is_number
-from alignkit.graph import Block, SymmetryGraph, Use
+from alignkit.graph import SymmetryGraph, Use
+from alignkit.graph.elements.action import act_on_blocks
+from alignkit.graph.parts import Places, as_tensors
 from alignkit.matching.assignment import assignment_value, linear_assignment
+from alignkit.matching.products import Product
 from alignkit.solvers.coordinate_ascent import ROUNDING, TINY, colour_roots
 
 STACK_ELEMENTS = 1 << 23
@@ -69,24 +70,19 @@ class StackedMatching:
 
     def __init__(self, graph: SymmetryGraph, a: Stack, b: Stack, device: torch.device) -> None:
         self.graph, self.device = graph, device
+        self.count = len(next(iter(b.values())))
         self.a, self.b = (
             {name: stack[name].to(device, torch.float64).contiguous() for name in a if is_number(stack[name])}
             for stack in (a, b)
         )
-        self.count = len(next(iter(b.values())))
+        pairs = {name: tensor.expand(self.count, *tensor.shape[1:]) for name, tensor in self.a.items()}
+        self.sides = as_tensors(pairs, device), as_tensors(self.b, device)
         self.squares = {name: (_squares(self.a[name]) + _squares(tensor)).cpu() for name, tensor in self.b.items()}
         """Squared norms of a tensor of A and of B together, ``[pairs]``."""
         self.elements: dict[str, Tensor] = {}
         """Indices ``[pairs, n]`` of the groups that were matched."""
-        self.terms = {name: [_Term(self, name, uses) for uses in self._uses(name)] for name in graph.groups}
-
-    def _uses(self, group: str) -> Iterable[list[Use]]:
-        """Return the uses of a group in tensors that count, those together that depend on the same other groups."""
-        together: dict[tuple[str, ...], list[Use]] = {}
-        for use in self.graph.uses[group]:
-            if use.tensor in self.a:
-                together.setdefault(tuple(_others(use)), []).append(use)
-        return together.values()
+        uses = {group: [use for use in graph.uses[group] if use.tensor in self.a] for group in graph.groups}
+        self.terms = {group: [_Term(self, use) for use in own] for group, own in uses.items()}
 
     def run(self, rtol: float, max_sweeps: int, start: Mapping[str, Tensor] | None = None) -> StackedRun:
         """Update until nothing improves; the arguments are those of `Ascent`.
@@ -146,69 +142,38 @@ class StackedMatching:
 
 
 class _Term:
-    """What the uses of a group that depend on the same other groups add to its similarities, kept for every pair.
+    """The product at one use of a group (`alignkit.matching.products`) for every pair, kept until an order changes.
 
-    ``term[p, i, j] = sum_(others, rest) a[p, others, rest, i] * b[p, others, rest, j]``, with the orders of the other
-    groups applied to B. A group that was not matched yet is at the centre of its orders: it is averaged.
-
-    Both sides are kept as ``[pairs, *others, rest, n]``: orders of other groups move rows of B that lie together, and
-    the products are of plain matrices.
+    ``term[p, i, j] = sum_r unfold(A)[p, i, r] * unfold(others # B)[p, j, r]`` for pair ``p``: the pairs are the units of
+    a parent that stays, in which all groups are nested.
     """
 
-    def __init__(self, matching: StackedMatching, group: str, uses: Sequence[Use]) -> None:
-        self.matching, self.size = matching, matching.graph.groups[group].size
-        self.others = _others(uses[0])
-        self.a, self.b = (
-            torch.cat([_arranged(use, side[use.tensor]) for use in uses], -2) for side in (matching.a, matching.b)
-        )
-        self._kept = self.b.new_empty(matching.count, self.size, self.size)
+    def __init__(self, matching: StackedMatching, use: Use) -> None:
+        self._matching, self.others = matching, use.others
+        self._use = Use(use.tensor, use.block.stacked(matching.count), use.at + 1)
+        self._kept = torch.empty(0)
         self._orders: dict[str, Tensor] | None = None
         """Orders of the other groups, where known, with which the products were made; None before."""
 
     def of(self, turn: Int[Tensor, " turn"]) -> Float[Tensor, "turn n n"]:
         """Return the term for some pairs; products are computed for those where an order has changed."""
-        known = self.matching.elements
+        known = self._matching.elements
         orders = {name: known[name] for name in self.others if name in known}
         if self._orders is None or self._orders.keys() != orders.keys():
-            self._orders = {name: torch.empty_like(order) for name, order in orders.items()}
-            self._renew(orders, torch.arange(len(self._kept)))
+            self._orders = {name: order.clone() for name, order in orders.items()}
+            self._kept = self._product(orders, slice(0, self._matching.count))
         elif orders:
             moved = torch.stack([(order[turn] != self._orders[name][turn]).any(1) for name, order in orders.items()])
-            self._renew(orders, turn[moved.any(0)])
+            stale = turn[moved.any(0)]
+            for name, order in orders.items() if len(stale) else ():
+                self._orders[name][stale] = order[stale]
+            if len(stale):
+                self._kept[stale.to(self._kept.device)] = self._product(orders, stale)
         return self._kept if len(turn) == len(self._kept) else self._kept[turn.to(self._kept.device)]
 
-    def _renew(self, orders: Mapping[str, Tensor], stale: Int[Tensor, " stale"]) -> None:
-        """Compute the products of some pairs."""
-        if not len(stale):
-            return
-        assert self._orders is not None
-        for name, order in orders.items():
-            self._orders[name][stale] = order[stale]
-        a, b = self.a, self.b
-        if unknown := [at + 1 for at, name in enumerate(self.others) if name not in orders]:
-            a, b = a.sum(unknown), b.mean(unknown)
-        rows = stale  # of B: pair and unit of each other group as one number
-        for order in orders.values():
-            rows = rows[..., None] * order.shape[1] + order[stale].reshape(len(stale), *[1] * (rows.ndim - 1), -1)
-        length = prod(b.shape[1:-1])
-        b = b.reshape(prod(b.shape[:-2]), b.shape[-2] * self.size).index_select(0, rows.reshape(-1).to(b.device))
-        a = a if len(a) == 1 or len(stale) == len(a) else a.index_select(0, stale.to(a.device))
-        a, b = a.reshape(len(a), length, self.size), b.reshape(len(stale), length, self.size)
-        self._kept[stale.to(b.device)] = a[0].mT @ b if len(a) == 1 else a.mT @ b
-
-
-def _arranged(use: Use, stack: Tensor) -> Float[Tensor, "pairs ..."]:
-    """Return the block of a use as ``[pairs, *others, rest, n]``."""
-    dims, fixed = use.block.dims, [at for at, dim in enumerate(use.block.dims) if dim.group is None]
-    others = [at for at, dim in enumerate(dims) if dim.group is not None and at != use.at]
-    shape = [*(dims[at].size for at in others), prod(dims[at].size for at in fixed), dims[use.at].size]
-    arranged = _view(use.block, stack).permute(0, *(at + 1 for at in (*others, *fixed, use.at)))
-    return arranged.reshape(len(stack), *shape)
-
-
-def _others(use: Use) -> list[str]:
-    """Return the groups of the other dims at one use, in the order of the block."""
-    return [dim.group for at, dim in enumerate(use.block.dims) if dim.group is not None and at != use.at]
+    def _product(self, orders: Mapping[str, Tensor], pairs: Places) -> Float[Tensor, "pairs n n"]:
+        product = Product(self._use, orders, within_parents=True)
+        return product.of_parents(pairs, self._matching.sides, lambda part, _: part.double())
 
 
 def _squares(stack: Tensor) -> Float[Tensor, " networks"]:
@@ -238,33 +203,5 @@ def distances2(a: Stack, b: Stack) -> dict[str, Float[Tensor, " pairs"]]:
 
 
 def _permuted(graph: SymmetryGraph, name: str, tensor: Tensor, elements: Mapping[str, Tensor]) -> Tensor:
-    if not graph.tensors[name].groups:
-        return tensor
-    result = torch.empty_like(tensor)
-    for block in graph.tensors[name].blocks:
-        part = as_bits(_view(block, tensor))
-        for at, dim in enumerate(block.dims):
-            if dim.group is not None:
-                part = _gathered(part, at, elements[dim.group].to(tensor.device), dim.ancestors)
-        _view(block, result).copy_(part.view(tensor.dtype))
-    return result
-
-
-def _view(block: Block, stacked: Tensor) -> Tensor:
-    """Return the block of every network, ``[networks, *dims]``; nothing is copied."""
-    strides = stacked.stride()[1:]
-    offset = stacked.storage_offset() + sum(o * s for o, s in zip(block.offsets, strides, strict=True))
-    sizes = [stacked.shape[0], *(dim.size for dim in block.dims)]
-    steps = [stacked.stride(0), *(dim.stride * strides[dim.axis] for dim in block.dims)]
-    return torch.as_strided(stacked, sizes, steps, offset)
-
-
-def _gathered(part: Tensor, at: int, element: Tensor, ancestors: tuple[int, ...] = ()) -> Tensor:
-    """Return every network's part with one dim in the order of its element, which may depend on ancestors."""
-    shape = [len(element)] + [1] * (part.ndim - 1)
-    for place in (*ancestors, at):
-        shape[place + 1] = part.shape[place + 1]
-    before, size = part.shape[: at + 1], part.shape[at + 1]
-    starts = size * torch.arange(prod(before), device=part.device).reshape(*before, 1)
-    rows = starts + element.reshape(shape[: at + 2])
-    return part.reshape(rows.numel(), prod(part.shape[at + 2 :])).index_select(0, rows.reshape(-1)).reshape(part.shape)
+    blocks = [block.stacked(len(tensor)) for block in graph.tensors[name].blocks]
+    return act_on_blocks(blocks, tensor, elements) if graph.tensors[name].groups else tensor
