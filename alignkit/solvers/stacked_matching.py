@@ -144,8 +144,8 @@ class StackedMatching:
 class _Term:
     """The product at one use of a group (`alignkit.matching.products`) for every pair, kept until an order changes.
 
-    ``term[p, i, j] = sum_r unfold(A)[p, i, r] * unfold(others # B)[p, j, r]`` for pair ``p``: the pairs are the units of
-    a parent that stays, in which all groups are nested.
+    ``term[p, i, j] = sum_r unfold(A)[p, i, r] * unfold(others # B)[p, j, r]`` for pair ``p``: pairs are the units of a
+    parent that stays, in which all groups are nested.
     """
 
     def __init__(self, matching: StackedMatching, use: Use) -> None:

@@ -6,10 +6,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import alignkit
@@ -18,13 +20,13 @@ from alignkit.checkpoints import ByteProgress, open_checkpoint
 from alignkit.checkpoints.shard import as_whole
 from alignkit.errors import AlignmentError, BindError, MergeError, SolverError, UsageError
 from alignkit.graph.stored import Budget, parse_memory
-from alignkit.graph.stored.network import CheckpointNetwork
 from alignkit.graph.stored.opening import open_stored
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.jobs.from_disk import align_checkpoint, match_checkpoints, merge_checkpoints
 from alignkit.matching.objective import Objective
 from alignkit.matching.tree_objective import TreeObjective
 from helpers.graph_strategies import graphs
+from helpers.stored_networks import InPieces, saved
 
 SPECS: dict[str, tuple[dict[str, str], dict[str, tuple[int, ...]]]] = {
     "mlp": (
@@ -88,18 +90,6 @@ PIECES = [1, 64, 1 << 20]
 """Bytes of a piece: one row, some rows, everything."""
 
 
-class InPieces(CheckpointNetwork):
-    """A network that is read in pieces of a given size."""
-
-    def __init__(self, graph: SymmetryGraph, checkpoint: alignkit.checkpoints.Checkpoint, piece: int) -> None:
-        super().__init__(graph, checkpoint, Budget(1 << 20))
-        self._piece = piece
-
-    @property
-    def piece(self) -> int:
-        return self._piece
-
-
 def pair(name: str, noise: float, seed: int = 0) -> tuple[SymmetryGraph, dict[str, Tensor], dict[str, Tensor]]:
     """A, and a reordered copy of A with noise."""
     spec, shapes = SPECS[name]
@@ -108,12 +98,6 @@ def pair(name: str, noise: float, seed: int = 0) -> tuple[SymmetryGraph, dict[st
     graph = SymmetryGraph.from_spec(spec, a)
     b = Alignment.random(graph, seed + 1).apply(a)
     return graph, a, {key: t + noise * torch.randn(t.shape, generator=generator) for key, t in b.items()}
-
-
-def saved(folder: Path, **sides: Mapping[str, Tensor]) -> list[alignkit.checkpoints.Checkpoint]:
-    for name, weights in sides.items():
-        write_weights(folder / f"{name}.safetensors", weights)
-    return [open_checkpoint(folder / f"{name}.safetensors") for name in sides]
 
 
 def objectives(tmp_path: Path, name: str, piece: int) -> tuple[Objective, Objective]:
@@ -214,6 +198,30 @@ def test_start_restarts_and_steps_are_those_of_weight_matching(tmp_path: Path) -
     for options in ({"restarts": 3}, {"init": init}, {"start": "random", "seed": 4}, {"max_steps": 1}):
         expected = solve(graph, a, b, **options)
         assert match_checkpoints(graph, *sides, 1 << 24, **options).alignment == expected.alignment  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("solver", ["identity", "frank_wolfe", "deepalign", "deepalign > weight_matching"])
+@pytest.mark.parametrize("name", SPECS)
+def test_solvers_that_ask_for_sums_alone_find_the_same_on_disk(tmp_path: Path, name: str, solver: str) -> None:
+    graph, a, b = pair(name, 0.6)
+    expected = solve(graph, a, b, solver=solver)
+    solution = solve(graph.bind(*saved(tmp_path, a=a, b=b), memory="500kB"), solver=solver)
+    assert solution.objective_after == pytest.approx(expected.objective_after)
+    assert solution.alignment == expected.alignment
+
+
+def test_the_solution_is_a_fixed_point_of_the_algorithm_written_plainly(tmp_path: Path) -> None:
+    graph, a, b = pair("mlp", 1.0)
+    solution = match_checkpoints(graph, *saved(tmp_path, a=a, b=b), "1MB")
+    (a1, a1b, a2, a2b, a3), (b1, b1b, b2, b2b, b3) = ([t.double().numpy() for t in side.values()] for side in (a, b))
+    p, q = (solution.alignment.elements[name].numpy() for name in ("h1", "h2"))
+    parts = [a1 - b1[p], a1b - b1b[p], a2 - b2[q][:, p], a2b - b2b[q], a3 - b3[:, q]]
+    assert solution.objective_after == pytest.approx(sum((part**2).sum() for part in parts))
+    first = a1 @ b1.T + np.outer(a1b, b1b) + a2.T @ b2[q]
+    second = a2 @ b2[:, p].T + np.outer(a2b, b2b) + a3.T @ b3
+    for similarity, order in ((first, p), (second, q)):
+        best = similarity[linear_sum_assignment(similarity, maximize=True)].sum()
+        assert similarity[np.arange(len(order)), order].sum() == pytest.approx(best)
 
 
 @pytest.mark.parametrize("memory", ["100kB", "2MB"])
