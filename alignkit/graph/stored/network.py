@@ -171,6 +171,8 @@ class AlignedNetwork(StoredNetwork):
 
     def part(self, name: str, block: Block, at: int, places: Places) -> Tensor:
         """Read some units of the first dim of a block."""
+        if any(dim.kind != "permutation" for dim in block.dims):
+            return super().part(name, block, at, places)
         return ordered_part(self.source, name, block, at, places, orders_of(block, self.elements))
 
     def rows(self, name: str, places: Places) -> Tensor:
@@ -191,7 +193,14 @@ class AlignedNetwork(StoredNetwork):
 
 
 def _splits(node: TensorNode) -> bool:
-    """Tell whether rows of a reordered tensor can be had alone: no group on a later axis depends on the row."""
+    """Tell whether rows of a tensor under an alignment can be had alone.
+
+    No group on a later axis depends on the row, and every row is a row of the tensor as it was: none is mixed with
+    others, or changes its sign.
+    """
+    first = node.layout[0] if node.layout else Axis(())
+    if any(units.kind != "permutation" for units in first.units()):
+        return False
     try:
         return bool(node.shape) and node.shape[0] > 0 and bool(_blocks_of_rows(node, 1))
     except GraphError:
