@@ -46,7 +46,9 @@ def add_soft_product(
     hard = {at: order for at, order in orders.items() if at not in soft}
     place = [count + k if k in soft or k in compared else k for k in range(count)]
     at = sides[0].cut(block, frozenset(use.rest) - averaged - soft.keys())
-    runs = ranges(sides[0].piece, block, at)
+    # A part under a matrix of a family has a copy for each place of its parents.
+    nested = {i for k in soft for i in dims[k].ancestors if place[i] != i}
+    runs = ranges(sides[0].piece // prod(dims[i].size for i in nested), block, at)
     # Where places and sources differ, every range of A meets every range of B.
     is_apart = at in soft or at in compared or at in averaged
     chain = [(i, 0) for i in use.chain] + [(i, 1) for i in use.chain if i in compared]
