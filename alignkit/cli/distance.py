@@ -40,6 +40,6 @@ def distance(
             with run.file_set.collecting():
                 measured.alignment.save(save_alignment)
         named = {"A": a, "B": b, "alignment": save_alignment}
-        run.finish(measured, f"{b} and {a}", files, named=named, pair=pair)
+        run.finish(measured, f"{b} and {a}", files, named=named, pair=None if memory else pair)
     if same and not measured.same:
         raise AlignkitError(f"{b} is not {a} with its units reordered: {measured.verdict}.")

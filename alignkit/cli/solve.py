@@ -48,7 +48,7 @@ def solve(
         if save_alignment is not None:
             with run.file_set.collecting():
                 solution.alignment.save(save_alignment)
-        run.finish(solution, f"{b} aligned to {a}", files, named=named, pair=pair, check=check)
+        run.finish(solution, f"{b} aligned to {a}", files, named=named, pair=None if memory else pair, check=check)
         if solution.status is alignkit.Status.INTERRUPTED:
             raise KeyboardInterrupt
 

@@ -38,7 +38,7 @@ class Merged(Explained):
         aligned: The networks in one order of units, the first as it was.
         alignment: How they were aligned: a `Solution` for two, a `ManyAlignment` for more.
         statistics: What became of the running statistics of the average, such as those of BatchNorm.
-        pair: The two networks as they were given; None for more.
+        pair: The two networks as they were given; None for more, and for networks on disk.
         losses: The task on the networks and on their averages, if there is a task.
     """
 
@@ -164,7 +164,7 @@ def _merge_stored(
     networks = fitted_models(graph, sources, memory)
     alignment: Solution | ManyAlignment
     if len(networks) > 2:
-        pair, alignment = None, align_many(graph, *networks, **arguments)
+        alignment = align_many(graph, *networks, **arguments)
         aligned = alignment.apply(networks)
     else:
         pair = Pair(graph, networks[0], networks[1], on_progress=on_progress)
@@ -172,7 +172,7 @@ def _merge_stored(
         aligned = [networks[0], alignment.apply(networks[1])]
     is_parent = max(shares_of(weights, len(networks))) == 1
     statistics = Statistics.unmended(() if is_parent else graph.tensors)
-    return Merged(average(aligned, weights), aligned, alignment, statistics, pair)
+    return Merged(average(aligned, weights), aligned, alignment, statistics)
 
 
 def _losses(
