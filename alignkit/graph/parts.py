@@ -58,9 +58,9 @@ class Tensors(Protocol):
 
 
 class TensorsInMemory(ReadOnly[Tensor]):
-    """Tensors on one device, as they were given wherever they are there already."""
+    """Tensors on one device, as they were given wherever they are there already; None leaves them where they are."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, piece: int = PIECE) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device | str | None, piece: int = PIECE) -> None:
         super().__init__({name: tensor.detach().to(device).resolve_neg() for name, tensor in tensors.items()})
         self.piece, self.in_memory = piece, True
 
@@ -84,9 +84,12 @@ class TensorsInMemory(ReadOnly[Tensor]):
         return as_bits(view).index_select(at, places.to(view.device)).view(view.dtype)
 
 
-def as_tensors(network: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Tensors:
-    """Return what gives the parts of a network: itself where it stays on disk, else its tensors on a device."""
-    return network if isinstance(network, Tensors) else TensorsInMemory(network, torch.device(device))
+def as_tensors(network: Mapping[str, Tensor], device: torch.device | str | None = "cpu") -> Tensors:
+    """Return what gives the parts of a network: itself where it stays on disk, else its tensors.
+
+    They are brought to a device; None leaves them where they are.
+    """
+    return network if isinstance(network, Tensors) else TensorsInMemory(network, device)
 
 
 def ordered_part(

@@ -58,7 +58,7 @@ def spread(weights: Sequence[Mapping[str, Tensor]], alignments: Sequence[Alignme
     """Return the mean squared distance over all pairs of aligned models, in float64."""
     count = len(weights)
     total = 0.0
-    networks = [(as_tensors(w), dict(a.elements)) for w, a in zip(weights, alignments, strict=True)]
+    networks = [(as_tensors(w, None), dict(a.elements)) for w, a in zip(weights, alignments, strict=True)]
     for name, node in alignments[0].graph.tensors.items():
         for parts in common_parts(node, networks) if is_number(networks[0][0].dtype(name)) else ():
             moved = torch.stack([part.double() for part in parts])
