@@ -20,7 +20,6 @@ from torch import Tensor
 from alignkit.checkpoints.fit import is_number
 from alignkit.errors import BindError
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.kinds import WITH_MEAN
 from alignkit.graph.layout import Block
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.parts import (

@@ -5,8 +5,9 @@ In the place of ``others # B`` (`alignkit.matching.products`) stands the sum ove
     product[p i, q j] = sum_rs A[p, i, r] * share[r, s] * B[q, j, s]
 
 with ``r`` a place and ``s`` a source of the other dims, and ``share`` one factor for each of them: ``M[m, n]`` of a
-root, ``D[p, q, i, j]`` of a family, for its parents at ``p`` and from ``q``. Example: a tensor of layout
-``"(heads d[heads]) model"`` with matrices ``H``, ``D`` and ``M`` of its groups, at the uses of ``d`` and of ``model``::
+root, ``D[p, q, i, j]`` of a family, for its parents at ``p`` and from ``q``, and ``D[p, i, j]`` of a rotation. Example:
+a tensor of layout ``"(heads d[heads]) model"`` with matrices ``H``, ``D`` and ``M`` of its groups, at the uses of ``d``
+and of ``model``::
 
     product[p i, q j] = sum_mn   A[p, i, m] M[m, n] B[q, j, n]
     product[m, n]     = sum_piqj A[p, i, m] H[p, q] D[p, q, i, j] B[q, j, n]
@@ -59,7 +60,8 @@ def add_soft_product(
             b = _read(sides, 1, use, at, other, hard, averaged, factors)
             operands: list[Tensor | list[int]] = [b, list(range(count))]
             for k, matrix in soft.items():
-                axes = [*((i, 0) for i in dims[k].ancestors), *((i, 1) for i in dims[k].ancestors), (k, 0), (k, 1)]
+                places, sources = ([(i, of) for i in dims[k].ancestors] for of in (0, 1))
+                axes = [*places, *(sources if matrix.ndim > len(places) + 2 else ()), (k, 0), (k, 1)]
                 cut = tuple((own, other)[of] if i == at else slice(None) for i, of in axes)
                 operands += [matrix[cut].to(b.device, b.dtype), [i if of else place[i] for i, of in axes]]
             operands += [a, place]
@@ -67,10 +69,11 @@ def add_soft_product(
             view[tuple((own, other)[of] if i == at else slice(None) for i, of in chain)].add_(product, alpha=scale)
 
 
-def _matrix(dims: tuple[Dim, ...], at: int, order: Tensor) -> Float[Tensor, "*places *sources n n"]:
-    """Return a matrix with one axis for each ancestor, at its place and from its source."""
-    sizes = [dims[i].size for i in dims[at].ancestors]
-    return order.reshape(*sizes, *sizes, dims[at].size, dims[at].size)
+def _matrix(dims: tuple[Dim, ...], at: int, order: Tensor) -> Float[Tensor, "*ancestors n n"]:
+    """Return a matrix with an axis for the place of each ancestor, and, unless it is a rotation, for its source."""
+    sizes, size = [dims[i].size for i in dims[at].ancestors], dims[at].size
+    by_pairs = order.numel() > prod(sizes) * size**2
+    return order.reshape(*sizes, *(sizes if by_pairs else ()), size, size)
 
 
 def _read(
