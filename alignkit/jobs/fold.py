@@ -60,6 +60,7 @@ class Folded(Explained):
         spaces: Spaces that were balanced.
         check: The function check; None where the network was not run.
         taken: What folds took out of the network, which `unfold` puts back.
+        untied: Heads that were tied to an embedding, whose name stands beside them, and became tensors of their own.
     """
 
     network: nn.Module | dict[str, Tensor]
@@ -67,11 +68,7 @@ class Folded(Explained):
     spaces: tuple[BalancedSpace, ...]
     check: FoldCheck | None
     taken: Taken
-
-    @property
-    def untied(self) -> dict[str, str]:
-        """Heads that became tensors of their own, with the embedding that they were tied to."""
-        return untied_heads(self.graph.folds)
+    untied: Mapping[str, str]
 
     @property
     def added(self) -> int:
@@ -113,7 +110,7 @@ class Folded(Explained):
                 }
                 for s in self.spaces
             ],
-            "untied": self.untied,
+            "untied": dict(self.untied),
             "numbers_added": self.added,
             "function_error": None if self.check is None else self.check.exact.error,
             "rounding_error": None if self.check is None else self.check.rounded.error,
@@ -201,7 +198,9 @@ def fold(
     result = _rebuilt(network, whole, graph, wide, untied_heads(graph.folds))
     module = network if isinstance(network, nn.Module) else model
     check = None if module is None else _checked(module, graph, tensors, wide, args, kwargs)
-    return Folded(result, graph, tuple(spaces), check, taken)
+    ties = untied_heads(graph.folds).items()
+    tied = {head: source for head, source in ties if torch.equal(tensors[head], tensors[source])}
+    return Folded(result, graph, tuple(spaces), check, taken, tied)
 
 
 def _fitted(graph: SymmetryGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

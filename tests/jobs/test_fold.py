@@ -90,6 +90,8 @@ class TestTiedHeads:
         assert folded.network.config.tie_word_embeddings is False and net.model.config.tie_word_embeddings is True
         assert folded.added == own[head].numel() == folded.facts()["numbers_added"]
         assert f"{head} is no longer tied to {source}: {folded.added} numbers more." in folded.explain()
+        again = fold(folded.network, net.graph)
+        assert again.untied == {} and again.added == 0 and "no longer tied" not in again.explain()
 
     def test_a_file_without_the_head_gets_one(self, name: str) -> None:
         net = NETS[name]()
