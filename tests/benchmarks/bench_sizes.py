@@ -1,12 +1,15 @@
-"""Weight matching on networks of many sizes: CPU seconds, memory, and what one pass of the products alone would take.
+"""Weight matching on networks of many sizes, beside other programs and the physical limit: CPU seconds and memory.
 
     python tests/benchmarks/bench_sizes.py [--against FOLDER] [--networks mlp resnet18 ...] [--json out.json]
 
-Two random networks of each architecture are matched on one thread, each in a process of its own. FOLDER holds another
-version of alignkit, which is measured in the same run. CPU seconds are those of ``alignkit.solve``, binding and checks
-included; imports and the graph, which is built once for an architecture, are left out. Memory is the peak of the
-process, with torch and both networks. The limit is one product at every use of every group, in
-float32 at the speed that a large product reaches here.
+Two random networks of each architecture are matched on one thread, each time in a process of its own. CPU seconds are
+those of the call; for alignkit with binding and checks. Imports are left out, and so is the graph, which is built once
+for an architecture. Memory is the peak of the process, with torch and both networks. "plain" is the published algorithm
+written plainly (plain_matching.py). FOLDER holds another version of alignkit, which is measured in the same run.
+ALIGNKIT_BENCH_REBASIN and ALIGNKIT_BENCH_SINKHORN are folders with the packages (see third_party.py).
+
+The limit is one product at every use of every group, in float32 at the speed that a large product reaches here, and
+one linear assignment of each group.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import itertools
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-NETWORKS = ("mlp", "resnet18", "resnet50", "vgg11", "vit_b_16")
+NETWORKS = ("mlp", "resnet18", "resnet50", "vit_b_16", "gpt2", "vgg11")
+PEERS = {"rebasin": "ALIGNKIT_BENCH_REBASIN", "sinkhorn": "ALIGNKIT_BENCH_SINKHORN"}
+"""Packages, and the variables that name their folders."""
+PATIENCE = 120
+"""CPU seconds, set-up included, after which another program than alignkit is given up."""
 
 
 def network(name: str, seed: int) -> tuple[nn.Module, Tensor]:
@@ -41,83 +50,207 @@ def network(name: str, seed: int) -> tuple[nn.Module, Tensor]:
     from helpers import torchvision_shim
 
     torchvision_shim.install()
+    if name == "gpt2":
+        import transformers
+
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval(), torch.arange(16)[None]
     import torchvision
 
     return getattr(torchvision.models, name)().eval(), torch.zeros(1, 3, 224, 224)
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Solve one pair here; the first solve of a process counts, of small networks also the median of 20 more."""
-    import alignkit
+# ---------------------------------------------------------------------- one process
 
+
+def measure(name: str, method: str, folder: str) -> dict[str, Any]:
+    """Match one pair here; the first call of a process counts, of small networks also the median of 20 more."""
+    if folder:
+        sys.path.insert(0, folder)
+    if method != "alignkit":
+        resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE + 5))
     (a, example), (b, _) = network(name, 0), network(name, 1)
-    graph = alignkit.trace(a, example)
-    alignkit.solve(graph, a, a, solver="identity")  # what is imported at the first use is left out
-
-    def solve() -> tuple[float, Any]:
-        start = time.process_time()
-        solution = alignkit.solve(graph, a, b, solver="weight_matching")
-        return time.process_time() - start, solution
-
-    seconds, solution = solve()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    numbers = 0
-    for block in (block for node in graph.tensors.values() for block in node.blocks):
-        numbers += sum(prod(d.size for d in block.dims) * d.size for d in block.dims if d.group is not None)
-    matrix = torch.randn(1024, 1024)
+    match = METHODS[method](a, b, example)
+    before = distance2(a.state_dict(), b.state_dict())
     start = time.process_time()
-    for _ in range(10):
-        matrix @ matrix
-    speed = 10 * 1024**3 / (time.process_time() - start)
+    aligned, facts = match()
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    repeats = 20 if name == "mlp" and method in ("alignkit", "plain") else 0
+    later = []
+    for _ in range(repeats):
+        start = time.process_time()
+        match()
+        later.append(time.process_time() - start)
     return {
         "network": name,
         "seconds": seconds,
-        "later": sorted(solve()[0] for _ in range(20))[10] if name == "mlp" else None,
-        "limit": numbers / speed,
-        "sweeps": len(solution.history),
-        "before": solution.objective_before,
-        "after": solution.objective_after,
+        "later": sorted(later)[repeats // 2] if later else None,
+        "before": before,
+        "after": distance2(a.state_dict(), aligned),
         "peak_gb": peak / 1e6,
-        "weights_gb": 4e-9 * sum(p.numel() for p in a.parameters()),
+        "weights_gb": 1e-9 * sum(t.nbytes for t in {t.data_ptr(): t for t in a.state_dict().values()}.values()),
+        **facts(),
     }
 
 
-def in_process(name: str, folder: str) -> dict[str, Any]:
-    """Measure with the alignkit of a folder."""
+def distance2(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Squared distance of all weights; tied ones count once."""
+    once = {tensor.data_ptr(): (name, tensor) for name, tensor in a.items() if tensor.is_floating_point()}
+    return sum(float((tensor.double() - b[name].detach().double()).square().sum()) for name, tensor in once.values())
+
+
+Match = Callable[[], tuple[Mapping[str, Tensor], Callable[[], dict[str, Any]]]]
+"""Matches; returns aligned B, and what is worked out about it after the clock has stopped."""
+
+
+def alignkit_matching(a: nn.Module, b: nn.Module, example: Tensor) -> Match:
+    import alignkit
+
+    graph = alignkit.trace(a, example)
+    alignkit.solve(graph, a, a, solver="identity")  # what is imported at the first use is left out
+
+    def match() -> tuple[Mapping[str, Tensor], Callable[[], dict[str, Any]]]:
+        solution = alignkit.solve(graph, a, b, solver="weight_matching")
+        return solution.apply(b.state_dict()), lambda: {
+            "sweeps": len(solution.history),
+            "products": products(graph),
+            "assignments": assignments(graph, a, b, solution.alignment),
+        }
+
+    return match
+
+
+def plain(a: nn.Module, b: nn.Module, example: Tensor) -> Match:
+    import alignkit
+    from plain_matching import plain_matching
+
+    graph = alignkit.trace(a, example)
+    weights = [dict(model.state_dict()) for model in (a, b)]
+    return lambda: (plain_matching(graph, *weights).apply(weights[1]), dict)
+
+
+def rebasin(a: nn.Module, b: nn.Module, example: Tensor) -> Match:
+    from rebasin import PermutationCoordinateDescent  # type: ignore[import-not-found]
+
+    def match() -> tuple[Mapping[str, Tensor], Callable[[], dict[str, Any]]]:
+        PermutationCoordinateDescent(a, b, example, logging_level="error").rebasin()  # it permutes b in place
+        return b.state_dict(), dict
+
+    return match
+
+
+def sinkhorn(a: nn.Module, b: nn.Module, example: Tensor) -> Match:
+    """The L2 loss, 50 steps of AdamW at 0.1, as in the package's example."""
+    from rebasin import RebasinNet  # type: ignore[import-not-found]
+    from rebasin.loss import DistL2Loss  # type: ignore[import-not-found]
+
+    def match() -> tuple[Mapping[str, Tensor], Callable[[], dict[str, Any]]]:
+        net = RebasinNet(b, input_shape=tuple(example.shape))
+        net.identity_init()
+        criterion, optimizer = DistL2Loss(a), torch.optim.AdamW(net.p.parameters(), lr=0.1)
+        net.train()
+        for _ in range(50):
+            loss = criterion(net())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        net.eval()
+        return net().state_dict(), dict
+
+    return match
+
+
+METHODS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Match]] = {
+    "alignkit": alignkit_matching,
+    "plain": plain,
+    "rebasin": rebasin,
+    "sinkhorn": sinkhorn,
+}
+
+
+# ---------------------------------------------------------------------- the limit
+
+
+def products(graph: Any) -> float:
+    """Seconds of one product at every use of every group, at the speed of a large one."""
+    numbers = 0
+    for block in (block for node in graph.tensors.values() for block in node.blocks):
+        numbers += sum(prod(d.size for d in block.dims) * d.size for d in block.dims if d.group is not None)
+    matrix = torch.randn(2048, 2048)
+    best = float("inf")
+    for multiply in (lambda: matrix @ matrix, lambda: nn.functional.linear(matrix.to_mkldnn(), matrix).to_dense()):
+        for _ in range(4):
+            start = time.process_time()
+            multiply()
+            best = min(best, time.process_time() - start)
+    return numbers * best / 2048**3
+
+
+def assignments(graph: Any, a: nn.Module, b: nn.Module, alignment: Any) -> float:
+    """Seconds of one linear assignment of each group, with the similarities where matching ended."""
+    from alignkit.matching import Objective, linear_assignment
+
+    objective, seconds = Objective(graph.bind(a, b), products="auto"), 0.0
+    for group in graph.groups:
+        similarity = objective.similarity(group, dict(alignment.elements))
+        start = time.process_time()
+        linear_assignment(similarity)
+        seconds += time.process_time() - start
+    return seconds
+
+
+# ---------------------------------------------------------------------- all of them
+
+
+def in_process(name: str, method: str, folder: str, packages: str = "") -> dict[str, Any]:
+    """Measure with the alignkit of a folder; a program that does not run says why."""
     environment = {**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--one", name]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command = [sys.executable, __file__, "--one", name, method, packages]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, errors="replace")
+    if done.returncode == -signal.SIGXCPU:
+        return {"network": name, "why_not": f"not done after {PATIENCE} CPU s"}
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {"network": name, "why_not": lines[-1][:200] if lines else f"exit code {done.returncode}"}
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def main() -> None:
-    """Print one line for each network and version."""
+    """Print one line for each network and program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--programs", nargs="+", help="default: all that are there")
     parser.add_argument("--against", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.one:
-        print(json.dumps(measure(given.one)))
+        print(json.dumps(measure(*given.one)))
         return
     here = str(Path(__file__).parents[2])
+    programs = [("alignkit", "alignkit", here, ""), ("plain", "plain", here, "")]
+    if given.against:
+        programs.append(("other", "alignkit", str(given.against), ""))
+    programs += [(name, name, here, os.environ[folder]) for name, folder in PEERS.items() if folder in os.environ]
     rows = []
+    programs = [program for program in programs if given.programs is None or program[0] in given.programs]
     for name in given.networks:
-        for version, folder in (("this", here), ("other", given.against)):
-            if folder is None:
-                continue
-            rows.append({"version": version, **in_process(name, str(folder))})
-            row = rows[-1]
-            print(
-                f"{name:9} {version:5} {row['seconds']:8.3f} s (one pass {row['limit']:.3f} s), {row['sweeps']} sweeps "
-                f"{row['peak_gb']:5.2f} GB (weights {2 * row['weights_gb']:.2f})  {row['after']:.10g}",
-                flush=True,
-            )
+        for program, method, folder, packages in programs:
+            row = {"program": program, **in_process(name, method, folder, packages)}
+            rows.append(row)
+            if "why_not" in row:
+                print(f"{name:9} {program:9} does not run: {row['why_not']}", flush=True)
+            else:
+                limit = f", limit {row['products']:.3f} + {row['assignments']:.3f} s" if "products" in row else ""
+                print(
+                    f"{name:9} {program:9} {row['seconds']:8.3f} s  {row['peak_gb']:5.2f} GB "
+                    f"(weights {2 * row['weights_gb']:.2f})  {row['after']:.10g}{limit}",
+                    flush=True,
+                )
             if given.json:
-                given.json.write_text(json.dumps(rows, indent=1))
+                given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
