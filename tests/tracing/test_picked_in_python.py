@@ -80,3 +80,36 @@ def test_another_input_may_pick_others(name: str, read: str) -> None:
     assert graph.provenance.unknown_ops == ()
     orders = sum(graph.instances(group) for group in graph.groups if graph.groups[group].size == 6)
     assert orders == (units if read == "alike" else 1)
+
+
+class Fused(nn.Module):
+    """Units of four experts in one matrix, of which Python picks shares; each rank has a layer of its own."""
+
+    def __init__(self, hidden: Callable[[Tensor, Tensor, list[int]], list[Tensor]]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router, self.up = nn.Linear(5, 4), nn.Parameter(torch.randn(24, 5))
+        self.probes = nn.ModuleList(nn.Linear(6, 3) for _ in range(4))
+        self.hidden = hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = self.router(x).sum(0).topk(4).indices.tolist()
+        hidden = self.hidden(x, self.up, numbers)
+        return sum(probe(h.tanh()) for probe, h in zip(self.probes, hidden, strict=True))
+
+
+SHARES: dict[str, Callable[[Tensor, Tensor, list[int]], list[Tensor]]] = {
+    "view": lambda x, w, numbers: [x @ w.view(4, 6, 5)[e].T for e in numbers],
+    "rows of a view": lambda x, w, numbers: [x @ w.view(4, 6, 5).unbind(0)[e].T for e in numbers],
+    "chunk": lambda x, w, numbers: [x @ w.chunk(4)[e].T for e in numbers],
+    "slice": lambda x, w, numbers: [x @ w[6 * e : 6 * e + 6].T for e in numbers],
+    "part": lambda x, w, numbers: [(x @ w.T).view(-1, 4, 6)[:, e] for e in numbers],
+    "parts": lambda x, w, numbers: [(x @ w.T).view(-1, 4, 6).unbind(1)[e] for e in numbers],
+    "parts of units": lambda x, w, numbers: [(x @ w.T).split(6, -1)[e] for e in numbers],
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_another_input_may_pick_other_shares_of_a_matrix(name: str) -> None:
+    model = Fused(SHARES[name])
+    keeps_function(model, trace(model, X), (X,), *((x,) for x in MORE))

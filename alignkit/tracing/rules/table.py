@@ -127,7 +127,7 @@ class Call:
         Pieces of one size are shares of the dimension; others have bounds, as slices do. Where another run may take
         other pieces, those of a stack are alike.
         """
-        is_stack = any(dim in block.context for block in labels.blocks)
+        is_stack = any(dim in block.span and block.dims != (dim,) for block in labels.blocks)
         if self.gives_numbers and is_stack:
             return [self.pick(labels, dim, piece) for piece in pieces]
         self.picks.append(Pick(labels, dim, np.concatenate(pieces), in_pieces=len({len(p) for p in pieces}) == 1))
