@@ -13,7 +13,7 @@ from alignkit.graph import AxisOf, Balance
 from alignkit.graph.rewrites import uses_at
 from alignkit.rewriting import WideWeights, balance_weights, fold_weights
 from alignkit.rewriting.balancing import balanced_matrices, balanced_scales
-from helpers.folding_nets import NETS, Net, outputs
+from helpers.folding_nets import NETS, Net, mlp, outputs
 
 BALANCED = [name for name, make in NETS.items() if make().graph.balances]
 
@@ -147,6 +147,14 @@ def test_a_planted_element_is_undone(name: str, seed: int) -> None:
     assert norm({key: other[key] - weights[key] for key in weights}) > 0.1 * norm(weights)
     ours, theirs = (balanced(net.graph, side) for side in (weights, other))
     theirs = turned_back(net.graph, theirs, ours)
+    assert norm({key: theirs[key] - ours[key] for key in ours}) < 1e-9 * norm(ours)
+
+
+def test_sweeps_grow_with_the_number_of_layers_and_not_with_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit.rewriting.balancing.MAX_SWEEPS", 150)
+    net = mlp("relu", depth=20)
+    weights = dict(net.model.state_dict())
+    ours, theirs = (balanced(net.graph, side) for side in (weights, planted(net.graph, weights, 0)))
     assert norm({key: theirs[key] - ours[key] for key in ours}) < 1e-9 * norm(ours)
 
 
