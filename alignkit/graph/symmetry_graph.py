@@ -232,6 +232,7 @@ class Pair:
         """Whether a network stays on disk."""
         return isinstance(self.a, StoredNetwork) or isinstance(self.b, StoredNetwork)
 
+    @check_arguments
     def leaving(self, own: int, owner: str) -> Pair:
         """Return the same pair on disk with ``own`` bytes less for its parts, which a solver keeps for itself.
 

@@ -41,6 +41,7 @@ WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Endings of the names of classes that write text."""
 
 
+@check_arguments
 def untied_config(path: Path) -> str:
     """Return the text of a ``config.json`` with the head no longer tied to the embedding."""
     content = read_config(path)
