@@ -15,6 +15,7 @@ one linear assignment of each group.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -30,6 +31,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import third_party
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -129,42 +132,18 @@ def plain(a: nn.Module, b: nn.Module, example: Tensor) -> Match:
     return lambda: (plain_matching(graph, *weights).apply(weights[1]), dict)
 
 
-def rebasin(a: nn.Module, b: nn.Module, example: Tensor) -> Match:
-    from rebasin import PermutationCoordinateDescent  # type: ignore[import-not-found]
+def package(name: str) -> Callable[[nn.Module, nn.Module, Tensor], Match]:
+    def prepared(a: nn.Module, b: nn.Module, example: Tensor) -> Match:
+        importlib.import_module("rebasin.loss" if name == "sinkhorn" else "rebasin")
+        return lambda: (third_party.RUNS[name](a, b, example).state_dict(), dict)
 
-    def match() -> tuple[Mapping[str, Tensor], Callable[[], dict[str, Any]]]:
-        PermutationCoordinateDescent(a, b, example, logging_level="error").rebasin()  # it permutes b in place
-        return b.state_dict(), dict
-
-    return match
-
-
-def sinkhorn(a: nn.Module, b: nn.Module, example: Tensor) -> Match:
-    """The L2 loss, 50 steps of AdamW at 0.1, as in the package's example."""
-    from rebasin import RebasinNet  # type: ignore[import-not-found]
-    from rebasin.loss import DistL2Loss  # type: ignore[import-not-found]
-
-    def match() -> tuple[Mapping[str, Tensor], Callable[[], dict[str, Any]]]:
-        net = RebasinNet(b, input_shape=tuple(example.shape))
-        net.identity_init()
-        criterion, optimizer = DistL2Loss(a), torch.optim.AdamW(net.p.parameters(), lr=0.1)
-        net.train()
-        for _ in range(50):
-            loss = criterion(net())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        net.eval()
-        return net().state_dict(), dict
-
-    return match
+    return prepared
 
 
 METHODS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Match]] = {
     "alignkit": alignkit_matching,
     "plain": plain,
-    "rebasin": rebasin,
-    "sinkhorn": sinkhorn,
+    **{name: package(name) for name in PEERS},
 }
 
 

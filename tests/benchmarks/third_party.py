@@ -1,4 +1,4 @@
-"""Run one third-party package on pairs of networks, in a process of its own; prints JSON.
+"""Run third-party packages; as a script one of them on pairs of networks, in a process of its own, which prints JSON.
 
 Called by the benchmarks: ``python third_party.py rebasin FOLDER a.safetensors b.safetensors ...``. The two packages
 share the module name ``rebasin``, so each lives in a folder of its own, made for example with
@@ -12,11 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 
-sys.path.insert(0, sys.argv[2])
-
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import networks
 
@@ -29,20 +27,20 @@ def load(path: str) -> nn.Sequential:
     return model.eval()
 
 
-def run_rebasin(a: nn.Module, b: nn.Module) -> nn.Module:
+def run_rebasin(a: nn.Module, b: nn.Module, example: Tensor) -> nn.Module:
     """Weight matching of the package rebasin; it permutes ``b`` in place."""
     from rebasin import PermutationCoordinateDescent  # type: ignore[import-not-found]
 
-    PermutationCoordinateDescent(a, b, torch.randn(1, WIDTHS[0]), logging_level="error").rebasin()
+    PermutationCoordinateDescent(a, b, example, logging_level="error").rebasin()
     return b
 
 
-def run_sinkhorn(a: nn.Module, b: nn.Module) -> nn.Module:
+def run_sinkhorn(a: nn.Module, b: nn.Module, example: Tensor) -> nn.Module:
     """Sinkhorn re-basin with the L2 loss, 50 steps of AdamW at 0.1, as in the package's example."""
     from rebasin import RebasinNet  # type: ignore[import-not-found]
     from rebasin.loss import DistL2Loss  # type: ignore[import-not-found]
 
-    net = RebasinNet(b, input_shape=(1, WIDTHS[0]))
+    net = RebasinNet(b, input_shape=tuple(example.shape))
     net.identity_init()
     criterion, optimizer = DistL2Loss(a), torch.optim.AdamW(net.p.parameters(), lr=0.1)
     net.train()
@@ -56,13 +54,14 @@ def run_sinkhorn(a: nn.Module, b: nn.Module) -> nn.Module:
     return result
 
 
-RUNS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
+RUNS: dict[str, Callable[[nn.Module, nn.Module, Tensor], nn.Module]] = {
     "rebasin": run_rebasin,
     "sinkhorn": run_sinkhorn,
 }
 
 
 def main() -> None:
+    sys.path.insert(0, sys.argv[2])
     torch.set_num_threads(1)
     torch.manual_seed(0)
     paths = sys.argv[3:]
@@ -71,7 +70,7 @@ def main() -> None:
     for a_path, b_path in [(paths[0], paths[1]), *zip(paths[::2], paths[1::2], strict=True)]:
         a, b = load(a_path), load(b_path)
         start = time.process_time()
-        aligned = RUNS[sys.argv[1]](a, b)
+        aligned = RUNS[sys.argv[1]](a, b, torch.randn(1, WIDTHS[0]))
         seconds = time.process_time() - start
         state = {n: t.detach() for n, t in aligned.state_dict().items()}
         path = f"{b_path}.{sys.argv[1]}.aligned"
