@@ -95,7 +95,8 @@ def draw() -> Figure:
         lowest = axes.get_ylim()[0]
         for row in own:  # names stand along the lower edge, where the networks of one size are below each other
             size, name = 2 * row["weights_gb"], NAMES[row["network"]].split(" 784")[0]
-            axes.text(size, lowest * 1.2, f"{name} ", rotation=90, fontsize=7, ha="right", va="bottom")
+            side = "left" if row is own[-1] else "right"
+            axes.text(size, lowest * 1.2, f" {name} ", rotation=90, fontsize=7, ha=side, va="bottom")
             axes.axvline(size, color="0.8", lw=0.6, zorder=0)
     figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
