@@ -188,13 +188,12 @@ def align_many(
         options: Options of the solver.
 
     Raises:
-        AlignmentError: ``init`` does not fit, or a group is not permuted.
+        AlignmentError: ``init`` does not fit.
         BindError: There are fewer than two models, or one does not fit the graph; the message names it.
         SolverError: The method, the reference or an option of the solver is wrong.
     """
     started = perf_counter()
     graph, sources = graph_and_models("align_many", pair, models)
-    graph.check_kinds("align_many", AlignmentError, "Align each network to one of them with alignkit.solve.")
     weights = fitted_models(graph, sources, memory)
     if method == "universe" and isinstance(weights[0], StoredNetwork):
         raise SolverError("method='universe' holds all networks in memory: leave memory= out, or take merge_many.")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.elements.element import identity_element
 from alignkit.graph.parts import Network, as_tensors, common_parts, parts_of_block
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair
@@ -65,18 +66,19 @@ def _squares(graph: GraphStructure, weights: Mapping[str, Tensor]) -> list[float
 def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Alignment:
     """Return the alignment that stores units by a number which no reordering of the network changes.
 
-    The number sums first and second powers of the weights that belong to a unit. Units with equal numbers keep the
-    order in which they are stored.
+    The number sums first and second powers of the weights that belong to a unit, of weights that change signs or
+    rotate second powers alone. Units with equal numbers keep the order in which they are stored, and groups that are
+    not permuted stay as they are.
     """
     numbers = {name: torch.zeros(graph.instances(name), group.size).double() for name, group in graph.groups.items()}
     tensors = as_tensors(weights)
     for name, node in graph.tensors.items():
         for block in node.blocks if node.groups else ():
-            uses = uses_of_block(name, block)
+            uses, is_permuted = uses_of_block(name, block), all(dim.kind == "permutation" for dim in block.dims)
             sums = [torch.zeros_like(numbers[use.group]) for use in uses]
             for at, places, (part,) in parts_of_block(name, block, [(tensors, {})]):
                 part = part.double()
-                part = part + torch.pi * part.square()
+                part = part + torch.pi * part.square() if is_permuted else torch.pi * part.square()
                 for use, total in zip(uses, sums, strict=True):
                     use.add_sums(total, at, places, part)
             for use, total in zip(uses, sums, strict=True):
@@ -85,4 +87,8 @@ def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Ali
     orders = {name: number.argsort(dim=-1, stable=True) for name, number in numbers.items()}
     # The order of the units of a parent does not depend on its place: it is the same for every pair of parents.
     pairs = {name: order.expand(len(order), *order.shape) for name, order in orders.items()}
+    for name, group in graph.groups.items():
+        if group.kind != "permutation":
+            count = graph.instances(name)
+            pairs[name] = identity_element(group.kind, (count, count, group.size))
     return Alignment(graph, read_off(graph, graph.parents_first, pairs))

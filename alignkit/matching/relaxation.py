@@ -156,10 +156,8 @@ class Relaxation:
         return Point(matrices, unit_masses(self.graph, matrices))
 
     def corner(self, elements: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "units units"]]:
-        """Return the masses of an alignment, given by its indices: 1 where a unit goes, 0 elsewhere."""
-        alignment = Alignment(self.graph, elements)
-        flats = {name: alignment.flat(name).to(self.device) for name in self.graph.groups}
-        return {n: torch.nn.functional.one_hot(flat, len(flat)).to(self.dtype) for n, flat in flats.items()}
+        """Return the masses of an alignment, given by its elements: for indices 1 where a unit goes, 0 elsewhere."""
+        return dict(self.point(SoftAlignment.from_alignment(Alignment(self.graph, elements))).masses)
 
     def between(self, start: Point, end: Masses, step: float) -> Point:
         """Return the point with masses ``(1 - step) * start + step * end``.

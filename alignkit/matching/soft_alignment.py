@@ -18,14 +18,16 @@ from alignkit.graph.elements.alignment import Alignment, find_node
 from alignkit.graph.owned import Owned, ReadOnly
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.families import best_element, unit_masses
+from alignkit.matching.hulls import centre_of, why_outside
 from alignkit.text import html_table, plural
 
 
 class SoftAlignment:
     """Where each unit goes, in parts: a doubly stochastic matrix in place of each index vector.
 
-    Row ``i`` holds the shares of B's units at place ``i``. A family has one matrix for each pair of parents: how the
-    units are ordered if the parent at one place is the parent from another. It holds copies of its matrices, and
+    Row ``i`` holds the shares of B's units at place ``i``. Groups of other kinds have a mean of some of their elements:
+    a matrix that makes no vector longer, where units rotate. A family has one matrix for each pair of parents: how the
+    units are moved if the parent at one place is the parent from another. It holds copies of its matrices, and
     ``matrices`` hands out copies.
 
     Args:
@@ -34,13 +36,12 @@ class SoftAlignment:
             units over all ancestors (places first, sources second). Gradients flow through them.
 
     Raises:
-        AlignmentError: A group is missing or is not permuted, or a matrix has the wrong shape or is not doubly
-            stochastic.
+        AlignmentError: A group is missing, or a matrix has the wrong shape, is not doubly stochastic, or is not in the
+            convex hull of another kind of elements.
     """
 
     @check_arguments
     def __init__(self, graph: GraphStructure, matrices: Mapping[str, Tensor], tolerance: float = 1e-2) -> None:
-        graph.check_kinds("a soft alignment", AlignmentError)
         for name in graph.groups:
             matrix, shape = matrices.get(name), matrix_shape(graph, name)
             if (kind := why_no_values(matrix)) is not None:
@@ -49,11 +50,8 @@ class SoftAlignment:
             if tuple(matrix.shape) != shape or not matrix.is_floating_point():
                 needed = f"group {name!r} needs a floating-point matrix of shape {shape}"
                 raise AlignmentError(f"{needed}, found {matrix.dtype} of shape {tuple(matrix.shape)}.")
-            values = matrix.detach().double()
-            worst = max(float((values.sum(axis) - 1).abs().max()) for axis in (-1, -2))
-            if not worst <= tolerance or float(values.min()) < -tolerance:
-                off = f"a row or column sum is off by {worst:.2g}"
-                raise AlignmentError(f"the matrix of group {name!r} is not doubly stochastic: {off}.")
+            if problem := why_outside(graph.groups[name].kind, matrix.detach().double(), tolerance):
+                raise AlignmentError(f"the matrix of group {name!r} {problem}.")
         self._graph = graph
         self._matrices: ReadOnly[Tensor] = Owned({name: matrices[name] for name in graph.groups})
 
@@ -70,24 +68,22 @@ class SoftAlignment:
     @classmethod
     @check_arguments
     def centre(cls, graph: GraphStructure) -> SoftAlignment:
-        """Return the mean of the whole symmetry group: every unit is everywhere in equal parts."""
-        return cls(graph, {n: torch.full(matrix_shape(graph, n), 1.0 / graph.groups[n].size) for n in graph.groups})
+        """Return the mean of the whole symmetry group: every unit is everywhere in equal parts, or 0 for most kinds."""
+        return cls(graph, {n: centre_of(group.kind, matrix_shape(graph, n)) for n, group in graph.groups.items()})
 
     @classmethod
     @check_arguments
     def from_alignment(cls, alignment: Alignment) -> SoftAlignment:
         """Return an alignment as matrices; where a pair of parents is not matched, the centre."""
-        alignment.graph.check_kinds("a soft alignment", AlignmentError)
         matrices = {}
-        for name, element in alignment.elements.items():
-            size = element.shape[-1]
-            hot = torch.nn.functional.one_hot(element.reshape(-1, size), size).float()
-            parent = alignment.graph.groups[name].parent
-            if parent is None:
-                matrices[name] = hot[0]
+        for name, hard in alignment.as_matrices().items():
+            group = alignment.graph.groups[name]
+            if group.parent is None:
+                matrices[name] = hard
                 continue
-            matrices[name] = torch.full(matrix_shape(alignment.graph, name), 1.0 / size)
-            matrices[name][torch.arange(len(hot)), alignment.flat(parent)] = hot
+            matrices[name] = centre_of(group.kind, matrix_shape(alignment.graph, name)).to(hard)
+            hard = hard.reshape(-1, group.size, group.size)
+            matrices[name][torch.arange(len(hard)), alignment.flat(group.parent)] = hard
         return cls(alignment.graph, matrices)
 
     @check_arguments
@@ -117,7 +113,7 @@ class SoftAlignment:
         return {n: self.apply_tensor(first[n], t) if n in moved else t for n, t in weights.items()}
 
     def round(self) -> Alignment:
-        """Find the alignment that overlaps most, by linear assignment, families from the inside out."""
+        """Find the alignment that overlaps most, by the oracle of each kind, families from the inside out."""
         matrices = {name: matrix.detach().double() for name, matrix in self.matrices.items()}
         return Alignment(self.graph, best_element(self.graph, unit_masses(self.graph, matrices)))
 
@@ -157,7 +153,7 @@ class ProjectedAlignment(SoftAlignment):
         filled = {}
         for name, group in graph.groups.items():
             matrix = matrices.get(name)
-            matrix = torch.full(matrix_shape(graph, name), 1.0 / group.size) if matrix is None else matrix
+            matrix = centre_of(group.kind, matrix_shape(graph, name)) if matrix is None else matrix
             filled[name] = matrix if dtype is None else matrix.to(dtype)
         self._graph, self._matrices = graph, ReadOnly(filled)
 

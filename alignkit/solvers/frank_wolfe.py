@@ -12,9 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.canonical_order import Frame
 from alignkit.matching.families import best_element
+from alignkit.matching.hulls import random_inside
 from alignkit.matching.objective import Objective
 from alignkit.matching.relaxation import Point, Relaxation, best_step
 from alignkit.matching.sinkhorn import sinkhorn
@@ -65,6 +67,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
     """
 
     name = "frank_wolfe"
+    kinds = frozenset(KINDS)
     needs = Needs(in_memory=False)
     returns = Returns(exact_on_permuted_copies=True, monotone=True)
 
@@ -125,9 +128,12 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
 
 
 def random_point(graph: SymmetryGraph, generator: torch.Generator) -> SoftAlignment:
-    """Draw uniform random matrices, and scale them to be doubly stochastic."""
+    """Draw uniform random matrices, and scale them to be doubly stochastic; of other kinds, points of their hulls."""
     matrices = {}
-    for name in graph.groups:
+    for name, group in graph.groups.items():
+        if group.kind != "permutation":
+            matrices[name] = random_inside(group.kind, matrix_shape(graph, name), generator)
+            continue
         drawn = torch.rand(matrix_shape(graph, name), generator=generator, dtype=torch.float64)
         matrices[name] = sinkhorn(drawn.clamp_min(1e-6).log())
     return SoftAlignment(graph, matrices)

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import Alignment, SymmetryGraph
+from alignkit import Alignment, SoftAlignment, SymmetryGraph
 from alignkit.errors import AssignmentError
 from alignkit.graph.elements.element import as_matrix, random_element
 from alignkit.graph.kinds import KINDS, PLANES, GroupKind
+from alignkit.matching.hulls import centre_of, random_inside, why_outside
 from alignkit.matching.oracles import best_of_kind, value_of
-from helpers.graph_strategies import all_alignments
+from helpers.graph_strategies import all_alignments, distinct_weights, graphs
 
 kinds = st.sampled_from(list(KINDS))
 sizes = st.sampled_from([2, 4, 6, 8])
@@ -84,6 +85,41 @@ def test_similarities_that_say_nothing_give_an_element(kind: GroupKind) -> None:
 def test_similarities_that_are_no_numbers_are_refused(kind: GroupKind, value: float) -> None:
     with pytest.raises(AssignmentError, match="hold NaN or infinity"):
         best_of_kind(kind, torch.full((4, 4), value))
+
+
+@quick
+@given(kinds, sizes, st.integers(0, 2**31))
+def test_hulls_hold_means_of_elements_and_nothing_beyond(kind: GroupKind, size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    elements = random_element(kind, (5, size), generator)
+    matrices = elements if elements.is_floating_point() else as_matrix(elements).double()
+    shares = torch.rand(5, generator=generator, dtype=torch.float64)
+    inside = torch.einsum("k,kij->ij", shares / shares.sum(), matrices)
+    for matrix in (inside, centre_of(kind, (size, size)), random_inside(kind, (size, size), generator)):
+        assert why_outside(kind, matrix.double(), 1e-6) == ""
+    assert why_outside(kind, 1.5 * matrices[0], 1e-2) != ""
+    assert why_outside(kind, torch.full((size, size), torch.nan, dtype=torch.float64), 1e-2) != ""
+    if kind not in ("orthogonal", "signed"):
+        assert why_outside(kind, -matrices[0], 1e-2) != "" or kind in PLANES
+
+
+@quick
+@given(kinds, st.integers(0, 2**31))
+def test_the_centre_is_the_mean_of_the_group(kind: GroupKind, seed: int) -> None:
+    drawn = random_element(kind, (4000, 4), torch.Generator().manual_seed(seed))
+    matrices = drawn if drawn.is_floating_point() else as_matrix(drawn)
+    assert (matrices.mean(0) - centre_of(kind, (4, 4))).abs().max() < 0.08
+
+
+@quick
+@given(graphs(tuple(KINDS)), st.integers(0, 2**31))
+def test_a_soft_alignment_of_a_hard_one_is_and_does_the_same(graph: SymmetryGraph, seed: int) -> None:
+    hard = Alignment.random(graph, seed)
+    soft = SoftAlignment.from_alignment(hard)
+    assert soft.round() == hard
+    weights = {name: tensor.double() for name, tensor in distinct_weights(graph).items()}
+    moved, expected = soft.apply(weights), hard.apply(weights)
+    assert all(torch.allclose(moved[name], expected[name], rtol=1e-12) for name in weights)
 
 
 def test_only_pairs_of_planes_turn() -> None:

@@ -136,12 +136,6 @@ class TestRefused:
         graph, weights = small(kind)
         with pytest.raises(AlignmentError, match="canonicalize cannot take group 'h'"):
             alignkit.canonicalize(graph, [weights], weights)
-        with pytest.raises(AlignmentError, match="align_many cannot take group 'h'"):
-            alignkit.align_many(graph, weights, weights)
-        with pytest.raises(AlignmentError, match="a soft alignment cannot take group 'h'"):
-            alignkit.SoftAlignment.from_alignment(Alignment.identity(graph))
-        with pytest.raises(AlignmentError, match="a soft alignment cannot take group 'h'"):
-            alignkit.SoftAlignment.centre(graph)
         with pytest.raises(BindError, match="memory= cannot take group 'h'"):
             graph.bind(tmp_path / "a", tmp_path / "b", memory="1 GB")
 
@@ -185,6 +179,39 @@ class TestJobs:
         assert "moved" in solution.explain()
         solution.save(tmp_path / "solution.safetensors")
         assert alignkit.Solution.load(tmp_path / "solution.safetensors", pair.graph).alignment == solution.alignment
+
+
+class TestTogether:
+    """Frank-Wolfe, and several networks."""
+
+    @kinds
+    def test_frank_wolfe_finds_planted_elements_and_is_no_worse_than_weight_matching(self, kind: str) -> None:
+        pair = planted_pair(KIND_ARCHITECTURES[kind]())
+        assert alignkit.solve(pair.bind(), solver="frank_wolfe").alignment == pair.answer
+        bound = independent_pair(KIND_ARCHITECTURES[kind](), seed=6).bind()
+        matched, moved = alignkit.solve(bound), alignkit.solve(bound, solver="frank_wolfe", restarts=1)
+        assert moved.objective_after <= matched.objective_after * (1 + 1e-9)
+        assert all(after.objective <= before.objective for before, after in pairwise(moved.history))
+
+    @kinds
+    def test_frank_wolfe_alone_comes_near_planted_elements(self, kind: str) -> None:
+        pair = planted_pair(KIND_ARCHITECTURES[kind]())
+        solution = alignkit.solve(pair.bind(), solver="frank_wolfe", polish=False)
+        assert solution.objective_after < 0.5 * solution.objective_before
+
+    @kinds
+    @pytest.mark.parametrize("method", ["reference", "merge_many", pytest.param("universe", marks=pytest.mark.slow)])
+    def test_copies_meet_in_one_place_and_others_come_closer(self, kind: str, method: str) -> None:
+        architecture = KIND_ARCHITECTURES[kind]()
+        graph, a = architecture.graph(), planted_pair(architecture).a
+        copies = [Alignment.random(graph, seed).apply(a) for seed in range(3)]
+        met = alignkit.align_many(graph, *copies, method=method)
+        assert met.spread_after < 1e-20 * met.spread_before
+        assert met.cycle_error == 0
+        others = [independent_pair(architecture, seed=seed).a for seed in range(3)]
+        assert (spread := alignkit.align_many(graph, *others, method=method, max_sweeps=3)).spread_after < (
+            0.9 * spread.spread_before
+        )
 
 
 class TestActivations:

@@ -199,7 +199,7 @@ class Alignment:
         The matrix times B's units gives the aligned units. Row ``i`` of a permutation has its one at column
         ``element[i]``, or minus one where the sign changes; it is float32. Rotations are float64, as they stand.
         """
-        return {n: e if e.is_floating_point() else as_matrix(e).float() for n, e in self.elements.items()}
+        return {n: e if e.is_floating_point() else as_matrix(e) for n, e in self.elements.items()}
 
     @property
     def summary(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignkit.graph.elements.rotations import planes_of, random_rotation
 from alignkit.graph.kinds import KINDS, PLANES, GroupKind
@@ -60,9 +60,9 @@ def order_of(element: Int[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
 
 
 def as_matrix(element: Int[Tensor, "*batch n"]) -> Float[Tensor, "*batch n n"]:
-    """Return the matrix that does what indices, with signs, do, in float64."""
-    ones = nn.functional.one_hot(order_of(element), element.shape[-1]).double()
-    return torch.where(flipped(element)[..., None], -ones, ones)
+    """Return the matrix that does what indices, with signs, do, in float32."""
+    matrix = torch.zeros(*element.shape, element.shape[-1])
+    return matrix.scatter_(-1, order_of(element)[..., None], 1.0 - 2.0 * flipped(element)[..., None])
 
 
 def compose_elements(left: Tensor, right: Tensor) -> Tensor:
