@@ -19,7 +19,7 @@ from alignkit.graph import AxisPositions, Provenance, SymmetryGraph, TracedInput
 from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.rewriting import module_with
-from alignkit.text import dtype_name
+from alignkit.text import dtype_name, list_some
 from alignkit.tracing.gauges.gauges import NO_GAUGES, find_gauges
 from alignkit.tracing.gauges.proof import refute
 from alignkit.tracing.gauges.second_pass import run_laws
@@ -100,7 +100,14 @@ def trace(
         return graph
     refuted: dict[str, frozenset[str]] = {}
     while failed := refute(graph, model, args, kwargs):
+        known = dict(refuted)
         refuted |= {name: refuted.get(name, frozenset()) | what for name, what in failed.items()}
+        if refuted == known:
+            groups = list_some([*failed], 5)
+            raise TraceError(
+                f"what was found of {groups} changes the outputs, and cannot be given up. Please report the model; "
+                'symmetries="permutation" still works.'
+            )
         graph = build_graph(model, run, table, inputs, names, symmetries, refuted)
     provenance = replace(graph.provenance, proved=True)
     rewrites = graph.folds, graph.balances, graph.blocked

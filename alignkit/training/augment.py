@@ -1,15 +1,17 @@
 """Augmentations of trained networks: noise, zeros, scales, and changes that leave the function as it is.
 
 A ReLU network computes the same if what goes into a unit is multiplied by a positive number and what comes out of it is
-divided by it, a tanh or sine network if both change their sign. Which groups of a model allow that is found out by
-running it (`find_freedoms`).
+divided by it, a tanh or sine network if both change their sign. Which groups of a model allow that a trace of all its
+symmetries says (`find_freedoms`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -19,15 +21,17 @@ from torch import Generator, Tensor, nn
 from alignkit.arguments import check_arguments
 from alignkit.graph import SymmetryGraph, Use
 from alignkit.graph.bind import StateDict
-from alignkit.graph.proof.verify import relative_difference
-from alignkit.tasks.batches import Batch, tensors_in
-from alignkit.tasks.task import call_with
+from alignkit.graph.proof.model_run import call_arguments
+from alignkit.graph.rewrites import AxisOf, BalanceKind, uses_at
+from alignkit.tasks.batches import Batch
+from alignkit.tracing import trace
 
 Kind = Literal["positive", "sign"]
 KINDS: tuple[Kind, ...] = ("positive", "sign")
 
-CHECK_TOLERANCE = 1e-3
-"""Largest change of the outputs, as a share of their size, of a change that counts as leaving the function."""
+_KINDS_OF_BALANCE: Mapping[BalanceKind, tuple[Kind, ...]] = MappingProxyType(
+    {"scaled": ("positive",), "monomial": KINDS, "invertible": KINDS, "complex_planes": ()}
+)
 
 
 class Augmentations(BaseModel):
@@ -57,6 +61,7 @@ class Freedom:
         units: How many units there are, over all parents.
         writes: Uses that make the units: their weights are multiplied.
         reads: Uses that read the units: their weights are divided.
+        degree: The power with which a factor comes out: 2 for squared ReLU.
     """
 
     group: str
@@ -64,6 +69,7 @@ class Freedom:
     units: int
     writes: tuple[Use, ...]
     reads: tuple[Use, ...]
+    degree: int = 1
 
     def apply(self, weights: dict[str, Tensor], largest: float, generator: Generator) -> None:
         """Change weights in place, by a factor for each unit that is drawn.
@@ -77,51 +83,44 @@ class Freedom:
         factors = ((2 * drawn - 1) * math.log(largest)).exp()
         if self.kind == "sign":
             factors = torch.where(drawn < 0.5, -1.0, 1.0)
-        for uses, numbers in ((self.writes, factors), (self.reads, 1 / factors)):
+        for uses, numbers in ((self.writes, factors), (self.reads, factors**-self.degree)):
             for use in uses:
                 view = use.block.view(weights[use.tensor])
                 view.mul_(use.broadcast(numbers).to(view.device, view.dtype))
 
 
 @check_arguments
-def find_freedoms(graph: SymmetryGraph, model: nn.Module, weights: StateDict, batch: Batch) -> tuple[Freedom, ...]:
-    """Find groups whose units can be rescaled, or flipped, without a change of the function: each proved by running.
+def find_freedoms(graph: SymmetryGraph, model: nn.Module, batch: Batch) -> tuple[Freedom, ...]:
+    """Find groups whose units can be rescaled, or flipped, without a change of the function.
+
+    A trace of all symmetries of the model finds and proves them. Those that hold for folded weights only are left out.
 
     Args:
         graph: The graph.
         model: The architecture, in eval mode.
-        weights: Trained weights, by the first name of each tensor.
         batch: Inputs to run the model on.
+
+    Raises:
+        TraceError: The model cannot be traced.
     """
-    generator = Generator().manual_seed(0)
+    args, kwargs = call_arguments(batch.head(1).inputs)
+    traced = trace(model, *args, symmetries="all", **kwargs)
+    freedoms: list[Freedom] = []
 
-    def run(state: StateDict) -> list[Tensor]:
-        with torch.no_grad():
-            return [tensor.float() for tensor in tensors_in(call_with(model, state, batch.inputs))]
+    def add(name: str, kind: Kind, writes: Sequence[AxisOf], reads: Sequence[AxisOf] = (), degree: int = 1) -> None:
+        """Add what a traced group may do to the group of this graph that has as many units at the same places."""
+        units = traced.unit_count(name)
+        for group in (group for group in graph.groups if graph.unit_count(group) == units):
+            made, used = ([uses_at(graph.tensors[at.tensor], group, at) for at in side] for side in (writes, reads))
+            if all((*made, *used)):
+                freedoms.append(Freedom(group, kind, units, tuple(chain(*made)), tuple(chain(*used)), degree))
 
-    before = run(weights)
-    freedoms = []
-    for group in graph.groups:
-        writes: list[Use] = []
-        reads: list[Use] = []
-        norms: list[Use] = []
-        # Where units are made and where they are used is judged by axes; running the model is the proof.
-        for use in graph.uses[group]:
-            node, owner = graph.tensors[use.tensor], model.get_submodule(use.tensor.rpartition(".")[0])
-            made_on = 1 if isinstance(owner, nn.Embedding | nn.modules.conv._ConvTransposeNd) else 0
-            if len(node.shape) > 1:
-                (writes if use.block.dims[use.at].axis == made_on else reads).append(use)
-            elif node.role != "buffer":
-                (norms if "Norm" in type(owner).__name__ else writes).append(use)
-        # A norm undoes whatever the layer before it does, so that its own parameters are what makes the units.
-        writes = norms or writes
-        for kind in KINDS if writes and reads else ():
-            freedom = Freedom(group, kind, graph.unit_count(group), tuple(writes), tuple(reads))
-            changed = _copy(weights)
-            freedom.apply(changed, 2.0, generator)
-            outputs = zip(before, run(changed), strict=True)
-            if all(relative_difference([x], [y]) <= CHECK_TOLERANCE for x, y in outputs):
-                freedoms.append(freedom)
+    for balance in traced.balances:
+        for kind in _KINDS_OF_BALANCE[balance.kind]:
+            add(balance.group, kind, balance.writes, balance.reads, balance.degree)
+    for name, group in traced.groups.items():
+        if group.kind == "signed":
+            add(name, "sign", [AxisOf(use.tensor, use.block.dims[use.at].axis) for use in traced.uses[name]])
     return tuple(freedoms)
 
 

@@ -26,8 +26,6 @@ from alignkit.text import plural
 from alignkit.training.augment import Freedom, augment, find_freedoms
 from alignkit.training.settings import TrainingSettings
 
-PROOF_ROWS = 16
-"""Samples on which changes are proved to leave the function: an output that moves on none of them does not move."""
 KEPT_BYTES = 1 << 30
 """Sets of networks that take no more than this are kept in memory."""
 
@@ -141,9 +139,7 @@ class Pool:
     @cached_property
     def freedoms(self) -> tuple[Freedom, ...]:
         """What leaves the function of these networks as it is."""
-        index = self.train[0][0]
-        batch = self.samples(index)[0].head(PROOF_ROWS)
-        return find_freedoms(self.graph, self.model, self.weights(index), batch)
+        return find_freedoms(self.graph, self.model, self.samples(self.train[0][0])[0])
 
     def weights(self, index: int) -> dict[str, Tensor]:
         """Read the weights of one network by the first name of each tensor, to the device."""

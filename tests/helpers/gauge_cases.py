@@ -24,6 +24,7 @@ from helpers.gauge_nets import (
     Block,
     Cells,
     Decoder,
+    Experts,
     FusedAttention,
     GatedMLP,
     HandLayerNorm,
@@ -31,6 +32,7 @@ from helpers.gauge_nets import (
     Modulated,
     PatchNet,
     RMSNorm,
+    SharedKeys,
     Translator,
 )
 
@@ -249,7 +251,20 @@ CASES: Mapping[str, Case] = {
         {"tokens": "post-LN"},
         {TABLES: WIDTH - 1, SHIFTS: 2 * WIDTH, DEAD: 3 * HEADS_SIZE + HIDDEN},
     ),
-    "vit": Case("patches", lambda: PatchNet(scale=False), _images, PATCHES, {}, {TABLES: 2 * (WIDTH - 1)}),
+    "shared keys": Case(
+        "RMSNorm, no positions",
+        lambda: Decoder(Block(RMSNorm, SharedKeys(), GatedMLP()), RMSNorm(WIDTH)),
+        _tokens,
+        {"tokens": "orthogonal", "blocks.attention.qkv.2": "orthogonal", "blocks.attention.qkv.3": "orthogonal"},
+    ),
+    "experts": Case(
+        "stacked layers",
+        lambda: Decoder(Block(RMSNorm, Attention(), Experts()), RMSNorm(WIDTH)),
+        _tokens,
+        {"tokens": "orthogonal", **HEADS},
+    ),
+    "two pools": Case("patches", lambda: PatchNet(both=True), _images, PATCHES, {}, {TABLES: 2 * (WIDTH - 1)}),
+    "vit": Case("patches", lambda: PatchNet(), _images, PATCHES, {}, {TABLES: 2 * (WIDTH - 1)}),
     "layer scale": Case("patches", lambda: PatchNet(scale=True), _images, PATCHES, {}, {TABLES: 2 * (WIDTH - 1)}),
     "translator": Case(
         "encoder and decoder", Translator, _tokens, {"read": "orthogonal", "write": "orthogonal", **CROSS}

@@ -100,6 +100,31 @@ class FusedAttention(nn.Module):
         return self.o(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
 
 
+class SharedKeys(nn.Module):
+    """Two heads of queries with one head of keys and values, fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(WIDTH, (HEADS + 2) * SIZE, bias=False), nn.Linear(HEADS * SIZE, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).split([HEADS * SIZE, SIZE, SIZE], -1)
+        q, k, v = q.unflatten(-1, (HEADS, SIZE)).transpose(1, 2), k[:, None], v[:, None]
+        return self.o(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(-2))
+
+
+class Experts(nn.Module):
+    """Layers in one tensor each, all of them added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(2, HIDDEN, WIDTH)), nn.Parameter(torch.randn(2, WIDTH, HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (silu(x @ up.T) @ down.T for up, down in zip(self.up, self.down, strict=True))
+        return first + second
+
+
 class MLP(nn.Module):
     """Two layers with an activation between them."""
 
@@ -192,19 +217,21 @@ class Decoder(nn.Module):
 
 
 class PatchNet(nn.Module):
-    """Patches, a class token, positions, a block, and a classifier on the mean."""
+    """Patches, a class token, positions, a block, and a classifier on the mean, or on the class token and the mean."""
 
-    def __init__(self, *, scale: bool) -> None:
+    def __init__(self, *, scale: bool = False, both: bool = False) -> None:
         super().__init__()
+        self.both = both
         self.patches = nn.Conv2d(1, WIDTH, 2, 2)
         self.token, self.positions = nn.Parameter(torch.randn(1, 1, WIDTH)), nn.Parameter(torch.randn(1, 5, WIDTH))
         self.block = Block(nn.LayerNorm, Attention(bias=True), MLP(nn.GELU()), scale=scale)
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(2 * WIDTH if both else WIDTH, 2)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patches(image).flatten(2).mT
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-        return self.head(self.norm(self.block(x)).mean(1))
+        x = self.norm(self.block(x))
+        return self.head(torch.cat([x[:, 0], x.mean(1)], -1) if self.both else x.mean(1))
 
 
 class Cells(nn.Module):

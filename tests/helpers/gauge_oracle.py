@@ -56,7 +56,7 @@ def _folded(graph: SymmetryGraph, fold: Fold) -> int:
             return len(list(place.positions(shapes)))
         case Mean(writers, readers):
             places = (*writers, *readers)
-            return sum(prod(shapes[place.tensor]) // len(list(place.positions(shapes))) for place in places)
+            return sum(prod(shapes[place.tensor]) // shapes[place.tensor][place.axis] for place in places)
     raise AssertionError(fold)
 
 

@@ -33,7 +33,7 @@ def example(case: Case) -> tuple[nn.Module, Tensor]:
 def test_each_space_has_its_kind_and_its_reason(name: str) -> None:
     case = BY_NAME[name]
     model, batch = example(case)
-    graph = alignkit.trace(model, batch[:1], symmetries="all")
+    graph = alignkit.trace(model, batch[:1], symmetries="all", keep_tied=True)
     limits = {limit.group: limit for limit in graph.provenance.limits}
     expected = {group: case.kinds.get(group, "permutation") for group in limits}
     assert {group: limit.kind for group, limit in limits.items()} == expected
@@ -46,7 +46,7 @@ def test_each_space_has_its_kind_and_its_reason(name: str) -> None:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_folded_networks_compute_the_same_under_random_elements(name: str) -> None:
     model, batch = example(BY_NAME[name])
-    graph = alignkit.trace(model, batch[:1], symmetries="all")
+    graph = alignkit.trace(model, batch[:1], symmetries="all", keep_tied=True)
     folded = alignkit.fold(model, graph).network
     torch.testing.assert_close(folded(batch[:2]), model(batch[:2]), rtol=0, atol=1e-9)
     graph.verify(folded, batch[:1])
@@ -57,7 +57,7 @@ def test_folded_networks_compute_the_same_under_random_elements(name: str) -> No
 def test_all_continuous_symmetries_are_found(name: str) -> None:
     case = CASES[name]
     model, batch = example(case)
-    graph = alignkit.trace(model, batch[:1], symmetries="all")
+    graph = alignkit.trace(model, batch[:1], symmetries="all", keep_tied=True)
     assert nullity(model, batch) == found(graph) + sum(case.uncounted.values()), graph.report()
 
 

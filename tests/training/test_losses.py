@@ -178,7 +178,7 @@ SPEC = {"up.weight": "h .", "up.bias": "h", "down.weight": ". h", "down.bias": "
 def freedoms_of(model, spec, inputs):
     graph = SymmetryGraph.from_spec(spec, like=model)
     weights = {name: model.eval().state_dict()[name] for name in graph.tensors}
-    return graph, weights, find_freedoms(graph, model, weights, Batch(inputs, inputs, "inputs"))
+    return graph, weights, find_freedoms(graph, model, Batch(inputs, inputs, "inputs"))
 
 
 @pytest.mark.parametrize(
@@ -219,16 +219,14 @@ def test_rescaling_moves_weights_and_not_the_function(build):
     )
 
 
-def test_values_can_be_rescaled_and_heads_flipped():
+def test_dimensions_of_heads_can_be_rescaled_and_flipped():
     architecture = attention()
     model = planted_pair(architecture, seed=1).a
     graph = SymmetryGraph.from_spec(architecture.spec, like=model, sizes=architecture.sizes)
-    weights = {name: model.state_dict()[name] for name in graph.tensors}
     inputs = architecture.inputs(8)
-    freedoms = find_freedoms(graph, model, weights, Batch(inputs, inputs, "inputs"))
+    freedoms = find_freedoms(graph, model, Batch(inputs, inputs, "inputs"))
     found = {(freedom.group, freedom.kind) for freedom in freedoms}
-    # A head whose queries, keys and values change sign is the same but for the sign of what it writes.
-    assert found == {("v", "positive"), ("v", "sign"), ("heads", "sign")}
+    assert found == {(group, kind) for group in ("qk", "v") for kind in ("positive", "sign")}
 
 
 def test_noise_and_zeros_have_the_size_that_was_asked_for():

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Literal
 
 from alignkit.graph.kinds import GroupKind
-from alignkit.graph.rewrites import BlockReason
+from alignkit.graph.rewrites import AxisOf, BlockReason
 from alignkit.tracing.gauges.degrees import ZERO, Form, combine
 from alignkit.tracing.gauges.parts import Part, Spaces
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
@@ -64,7 +65,7 @@ class Facet:
 
 
 @dataclass(frozen=True)
-class Cause:
+class Obstacle:
     """An operation in a module, and what it left of a space."""
 
     op: str
@@ -77,7 +78,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SpaceReading:
     """A contraction of a value with a segment of a parameter; ``bias`` is added to what comes out."""
 
     segment: int
@@ -98,8 +99,8 @@ class SpaceFacts:
     equations: list[Form] = field(default_factory=list)
     of_scales: list[Form] = field(default_factory=list)
     of_signs: list[Form] = field(default_factory=list)
-    causes: list[tuple[frozenset[GroupKind], Cause]] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
+    causes: list[tuple[frozenset[GroupKind], Obstacle]] = field(default_factory=list)
+    readings: list[SpaceReading] = field(default_factory=list)
     unknown: bool = False
     unit_length: bool = False
 
@@ -117,7 +118,7 @@ class Findings:
     consumers: Mapping[tuple[int, ...], int]
     names: Mapping[tuple[int, ...], str]
     facts: dict[int, SpaceFacts] = field(default_factory=lambda: defaultdict(SpaceFacts))
-    used_otherwise: dict[int, Cause] = field(default_factory=dict)
+    used_otherwise: dict[int, Obstacle] = field(default_factory=dict)
     blocked: dict[int, tuple[BlockReason, str]] = field(default_factory=dict)
     norms: list[tuple[int, Norm]] = field(default_factory=list)
     output_scales: list[tuple[int, str, frozenset[int]]] = field(default_factory=list)
@@ -134,13 +135,13 @@ class Findings:
         self._facets.setdefault(ref.key, {})[part.space, part.source, part.dims] = facet
         self._keys_of_storage[ref.storage].add(ref.key)
 
-    def get(self, ref: TensorRef, part: Part, cause: Cause) -> Facet:
+    def get(self, ref: TensorRef, part: Part, cause: Obstacle) -> Facet:
         """Return the facet of a part of a value; where it is not known, its space is permuted only."""
         known = self._facets.get(ref.key, {}).get((part.space, part.source, part.dims))
         if known is not None:
             return known
         self.facts[part.space].unknown = True
-        self.cap(part.space, frozenset(), Cause(cause.op, cause.where, "it reads what was made in an unknown way"))
+        self.cap(part.space, frozenset(), Obstacle(cause.op, cause.where, "it reads what was made in an unknown way"))
         return Facet()
 
     def forget(self, ref: TensorRef) -> None:
@@ -152,7 +153,7 @@ class Findings:
         """Return the name of a parameter, None for another tensor."""
         return self.names.get(ref.key)
 
-    def cap(self, space: int, kinds: frozenset[GroupKind], cause: Cause) -> None:
+    def cap(self, space: int, kinds: frozenset[GroupKind], cause: Obstacle) -> None:
         """Leave a space only those of its rotations that are among ``kinds``."""
         facts = self.facts[space]
         if facts.kinds - kinds:
@@ -176,6 +177,12 @@ class Findings:
         (space,) = [space for space, known in self.norms if known == norm]
         self.norms[norm.number] = (space, shifted)
         return shifted
+
+    def place_for(self, segment: int, vector: str) -> AxisOf | None:
+        """Return where a vector fits at a segment: as many positions as it has, or the whole axis around them."""
+        axis = self.spaces.segments[segment].axis
+        places = (axis, AxisOf(axis.tensor, axis.axis))
+        return next((at for at in places if len(at.positions(self.shapes)) == prod(self.shapes[vector])), None)
 
     def is_vector(self, facet: Facet) -> bool:
         """Return whether a value is a parameter with one number for each unit of the space, or such plus a number."""
@@ -203,6 +210,6 @@ def same_degree(findings: Findings, space: int, carriers: Iterable[Carrier]) -> 
     return degrees[0]
 
 
-def cause_of(step: OpRecord, words: str = "") -> Cause:
+def obstacle_of(step: OpRecord, words: str = "") -> Obstacle:
     """Return a step as a cause."""
-    return Cause(step.op.replace("::", "."), step.where, words)
+    return Obstacle(step.op.replace("::", "."), step.where, words)

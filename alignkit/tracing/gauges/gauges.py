@@ -78,14 +78,14 @@ def find_gauges(
     limits = [limit for limit in before.limits if limit.kind == "fixed"]
     limits += [SpaceLimit(known[space], verdict.kind or "fixed", verdict.reason) for space, verdict in verdicts.items()]
     order = list(names.values())
-    biases = tuple(folds_of_biases(findings))
+    biases = tuple(folds_of_biases(findings, known, refuted))
     rotating = [verdict for verdict in verdicts.values() if verdict.kind is not None and KINDS[verdict.kind].rotates]
     return Gauges(
         marks,
         tuple(_vector_of(fold) for v in rotating for fold in v.folds if isinstance(fold, Gain | OutputScale)),
-        (*(fold for verdict in verdicts.values() for fold in verdict.folds), *biases),
+        (*dict.fromkeys(fold for verdict in verdicts.values() for fold in verdict.folds), *biases),
         tuple(_without(balance, biases) for verdict in verdicts.values() for balance in verdict.balances),
-        tuple(blocked for verdict in verdicts.values() for blocked in verdict.blocked),
+        tuple(dict.fromkeys(blocked for verdict in verdicts.values() for blocked in verdict.blocked)),
         tuple(sorted((x for x in limits if x.group), key=lambda x: order.index(x.group) if x.group in order else -1)),
         before.lost | keys,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit.graph.kinds import GroupKind
 from alignkit.tracing.gauges.degrees import combine
-from alignkit.tracing.gauges.facets import Carrier, Cause, Facet, Findings, cause_of
+from alignkit.tracing.gauges.facets import Carrier, Facet, Findings, Obstacle, obstacle_of
 from alignkit.tracing.gauges.parts import Part
 from alignkit.tracing.interpreter import LabelledStep
 from alignkit.tracing.labels.tensor_labels import Labels
@@ -46,9 +46,9 @@ class Operation:
         """Return an argument by the name that the op's schema gives it."""
         return self.step.arg(name, default)
 
-    def cause(self, words: str = "") -> Cause:
+    def cause(self, words: str = "") -> Obstacle:
         """Return this op as a cause."""
-        return cause_of(self.step, words)
+        return obstacle_of(self.step, words)
 
     def labels(self, ref: TensorRef) -> Labels:
         """Return the labels of an operand."""

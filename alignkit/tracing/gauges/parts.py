@@ -20,7 +20,7 @@ from alignkit.tracing.reading.traced_layouts import TracedLayouts
 
 
 @dataclass(frozen=True)
-class Segment:
+class ParameterSegment:
     """Positions of an axis of a parameter at which a space stands: one of several if it stands there repeatedly."""
 
     space: int
@@ -56,7 +56,7 @@ class Spaces:
     """The spaces of a traced model, the segments of parameters where they stand, and the parts of any tensor."""
 
     traced: TracedLayouts
-    segments: list[Segment] = field(default_factory=list)
+    segments: list[ParameterSegment] = field(default_factory=list)
     _leaves: frozenset[int] = frozenset()
     _source: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     _known: dict[int, tuple[Labels, tuple[Part, ...]]] = field(default_factory=dict)
@@ -93,12 +93,15 @@ class Spaces:
             classes = self.traced.closed.classes[rows]
             turns = np.stack([_occurrences(row) for row in classes])
             for space, here in self._positions(classes).items():
-                for turn in np.unique(turns[here]).tolist():
-                    chosen = here & (turns == turn)
-                    fresh = rows[chosen & (self._source[rows] < 0)]
-                    places = np.flatnonzero(chosen.any(0))
-                    self._source[fresh] = len(self.segments)
-                    self.segments.append(Segment(space, _axis_of(name, axis, places, labels.shape[axis])))
+                # Queries that share their keys stand in several heads for each of them: a segment of its own.
+                owners = np.where(here, self._owners(classes), -1)
+                for owner in np.unique(owners[here]).tolist():
+                    for turn in np.unique(turns[owners == owner]).tolist():
+                        chosen = (owners == owner) & (turns == turn)
+                        fresh = rows[chosen & (self._source[rows] < 0)]
+                        places = np.flatnonzero(chosen.any(0))
+                        self._source[fresh] = len(self.segments)
+                        self.segments.append(ParameterSegment(space, _axis_of(name, axis, places, labels.shape[axis])))
         return self.parts(labels)
 
     def parts(self, labels: Labels) -> tuple[Part, ...]:
@@ -119,6 +122,14 @@ class Spaces:
                     where = dict(zip(block.span, map(int, first), strict=True))
                     parts.append(Part(space, int(source), block, where, int(classes.flat[int(at)])))
         return parts
+
+    def _owners(self, classes: IntArray) -> IntArray:
+        """Return a number for the set of groups on which each of some classes depends."""
+        orbits = self.traced.symmetry.orbits
+        keys, index = np.unique(self.traced.symmetry.orbit_of[classes], return_inverse=True)
+        sets: dict[frozenset[int], int] = {}
+        owners = [frozenset(orbits[key].coordinates) if key in orbits else frozenset() for key in keys.tolist()]
+        return np.array([sets.setdefault(owner, len(sets)) for owner in owners])[index].reshape(classes.shape)
 
     def _positions(self, classes: IntArray) -> dict[int, np.ndarray]:
         """Return, for each space, at which of some classes it stands."""

@@ -16,7 +16,18 @@ from alignkit.graph.module_copy import copy_module
 from alignkit.graph.proof.model_run import ModelRun, run_in_widest
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import TOLERANCE, relative_difference
-from alignkit.graph.rewrites import Balance, Fold
+from alignkit.graph.rewrites import (
+    Balance,
+    Fold,
+    Gain,
+    Mean,
+    OutputScale,
+    Shift,
+    Through,
+    Untie,
+    Zero,
+    uses_at,
+)
 from alignkit.rewriting import WideWeights, balance_weights, fold_weights
 
 DRAWS = 2
@@ -46,8 +57,14 @@ def refute(
     failed: dict[str, frozenset[str]] = {}
     folded = _fold(given, graph.folds)
     if changes(folded):
-        guilty = [fold for fold in graph.folds if changes(_fold(given, [fold]))]
-        return {group: frozenset((FOLDS,)) for fold in guilty for group in graph.tensors[_tensor_of(fold)].groups}
+        folded = given
+        for fold in graph.folds:  # some need others before them
+            further = _fold(folded, [fold])
+            if changes(further):
+                failed |= dict.fromkeys(_groups_of(fold, graph), frozenset((FOLDS,)))
+            else:
+                folded = further
+        return failed
     identity = Alignment.identity(graph).elements
     for seed in range(DRAWS):
         drawn = Alignment.random(graph, seed).elements
@@ -75,11 +92,25 @@ def _balance(weights: _Weights, graph: SymmetryGraph, balances: Iterable[Balance
     return wide.rounded()
 
 
-def _tensor_of(fold: Fold) -> str:
-    """Return a tensor on which the group of a fold acts."""
-    places = [value for value in vars(fold).values() if value is not None]
-    first = places[0]
-    return first if isinstance(first, str) else first[0].tensor if isinstance(first, tuple) else first.tensor
+def _groups_of(fold: Fold, graph: SymmetryGraph) -> set[str]:
+    """Return the groups that act where a fold takes something."""
+    match fold:
+        case Zero(place) | Through(place):
+            places = [place]
+        case Mean(writers, readers):
+            places = [*writers, *readers]
+        case Gain(_, readers):
+            places = list(readers)
+        case Shift(_, pairs):
+            places = [reader for reader, _ in pairs]
+        case OutputScale(_, writers):
+            places = list(writers)
+        case Untie():
+            places = []
+    groups = {group: units for group in graph.groups if (units := graph.unit_count(group))}
+    acting = ({g for g in groups if uses_at(graph.tensors[place.tensor], g, place)} for place in places)
+    found = set().union(*acting)
+    return {group for group in found if not any(graph.groups[other].parent == group for other in found)}
 
 
 def _with_weights(graph: SymmetryGraph, model: nn.Module, weights: _Weights) -> nn.Module:

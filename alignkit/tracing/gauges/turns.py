@@ -60,7 +60,7 @@ def replace_turns(steps: Sequence[OpRecord], data: Collection[int], kept: Collec
         data: Storages of parameters: what is computed from none of them is a table.
         kept: Keys of values whose embeddings stay as they are.
     """
-    search = _Search(steps, data)
+    search = _TurnSearch(steps, data)
     replaced: list[OpRecord | None] = list(steps)
     regions: set[int] = set()
     for step in steps:
@@ -78,7 +78,7 @@ def replace_turns(steps: Sequence[OpRecord], data: Collection[int], kept: Collec
     return [step for step in replaced if step is not None]
 
 
-class _Search:
+class _TurnSearch:
     """What a search for rotary embeddings has to know of a run.
 
     Attributes:

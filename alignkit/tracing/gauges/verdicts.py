@@ -21,7 +21,7 @@ from alignkit.graph.rewrites import (
     Zero,
 )
 from alignkit.tracing.gauges.degrees import is_even, solutions
-from alignkit.tracing.gauges.facets import MEAN_KEEPING, Findings, Norm, Reading, SpaceFacts
+from alignkit.tracing.gauges.facets import MEAN_KEEPING, Findings, Norm, SpaceFacts, SpaceReading
 
 LARGEST_FIRST: tuple[GroupKind, ...] = ("orthogonal", "centred", "planes", "adjacent_planes")
 
@@ -53,6 +53,10 @@ def judge(findings: Findings, names: Mapping[int, str], refuted: Mapping[str, fr
     for number, segment in enumerate(findings.spaces.segments):
         segments[segment.space].append(number)
     judges = {s: _Judge(findings, s, findings.facts[s], segments[s], names[s]) for s in findings.spaces.leaves}
+    # A norm over several spaces stays as a whole.
+    blocked = [blocked for judge in judges.values() for blocked in judge.find_blocked()]
+    for judge in judges.values():
+        judge.blocked = tuple(one for one in dict.fromkeys(blocked) if one.tensor in judge.gains)
     return {space: judge.verdict(refuted.get(judge.name, frozenset())) for space, judge in sorted(judges.items())}
 
 
@@ -63,10 +67,11 @@ class _Judge:
     facts: SpaceFacts
     segments: list[int]
     name: str
+    blocked: tuple[Blocked, ...] = ()
 
     def verdict(self, refuted: frozenset[str]) -> Verdict:
         """Decide on the kind, and collect folds and balances."""
-        blocked = self._blocked()
+        blocked = self.blocked
         rotates = not blocked and "folds" not in refuted
         admitted = self.facts.kinds - refuted if rotates else frozenset()
         has_turns = any(cause.op == "alignkit.rotary" for _, cause in self.facts.causes)
@@ -80,23 +85,28 @@ class _Judge:
         is_balanced = "balances" not in refuted
         if kind is not None:
             balances = self._balances_of_rotations(kind) if is_balanced else ()
-            return Verdict(kind, reason, self._folds(kind), balances)
+            return Verdict(kind, reason, self._folds(), balances)
         if has_turns:
             return Verdict(None, reason, blocked=blocked)
         equations = self.facts.equations + self.facts.of_signs
         signed = not self.facts.unknown and bool(self.segments) and is_even(equations, self.segments)
         kind = "signed" if signed and "signed" not in refuted else "permutation"
-        folds = () if "folds" in refuted else self._folds(None)
+        folds = () if "folds" in refuted else self._folds()
         return Verdict(kind, reason, folds, self._balances() if is_balanced else (), blocked)
+
+    @property
+    def gains(self) -> set[str]:
+        """The gains of the norms of this space."""
+        return {norm.gain for norm in self._norms()}
 
     def _norms(self) -> list[Norm]:
         return [norm for space, norm in self.findings.norms if space == self.space]
 
-    def _readings(self, norm: Norm) -> list[Reading]:
+    def _readings(self, norm: Norm) -> list[SpaceReading]:
         return [r for r in self.facts.readings if r.facet.norm is not None and r.facet.norm.gain == norm.gain]
 
-    def _blocked(self) -> tuple[Blocked, ...]:
-        """Return the norms whose gain something keeps from being folded."""
+    def find_blocked(self) -> tuple[Blocked, ...]:
+        """Return the norms whose gain something in this space keeps from being folded."""
         blocked = []
         for norm in self._norms():
             readings = self._readings(norm)
@@ -108,6 +118,8 @@ class _Judge:
                     reason = reason or ("tied", tensor)
                 elif others:
                     reason = reason or ("not_contracted", others[0].where)
+                elif self.findings.place_for(reading.segment, norm.gain) is None:
+                    reason = reason or ("not_contracted", reading.where)
             if not readings:
                 reason = reason or ("not_contracted", norm.where)
             if reason is not None:
@@ -120,25 +132,25 @@ class _Judge:
     def _axes(self, segments: Iterable[int]) -> tuple[AxisOf, ...]:
         return tuple(dict.fromkeys(self._axis(segment) for segment in segments))
 
-    def _folds(self, kind: GroupKind | None) -> tuple[Fold, ...]:
-        """Return the folds of a space: of its norms, and where it rotates those of scales and means as well."""
+    def _folds(self) -> tuple[Fold, ...]:
+        """Return the folds of the norms, scales and means of a space."""
         folds: list[Fold] = []
         shifts = set()
-        stay = {blocked.tensor for blocked in self._blocked()}
+        stay = {blocked.tensor for blocked in self.blocked}
         for norm in {norm.gain: norm for norm in self._norms() if norm.gain not in stay}.values():
-            readings = self._readings(norm)
-            readers = self._axes(reading.segment for reading in readings)
-            biases = {reading.segment: reading.bias for reading in readings}
+            places = ((self.findings.place_for(r.segment, norm.gain), r.bias) for r in self._readings(norm))
+            biases = {place: bias for place, bias in places if place is not None}
             shift = norm.shift
             if shift is not None and all(biases.values()):
-                folds.append(Shift(shift, tuple((self._axis(s), b) for s, b in biases.items() if b)))
+                folds.append(Shift(shift, tuple((reader, bias) for reader, bias in biases.items() if bias)))
                 shift = None
             if shift is not None:
                 shifts.add(norm.gain)
-            folds.append(Gain(norm.gain, readers, norm.offset, shift))
+            folds.append(Gain(norm.gain, tuple(biases), norm.offset, shift))
         for space, scale, writers in self.findings.output_scales:
-            if space == self.space and kind is not None:
-                folds.append(OutputScale(scale, self._axes(sorted(writers))))
+            if space == self.space:
+                scaled = (self.findings.place_for(segment, scale) for segment in sorted(writers))
+                folds.append(OutputScale(scale, tuple(dict.fromkeys(place for place in scaled if place is not None))))
         if self.facts.kinds == MEAN_KEEPING and all(reading.facet.centred for reading in self.facts.readings):
             folds.append(self._mean(shifts | stay))
         return tuple(folds)
@@ -172,7 +184,8 @@ class _Judge:
         if self.facts.unknown:
             return ()
         balances = []
-        gains = {norm.gain for norm in self._norms()}
+        stay = {blocked.tensor for blocked in self.blocked}
+        gains = {norm.gain for norm in self._norms()} - stay
         for solution in solutions(self.facts.equations + self.facts.of_scales, self.segments):
             smallest = min((abs(value) for value in solution.values()), default=1)
             degrees = {segment: value / smallest for segment, value in solution.items()}
@@ -203,12 +216,18 @@ class _Judge:
         return writes, reads
 
 
-def folds_of_biases(findings: Findings) -> Iterator[Fold]:
-    """Yield folds of biases that change nothing: of keys, and of values, which go into the output's bias."""
+def folds_of_biases(
+    findings: Findings, names: Mapping[int, str], refuted: Mapping[str, frozenset[str]]
+) -> Iterator[Fold]:
+    """Yield folds of biases that change nothing: of keys, and of values, which go into the output's bias.
+
+    See `judge` for the arguments.
+    """
     segments, shapes = findings.spaces.segments, findings.shapes
 
     def is_bias(segment: int) -> bool:
-        return len(shapes[segments[segment].axis.tensor]) == 1
+        name = names[segments[segment].space]
+        return len(shapes[segments[segment].axis.tensor]) == 1 and "folds" not in refuted.get(name, ())
 
     yield from (Zero(segments[segment].axis) for segment in sorted(filter(is_bias, findings.zeros)))
     for facts in findings.facts.values():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from alignkit.tracing.gauges.degrees import combine
-from alignkit.tracing.gauges.facets import MEAN_KEEPING, Carrier, Facet, Reading
+from alignkit.tracing.gauges.facets import MEAN_KEEPING, Carrier, Facet, SpaceReading
 from alignkit.tracing.gauges.laws.pointwise import apply_function
 from alignkit.tracing.gauges.laws.table import LawSet
 from alignkit.tracing.gauges.operation import Operation
@@ -27,7 +27,7 @@ class Factor:
 
 @LAWS.law("mm", "bmm", "matmul", "addmm", "baddbmm", "mv", "dot", "addmv", "linear")
 def matrix_product(op: Operation) -> None:
-    """Multiply [..., m, k] by [..., k, n], and add a term."""
+    """Multiply [..., m, k] by [..., k, n], and add a term: any matrix, where one side writes and the other reads."""
     name = op.step.op.split("::")[1].rstrip("_")
     if name == "linear":
         left, right, term = op.arg("input"), op.arg("weight"), op.arg("bias")
@@ -49,9 +49,19 @@ def matrix_product(op: Operation) -> None:
     contract(op, Factor(left, m - 1, kept_left), Factor(right, summed, kept_right), term)
 
 
+@LAWS.law("_grouped_mm")
+def grouped_product(op: Operation) -> None:
+    """Multiply each token [in] by the matrix [in, out] of its expert: any matrix, the same for all experts."""
+    x, stack = op.arg("self"), op.arg("mat2")
+    if len(x.shape) == 2 and len(stack.shape) == 3:
+        contract(op, Factor(x, 1, {0: 0}), Factor(stack, 1, {2: 1}), None)
+    else:
+        apply_function(op)
+
+
 @LAWS.law("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable", "cudnn_convolution")
 def convolution(op: Operation) -> None:
-    """Multiply channels by a kernel: a contraction in one group, elementwise where each channel has its own."""
+    """Multiply channels by a kernel: any matrix. Where each channel has a kernel of its own, factors of any sign."""
     signal, kernel, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
     groups, axis = op.arg("groups", 1), 0 if op.arg("transposed", False) else 1
     if groups == 1:
@@ -81,6 +91,7 @@ def _scale_channels(op: Operation, signal: TensorRef, kernel: TensorRef, bias: T
 
 def contract(op: Operation, left: Factor, right: Factor, term: TensorRef | None, term_dim: int | None = None) -> None:
     """Sum over one dimension of each factor, and add a term."""
+    pairs: dict[tuple[Part, Part], tuple[Carrier, Carrier]] = {}
     for mine, other in ((left, right), (right, left)):
         for part in op.parts(mine.ref):
             if mine.summed not in part.dims:
@@ -94,8 +105,11 @@ def contract(op: Operation, left: Factor, right: Factor, term: TensorRef | None,
                 op.findings.block(carrier.facet, "not_contracted", op.where or op.step.op)
                 op.require(part.space, carrier.facet)
                 op.keep_only(part.space, MEAN_KEEPING if carrier.facet.form == "vector" else (), "sum over the space")
-            elif mine is left:
-                _meet(op, carrier, partner, term)
+            else:
+                pair = (carrier, partner) if mine is left else (partner, carrier)
+                pairs[pair[0].part, pair[1].part] = pair
+    for pair in pairs.values():
+        _meet(op, *pair, term)
     _note_scores(op, left, right)
     for output, result in op.results():
         kept = [_kept(op, result, *sides) for sides in ((left, right), (right, left))]
@@ -147,7 +161,7 @@ def _meet(op: Operation, left: Carrier, right: Carrier, term: TensorRef | None) 
         if reader.facet.segment is not None and value.facet.segment is None:
             bias = None if term is None else findings.name_of(term)
             facet = op.passed_on(value)
-            findings.facts[space].readings.append(Reading(reader.facet.segment, facet, bias, op.where))
+            findings.facts[space].readings.append(SpaceReading(reader.facet.segment, facet, bias, op.where))
             return
     for carrier in (left, right):
         op.use(carrier)
@@ -191,7 +205,7 @@ def _note_scores(op: Operation, left: Factor, right: Factor) -> None:
           "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
           "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps")  # fmt: skip
 def attention(op: Operation) -> None:
-    """Compute softmax(q k^T + mask) v."""
+    """Compute softmax(q k^T + mask) v: any matrix between queries and keys, and any between values and their reader."""
     query, key, value = (op.arg(name) for name in ("query", "key", "value"))
     last = len(query.shape) - 1
     batch = {d: d for d in range(last - 1)}

@@ -28,12 +28,19 @@ def rename(op: Operation) -> None:
 
 
 @LAWS.law("slice", "slice_copy", "narrow", "select", "unbind", "split", "split_with_sizes", "chunk", "unsafe_split",
-          "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes", "split_copy", "index_select", "embedding",
-          "expand", "expand_as", "broadcast_to", "expand_copy", "repeat", "tile", "repeat_interleave", "flip", "roll",
-          "gather", "index", "cat", "concat", "concatenate", "stack", "unfold", "im2col", "pixel_shuffle",
-          "pixel_unshuffle", "tril", "triu", "take", "masked_select", "diagonal")  # fmt: skip
+          "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes", "split_copy", "index_select", "index")  # fmt: skip
 def pick(op: Operation) -> None:
-    """Pick, repeat or lay together positions: a part of a parameter is written with, and is no reader any more."""
+    """Pick positions. A matrix of a stack reads as the whole stack does: what goes into one goes into all."""
+    for output, result in op.results():
+        for carrier in matching(op, result, op.inputs[:1])[:1]:
+            op.set(output, result, op.passed_on(carrier))
+
+
+@LAWS.law("embedding", "expand", "expand_as", "broadcast_to", "expand_copy", "repeat", "tile", "repeat_interleave",
+          "flip", "roll", "gather", "cat", "concat", "concatenate", "stack", "unfold", "im2col", "pixel_shuffle",
+          "pixel_unshuffle", "tril", "triu", "take", "masked_select", "diagonal")  # fmt: skip
+def lay_together(op: Operation) -> None:
+    """Repeat positions or lay them together: a parameter is written with, and is no reader any more."""
     along = op.arg("dim", 0) if op.step.op.split("::")[1] in ("cat", "concat", "concatenate") else None
     for output, result in op.results():
         is_along = along is not None and along % len(output.shape) in result.dims
@@ -47,7 +54,7 @@ def pick(op: Operation) -> None:
 
 @LAWS.law("rotary")
 def turn(op: Operation) -> None:
-    """Turn planes by angles that depend on the position."""
+    """Turn planes by angles that depend on the position: phases of planes."""
     assert isinstance(op.step, Turn)
     for output, result in op.results():
         for carrier in matching(op, result, op.inputs):

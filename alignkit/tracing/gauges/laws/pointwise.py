@@ -83,7 +83,7 @@ def power(op: Operation) -> None:
 
 @LAWS.law("mul", "div", "multiply", "divide", "true_divide")
 def product(op: Operation) -> None:
-    """Multiply or divide, with broadcasting."""
+    """Multiply or divide: any matrix beside one factor for all units, a gain that readers take, factors of units."""
     divides = "div" in op.step.op
     refs = [ref for ref in (op.arg("self"), op.arg("other")) if isinstance(ref, TensorRef)]
     for output, result in op.results():
@@ -130,7 +130,8 @@ def _apply_gain(op: Operation, output: TensorRef, result: Part, gain: Carrier, v
     assert segment is not None
     name = findings.spaces.segments[segment].axis.tensor
     writers = op.writers(value)
-    if writers and gain.facet.offset == 0 and value.facet.norm is None:
+    fits = all(findings.place_for(writer, name) is not None for writer in writers)
+    if writers and fits and gain.facet.offset == 0 and value.facet.norm is None:
         findings.output_scales.append((result.space, name, writers))
         op.set(output, result, replace(value.facet, degree=degree, segment=None))
         return
@@ -142,7 +143,7 @@ def _apply_gain(op: Operation, output: TensorRef, result: Part, gain: Carrier, v
 
 @LAWS.law("add", "sub", "rsub", "subtract", "_unsafe_masked_fill")
 def add(op: Operation) -> None:
-    """Add or subtract, with broadcasting."""
+    """Add or subtract: any matrix. One number added to all units leaves what keeps the vector of ones."""
     refs = [ref for ref in (op.arg("self"), op.arg("other")) if isinstance(ref, TensorRef)]
     number = next((x for x in (op.arg("self"), op.arg("other")) if isinstance(x, int | float)), 0)
     for output, result in op.results():
@@ -212,7 +213,7 @@ def join(op: Operation, result: Part, carriers: list[Carrier]) -> Facet:
           "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
           "constant_pad_nd")  # fmt: skip
 def keep(op: Operation) -> None:
-    """Compute a linear function of each unit's values, the same for all units."""
+    """Compute a linear function of each unit's values, the same for all units: any matrix."""
     for output, result in op.results():
         for carrier in op.beside(result, len(output.shape), op.inputs[:1])[:1]:
             op.use(carrier)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 from alignkit.tracing.gauges.degrees import combine
 from alignkit.tracing.gauges.facets import MEAN_KEEPING, Carrier, Facet, Norm
@@ -31,7 +32,8 @@ def add_up(op: Operation) -> None:
         op.use(carrier)
         if not gone.isdisjoint(carrier.part.dims):
             _sum_units(op, carrier)
-            op.findings.means[op.output.key] = ref.key
+            if prod(ref.shape[d] for d in gone) == op.findings.spaces.size_of(carrier.part.space):
+                op.findings.means[op.output.key] = ref.key
     for output, result in op.results():
         for carrier in op.carriers(ref):
             if (
@@ -108,7 +110,8 @@ def _normalise(op: Operation, count: int, gain: str, shift: str | None, *, centr
             continue
         tensors = [ref for ref in parameters if isinstance(ref, TensorRef)]
         vectors = op.beside(result, len(output.shape), tensors)
-        _gain_and_shift(op, output, result, carriers[0], vectors, centred)
+        is_one_space = prod(signal.shape[d] for d in inner) == op.findings.spaces.size_of(result.space)
+        _gain_and_shift(op, output, result, carriers[0], vectors, centred and is_one_space)
 
 
 def _gain_and_shift(
