@@ -73,7 +73,6 @@ def measure(name: str, method: str, folder: str) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE + 5))
     (a, example), (b, _) = network(name, 0), network(name, 1)
     match = METHODS[method](a, b, example)
-    before = distance2(a.state_dict(), b.state_dict())
     start = time.process_time()
     aligned, facts = match()
     seconds = time.process_time() - start
@@ -88,7 +87,7 @@ def measure(name: str, method: str, folder: str) -> dict[str, Any]:
         "network": name,
         "seconds": seconds,
         "later": sorted(later)[repeats // 2] if later else None,
-        "before": before,
+        "before": distance2(a.state_dict(), b.state_dict()),
         "after": distance2(a.state_dict(), aligned),
         "peak_gb": peak / 1e6,
         "weights_gb": 1e-9 * sum(t.nbytes for t in {t.data_ptr(): t for t in a.state_dict().values()}.values()),
@@ -201,7 +200,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--programs", nargs="+", help="default: all that are there")
     parser.add_argument("--against", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="rows that are measured anew replace those that are there")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,12 +212,12 @@ def main() -> None:
     if given.against:
         programs.append(("other", "alignkit", str(given.against), ""))
     programs += [(name, name, here, os.environ[folder]) for name, folder in PEERS.items() if folder in os.environ]
-    rows = []
+    rows = json.loads(given.json.read_text()) if given.json and given.json.exists() else []
     programs = [program for program in programs if given.programs is None or program[0] in given.programs]
     for name in given.networks:
         for program, method, folder, packages in programs:
             row = {"program": program, **in_process(name, method, folder, packages)}
-            rows.append(row)
+            rows = [old for old in rows if (old["network"], old["program"]) != (name, program)] + [row]
             if "why_not" in row:
                 print(f"{name:9} {program:9} does not run: {row['why_not']}", flush=True)
             else:
