@@ -212,12 +212,14 @@ def main() -> None:
     if given.against:
         programs.append(("other", "alignkit", str(given.against), ""))
     programs += [(name, name, here, os.environ[folder]) for name, folder in PEERS.items() if folder in os.environ]
-    rows = json.loads(given.json.read_text()) if given.json and given.json.exists() else []
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    if given.json and given.json.exists():
+        rows = {(row["network"], row["program"]): row for row in json.loads(given.json.read_text())}
     programs = [program for program in programs if given.programs is None or program[0] in given.programs]
     for name in given.networks:
         for program, method, folder, packages in programs:
             row = {"program": program, **in_process(name, method, folder, packages)}
-            rows = [old for old in rows if (old["network"], old["program"]) != (name, program)] + [row]
+            rows[name, program] = row
             if "why_not" in row:
                 print(f"{name:9} {program:9} does not run: {row['why_not']}", flush=True)
             else:
@@ -228,7 +230,7 @@ def main() -> None:
                     flush=True,
                 )
             if given.json:
-                given.json.write_text(json.dumps(rows, indent=1) + "\n")
+                given.json.write_text(json.dumps([*rows.values()], indent=1) + "\n")
 
 
 if __name__ == "__main__":
