@@ -116,7 +116,8 @@ def check_arguments(function: CallableT) -> CallableT:
 
     Numbers of numpy reach the function as Python's own, and a wrapped module as the one inside. Of a mapping only the
     type is looked at: its values may have to be read from a disk, and who takes it knows better what its entries are
-    called. Iterators are not consumed. Errors of callbacks (`report`, `on_progress`) say whose they are.
+    called. Iterators are not consumed. Callbacks (`report`, `on_progress`) that
+    cannot take what they are called with are named; what else they raise is for their owner.
     """
 
     @functools.wraps(function)
@@ -150,7 +151,7 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 
 class Callback:
-    """A function that a call was given, whose errors say whose they are."""
+    """A function that a call was given: where it cannot take what it is called with, the error says whose it is."""
 
     def __init__(self, function: str, name: str, called: Callable[..., Any]) -> None:
         self.function, self.name, self.called = function, name, called
@@ -159,9 +160,9 @@ class Callback:
         """Call the function; raise `ArgumentError` where it fails."""
         try:
             return self.called(*args)
-        except AlignkitError:
-            raise
-        except Exception as error:  # the caller's own code
+        except (TypeError, AttributeError) as error:  # it cannot take what it is called with
+            if isinstance(error, AlignkitError):
+                raise
             what = f"what {self.name}= calls failed: {describe_error(error)}"
             raise ArgumentError(f"{self.function}(): {what}") from error
 

@@ -218,8 +218,12 @@ def test_fields_of_dataclasses_are_checked(field: str) -> None:
         alignkit.Evaluation(**{field: object()})
 
 
-def fail(*_: object) -> None:
+def stop(*_: object) -> None:
     raise OverflowError("mine")
+
+
+def without_parameters() -> None:
+    raise AssertionError("called")
 
 
 CALLBACKS: dict[str, Callable[[Any], object]] = {
@@ -228,16 +232,24 @@ CALLBACKS: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("callback", [fail, nn.Linear(2, 2)], ids=["a function", "a module"])
+@pytest.mark.parametrize("callback", [without_parameters, nn.Linear(2, 2)], ids=["a function", "a module"])
 @pytest.mark.parametrize("job", CALLBACKS)
-def test_a_callback_that_fails_is_named(job: str, callback: Any) -> None:
-    with pytest.raises(ArgumentError, match=rf"{job}\(\): what report= calls failed: (OverflowError: mine|TypeError)"):
+def test_a_callback_that_cannot_take_its_argument_is_named(job: str, callback: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"{job}\(\): what report= calls failed: TypeError"):
         CALLBACKS[job](callback)
+
+
+@pytest.mark.parametrize("job", CALLBACKS)
+def test_what_a_callback_raises_is_for_its_owner(job: str) -> None:
+    with pytest.raises(OverflowError, match="mine"):
+        CALLBACKS[job](stop)
 
 
 def test_progress_that_fails_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     alignkit.write_weights(tmp_path / "a.safetensors", {"w": torch.ones(3, 2)})
     checkpoint = alignkit.checkpoints.open_checkpoint(tmp_path / "a.safetensors")
-    with pytest.raises(ArgumentError, match="on_progress= calls failed: OverflowError: mine"):
-        alignkit.checkpoints.write_checkpoint(tmp_path / "b.safetensors", checkpoint, checkpoint.__getitem__, fail)
+    with pytest.raises(ArgumentError, match="on_progress= calls failed: TypeError"):
+        alignkit.checkpoints.write_checkpoint(
+            tmp_path / "b.safetensors", checkpoint, checkpoint.__getitem__, without_parameters
+        )
     assert not (tmp_path / "b.safetensors").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -19,11 +20,17 @@ def net(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
 
 
+def data_parallel(module: nn.Module) -> nn.Module:
+    """Wrap a module where there is no accelerator; other tests may have registered a pretended one."""
+    with mock.patch("torch.nn.parallel.data_parallel._get_available_device_type", return_value=None):
+        return nn.DataParallel(module)
+
+
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "nothing": lambda module: module,
-    "DataParallel": nn.DataParallel,
+    "DataParallel": data_parallel,
     "compiled": lambda module: torch.compile(module, backend="eager"),
-    "both": lambda module: torch.compile(nn.DataParallel(module), backend="eager"),
+    "both": lambda module: torch.compile(data_parallel(module), backend="eager"),
 }
 
 

@@ -97,9 +97,10 @@ def test_what_is_beside_a_prefix_stays_as_it_is(merged: State) -> None:
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
 def test_a_model_that_is_wrapped_takes_plain_and_wrapped_files(prefix: str, model_modules: Path) -> None:
     (model_modules / "wrapped.py").write_text(
-        "import torch\nfrom torch import nn\n"
+        "import torch\nfrom torch import nn\nfrom unittest import mock\n"
         "def net():\n    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))\n"
-        "    return nn.DataParallel(net), torch.randn(5, 4)\n"
+        "    with mock.patch('torch.nn.parallel.data_parallel._get_available_device_type', return_value=None):\n"
+        "        return nn.DataParallel(net), torch.randn(5, 4)\n"
     )
     torch.save(prefixed(A, prefix), "a.pt")
     torch.save(prefixed(B, prefix), "b.pt")

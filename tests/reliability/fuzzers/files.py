@@ -9,7 +9,7 @@ import struct
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,8 @@ def pickled(dice: Dice, folder: Path) -> Case:
             library: dict[str, Any] = by_library(path)
         except Exception:  # torch.load stumbles over some dtypes in old files
             library = value
-        expected = library.get("state_dict", library)
+        inside = (library[key] for key in ("state_dict", "model") if isinstance(library.get(key), Mapping))
+        expected = next(inside, library)
         expect(same(read, plain(expected)), "other weights are read than torch reads")
 
     return Case(f"{path.name}: {kind} as {container}", run, (path.name,))

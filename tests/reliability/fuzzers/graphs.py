@@ -29,6 +29,7 @@ def forest(dice: Dice) -> Forest:
         shallow = [name for name in made.sizes if len(made.path(name)) < 3]
         made.parents[f"g{index}"] = dice.choice([None, *shallow])
         made.sizes[f"g{index}"] = dice.randint(1, 3)
+        made.kinds[f"g{index}"] = "permutation"
     return made
 
 
