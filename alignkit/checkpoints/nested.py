@@ -111,11 +111,11 @@ def _named(content: Mapping[Any, Any], key: str, known: list[Path]) -> StateDict
             break
         parts = rest.split(".")
         # Keys may hold points themselves: the longest that is there is meant.
-        found = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in value), None)
-        if found is None:
+        length = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in value), None)
+        if length is None:
             break
-        keys.append(".".join(parts[:found]))
-        value, rest = value[keys[-1]], ".".join(parts[found:])
+        keys.append(".".join(parts[:length]))
+        value, rest = value[keys[-1]], ".".join(parts[length:])
     if rest or not isinstance(value, Mapping):
         what = "nothing" if rest else show_type(value)
         names = [write_key(path) for path in known]

@@ -23,8 +23,8 @@ def check_folded(graph: GraphStructure, models: Mapping[str, Mapping[str, Tensor
     Raises:
         AlignkitError: A parameter is not what its fold leaves; in the given class.
     """
-    found = {label: list(what_is_unfolded(graph.folds, tensors)) for label, tensors in models.items()}
-    problems = [f"{problem} in {label}" for label, listed in found.items() for problem in listed]
+    unfolded = {label: list(what_is_unfolded(graph.folds, tensors)) for label, tensors in models.items()}
+    problems = [f"{problem} in {label}" for label, listed in unfolded.items() for problem in listed]
     if problems:
         first = "fold both models first" if len(models) == 2 else "fold the weights first"
         raise error(f"{first}: alignkit.fold(model, graph). Still to be folded: {list_some(problems, 4, '; ')}.")

@@ -52,6 +52,15 @@ def llama_70b() -> Case:
     return _llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
 
 
+def mixtral_8x7b() -> Case:
+    """The configuration of Mixtral 8x7B on the meta device, four tokens; only the logits count."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig())
+    return model, (), {"input_ids": torch.zeros(1, 4, dtype=torch.long), "outputs": "logits"}
+
+
 def _llama(**sizes: int) -> Case:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -65,7 +74,7 @@ def measure(name: str, build: Callable[[], Case]) -> None:
     """Trace, once another trace has imported what fake tensors need, and print what it took."""
     model, args, kwargs = build()
     trace(nn.Linear(2, 2), torch.zeros(1, 2))
-    if not name.startswith("llama"):
+    if not name.startswith(("llama", "mixtral")):
         trace(model, *args, **kwargs)
     start, used = time.perf_counter(), time.process_time()
     graph = trace(model, *args, **kwargs)
@@ -80,6 +89,6 @@ def measure(name: str, build: Callable[[], Case]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in (resnet50, vit_b_16, llama_8b, llama_70b):
+    for case in (resnet50, vit_b_16, llama_8b, llama_70b, mixtral_8x7b):
         if len(sys.argv) < 2 or case.__name__ in sys.argv[1:]:
             measure(case.__name__, case)

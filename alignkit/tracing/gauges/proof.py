@@ -109,8 +109,8 @@ def _groups_of(fold: Fold, graph: SymmetryGraph) -> set[str]:
             places = []
     groups = {group: units for group in graph.groups if (units := graph.unit_count(group))}
     acting = ({g for g in groups if uses_at(graph.tensors[place.tensor], g, place)} for place in places)
-    found = set().union(*acting)
-    return {group for group in found if not any(graph.groups[other].parent == group for other in found)}
+    members = set().union(*acting)
+    return {group for group in members if not any(graph.groups[other].parent == group for other in members)}
 
 
 def _with_weights(graph: SymmetryGraph, model: nn.Module, weights: _Weights) -> nn.Module:
