@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from alignkit.jobs.solve import solve
     from alignkit.jobs.solve_many import solve_many
     from alignkit.jobs.transport import transport
+    from alignkit.jobs.transport_tensors import transport_tensors
     from alignkit.matching.soft_alignment import SoftAlignment
     from alignkit.plugins.hookspecs import hookimpl
     from alignkit.plugins.observers import progress
@@ -101,6 +102,7 @@ _HOMES = {
     "solve_many": "alignkit.jobs.solve_many",
     "trace": "alignkit.tracing",
     "transport": "alignkit.jobs.transport",
+    "transport_tensors": "alignkit.jobs.transport_tensors",
     "write_weights": "alignkit.checkpoints.weights",
 }
 """Where each public name is defined."""
@@ -161,6 +163,7 @@ __all__ = [
     "solve_many",
     "trace",
     "transport",
+    "transport_tensors",
     "write_weights",
 ]
 

@@ -25,6 +25,7 @@ from alignkit.jobs.merge import Merged
 from alignkit.jobs.network_files import NetworkFiles, read_spec
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.jobs.transport import Transported
+from alignkit.jobs.transport_tensors import TransportedTensors
 
 __all__ = [
     "DEMO_FILES",
@@ -46,6 +47,7 @@ __all__ = [
     "SolvedPairs",
     "Statistics",
     "Transported",
+    "TransportedTensors",
     "check_same",
     "estimate_demo",
     "match_checkpoints",

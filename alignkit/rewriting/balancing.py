@@ -31,18 +31,22 @@ RANK = 1e-13
 Side = Float[Tensor, "instances units rest"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BalancedSpace:
     """What balancing did to a space.
 
     ``before`` and ``after`` are the sums of squares of all that writes or reads it. ``empty`` counts units, planes or
-    directions that nothing writes or nothing reads: the other side was set to 0, too.
+    directions that nothing writes or nothing reads: the other side was set to 0, too. What writes the space was
+    multiplied by ``write``, what reads it by ``read``: a factor for each unit, ``[instances, units]``, or a matrix for
+    each instance.
     """
 
     balance: Balance
     before: float
     after: float
     empty: int
+    write: Tensor
+    read: Tensor
 
 
 def balance_weights(
@@ -66,7 +70,10 @@ def balance_weights(
             change = max(space.balance_once(relaxation) for space in component)
             if len(component) == 1 or change < SETTLED:
                 break
-    return [BalancedSpace(s.balance, old, s.squares(), s.empty) for s, old in zip(spaces, before, strict=True)]
+    return [
+        BalancedSpace(s.balance, old, s.squares(), s.empty, s.write, s.read)
+        for s, old in zip(spaces, before, strict=True)
+    ]
 
 
 def _sharing(spaces: Sequence[_Space]) -> list[list[_Space]]:
@@ -90,6 +97,9 @@ class _Space:
         )
         self.adjacent = graph.groups[balance.group].kind == "adjacent_planes"
         self.empty = 0
+        shape = (graph.instances(balance.group), graph.groups[balance.group].size)
+        one = torch.ones(shape, dtype=torch.float64)
+        self.write = self.read = one.diag_embed() if balance.kind == "invertible" else one
 
     def squares(self) -> float:
         return sum(
@@ -102,11 +112,21 @@ class _Space:
         match self.balance.kind:
             case "scaled" | "monomial":
                 new_x, new_y, self.empty = balanced_scales(x, y, self.balance.degree, relaxation)
+                factors = [_growth(old, new) for old, new in ((x, new_x), (y, new_y))]
             case "complex_planes":
-                new_x, new_y, self.empty = balanced_scales(_as_planes(x, self.adjacent), _as_planes(y, self.adjacent))
+                in_planes = _as_planes(x, self.adjacent), _as_planes(y, self.adjacent)
+                new_x, new_y, self.empty = balanced_scales(in_planes[0], in_planes[1])
+                growths = [_growth(old, new) for old, new in zip(in_planes, (new_x, new_y), strict=True)]
+                factors = [g.repeat_interleave(2, -1) if self.adjacent else g.repeat(1, 2) for g in growths]
                 new_x, new_y = (_from_planes(side, self.adjacent) for side in (new_x, new_y))
             case "invertible":
                 new_x, new_y, self.empty = balanced_matrices(x, y)
+                factors = [new @ torch.linalg.pinv(old) for old, new in ((x, new_x), (y, new_y))]
+        is_matrix = self.balance.kind == "invertible"
+        self.write, self.read = (
+            factor.cpu() @ old if is_matrix else factor.cpu() * old
+            for factor, old in zip(factors, (self.write, self.read), strict=True)
+        )
         for side, values in ((self.writes, new_x), (self.reads, new_y)):
             at = 0
             for use in side:
@@ -122,6 +142,13 @@ class _Space:
 
     def _part(self, use: Use) -> Side:
         return use.unfold(use.block.view(self.weights[use.tensor]))
+
+
+def _growth(old: Side, new: Side) -> Float[Tensor, "instances units"]:
+    """Return the positive factor by which each row grew; 0 for rows of zeros."""
+    before, after = (torch.linalg.vector_norm(side, dim=-1) for side in (old, new))
+    growth: Tensor = after / torch.where(before > 0, before, 1.0)
+    return growth
 
 
 def balanced_scales(x: Side, y: Side, degree: int = 1, relaxation: float = 1.0) -> tuple[Side, Side, int]:

@@ -1,0 +1,217 @@
+"""The way from the axes of one network to those of another: rewritten, aligned, and written back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.activations.random_inputs import traced_batch
+from alignkit.activations.readings import hooked
+from alignkit.checkpoints.dtypes import narrow
+from alignkit.checkpoints.fit import is_number
+from alignkit.errors import AlignmentError, GraphError, MergeError
+from alignkit.graph import Fixed, Gain, Pair, Segment, SymmetryGraph
+from alignkit.graph.bind import WeightsSource
+from alignkit.graph.elements.action import act_on_blocks
+from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
+from alignkit.graph.layout import Axis
+from alignkit.graph.nodes import TensorNode
+from alignkit.graph.notation import format_layout
+from alignkit.graph.proof.model_run import ModelRun, call_arguments
+from alignkit.graph.proof.perturb import perturbed
+from alignkit.graph.proof.verify import TOLERANCE, relative_difference
+from alignkit.jobs.attachments import Attachments, Place
+from alignkit.jobs.fold import fold
+from alignkit.jobs.solve import completed, graph_and_models, solve
+from alignkit.rewriting import AxisChanges
+from alignkit.rewriting.axes import Likes
+from alignkit.solver.solution import Solution
+from alignkit.text import did_you_mean
+
+SAME = TOLERANCE[torch.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """What brings attachments of A to B.
+
+    Attributes:
+        graph: The graph of both.
+        a: A as it was given: a module, or tensors.
+        changes_a: What folding changed on the axes of A.
+        changes_b: The same of B.
+        alignment: Brings folded B to folded A.
+        solution: How it was solved; None where the alignment was given.
+    """
+
+    graph: SymmetryGraph
+    a: WeightsSource
+    changes_a: AxisChanges
+    changes_b: AxisChanges
+    alignment: Alignment
+    solution: Solution | None
+
+    @classmethod
+    def between(
+        cls,
+        call: str,
+        pair: Pair | SymmetryGraph,
+        a: WeightsSource | None,
+        b: WeightsSource | None,
+        alignment: Alignment | Solution | None,
+        **arguments: Any,
+    ) -> Passage:
+        """Fold two networks and align the second to the first, unless an alignment is given.
+
+        Raises:
+            BindError: The networks do not fit the graph.
+            FoldError: They cannot be folded.
+            AlignmentError: The alignment belongs to another graph.
+            SolverError: The solver is unknown or failed.
+        """
+        graph, (first, second) = graph_and_models(call, pair, () if a is None or b is None else (a, b))
+        folded, changes = [first, second], [AxisChanges(), AxisChanges()]
+        if graph.folds or graph.balances:
+            done = [fold(network, graph) for network in (first, second)]
+            folded = [one.network for one in done]
+            changes = [AxisChanges(one.taken, one.spaces) for one in done]
+        bound = graph.bind(*folded)
+        solution = completed(solve(bound, **arguments)) if alignment is None else None
+        given = solution if alignment is None else alignment
+        assert given is not None
+        order = given if isinstance(given, Alignment) else given.alignment
+        if order.graph != graph:
+            raise AlignmentError("the alignment belongs to another graph than the networks.")
+        return cls(graph, first, changes[0], changes[1], order, solution)
+
+    def carry(self, attachments: Attachments, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring attachments to B, in their dtypes; computed in float64 and rounded once where anything is computed.
+
+        Raises:
+            FoldError: A gain of B is 0, which nothing can be divided by.
+            MergeError: Whole numbers would have to be computed with, or a result overflows its dtype.
+        """
+        nodes = attachments.graph.tensors
+        order = self._order(attachments)
+        return {name: self._carry(nodes[name], t, attachments.likes[name], order) for name, t in tensors.items()}
+
+    def constants(
+        self, attachments: Attachments, tensors: Mapping[str, Tensor], carried: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return what has to be added to what carried attachments read, where that is behind a norm with a shift.
+
+        The shifts of A and B are no symmetry. Each constant is the tensor without the axis that reads, in float64;
+        those that are 0 are left out.
+        """
+        order, constants = self._order(attachments), {}
+        for name, likes in attachments.likes.items():
+            node = attachments.graph.tensors[name]
+            for axis, like in likes.items():
+                before = self.changes_a.constant(node, tensors[name].cpu(), axis, like)
+                after = self.changes_b.constant(node, carried[name].cpu(), axis, like)
+                if before is None or after is None:
+                    continue
+                rest = [at for at in range(len(node.shape)) if at != axis]
+                shape, layout = tuple(before.shape), tuple(node.layout[at] for at in rest)
+                others = {rest.index(at): place for at, place in likes.items() if at != axis}
+                inner = TensorNode(name, (name,), shape, "float64", layout)
+                constant = self._carry(inner, before, others, order) - after
+                if bool((constant.abs() > SAME * after.abs().max()).any()):
+                    constants[name] = constant
+        return constants
+
+    def _order(self, attachments: Attachments) -> Alignment:
+        """Return the way from A to B as an alignment of the attachments."""
+        back = self.alignment.inverse()
+        return Alignment(attachments.graph, {name: back.elements[name] for name in attachments.graph.groups})
+
+    def _carry(self, node: TensorNode, tensor: Tensor, likes: Likes, order: Alignment) -> Tensor:
+        kinds = {order.graph.groups[group].kind for group in node.groups}
+        if not is_number(tensor) and any(kind != "permutation" for kind in kinds):
+            raise MergeError(f"{node.name!r} holds whole numbers, which can be put into another order and no more.")
+        if not is_number(tensor) or not (likes or any(KINDS[kind].rotates for kind in kinds)):
+            return act_on_blocks(node.blocks, tensor.detach(), order.elements)
+        wide = tensor.detach().cpu().to(torch.promote_types(tensor.dtype, torch.float64))
+        moved = act_on_blocks(node.blocks, self.changes_a.do(node, wide, likes), order.elements)
+        carried = narrow(self.changes_b.undo(node, moved, likes), tensor.dtype, node.name, MergeError)
+        return carried.to(tensor.device)
+
+    def output_place(self, path: str) -> Place:
+        """Find an axis of the graph that is laid out as the axis of units of what comes out of a module, by running it.
+
+        A is run with random weights, folded, and under a random symmetry: its units are at the axis whose layout
+        explains what the symmetry did.
+
+        Raises:
+            MergeError: A is not a module, has no such module, or what comes out of it is not the units of one axis.
+        """
+        if not isinstance(self.a, nn.Module):
+            problem = f"'@{path}': the network has no tensor {path!r}, and a module is found by running it"
+            raise MergeError(f"{problem}. Give A as a module, or name a tensor and its axis, as in '@fc.weight:0'.")
+        if path not in dict(self.a.named_modules()):
+            listed = did_you_mean(path, [name for name, _ in self.a.named_modules()])
+            raise MergeError(f"'@{path}': the network has no module and no tensor of this name.{listed}")
+        moving, other = Alignment.random(self.graph, 1), perturbed(self.a)
+        folded_other = fold(other, self.graph).network
+        assert isinstance(folded_other, nn.Module)
+        networks = other, folded_other, moving.apply(folded_other)
+        plain, folded, moved = (_output(network, self.graph, path) for network in networks)
+        for axis in (-1, 1) if plain.ndim > 2 else (-1,):
+            place = self._explained(moving, folded.movedim(axis, -1), moved.movedim(axis, -1))
+            if place is None:
+                continue
+            balanced = {balance.group for balance in self.graph.balances}
+            if balanced & {units.group for units in self.graph.tensors[place[0]].layout[place[1]].units()}:
+                return place
+            centred = plain - plain.mean(axis, keepdim=True)
+            if any(relative_difference([folded], [values]) <= SAME for values in (plain, centred)):
+                return place
+            raise MergeError(f"'@{path}': folding changes what comes out there. Name an axis {self._readers(path)}.")
+        raise MergeError(f"'@{path}': what comes out there are not the units of one axis of the network.")
+
+    def _explained(self, moving: Alignment, before: Tensor, after: Tensor) -> Place | None:
+        """Return an axis of the graph whose layout says how the last axis of a tensor was moved; None if none does."""
+        before, after = (values.reshape(-1, values.shape[-1]) for values in (before, after))
+        tried: set[str] = set()
+        for name, tensor in self.graph.tensors.items():
+            for axis, layout in enumerate(tensor.layout):
+                text = format_layout((layout,))
+                if text in tried or layout.is_fixed or tensor.shape[axis] != before.shape[-1]:
+                    continue
+                tried.add(text)
+                rows = Axis((Segment((Fixed(len(before)),)),))
+                node = TensorNode(name, (name,), tuple(before.shape), "float64", (rows, layout))
+                with contextlib.suppress(GraphError):  # units whose parents stand on another axis
+                    if relative_difference([act_on_blocks(node.blocks, before, moving.elements)], [after]) <= SAME:
+                        return name, axis
+        return None
+
+    def _readers(self, path: str) -> str:
+        """Say which axes read a norm whose gain is folded."""
+        for gain in (done for done in self.graph.folds if isinstance(done, Gain)):
+            if gain.gain.rpartition(".")[0] == path:
+                return "that reads it: " + " or ".join(f"'@{place.tensor}:{place.axis}'" for place in gain.readers)
+        return "of a tensor that reads or writes it, as in '@fc.weight:0'"
+
+
+def _output(network: Any, graph: SymmetryGraph, path: str) -> Tensor:
+    """Run a network in float64 on random inputs; return the first tensor that comes out of a module."""
+    traced = graph.provenance.inputs
+    if not traced:
+        problem = f"'@{path}': the graph was not traced, so that nothing is known about inputs of the network"
+        raise MergeError(f"{problem}. Name a tensor and its axis, as in '@fc.weight:0'.")
+    count = traced[0].shape[0] if traced[0].shape else 1
+    args, kwargs = call_arguments(traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs)
+    run = ModelRun(network, args, kwargs, torch.float64)
+    outputs: list[Tensor] = []
+    with hooked(run.model, [path], lambda _, call: outputs.extend(call.outputs[:1])):
+        run.call(run.model)
+    if not outputs or outputs[0].ndim < 2 or not outputs[0].is_floating_point():
+        raise MergeError(f"'@{path}': no numbers come out there when the network runs. Name a tensor and its axis.")
+    return outputs[0].double()
