@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from alignkit.jobs.solve import solve
     from alignkit.jobs.solve_many import solve_many
     from alignkit.jobs.transport import transport
+    from alignkit.jobs.transport_optimizer import transport_optimizer
     from alignkit.jobs.transport_tensors import transport_tensors
     from alignkit.matching.soft_alignment import SoftAlignment
     from alignkit.plugins.hookspecs import hookimpl
@@ -102,6 +103,7 @@ _HOMES = {
     "solve_many": "alignkit.jobs.solve_many",
     "trace": "alignkit.tracing",
     "transport": "alignkit.jobs.transport",
+    "transport_optimizer": "alignkit.jobs.transport_optimizer",
     "transport_tensors": "alignkit.jobs.transport_tensors",
     "write_weights": "alignkit.checkpoints.weights",
 }
@@ -163,6 +165,7 @@ __all__ = [
     "solve_many",
     "trace",
     "transport",
+    "transport_optimizer",
     "transport_tensors",
     "write_weights",
 ]

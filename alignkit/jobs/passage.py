@@ -14,7 +14,7 @@ from alignkit.activations.random_inputs import traced_batch
 from alignkit.activations.readings import hooked
 from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import is_number
-from alignkit.errors import AlignmentError, GraphError, MergeError
+from alignkit.errors import AlignmentError, BindError, GraphError, MergeError
 from alignkit.graph import Fixed, Gain, Pair, Segment, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.action import act_on_blocks
@@ -27,7 +27,7 @@ from alignkit.graph.proof.model_run import ModelRun, call_arguments
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import TOLERANCE, relative_difference
 from alignkit.jobs.attachments import Attachments, Place
-from alignkit.jobs.fold import fold
+from alignkit.jobs.fold import Folded, fold
 from alignkit.jobs.solve import completed, graph_and_models, solve
 from alignkit.rewriting import AxisChanges
 from alignkit.rewriting.axes import Likes
@@ -43,7 +43,7 @@ class Passage:
 
     Attributes:
         graph: The graph of both.
-        a: A as it was given: a module, or tensors.
+        model: A module of the architecture; None where there is none.
         changes_a: What folding changed on the axes of A.
         changes_b: The same of B.
         alignment: Brings folded B to folded A.
@@ -51,7 +51,7 @@ class Passage:
     """
 
     graph: SymmetryGraph
-    a: WeightsSource
+    model: nn.Module | None
     changes_a: AxisChanges
     changes_b: AxisChanges
     alignment: Alignment
@@ -62,9 +62,10 @@ class Passage:
         cls,
         call: str,
         pair: Pair | SymmetryGraph,
-        a: WeightsSource | None,
-        b: WeightsSource | None,
+        a: WeightsSource | Folded | None,
+        b: WeightsSource | Folded | None,
         alignment: Alignment | Solution | None,
+        model: nn.Module | None = None,
         **arguments: Any,
     ) -> Passage:
         """Fold two networks and align the second to the first, unless an alignment is given.
@@ -75,20 +76,27 @@ class Passage:
             AlignmentError: The alignment belongs to another graph.
             SolverError: The solver is unknown or failed.
         """
-        graph, (first, second) = graph_and_models(call, pair, () if a is None or b is None else (a, b))
-        folded, changes = [first, second], [AxisChanges(), AxisChanges()]
-        if graph.folds or graph.balances:
-            done = [fold(network, graph) for network in (first, second)]
-            folded = [one.network for one in done]
-            changes = [AxisChanges(one.taken, one.spaces) for one in done]
-        bound = graph.bind(*folded)
+        if isinstance(pair, Pair):
+            graph, (a, b) = graph_and_models(call, pair, ())
+        elif a is None or b is None:
+            raise BindError(f"a graph alone says nothing about weights: call {call}(graph, a, b).")
+        else:
+            graph = pair
+        changes = [AxisChanges(), AxisChanges()]
+        networks: list[Any] = [a, b]
+        for at, network in enumerate(networks):
+            if graph.folds or graph.balances or isinstance(network, Folded):
+                done = network if isinstance(network, Folded) else fold(network, graph)
+                networks[at], changes[at] = done.network, AxisChanges(done.taken, done.spaces)
+        model = a if isinstance(a, nn.Module) else model
+        bound = graph.bind(networks[0], networks[1])
         solution = completed(solve(bound, **arguments)) if alignment is None else None
         given = solution if alignment is None else alignment
         assert given is not None
         order = given if isinstance(given, Alignment) else given.alignment
         if order.graph != graph:
             raise AlignmentError("the alignment belongs to another graph than the networks.")
-        return cls(graph, first, changes[0], changes[1], order, solution)
+        return cls(graph, model, changes[0], changes[1], order, solution)
 
     def carry(self, attachments: Attachments, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bring attachments to B, in their dtypes; computed in float64 and rounded once where anything is computed.
@@ -145,19 +153,19 @@ class Passage:
     def output_place(self, path: str) -> Place:
         """Find an axis of the graph that is laid out as the axis of units of what comes out of a module, by running it.
 
-        A is run with random weights, folded, and under a random symmetry: its units are at the axis whose layout
-        explains what the symmetry did.
+        The model is run with random weights, folded, and under a random symmetry. Its units are at the axis whose
+        layout explains what the symmetry did.
 
         Raises:
-            MergeError: A is not a module, has no such module, or what comes out of it is not the units of one axis.
+            MergeError: There is no model, it has no such module, or what comes out of it is not the units of one axis.
         """
-        if not isinstance(self.a, nn.Module):
+        if self.model is None:
             problem = f"'@{path}': the network has no tensor {path!r}, and a module is found by running it"
-            raise MergeError(f"{problem}. Give A as a module, or name a tensor and its axis, as in '@fc.weight:0'.")
-        if path not in dict(self.a.named_modules()):
-            listed = did_you_mean(path, [name for name, _ in self.a.named_modules()])
+            raise MergeError(f"{problem}. Give a model, or name a tensor and its axis, as in '@fc.weight:0'.")
+        if path not in dict(self.model.named_modules()):
+            listed = did_you_mean(path, [name for name, _ in self.model.named_modules()])
             raise MergeError(f"'@{path}': the network has no module and no tensor of this name.{listed}")
-        moving, other = Alignment.random(self.graph, 1), perturbed(self.a)
+        moving, other = Alignment.random(self.graph, 1), perturbed(self.model)
         folded_other = fold(other, self.graph).network
         assert isinstance(folded_other, nn.Module)
         networks = other, folded_other, moving.apply(folded_other)

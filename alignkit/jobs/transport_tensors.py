@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.attachments import read_attachments
+from alignkit.jobs.fold import Folded
 from alignkit.jobs.passage import Passage
 from alignkit.jobs.solve import SolverLike
 from alignkit.reports import Check, Facts, Report, Section, Table
@@ -93,11 +94,12 @@ class TransportedTensors(Explained):
 @check_arguments
 def transport_tensors(
     pair: Pair | SymmetryGraph,
-    a: WeightsSource | None = None,
-    b: WeightsSource | None = None,
+    a: WeightsSource | Folded | None = None,
+    b: WeightsSource | Folded | None = None,
     *,
     tensors: Mapping[str, Tensor] | str | Path,
     layouts: str | Mapping[str, str],
+    model: nn.Module | None = None,
     alignment: Alignment | Solution | None = None,
     solver: SolverLike = "weight_matching",
     **arguments: Any,
@@ -109,7 +111,8 @@ def transport_tensors(
 
     Args:
         pair: The two networks, ``graph.bind(a, b)``; or a graph, with them beside it.
-        a: The network that the tensors belong to, if ``pair`` is a graph: a module, a state dict or a checkpoint path.
+        a: The network that the tensors belong to, if ``pair`` is a graph: a module, a state dict or a checkpoint path;
+            or what `alignkit.fold` made of it.
         b: The network that they are carried to, if ``pair`` is a graph. Both are left as they are.
         tensors: The tensors by name, or a file of them.
         layouts: What each axis of each tensor is, one word an axis, in the notation of graphs: ``"."`` for an axis that
@@ -117,6 +120,7 @@ def transport_tensors(
             the units that come out of a module of A: ``{"probe.weight": ". @layers.3", "probe.bias": "."}``. Where
             writing and reading differ, as behind a norm with a gain, the tensor says which it is. One word alone stands
             for every axis that is as long.
+        model: A module of the architecture, for words that name modules; where A is not one.
         alignment: Aligns B to A, both as `alignkit.fold` leaves them. None: it is solved.
         solver: Solver of the alignment, as in `alignkit.solve`.
         arguments: Further arguments of `alignkit.solve`: a task, a device, a seed, options.
@@ -132,7 +136,7 @@ def transport_tensors(
         SolverError: The solver is unknown or failed.
     """
     carried = weights_of(tensors)
-    way = Passage.between("transport_tensors", pair, a, b, alignment, solver=solver, **arguments)
+    way = Passage.between("transport_tensors", pair, a, b, alignment, model, solver=solver, **arguments)
     attached = read_attachments(way.graph, carried, layouts, way.output_place)
     shares = {
         name: way.changes_a.mean_share(attached.graph.tensors[name], tensor.detach().cpu().double(), likes)

@@ -226,11 +226,23 @@ def test_units_that_are_scaled_need_a_side_and_a_module_has_to_run() -> None:
     for layout in ("up", "@up"):
         with pytest.raises(MergeError, match=r"scaled in two ways. Say '@up.weight:0' .*'@down.weight:1' for a reader"):
             transport_tensors(graph, model, model, tensors=things, layouts={"v": layout}, alignment=way)
-    with pytest.raises(MergeError, match="Give A as a module"):
+    with pytest.raises(MergeError, match="Give a model"):
         transport_tensors(graph, model.state_dict(), model, tensors=things, layouts="@up", alignment=way)
     other = Alignment.identity(alignkit.trace(CASES["tanh"].build(), inputs))
     with pytest.raises(AlignmentError, match="another graph"):
         transport_tensors(graph, model, model, tensors=things, layouts="@up.bias:0", alignment=other)
+
+
+def test_networks_may_be_folded_before() -> None:
+    torch.manual_seed(0)
+    model, inputs = CASES["relu"].build().double(), CASES["relu"].batch()
+    graph = alignkit.trace(model, inputs.double(), symmetries="all")
+    other, way = CASES["relu"].build().double(), Alignment.random(graph, 2)
+    things, layouts = {"v": torch.randn(5).double(), "w": torch.randn(5)}, {"v": "@down.weight:1", "w": "@up.bias:0"}
+    plain = transport_tensors(graph, model, other, tensors=things, layouts=layouts, alignment=way)
+    before = fold(model.state_dict(), graph), fold(other, graph)
+    again = transport_tensors(graph, *before, tensors=things, layouts=layouts, alignment=way, model=model)
+    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in plain.tensors.items())
 
 
 def test_the_result_tells_what_was_carried(tmp_path: Any) -> None:
