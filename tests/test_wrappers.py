@@ -67,3 +67,13 @@ def test_wrapped_networks_are_merged_and_evaluated(wrap: Callable[[nn.Module], n
     assert same(merged.network, expected.network)
     line = alignkit.interpolate(task, wrap(a), Alignment.identity(graph).apply(wrap(b)))
     assert line.losses == alignkit.interpolate(plain, a, b).losses
+
+
+def test_a_network_that_was_compiled_once_is_still_itself() -> None:
+    a, b = net(0), net(1)
+    torch.compile(a, backend="eager")  # marks the module that it is given, too
+    b.compile(backend="eager")
+    assert (
+        alignkit.solve(alignkit.trace(a, X), a, net(1)).alignment
+        == alignkit.solve(alignkit.trace(a, X), a, b).alignment
+    )

@@ -7,6 +7,7 @@ import contextlib
 import json
 import shlex
 import tempfile
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def vit():
 
 
 @cache
-def folder() -> Path:
+def networks() -> Path:
     """A folder with the networks of the how-to pages, their module and a spec.
 
     Perceptrons: a, b and c (three seeds), tuned (a, trained on), shuffled (a in another order). Residual networks with
@@ -128,25 +129,28 @@ def save(model: nn.Module, path: Path) -> None:
     alignkit.write_weights(path, model.state_dict())
 
 
-def shell(line: str, code: int = 0) -> str:
-    """Run a command in the folder; it and its output as Markdown.
+def shell(line: str, code: int = 0, folder: Path | None = None) -> str:
+    """Run a command; it and its output as Markdown, as a terminal of 80 columns shows them.
 
     Args:
         line: The command, ``alignkit ...``.
         code: The exit code that it has to end with.
+        folder: Where to run it: by default, where the networks of the how-to pages are.
 
     Raises:
         RuntimeError: It ended with another one.
     """
     words = shlex.split(line)
-    with contextlib.chdir(folder()):
-        finished = CliRunner().invoke(app, words[1:], env={"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"})
+    with contextlib.chdir(folder or networks()):
+        finished = CliRunner().invoke(app, words[1:], env={"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"})
     if finished.exit_code != code:
         raise RuntimeError(f"{line} ended with {finished.exit_code}: {finished.output}")
-    return f"```console\n$ {line}\n{finished.output.rstrip()}\n```\n"
+    command = textwrap.wrap(f"$ {line}", 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    output = [part for row in finished.output.rstrip().splitlines() for part in textwrap.wrap(row, 80) or [""]]
+    return "```console\n" + " \\\n".join(command) + "\n" + "\n".join(output) + "\n```\n"
 
 
-def picture(path: str, description: str) -> str:
-    """A PNG of the folder as a picture that is part of the page."""
-    data = base64.b64encode((folder() / path).read_bytes()).decode()
+def picture(path: str, description: str, folder: Path | None = None) -> str:
+    """A PNG that a command wrote, as a picture that is part of the page."""
+    data = base64.b64encode(((folder or networks()) / path).read_bytes()).decode()
     return f'<img alt="{description}" src="data:image/png;base64,{data}">\n'
