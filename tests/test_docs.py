@@ -62,6 +62,16 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert [name for name in missing if name not in covered] == []
 
 
+SHOWN = re.compile(r"^( *)```(?!python exec(?![^\n]*source=))\w+[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+"""Blocks of code that readers see: all but those that only run."""
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "README.md"])
+def test_code_has_80_columns(name: str) -> None:
+    rows = [row for block in SHOWN.finditer(TEXTS.get(name, README)) for row in block[2].splitlines()]
+    assert [row for row in rows if len(row) > 80] == []
+
+
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_documented_with_an_example_that_runs(hook: str) -> None:
     assert len((getattr(hookspecs, hook).__doc__ or "").strip()) > 40

@@ -23,7 +23,8 @@ ANCHORS = {
 PAGES = sorted(
     path
     for path in DOCS.rglob("*.md")
-    if path.name != "glossary.md" and path.relative_to(DOCS).parts[0] not in ("reference", "plugin-template")
+    if path.name not in ("glossary.md", "changelog.md")
+    and path.relative_to(DOCS).parts[0] not in ("reference", "plugin-template")
 )
 ENTRIES = dict(re.findall(r"^### (.+?)\n(.+?)(?=^#|\Z)", GLOSSARY, re.MULTILINE | re.DOTALL))
 

@@ -18,9 +18,9 @@ def test_the_commands_of_a_page_run(page: str, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "pictures"))
-    from job_files import folder
+    from job_files import networks
 
-    before = set(folder().iterdir())
+    before = set(networks().iterdir())
     text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(r'^```python exec="on"[^\n]*\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
     lines: list[str] = []  # as in the build of the docs, where only what a page itself prints is shown
@@ -29,7 +29,7 @@ def test_the_commands_of_a_page_run(page: str, monkeypatch: pytest.MonkeyPatch) 
         for block in blocks:
             exec(compile(block, f"{page}.md", "exec"), names)
     finally:
-        remove(set(folder().iterdir()) - before)
+        remove(set(networks().iterdir()) - before)
     printed = "\n".join(lines)
     assert "$ alignkit " in printed
     assert "Traceback" not in printed

@@ -27,9 +27,9 @@ def align_many(
     task: switches.TaskSwitch = None,
     memory: switches.MemorySwitch = None,
 ) -> None:
-    """Bring several models to one common order of units, so that maps between them agree around every circle.
+    """Bring several models to one common order of units.
 
-    Example: [bold]alignkit align-many a.pt b.pt c.pt -o aligned --spec spec.json --method universe[/bold]
+    Example: alignkit align-many a.pt b.pt c.pt -o aligned --spec spec.json --method universe
 
     Each model is written to the output folder under its own name; average them as you like then. Files appear whole or
     not at all, and none is replaced without --force.

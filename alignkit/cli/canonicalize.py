@@ -24,9 +24,9 @@ def canonicalize(
     device: switches.DeviceSwitch = None,
     memory: switches.MemorySwitch = None,
 ) -> None:
-    """Bring many networks to the order of units of one reference.
+    """Bring many networks to the order of one reference.
 
-    Example: [bold]alignkit canonicalize ref.safetensors zoo/*.safetensors -o canonical --spec spec.json[/bold]
+    Example: alignkit canonicalize ref.safetensors zoo/*.safetensors -o canonical --spec spec.json
 
     Each network is written to the output folder under its own name. Files appear whole or not at all, and none is
     replaced without --force.

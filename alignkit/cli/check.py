@@ -25,9 +25,9 @@ def check(
     draws: Annotated[int, typer.Option("--draws", min=1, help="How many random symmetries are applied.")] = 3,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the symmetries and of the noise.")] = 0,
 ) -> None:
-    """Prove that reordering the units of a model leaves its function as it is.
+    """Prove that reordering units keeps what a model computes.
 
-    Example: [bold]alignkit check torchvision:resnet18[/bold]
+    Example: alignkit check torchvision:resnet18
 
     Random symmetries are applied to the weights and the outputs compared, in float64 where the model runs in it: once
     with noise on norms, running statistics, gates and biases, since freshly initialised ones hide mistakes, and once

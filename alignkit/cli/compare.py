@@ -48,9 +48,9 @@ def compare(
     resume: Annotated[Path | None, typer.Option(help="JSON lines: rows are kept here and resumed from.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Where it is drawn: .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Solve one pair with several solvers and show what came out in one table.
+    """Solve one pair with several solvers, in one table.
 
-    Example: [bold]alignkit compare a.safetensors b.safetensors --spec spec.json --picture table.png[/bold]
+    Example: alignkit compare a.safetensors b.safetensors --spec spec.json --picture table.png
 
     The identity is always there, and with a task activation matching too. A solver that fails is a row with the reason.
     """

@@ -19,9 +19,9 @@ def demo(
     output: switches.OutputFolderSwitch = Path("alignkit-demo"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of model A; model B has the next one.")] = 0,
 ) -> None:
-    """Train two small networks on digits, align them with every solver, and show what came out.
+    """Train two small networks and align them by every solver.
 
-    Example: [bold]alignkit demo -o alignkit-demo[/bold]
+    Example: alignkit demo -o alignkit-demo
 
     No download and no GPU. Results of an earlier demo in the same folder are replaced; files that no demo wrote only
     with --force.

@@ -26,9 +26,9 @@ def distance(
     memory: switches.MemorySwitch = None,
     task: switches.TaskSwitch = None,
 ) -> None:
-    """Say how far two networks are apart before and after alignment, and whether they are the same up to permutation.
+    """Say how far two networks are apart but for order.
 
-    Example: [bold]alignkit distance a.safetensors b.safetensors --model torchvision:resnet18[/bold]
+    Example: alignkit distance a.safetensors b.safetensors --model torchvision:resnet18
     """
     switches.check_memory(memory, {"--task": task is not None})
     with Runner("distance", job, {"--save-alignment": save_alignment}) as run:

@@ -25,9 +25,9 @@ def fold(
         bool, typer.Option("--keep-tied", help="Leave a head tied to the embedding, and the last gain in its norm.")
     ] = False,
 ) -> None:
-    """Rewrite a network so that more of its symmetries can be used; it computes the same.
+    """Rewrite a network exactly, so that more of it can move.
 
-    Example: [bold]alignkit fold model -o folded[/bold]
+    Example: alignkit fold model -o folded
 
     Gains, shifts and scales of norms go into the weights beside them, biases that change nothing become 0. The
     architecture stays. A head that is tied to the embedding gets weights of its own, which config.json says. Files

@@ -26,9 +26,9 @@ def merge(
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
     memory: switches.MemorySwitch = None,
 ) -> None:
-    """Align checkpoints that do not share a basin, and average them.
+    """Align checkpoints of one architecture and average them.
 
-    Example: [bold]alignkit merge ./bert-a ./bert-b -o ./bert-m[/bold]
+    Example: alignkit merge ./bert-a ./bert-b -o ./bert-m
 
     Folders of transformers, diffusers and timm are traced from their config.json; weights files need --model or
     --spec. Reports what alignment gained beside no alignment, what could not be moved, and whether reordering units

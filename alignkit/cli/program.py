@@ -32,8 +32,7 @@ app = typer.Typer(
     name="alignkit",
     cls=FriendlyGroup,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,7 +54,7 @@ def options(
 ) -> None:
     """Align the hidden units of neural networks.
 
-    Example: [bold]alignkit demo[/bold]
+    Example: alignkit demo
 
     Exit codes: 0 done, 1 refused or failed (the message says why), 2 wrong use, 3 unexpected error, 130 interrupted.
     """

@@ -25,9 +25,9 @@ def solve(
     memory: switches.MemorySwitch = None,
     task: switches.TaskSwitch = None,
 ) -> None:
-    """Reorder the hidden units of B so that its weights come close to those of A.
+    """Bring the hidden units of B to the order of those of A.
 
-    Example: [bold]alignkit solve a.safetensors b.safetensors --model torchvision:resnet18 -o aligned.safetensors[/bold]
+    Example: alignkit solve a.safetensors b.safetensors --model torchvision:resnet18 -o aligned.safetensors
 
     Solvers that work with data take it from --task. Files appear whole or not at all, and none is replaced without
     --force. After Ctrl-C the best alignment so far is written, and the exit code is 130; a second writes nothing.

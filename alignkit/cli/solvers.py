@@ -22,9 +22,9 @@ def solvers(
     name: Annotated[str | None, typer.Argument(help="Show the options of one solver.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, options included.")] = False,
 ) -> None:
-    """List the solvers that can be used: built-in ones and those of installed plugins.
+    """List the solvers that are installed, and their options.
 
-    Example: [bold]alignkit solvers weight_matching[/bold]
+    Example: alignkit solvers weight_matching
     """
     registry = alignkit.plugins.registry()
     known = registry.solvers()

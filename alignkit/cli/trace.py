@@ -23,9 +23,9 @@ def trace(
     outputs: switches.OutputsSwitch = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Find the groups of units that can be reordered in a model, and what had to stay fixed.
+    """Find the units of a model that can be reordered.
 
-    Example: [bold]alignkit trace torchvision:resnet18 --spec resnet18.json[/bold]
+    Example: alignkit trace torchvision:resnet18 --spec resnet18.json
 
     The model is built with random weights; nothing is downloaded.
     """

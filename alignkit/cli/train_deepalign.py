@@ -72,7 +72,7 @@ def train_deepalign(
 ) -> None:
     """Train an aligner on sets of networks.
 
-    Example: [bold]alignkit train-deepalign networks -o aligner.safetensors --encoder dws --steps 1000[/bold]
+    Example: alignkit train-deepalign networks -o aligner.safetensors --encoder dws --steps 1000
 
     A killed run resumes with --resume and ends with the same aligner. What is written is the aligner of the step that
     did best on held-out networks, with its model card.

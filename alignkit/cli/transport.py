@@ -27,9 +27,9 @@ def transport(
     alignment: Annotated[Path | None, typer.Option("--alignment", help="Saved alignment of the bases.")] = None,
     save_alignment: switches.SaveAlignmentSwitch = None,
 ) -> None:
-    """Carry a fine-tune to another base: align the bases once, move the task vector.
+    """Carry a fine-tune over to another base.
 
-    Example: [bold]alignkit transport base_a.pt tuned_a.pt base_b.pt -o tuned_b.pt --spec spec.json[/bold]
+    Example: alignkit transport base_a.pt tuned_a.pt base_b.pt -o tuned_b.pt --spec spec.json
 
     With --task the losses are told, and running statistics such as those of BatchNorm are recomputed on its inputs.
     Files appear whole or not at all, and none is replaced without --force.

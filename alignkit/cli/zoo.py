@@ -93,9 +93,9 @@ def zoo(
     device: Annotated[str | None, typer.Option("--device", help="Where to train, such as cuda.")] = None,
     chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Networks trained together.")] = None,
 ) -> None:
-    """Train many small networks of one architecture into a data set.
+    """Train many small networks into a data set.
 
-    Example: [bold]alignkit zoo mlps --widths 128,128,128 --source mnist --data DATA --count 1000[/bold]
+    Example: alignkit zoo mlps --widths 128,128,128 --source mnist --data DATA --count 1000
 
     The folder gets the weights, stacked in safetensors files, and manifest.json: the settings, the splits, and loss and
     accuracy of every network. Started again with the same settings, the command resumes after the last whole file.

@@ -20,9 +20,8 @@ def fit(model, inputs, epochs):
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(epochs):
         for rows in torch.randperm(len(inputs)).split(64):
-            loss = nn.functional.cross_entropy(
-                model(inputs[rows]), train_y[rows]
-            )
+            guess = model(inputs[rows])
+            loss = nn.functional.cross_entropy(guess, train_y[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

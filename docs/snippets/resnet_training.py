@@ -58,15 +58,14 @@ def main(seed, epochs=6):
     torch.manual_seed(seed)
     model = net()[0]
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for epoch in range(epochs):
+    for _ in range(epochs):
         for rows in torch.randperm(1300).split(64):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(
-                model(images[rows]), labels[rows]
-            )
+            guess = model(images[rows])
+            loss = nn.functional.cross_entropy(guess, labels[rows])
             loss.backward()
             optimizer.step()
-    checkpoint = {"epoch": epoch, "model": model.state_dict()}
+    checkpoint = {"epochs": epochs, "model": model.state_dict()}
     torch.save(checkpoint, f"run-{seed}.pt")
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import alignkit
@@ -36,6 +37,25 @@ def test_one_solver_with_its_options() -> None:
     assert "Needs weights" in printed
     assert json.loads(run("solvers", "weight_matching", "--json"))["name"] == "weight_matching"
     assert "Did you mean 'weight_matching'?" in run("solvers", "weight_match", code=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("alignkit canon", "canonicalize"), ("alignkit merge --mem", "--memory")]
+)
+def test_the_shell_completes_commands_and_options(words: str, completed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COMP_WORDS", words), ("COMP_CWORD", str(words.count(" ")))):
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, env={"_ALIGNKIT_COMPLETE": "complete_bash"}, prog_name="alignkit")
+    assert result.output.split() == [completed]
+
+
+@pytest.mark.parametrize("name", [command.name or command.callback.__name__ for command in app.registered_commands])
+def test_help_breaks_no_name_at_80_columns(name: str) -> None:
+    printed = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    missing = [option for p in command.params for option in (*p.opts, *p.secondary_opts) if option not in printed]
+    assert [option for option in missing if option.startswith("--")] == []
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 def test_version() -> None:
