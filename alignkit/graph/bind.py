@@ -20,7 +20,9 @@ from alignkit.graph.structure import GraphStructure
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 Weights: TypeAlias = nn.Module | StateDict
+"""A network in memory: a module, or tensors by name."""
 WeightsSource: TypeAlias = Weights | str | Path
+"""A network in memory, or the path of a weights file or folder."""
 
 
 class LazyWeights(Mapping[str, Tensor], ABC):

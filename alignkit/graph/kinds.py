@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 GroupKind: TypeAlias = Literal["permutation", "signed", "planes", "adjacent_planes", "orthogonal", "centred"]
+"""How the units of a group may move; see the notation."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Axis:
 
 Factor: TypeAlias = Fixed | Units | Axis
 Layout: TypeAlias = tuple[Axis, ...]
+"""What each axis of one tensor is made of, as one string of the notation says it."""
 
 
 def factor_size(factor: Factor) -> int:

@@ -34,6 +34,7 @@ from alignkit.tasks.task import Task
 from alignkit.text import Explained, list_some, plural
 
 Method: TypeAlias = Literal["reference", "merge_many", "universe"]
+"""How many networks are brought to one order; see `align_many`."""
 WeightsT = TypeVar("WeightsT", bound="nn.Module | Mapping[str, Tensor]")
 TITLE = "Models in one order of units"
 LISTED = 20

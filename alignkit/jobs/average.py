@@ -29,6 +29,7 @@ from alignkit.text import dtype_name, plural
 
 Method = Literal["linear", "slerp"]
 Shares: TypeAlias = Sequence[float] | None
+"""How much each network counts, in their order; they are scaled to the sum 1. None: all the same."""
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 PARALLEL = 1e-6

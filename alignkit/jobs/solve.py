@@ -24,6 +24,7 @@ from alignkit.tasks.task import Task
 from alignkit.text import describe_error, did_you_mean, show_value
 
 SolverLike: TypeAlias = str | Solver[Any] | type[Solver[Any]]
+"""One solver: its name, or a chain such as ``"deepalign > sinkhorn"``; its class; or an instance with its options."""
 
 
 @check_arguments
