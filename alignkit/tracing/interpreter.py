@@ -64,10 +64,10 @@ class LabelledStep:
 class Interpreter:
     """Gives every tensor of a run its labels, in order.
 
-    `unknown` holds ops that fixed what they touched, and why; `unread` the atoms of positions that the run left aside,
-    `single_step` those of positions of `weights` (their storages) that it multiplied with nothing but constants. With
-    `gives_numbers` another run may take other positions, see `RecordedRun`. With a `history`, every step is added to it
-    with the labels of its operands and results.
+    `unknown` holds ops that fixed what they touched, and why; `left_aside` the atoms of positions that some op leaves
+    aside, `unread` those on which no result of the run depends, `single_step` those of positions of `weights` (their
+    storages) that it multiplied with nothing but constants. With `gives_numbers` another run may take other positions,
+    see `RecordedRun`. With a `history`, every step is added to it with the labels of its operands and results.
     """
 
     table: RuleTable
@@ -76,6 +76,7 @@ class Interpreter:
     history: list[LabelledStep] | None = None
     gives_numbers: bool = False
     unknown: dict[str, None] = field(default_factory=dict)
+    left_aside: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     unread: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     single_step: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     _constants: Constants = field(default_factory=Constants)
@@ -116,8 +117,10 @@ class Interpreter:
         return fixed
 
     def _fix_storage(self, storage: int) -> None:
-        """Fix all that the tensors of a storage hold and held."""
-        self.constraints.fix_labels(*self._written[storage], *(self._labels[key] for key in self._aliases[storage]))
+        """Fix all that the tensors of a storage hold and held: it may be used in any way."""
+        for labels in (*self._written[storage], *(self._labels[key] for key in self._aliases[storage])):
+            self.constraints.fix_labels(labels)
+            self._reads.use(storage, labels)
 
     def run(self, steps: Iterable[OpRecord], results: Iterable[tuple[str, TensorRef]]) -> None:
         """Interpret steps in order, then fix the results, and what no step reads."""
@@ -147,7 +150,9 @@ class Interpreter:
             labels = self.labels_of(ref)
             self.constraints.fix_labels(labels)
             self._reads.read(ref.storage, labels)
-        self.unread = self._reads.fix_unread(self.constraints)
+            self._reads.use(ref.storage, labels)
+        self.left_aside = self._reads.fix_unread(self.constraints)
+        self.unread = self._reads.unused(self.left_aside)
         self.single_step = self._constants.fix_results(self.constraints, self.weights)
 
     def _origin(self, step: OpRecord) -> Cause | None:
@@ -169,6 +174,7 @@ class Interpreter:
         reason = ""
         rule = self.table.find(step.func)
         if rule is not None and outputs:
+            self.constraints.summed.clear()
             try:
                 followed = self._follow(step)
                 call = Call(
@@ -188,6 +194,7 @@ class Interpreter:
         operands = [self.labels_of(ref) for ref in step.inputs]
         for ref, labels in zip(step.inputs, operands, strict=True):
             self._reads.read(ref.storage, labels)
+            self._reads.use(ref.storage, labels)
         if any(x.blocks for x in operands) and outputs:
             self.unknown[f"{step.op} ({reason})" if reason else step.op] = None
         self.constraints.fix_labels(*operands)
@@ -202,13 +209,18 @@ class Interpreter:
 
     def _note_reads(self, call: Call, output_labels: list[Labels]) -> None:
         """Record what an op computes with, takes a part of, or only looks at in another shape."""
-        results = [] if call.step.written else list(zip(call.outputs, output_labels, strict=True))
+        outputs = [] if call.step.written else zip(call.outputs, output_labels, strict=True)
+        results = [(ref.storage, labels) for ref, labels in outputs]
+        summed = [*self.constraints.summed]
         for index, ref in enumerate(call.step.inputs if call.asked else ()):
-            views = [labels for result, labels in results if result.storage == ref.storage]
+            views = [labels for storage, labels in results if storage == ref.storage]
+            operand = self.labels_of(ref)
             if call.picks and index == 0:
+                operand = call.picks[0].taken
                 self._reads.pick(ref.storage, call.picks[0], views, self.constraints.causes[-1])
             else:
-                self._reads.read(ref.storage, self.labels_of(ref), views)
+                self._reads.read(ref.storage, operand, views)
+            self._reads.use(ref.storage, operand, results, summed)
 
     def _write_through(self, step: OpRecord, outputs: list[TensorRef], output_labels: list[Labels]) -> None:
         """Give tensors that share a storage with what an op writes the labels that they have now.

@@ -259,8 +259,8 @@ def interpret(
         buffers.fix_tables(constraints, model, labels)
         parameters.close_states(constraints, model, labels)
         interpreter.run(steps, results)
-        aside = {name: positions_of(x, interpreter.unread) for name, x in labels.items()}
-        partly_read = {name for name, positions in aside.items() if positions}
+        aside = {name: positions_of(x, interpreter.left_aside) for name, x in labels.items()}
+        partly_read = {name for name, positions in aside.items() if positions and nested[name]}
         if partly_read - plain:  # what was read of their axes has to stand for the rest
             plain |= partly_read
             continue

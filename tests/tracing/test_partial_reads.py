@@ -67,7 +67,9 @@ def test_rows_are_fixed_and_told_however_some_are_read(name: str) -> None:
     assert spec["table"] == f". {units}"
     assert (spec["a.weight"], spec["a.bias"], spec["o.weight"]) == (f"{units} .", units, f". {units}")
     keeps_function(model, graph, *[(vectors(length),) for length in LENGTHS])
-    if name not in ("a list", "index_select", "unbind", "beside zeros"):
+    if name == "after arithmetic":
+        assert not graph.provenance.unread  # the sum takes all rows
+    elif name not in ("a list", "index_select", "unbind", "beside zeros"):
         expected = (0, ROWS - READ - 1) if name == "the last rows" else (READ, ROWS - 1)
         assert unread(graph)["table", 0] == (expected,)
         assert f"table, axis 0: {expected[0]} to {expected[1]}" in graph.report()
@@ -309,3 +311,92 @@ def test_a_number_that_cuts_nothing_fixes_nothing() -> None:
     torch.manual_seed(0)
     model = Repeats(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3))
     assert sizes(trace(model, torch.zeros(2, 3), 4)) == {"layer.0": 6}
+
+
+def written_anew(h: Tensor) -> Tensor:
+    y = torch.zeros_like(h)
+    y[:, 1:] = h[:, 1:]
+    y[:, 0] = h.sum(1)
+    return y
+
+
+APART: dict[str, Callable[[Tensor], Tensor]] = {
+    "nothing": lambda h: h,
+    "elementwise": lambda h: (h.tanh() * 2).clone(),
+    "each by its length": lambda h: h / h.norm(dim=-1, keepdim=True),
+    "a norm of each": lambda h: F.layer_norm(h, (6,)).softmax(-1),
+    "roll": lambda h: h.roll(1, 1),
+    "flip": lambda h: h.flip(1),
+}
+TOGETHER: dict[str, Callable[[Tensor], Tensor]] = {
+    "attention": lambda h: F.scaled_dot_product_attention(h, h, h),
+    "attention by hand": lambda h: (h @ h.mT).softmax(-1) @ h,
+    "attention of the first": lambda h: torch.cat([(h[:, :1] @ h.mT).softmax(-1) @ h, h[:, 1:]], 1),
+    "softmax": lambda h: h.softmax(1),
+    "sum": lambda h: h + h.sum(1, keepdim=True),
+    "largest": lambda h: h - h.amax(1, keepdim=True),
+    "sums from the end": lambda h: h.flip(1).cumsum(1).flip(1),
+    "a norm over rows": lambda h: F.layer_norm(h.mT, (ROWS,)).mT,
+    "groups": lambda h: F.group_norm(h, 1),
+    "a convolution": lambda h: F.conv1d(h.mT, h.new_ones(6, 1, 17), padding=8, groups=6).mT,
+    "a pool": lambda h: F.avg_pool1d(h.mT, 17, 1, 8).mT,
+    "written anew": written_anew,
+    "an op without a rule": lambda h: torch.cummax(h.flip(1), 1).values.flip(1) + torch.trapezoid(h, dim=1)[:, None],
+}
+
+
+class FirstOfRows(nn.Module):
+    """Reads the first position, after something was computed with all of them."""
+
+    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.compute = nn.Parameter(torch.randn(ROWS, 6)), compute
+        self.a, self.o = nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.compute(self.a(x.mean(1, keepdim=True)) + self.table)[:, 0])
+
+
+def unused_rows(model: FirstOfRows, x: Tensor) -> set[int]:
+    before, unused = model(x), set()
+    for row in range(ROWS):
+        with torch.no_grad():
+            model.table[row] += 0.5
+            if torch.equal(before, model(x)):
+                unused.add(row)
+            model.table[row] -= 0.5
+    return unused
+
+
+@pytest.mark.parametrize("name", [*APART, *TOGETHER])
+def test_positions_are_told_only_where_no_result_depends_on_them(name: str) -> None:
+    model, x = FirstOfRows({**APART, **TOGETHER}[name]).double(), vectors(2).double()
+    graph = trace(model, x)
+    told = {row for (_, _), ranges in unread(graph).items() for low, high in ranges for row in range(low, high + 1)}
+    assert told == (unused_rows(model, x) if name in APART else set())
+    assert len(told) == (ROWS - 1 if name in APART else 0)
+    keeps_function(model, graph, (x,), (vectors(5).double(),))
+    spec = graph.spec()
+    assert spec["table"][0] == "." and spec["table"][2:] == spec["a.bias"]
+
+
+class Twice(nn.Module):
+    """Runs a layer twice and uses one half of each result: the same, or the other."""
+
+    def __init__(self, other: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.o, self.p, self.other = nn.Linear(5, 8), nn.Linear(4, 2), nn.Linear(4, 2), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).tanh(), self.a(x * 2).tanh()
+        return self.o(first[..., :4]) + self.p(second[..., 4:] if self.other else second[..., :4])
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_layer_that_runs_twice_is_told_by_what_all_of_its_runs_leave_aside(other: bool) -> None:
+    graph = trace(Twice(other), vectors(2))
+    assert unread(graph).get(("a.weight", 0), ()) == (() if other else ((4, 7),))
+    assert ("not read" in graph.report()) is not other
+    keeps_function(Twice(other), graph, (vectors(2),), (vectors(3),))

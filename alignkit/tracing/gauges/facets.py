@@ -52,6 +52,8 @@ class Facet:
         mixed: Segments of biases that went through averages over positions, whose weights sum to 1.
         norm: The norm whose gain and shift it carries.
         centred: Whether its mean along the space was subtracted.
+        level: Whether what was added to all of its positions still stands at all of them, once: it goes through a
+            reader into the bias there. Padding with zeros, sums over positions and factors take that away.
     """
 
     degree: Form = ZERO
@@ -62,6 +64,7 @@ class Facet:
     mixed: frozenset[int] = frozenset()
     norm: Norm | None = None
     centred: bool = False
+    level: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class SpaceReading:
-    """A contraction of a value with a segment of a parameter; ``bias`` is added to what comes out."""
+    """A contraction of a value with a segment of a parameter; ``bias`` is added to it, and can take what was."""
 
     segment: int
     facet: Facet

@@ -191,6 +191,7 @@ def drop(c: Constraints, labels: Labels, gone: Dims) -> list[LabelBlock]:
         touched = set(block.span) & set(gone)
         if touched:
             c.colour(block.atoms)
+            c.summed.append(block.atoms)
         remaining += label_rows(c, block, gone) if touched else [block]
     return remaining
 

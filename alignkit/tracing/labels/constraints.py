@@ -63,7 +63,7 @@ class Constraints:
     first entry stands for no op. `constants` are atoms of positions that
     hold one value. `joined` holds the atoms of a joined dimension by what it was joined from, `products`
     the labels that it was joined from by the digest of its atoms. `stand_ins` are atoms that stand for others: what is
-    recorded of them are constraints on these.
+    recorded of them are constraints on these. `summed` are the atoms over whose positions the op of the moment sums.
     """
 
     count: int = 0
@@ -75,6 +75,7 @@ class Constraints:
     products: dict[bytes, Labels] = field(default_factory=dict)
     joined: dict[object, IntArray] = field(default_factory=dict)
     stand_ins: StandIns = field(default_factory=StandIns)
+    summed: list[IntArray] = field(default_factory=list)
     _rows: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], IntArray] = field(default_factory=dict)
     _recorded: set[tuple[bytes, ...]] = field(default_factory=set)
 

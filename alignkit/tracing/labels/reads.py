@@ -6,15 +6,20 @@ the input, so the positions that it takes are told apart as well: a shorter inpu
 
 Reading is followed from view to view. A slice or a transpose reads nothing by itself; the op that computes with its
 elements does. So `a, b = h.chunk(2)` reads all of h if a and b are both used, and half of it if only a is.
+
+What is told to users is less than what is fixed. The last layer of a classifier may read the first token alone. The
+others stay, but the run did use them, in the layers before: positions of a parameter are told where no result of the
+run depends on them. That is followed backwards through ops that compute each position by itself.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from alignkit.tracing.labels.constraints import Cause, Constraints
 from alignkit.tracing.labels.tensor_labels import IntArray, LabelBlock, Labels
@@ -34,6 +39,21 @@ class Pick:
         """The block that owns the dimension, if it is labelled."""
         return self.labels.owner.get(self.dim)
 
+    @property
+    def taken(self) -> Labels:
+        """The labels of the positions that are taken."""
+        return self.labels.index_select(self.dim, self.index)
+
+
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """An op that computes `results`, by their storages, with a tensor; sums over `summed`, and keeps others apart."""
+
+    storage: int
+    labels: Labels
+    results: Sequence[tuple[int, Labels]]
+    summed: Sequence[IntArray]
+
 
 @dataclass
 class Reads:
@@ -41,6 +61,7 @@ class Reads:
 
     _read: dict[int, list[tuple[Labels, Sequence[Labels]]]] = field(default_factory=lambda: defaultdict(list))
     _picks: dict[int, list[tuple[Pick, Cause]]] = field(default_factory=lambda: defaultdict(list))
+    _uses: list[_Use] = field(default_factory=list)
 
     def read(self, storage: int, labels: Labels, views: Sequence[Labels] = ()) -> None:
         """Record that an op computes with a tensor, or only looks at it through `views` of other shapes."""
@@ -49,7 +70,17 @@ class Reads:
     def pick(self, storage: int, pick: Pick, views: Sequence[Labels], cause: Cause) -> None:
         """Record that an op takes some positions of a tensor, of which `views` are read where ops compute with them."""
         self._picks[storage].append((pick, cause))
-        self.read(storage, pick.labels.index_select(pick.dim, pick.index), views)
+        self.read(storage, pick.taken, views)
+
+    def use(
+        self,
+        storage: int,
+        labels: Labels,
+        results: Sequence[tuple[int, Labels]] = (),
+        summed: Sequence[IntArray] = (),
+    ) -> None:
+        """Record what an op computes with a tensor: `results` hold its positions apart, but for those summed over."""
+        self._uses.append(_Use(storage, labels, results, summed))
 
     def written(self, storage: int) -> None:
         """Record that a part of a tensor is written: what was picked so far is not what the run has to read of it."""
@@ -64,6 +95,28 @@ class Reads:
                 c.blame(cause.op, cause.where)
                 unread += _fix_pick(c, pick, read)
         return np.unique(np.concatenate(unread))
+
+    def unused(self, atoms: IntArray) -> IntArray:
+        """Return those of some atoms on which no result of the run depends."""
+
+        def among(arrays: Iterable[IntArray]) -> npt.NDArray[np.bool_]:
+            return np.isin(atoms, np.concatenate([_NOTHING, *(array.ravel() for array in arrays)]))
+
+        used: dict[int, npt.NDArray[np.bool_]] = defaultdict(lambda: np.zeros(len(atoms), bool))
+        for use in reversed(self._uses if len(atoms) else ()):
+            here = among(block.atoms for block in use.labels.blocks)
+            if not here.any():
+                continue
+            kept, needed = np.zeros(len(atoms), bool), among(use.summed)
+            for storage, labels in use.results:
+                passed = among(block.atoms for block in labels.blocks)
+                kept |= passed
+                needed |= passed & used[storage]
+            used[use.storage] |= here & (needed | ~kept)
+        is_used = np.zeros(len(atoms), bool)
+        for some in used.values():
+            is_used |= some
+        return atoms[~is_used]
 
 
 _NOTHING: IntArray = np.zeros(0, np.int64)

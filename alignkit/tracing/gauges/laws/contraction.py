@@ -46,7 +46,8 @@ def matrix_product(op: Operation) -> None:
         if matrix == 2:
             kept_right[n - 1] = rank - 1
             kept_left = {d: d + rank - max(m, 2) if m > 1 else d for d in range(m - 1)}
-    contract(op, Factor(left, m - 1, kept_left), Factor(right, summed, kept_right), term)
+    is_plain = op.arg("beta", 1) == op.arg("alpha", 1) == 1
+    contract(op, Factor(left, m - 1, kept_left), Factor(right, summed, kept_right), term, levels=is_plain)
 
 
 @LAWS.law("_grouped_mm")
@@ -64,8 +65,11 @@ def convolution(op: Operation) -> None:
     """Multiply channels by a kernel: any matrix. Where each channel has a kernel of its own, factors of any sign."""
     signal, kernel, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
     groups, axis = op.arg("groups", 1), 0 if op.arg("transposed", False) else 1
+    size = kernel.shape[2:]
     if groups == 1:
-        contract(op, Factor(signal, 1, {0: 0}), Factor(kernel, axis, {1 - axis: 1}), bias, term_dim=1)
+        # A border of zeros, and the steps of a transposed convolution, read a constant at some positions only.
+        levels = not any(op.arg("padding")) and (axis == 1 or all(n == 1 for n in (*size, *op.arg("stride"))))
+        contract(op, Factor(signal, 1, {0: 0}), Factor(kernel, axis, {1 - axis: 1}), bias, 1, levels=levels)
     elif groups == signal.shape[1] == op.output.shape[1]:
         _scale_channels(op, signal, kernel, bias)
     else:
@@ -89,8 +93,19 @@ def _scale_channels(op: Operation, signal: TensorRef, kernel: TensorRef, bias: T
         op.set(output, result, Facet(degree))
 
 
-def contract(op: Operation, left: Factor, right: Factor, term: TensorRef | None, term_dim: int | None = None) -> None:
-    """Sum over one dimension of each factor, and add a term."""
+def contract(
+    op: Operation,
+    left: Factor,
+    right: Factor,
+    term: TensorRef | None,
+    term_dim: int | None = None,
+    *,
+    levels: bool = True,
+) -> None:
+    """Sum over one dimension of each factor, and add a term.
+
+    ``levels`` says whether what is the same at all positions of a value comes out so, as a part of the term.
+    """
     pairs: dict[tuple[Part, Part], tuple[Carrier, Carrier]] = {}
     for mine, other in ((left, right), (right, left)):
         for part in op.parts(mine.ref):
@@ -109,7 +124,7 @@ def contract(op: Operation, left: Factor, right: Factor, term: TensorRef | None,
                 pair = (carrier, partner) if mine is left else (partner, carrier)
                 pairs[pair[0].part, pair[1].part] = pair
     for pair in pairs.values():
-        _meet(op, *pair, term)
+        _meet(op, *pair, term if levels else None)
     _note_scores(op, left, right)
     for output, result in op.results():
         kept = [_kept(op, result, *sides) for sides in ((left, right), (right, left))]
@@ -152,14 +167,14 @@ def _partner(op: Operation, part: Part, mine: Factor, other: Factor) -> Carrier 
 
 
 def _meet(op: Operation, left: Carrier, right: Carrier, term: TensorRef | None) -> None:
-    """Sum over a space of one value times another: one of them writes it, the other reads it."""
+    """Sum over a space of one value times another: one of them writes it, the other reads it, beside a term."""
     findings, space = op.findings, left.part.space
     findings.require(space, combine([(1, left.facet.degree), (1, right.facet.degree)]))
     for value, reader in ((left, right), (right, left)):
         if value.facet.form != "vector":
             op.keep_only(space, ())
         if reader.facet.segment is not None and value.facet.segment is None:
-            bias = None if term is None else findings.name_of(term)
+            bias = findings.name_of(term) if term is not None and value.facet.level else None
             facet = op.passed_on(value)
             findings.facts[space].readings.append(SpaceReading(reader.facet.segment, facet, bias, op.where))
             return
@@ -187,7 +202,7 @@ def _kept(op: Operation, result: Part, mine: Factor, other: Factor) -> Facet | N
                 writers = frozenset()
             else:
                 op.use(carrier)
-            return Facet(facet.degree, facet.form, writers=writers, mixed=mixed)
+            return Facet(facet.degree, facet.form, writers=writers, mixed=mixed, level=facet.level)
     return None
 
 
@@ -223,7 +238,8 @@ def attention(op: Operation) -> None:
                 op.findings.block(carrier.facet, "not_contracted", op.where)
                 passed = op.passed_on(carrier)
                 mixed = passed.writers | passed.mixed
-                op.set(output, result, Facet(carrier.facet.degree, carrier.facet.form, mixed=mixed))
+                facet = Facet(carrier.facet.degree, carrier.facet.form, mixed=mixed, level=carrier.facet.level)
+                op.set(output, result, facet)
 
 
 @LAWS.law("_softmax", "softmax", "_safe_softmax")

@@ -13,6 +13,8 @@ from alignkit.tracing.gauges.turns import Turn
 from alignkit.tracing.recording.recorder import TensorRef
 
 LAWS = LawSet()
+_JOINS = {"cat", "concat", "concatenate", "stack"}
+_PADS = {"tril", "triu", "im2col"}
 
 
 @LAWS.law("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "t", "t_copy", "numpy_T",
@@ -41,7 +43,8 @@ def pick(op: Operation) -> None:
           "pixel_unshuffle", "tril", "triu", "take", "masked_select", "diagonal")  # fmt: skip
 def lay_together(op: Operation) -> None:
     """Repeat positions or lay them together: a parameter is written with, and is no reader any more."""
-    along = op.arg("dim", 0) if op.step.op.split("::")[1] in ("cat", "concat", "concatenate") else None
+    name = op.step.op.split("::")[1]
+    along = op.arg("dim", 0) if name in _JOINS - {"stack"} else None
     for output, result in op.results():
         is_along = along is not None and along % len(output.shape) in result.dims
         carriers = matching(op, result, op.inputs, same_source=is_along and result.source >= 0)
@@ -49,7 +52,9 @@ def lay_together(op: Operation) -> None:
             op.use(carrier)
         if carriers:
             facet = join(op, result, carriers) if len(carriers) > 1 else op.passed_on(carriers[0])
-            op.set(output, result, replace(facet, segment=None))
+            # What is laid beside it without units, and what it is padded with, has nothing of its norm's shift.
+            is_whole = name not in _PADS and (name not in _JOINS or len(carriers) == len(op.inputs))
+            op.set(output, result, replace(facet, segment=None, level=facet.level and is_whole))
 
 
 @LAWS.law("rotary")

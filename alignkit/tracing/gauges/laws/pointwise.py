@@ -100,7 +100,7 @@ def _scale(op: Operation, output: TensorRef, result: Part, carrier: Carrier, oth
     op.use(carrier)
     is_number = all(not ref.shape or max(ref.shape) == 1 for ref in others)
     kept = op.passed_on(carrier) if is_number else replace(carrier.facet, writers=frozenset(), mixed=frozenset())
-    op.set(output, result, replace(kept, segment=None))
+    op.set(output, result, replace(kept, segment=None, level=False))
 
 
 def _multiply_out(op: Operation, output: TensorRef, result: Part, carriers: list[Carrier], signs: list[int]) -> None:
@@ -154,7 +154,11 @@ def add(op: Operation) -> None:
             others = [ref for ref in refs if ref is not carriers[0].ref]
             _add_constant(op, output, result, carriers[0], others, number)
         else:
-            op.set(output, result, join(op, result, carriers))
+            is_plain = "sub" not in op.step.op and op.arg("alpha", 1) == 1
+            joined = join(op, result, carriers)
+            # A norm of all operands has its shift in each of them.
+            shared = all(carrier.facet.norm is not None for carrier in carriers)
+            op.set(output, result, replace(joined, level=joined.level and is_plain and not shared))
 
 
 def _add_constant(
@@ -166,9 +170,10 @@ def _add_constant(
         op.set(output, result, facet)
         return
     op.require(space, facet)
-    if not others and op.findings.is_vector(facet):  # Gemma's norms multiply by 1 + weight
-        op.set(output, result, replace(facet, offset=facet.offset + number))
-        return
+    name = op.step.op.split("::")[1]
+    if not others and op.findings.is_vector(facet) and name in ("add", "sub") and carrier.ref is op.arg("self"):
+        op.set(output, result, replace(facet, offset=facet.offset + (number if name == "add" else -number)))
+        return  # Gemma's norms multiply by 1 + weight
     op.use(carrier)
     op.findings.block(facet, "not_contracted", op.where or op.step.op)
     op.keep_only(space, MEAN_KEEPING if facet.form == "vector" else (), "one number added to all")
@@ -205,6 +210,7 @@ def join(op: Operation, result: Part, carriers: list[Carrier]) -> Facet:
         writers=frozenset().union(*writers) if all(writers) else frozenset(),
         norm=facets[0].norm,
         centred=all(facet.centred for facet in facets),
+        level=all(facet.level for facet in facets),
     )
 
 
@@ -214,7 +220,14 @@ def join(op: Operation, result: Part, carriers: list[Carrier]) -> Facet:
           "constant_pad_nd")  # fmt: skip
 def keep(op: Operation) -> None:
     """Compute a linear function of each unit's values, the same for all units: any matrix."""
+    name = op.step.op.split("::")[1]
+    if name == "constant_pad_nd" and op.arg("value", 0):
+        apply_function(op)
+        return
+    pads = name == "constant_pad_nd" or any(op.arg("padding", ()))
     for output, result in op.results():
         for carrier in op.beside(result, len(output.shape), op.inputs[:1])[:1]:
             op.use(carrier)
-            op.set(output, result, replace(carrier.facet, segment=None, writers=frozenset(), mixed=frozenset()))
+            level = carrier.facet.level and not pads and name != "neg"
+            kept = replace(carrier.facet, segment=None, writers=frozenset(), mixed=frozenset(), level=level)
+            op.set(output, result, kept)

@@ -41,7 +41,9 @@ def add_up(op: Operation) -> None:
                 and carrier.part.source == result.source
                 and gone.isdisjoint(carrier.part.dims)
             ):
-                op.set(output, result, replace(carrier.facet, segment=None, writers=frozenset(), mixed=frozenset()))
+                level = carrier.facet.level and op.step.op.endswith("mean")
+                kept = replace(carrier.facet, segment=None, writers=frozenset(), mixed=frozenset(), level=level)
+                op.set(output, result, kept)
 
 
 def _sum_units(op: Operation, carrier: Carrier) -> None:
