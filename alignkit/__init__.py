@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from alignkit.jobs.estimate import estimate
     from alignkit.jobs.fold import fold
     from alignkit.jobs.merge import merge
+    from alignkit.jobs.merge_adapters import merge_adapters
     from alignkit.jobs.network_files import open_networks
     from alignkit.jobs.repair import repair, reset_batchnorm
     from alignkit.jobs.solve import solve
     from alignkit.jobs.solve_many import solve_many
     from alignkit.jobs.transport import transport
+    from alignkit.jobs.transport_adapter import transport_adapter
     from alignkit.jobs.transport_optimizer import transport_optimizer
     from alignkit.jobs.transport_tensors import transport_tensors
     from alignkit.matching.soft_alignment import SoftAlignment
@@ -94,6 +96,7 @@ _HOMES = {
     "interpolate": "alignkit.tasks.interpolation",
     "list_solvers": "alignkit.plugins.plugin_registry",
     "merge": "alignkit.jobs.merge",
+    "merge_adapters": "alignkit.jobs.merge_adapters",
     "open_networks": "alignkit.jobs.network_files",
     "progress": "alignkit.plugins.observers",
     "read_weights": "alignkit.checkpoints.weights",
@@ -103,6 +106,7 @@ _HOMES = {
     "solve_many": "alignkit.jobs.solve_many",
     "trace": "alignkit.tracing",
     "transport": "alignkit.jobs.transport",
+    "transport_adapter": "alignkit.jobs.transport_adapter",
     "transport_optimizer": "alignkit.jobs.transport_optimizer",
     "transport_tensors": "alignkit.jobs.transport_tensors",
     "write_weights": "alignkit.checkpoints.weights",
@@ -156,6 +160,7 @@ __all__ = [
     "interpolate",
     "list_solvers",
     "merge",
+    "merge_adapters",
     "open_networks",
     "progress",
     "read_weights",
@@ -165,6 +170,7 @@ __all__ = [
     "solve_many",
     "trace",
     "transport",
+    "transport_adapter",
     "transport_optimizer",
     "transport_tensors",
     "write_weights",

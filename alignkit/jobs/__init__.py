@@ -8,6 +8,7 @@ summary; ``check``, the function check, if there was one; ``pair``, the networks
 their units; ``names``, what the networks are called, by default their numbers.
 """
 
+from alignkit.jobs.adapters import Adapter
 from alignkit.jobs.align_many import ManyAlignment
 from alignkit.jobs.canonicalize import Canonical
 from alignkit.jobs.check import Checked, Sameness, check_same
@@ -22,13 +23,16 @@ from alignkit.jobs.from_disk import match_checkpoints
 from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
+from alignkit.jobs.merge_adapters import MergedAdapters
 from alignkit.jobs.network_files import NetworkFiles, read_spec
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.jobs.transport import Transported
+from alignkit.jobs.transport_adapter import TransportedAdapter
 from alignkit.jobs.transport_tensors import TransportedTensors
 
 __all__ = [
     "DEMO_FILES",
+    "Adapter",
     "Canonical",
     "Checked",
     "Comparison",
@@ -41,12 +45,14 @@ __all__ = [
     "FolderWarning",
     "ManyAlignment",
     "Merged",
+    "MergedAdapters",
     "NetworkFiles",
     "Sameness",
     "SolvedPair",
     "SolvedPairs",
     "Statistics",
     "Transported",
+    "TransportedAdapter",
     "TransportedTensors",
     "check_same",
     "estimate_demo",

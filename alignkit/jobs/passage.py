@@ -42,7 +42,7 @@ class Passage:
     """What brings attachments of A to B.
 
     Attributes:
-        graph: The graph of both.
+        bound: Both networks on their graph, folded and balanced where it says so.
         model: A module of the architecture; None where there is none.
         changes_a: What folding changed on the axes of A.
         changes_b: The same of B.
@@ -50,12 +50,17 @@ class Passage:
         solution: How it was solved; None where the alignment was given.
     """
 
-    graph: SymmetryGraph
+    bound: Pair
     model: nn.Module | None
     changes_a: AxisChanges
     changes_b: AxisChanges
     alignment: Alignment
     solution: Solution | None
+
+    @property
+    def graph(self) -> SymmetryGraph:
+        """The graph of both networks."""
+        return self.bound.graph
 
     @classmethod
     def between(
@@ -96,7 +101,7 @@ class Passage:
         order = given if isinstance(given, Alignment) else given.alignment
         if order.graph != graph:
             raise AlignmentError("the alignment belongs to another graph than the networks.")
-        return cls(graph, model, changes[0], changes[1], order, solution)
+        return cls(bound, model, changes[0], changes[1], order, solution)
 
     def carry(self, attachments: Attachments, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bring attachments to B, in their dtypes; computed in float64 and rounded once where anything is computed.
@@ -112,9 +117,9 @@ class Passage:
     def constants(
         self, attachments: Attachments, tensors: Mapping[str, Tensor], carried: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return what has to be added to what carried attachments read, where that is behind a norm with a shift.
+        """Return what has to be added to what carried attachments read, where that has a shift or the bias of values.
 
-        The shifts of A and B are no symmetry. Each constant is the tensor without the axis that reads, in float64;
+        Those of A and B are no symmetry. Each constant is the tensor without the axis that reads, in float64;
         those that are 0 are left out.
         """
         order, constants = self._order(attachments), {}
@@ -130,7 +135,8 @@ class Passage:
                 others = {rest.index(at): place for at, place in likes.items() if at != axis}
                 inner = TensorNode(name, (name,), shape, "float64", layout)
                 constant = self._carry(inner, before, others, order) - after
-                if bool((constant.abs() > SAME * after.abs().max()).any()):
+                rounding = max(SAME, 30 * torch.finfo(carried[name].dtype).eps)
+                if bool((constant.abs() > rounding * torch.maximum(before, after).abs().max()).any()):
                     constants[name] = constant
         return constants
 

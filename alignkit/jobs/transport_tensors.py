@@ -37,9 +37,9 @@ class TransportedTensors(Explained):
         solution: How it was solved; None where the alignment was given.
         unread: Of some tensors the part of their size that is a mean over the units of a stream. Norms subtract it,
             so that nothing reads it, and B does not have it.
-        constants: What has to be added to what some tensors read in B, because it stands behind a norm whose shift is
-            another one than that of A: to the bias of a probe. The shape is that of the tensor without the axis it
-            reads.
+        constants: What has to be added to what some tensors read in B, because the shift of the norm, or the bias
+            of values, that they read is another one than that of A: to the bias of a probe. The shape is that of the
+            tensor without the axis it reads.
     """
 
     tensors: dict[str, Tensor]
@@ -58,7 +58,7 @@ class TransportedTensors(Explained):
         lines = [how, *(f"{name}: {text}" for name, text in self.layouts.items())]
         for name, share in self.unread.items():
             lines.append(f"{name}: {100 * share:.2g} % of its size is a mean that norms subtract. It was left out.")
-        reads = "it reads a norm whose shift differs. Add its constant to what it gives."
+        reads = "the shift or bias that it reads is another one. Add its constant to what it gives."
         lines += [f"{name}: {reads}" for name in self.constants]
         return "\n".join(lines)
 

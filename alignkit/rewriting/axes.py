@@ -10,10 +10,10 @@ from torch import Tensor
 
 from alignkit.errors import FoldError
 from alignkit.graph.nodes import TensorNode
-from alignkit.graph.rewrites import AxisOf, Fold, Gain, Mean, OutputScale, Shift, uses_at
+from alignkit.graph.rewrites import AxisOf, Fold, Gain, Mean, OutputScale, Shift, Through, uses_at
 from alignkit.graph.uses import Use
 from alignkit.rewriting.balancing import BalancedSpace
-from alignkit.rewriting.folding import Taken
+from alignkit.rewriting.folding import Taken, repeated
 from alignkit.rewriting.wide import WideWeights
 
 Likes = Mapping[int, tuple[str, int]]
@@ -63,15 +63,17 @@ class AxisChanges:
         return max(shares)
 
     def constant(self, node: TensorNode, tensor: Tensor, axis: int, like: tuple[str, int]) -> Tensor | None:
-        """Return what the shift of a norm adds to what a tensor reads behind it: the tensor without the axis it reads.
+        """Return what a tensor reads that is the same for all inputs: the tensor without the axis that reads.
 
-        None where the axis is not like one that reads a norm whose shift is folded.
+        That is the shift of a norm that folds take out, or the bias of values. None where the axis reads neither.
         """
+        wide = WideWeights({node.name: tensor})
         for fold, old in self.taken:
-            for place in (reader for reader, _ in fold.readers) if isinstance(fold, Shift) else ():
+            for place in _shifted(fold):
                 for own in _own_places(node, place, {axis: like}):
-                    constant: Tensor = WideWeights({node.name: tensor}).take(own) @ old[0].cpu().flatten()
-                    return constant
+                    values = wide.take(own)
+                    heads = fold.heads if isinstance(fold, Through) else 1
+                    return values @ repeated(old[0].cpu().flatten(), heads, values.shape[-1])
         return None
 
     def undo(self, node: TensorNode, tensor: Tensor, likes: Likes) -> Tensor:
@@ -112,6 +114,13 @@ def _means(fold: Fold, node: TensorNode, likes: Likes) -> Iterator[AxisOf]:
     if isinstance(fold, Mean):
         for place in (*fold.writers, *fold.readers):
             yield from _own_places(node, place, likes)
+
+
+def _shifted(fold: Fold) -> Sequence[AxisOf]:
+    """List the axes that read what a fold takes out of a shift or a bias."""
+    if isinstance(fold, Shift):
+        return [reader for reader, _ in fold.readers]
+    return [fold.reader] if isinstance(fold, Through) else []
 
 
 def _own_places(node: TensorNode, place: AxisOf, likes: Likes) -> Iterator[AxisOf]:

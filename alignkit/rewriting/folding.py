@@ -55,9 +55,9 @@ def _apply(fold: Fold, weights: WideWeights) -> tuple[Tensor, ...]:
             old = weights.take(bias).clone()
             weights.put(bias, torch.zeros_like(old))
             return (old,)
-        case Through(bias, reader, into):
+        case Through(bias, _, into):
             old = weights.take(bias).clone()
-            weights.add(into, _contract(weights, reader, _repeated(fold, old, weights)))
+            weights.add(into, _through(fold, old, weights))
             weights.put(bias, torch.zeros_like(old))
             return (old,)
         case Mean(writers, readers):
@@ -98,8 +98,8 @@ def _undo(fold: Fold, old: Sequence[Tensor], weights: WideWeights) -> None:
             weights[gain].copy_(old[0])
         case Zero(bias):
             weights.put(bias, weights.take(bias) + old[0])
-        case Through(bias, reader, into):
-            weights.add(into, -_contract(weights, reader, _repeated(fold, old[0], weights)))
+        case Through(bias, _, into):
+            weights.add(into, -_through(fold, old[0], weights))
             weights.put(bias, weights.take(bias) + old[0])
         case Mean(writers, readers):
             for place, mean in zip((*writers, *readers), old, strict=True):
@@ -117,11 +117,15 @@ def _contract(weights: WideWeights, reader: AxisOf, vector: Tensor) -> Tensor:
     return values @ vector.flatten().to(values.device)
 
 
-def _repeated(fold: Through, bias: Tensor, weights: WideWeights) -> Tensor:
-    """Repeat the bias of each key/value head as often as queries read it."""
-    length = weights.take(fold.reader).shape[-1]
-    heads = bias.reshape(fold.heads, 1, -1)
-    return heads.expand(-1, length // bias.numel(), -1).reshape(-1)
+def repeated(bias: Tensor, heads: int, length: int) -> Tensor:
+    """Repeat the bias of each of some key/value heads as often as queries read it, ``length`` numbers in all."""
+    by_head = bias.reshape(heads, 1, -1)
+    return by_head.expand(-1, length // bias.numel(), -1).reshape(-1)
+
+
+def _through(fold: Through, bias: Tensor, weights: WideWeights) -> Tensor:
+    """Return what the reader of a bias makes of it."""
+    return _contract(weights, fold.reader, repeated(bias, fold.heads, weights.take(fold.reader).shape[-1]))
 
 
 def _divide_shift(weights: WideWeights, fold: Gain, factor: Tensor) -> None:
