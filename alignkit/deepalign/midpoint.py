@@ -8,7 +8,7 @@ a start and for hundreds of steps; here a few steps on the outputs alone follow 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -43,8 +43,8 @@ def meet_in_the_middle(
 
     Args:
         task: Runs the networks. Its loss tells what outputs are: logits, or numbers.
-        batches: The inputs, on the task's device; targets are not used. They should be data: on noise the middle learns
-            what nobody asks for.
+        batches: The inputs, on the task's device; targets are not used. They should be data, or what networks take for
+            data (`alignkit.deepalign.stand_ins`): on plain noise the middle learns what nobody asks for.
         pair: The networks, their weights in the form that the model takes.
         scores: Standardised scores, float64.
         steps: How many steps. The first has length `RATE`; later ones are as much shorter as their gradients.
@@ -115,6 +115,25 @@ class _Middle:
         return {**self.pair.a, **{name: middle[first] for name, first in self.graph.first_names.items()}}
 
 
+def judged_outputs(task: Task, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
+    """Run a network and return what it is for among all that it returns, and the axis of classes if it is logits.
+
+    Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
+
+    Raises:
+        SolverError: The model returns no floating-point tensor.
+    """
+    with batch.named_in_errors():
+        outputs = task.outputs(weights, batch.inputs)
+    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+        return outputs["logits"].double(), -1
+    first = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
+    if first is None:
+        kind = type(outputs).__name__
+        raise SolverError(f"midpoint steps compare outputs, and the model returns {kind} without any.")
+    return first.double(), 1 if task.loss is cross_entropy and first.ndim > 1 else None
+
+
 def _deviation_from(
     pair: AlignerInput, task: Task, batch: Batch, share: float
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -123,23 +142,7 @@ def _deviation_from(
     For logits the Kullback-Leibler divergence of probabilities, in nats a sample or token; for other outputs the mean
     squared deviation as a share of the variance of what is wanted.
     """
-    is_logits = task.loss is cross_entropy
-
-    def run(weights: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
-        """Return what a network is for among all that it returns, and the axis of classes if it is logits.
-
-        Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
-        """
-        with batch.named_in_errors():
-            outputs = task.outputs(weights, batch.inputs)
-        if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
-            return outputs["logits"].double(), -1
-        first = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
-        if first is None:
-            kind = type(outputs).__name__
-            raise SolverError(f"midpoint steps compare outputs, and the model returns {kind} without any.")
-        return first.double(), 1 if is_logits and first.ndim > 1 else None
-
+    run = partial(judged_outputs, task, batch)
     (a, axis), (b, _) = run(pair.a), run(pair.b)
     if axis is not None:
         wanted = torch.lerp(a.softmax(axis), b.softmax(axis), 0.5)

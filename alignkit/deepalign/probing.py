@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,13 +28,18 @@ class Probed:
         pair: The pair. Its probing is None where only weights are known.
         why: One sentence about what they are run on.
         task: Runs the pair.
-        is_data: Whether the inputs are data of a task.
+        draw: Draws so many random inputs, the same at every call; None where the inputs are data of a task.
     """
 
     pair: AlignerInput
     why: str
     task: Task | None = None
-    is_data: bool = False
+    draw: Callable[[int], Batch] | None = None
+
+    @property
+    def is_data(self) -> bool:
+        """Whether the inputs are data of a task."""
+        return self.task is not None and self.draw is None
 
 
 def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tuple[int, ...] | None) -> Probed:
@@ -48,35 +54,48 @@ def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tupl
         inputs: Data of the task, or random inputs in its shape; "auto" takes data where there are any.
         input_shape: Shape of one input, or None.
     """
-    model, graph, generator = problem.bound.module_a, problem.graph, problem.generator()
+    model, graph = problem.bound.module_a, problem.graph
 
-    def prepare(batch: Batch, why: str, task: Task, is_data: bool = False) -> Probed:
+    def prepare(batch: Batch, why: str, task: Task, draw: Callable[[int], Batch] | None = None) -> Probed:
         a, b = (task.checked(side) for side in (problem.a, problem.b))
         probing = Probing(task.model, find_readings(graph, task, a)[0], batch.to(task.device))
-        return Probed(AlignerInput(graph, a, b, probing, problem.seed), why, task, is_data)
+        return Probed(AlignerInput(graph, a, b, probing, problem.seed), why, task, draw)
 
-    def task_of(module: nn.Module, batch: Batch) -> Task:
-        return Task(module, [(batch.inputs, batch.targets)], "mse", device=problem.device)
+    def prepare_random(module: nn.Module, why: str, draw: Callable[[int], Batch]) -> Probed:
+        batch = draw(count)
+        # What the networks are for is not known: this loss says nothing of it, and is never computed.
+        task = Task(module, [(batch.inputs, batch.targets)], "model", device=problem.device)
+        return prepare(batch, why, task, draw)
 
     if model is not None and input_shape is not None:
-        normal = torch.randn(count, *input_shape, generator=generator).to(problem.dtype)
-        batch = Batch(normal, torch.zeros(count), "probes")
-        return prepare(batch, f"{count} random inputs of the shape that was given", task_of(model, batch))
+        shape = input_shape
+
+        def normal(rows: int) -> Batch:
+            numbers = torch.randn(rows, *shape, generator=problem.generator()).to(problem.dtype)
+            return Batch(numbers, torch.zeros(rows), "probes")
+
+        return prepare_random(model, f"{count} random inputs of the shape that was given", normal)
     if problem.task is not None:
         first = next(iter(problem.task.batches))
         if inputs == "random":
-            batch = random_batch(first, count, generator)
-            return prepare(batch, f"{count} random inputs in the task's shape", problem.task)
+
+            def alike(rows: int) -> Batch:
+                return random_batch(first, rows, problem.generator())
+
+            return prepare(alike(count), f"{count} random inputs in the task's shape", problem.task, alike)
         batch = first.head(count)
-        return prepare(batch, f"{batch.size} inputs of the task", problem.task, is_data=True)
+        return prepare(batch, f"{batch.size} inputs of the task", problem.task)
     if model is None:
         why = "none, weights alone: no module is bound, and there is no task"
     elif not graph.provenance.inputs:
         why = "none, weights alone: the graph was not traced and input_shape is not given, and there is no task"
     else:
         try:
-            batch = traced_batch(graph.provenance.inputs, count, generator)
-            return prepare(batch, f"{count} random inputs as traced", task_of(model, batch))
+            return prepare_random(
+                model,
+                f"{count} random inputs as traced",
+                lambda rows: traced_batch(graph.provenance.inputs, rows, problem.generator()),
+            )
         except (AlignkitError, RuntimeError, ValueError, IndexError, TypeError) as error:
             # A model that takes one fixed shape only: what it was traced on had another number of samples.
             why = f"none, the model does not run on {count} random inputs ({type(error).__name__})"

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from alignkit.deepalign import SHIPPED_CHECKPOINT, Aligner, AlignerInput, load_aligner
 from alignkit.deepalign.consensus import CARRY_OVER, ROUNDS, SHARPNESS, consensus
-from alignkit.deepalign.midpoint import SAMPLES, STEPS, meet_in_the_middle
+from alignkit.deepalign.midpoint import STEPS, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, find_probing
+from alignkit.deepalign.stand_ins import find_middle_inputs
 from alignkit.errors import SolverError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.families import best_element
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
-from alignkit.tasks.minibatches import first_batches
 
 _MATRICES = 8
 """Square matrices for each group that are alive at once."""
@@ -48,8 +48,9 @@ class DeepAlignOptions(SolverOptions):
     carry_over: float = Field(CARRY_OVER, ge=0)
     """Weight of the scores of the round before, beside the similarities of weights."""
     midpoint_steps: int | None = Field(None, ge=0)
-    """Steps that move scores until the network in the middle does on 512 inputs of the task what the two do on
-    average. None is 8 where probes are data of a task, and 0 where they are random or ``encoder="dws"``."""
+    """Steps that move scores until the network in the middle does on 512 inputs what the two do on average. None is 8
+    on data of a task, and on those of many random inputs on which two classifiers are sure; else it is 0, as for
+    ``encoder="dws"``."""
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, without the batch. Without it the shape is that of the task's inputs, or of the inputs that
     the graph was traced on."""
@@ -59,8 +60,8 @@ class DeepAlign(Solver[DeepAlignOptions]):
     """Match units by what they do on probes and by what depends on them, and let neighbours agree.
 
     After [Navon24]: features that follow the units under any permutation, cosine similarities, Sinkhorn, linear
-    assignment; here followed by rounds of consensus with the similarities of weights, and on data by a few steps that
-    make the network in the middle do what the two do. No labels are used: of a task only inputs, and with modules and a
+    assignment; here followed by rounds of consensus with the similarities of weights, and by a few steps that make the
+    network in the middle do what the two do. No labels are used: of a task only inputs, and with modules and a
     traced graph (or ``input_shape``) no data at all. Where networks cannot be run it works from weights alone, all
     groups unknown at first.
     """
@@ -95,19 +96,20 @@ class DeepAlign(Solver[DeepAlignOptions]):
             rounds = max(rounds, ROUNDS)  # From weights alone there is nothing to agree on before the first round.
         scores = consensus(problem.objective, scores, rounds, options.sharpness, options.carry_over)
         steps = options.midpoint_steps
-        if steps is None:
-            steps = STEPS if probed is not None and probed.is_data else 0
-        if steps:
-            if probed is None or probed.pair.probing is None or probed.task is None:
-                reason = "" if probed is None else f": {probed.why}"
-                advice = f"give a task, or leave midpoint_steps= out{reason}"
-                raise SolverError(f"midpoint_steps={steps} runs both networks: {advice}.")
+        middle = None if probed is None or steps == 0 else find_middle_inputs(probed, anything=bool(steps))
+        if steps and middle is None:
+            reason = "" if probed is None else f": {probed.why}"
+            advice = f"give a task, or leave midpoint_steps= out{reason}"
+            raise SolverError(f"midpoint_steps={steps} runs both networks: {advice}.")
+        if probed is not None and middle is not None:
+            notes["midpoint steps"] = middle.why
             agreed = Alignment(problem.graph, best_element(problem.graph, scores))
             report(Step(1, problem.objective.distance2(agreed), "rounds of consensus", agreed))
-            batches = first_batches(probed.task, SAMPLES) if probed.is_data else [probed.pair.probing.batch]
-            scores = meet_in_the_middle(probed.task, batches, probed.pair, scores, steps, options.sharpness)
+            scores = meet_in_the_middle(
+                middle.task, middle.batches, probed.pair, scores, steps or STEPS, options.sharpness
+            )
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
-        report(Step(2 if steps else 1, problem.objective.distance2(alignment), alignment=alignment))
+        report(Step(1 if middle is None else 2, problem.objective.distance2(alignment), alignment=alignment))
         return Outcome(alignment, notes=notes)
 
     def memory(self, graph: SymmetryGraph) -> int:

@@ -78,7 +78,9 @@ def universal() -> Column:
         return Column(UNIVERSAL, {})
     facts = {"fingerprint": load_aligner(path).fingerprint}
     return Column(
-        UNIVERSAL, {None: Method(UNIVERSAL, "deepalign", {"encoder": "learned", "inputs": "random"})}, (facts,)
+        UNIVERSAL,
+        {None: Method(UNIVERSAL, "deepalign", {"encoder": "learned", "inputs": "random", "midpoint_steps": 0})},
+        (facts,),
     )
 
 
@@ -93,12 +95,14 @@ def all_columns(folder: Path, trained_on: str, steps: int = SINKHORN_STEPS) -> l
     weights = plain("weight matching", "weight_matching")
     trained = of_aligners("Deep-Align", folder, trained_on, "dws")
     probed_on_data = plain("probes on data", "deepalign", data=True, encoder="probes")
-    probed = of_aligners("probe encoder, trained", folder, trained_on, "learned", inputs="random")
+    unseen = {"inputs": "random", "midpoint_steps": 0}
+    probed = of_aligners("probe encoder, trained", folder, trained_on, "learned", **unseen)
     found = [
         plain("naive", None),
         weights,
         plain("activation matching", "activation_matching", data=True),
-        plain("probes only", "deepalign", encoder="probes", inputs="random"),
+        plain("probes only", "deepalign", encoder="probes", **unseen),
+        plain("probes, stand-ins", "deepalign", encoder="probes", inputs="random"),
         probed_on_data,
         trained,
         of_aligners("Deep-Align + consensus", folder, trained_on, "dws", consensus_rounds=ROUNDS),

@@ -62,8 +62,10 @@ WEIGHTS = Method("weight matching", "weight_matching")
 WEIGHTS_BEST = Method("weight matching, best of 10", "weight_matching", {"restarts": 9})
 ACTIVATIONS = Method("activation matching", "activation_matching", data=True)
 BOTH = Method("activation, then weight matching", "activation_matching > weight_matching", data=True)
-PROBES = Method("probes", "deepalign", {"encoder": "probes"})
-LEARNED = Method("learned", "deepalign", {"encoder": "learned"})
+PROBES = Method("probes", "deepalign", {"encoder": "probes", "midpoint_steps": 0})
+LEARNED = Method("learned", "deepalign", {"encoder": "learned", "midpoint_steps": 0})
+STAND_INS = Method("probes, stand-ins", "deepalign", {"encoder": "probes"})
+"""The default without data."""
 
 
 def with_checkpoint(method: Method, checkpoint: Path | None) -> Method:

@@ -15,7 +15,7 @@ from typing import Any
 
 import data as made
 import measure
-from measure import ACTIVATIONS, BOTH, LEARNED, NAIVE, PROBES, WEIGHTS_BEST, Measured, Method
+from measure import ACTIVATIONS, BOTH, LEARNED, NAIVE, PROBES, STAND_INS, WEIGHTS_BEST, Measured, Method
 
 import alignkit.zoo as zoo
 
@@ -28,6 +28,7 @@ METHODS = [
     ACTIVATIONS,
     BOTH,
     PROBES,
+    STAND_INS,
     LEARNED,
     Method("probes, data", "deepalign", {"encoder": "probes", "midpoint_steps": 0}, data=True),
     Method("learned, data", "deepalign", {"encoder": "learned", "midpoint_steps": 0}, data=True),
@@ -41,6 +42,7 @@ RATIOS = {
     "probes / weight matching": (PROBES.name, WEIGHTS_BEST.name),
     "learned / weight matching": (LEARNED.name, WEIGHTS_BEST.name),
     "learned / probes": (LEARNED.name, PROBES.name),
+    "probes, stand-ins / probes": (STAND_INS.name, PROBES.name),
     "learned, data / probes, data": ("learned, data", "probes, data"),
     "probes, midpoint / weight matching": ("probes, midpoint", WEIGHTS_BEST.name),
     "probes, midpoint / probes, data": ("probes, midpoint", "probes, data"),
@@ -117,7 +119,7 @@ def main() -> None:
     measure.single_thread()
     methods = [measure.with_checkpoint(m, arguments.checkpoint) for m in METHODS + [SINKHORN] * arguments.sinkhorn]
     for seed, path in enumerate(arguments.seeds, start=1):
-        methods.append(Method(f"learned, seed {seed}", "deepalign", {"encoder": "learned", "checkpoint": path}))
+        methods.append(Method(f"learned, seed {seed}", "deepalign", {**LEARNED.options, "checkpoint": path}))
     results: dict[str, Any] = {}
     if arguments.output.exists():
         results = measure.read_json(arguments.output)

@@ -1,0 +1,122 @@
+"""Stand-ins for data: those random inputs that two networks answer as they answer data.
+
+Networks of classes are sure about inputs like those that they learned from, and undecided about most random ones. A few
+random inputs look to both like one of the classes. Taken evenly over the classes, they tell midpoint steps enough of
+what the networks do on data, where plain noise does harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from alignkit.deepalign.aligner import AlignerInput
+from alignkit.deepalign.midpoint import SAMPLES, judged_outputs
+from alignkit.deepalign.probing import Probed
+from alignkit.tasks.batches import Batch
+from alignkit.tasks.measures import mse
+from alignkit.tasks.minibatches import first_batches
+from alignkit.tasks.task import Task
+
+DRAWN = 4096
+"""Random inputs to choose from. With half as many barriers are higher, with twice as many hardly lower."""
+MAX_NUMBERS = 1 << 24
+"""Numbers in all random inputs above which there are no stand-ins: to run so many large inputs takes minutes."""
+SURE = 0.6
+"""Mean probability that both give to the likeliest class from which on they count as sure. It is 0.7 and more on inputs
+that were chosen for image classifiers. Outputs that are no logits, such as colours, do not look like one class each."""
+ROWS = 512
+"""Random inputs in one forward call."""
+
+
+@dataclass(frozen=True)
+class MiddleInputs:
+    """What midpoint steps run on.
+
+    Attributes:
+        task: Runs the networks; its loss tells what outputs are.
+        batches: The inputs, on the task's device.
+        why: What the inputs are, in words.
+    """
+
+    task: Task
+    batches: Sequence[Batch]
+    why: str
+
+
+def find_middle_inputs(probed: Probed, *, anything: bool) -> MiddleInputs | None:
+    """Find what midpoint steps run on: data of the task, or stand-ins for them.
+
+    Args:
+        probed: The pair, and what it was run on.
+        anything: Take the random inputs of the probes where there are no stand-ins.
+
+    Returns:
+        The inputs, None where there are none.
+    """
+    task, pair = probed.task, probed.pair
+    if task is None or pair.probing is None:
+        return None
+    if probed.draw is None:
+        batches = first_batches(task, SAMPLES)
+        return MiddleInputs(task, batches, f"{sum(batch.size for batch in batches)} inputs of the task")
+    chosen = stand_ins(task, pair, probed.draw)
+    if chosen is not None:
+        why = f"{SAMPLES} of {DRAWN} random inputs, on which both networks are sure"
+        return MiddleInputs(chosen, first_batches(chosen, SAMPLES), why)
+    batch = pair.probing.batch
+    return MiddleInputs(task, [batch], f"{batch.size} random inputs") if anything else None
+
+
+def stand_ins(task: Task, pair: AlignerInput, draw: Callable[[int], Batch]) -> Task | None:
+    """Choose random inputs on which both networks are sure, evenly over the classes that they see.
+
+    Args:
+        task: Runs the networks.
+        pair: The networks, their weights in the form that the model takes.
+        draw: Draws so many random inputs, the same at every call.
+
+    Returns:
+        A task of `SAMPLES` chosen inputs whose loss says that outputs are logits; None where networks do not tell
+        classes apart, or are not sure about any random inputs.
+    """
+    first = draw(1)
+    if (
+        task.loss is mse
+        or not first.splittable
+        or DRAWN * sum(tensor.numel() for tensor in first.tensors) > MAX_NUMBERS
+    ):
+        return None
+    drawn = _of_classes(task, draw(DRAWN))
+    parts = []
+    for batch in drawn.batches:
+        with torch.no_grad():
+            a, b = (judged_outputs(drawn, batch.to(task.device), side)[0] for side in (pair.a, pair.b))
+        if a.ndim != 2 or a.shape[1] < 2:
+            return None
+        parts.append(torch.lerp(a.softmax(1), b.softmax(1), 0.5).cpu())
+    probabilities = torch.cat(parts)
+    rows = evenly_sure(probabilities, SAMPLES)
+    if not float(probabilities[rows].amax(1).mean()) >= SURE:
+        return None
+    return _of_classes(task, draw(DRAWN).pick(rows))
+
+
+def evenly_sure(probabilities: Tensor, count: int) -> Tensor:
+    """Return the rows of the lowest entropy, each class in turn as long as it has any, from ``[n, classes]``."""
+    by_entropy = torch.special.entr(probabilities).sum(1).argsort()
+    classes = probabilities.argmax(1)[by_entropy]
+    earlier = one_hot(classes, probabilities.shape[1]).cumsum(0)
+    turn = earlier.gather(1, classes[:, None]).squeeze(1)
+    rows: Tensor = by_entropy[turn.argsort(stable=True)[:count]]
+    return rows
+
+
+def _of_classes(task: Task, batch: Batch) -> Task:
+    """Make a task of the same model on other inputs, whose outputs are logits."""
+    targets = torch.zeros(batch.size, dtype=torch.long)
+    return Task(task.model, [(batch.inputs, targets)], "cross_entropy", device=task.device, chunk=ROWS)
