@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from alignkit.jobs.fold import fold
     from alignkit.jobs.merge import merge
     from alignkit.jobs.merge_adapters import merge_adapters
-    from alignkit.jobs.network_files import open_networks
+    from alignkit.jobs.network_opening import open_networks
     from alignkit.jobs.repair import repair, reset_batchnorm
     from alignkit.jobs.solve import solve
     from alignkit.jobs.solve_many import solve_many
@@ -97,7 +97,7 @@ _HOMES = {
     "list_solvers": "alignkit.plugins.plugin_registry",
     "merge": "alignkit.jobs.merge",
     "merge_adapters": "alignkit.jobs.merge_adapters",
-    "open_networks": "alignkit.jobs.network_files",
+    "open_networks": "alignkit.jobs.network_opening",
     "progress": "alignkit.plugins.observers",
     "read_weights": "alignkit.checkpoints.weights",
     "repair": "alignkit.jobs.repair",

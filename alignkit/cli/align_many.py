@@ -20,6 +20,7 @@ def align_many(
     models: switches.ModelsArgument,
     output: switches.OutputFolderSwitch,
     architecture: switches.ArchitectureSwitches,
+    kinds: switches.SymmetrySwitches,
     solving: switches.SolverSwitches,
     job: switches.JobSwitches,
     method: Annotated[str, typer.Option("--method", help="reference, merge_many or universe.")] = "merge_many",
@@ -43,15 +44,17 @@ def align_many(
     targets = targets_in(models, output, job.force)
     with Runner("align-many", job, {}) as run:
         run.written += [str(path) for path in targets]
-        files = run.open(models, architecture, solver=solving.solver, memory=memory)
+        files = run.open(models, architecture, kinds, solver=solving.solver, memory=memory)
         files.check_set(output, first=0, overwrite=job.force)
         check = run.check_function(files, 0) if memory is None else None
         networks = files.networks(memory)
         many = alignkit.align_many(
             files.graph, *networks, method=how, reference=reference, task=load_task(task), **solving.arguments
         )
+        aligned = many.apply(networks)
+        run.check_rounding(files, dict(enumerate(aligned)))
         with run.file_set.collecting():
-            files.write_set(output, many.apply(networks), first=0, overwrite=job.force)
+            files.write_set(output, aligned, first=0, overwrite=job.force)
         names = [str(path) for path in models]
         title = f"{plural(len(models), 'model')} in one order of units"
         run.finish(many, title, files, named={"models": names, "output": run.written[:]}, names=names, check=check)

@@ -20,6 +20,7 @@ def canonicalize(
     networks: Annotated[list[Path], typer.Argument(help="Checkpoints of the same architecture.")],
     output: switches.OutputFolderSwitch,
     architecture: switches.ArchitectureSwitches,
+    kinds: switches.SymmetrySwitches,
     job: switches.JobSwitches,
     device: switches.DeviceSwitch = None,
     memory: switches.MemorySwitch = None,
@@ -34,10 +35,11 @@ def canonicalize(
     targets = targets_in(networks, output, job.force)
     with Runner("canonicalize", job, {}) as run:
         run.written += [str(path) for path in targets]
-        files = run.open([reference, *networks], architecture, solver="weight_matching", memory=memory)
+        files = run.open([reference, *networks], architecture, kinds, solver="weight_matching", memory=memory)
         files.check_set(output, first=1, overwrite=job.force)
         reference_network, *others = files.networks(memory)
         canonical = alignkit.canonicalize(files.graph, others, reference_network, device=device)
+        run.check_rounding(files, {index + 1: canonical.network(index) for index in range(len(others))})
         with run.file_set.collecting():
             networks_of = map(canonical.network, range(len(canonical)))
             files.write_set(output, networks_of, first=1, overwrite=job.force)

@@ -42,6 +42,7 @@ def compare(
     a: switches.ReferenceArgument,
     b: Annotated[Path, typer.Argument(help="The network to be aligned to it.")],
     architecture: switches.ArchitectureSwitches,
+    kinds: switches.SymmetrySwitches,
     compared: ComparisonSwitches,
     job: switches.JobSwitches,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that solve at the same time.")] = 1,
@@ -60,7 +61,7 @@ def compare(
     with Runner("compare", job, {}) as run, pool as executor:
         run.written += [str(path) for path in (picture, resume) if path is not None]
         run.kept = resume
-        files = run.open([a, b], architecture, solver=compared.solver or sorted(alignkit.list_solvers()))
+        files = run.open([a, b], architecture, kinds, solver=compared.solver or sorted(alignkit.list_solvers()))
         task, test = load_task(compared.task), load_task(compared.test)
         comparison = alignkit.compare(
             files.graph.bind(files.module(0), files.module(1)) if compared.repair else files.bind(),

@@ -18,23 +18,26 @@ def distance(
     a: switches.ReferenceArgument,
     b: Annotated[Path, typer.Argument(help="The network to compare with it.")],
     architecture: switches.ArchitectureSwitches,
+    kinds: switches.SymmetrySwitches,
     solving: switches.SolverSwitches,
     job: switches.JobSwitches,
     tolerance: Annotated[float, typer.Option(min=0, help="Relative difference that counts as none.")] = 1e-6,
-    same: Annotated[bool, typer.Option("--same", help="End with exit code 1 unless B is A reordered.")] = False,
+    same: Annotated[bool, typer.Option("--same", help="End with exit code 1 unless B is A up to symmetries.")] = False,
     save_alignment: switches.SaveAlignmentSwitch = None,
     memory: switches.MemorySwitch = None,
     task: switches.TaskSwitch = None,
 ) -> None:
-    """Say how far two networks are apart but for order.
+    """Say how far two networks are apart but for symmetries.
 
     Example: alignkit distance a.safetensors b.safetensors --model torchvision:resnet18
+
+    With --symmetries all signs, scales and rotations count as well, and what made the networks differ is told.
     """
     switches.check_memory(memory, {"--task": task is not None})
     with Runner("distance", job, {"--save-alignment": save_alignment}) as run:
-        files = run.open([a, b], architecture, solver=solving.solver, memory=memory)
+        files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory, balance=False)
         with byte_bar(memory) as report:
-            pair = files.bind(memory, report)
+            pair = files.bind(memory, report)  # balanced by the job, which tells whether scales made them differ
             measured = alignkit.distance(pair, tolerance=tolerance, task=load_task(task), **solving.arguments)
         if save_alignment is not None:
             with run.file_set.collecting():
@@ -42,4 +45,4 @@ def distance(
         named = {"A": a, "B": b, "alignment": save_alignment}
         run.finish(measured, f"{b} and {a}", files, named=named, pair=None if memory else pair)
     if same and not measured.same:
-        raise AlignkitError(f"{b} is not {a} with its units reordered: {measured.verdict}.")
+        raise AlignkitError(f"{b} is not {a} up to symmetries: {measured.verdict}.")

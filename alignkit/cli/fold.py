@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-import alignkit
 from alignkit.cli import switches
 from alignkit.cli.runner import Runner
 
@@ -34,9 +33,8 @@ def fold(
     appear whole or not at all, and none is replaced without --force.
     """
     with Runner("fold", job, {"--output": output}, like=network) as run:
-        files = run.open([network], architecture, symmetries="all", keep_tied=keep_tied)
-        module, args, kwargs = files.own_example(0) or (None, (), {})
-        folded = alignkit.fold(files.weights[0], files.graph, *args, balance=balance, model=module, **kwargs)
+        files = run.open([network], architecture, switches.SymmetrySwitches("all", keep_tied), balance=balance)
+        (folded,) = files.folded
         with run.file_set.collecting():
-            files.write(output, folded.network, like=0, overwrite=job.force, untied=folded.untied)
+            files.write(output, folded.network, like=0, overwrite=job.force)
         run.finish(folded, f"{network} folded", files, named={"network": network, "output": output})

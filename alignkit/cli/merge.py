@@ -18,6 +18,7 @@ def merge(
     models: switches.ModelsArgument,
     output: switches.OutputSwitch,
     architecture: switches.ArchitectureSwitches,
+    kinds: switches.SymmetrySwitches,
     solving: switches.SolverSwitches,
     data: switches.TaskSwitches,
     job: switches.JobSwitches,
@@ -42,13 +43,14 @@ def merge(
     switches.check_memory(memory, {"--task": data.task is not None, "--method slerp": method == "slerp"})
     arguments = solving.arguments if align else {"solver": "identity"}
     with Runner("merge", job, {"--output": output}, like=models[0]) as run:
-        files = run.open(models, architecture, solver=arguments["solver"], memory=memory)
+        files = run.open(models, architecture, kinds, solver=arguments["solver"], memory=memory)
         check = run.check_function(files, 1) if memory is None else None
         with byte_bar(memory) as report:
             merged = alignkit.merge(
                 files.graph, *files.networks(memory), weights=weight, method=how, on_progress=report,
                 **task_arguments(data), **arguments,
             )  # fmt: skip
+            run.check_rounding(files, dict(enumerate(merged.aligned)))
             with run.file_set.collecting():
                 files.write(output, merged.network, like=0, overwrite=job.force, on_progress=report)
         names = [str(path) for path in models]

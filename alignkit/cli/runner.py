@@ -8,17 +8,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 import alignkit
+from alignkit.cli.folded import fold_facts, fold_lines, fold_sections
 from alignkit.cli.outputs import check_report, check_weights
-from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, TaskSwitches
+from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SymmetrySwitches, TaskSwitches
 from alignkit.errors import VerificationError
 from alignkit.text import list_some, readable_bytes
 
@@ -83,17 +85,20 @@ class Runner:
         self,
         paths: Sequence[Path],
         architecture: ArchitectureSwitches,
+        kinds: SymmetrySwitches | None = None,
         *,
         solver: str | Sequence[str] | None = None,
         memory: str | None = None,
-        symmetries: Literal["permutation", "all"] = "permutation",
-        keep_tied: bool = False,
+        balance: bool = True,
     ) -> NetworkFiles:
-        """Open the networks, which ``solver`` aligns within an amount of memory.
+        """Open the networks, which ``solver`` aligns within an amount of memory, with symmetries of some ``kinds``.
 
-        With ``--dry-run`` the estimate is printed instead, and the command ends.
+        Folded networks are computed here, so that nothing is solved where one cannot be folded. With ``--dry-run`` the
+        estimate is printed instead, and the command ends.
         """
         look_in_this_folder()
+        kinds = kinds or SymmetrySwitches()
+        kinds.check(memory)
         read = not self.switches.dry_run and memory is None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", alignkit.jobs.FolderWarning)  # they are printed with the result
@@ -106,8 +111,9 @@ class Runner:
                 outputs=architecture.outputs or (),
                 key=architecture.key,
                 prefix=architecture.prefix,
-                symmetries=symmetries,
-                keep_tied=keep_tied,
+                symmetries=kinds.symmetries,  # type: ignore[arg-type]
+                keep_tied=kinds.keep_tied,
+                balance=balance,
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:
@@ -115,6 +121,8 @@ class Runner:
         if self.switches.dry_run:
             writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]
             self.end_dry_run(files.estimate(self.job, solver=solver, memory=memory, writes=writes))  # type: ignore[arg-type]
+        if files.folded and self.job != "fold":
+            self._lines += fold_lines(files)
         if self._output is not None and self._like is not None:
             files.check_place(self._output, like=list(paths).index(self._like), overwrite=self.switches.force)
         return files
@@ -147,6 +155,24 @@ class Runner:
         self._lines.append(f"Function check of {names}: {worst.explain()}")
         return worst
 
+    def check_rounding(self, files: NetworkFiles, moved: Mapping[int, Any]) -> None:
+        """Run folded networks as they were given and once they are aligned, and tell by how much outputs differ.
+
+        Rotations are rounded to the dtype of the network, so that it is not nothing. ``moved`` are the aligned weights
+        of networks by their number.
+        """
+        if not files.folded:
+            return
+        size = max(1, sum(tensor.numel() for tensor in files.weights[0].values()))
+        errors = {}
+        for index, network in [*moved.items()][: max(1, MAX_CHECKED // size)]:
+            if (found := files.error_of(index, network)) is not None:
+                errors[str(files.paths[index])] = found.error
+        if errors:
+            self._function["rounding_error"] = max(errors.values())
+            told = list_some([f"{error:.1g} in {name}" for name, error in errors.items()], 4)
+            self._lines.append(f"Outputs differ, once networks are folded, aligned and rounded, by {told}.")
+
     def _check_one(self, files: NetworkFiles, index: int) -> Verification:
         example = files.own_example(index)
         assert example is not None, "the first network has one of the same shapes"
@@ -174,6 +200,8 @@ class Runner:
         if self.switches.report is not None:
             summary = {name: str(value) for name, value in (named or {}).items()} | {"in all": f"{seconds:.2f} s{used}"}
             report = result.report(title, facts=summary, **report_arguments)
+            if files is not None and self.job != "fold":
+                report = replace(report, sections=(*report.sections, *fold_sections(files)))
             with self.file_set.collecting():
                 alignkit.reports.write_report(report, self.switches.report)
             self.written.append(str(self.switches.report))
@@ -183,6 +211,8 @@ class Runner:
             self._lines.append(f"Not part of the model, kept as they are in the first input: {unknown}.")
         lines = [result.explain(), *self._lines, f"{seconds:.2f} s{used}.", *(f"Written: {p}" for p in self.written)]
         notes = {} if files is None else {"notes": list(files.notes)}
+        if files is not None and self.job != "fold":
+            notes |= fold_facts(files)
         measured = {**notes, **self._function, "total_seconds": seconds, "peak_memory": peak}
         self._print("\n".join(lines), {**(named or {}), **result.facts(), **measured})
 

@@ -18,6 +18,7 @@ def solve(
     b: Annotated[Path, typer.Argument(help="Weights to be aligned to A.")],
     output: switches.OutputSwitch,
     architecture: switches.ArchitectureSwitches,
+    kinds: switches.SymmetrySwitches,
     solving: switches.SolverSwitches,
     job: switches.JobSwitches,
     init: Annotated[Path | None, typer.Option("--init", help="Saved alignment to start from.")] = None,
@@ -34,7 +35,7 @@ def solve(
     """
     switches.check_memory(memory, {"--task": task is not None})
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
-        files = run.open([a, b], architecture, solver=solving.solver, memory=memory)
+        files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory)
         named = {"A": a, "B": b, "output": output}
         start = None if init is None else alignkit.Alignment.load(init, files.graph)
         with byte_bar(memory) as report:
@@ -42,8 +43,10 @@ def solve(
             solution = alignkit.solve(pair, init=start, task=load_task(task), **solving.arguments)
             _stop_if_nothing_moved(solution)
             network = pair.b if memory else files.weights[1]
+            aligned = solution.apply(network)
+            run.check_rounding(files, {1: aligned})
             with run.file_set.collecting():
-                files.write(output, solution.apply(network), like=1, overwrite=job.force, on_progress=report)
+                files.write(output, aligned, like=1, overwrite=job.force, on_progress=report)
         check = run.check_function(files, 1) if job.report and memory is None else None
         if save_alignment is not None:
             with run.file_set.collecting():

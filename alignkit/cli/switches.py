@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
-from alignkit.cli.values import solver_options
+from alignkit.cli.values import one_of, solver_options
 from alignkit.errors import UsageError
 
 OptionSwitch: TypeAlias = Annotated[
@@ -87,6 +87,29 @@ class ArchitectureSwitches:
             help="What stands before the names of the model's tensors, such as model. A prefix that all have is found.",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class SymmetrySwitches:
+    """Which symmetries are looked for."""
+
+    symmetries: Annotated[
+        str,
+        typer.Option(
+            "--symmetries",
+            help="permutation; or all: networks are folded first, and signs, scales and rotations count as well.",
+        ),
+    ] = "permutation"
+    keep_tied: Annotated[
+        bool, typer.Option("--keep-tied", help="Leave a head tied to the embedding, and the last gain in its norm.")
+    ] = False
+
+    def check(self, memory: str | None = None) -> None:
+        """Refuse other names, and what does not go with them."""
+        one_of("--symmetries", self.symmetries, ("permutation", "all"))
+        if self.keep_tied and self.symmetries == "permutation":
+            raise UsageError("--keep-tied goes with --symmetries all: for permutations heads stay as they are anyway.")
+        check_memory(memory, {"--symmetries all": self.symmetries == "all"})
 
 
 @dataclass(frozen=True)

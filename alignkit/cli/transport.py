@@ -20,6 +20,7 @@ def transport(
     base_b: Annotated[Path, typer.Argument(help="The base that gets the fine-tune.")],
     output: switches.OutputSwitch,
     architecture: switches.ArchitectureSwitches,
+    kinds: switches.SymmetrySwitches,
     solving: switches.SolverSwitches,
     data: switches.TaskSwitches,
     job: switches.JobSwitches,
@@ -37,8 +38,9 @@ def transport(
     data.check()
     if alignment is not None and (solving.options or save_alignment):
         raise UsageError("--alignment brings an alignment, so there is nothing to solve and nothing to save.")
+    solver = None if alignment else solving.solver
     with Runner("transport", job, {"--output": output, "--save-alignment": save_alignment}, like=base_b) as run:
-        files = run.open([base_a, tuned_a, base_b], architecture, solver=None if alignment else solving.solver)
+        files = run.open([base_a, tuned_a, base_b], architecture, kinds, solver=solver)
         check = run.check_function(files, 2)
         before, after, target = files.weights
         known = None if alignment is None else alignkit.Alignment.load(alignment, files.graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alignkit.graph.folded import constants_after
 from alignkit.graph.kinds import KINDS
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import plural, shorten_list
@@ -103,6 +104,8 @@ def why_fixed(graph: GraphStructure, tensor: str) -> str:
     if pins := [pin for pin in provenance.pinned if pin.tensor in node.names]:
         axes = [f"axis {pin.axis} by {pin.op}" + (f" in {pin.where}" if pin.where else "") for pin in pins]
         return f"pinned on {', '.join(axes)}"
+    if any(name in node.names and place is None for fold in graph.folds for name, place, _ in constants_after(fold)):
+        return "a fold leaves one number in all of it"
     if set(node.names) & set(provenance.unused):
         return "the traced run never used it"
     if provenance.source == "written":

@@ -38,7 +38,7 @@ def what_is_unfolded(folds: Iterable[Fold], tensors: Mapping[str, Tensor]) -> It
         tensors: Tensors by first name.
     """
     for fold in folds:
-        for name, place, wanted in _ends(fold):
+        for name, place, wanted in constants_after(fold):
             if not bool((positions_of(tensors[name], place) == wanted).all()):
                 segment = f" ({place.segment})" if place is not None and place.segment else ""
                 yield f"{name!r}{segment} is not {wanted:g}"
@@ -48,7 +48,7 @@ def what_is_unfolded(folds: Iterable[Fold], tensors: Mapping[str, Tensor]) -> It
                     yield f"{place.tensor!r} has a mean along axis {place.axis}"
 
 
-def _ends(fold: Fold) -> Iterator[tuple[str, AxisOf | None, float]]:
+def constants_after(fold: Fold) -> Iterator[tuple[str, AxisOf | None, float]]:
     """Yield what is constant after a fold: a tensor, its positions, the number."""
     match fold:
         case Gain(gain, _, offset):

@@ -24,7 +24,8 @@ from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
 from alignkit.jobs.merge_adapters import MergedAdapters
-from alignkit.jobs.network_files import NetworkFiles, read_spec
+from alignkit.jobs.network_files import NetworkFiles
+from alignkit.jobs.network_opening import read_spec
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.jobs.transport import Transported
 from alignkit.jobs.transport_adapter import TransportedAdapter

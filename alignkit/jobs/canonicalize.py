@@ -1,4 +1,4 @@
-"""Thousands of small networks brought to the order of units of one reference.
+"""Thousands of small networks brought to the order of units of one reference, and to its signs and rotations.
 
 Weight matching ([Ainsworth23], Algorithm 1) on a whole stack of networks (`alignkit.solvers.stacked_matching`). Every
 network takes the same steps as it would alone.
@@ -60,7 +60,7 @@ class Canonical(Explained):
 
     Attributes:
         weights: The networks in their new order, ``[networks, *shape]`` for each tensor by its first name.
-        elements: Indices of every group, ``[networks, *graph.element_shape(group)]``.
+        elements: Indices or matrices of every group, ``[networks, *graph.element_shape(group)]``.
         before: ``||reference - network||^2`` as the networks were given, float64 ``[networks]``.
         after: The same in the new order.
         batched: Whether networks were matched in batches. Graphs with families, or with a group that acts twice on one
@@ -165,10 +165,9 @@ def canonicalize(
             those in the new order, which are read when they are asked for.
 
     Raises:
-        AlignmentError: There are no networks, or a group is not permuted.
+        AlignmentError: There are no networks.
         BindError: A network or the reference does not fit the graph; the message names it by its number.
     """
-    graph.check_kinds("canonicalize", AlignmentError, "Bring each network to the reference with alignkit.solve.")
     started = perf_counter()
     matching = WeightMatching(rtol=rtol, max_steps=max_steps)
     if memory is not None or isinstance(reference, StoredNetwork):
@@ -178,7 +177,8 @@ def canonicalize(
     if not count:
         raise AlignmentError("there are no networks to bring to the reference.")
     where = next(iter(target.values())).device if device is None else usable_device(device)
-    elements = {n: torch.empty(count, *graph.element_shape(n), dtype=torch.long) for n in graph.groups}
+    dtypes = {name: torch.double if graph.rotates(name) else torch.long for name in graph.groups}
+    elements = {n: torch.empty(count, *graph.element_shape(n), dtype=dtype) for n, dtype in dtypes.items()}
     Objective(Pair(graph, target, target)).scale  # noqa: B018  refuses weights whose squares overflow or vanish
     shared = {name: tensor[None] for name, tensor in target.items()}
     before, batched = _distances(shared, stacked, count), can_be_stacked(graph)
@@ -192,7 +192,7 @@ def canonicalize(
             stack = {name: tensor[first : first + size] for name, tensor in stacked.items()}
             for name, element in StackedMatching(graph, shared, stack, where).run(rtol, max_steps).elements.items():
                 elements[name][first : first + size] = element
-        weights = permuted(graph, stacked, elements)
+        weights = _moved(graph, stacked, elements)
         # Weight matching alone starts again from a network that it would leave in a worse place than it was.
         alone = (_distances(shared, weights, count) > before).nonzero().squeeze(1).tolist()
     for i in alone:
@@ -201,7 +201,7 @@ def canonicalize(
         for name, element in outcome.alignment.elements.items():
             elements[name][i] = element
     if alone:
-        weights = permuted(graph, stacked, elements)
+        weights = _moved(graph, stacked, elements)
     after = _distances(shared, weights, count)
     return Canonical(graph, weights, elements, before, after, perf_counter() - started, batched)
 
@@ -225,6 +225,15 @@ def _canonicalize_stored(
     moved = [network.under(s.alignment.elements) for network, s in zip(others, solutions, strict=True)]
     before, after = torch.tensor([(s.objective_before, s.objective_after) for s in solutions], dtype=torch.float64).T
     return Canonical(graph, StackOnDisk(moved), elements, before, after, perf_counter() - started, False)
+
+
+def _moved(graph: SymmetryGraph, stacked: Mapping[str, Tensor], elements: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return every network under its elements; signs and rotations one network after the other, as `Alignment` does."""
+    if all(group.kind == "permutation" for group in graph.groups.values()):
+        return permuted(graph, stacked, elements)
+    count = len(next(iter(stacked.values())))
+    moves = [Alignment(graph, {name: element[i] for name, element in elements.items()}) for i in range(count)]
+    return {n: torch.stack([move.apply_tensor(n, t[i]) for i, move in enumerate(moves)]) for n, t in stacked.items()}
 
 
 def _distances(reference: Mapping[str, Tensor], networks: Mapping[str, Tensor], count: int) -> Tensor:

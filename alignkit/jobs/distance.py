@@ -1,9 +1,9 @@
-"""How far two networks are apart once their units are in the same order, and whether they are one and the same."""
+"""How far two networks are apart once symmetries are undone, and whether they are one and the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,14 +14,16 @@ from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.kinds import KINDS
+from alignkit.graph.elements.element import flipped, order_of
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.parts import as_tensors, common_parts
+from alignkit.jobs.fold import fold
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
+from alignkit.rewriting import WideWeights, balance_weights
 from alignkit.solver.solution import Solution
-from alignkit.text import Explained
+from alignkit.text import Explained, dtype_name
 
 
 @dataclass(frozen=True)
@@ -29,29 +31,45 @@ class TensorDistance:
     """One tensor of two networks: ``|A - B|^2`` in float64 as the weights were given, ``|A - P # B|^2`` aligned.
 
     ``largest`` is the largest difference of an element after alignment, relative to the largest of either tensor. Whole
-    numbers and truth values have no distance: theirs is 0, and ``largest`` is 1 where an element differs.
+    numbers and truth values have no distance: theirs is 0, and ``largest`` is 1 where an element differs. ``dtype`` is
+    that of A.
     """
 
     before: float
     after: float
     largest: float
+    dtype: str
 
 
 SLIGHTLY = 0.99
 """Share of the squared distance that is order, from which one network is called a changed copy of the other. Networks
 that were trained apart stay below 0.5."""
+NEARLY = 1e-3
+"""A matrix whose entries are that near to 0, 1 and -1 permutes units and changes signs; it does not rotate them."""
+ROUNDING = 4
+"""Differences of so many units in the last place are rounding of networks that were rotated in their own dtype."""
+BALANCED = {
+    "scaled": "scales",
+    "monomial": "scales",
+    "invertible": "invertible matrices",
+    "complex_planes": "scales of planes",
+}
+"""What balancing takes out of a space of a kind."""
 
 
 @dataclass(frozen=True, eq=False)
 class Distance(Explained):
     """How far two networks are apart, by the first name of each tensor.
 
-    Up to ``tolerance``, a relative difference of an element, networks count as the same.
+    They are folded and balanced first, where their graph has folds and balances. Up to ``tolerance``, a relative
+    difference of an element, networks count as the same. ``undone`` says what made them differ then, in words:
+    permutation, signs, scales, rotation and others; nothing where they were equal as they were given.
     """
 
     tensors: Mapping[str, TensorDistance]
     solution: Solution
     tolerance: float
+    undone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", ReadOnly(self.tensors))
@@ -68,7 +86,7 @@ class Distance(Explained):
 
     @property
     def same(self) -> bool:
-        """Whether B is A with its units moved, every element within the tolerance; `alignment` is the proof.
+        """Whether B is A up to symmetries, every element within the tolerance; `alignment` is the proof.
 
         False says that the solver found no such order. Solvers with ``exact_on_permuted_copies`` always find it unless
         units are alike.
@@ -91,9 +109,25 @@ class Distance(Explained):
         """What the two networks are to each other, in a few words."""
         if not self.same:
             return f"not the same, most in {self.differs}"
-        kinds = {group.kind for group in self.solution.graph.groups.values()}
-        signs, rotation = "signed" in kinds, any(KINDS[kind].rotates for kind in kinds)
-        return f"the same up to {', '.join(['permutation', *['signs'] * signs, *['rotation'] * rotation])}"
+        *most, last = self.undone or ("",)
+        words = f"{', '.join(most)} and {last}" if most else last
+        return f"the same up to {words}" if words else "the same as they are"
+
+    @property
+    def rounding(self) -> str | None:
+        """The dtype whose rounding is all that makes the networks differ; None where they are the same, or it is not.
+
+        Networks that were rotated and rounded to 16 bits do not come back within a tolerance of 1e-6.
+        """
+        floats = {n: t for n, t in self.tensors.items() if t.dtype.startswith(("float", "bfloat"))}
+        units = {
+            name: tensor.largest / torch.finfo(getattr(torch, tensor.dtype)).eps for name, tensor in floats.items()
+        }
+        worst = max(units, key=lambda name: units[name], default=None)
+        others = (tensor.largest for name, tensor in self.tensors.items() if name not in floats)
+        if self.same or worst is None or units[worst] > ROUNDING or any(others):
+            return None
+        return floats[worst].dtype
 
     @property
     def order_share(self) -> float | None:
@@ -110,6 +144,11 @@ class Distance(Explained):
             share = f"{100 * min(self.order_share, 0.9999):.{2 if self.order_share > 0.9 else 0}f} %"
             meaning = ": B is A reordered and slightly changed" if self.order_share > SLIGHTLY else ""
             lines.append(f"Order of units explains {share} of the squared distance{meaning}.")
+        if self.rounding is not None:
+            largest = max(tensor.largest for tensor in self.tensors.values())
+            lines.append(
+                f"No element differs by more than rounding to {self.rounding} does: {largest:.1g}, relatively."
+            )
         return "\n".join(lines)
 
     def facts(self) -> dict[str, Any]:
@@ -121,6 +160,7 @@ class Distance(Explained):
             "order_share": self.order_share,
             "same": self.same,
             "differs": self.differs,
+            "undone": list(self.undone),
             "moved": dict(self.solution.moved),
             "tensors": {name: vars(tensor) for name, tensor in self.tensors.items()},
         }
@@ -151,6 +191,9 @@ def distance(
 ) -> Distance:
     """Measure how far B is from A before and after its units are aligned.
 
+    Where the graph has folds and balances the networks are folded and balanced first, so that two that differ by gains,
+    shifts and scales count as the same.
+
     Args:
         pair: The two networks, ``graph.bind(a, b)``; or a graph, with them beside it.
         a: Reference network, if ``pair`` is a graph: a module, a state dict or a checkpoint path. Pairs that were bound
@@ -164,15 +207,76 @@ def distance(
 
     Raises:
         BindError: The networks do not fit the graph.
+        FoldError: A network cannot be folded.
         SolverError: The solver is unknown or failed.
     """
-    bound = bound_pair("distance", pair, a, b)
-    solution = completed(solve(bound, solver=solver, **arguments))
+    bound = _folded_pair(pair, a, b)
+    balanced = _balanced(bound)
+    solution = completed(solve(balanced, solver=solver, **arguments))
+    measured = Distance(_measure(balanced, solution.alignment), solution, tolerance)
+    return replace(measured, undone=tuple(_undone(bound, balanced, measured))) if measured.same else measured
+
+
+def _folded_pair(pair: Pair | SymmetryGraph, a: WeightsSource | None, b: WeightsSource | None) -> Pair:
+    """Bind networks, folded where the graph has folds; `Pair`s are folded already."""
+    if isinstance(pair, Pair) or a is None or b is None or not pair.folds:
+        return bound_pair("distance", pair, a, b)
+    left, right = (fold(side, pair, balance=False).network for side in (a, b))
+    return pair.bind(left, right)
+
+
+def _balanced(pair: Pair) -> Pair:
+    """Return the pair with its spaces balanced, where there are any."""
+    if not pair.graph.balances or pair.is_stored:
+        return pair
+    sides = [WideWeights(side) for side in (pair.a, pair.b)]
+    for side in sides:
+        balance_weights(side, pair.graph)
+    left, right = (side.rounded() for side in sides)
+    return Pair(pair.graph, left, right)
+
+
+def _undone(folded: Pair, balanced: Pair, measured: Distance) -> Iterator[str]:
+    """Say what the alignment of two networks that are the same does, and what balancing did to make them so."""
+    graph, alignment, tolerance = folded.graph, measured.alignment, measured.tolerance
+    is_moved = not alignment.is_identity
+    if is_moved and any(map(graph.rotates, graph.groups)):  # rounding turns equal networks a little, too
+        still = _measure(balanced, Alignment.identity(graph))
+        is_moved = any(tensor.largest > tolerance for tensor in still.values())
+    motions = _motions(alignment) if is_moved else set()
+    yield from (word for word in ("permutation", "signs") if word in motions)
+    if graph.balances and balanced is not folded:
+        unlike = {name for name, tensor in _measure(folded, alignment).items() if tensor.largest > tolerance}
+        kinds = {b.kind for b in graph.balances if unlike & {place.tensor for place in (*b.writes, *b.reads)}}
+        yield from dict.fromkeys(word for kind, word in BALANCED.items() if kind in kinds)
+    yield from (word for word in ("rotation",) if word in motions)
+
+
+def _motions(alignment: Alignment) -> set[str]:
+    """Return what an alignment does to units: permutation, signs, rotation."""
+    motions = set()
+    for name, element in alignment.elements.items():
+        if alignment.graph.rotates(name):
+            whole = element.round()
+            if bool(((element - whole).abs() > NEARLY).any()):
+                motions.add("rotation")
+                continue
+            element = torch.where(whole.sum(-1) < 0, ~whole.abs().argmax(-1), whole.abs().argmax(-1))
+        if bool(flipped(element).any()):
+            motions.add("signs")
+        if not torch.equal(order_of(element), torch.arange(element.shape[-1]).expand_as(element)):
+            motions.add("permutation")
+    return motions
+
+
+def _measure(bound: Pair, alignment: Alignment) -> dict[str, TensorDistance]:
+    """Measure how far each tensor of aligned B is from that of A."""
     side_a, side_b = (as_tensors(side, bound.device) for side in (bound.a, bound.b))
-    elements: dict[str, Tensor | None] = dict(solution.alignment.elements)
+    elements: dict[str, Tensor | None] = dict(alignment.elements)
     tensors = {}
     for name, node in bound.graph.tensors.items():
         before = after = largest = scale = 0.0
+        dtype = dtype_name(bound.dtypes[name])
         for left, plain, moved in common_parts(node, [(side_a, {}), (side_b, {}), (side_b, elements)]):
             if not is_number(left):
                 largest = max(largest, float(not is_counter(name) and not torch.equal(left, moved)))
@@ -183,5 +287,5 @@ def distance(
             if left.numel():
                 largest = max(largest, float((left - moved).abs().max()))
                 scale = max(scale, float(left.abs().max()), float(moved.abs().max()))
-        tensors[name] = TensorDistance(before, after, largest / scale if scale else largest)
-    return Distance(tensors, solution, tolerance)
+        tensors[name] = TensorDistance(before, after, largest / scale if scale else largest, dtype)
+    return tensors

@@ -14,10 +14,13 @@ import torch
 from alignkit.arguments import check_arguments
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.description import why_fixed
+from alignkit.graph.kinds import KINDS, GroupKind
 from alignkit.graph.parts import PIECE
+from alignkit.graph.rewrites import untied_heads
+from alignkit.jobs.fold import count_folds
 from alignkit.matching.assignment import linear_assignment
 from alignkit.matching.similarities import room_for_similarities
-from alignkit.text import Explained, list_some, readable_bytes, shorten_list
+from alignkit.text import Explained, list_some, plural, readable_bytes, shorten_list
 
 Job: TypeAlias = Literal[
     "align-many", "canonicalize", "check", "compare", "demo", "distance", "fold", "merge", "solve", "transport"
@@ -44,6 +47,7 @@ class GroupEstimate:
     """
 
     name: str
+    kind: GroupKind
     units: int
     instances: int
     parent: str | None
@@ -79,7 +83,9 @@ class Estimate(Explained):
         for name in graph.parents_first:
             instances, tensors, group = graph.instances(name), graph.tensors_of(name), graph.groups[name]
             numbers = sum(prod(graph.tensors[tensor].shape) for tensor in tensors)
-            groups.append(GroupEstimate(name, instances * group.size, instances, group.parent, len(tensors), numbers))
+            groups.append(
+                GroupEstimate(name, group.kind, instances * group.size, instances, group.parent, len(tensors), numbers)
+            )
         return tuple(groups)
 
     @property
@@ -100,6 +106,10 @@ class Estimate(Explained):
             "reads": list(self.reads),
             "writes": list(self.writes),
             "groups": [vars(group) for group in self.groups],
+            "folds": list(map(str, self.graph.folds)),
+            "balanced": list(map(str, self.graph.balances)),
+            "untied": untied_heads(self.graph.folds),
+            "blocked": list(map(str, self.graph.blocked)),
             "tensors_moved": list(self.moved),
             "tensors_not_covered": self.uncovered,
             "memory_bytes": self.memory,
@@ -113,12 +123,14 @@ class Estimate(Explained):
         width = max([5, *(len(group.name) for group in self.groups)])
         rows = [
             f"  {g.name:<{width}}  {g.units:>7} units  {g.tensors:>4} tensors, {g.numbers:>13,} numbers"
+            + ("" if g.kind == "permutation" else f"  {KINDS[g.kind].words}")
             for g in self.groups
         ]
         lines = [
             f"Estimate of {self.job}: nothing was solved or written.",
             *(f"Reads {path}" for path in self.reads),
             *(f"Would write {path}" for path in self.writes),
+            *self._plan_of_folds(),
             f"{len(self.groups)} groups:" if rows else "No group: no unit may change its place.",
             *rows,
             f"{len(moved)} of {tensors} tensors move" + (f": {list_some(moved, LISTED)}." if moved else "."),
@@ -129,6 +141,15 @@ class Estimate(Explained):
         seconds = self.seconds or 0.0
         took = f"{seconds:.2g} s ({self.basis})" if seconds >= QUICK else "a second or less"
         return "\n".join((*lines, f"Time: {self.basis if self.seconds is None else f'about {took}'}."))
+
+    def _plan_of_folds(self) -> list[str]:
+        """Say what would be folded and balanced first, and what cannot be."""
+        folds, balances = self.graph.folds, self.graph.balances
+        lines = [f"Folds first: {count_folds(folds)}."] if folds else []
+        lines += [f"Balances {plural(len(balances), 'space')}."] if balances else []
+        for head, source in untied_heads(folds).items():
+            lines.append(f"Unties {head} from {source}: {prod(self.graph.tensors[head].shape):,} numbers more.")
+        return lines + shorten_list(list(map(str, self.graph.blocked)), LISTED, ", see --json")
 
     __str__ = explain
 
@@ -190,9 +211,11 @@ def _memory(graph: SymmetryGraph, job: Job, models: int, weight: int, solved: bo
     matching = min(sum(matrices), 8 * room_for_similarities(graph)) + 6 * min(wide, PIECE) + 3 * max([0, *matrices])
     if job == "check":
         return 3 * weight + 3 * sum(8 * prod(node.shape) for node in graph.tensors.values())
+    # Folded networks beside those that were given, and one of them in float64.
+    folded = (models + 2) * weight if graph.folds or graph.balances else 0
     at_once = models if job != "align-many" else 2 * models
     writing = WRITTEN.get(job, 1) * weight
-    return at_once * weight + max(matching if solved else 0, writing)
+    return at_once * weight + folded + max(matching if solved else 0, writing)
 
 
 def _matching_seconds(graph: SymmetryGraph) -> float:

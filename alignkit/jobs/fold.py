@@ -18,7 +18,7 @@ from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.module_copy import copy_module
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.graph.proof.verify import Equivalence, same_function
-from alignkit.graph.rewrites import under_both_names, untied_heads
+from alignkit.graph.rewrites import Fold, under_both_names, untied_heads
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, number
 from alignkit.rewriting import (
@@ -78,22 +78,36 @@ class Folded(Explained):
     def __repr__(self) -> str:
         return f"Folded({plural(len(self.graph.folds), 'fold')}, {plural(len(self.spaces), 'balanced space')})"
 
-    def explain(self) -> str:
-        """Say in a few lines what was done, what was not, and what it did to the outputs."""
-        kinds = [type(fold).__name__ for fold in self.graph.folds]
-        counts = list_some([f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)])
-        lines = [f"{plural(len(self.graph.folds), 'fold')}" + (f": {counts}." if kinds else ".")]
+    @property
+    def done(self) -> list[str]:
+        """What was folded and what was balanced, in a sentence each."""
+        lines = [f"{count_folds(self.graph.folds)}."]
         if self.spaces:
             empty = sum(space.empty for space in self.spaces)
             told = f" {plural(empty, 'unit or direction', 'units or directions')} had an empty side." if empty else ""
             before, after = (sum(getattr(space, key) for space in self.spaces) for key in ("before", "after"))
             squares = f"their sum of squares {before:.6g} -> {after:.6g}"
             lines.append(f"{plural(len(self.spaces), 'space')} balanced, {squares}.{told}")
-        for head, source in self.untied.items():
-            lines.append(f"{head} is no longer tied to {source}: {self.added} numbers more.")
-        lines += map(str, self.graph.blocked)
-        checked = "Function check: not done, it runs the network on inputs."
-        return "\n".join([*lines, checked if self.check is None else f"Function check: {self.check.explain()}."])
+        return lines
+
+    @property
+    def remarks(self) -> list[str]:
+        """Heads that were untied, and what could not be folded, each with the reason."""
+        untied = self.untied.items()
+        sizes = f"{self.added} numbers more"
+        return [f"{head} is no longer tied to {source}: {sizes}." for head, source in untied] + [
+            str(blocked) for blocked in self.graph.blocked
+        ]
+
+    @property
+    def summary(self) -> str:
+        """What was done and what it did to the outputs, in a line."""
+        return " ".join([*self.done, *([] if self.check is None else [f"Its {self.check.explain()}."])])
+
+    def explain(self) -> str:
+        """Say in a few lines what was done, what was not, and what it did to the outputs."""
+        checked = "not done, it runs the network on inputs" if self.check is None else self.check.explain()
+        return "\n".join([*self.done, *self.remarks, f"Function check: {checked}."])
 
     def facts(self) -> dict[str, Any]:
         """Return what was done and measured as plain values, as JSON takes them."""
@@ -159,6 +173,13 @@ class Folded(Explained):
         wide = WideWeights(tensors)
         unfold_weights(wide, self.taken)
         return _rebuilt(source, weights_of(source), self.graph, wide, ())
+
+
+def count_folds(folds: Iterable[Fold]) -> str:
+    """Say how many folds of each class there are: ``"3 folds: 1 Untie, 2 Gain"``."""
+    kinds = [type(fold).__name__ for fold in folds]
+    counts = list_some([f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)])
+    return plural(len(kinds), "fold") + (f": {counts}" if kinds else "")
 
 
 @check_arguments

@@ -1,0 +1,174 @@
+"""Opening checkpoints of one architecture: which it is, what its symmetries are, and which tensors are the model's."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from alignkit.arguments import check_arguments
+from alignkit.checkpoints import Checkpoint, Conversion, ConvertedCheckpoint, open_checkpoint, prefix_conversion
+from alignkit.checkpoints.opening import read_file
+from alignkit.errors import BindError, SpecError, TraceError, UsageError
+from alignkit.graph import SymmetryGraph
+from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_architecture, refuse_lost
+from alignkit.jobs.network_files import NetworkFiles, with_weights
+from alignkit.models import conversion_of, load_model
+from alignkit.rewriting.modules import TIES
+from alignkit.tracing import trace
+from alignkit.tracing.tracer import Symmetries
+
+
+@check_arguments
+def open_networks(
+    *paths: str | Path,
+    spec: str | Path | None = None,
+    model: str | None = None,
+    read: bool = True,
+    ignore_config: Sequence[str] = (),
+    outputs: str | Sequence[str] = (),
+    key: str | None = None,
+    prefix: str | None = None,
+    symmetries: Symmetries = "permutation",
+    keep_tied: bool = False,
+    balance: bool = True,
+) -> NetworkFiles:
+    """Open checkpoints of one architecture and find the graph of their symmetries.
+
+    Folders of transformers, diffusers and timm say by their ``config.json`` what their architecture is. Those of all
+    are compared: what changes the function of the same weights is refused, what changes the meaning of inputs and
+    outputs is warned of.
+
+    Args:
+        paths: Files and folders, the first of which is the reference; none, where ``model`` says all.
+        spec: JSON file with the layout of each tensor.
+        model: The architecture, which is traced: ``torchvision:resnet18``, ``package.module:factory``.
+        read: Whether tensors may be read for the graph; ties between tensors of a ``.pt`` file are seen only then.
+        ignore_config: Fields of configurations that may differ.
+        outputs: Names of the outputs of the model that count, see `alignkit.trace`.
+        key: Where the state dict is in files of ``torch.save`` that hold more; see `alignkit.checkpoints`. Without it
+            the usual places are looked at, and the notes tell what was read.
+        prefix: What stands before the names of the model's tensors, such as ``"model."``; others are not the model's.
+            Without it a prefix that all names have, or lack, is found, and the notes tell so. What is written has the
+            names of the input.
+        symmetries: What is traced, as `alignkit.trace` takes it; nothing is where there is a spec. With ``"all"`` the
+            networks are folded, see `NetworkFiles.folded`.
+        keep_tied: Whether heads stay tied to embeddings, as `alignkit.trace` takes it.
+        balance: Whether folded networks are balanced, as `alignkit.fold` does.
+
+    Raises:
+        UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells; or
+            ``outputs`` or ``symmetries="all"`` beside ``spec``.
+        OutputError: The model has no such output.
+        WeightsError: A checkpoint cannot be read.
+        ModelSourceError: A configuration is not one that a model can be built from.
+        BindError: Configurations differ, or only names and shapes are looked at, and they do not fit.
+    """
+    wanted = {"outputs": outputs, "symmetries": symmetries, "keep_tied": keep_tied}
+    opened = tuple(open_checkpoint(path, key=key) for path in paths)
+    locations = tuple(map(Path, paths))
+    ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance}
+    notes = [note for checkpoint in opened for note in checkpoint.notes]
+    if spec is not None and model is not None:
+        raise UsageError("say what the architecture is once: --spec or --model, not both.")
+    if spec is not None and outputs:
+        raise UsageError("--outputs says what counts while a model is traced, which a --spec is there to avoid.")
+    if spec is not None and symmetries == "all":
+        raise UsageError("a spec says nothing of folds, signs and rotations, which a trace finds: say --model.")
+    if spec is not None:
+        layouts = read_spec(spec)
+        opened, told = _as_held(opened, layouts, prefix)
+        unknown = _strangers(opened, layouts, prefix)
+        like = opened[0].read_all() if read else opened[0].shapes
+        own = {name: value for name, value in like.items() if name not in unknown}
+        graph = SymmetryGraph.from_spec(layouts, like=own)  # type: ignore[arg-type]
+        return NetworkFiles(graph, locations, opened, unknown=unknown, notes=(*notes, *told))
+    if model is not None or not opened or opened[0].config is None:
+        if model is None:
+            raise no_architecture()
+        module, graph = _traced(model, **wanted)
+        opened, told = _as_held(opened, graph.first_names, prefix, module)
+        unknown = _strangers(opened, graph.first_names, prefix)
+        return NetworkFiles(graph, locations, opened, model, unknown, notes=(*notes, *told), **ways)
+    # A head that was untied from the embedding before is what this graph makes of it.
+    ignored = (*ignore_config, TIES) if symmetries == "all" and not keep_tied else tuple(ignore_config)
+    own_models, differing = compare_folders(opened, ignored)
+    module, graph = _traced(own_models[0], **wanted)
+    opened, told = _as_held(opened, graph.first_names, prefix, module)
+    unknown = tuple(name for name in opened[0] if name not in graph.first_names)
+    refuse_lost(unknown, opened)
+    for note in differing:
+        warnings.warn(note, FolderWarning, stacklevel=2)
+    configurations = {read_file(checkpoint.config) for checkpoint in opened if checkpoint.config is not None}
+    runs_own = own_models if ignored and len(configurations) > 1 else ()
+    return NetworkFiles(graph, locations, opened, own_models[0], unknown, runs_own, (*notes, *told, *differing), **ways)
+
+
+def _traced(model: str, **wanted: Any) -> tuple[nn.Module, SymmetryGraph]:
+    """Trace a model without weights; with random ones where its code depends on them, or symmetries are to be proved.
+
+    Those that are not permutations are proved by the trace where there are weights, and given up where that fails.
+    """
+    proved = with_weights(model) if wanted["symmetries"] == "all" else None
+    module, args, kwargs = proved or load_model(model, bare=True)
+    try:
+        return module, trace(module, *args, **wanted, **kwargs)
+    except TraceError:
+        example = with_weights(model)
+        if example is None:
+            raise
+        module, args, kwargs = example
+        return module, trace(module, *args, **wanted, **kwargs)
+
+
+def _as_held(
+    checkpoints: tuple[Checkpoint, ...], names: Collection[str], prefix: str | None, module: nn.Module | None = None
+) -> tuple[tuple[Checkpoint, ...], list[str]]:
+    """Show checkpoints by the names and shapes of a model's tensors, with a note where wrappers put a prefix before.
+
+    What the library of ``module`` makes of a checkpoint is learned once for all that store the same.
+    """
+    learned: dict[object, Conversion | None] = {}
+    held: list[Checkpoint] = []
+    notes: list[str] = []
+    for checkpoint in checkpoints:
+        conversion = prefix_conversion(checkpoint, names, prefix)
+        if prefix is not None and not conversion.renamed:
+            example = f"but for example {next(iter(checkpoint), '')!r}"
+            raise BindError(f"no name of {checkpoint.path} starts with {prefix!r}, {example}.")
+        plain = checkpoint
+        if not conversion.changes_nothing:
+            name, stored = next(iter(conversion.renamed.items()))
+            notes.append(f"{checkpoint.path}: its {stored!r} is {name!r} of the model, and so on.")
+            plain = ConvertedCheckpoint(checkpoint, conversion)
+        if module is not None:
+            facts = frozenset((name, entry.dtype, entry.shape) for name, entry in plain.entries.items())
+            if facts not in learned:
+                learned[facts] = conversion_of(module, plain.entries)
+            if (known := learned[facts]) is not None and not known.changes_nothing:
+                plain = ConvertedCheckpoint(checkpoint, known.after(conversion))
+        held.append(plain)
+    return tuple(held), notes
+
+
+def _strangers(checkpoints: tuple[Checkpoint, ...], names: Collection[str], prefix: str | None) -> tuple[str, ...]:
+    """List tensors that are not the model's, where ``prefix`` says so; otherwise all have to be."""
+    return () if prefix is None else tuple(name for name in checkpoints[0] if name not in names)
+
+
+@check_arguments
+def read_spec(path: str | Path) -> dict[str, str]:
+    """Read a JSON object that maps names of tensors to their notation; raise `SpecError` where there is none."""
+    try:
+        spec = json.loads(read_file(path))
+    except OSError as error:
+        raise SpecError(f"the spec {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"the spec {path} is not JSON: {error}.") from error
+    if not isinstance(spec, dict) or not all(isinstance(value, str) for value in spec.values()):
+        raise SpecError(f'the spec {path} has to be one JSON object of strings, such as {{"fc1.weight": "h1 ."}}.')
+    return spec
