@@ -45,6 +45,9 @@ def describe(graph: GraphStructure) -> str:
         "Weights that met only constants, such as a state of zeros (trace two steps)": list(
             map(str, provenance.single_step)
         ),
+        "Code that reads values of tensors (the symmetries are those of the path that this run took)": [
+            module or "the forward of the model" for module in provenance.choosing
+        ],
         "Stacks with one order of units for all matrices, to save memory (trace fewer layers)": list(provenance.joint),
         "Tensors on which no group acts": [name for name in graph.uncovered if name not in unused],
     }

@@ -154,6 +154,8 @@ class Provenance:
             have to in every model of the graph: see `alignkit.graph.hidden_state`.
         single_step: Positions of weights that it multiplied with nothing but constants, such as a state of zeros. They
             and what these products wrote stay where they are.
+        choosing: Modules whose code reads values of tensors, "" for the model itself. Other inputs may take other paths
+            through them, which the traced run did not see.
         joint: Tensors of stacked matrices, such as experts, that have one order of units for all: labels of each would
             take too much memory.
         outputs: Names of the outputs that count, where `trace` was told; the order of others may change.
@@ -171,6 +173,7 @@ class Provenance:
     unread: tuple[AxisPositions, ...] = ()
     single_step: tuple[AxisPositions, ...] = ()
     constant: tuple[str, ...] = ()
+    choosing: tuple[str, ...] = ()
     joint: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     inputs: tuple[TracedInput, ...] = ()

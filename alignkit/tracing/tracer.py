@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -133,18 +134,43 @@ def _axes_cut_by_numbers(
 ) -> frozenset[tuple[str, int]]:
     """Return the axes of tensors of which a call with a smaller number reads a part: widths that the call chooses.
 
-    A slice as long as its axis is not recorded, so that a run with the largest number does not show it.
+    A slice as long as its axis is not recorded, so that a run with the largest number does not show it. A number may
+    also be the default of an argument that the call leaves out.
     """
-    leaves, tree = pytree.tree_flatten((args, dict(kwargs)))
+    leaves, tree = pytree.tree_flatten((args, {**_default_numbers(model, args, kwargs), **kwargs}))
     cut: set[tuple[str, int]] = set()
     for place, number in enumerate(leaves):
-        if type(number) is not int or number < 2:
+        smaller = number // 2 if type(number) is int else number / 2 if type(number) is float else 0
+        if smaller <= 0:
             continue
-        smaller_args, smaller_kwargs = pytree.tree_unflatten([*leaves[:place], number // 2, *leaves[place + 1 :]], tree)
+        smaller_args, smaller_kwargs = pytree.tree_unflatten([*leaves[:place], smaller, *leaves[place + 1 :]], tree)
         with suppress(TraceError, OutputError):  # the model does not take this number
             run = record(model, smaller_args, smaller_kwargs, outputs)
-            cut.update((unread.tensor, unread.axis) for unread in build_graph(model, run, table).provenance.unread)
+            steps, tensors = _live_part(run, run.steps, _movable_tensors(model, run))
+            constant = buffers.constant_buffers(model, run)
+            _, labels, reading = interpret(model, run.results, table, steps, tensors, constant)
+            cut.update((name, dim) for name, x in labels.items() for dim in positions_of(x, reading.left_aside))
     return frozenset(cut)
+
+
+def _default_numbers(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers that arguments of a forward have which a call leaves out, by their names."""
+    try:
+        signature = inspect.signature(model.forward)
+        given = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # code that has no signature, or a call that does not fit
+        return {}
+    left_out = [p for name, p in signature.parameters.items() if name not in given and p.kind is not p.POSITIONAL_ONLY]
+    return {p.name: p.default for p in left_out if type(p.default) in (int, float)}
+
+
+def _live_part(
+    run: RecordedRun, steps: Sequence[OpRecord], tensors: Mapping[str, TensorRef]
+) -> tuple[list[OpRecord], dict[str, TensorRef]]:
+    """Return the steps on which the results of a run depend, and those of some tensors that they read."""
+    live = live_steps(steps, [ref for _, ref in run.results])
+    read = {ref.storage for step in live for ref in step.inputs}
+    return live, {name: ref for name, ref in tensors.items() if ref.storage in read}
 
 
 def build_graph(
@@ -164,9 +190,7 @@ def build_graph(
         steps, lost = run.steps, gauges.lost
         if symmetries == "all":
             steps = replace_turns(run.steps, {ref.storage for ref in movable.values()}, lost)
-        steps = live_steps(steps, [ref for _, ref in run.results])
-        read = {ref.storage for step in steps for ref in step.inputs}
-        tensors = {name: ref for name, ref in movable.items() if ref.storage in read}
+        steps, tensors = _live_part(run, steps, movable)
         history: list[LabelledStep] | None = [] if symmetries == "all" else None
         traced, labels, interpreter = interpret(
             model, run.results, table, steps, tensors, constant, history, run.gives_numbers, run.partly_taken
@@ -188,7 +212,8 @@ def build_graph(
         unused=tuple(name for name in movable if name not in tensors),
         unread=_list_positions(labels, interpreter.unread),
         single_step=_list_positions(labels, interpreter.single_step),
-        constant=tuple(name for name, ref in constant.items() if ref.storage in read),
+        constant=tuple(_live_part(run, run.steps, constant)[1]),
+        choosing=run.choosing,
         outputs=outputs,
         inputs=inputs,
         limits=gauges.limits,

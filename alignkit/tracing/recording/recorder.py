@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _INTEGERS = (torch.int64, torch.int32)
 _RANGES = (torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step)
+_TRUTHS = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default, torch.ops.aten.is_nonzero.default)
+"""Ops that give code a truth without making a tensor."""
 _MAX_VALUES = 1 << 14
 """Maximum size of an integer tensor whose values are recorded: 128 KiB a tensor. Constant indices are far smaller."""
 
@@ -139,7 +141,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     constants. `is_whole` turns False when an op gets a tensor that neither existed nor came from a recorded op: one
     that another thread made, for example, or a class of tensors that computes by itself. Values that follow from
     tensors that `vary`, or from random numbers, are not recorded: another run takes other positions. `gives_numbers`
-    turns True when the code of the model gets such values as numbers of Python.
+    turns True when the code of the model gets such values as numbers of Python, `reads_values` when a call reads them,
+    and `choosing` are the modules whose code got what such a call found.
 
     Args:
         path: The modules that are running, the innermost one last.
@@ -154,6 +157,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._path = path
         self._varying: set[int] = set()
         self.gives_numbers = False
+        self.reads_values = False
+        self.choosing: dict[str, None] = {}
         self.is_indexing = False  # a tensor by tensors
         self._position: tuple[TensorRef, int] | None = None  # read for the next op
         self._contents: dict[tuple[int, ...], int] = {}
@@ -182,7 +187,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         varies = any(_storage_of(tensor) in self._varying for tensor in operands)
         if varies and func is torch.ops.aten._local_scalar_dense.default:
             self._numbers_vary = True
+            self.reads_values |= not self.is_indexing
             self.gives_numbers |= operands[0].dtype != torch.bool and not self.is_indexing
+        self.reads_values |= varies and func in _TRUTHS
         made_of_numbers = not operands or func is torch.ops.aten.lift_fresh.default
         if varies or torch.Tag.nondeterministic_seeded in func.tags or (made_of_numbers and self._numbers_vary):
             self.vary(results)
@@ -194,12 +201,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._before is None and func in _RANGES and result.dtype in _INTEGERS and result.numel() <= _MAX_VALUES:
             self._ranges[TensorRef.of(result).key] = np.arange(*args, dtype=np.int64)
 
+    def choose(self) -> None:
+        """Record that the code of the module that runs got something from values that differ from run to run."""
+        self.choosing[self._path[-1]] = None
+
     def leak(self, name: str, tree: Any) -> None:
         """Record that the tensors in a tree may be read and written unseen from now on."""
         tensors = self.describe(_tensors(tree))
         varies = any(ref.storage in self._varying for ref in tensors)
         self._numbers_vary |= varies
         self.gives_numbers |= varies
+        self.reads_values |= varies
         self.steps.append(Leak(torch.ops.aten.detach.default, tuple(tensors), {}, None, self._path[-1], name=name))
 
     def _meet(self, tensor: torch.Tensor) -> None:

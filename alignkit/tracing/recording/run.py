@@ -31,8 +31,9 @@ class RecordedRun:
 
     `results` have the names of their outputs, see `named_outputs`. `state` holds parameters and buffers as the ops saw
     them, by name; tied ones have one `TensorRef`. `replaced` names buffers that the run replaced by another tensor.
-    `alive` keeps all storages, so that identities stay unique. `partly_taken` are axes of tensors, by name and number,
-    of which other calls take a part.
+    `alive` keeps all storages, so that identities stay unique. `choosing` are the modules whose code got numbers or
+    truths from values, see `Recorder`. `partly_taken` are axes of tensors, by name and number, of which other calls
+    take a part.
     """
 
     steps: list[OpRecord]
@@ -42,6 +43,7 @@ class RecordedRun:
     replaced: frozenset[str]
     alive: dict[int, object]
     gives_numbers: bool
+    choosing: tuple[str, ...] = ()
     partly_taken: frozenset[tuple[str, int]] = frozenset()
 
 
@@ -207,7 +209,8 @@ def _run(
     buffers = dict(model.named_buffers(remove_duplicate=False))
     replaced = frozenset(name for name, tensor in state.items() if buffers.get(name, tensor) is not tensor)
     kind: Literal["fake", "real"] = "fake" if mode else "real"
-    return RecordedRun(recorder.steps, results, refs, kind, replaced, recorder.alive, recorder.gives_numbers)
+    choosing = tuple(recorder.choosing)
+    return RecordedRun(recorder.steps, results, refs, kind, replaced, recorder.alive, recorder.gives_numbers, choosing)
 
 
 def _replace_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class Watch(TorchFunctionMode):
         if func in _BY_ELEMENT and any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves(args)):
             raise UnsupportedFakeTensorException(f"{func} needs values")
         before, gave_numbers = len(self._recorder.steps), self._recorder.gives_numbers
-        self._recorder.is_indexing = func in _INDEXING
+        self._recorder.is_indexing, self._recorder.reads_values = func in _INDEXING, False
         try:
             result = func(*args, **(kwargs or {}))
         finally:
@@ -56,6 +56,8 @@ class Watch(TorchFunctionMode):
         if func in _LEAKS or (len(self._recorder.steps) == before and not _is_harmless(result)):
             name = torch.overrides.resolve_name(func) or str(func)
             self._recorder.leak(name.replace(".", "::", 1), (args, kwargs))
+        if self._recorder.reads_values and not all(isinstance(x, Tensor | None) for x in pytree.tree_leaves(result)):
+            self._recorder.choose()
         return result
 
 
