@@ -36,29 +36,29 @@ def width() -> Figure:
     picture = Figure(figsize=(8.4, 3.2), layout="constrained")
     for panel, family in zip(picture.subplots(1, len(families)), families, strict=True):
         _lines(panel, [row for row in rows("width") if row["family"] == family], "solver", "width", "excess")
-        panel.set(title=family, xlabel="width", ylabel="loss of the average above its parents", xscale="log")
+        panel.set(title=family, xlabel="width", ylabel="loss of the average above its parents")
         panel.set_xscale("log", base=2)
-    return picture
+    return _with_legend(picture)
 
 
 def repair() -> Figure:
     """Excess of the average against depth, before repair (dashed) and after it."""
-    picture = Figure(figsize=(5.2, 3.2), layout="constrained")
+    picture = Figure(figsize=(6.4, 3.2), layout="constrained")
     panel = picture.subplots()
     _lines(panel, rows("repair"), "solver", "depth", "excess", "--", " ")
     _lines(panel, rows("repair"), "solver", "depth", "repaired", "-", ", repaired")
     panel.set(xlabel="hidden layers", ylabel="loss of the average above its parents")
-    return picture
+    return _with_legend(picture)
 
 
 def many() -> Figure:
     """Accuracy of the mean against the number of networks."""
-    picture = Figure(figsize=(5.2, 3.2), layout="constrained")
+    picture = Figure(figsize=(6.4, 3.2), layout="constrained")
     panel = picture.subplots()
     _lines(panel, rows("many"), "method", "networks", "accuracy")
     panel.set_xscale("log", base=2)
     panel.set(xlabel="networks", ylabel="test accuracy of their mean")
-    return picture
+    return _with_legend(picture)
 
 
 def _lines(
@@ -71,4 +71,11 @@ def _lines(
         places = [row[x] for row in of_method], [row[y] for row in of_method]
         panel.plot(*places, style, marker="o", markersize=4, color=COLOURS[method], label=label)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize="small")
+
+
+def _with_legend(picture: Figure) -> Figure:
+    """Name the lines of the first panel beside or below the panels."""
+    lines, labels = picture.axes[0].get_legend_handles_labels()
+    wide = len(picture.axes) > 1
+    picture.legend(lines, labels, loc=f"outside {'lower center' if wide else 'right upper'}", ncols=3 if wide else 1)
+    return picture
