@@ -37,6 +37,9 @@ class AlignerSwitches:
         typer.Option("--encoder-option", metavar="KEY=VALUE", help="Argument of the encoder, such as hidden=32."),
     ] = None
     start: Annotated[Path | None, typer.Option("--start", help="Aligner to start from.")] = None
+    domain: Annotated[
+        bool, typer.Option("--domain", help="Learn what inputs are like, so that no data are needed to align.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def train_deepalign(
     opened = [alignkit.zoo.NetworkSet.open(folder) for folder in sets]
     options, changes = key_values("--encoder-option", wanted.encoder_option), key_values("--setting", training.setting)
     aligner = alignkit.training.starting_aligner(opened, wanted.encoder, wanted.start, options, training.seed)
+    if wanted.domain:
+        alignkit.training.learn_domain(aligner, opened, training.data, training.seed)
     settings = alignkit.training.settings_for(aligner.encoder, training.seed, training.steps, changes)
     folder = logging.log or output.with_name(f"{output.stem}-training")
     with saying_what_is_there(lambda: _what_is_there(folder, output)), _training_bar(settings.steps) as report:
@@ -90,7 +95,7 @@ def train_deepalign(
             aligner, opened, settings, folder, data=training.data, resume=logging.resume,
             tensorboard=logging.tensorboard, report=report,
         )  # fmt: skip
-    again = alignkit.training.command_line(sets, aligner.encoder, wanted.start, settings)
+    again = alignkit.training.command_line(sets, aligner.encoder, wanted.start, settings, ["--domain"] * wanted.domain)
     card = alignkit.training.training_card(opened, settings, result, folder, again)
     alignkit.deepalign.save_aligner(output, result.aligner, card)
     if as_json:

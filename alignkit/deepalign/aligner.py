@@ -15,11 +15,38 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignkit.activations import Reading
+from alignkit.deepalign.input_domain import InputDomain
 from alignkit.graph import SymmetryGraph
 from alignkit.tasks.batches import Batch
 
 START_SHARPNESS = 6.0
 """Factor of standardised scores at the start of training; the larger, the harder a soft alignment."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rounds and steps that follow the scores of an aligner, and their sizes.
+
+    The defaults were fixed on networks of the training sets of the universal encoder
+    (`tests/benchmarks/paper/data.py`). Around them barriers change by less than the noise of eight pairs a set.
+
+    Attributes:
+        rounds: Rounds of consensus.
+        sharpness: Factor of standardised scores before Sinkhorn; the larger, the harder the soft alignment.
+        carry_over: Weight of the scores of the round before, beside the similarities of weights.
+        steps: Midpoint steps.
+        rate: Length of the first of them, in standard deviations of the scores.
+    """
+
+    rounds: int = 3
+    sharpness: float = 6.0
+    carry_over: float = 1.0
+    steps: int = 8
+    rate: float = 0.06
+
+
+USUAL = Schedule()
+"""What follows the scores where no aligner has learned better."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +92,19 @@ class Aligner(nn.Module, ABC):
     Attributes:
         encoder: Name of the kind of aligner, a key of `alignkit.deepalign.aligner_file.KINDS`.
         needs_probes: Whether it works only where networks can be run.
+        schedule: What follows its scores where nothing else is asked for.
+        domain: What the inputs are like of the networks that it was trained for; None where it knows of none.
         log_sharpness: Logarithm of the factor that turns standardised scores into logits of Sinkhorn.
     """
 
     encoder: ClassVar[str]
     needs_probes: ClassVar[bool]
+    schedule: Schedule = USUAL
+    domain: InputDomain | None
 
     def __init__(self) -> None:
         super().__init__()
+        self.domain = None
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(START_SHARPNESS)))
 
     @property
@@ -100,7 +132,10 @@ class Aligner(nn.Module, ABC):
 
     def fits(self, graph: SymmetryGraph) -> str | None:
         """Return None where the aligner serves networks of this graph, else the reason why it does not."""
-        return None
+        inputs = graph.provenance.inputs
+        if self.domain is None or len(inputs) != 1:  # what a model takes beside is for the caller to give
+            return None
+        return self.domain.differs(inputs[0].shape[1:])
 
     @property
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from alignkit.deepalign.aligner import USUAL, Schedule
 from alignkit.deepalign.relaxation import relax
 from alignkit.deepalign.scores import Scores, standardise
 from alignkit.graph import SymmetryGraph, Use
@@ -20,9 +21,6 @@ from alignkit.matching.objective import Objective
 from alignkit.matching.sinkhorn import balanced_sinkhorn
 from alignkit.matching.tree_objective import TreeObjective
 
-ROUNDS, SHARPNESS, CARRY_OVER = 3, 6.0, 1.0
-"""Rounds, factor of scores and weight of earlier scores, fixed on networks of the training sets of the universal
-encoder (`tests/benchmarks/paper/data.py`). Around them barriers change by less than the noise of eight pairs a set."""
 TRUST = 2
 """Power of the peak of scores with which they are weighted."""
 SCALINGS = 12
@@ -32,9 +30,7 @@ SCALINGS = 12
 def consensus(
     objective: Objective,
     scores: Scores,
-    rounds: int = ROUNDS,
-    sharpness: float = SHARPNESS,
-    carry_over: float = CARRY_OVER,
+    schedule: Schedule = USUAL,
 ) -> dict[str, Tensor]:
     """Run some rounds of consensus and return the new scores, one ``[units, units]`` float64 matrix a group on the CPU.
 
@@ -43,14 +39,12 @@ def consensus(
     Args:
         objective: Objective of the pair.
         scores: First scores, float64; a group without an entry counts as unknown until the first round.
-        rounds: How many rounds.
-        sharpness: Factor of standardised scores before Sinkhorn; the larger, the harder the soft alignment.
-        carry_over: Weight of the scores of the round before, beside the similarities of weights.
+        schedule: How many rounds, how hard the soft alignments are, and how much of earlier scores is kept.
     """
     trees = [TreeObjective(objective, root) for root in objective.graph.roots]
     current = {name: standardise(matrix.to(objective.device)) for name, matrix in scores.items()}
-    for _ in range(rounds):
-        soft = soft_elements(objective.graph, current, sharpness)
+    for _ in range(schedule.rounds):
+        soft = soft_elements(objective.graph, current, schedule.sharpness)
         updated: dict[str, Tensor] = {}
         for tree in trees:
             for name in tree.graph.tree(tree.root):
@@ -63,7 +57,7 @@ def consensus(
                 if name in current:
                     # Each is trusted as far as it is decided. Weights of a residual stream say little about a unit and
                     # responses much; in an MLP it is the other way round.
-                    old = carry_over * peak(current[name]) ** TRUST * current[name]
+                    old = schedule.carry_over * peak(current[name]) ** TRUST * current[name]
                     new = standardise(peak(new) ** TRUST * new + old)
                 updated[name] = new
         current = updated

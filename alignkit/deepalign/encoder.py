@@ -8,6 +8,7 @@ small network serves any graph, and nothing can be learned about one architectur
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alignkit.activations import Reading
-from alignkit.deepalign.aligner import Aligner, AlignerInput, Probing
+from alignkit.deepalign.aligner import USUAL, Aligner, AlignerInput, Probing, Schedule
+from alignkit.deepalign.input_domain import InputDomain
 from alignkit.deepalign.probes import Response, channels, respond
 from alignkit.deepalign.scores import cosines, is_finite, of_unit_size, standardise
 from alignkit.deepalign.wiring import ALIKE, Connection, Wiring, find_wiring, unit_norms
@@ -42,14 +44,26 @@ class ProbeEncoder(Aligner):
         channels: Learned channels of a unit on a probe.
         rounds: Rounds of messages.
         probes: Maximum number of probes that messages are passed on; the plain channels use all.
+        domain: Arguments of `InputDomain` for an encoder that knows what inputs are like; its values come with the
+            parameters.
+        schedule: Arguments of `Schedule`, what follows the scores; None for the usual one.
     """
 
     encoder: ClassVar[str] = "learned"
     needs_probes: ClassVar[bool] = True
 
-    def __init__(self, channels: int = 8, rounds: int = 2, probes: int = 64) -> None:
+    def __init__(
+        self,
+        channels: int = 8,
+        rounds: int = 2,
+        probes: int = 64,
+        domain: Mapping[str, Any] | None = None,
+        schedule: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.channels, self.rounds, self.probes = channels, rounds, probes
+        self.domain = None if domain is None else InputDomain(**domain)
+        self.schedule = Schedule(**schedule or {})
         self.mix = nn.Parameter(torch.ones(len(ROLES), 3))
         self.learned = nn.Parameter(torch.tensor(0.1))
         self.layers = nn.ModuleList(Messages(channels) for _ in range(rounds))
@@ -57,7 +71,12 @@ class ProbeEncoder(Aligner):
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {"channels": self.channels, "rounds": self.rounds, "probes": self.probes}
+        own: dict[str, Any] = {"channels": self.channels, "rounds": self.rounds, "probes": self.probes}
+        if self.domain is not None:
+            own["domain"] = self.domain.settings()
+        if self.schedule != USUAL:
+            own["schedule"] = asdict(self.schedule)
+        return own
 
     def forward(self, pair: AlignerInput) -> dict[str, Tensor]:
         """Score every group whose units are seen; see `Aligner.forward`."""

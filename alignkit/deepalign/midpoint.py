@@ -13,8 +13,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from alignkit.deepalign.aligner import AlignerInput
-from alignkit.deepalign.consensus import SHARPNESS
+from alignkit.deepalign.aligner import USUAL, AlignerInput, Schedule
 from alignkit.deepalign.relaxation import relax
 from alignkit.deepalign.scores import Scores, standardise
 from alignkit.errors import SolverError
@@ -25,15 +24,15 @@ from alignkit.tasks.line import Line
 from alignkit.tasks.measures import cross_entropy
 from alignkit.tasks.task import Task
 
-STEPS, RATE, SAMPLES = 8, 0.06, 512
-"""Steps, their length in standard deviations of the scores, and inputs that they see; fixed on networks of the training
-sets of the universal encoder (`tests/benchmarks/paper/data.py`)."""
+SAMPLES = 512
+"""Inputs that steps see; fixed on networks of the training sets of the universal encoder
+(`tests/benchmarks/paper/data.py`), as those of `Schedule`."""
 ALIKE = 1e-6
 """Deviation of the middle below which nothing is left to mend: rounding of float32 outputs."""
 
 
 def meet_in_the_middle(
-    task: Task, batches: Sequence[Batch], pair: AlignerInput, scores: Scores, steps: int, sharpness: float = SHARPNESS
+    task: Task, batches: Sequence[Batch], pair: AlignerInput, scores: Scores, schedule: Schedule = USUAL
 ) -> dict[str, Tensor]:
     """Move scores against the gradient of the deviation in the middle, and return the new ones.
 
@@ -47,21 +46,20 @@ def meet_in_the_middle(
             data (`alignkit.deepalign.stand_ins`): on plain noise the middle learns what nobody asks for.
         pair: The networks, their weights in the form that the model takes.
         scores: Standardised scores, float64.
-        steps: How many steps. The first has length `RATE`; later ones are as much shorter as their gradients.
-        sharpness: Factor of scores before Sinkhorn.
+        schedule: How many steps, and how long the first is; later ones are as much shorter as their gradients.
 
     Raises:
         SolverError: The model returns no floating-point tensor.
     """
-    middle = _Middle(task, batches, pair, sharpness)
+    middle = _Middle(task, batches, pair, schedule.sharpness)
     before = middle.deviation_of(scores)
     if before < ALIKE:
         return dict(scores)
     current, first_lengths = {group: matrix.to(task.device) for group, matrix in scores.items()}, dict[str, Tensor]()
-    for _ in range(steps):
+    for _ in range(schedule.steps):
         for group, slope in middle.slopes(current).items():
             length = first_lengths.setdefault(group, slope.square().mean().sqrt())
-            moved = standardise(current[group] - RATE * slope / length)
+            moved = standardise(current[group] - schedule.rate * slope / length)
             current[group] = torch.where(length > 0, moved, current[group])
     return current if middle.deviation_of(current) < before else dict(scores)
 

@@ -12,12 +12,14 @@ from torch import nn
 from alignkit.activations import find_readings, random_batch
 from alignkit.activations.random_inputs import traced_batch
 from alignkit.deepalign.aligner import AlignerInput, Probing
-from alignkit.errors import AlignkitError
+from alignkit.deepalign.input_domain import InputDomain, shape_text
+from alignkit.errors import AlignkitError, SolverError, TaskError
 from alignkit.solver import Problem
-from alignkit.tasks.batches import Batch
+from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.task import Task
 
 Inputs = Literal["auto", "data", "random"]
+ANOTHER_ALIGNER = "Take an aligner of this domain, or leave checkpoint= out."
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Probed:
         why: One sentence about what they are run on.
         task: Runs the pair.
         draw: Draws so many random inputs, the same at every call; None where the inputs are data of a task.
+        is_domain: Whether the random inputs are like those that the networks learned from.
     """
 
     pair: AlignerInput
     why: str
     task: Task | None = None
     draw: Callable[[int], Batch] | None = None
+    is_domain: bool = False
 
     @property
     def is_data(self) -> bool:
@@ -42,24 +46,36 @@ class Probed:
         return self.task is not None and self.draw is None
 
 
-def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tuple[int, ...] | None) -> Probed:
+def find_probing(
+    problem: Problem,
+    count: int,
+    inputs: Inputs,
+    input_shape: tuple[int, ...] | None,
+    domain: InputDomain | None = None,
+) -> Probed:
     """Decide what to run a pair on, and find where units are seen.
 
     The order is: ``input_shape`` with a bound module, the task, the inputs that the graph was traced on with a bound
-    module, nothing.
+    module, nothing. With a domain all random inputs are drawn from it.
 
     Args:
         problem: The pair.
         count: Number of probes.
         inputs: Data of the task, or random inputs in its shape; "auto" takes data where there are any.
         input_shape: Shape of one input, or None.
+        domain: What inputs are like, as far as an aligner knows; None where nothing is known.
+
+    Raises:
+        SolverError: Inputs or networks are not of the domain.
     """
+    if domain is not None:
+        _check_domain(domain, problem, input_shape)
+        if problem.task is None or inputs == "random" or input_shape is not None:
+            return _probe_domain(domain, problem, count)
     model, graph = problem.bound.module_a, problem.graph
 
     def prepare(batch: Batch, why: str, task: Task, draw: Callable[[int], Batch] | None = None) -> Probed:
-        a, b = (task.checked(side) for side in (problem.a, problem.b))
-        probing = Probing(task.model, find_readings(graph, task, a)[0], batch.to(task.device))
-        return Probed(AlignerInput(graph, a, b, probing, problem.seed), why, task, draw)
+        return Probed(_on_probes(problem, task, batch), why, task, draw)
 
     def prepare_random(module: nn.Module, why: str, draw: Callable[[int], Batch]) -> Probed:
         batch = draw(count)
@@ -100,3 +116,44 @@ def find_probing(problem: Problem, count: int, inputs: Inputs, input_shape: tupl
             # A model that takes one fixed shape only: what it was traced on had another number of samples.
             why = f"none, the model does not run on {count} random inputs ({type(error).__name__})"
     return Probed(AlignerInput(graph, problem.a, problem.b, seed=problem.seed), why)
+
+
+def _on_probes(problem: Problem, task: Task, batch: Batch) -> AlignerInput:
+    """Check that a pair fits a task, and find where units are seen on a batch."""
+    a, b = (task.checked(side) for side in (problem.a, problem.b))
+    probing = Probing(task.model, find_readings(problem.graph, task, a)[0], batch.to(task.device))
+    return AlignerInput(problem.graph, a, b, probing, problem.seed)
+
+
+def _check_domain(domain: InputDomain, problem: Problem, input_shape: tuple[int, ...] | None) -> None:
+    """Raise SolverError where what is given has inputs of another shape than a domain."""
+    shapes = [] if input_shape is None else [input_shape]
+    if problem.task is not None:
+        tensors = tensors_in(next(iter(problem.task.batches)).inputs)
+        shapes += [tensor.shape[1:] for tensor in tensors[:1]]
+    for shape in shapes:
+        if (reason := domain.differs(shape)) is not None:
+            raise SolverError(f"the aligner does not know these inputs: {reason}. {ANOTHER_ALIGNER}")
+
+
+def _probe_domain(domain: InputDomain, problem: Problem, count: int) -> Probed:
+    """Run a pair on inputs that are drawn from a domain."""
+    model, shape = problem.bound.module_a, shape_text(domain.shape)
+
+    def draw(rows: int) -> Batch:
+        inputs = domain.draw(rows, problem.generator()).to(problem.dtype)
+        return Batch(inputs, torch.zeros(rows, dtype=torch.long), "inputs of the domain")
+
+    if (task := problem.task) is None:
+        if model is None:
+            why = "none, weights alone: no module is bound, and there is no task"
+            return Probed(AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed), why)
+        first = draw(1)
+        loss = "cross_entropy" if domain.classes else "mse"
+        task = Task(model, [(first.inputs, first.targets)], loss, device=problem.device)
+    try:
+        pair = _on_probes(problem, task, draw(count))
+    except (TaskError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = f"it was trained on {shape} inputs, on which the model does not run ({type(error).__name__})"
+        raise SolverError(f"the aligner does not know these networks: {reason}. {ANOTHER_ALIGNER}") from error
+    return Probed(pair, f"{count} inputs of the domain that the aligner knows, {shape}", task, draw, is_domain=True)

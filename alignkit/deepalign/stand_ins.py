@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from alignkit.deepalign.aligner import AlignerInput
+from alignkit.deepalign.input_domain import InputDomain
 from alignkit.deepalign.midpoint import SAMPLES, judged_outputs
 from alignkit.deepalign.probing import Probed
 from alignkit.tasks.batches import Batch
@@ -49,7 +50,7 @@ class MiddleInputs:
 
 
 def find_middle_inputs(probed: Probed, *, anything: bool) -> MiddleInputs | None:
-    """Find what midpoint steps run on: data of the task, or stand-ins for them.
+    """Find what midpoint steps run on: data of the task, inputs of a domain, or stand-ins.
 
     Args:
         probed: The pair, and what it was run on.
@@ -64,12 +65,22 @@ def find_middle_inputs(probed: Probed, *, anything: bool) -> MiddleInputs | None
     if probed.draw is None:
         batches = first_batches(task, SAMPLES)
         return MiddleInputs(task, batches, f"{sum(batch.size for batch in batches)} inputs of the task")
+    if probed.is_domain:
+        return MiddleInputs(task, [probed.draw(SAMPLES).to(task.device)], f"{SAMPLES} inputs of the domain")
     chosen = stand_ins(task, pair, probed.draw)
     if chosen is not None:
         why = f"{SAMPLES} of {DRAWN} random inputs, on which both networks are sure"
         return MiddleInputs(chosen, first_batches(chosen, SAMPLES), why)
     batch = pair.probing.batch
     return MiddleInputs(task, [batch], f"{batch.size} random inputs") if anything else None
+
+
+def domain_inputs(domain: InputDomain, model: nn.Module, device: torch.device, seed: int) -> MiddleInputs:
+    """Draw what midpoint steps run on from a domain, for networks of an architecture."""
+    inputs = domain.draw(SAMPLES, torch.Generator().manual_seed(seed))
+    loss = "cross_entropy" if domain.classes else "mse"
+    task = Task(model, [(inputs, torch.zeros(SAMPLES, dtype=torch.long))], loss, device=device)
+    return MiddleInputs(task, first_batches(task, SAMPLES), f"{SAMPLES} inputs of the domain")
 
 
 def stand_ins(task: Task, pair: AlignerInput, draw: Callable[[int], Batch]) -> Task | None:

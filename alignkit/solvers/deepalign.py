@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.deepalign import SHIPPED_CHECKPOINT, Aligner, AlignerInput, load_aligner
-from alignkit.deepalign.consensus import CARRY_OVER, ROUNDS, SHARPNESS, consensus
-from alignkit.deepalign.midpoint import STEPS, meet_in_the_middle
+from alignkit.deepalign.aligner import USUAL, Schedule
+from alignkit.deepalign.consensus import consensus
+from alignkit.deepalign.midpoint import meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, find_probing
 from alignkit.deepalign.stand_ins import find_middle_inputs
@@ -42,15 +44,17 @@ class DeepAlignOptions(SolverOptions):
     """What probes are: the first inputs of the task, or random ones in their shape. "auto" takes the data of a task and
     random inputs where only their shape is known."""
     consensus_rounds: int | None = Field(None, ge=0)
-    """Rounds of consensus between neighbouring groups. None is 3, and 0 for "dws"."""
-    sharpness: float = Field(SHARPNESS, gt=0)
-    """Factor of standardised scores before Sinkhorn. Larger is closer to a hard permutation."""
-    carry_over: float = Field(CARRY_OVER, ge=0)
-    """Weight of the scores of the round before, beside the similarities of weights."""
+    """Rounds of consensus between neighbouring groups. None is 3, or what the aligner has learned; 0 for "dws"."""
+    sharpness: float | None = Field(None, gt=0)
+    """Factor of standardised scores before Sinkhorn. Larger is closer to a hard permutation. None is 6, or what the
+    aligner has learned."""
+    carry_over: float | None = Field(None, ge=0)
+    """Weight of the scores of the round before, beside the similarities of weights. None is 1, or what the aligner has
+    learned."""
     midpoint_steps: int | None = Field(None, ge=0)
     """Steps that move scores until the network in the middle does on 512 inputs what the two do on average. None is 8
-    on data of a task, and on those of many random inputs on which two classifiers are sure; else it is 0, as for
-    ``encoder="dws"``."""
+    (or what the aligner has learned) on data of a task, on inputs of the domain that the aligner knows, and on those of
+    many random inputs on which two classifiers are sure; else it is 0, as for ``encoder="dws"``."""
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, without the batch. Without it the shape is that of the task's inputs, or of the inputs that
     the graph was traced on."""
@@ -74,9 +78,10 @@ class DeepAlign(Solver[DeepAlignOptions]):
         """Encode, agree, meet in the middle, assign."""
         options = self.options
         aligner = self._load_aligner(problem)
-        probed = None
+        schedule, probed = self._schedule(aligner), None
         if aligner is None or aligner.needs_probes or options.midpoint_steps:
-            probed = find_probing(problem, options.probes, options.inputs, options.input_shape)
+            domain = None if aligner is None else aligner.domain
+            probed = find_probing(problem, options.probes, options.inputs, options.input_shape, domain)
         notes = {} if aligner is None else {"aligner": aligner.fingerprint}
         if probed is not None:
             notes["probes"] = probed.why
@@ -89,25 +94,20 @@ class DeepAlign(Solver[DeepAlignOptions]):
             scores = aligner.score(AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed))
         elif probed is not None and (probing := probed.pair.probing) is not None:
             scores = probe_similarities(probed.pair, probing) if aligner is None else aligner.score(probed.pair)
-        rounds = options.consensus_rounds
-        if rounds is None:
-            rounds = 0 if options.encoder == "dws" else ROUNDS
-        elif not scores:
-            rounds = max(rounds, ROUNDS)  # From weights alone there is nothing to agree on before the first round.
-        scores = consensus(problem.objective, scores, rounds, options.sharpness, options.carry_over)
-        steps = options.midpoint_steps
-        middle = None if probed is None or steps == 0 else find_middle_inputs(probed, anything=bool(steps))
-        if steps and middle is None:
+        if not scores:  # From weights alone there is nothing to agree on before the first round.
+            schedule = replace(schedule, rounds=max(schedule.rounds, USUAL.rounds))
+        scores = consensus(problem.objective, scores, schedule)
+        asked = bool(options.midpoint_steps)
+        middle = None if probed is None or not schedule.steps else find_middle_inputs(probed, anything=asked)
+        if asked and middle is None:
             reason = "" if probed is None else f": {probed.why}"
             advice = f"give a task, or leave midpoint_steps= out{reason}"
-            raise SolverError(f"midpoint_steps={steps} runs both networks: {advice}.")
+            raise SolverError(f"midpoint_steps={schedule.steps} runs both networks: {advice}.")
         if probed is not None and middle is not None:
             notes["midpoint steps"] = middle.why
             agreed = Alignment(problem.graph, best_element(problem.graph, scores))
             report(Step(1, problem.objective.distance2(agreed), "rounds of consensus", agreed))
-            scores = meet_in_the_middle(
-                middle.task, middle.batches, probed.pair, scores, steps or STEPS, options.sharpness
-            )
+            scores = meet_in_the_middle(middle.task, middle.batches, probed.pair, scores, schedule)
         alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1 if middle is None else 2, problem.objective.distance2(alignment), alignment=alignment))
         return Outcome(alignment, notes=notes)
@@ -115,6 +115,21 @@ class DeepAlign(Solver[DeepAlignOptions]):
     def memory(self, graph: SymmetryGraph) -> int:
         """Return the bytes of scores and soft alignments of all groups, in float64."""
         return 8 * _MATRICES * sum(graph.unit_count(name) ** 2 for name in graph.groups)
+
+    def _schedule(self, aligner: Aligner | None) -> Schedule:
+        """Return what the aligner has learned, with the options that were given in its place."""
+        options, learned = self.options, USUAL if aligner is None else aligner.schedule
+
+        def chosen(given: float | None, otherwise: float) -> float:
+            return otherwise if given is None else given
+
+        return replace(
+            learned,
+            rounds=int(chosen(options.consensus_rounds, learned.rounds)),
+            sharpness=chosen(options.sharpness, learned.sharpness),
+            carry_over=chosen(options.carry_over, learned.carry_over),
+            steps=int(chosen(options.midpoint_steps, learned.steps)),
+        )
 
     def _load_aligner(self, problem: Problem) -> Aligner | None:
         """Load the trained weights; None for "probes"."""

@@ -6,7 +6,7 @@ from alignkit.training.loop import Report, TrainingResult, train
 from alignkit.training.pairs import Networks, describe_networks
 from alignkit.training.records import BEST, CHECKPOINT, METRICS, MetricsRow, read_metrics
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
-from alignkit.training.starting import command_line, settings_for, starting_aligner
+from alignkit.training.starting import command_line, learn_domain, settings_for, starting_aligner
 
 __all__ = [
     "BEST",
@@ -22,6 +22,7 @@ __all__ = [
     "command_line",
     "describe_networks",
     "find_freedoms",
+    "learn_domain",
     "read_metrics",
     "settings_for",
     "starting_aligner",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -40,7 +41,11 @@ def training_card(
             for name, barrier, reference in zip(names, result.barriers, result.references, strict=False)
         ],
     }
+    domain = result.aligner.domain
+    known = {} if domain is None else {"domain": json.dumps(domain.settings())}
     return {
+        **known,
+        "schedule": json.dumps(asdict(result.aligner.schedule)),
         "encoder": result.aligner.encoder,
         "parameters": str(sum(parameter.numel() for parameter in result.aligner.parameters())),
         "data": json.dumps(names),

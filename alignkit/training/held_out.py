@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from alignkit.deepalign.aligner import Aligner, AlignerInput
+from alignkit.deepalign.aligner import Aligner, AlignerInput, Schedule
 from alignkit.deepalign.consensus import consensus
+from alignkit.deepalign.midpoint import meet_in_the_middle
+from alignkit.deepalign.stand_ins import domain_inputs
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solve_many import solve_many
@@ -41,19 +44,26 @@ class HeldOut:
     def __bool__(self) -> bool:
         return any(self.pairs)
 
-    def measure(self, aligner: Aligner) -> tuple[float, tuple[float, ...]]:
-        """Align every pair as the solver does: scores, rounds of consensus, assignment.
+    def measure(self, aligner: Aligner, schedule: Schedule | None = None) -> tuple[float, tuple[float, ...]]:
+        """Align every pair as the solver does without data: scores, consensus, midpoint steps if a domain is known.
+
+        Args:
+            aligner: The aligner.
+            schedule: What follows its scores. None: its own, with the rounds of the settings.
 
         Returns:
             The mean over sets of the barrier relative to that of weight matching, below 1 is better than it; and the
             mean barrier of each set, NaN for a set without held-out pairs.
         """
+        followed = schedule or replace(aligner.schedule, rounds=self.settings.validation_rounds)
 
         def align(pairs: Sequence[AlignerInput]) -> Iterator[Alignment]:
             for pair in pairs:
-                scores = aligner.score(pair)
-                if self.settings.validation_rounds:
-                    scores = consensus(Objective(on_cpu(pair)), scores, self.settings.validation_rounds)
+                scores = consensus(Objective(on_cpu(pair)), aligner.score(pair), followed)
+                if aligner.domain is not None and pair.probing is not None and followed.steps:
+                    device = pair.probing.batch.tensors[0].device
+                    middle = domain_inputs(aligner.domain, pair.probing.model, device, pair.seed)
+                    scores = meet_in_the_middle(middle.task, middle.batches, pair, scores, followed)
                 yield Alignment(pair.graph, best_element(pair.graph, scores))
 
         was_training = aligner.training

@@ -27,6 +27,7 @@ from alignkit.training.held_out import HeldOut
 from alignkit.training.losses import StepLosses
 from alignkit.training.pairs import Networks, Pool, describe_networks, seeded
 from alignkit.training.records import BEST, CHECKPOINT, Metrics, MetricsRow, TrainingCheckpoint
+from alignkit.training.scheduling import choose_schedule
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
 
 MOST_SKIPPED = 20
@@ -159,7 +160,7 @@ class _Trainer:
         }
         self.state = TrainingCheckpoint.load(folder, json.loads(json.dumps(facts)))
         self.aligner, self.settings, self.folder, self.skipped = aligner, settings, folder, 0
-        self.pools = [Pool(one, settings, data, self.fabric.device) for one in sets]
+        self.pools = [Pool(one, settings, data, self.fabric.device, aligner.domain) for one in sets]
         rate, decay = settings.learning_rate, settings.weight_decay
         optimizer = torch.optim.AdamW(aligner.parameters(), lr=rate, weight_decay=decay)
         self.losses, self.optimizer = self.fabric.setup(StepLosses(aligner, settings), optimizer)
@@ -189,13 +190,16 @@ class _Trainer:
                 state.aligner, state.optimizer = self._parameters(), self.optimizer.state_dict()
                 state.save(self.folder)
         self.aligner.load_state_dict(state.best or self._parameters())
+        score, barriers = state.best_score, tuple(state.best_barriers)
+        if self.held_out and self.aligner.domain is not None:
+            score, barriers = choose_schedule(self.aligner, self.held_out)
         return TrainingResult(
             self.aligner.eval(),
             state.step,
             state.best_step,
             state.start,
-            state.best_score if self.held_out else None,
-            tuple(state.best_barriers),
+            score if self.held_out else None,
+            barriers,
             self.held_out.references,
             state.stopped,
         )

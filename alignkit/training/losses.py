@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from alignkit.deepalign.aligner import Aligner, AlignerInput
+from alignkit.deepalign.aligner import USUAL, Aligner, AlignerInput
 from alignkit.deepalign.consensus import consensus
 from alignkit.deepalign.relaxation import Relaxed, relax
 from alignkit.graph import SymmetryGraph
@@ -164,5 +165,5 @@ class StepLosses(nn.Module):
         device = next(iter(scores.values())).device
         with torch.autocast(device.type, enabled=False):
             wide = {group: matrix.double().cpu() for group, matrix in scores.items()}
-            agreed = consensus(Objective(on_cpu(pair)), wide, self.settings.rounds)
+            agreed = consensus(Objective(on_cpu(pair)), wide, replace(USUAL, rounds=self.settings.rounds))
         return {group: matrix.to(device, torch.float32) for group, matrix in agreed.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from alignkit.activations import Reading, find_readings, random_batch
 from alignkit.arguments import usable_device
 from alignkit.deepalign.aligner import AlignerInput, Probing
+from alignkit.deepalign.input_domain import InputDomain
 from alignkit.errors import TrainingError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
@@ -86,14 +87,21 @@ class Pool:
         settings: How much of its data is used, and how networks are changed.
         folder: Where the data is.
         device: Where weights and samples go.
+        domain: What probes are drawn from, in place of data; None for an aligner that knows of none.
 
     Raises:
         TrainingError: No two networks to train on have learnt the same.
     """
 
     def __init__(
-        self, networks: Networks, settings: TrainingSettings, folder: Path | None = None, device: Device = "cpu"
+        self,
+        networks: Networks,
+        settings: TrainingSettings,
+        folder: Path | None = None,
+        device: Device = "cpu",
+        domain: InputDomain | None = None,
     ) -> None:
+        self.domain = domain
         self.networks, self.settings, self.graph, self.folder = networks, settings, networks.graph, folder
         self.device = usable_device(device)
         splits = []
@@ -189,7 +197,10 @@ class Pool:
             generator, kind, count = seeded(*seed, "probes"), self.settings.probe_inputs, self.settings.probes
             coin = float(torch.rand((), generator=generator))
             batch = self.minibatch(left, generator, count)
-            if batch.splittable and (kind == "random" or (kind == "mixed" and coin < 0.5)):
+            if self.domain is not None:
+                drawn = self.domain.draw(count, generator).to(self.device)
+                batch = Batch(drawn, torch.zeros(count), "inputs of the domain")
+            elif batch.splittable and (kind == "random" or (kind == "mixed" and coin < 0.5)):
                 batch = random_batch(batch, count, generator)
             probing = Probing(self.model, self.readings, batch)
         return AlignerInput(self.graph, self.weights(left), b, probing, seed_of(*seed))

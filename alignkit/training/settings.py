@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignkit.deepalign.consensus import ROUNDS
+from alignkit.deepalign.aligner import USUAL
 from alignkit.training.augment import Augmentations
 
 ProbeInputs = Literal["data", "random", "mixed"]
@@ -70,7 +70,7 @@ class TrainingSettings(BaseModel):
     """Held-out samples of the task on which barriers are measured."""
     validation_points: int = Field(default=5, ge=3)
     """Places on the line on which barriers are measured, odd."""
-    validation_rounds: int = Field(default=ROUNDS, ge=0)
+    validation_rounds: int = Field(default=USUAL.rounds, ge=0)
     """Rounds of consensus between an aligner's scores and the assignment, as the solver will do."""
     patience: int | None = Field(default=None, ge=1)
     """Stop when this many looks in a row were no better than the best. None: never."""

@@ -10,14 +10,22 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.deepalign import Aligner, load_aligner
 from alignkit.deepalign.aligner_file import KINDS, aligner_class
+from alignkit.deepalign.input_domain import InputDomain, shape_text
 from alignkit.errors import UsageError
+from alignkit.tasks.measures import cross_entropy
+from alignkit.tasks.minibatches import first_batches
 from alignkit.text import describe_validation, did_you_mean
+from alignkit.training.pairs import Networks
 from alignkit.training.settings import RECOMMENDED, TrainingSettings
 from alignkit.zoo import NetworkSet
+
+DOMAIN_SAMPLES = 5000
+"""Inputs of each set that a domain is fitted to."""
 
 
 @check_arguments
@@ -58,6 +66,40 @@ def starting_aligner(
 
 
 @check_arguments
+def learn_domain(aligner: Aligner, sets: Sequence[Networks], data: Path | None = None, seed: int = 0) -> None:
+    """Let an aligner know what the inputs are like that networks learned from, so that it needs no data to align.
+
+    Args:
+        aligner: An aligner with ``encoder="learned"``; it is changed.
+        sets: Sets of networks of one domain, of any shapes and families.
+        data: Folder of the data that the networks were trained on, where the sets need one.
+        seed: Seed of the fit.
+
+    Raises:
+        UsageError: The aligner runs no networks, or the sets are not of one domain.
+    """
+    if not aligner.needs_probes:
+        raise UsageError(f"encoder {aligner.encoder!r} runs no networks, so it has no use for a domain.")
+    samples: list[Tensor] = []
+    classes: list[bool] = []
+    for at, networks in enumerate(sets, 1):
+        task = networks.task("train", DOMAIN_SAMPLES, data, index=networks.indices("train")[0], device=None)
+        batches = first_batches(task, DOMAIN_SAMPLES)
+        inputs = [batch.inputs for batch in batches if isinstance(batch.inputs, Tensor)]
+        if len(inputs) < len(batches) or not all(one.is_floating_point() for one in inputs):
+            raise UsageError(f"set {at}: inputs that are not one tensor of real numbers are of no domain.")
+        samples.append(torch.cat(inputs).cpu())
+        classes.append(task.loss is cross_entropy)
+        if samples[0].shape[1:] != samples[-1].shape[1:] or classes[0] != classes[-1]:
+            first, other = (
+                f"{shape_text(one.shape[1:])} inputs{' of classes' * of_classes}"
+                for one, of_classes in ((samples[0], classes[0]), (samples[-1], classes[-1]))
+            )
+            raise UsageError(f"set 1 has {first} and set {at} {other}: train one aligner for each domain.")
+    aligner.domain = InputDomain.of(torch.cat(samples), classes[0], torch.Generator().manual_seed(seed))
+
+
+@check_arguments
 def settings_for(encoder: str, seed: int, steps: int | None, changes: Mapping[str, Any]) -> TrainingSettings:
     """Return the recommended settings of an encoder with some changes.
 
@@ -88,12 +130,14 @@ def settings_for(encoder: str, seed: int, steps: int | None, changes: Mapping[st
 
 
 @check_arguments
-def command_line(sets: Sequence[Path], encoder: str, start: Path | None, settings: TrainingSettings) -> str:
+def command_line(
+    sets: Sequence[Path], encoder: str, start: Path | None, settings: TrainingSettings, switches: Sequence[str] = ()
+) -> str:
     """Write the command that makes the same aligner again, without the folders of this machine."""
     usual = RECOMMENDED.get(encoder, TrainingSettings()).model_dump()
     words = ["alignkit", "train-deepalign", *(folder.name for folder in sets), "-o", "aligner.safetensors"]
     words += ["--encoder", encoder] if start is None else ["--start", start.name]
-    words += ["--steps", str(settings.steps), "--seed", str(settings.seed)]
+    words += [*switches, "--steps", str(settings.steps), "--seed", str(settings.seed)]
     for name, value in settings.model_dump().items():
         if name in ("steps", "seed") or value == usual[name]:
             continue

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import alignkit
 from alignkit.deepalign import SHIPPED_CHECKPOINT, load_aligner
-from alignkit.deepalign.consensus import SHARPNESS, consensus, soft_elements
+from alignkit.deepalign.aligner import USUAL
+from alignkit.deepalign.consensus import consensus, soft_elements
 from alignkit.deepalign.probes import channels, respond
 from alignkit.deepalign.probing import find_probing
 from alignkit.matching.families import best_element
@@ -36,7 +37,7 @@ def steps(model_a: nn.Module, model_b: nn.Module, example: Tensor, group_at: int
     scores = load_aligner(SHIPPED_CHECKPOINT).score(pair)
     agreed = consensus(problem.objective, scores)
     elements = best_element(graph, agreed)
-    soft = soft_elements(graph, agreed, SHARPNESS)[group]
+    soft = soft_elements(graph, agreed, USUAL.sharpness)[group]
     assert soft is not None
     shown = {
         "values": value,

@@ -88,3 +88,34 @@ def test_an_aligner_can_be_the_start_of_the_next(zoo_folder, tmp_path):
 def test_help_starts_with_an_example():
     shown = run("--help").output
     assert "Example: alignkit train-deepalign" in " ".join(shown.split())
+
+
+def test_several_sets_of_one_domain_make_an_aligner_that_needs_no_data(zoo_folder, tmp_path):
+    from alignkit import solve, zoo
+
+    other = tmp_path / "others"
+    plan = zoo.plan_set(
+        zoo.Mlp(widths=(12,), activation="tanh"),
+        zoo.source("digits"),
+        6,
+        recipe=zoo.Recipe(epochs=1),
+        shares=(0.5, 0.5, 0.0),
+    )
+    zoo.write_set(other, plan)
+    output = tmp_path / "aligner.safetensors"
+    quick = ["--steps", 2, "--setting", "pairs=1", "--setting", "validation_pairs=1", "--encoder-option", "channels=4"]
+    shown = run(zoo_folder, other, "-o", output, "--domain", *quick)
+    assert shown.exit_code == 0, shown.output
+    card = read_card(output)
+    assert json.loads(card["domain"])["shape"] == [1, 8, 8] and len(json.loads(card["data"])) == 2
+    assert "networks others" in card["command"] and "--domain" in card["command"]
+    assert set(json.loads(card["schedule"])) == {"rounds", "sharpness", "carry_over", "steps", "rate"}
+    assert output.stat().st_size < 60_000
+    networks = zoo.NetworkSet.open(other)
+    a, b = networks.model(), networks.model()
+    a.load_state_dict(networks[0])
+    b.load_state_dict(networks[1])
+    solution = solve(networks.graph.bind(a, b), solver="deepalign", encoder="learned", checkpoint=output)
+    assert "the domain that the aligner knows, 1x8x8" in solution.notes["probes"]
+    wrong = run(zoo_folder, "-o", tmp_path / "dws.safetensors", "--encoder", "dws", "--domain")
+    assert wrong.exit_code == 2 and "has no use for a domain" in " ".join(wrong.output.split())

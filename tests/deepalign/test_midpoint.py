@@ -7,7 +7,7 @@ import torch
 
 from alignkit import Alignment, Task, average, solve
 from alignkit.deepalign import AlignerInput
-from alignkit.deepalign.midpoint import STEPS, meet_in_the_middle
+from alignkit.deepalign.midpoint import meet_in_the_middle
 from alignkit.deepalign.scores import standardise
 from alignkit.errors import SolverError
 from alignkit.tasks.minibatches import first_batches
@@ -71,7 +71,7 @@ def test_midpoint_steps_do_not_depend_on_how_the_data_is_cut():
         batches = first_batches(task, 80)
         assert [batch.size for batch in batches] == ([80] if chunk is None else [32, 32, 16])
         both = AlignerInput(pair.graph, *(task.checked(side) for side in (pair.a, pair.b)))
-        found.append(meet_in_the_middle(task, batches, both, start, STEPS))
+        found.append(meet_in_the_middle(task, batches, both, start))
     for name, scores in start.items():
         assert not torch.allclose(found[0][name], scores)
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)

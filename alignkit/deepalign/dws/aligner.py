@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignkit.checkpoints.documents import without_digest
-from alignkit.deepalign.aligner import Aligner, AlignerInput
+from alignkit.deepalign.aligner import Aligner, AlignerInput, Schedule
 from alignkit.deepalign.dws.domains import find_incidences
 from alignkit.deepalign.dws.layers import Affine, DwsLayer, Features, Lift, spread_out
 from alignkit.deepalign.scores import cosines
@@ -44,6 +44,7 @@ class DwsAligner(Aligner):
 
     encoder: ClassVar[str] = "dws"
     needs_probes: ClassVar[bool] = False
+    schedule = Schedule(rounds=0, steps=0)
 
     def __init__(
         self,

@@ -12,8 +12,7 @@ from measure import Method
 
 import alignkit.zoo as zoo
 from alignkit.deepalign import SHIPPED_CHECKPOINT, load_aligner
-from alignkit.deepalign.consensus import ROUNDS
-from alignkit.deepalign.midpoint import STEPS
+from alignkit.deepalign.aligner import USUAL
 
 SINKHORN_STEPS = 300
 SINKHORN_IMAGES = 10_000
@@ -105,8 +104,12 @@ def all_columns(folder: Path, trained_on: str, steps: int = SINKHORN_STEPS) -> l
         plain("probes, stand-ins", "deepalign", encoder="probes", inputs="random"),
         probed_on_data,
         trained,
-        of_aligners("Deep-Align + consensus", folder, trained_on, "dws", consensus_rounds=ROUNDS),
-        on_data(of_aligners(WITH_MIDPOINT, folder, trained_on, "dws", consensus_rounds=ROUNDS, midpoint_steps=STEPS)),
+        of_aligners("Deep-Align + consensus", folder, trained_on, "dws", consensus_rounds=USUAL.rounds),
+        on_data(
+            of_aligners(
+                WITH_MIDPOINT, folder, trained_on, "dws", consensus_rounds=USUAL.rounds, midpoint_steps=USUAL.steps
+            )
+        ),
         probed,
         on_data(of_aligners("probe encoder, trained, on data", folder, trained_on, "learned")),
         universal(),
