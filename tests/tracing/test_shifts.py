@@ -28,6 +28,7 @@ LEVEL: dict[str, Between] = {
     "finer": lambda y: F.interpolate(y, scale_factor=2, mode="nearest"),
     "a flip": lambda y: y.flip(3),
     "beside itself": lambda y: torch.cat([y, y.flip(2)], 3),
+    "beside nothing": lambda y: torch.cat([torch.zeros(0), y], 2),
 }
 UNEVEN: dict[str, Between] = {
     "zeros around": lambda y: F.pad(y, (1, 1, 0, 2)),
@@ -164,3 +165,9 @@ AVERAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", AVERAGES)
 def test_biases_of_values_go_through_averages_only(name: str) -> None:
     folds_exactly(*example(Averages(AVERAGES[name]), 2, 4, 3))
+
+
+def test_values_go_through_averages_behind_an_empty_cache() -> None:
+    model, x = example(Averages(lambda a, v: a @ torch.cat([torch.zeros(0), v], 1)), 2, 4, 3)
+    graph = folds_exactly(model, x)
+    assert any(isinstance(fold, alignkit.graph.Through) for fold in graph.folds)

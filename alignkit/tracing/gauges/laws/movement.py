@@ -53,7 +53,10 @@ def lay_together(op: Operation) -> None:
         if carriers:
             facet = join(op, result, carriers) if len(carriers) > 1 else op.passed_on(carriers[0])
             # What is laid beside it without units, and what it is padded with, has nothing of its norm's shift.
-            is_whole = name not in _PADS and (name not in _JOINS or len(carriers) == len(op.inputs))
+            carry = {carrier.ref.key for carrier in carriers}
+            is_whole = name not in _PADS
+            if name in _JOINS:
+                is_whole = all(ref.key in carry for ref in op.inputs if 0 not in ref.shape)
             op.set(output, result, replace(facet, segment=None, level=facet.level and is_whole))
 
 
