@@ -7,8 +7,8 @@ a start and for hundreds of steps; here a few steps on the outputs alone follow 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,12 +16,11 @@ from torch import Tensor
 from alignkit.deepalign.aligner import USUAL, AlignerInput, Schedule
 from alignkit.deepalign.relaxation import relax
 from alignkit.deepalign.scores import Scores, standardise
-from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.families import best_element
-from alignkit.tasks.batches import Batch, tensors_in
+from alignkit.tasks.batches import Batch
+from alignkit.tasks.goals import by_outputs
 from alignkit.tasks.line import Line
-from alignkit.tasks.measures import cross_entropy
 from alignkit.tasks.task import Task
 
 SAMPLES = 512
@@ -49,7 +48,7 @@ def meet_in_the_middle(
         schedule: How many steps, and how long the first is; later ones are as much shorter as their gradients.
 
     Raises:
-        SolverError: The model returns no floating-point tensor.
+        TaskError: The model returns no floating-point tensor.
     """
     middle = _Middle(task, batches, pair, schedule.sharpness)
     before = middle.deviation_of(scores)
@@ -70,15 +69,15 @@ class _Middle:
     def __init__(self, task: Task, batches: Sequence[Batch], pair: AlignerInput, sharpness: float) -> None:
         self.pair, self.graph, self.sharpness = pair, pair.graph, sharpness
         samples = sum(batch.size for batch in batches)
-        with torch.no_grad():  # each from weights in the middle to the share of a batch in the mean deviation
-            self.parts = [_deviation_from(pair, task, batch, batch.size / samples) for batch in batches]
+        self.parts = [(batch.size / samples, by_outputs(task, pair.a, pair.b, batch)) for batch in batches]
+        """The share of each batch in the mean deviation, and its deviation by the weights in the middle."""
 
     def deviation_of(self, scores: Scores) -> float:
         """Measure the deviation of the outputs in the middle once units are assigned."""
         alignment = Alignment(self.graph, best_element(self.graph, scores))
         with torch.no_grad():
             weights = self._weights(alignment.apply_tensor)
-            return sum(float(part(weights)) for part in self.parts)
+            return sum(share * float(deviation(weights)) for share, deviation in self.parts)
 
     def slopes(self, scores: Scores) -> dict[str, Tensor]:
         """Compute the gradient of the deviation between A and softly aligned B with respect to the scores.
@@ -97,8 +96,8 @@ class _Middle:
             ends = {id(tensor): tensor.detach().requires_grad_() for tensor in moving}
             leaves = {name: ends.get(id(tensor), tensor) for name, tensor in weights.items()}
             pulled = [torch.zeros_like(tensor) for tensor in moving]
-            for part in self.parts:
-                gradients = torch.autograd.grad(part(leaves), list(ends.values()), allow_unused=True)
+            for share, deviation in self.parts:
+                gradients = torch.autograd.grad(share * deviation(leaves), list(ends.values()), allow_unused=True)
                 for total, gradient in zip(pulled, gradients, strict=True):
                     if gradient is not None:
                         total += gradient
@@ -111,41 +110,3 @@ class _Middle:
         moved = {name: move(name, self.pair.b[name]) if t.is_floating_point() else t for name, t in a.items()}
         middle = Line(a, moved).at(0.5)
         return {**self.pair.a, **{name: middle[first] for name, first in self.graph.first_names.items()}}
-
-
-def judged_outputs(task: Task, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
-    """Run a network and return what it is for among all that it returns, and the axis of classes if it is logits.
-
-    Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
-
-    Raises:
-        SolverError: The model returns no floating-point tensor.
-    """
-    with batch.named_in_errors():
-        outputs = task.outputs(weights, batch.inputs)
-    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
-        return outputs["logits"].double(), -1
-    first = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
-    if first is None:
-        kind = type(outputs).__name__
-        raise SolverError(f"midpoint steps compare outputs, and the model returns {kind} without any.")
-    return first.double(), 1 if task.loss is cross_entropy and first.ndim > 1 else None
-
-
-def _deviation_from(
-    pair: AlignerInput, task: Task, batch: Batch, share: float
-) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """Return a function of weights: how far outputs are from the mean of those of a pair, times a share, in float64.
-
-    For logits the Kullback-Leibler divergence of probabilities, in nats a sample or token; for other outputs the mean
-    squared deviation as a share of the variance of what is wanted.
-    """
-    run = partial(judged_outputs, task, batch)
-    (a, axis), (b, _) = run(pair.a), run(pair.b)
-    if axis is not None:
-        wanted = torch.lerp(a.softmax(axis), b.softmax(axis), 0.5)
-        entropy = torch.special.entr(wanted).sum(axis).mean()
-        return lambda weights: share * (-(wanted * run(weights)[0].log_softmax(axis)).sum(axis).mean() - entropy)
-    mean = torch.lerp(a, b, 0.5)
-    spread = (mean - mean.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return lambda weights: share * ((run(weights)[0] - mean).square().mean() / spread)

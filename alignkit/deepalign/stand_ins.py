@@ -16,9 +16,10 @@ from torch.nn.functional import one_hot
 
 from alignkit.deepalign.aligner import AlignerInput
 from alignkit.deepalign.input_domain import InputDomain
-from alignkit.deepalign.midpoint import SAMPLES, judged_outputs
+from alignkit.deepalign.midpoint import SAMPLES
 from alignkit.deepalign.probing import Probed
 from alignkit.tasks.batches import Batch
+from alignkit.tasks.goals import judged_outputs
 from alignkit.tasks.measures import mse
 from alignkit.tasks.minibatches import first_batches
 from alignkit.tasks.task import Task

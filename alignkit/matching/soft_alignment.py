@@ -15,6 +15,7 @@ from alignkit.errors import AlignmentError
 from alignkit.graph.description import group_table
 from alignkit.graph.elements.action import act_on_block
 from alignkit.graph.elements.alignment import Alignment, find_node
+from alignkit.graph.nodes import TensorNode
 from alignkit.graph.owned import Owned, ReadOnly
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.families import best_element, unit_masses
@@ -89,21 +90,7 @@ class SoftAlignment:
     @check_arguments
     def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
         """Move one floating-point or complex tensor of the graph, given by its first name; differentiable."""
-        node = find_node(self.graph, name, tensor)
-        if not node.groups:
-            return tensor
-        blocks = node.blocks
-        if len(blocks) == 1:
-            sizes = [dim.size for dim in blocks[0].dims]
-            return act_on_block(blocks[0], tensor.reshape(sizes), self.matrices).reshape(tensor.shape)
-        result = torch.zeros_like(tensor)
-        for block in blocks:
-            part = act_on_block(block, block.view(tensor), self.matrices)
-            # The blocks are disjoint, so adding each to zeros puts the tensor together and keeps gradients.
-            place = torch.zeros_like(tensor)
-            view = block.view(place)
-            result = result + torch.as_strided_scatter(place, part, view.shape, view.stride(), view.storage_offset())
-        return result
+        return act_softly(find_node(self.graph, name, tensor), tensor, self.matrices)
 
     @check_arguments
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,3 +149,21 @@ def matrix_shape(graph: GraphStructure, group: str) -> tuple[int, ...]:
     """Return the shape of a group's matrix in a `SoftAlignment`."""
     size, parents = graph.groups[group].size, graph.instances(group)
     return (size, size) if graph.groups[group].parent is None else (parents, parents, size, size)
+
+
+def act_softly(node: TensorNode, tensor: Tensor, elements: Mapping[str, Tensor]) -> Tensor:
+    """Move a tensor by the matrices, or indices, of its groups; unlike `act_on_blocks` it is differentiable."""
+    if not node.groups:
+        return tensor
+    blocks = node.blocks
+    if len(blocks) == 1:
+        sizes = [dim.size for dim in blocks[0].dims]
+        return act_on_block(blocks[0], tensor.reshape(sizes), elements).reshape(tensor.shape)
+    result = torch.zeros_like(tensor)
+    for block in blocks:
+        part = act_on_block(block, block.view(tensor), elements)
+        # The blocks are disjoint, so adding each to zeros puts the tensor together and keeps gradients.
+        place = torch.zeros_like(tensor)
+        view = block.view(place)
+        result = result + torch.as_strided_scatter(place, part, view.shape, view.stride(), view.storage_offset())
+    return result

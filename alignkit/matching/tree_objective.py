@@ -44,9 +44,13 @@ class TreeObjective:
 
         Exact when no two groups of the tree meet off a chain; a heuristic, to be checked by value, otherwise.
         """
+        return read_off(self.graph, self.graph.tree(self.root), self.best_pairs(elements))
+
+    def best_pairs(self, elements: Elements) -> dict[str, Tensor]:
+        """Find the best element of each group for every pair of parents, ``[p, p, n]``; matrices ``[p, p, n, n]``."""
         pairs: dict[str, Tensor] = {}
         pairs[self.root] = self._best(self.root, self._matrices(self.root, elements, pairs))
-        return read_off(self.graph, self.graph.tree(self.root), pairs)
+        return pairs
 
     def _best(self, name: str, matrices: Float[Tensor, "p p n n"]) -> Tensor:
         return best_of_kind(self.graph.groups[name].kind, matrices)

@@ -24,8 +24,6 @@ StateT = TypeVar("StateT")
 class GradientOptions(IterativeOptions):
     """Options of solvers that follow gradients; a step follows one."""
 
-    learning_rate: float = Field(0.01, gt=0)
-    """Learning rate of Adam at the first step; falls to 0 along half a cosine."""
     batch_size: int = Field(256, ge=1)
     """Samples of the task in a gradient step."""
     samples: int = Field(10_000, ge=1)
@@ -42,9 +40,10 @@ class GradientOptions(IterativeOptions):
         """How many samples to learn from, in a batch, and to compare on, as `PathLoss` takes them."""
         return self.samples, self.batch_size, self.score_samples
 
-    def rate(self, fraction: float) -> float:
-        """Return the learning rate after a fraction of the steps."""
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
+
+def falling(rate: float, fraction: float) -> float:
+    """Return what is left of a rate after a fraction of the steps: it falls to 0 along half a cosine."""
+    return rate * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 @dataclass(frozen=True)

@@ -11,37 +11,47 @@ from torch import Tensor
 
 from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import divided
-from alignkit.matching.sinkhorn import Potentials, doubly_stochastic, plan, potentials
-from alignkit.matching.soft_alignment import ProjectedAlignment, SoftAlignment
+from alignkit.matching.sinkhorn import doubly_stochastic
+from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, Status, Step
-from alignkit.solvers.gradient_search import GradientOptions, search
+from alignkit.solvers.gradient_search import GradientOptions, falling, search
+from alignkit.solvers.moving_alignment import Moved, MovingAlignment
 from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.tasks.goals import by_labels, by_outputs
 from alignkit.tasks.path_loss import PathLoss
 
-Kind = Literal["distance", "interpolation", "midpoint", "mixed"]
+Kind = Literal["distance", "interpolation", "midpoint", "mixed", "outputs"]
 
-LAMBDAS = {"midpoint": (0.5,), "interpolation": (0.25, 0.5, 0.75), "mixed": (0.25, 0.5, 0.75)}
+MIDDLE = (0.5,)
+LAMBDAS = {"midpoint": MIDDLE, "outputs": MIDDLE, "interpolation": (0.25, 0.5, 0.75), "mixed": (0.25, 0.5, 0.75)}
 """Lambdas at which alignments are scored."""
-GRADIENT_STEPS = 4
-"""Steps of the linear solver behind a gradient. More made no difference to the results on MNIST MLPs."""
+RATE = 0.2
+"""Learning rate of logits where nothing rotates."""
+ROUNDED = 1e-20
+"""Squared distances below this part of the squares of both networks are rounding of rotations."""
 
 
 class SinkhornOptions(GradientOptions):
     """Options of Sinkhorn re-basin; a step follows one gradient."""
 
-    objective: Literal["auto", "distance", "interpolation", "midpoint", "mixed"] = "auto"
+    objective: Literal["auto", "distance", "interpolation", "midpoint", "mixed", "outputs"] = "auto"
     """What to minimise. "distance": squared distance of the weights. The others are losses of the task between A and
     aligned B: "interpolation" at a random lambda in every step, "midpoint" at lambda = 1/2, "mixed" each half of the
-    time. "auto": "midpoint" if there is a task, else "distance"."""
+    time. "outputs" is without labels: how far outputs in the middle are from the mean of those of A and B. "auto":
+    "midpoint" if there is a task, else "distance"."""
     distance_weight: float = Field(0.0, ge=0)
     """Adds this much of the squared distance, relative to the squared norms of A and B, to a loss of the task."""
     start: Literal["identity", "random", "weight_matching"] = "weight_matching"
     """Where to begin without ``init``."""
     max_steps: int = Field(300, ge=1)
     """Maximum number of gradient steps. Temperature and learning rate are planned for this many."""
-    learning_rate: float = Field(0.2, gt=0)
-    """Learning rate of Adam on the logits; falls to 0 along half a cosine."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Learning rate of Adam on the logits; falls to 0 along half a cosine. None is 0.2; where units rotate it keeps the
+    order of all others, and turns rotations alone."""
+    turn_rate: float = Field(0.06, gt=0, le=1)
+    """Angle in radians by which the first step turns units that rotate; falls to 0 along half a cosine."""
     temperature: float = Field(1.0, gt=0)
     """Temperature of the first step. Lower is closer to a permutation."""
     final_temperature: float = Field(0.3, gt=0)
@@ -62,98 +72,72 @@ class Sinkhorn(Solver[SinkhornOptions]):
     """Descend on logits whose Sinkhorn projections are soft permutations; keep the best rounded one ([Pena23]).
 
     Each group has a matrix of logits, families one for each pair of parents. Gradients go through the Sinkhorn operator
-    implicitly (`alignkit.matching.sinkhorn`). The soft alignment is rounded now and then; the result is the best
-    of these alignments and the start, by the loss on fixed samples or by the squared distance.
+    implicitly (`alignkit.matching.sinkhorn`). Units that may change their sign have logits for either sign, and those
+    that rotate are turned within their group (`alignkit.matching.turning`). The soft alignment is rounded now and then;
+    the result is the best of these alignments and the start, by the loss on fixed samples or by the squared distance.
     """
 
     name = "sinkhorn"
+    kinds = frozenset(KINDS)
     returns = Returns(soft=True, exact_on_permuted_copies=True, monotone=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Descend from the start; return the best rounded alignment."""
-        options = self.options
+        options, graph = self.options, problem.graph
         if problem.init is not None or options.start == "identity":
             start = problem.start
         elif options.start == "random":
-            start = Alignment.random(problem.graph, problem.seed)
+            start = Alignment.random(graph, problem.seed)
         else:
             start = WeightMatching().solve(problem, lambda step: None).alignment
-        goal = self._goal(problem)
-        score = goal.score(start)
+        descent = self._descent(problem)
+        score = descent.score(start)
         report(Step(0, score, "start", start))
-        logits = Logits(start, problem, options)
-        if not logits.stacks or problem.objective.distance2(start) == 0:
-            hard = {n: m.to(problem.device) for n, m in SoftAlignment.from_alignment(start).matrices.items()}
-            return Outcome(start, Status.OK, {"steps": 0.0}, SoftAlignment(problem.graph, hard))
-        optimizer = torch.optim.Adam(list(logits.stacks.values()), lr=options.learning_rate)
+        keeps_orders = options.learning_rate is None and any(map(graph.rotates, graph.groups))
+        moving = MovingAlignment(start, problem, None if keeps_orders else options.confidence, options.scalings)
+        if not moving.moves or problem.objective.distance2(start) <= ROUNDED * problem.objective.squares:
+            return Outcome(start, Status.OK, {"steps": 0.0}, soft_outcome(SoftAlignment.from_alignment(start), problem))
+        optimizer = torch.optim.Adam(moving.logits.stacks.values()) if moving.logits is not None else None
 
-        def descend(fraction: float) -> tuple[Tensor, SoftAlignment]:
-            soft = logits.soft(fraction)
-            loss = goal.loss(soft)
-            optimizer.zero_grad()
+        def state(fraction: float) -> Moved:
+            return moving.now(options.temperature * (options.final_temperature / options.temperature) ** fraction)
+
+        def descend(fraction: float) -> tuple[Tensor, Moved]:
+            now = state(fraction)
+            loss = descent.loss(now)
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.param_groups[0]["lr"] = options.rate(fraction)
-            optimizer.step()
-            return loss, soft
+            if optimizer is not None:
+                optimizer.param_groups[0]["lr"] = falling(options.learning_rate or RATE, fraction)
+                optimizer.step()
+                optimizer.zero_grad()
+            moving.turn(falling(options.turn_rate, fraction))
+            return loss, now
 
-        end = search((start, score, logits.soft(0.0)), descend, SoftAlignment.round, goal.score, options, report)
-        matrices = {n: doubly_stochastic(m.detach().double()).to(m.dtype) for n, m in end.state.matrices.items()}
-        soft = SoftAlignment(problem.graph, matrices)
-        return Outcome(end.best, end.status, {"steps": float(end.steps)}, soft)
+        end = search((start, score, state(0.0)), descend, lambda now: now.round(), descent.score, options, report)
+        soft = end.state if isinstance(end.state, SoftAlignment) else SoftAlignment.from_alignment(end.best)
+        return Outcome(end.best, end.status, {"steps": float(end.steps)}, soft_outcome(soft, problem))
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:
         """Return the squared distance, or the loss on the samples by which alignments are compared."""
-        return self._goal(problem).score(alignment)
+        return self._descent(problem).score(alignment)
 
-    def _goal(self, problem: Problem) -> Goal:
+    def _descent(self, problem: Problem) -> Descent:
         options = self.options
         kind = options.objective
         if kind == "auto":
             kind = "distance" if problem.task is None else "midpoint"
         if kind == "distance":
-            return Goal(problem, kind, None, 1.0)
+            return Descent(problem, kind, None, 1.0)
         if problem.task is None:
             task = "pass task=alignkit.Task(model, batches, loss)"
             raise SolverError(f"objective={kind!r} works with data: {task}, or take objective='distance'.")
-        path = PathLoss(problem.task, problem.bound, LAMBDAS[kind], problem.generator(), options.sample_counts)
-        return Goal(problem, kind, path, options.distance_weight)
-
-
-class Logits:
-    """Logits of every group, stacked by shape to be projected together; they round to ``start`` at first."""
-
-    def __init__(self, start: Alignment, problem: Problem, options: SinkhornOptions) -> None:
-        self.graph, self.options = start.graph, options
-        matrices = SoftAlignment.from_alignment(start).matrices
-        self.names: dict[torch.Size, list[str]] = {}
-        for name, matrix in matrices.items():
-            if matrix.shape[-1] > 1:
-                self.names.setdefault(matrix.shape, []).append(name)
-        device, dtype = problem.device, problem.dtype
-        self.single = {n: matrix.to(device, dtype) for n, matrix in matrices.items() if matrix.shape[-1] == 1}
-        self.stacks: dict[torch.Size, Tensor] = {}
-        for shape, names in self.names.items():
-            stack = options.confidence * torch.stack([matrices[name] for name in names])
-            self.stacks[shape] = stack.to(device, dtype).requires_grad_()
-        self._scalings: dict[torch.Size, Potentials] = {}
-
-    def soft(self, fraction: float) -> SoftAlignment:
-        """Project to doubly stochastic matrices, at the temperature after a fraction of the steps; differentiable."""
-        options = self.options
-        temperature = options.temperature * (options.final_temperature / options.temperature) ** fraction
-        matrices = dict(self.single)
-        for shape, stack in self.stacks.items():
-            logits = stack / temperature
-            scaling = potentials(logits, self._scalings.get(shape), max_scalings=options.scalings)
-            self._scalings[shape] = scaling
-            projected = plan(logits, scaling, gradient_steps=GRADIENT_STEPS)
-            matrices.update(zip(self.names[shape], projected.unbind(0), strict=True))
-        # Row sums may be off while scalings are few; what is returned to the user is completed.
-        return ProjectedAlignment(self.graph, matrices)
+        goal = by_outputs if kind == "outputs" else by_labels
+        path = PathLoss(problem.task, problem.bound, LAMBDAS[kind], problem.generator(), options.sample_counts, goal)
+        return Descent(problem, kind, path, options.distance_weight)
 
 
 @dataclass
-class Goal:
+class Descent:
     """Objective of one solve: a loss for gradients and a score for alignments; without a path, the distance."""
 
     problem: Problem
@@ -170,18 +154,18 @@ class Goal:
         self.squares = max(problem.objective.squares, 1e-300)
         self.generator = problem.generator()
 
-    def loss(self, soft: SoftAlignment) -> Tensor:
+    def loss(self, soft: Moved) -> Tensor:
         """Return what a gradient step descends on."""
         if self.path is None:
             return self.distance(soft)
         moved = {**self.path.b, **{name: soft.apply_tensor(name, b) for name, b in self.b.items()}}
         batch = self.path.minibatches.draw()
         drawn, coin = torch.rand(2, generator=self.generator).tolist()
-        is_middle = self.kind == "midpoint" or (self.kind == "mixed" and coin < 0.5)
-        loss = self.path.task.loss_on(self.path.between(moved, 0.5 if is_middle else 1 - drawn), batch)
+        is_middle = self.kind in ("midpoint", "outputs") or (self.kind == "mixed" and coin < 0.5)
+        loss = self.path.on(batch)(self.path.between(moved, 0.5 if is_middle else 1 - drawn))
         return loss + self.distance_weight * self.distance(soft).to(loss.device) if self.distance_weight else loss
 
-    def distance(self, soft: SoftAlignment) -> Tensor:
+    def distance(self, soft: Moved) -> Tensor:
         """Return ``(|A|^2 + |B|^2 - 2 <A, S # B>) / (|A|^2 + |B|^2)``: the squared distance wherever ``S`` is hard.
 
         It is linear in each matrix, so that, unlike ``||A - S # B||^2``, it is not lowered by averaging units, and
@@ -200,3 +184,11 @@ class Goal:
             return float(distance(alignment))
         score = self.path.score(alignment)
         return score + self.distance_weight * distance(alignment) / self.squares if self.distance_weight else score
+
+
+def soft_outcome(soft: SoftAlignment, problem: Problem) -> SoftAlignment:
+    """Return a soft alignment on the problem's device, whose orders are exactly doubly stochastic."""
+    matrices = {name: matrix.detach().to(problem.device) for name, matrix in soft.matrices.items()}
+    orders = {n: m for n, m in matrices.items() if problem.graph.groups[n].kind == "permutation"}
+    completed = {n: doubly_stochastic(m.double()).to(m.dtype) for n, m in orders.items()}
+    return SoftAlignment(problem.graph, {**matrices, **completed})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import Objective
+from alignkit.matching.turning import IsotropicAdam
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
-from alignkit.solvers.gradient_search import GradientOptions, search
+from alignkit.solvers.gradient_search import GradientOptions, falling, search
 from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.tasks.goals import by_labels, by_outputs
 from alignkit.tasks.line import Line
 from alignkit.tasks.path_loss import PathLoss
 
@@ -28,6 +32,9 @@ and without a limit it would do so with rounding errors where the loss does not 
 class StraightThroughOptions(GradientOptions):
     """Options of straight-through matching; a step follows one gradient."""
 
+    objective: Literal["midpoint", "outputs"] = "midpoint"
+    """What to minimise in the middle: the loss of the task, or, without labels, how far outputs are from the mean of
+    those of A and B."""
     max_steps: int = Field(200, ge=1)
     """Maximum number of gradient steps. The learning rate is planned for this many."""
     learning_rate: float = Field(3e-3, gt=0)
@@ -39,12 +46,13 @@ class StraightThroughOptions(GradientOptions):
 class StraightThrough(Solver[StraightThroughOptions]):
     """Learn free weights whose nearest reordering of B is good in the middle of the line to A ([Ainsworth23], 3.3).
 
-    Forward, the free weights are projected to the nearest ``P # B`` by linear assignments, and the loss is that of
-    ``(A + P # B) / 2``. Backward, the projection counts as the identity. The result is the best alignment met, the
-    start among them, by the loss in the middle on fixed samples.
+    Forward, the free weights are projected to the nearest ``P # B`` by the oracle of each kind of group (linear
+    assignments, polar factors), and the loss is that of ``(A + P # B) / 2``. Backward, the projection counts as the
+    identity. The result is the best alignment met, the start among them, by the loss in the middle on fixed samples.
     """
 
     name = "straight_through"
+    kinds = frozenset(KINDS)
     needs = Needs(task=True)
     returns = Returns(exact_on_permuted_copies=True, monotone=True)
 
@@ -61,7 +69,7 @@ class StraightThrough(Solver[StraightThroughOptions]):
         def descend(fraction: float) -> tuple[Tensor, Alignment]:
             current = free.project()
             middle = {n: t.requires_grad_(t.is_floating_point()) for n, t in free.middle(current).items()}
-            loss = path.task.loss_on(path.named(middle), path.minibatches.draw())
+            loss = path.on(path.minibatches.draw())(path.named(middle))
             free.step(loss, middle, fraction)
             return loss.cpu(), current  # the next projection needs finite weights, and waits for the device anyway
 
@@ -74,13 +82,15 @@ class StraightThrough(Solver[StraightThroughOptions]):
 
     def _path(self, problem: Problem) -> PathLoss:
         assert problem.task is not None, "needs.check asked for a task"
-        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), self.options.sample_counts)
+        goal = by_outputs if self.options.objective == "outputs" else by_labels
+        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), self.options.sample_counts, goal)
 
 
 class FreeWeights:
     """The weights that gradients move, and their projection to reorderings of B.
 
-    They begin halfway between A and the start: near enough to other reorderings to choose among them.
+    They begin halfway between A and the start: near enough to other reorderings to choose among them. Tensors that
+    rotate are moved by Adam with one step size for each, whose steps do not depend on axes.
     """
 
     def __init__(self, problem: Problem, start: Alignment, options: StraightThroughOptions) -> None:
@@ -92,7 +102,11 @@ class FreeWeights:
         self.a, self.b = ({name: move(tensor) for name, tensor in side.items()} for side in (problem.a, problem.b))
         self.weights = self.middle(start)
         self.moving = {n: t for n, t in self.weights.items() if t.is_floating_point()}
-        self.optimizer = torch.optim.Adam(list(self.moving.values()), lr=options.learning_rate)
+        rotated = {n for n in self.moving if any(map(self.graph.rotates, self.graph.tensors[n].groups))}
+        self.isotropic = {name: IsotropicAdam(self.moving[name]) for name in rotated}
+        entries = [tensor for name, tensor in self.moving.items() if name not in rotated]
+        self.optimizer = torch.optim.Adam([*entries, torch.zeros(0)])
+        self.least = 0.0
         self.classes = colour_roots(self.graph)
 
     def middle(self, alignment: Alignment) -> dict[str, Tensor]:
@@ -110,13 +124,17 @@ class FreeWeights:
         """Move the free weights by the gradient at the middle, as if the projection were the identity."""
         names = list(self.moving)
         gradients = torch.autograd.grad(loss, [middle[n] for n in names], allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
-            self.moving[name].grad = None if gradient is None else 0.5 * gradient
-        group = self.optimizer.param_groups[0]
-        if not self.optimizer.state:
-            known = [gradient for gradient in gradients if gradient is not None]
-            total = float(torch.stack([g.square().sum(dtype=torch.float64) for g in known]).sum()) if known else 0.0
-            root_mean_square = math.sqrt(total / max(1, sum(g.numel() for g in known)))
-            group["eps"] = NEGLIGIBLE * max(root_mean_square, 1e-30)
-        group["lr"] = self.options.rate(fraction)
+        known = {n: 0.5 * gradient for n, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        if not self.least:
+            total = sum((g.square().sum(dtype=torch.float64) for g in known.values()), torch.zeros(()))
+            root_mean_square = math.sqrt(float(total) / max(1, sum(g.numel() for g in known.values())))
+            self.least = 2 * NEGLIGIBLE * max(root_mean_square, 1e-30)
+        rate = falling(self.options.learning_rate, fraction)
+        for name, tensor in self.moving.items():
+            if name not in self.isotropic:
+                tensor.grad = known.get(name)
+            elif name in known:
+                step = self.isotropic[name].direction(known[name], known[name].square().mean(), self.least)
+                tensor.sub_(step, alpha=rate)
+        self.optimizer.param_groups[0].update(lr=rate, eps=self.least)
         self.optimizer.step()

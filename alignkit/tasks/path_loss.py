@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from alignkit.errors import TaskError
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.tasks.batches import Batch
+from alignkit.tasks.goals import Goal, by_labels
 from alignkit.tasks.line import Line
 from alignkit.tasks.minibatches import Minibatches
 from alignkit.tasks.task import Task
@@ -26,21 +28,33 @@ class PathLoss:
         generator: A CPU generator, for the order of samples.
         counts: Maximum number of samples to learn from; samples in a minibatch; samples on which alignments are
             scored, the same for all.
+        goal: What the loss is. Without it that of the task, by its targets.
 
     Raises:
         TaskError: The weights do not fit the task's model, or the data is not finite.
     """
 
     def __init__(
-        self, task: Task, pair: Pair, lambdas: Sequence[float], generator: torch.Generator, counts: tuple[int, int, int]
+        self,
+        task: Task,
+        pair: Pair,
+        lambdas: Sequence[float],
+        generator: torch.Generator,
+        counts: tuple[int, int, int],
+        goal: Goal = by_labels,
     ) -> None:
-        self.task, self.graph, self.lambdas = task, pair.graph, tuple(lambdas)
+        self.task, self.graph, self.lambdas, self.goal = task, pair.graph, tuple(lambdas), goal
         self.a = {name: tensor.detach().to(task.device) for name, tensor in pair.a.items()}
         self.b = {name: tensor.detach().to(task.device) for name, tensor in pair.b.items()}
         task.checked(self.between(self.b, 0.5))
         samples, batch_size, score_samples = counts
         self.minibatches = Minibatches(task, samples, batch_size, generator)
-        self._score_on = self.minibatches.fixed(score_samples)
+        self._ends = self.named(self.a), self.named(self.b)
+        self._scores = [(batch.size, self.on(batch)) for batch in self.minibatches.fixed(score_samples)]
+
+    def on(self, batch: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Return the loss of weights between A and B, as `named` returns them, on one batch; differentiable."""
+        return self.goal(self.task, *self._ends, batch)
 
     def between(self, moved: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
         """Compute the weights at lambda = ``share`` between A and the moved tensors of B, under every name."""
@@ -60,10 +74,10 @@ class PathLoss:
         moved = {name: alignment.apply_tensor(name, tensor) for name, tensor in self.b.items()}
         total, count = 0.0, 0
         with torch.no_grad():
-            for batch in self._score_on:
-                losses = [float(self.task.loss_on(self.between(moved, share), batch)) for share in self.lambdas]
-                total += batch.size * sum(losses) / len(losses)
-                count += batch.size
+            for size, loss in self._scores:
+                losses = [float(loss(self.between(moved, share))) for share in self.lambdas]
+                total += size * sum(losses) / len(losses)
+                count += size
         if not math.isfinite(total):
             raise TaskError(
                 f"the loss between A and aligned B is {total / count}. Are both models finite on the task's data?"

@@ -18,6 +18,7 @@ from alignkit.errors import PluginWarning, SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.verify import relative_difference
 from alignkit.jobs.solve import solve
+from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.plugins.hookspecs import hookimpl
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.solver import Problem, Solver, Status
@@ -116,14 +117,12 @@ class SolverContract:
             assert solution.alignment == pair.answer, f"{pair}: another order than the planted one"
 
     def test_soft_result_comes_with_the_hard_one(self) -> None:
-        """A soft alignment is there when promised, and doubly stochastic."""
+        """A soft alignment is there when promised, and in the convex hull of alignments."""
         for pair in self.pairs(planted=False):
             soft = self.solve_pair(pair).soft
             assert (soft is not None) == self.solver.returns.soft, f"{pair}: returns.soft is {self.solver.returns.soft}"
-            for group, matrix in soft.matrices.items() if soft else ():
-                for axis in (-1, -2):
-                    sums = matrix.double().sum(axis)
-                    assert torch.allclose(sums, torch.ones_like(sums), atol=1e-3), f"{pair}: {group}, axis {axis}"
+            if soft is not None:
+                SoftAlignment(pair.graph, soft.matrices, tolerance=1e-3)  # raises for what is not in the hull
 
     def test_equivariant_to_unit_order(self) -> None:
         """Reordering the units of A and B reorders the answer, and changes nothing else."""

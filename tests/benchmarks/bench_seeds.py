@@ -1,9 +1,11 @@
-"""Transformers of several seeds, merged by pairs: permutations beside every exact symmetry, from weights alone.
+"""Transformers of several seeds, merged by pairs: permutations beside every exact symmetry, with and without data.
 
     python tests/benchmarks/bench_seeds.py gpt2 --width 128 --layers 2 --seeds 4 --folder NETWORKS --json out.json
+    python tests/benchmarks/bench_seeds.py gpt2 --folder NETWORKS --json out.json --rows "200 steps" --pairs 2
 
 The excess of an average is its held-out loss less the mean of its parents'. Confidence intervals are bootstraps over
-networks: seeds are drawn with replacement, and pairs of different ones count. CPU seconds are of one thread.
+networks: seeds are drawn with replacement, and pairs of different ones count. CPU seconds are of one thread, from the
+networks as trained to their average. A row that is in the file already, with as many pairs, is not run again.
 """
 
 from __future__ import annotations
@@ -23,52 +25,101 @@ import torch
 
 import alignkit
 from alignkit import SymmetryGraph
+from alignkit.solver import Solver
+from alignkit.solvers.activation_matching import ActivationMatching
+from alignkit.solvers.sinkhorn import Sinkhorn
+from alignkit.solvers.straight_through import StraightThrough
 from seed_networks import KINDS, Data, new_model, trained
 
-PERMUTATIONS = ("weight_matching", "activation_matching", "activation_matching > weight_matching")
+WEIGHTS = ("weight_matching", "frank_wolfe", "deepalign")
+DATA = ("activation_matching", "activation_matching > weight_matching", "deepalign", "sinkhorn", "straight_through")
+"""Permutation solvers without and with data: 128 inputs, and 200 steps of those that follow gradients."""
 Average = Callable[[Any, Any], Any]
 DRAWS = 2000
 """Bootstrap draws."""
 
 
-def permuting(graph: SymmetryGraph) -> SymmetryGraph:
-    """Return a graph whose rotating groups without a parent, the residual streams, are permutations only."""
+def permuting(graph: SymmetryGraph, names: Sequence[str]) -> SymmetryGraph:
+    """Return a graph some of whose rotating groups are permutations only."""
     spec = graph.spec()
-    for name in graph.roots:
-        mention = re.compile(rf"[~^]({re.escape(name)})(?![\w.\-/])")
+    for name in names:
+        mention = re.compile(rf"[~^%]+({re.escape(name)})(?![\w.\-/])")
         spec = {tensor: mention.sub(r"\1", text) for tensor, text in spec.items()}
     shapes = {name: node.shape for name, node in graph.tensors.items()}
     sizes = {name: group.size for name, group in graph.groups.items()}
     return SymmetryGraph.from_spec(spec, shapes, sizes=sizes, folds=graph.folds)
 
 
-def averages(kind: str, width: int, layers: int, data: Data) -> dict[str, Average]:
-    """Return what makes an average of two networks, by the name of its row."""
-    model = new_model(kind, width, layers, 0)
-    example = {name: tensor[:2] for name, tensor in next(data.batches(0, 2)).items() if name != "labels"}
-    graph = alignkit.trace(model, **example)
-    whole = alignkit.trace(model, symmetries="all", **example)
-    batches = data.batches(5, 64)
-    inputs = [next(batches) for _ in range(2)]
+class Averages:
+    """What makes an average of two networks of one kind and size, by the name of its row."""
 
-    def aligned(solver: str) -> Average:
-        task = alignkit.Task(model, inputs, "model") if "activation" in solver else None
-        return lambda a, b: alignkit.average([a, alignkit.solve(graph, a, b, solver=solver, task=task).apply(b)])
+    def __init__(self, kind: str, width: int, layers: int, data: Data) -> None:
+        self.model, self.data = new_model(kind, width, layers, 0), data
+        example = {name: tensor[:2] for name, tensor in next(data.batches(0, 2)).items() if name != "labels"}
+        self.graph = alignkit.trace(self.model, **example)
+        self.whole = alignkit.trace(self.model, symmetries="all", **example)
 
-    def of_folded(on: SymmetryGraph, balance: bool) -> Average:
+    def task(self, network: Any, batches: int) -> alignkit.Task:
+        """Return the task on training data: that many batches of 64 samples."""
+        drawn = self.data.batches(5, 64)
+        return alignkit.Task(network, [next(drawn) for _ in range(batches)], "model")
+
+    def steps(self, solver: type[Solver[Any]], **options: Any) -> Solver[Any]:
+        """Return 200 steps on 3,200 pieces of text, 16 a step, or on 12,800 images, 64 a step."""
+        batch = 16 if self.data.is_text else 64
+        seen = {"samples": 200 * batch, "batch_size": batch, "score_samples": 128}
+        return solver(max_steps=200, check_every=50, patience=10, **seen, **options)
+
+    def permuted(self, solver: str, batches: int) -> Average:
+        """Return the average by permutations of the networks as they were trained."""
+        learning = {"sinkhorn": Sinkhorn, "straight_through": StraightThrough}
+        chain = self.steps(learning[solver]) if solver in learning else solver
+        task = self.task(self.model, batches) if batches else None
+        return lambda a, b: alignkit.average([a, alignkit.solve(self.graph, a, b, solver=chain, task=task).apply(b)])
+
+    def turned(
+        self,
+        chain: Sequence[Any],
+        *,
+        graph: SymmetryGraph | None = None,
+        balance: bool = True,
+        batches: int = 0,
+        **options: Any,
+    ) -> Average:
+        """Return the average of folded networks by all symmetries of a graph, solved by a chain."""
+
         def average(a: Any, b: Any) -> Any:
-            left, right = (alignkit.fold(network, whole, balance=balance).network for network in (a, b))
-            moved = alignkit.solve(on, left, right, solver="weight_matching").apply(right)
-            return alignkit.average([left, moved])
+            left, right = (alignkit.fold(network, self.whole, balance=balance).network for network in (a, b))
+            task = self.task(left, batches) if batches else None
+            solution = alignkit.solve(graph or self.whole, left, right, solver=chain, task=task, **options)
+            return alignkit.average([left, solution.apply(right)])
 
         return average
 
-    rows: dict[str, Average] = {"plain": lambda a, b: alignkit.average([a, b])}
-    rows |= {f"permutations, {solver}": aligned(solver) for solver in PERMUTATIONS}
-    rows["all symmetries"] = of_folded(whole, True)
-    rows["all symmetries, not balanced"] = of_folded(whole, False)
-    rows["all symmetries, residual permuted"] = of_folded(permuting(whole), True)
-    return rows
+    def rows(self) -> dict[str, Average]:
+        """Return every row of the table."""
+        whole, weights, seen = self.whole, ["weight_matching"], ["activation_matching"]
+        inside = [name for name, group in whole.groups.items() if whole.rotates(name) and group.parent is not None]
+        stream = [name for name in whole.roots if whole.rotates(name)]
+        unlabelled, labelled = (self.steps(Sinkhorn, objective=objective) for objective in ("outputs", "midpoint"))
+        few, many = 2, 50 if self.data.is_text else 200
+        needed = {solver: many if solver in ("sinkhorn", "straight_through") else few for solver in DATA}
+        rows: dict[str, Average] = {"plain": lambda a, b: alignkit.average([a, b])}
+        rows |= {f"permutations, {solver}": self.permuted(solver, 0) for solver in WEIGHTS}
+        rows |= {f"permutations, {solver}, with data": self.permuted(solver, count) for solver, count in needed.items()}
+        rows["all symmetries"] = self.turned(weights)
+        rows["all symmetries, from activations"] = self.turned(seen, batches=few)
+        rows["all symmetries, then 200 steps without labels"] = self.turned([*weights, unlabelled], batches=many)
+        rows["all symmetries, then 200 steps with labels"] = self.turned([*weights, labelled], batches=many)
+        rows["all symmetries, from activations, then 200 steps without labels"] = self.turned(
+            [ActivationMatching(max_batches=few), unlabelled], batches=many
+        )
+        rows["start: embeddings and head, one pass"] = self.turned(weights, max_steps=1)
+        rows["start: activations, then ascent on weights"] = self.turned([*seen, *weights], batches=few)
+        rows["all symmetries, not balanced"] = self.turned(weights, balance=False)
+        rows["all symmetries, residual permuted"] = self.turned(weights, graph=permuting(whole, stream))
+        rows["all symmetries, heads permuted inside"] = self.turned(weights, graph=permuting(whole, inside))
+        return rows
 
 
 def bootstrap(values: Mapping[tuple[int, int], float], seeds: int) -> tuple[float, float]:
@@ -77,54 +128,88 @@ def bootstrap(values: Mapping[tuple[int, int], float], seeds: int) -> tuple[floa
     means = []
     while len(means) < DRAWS:
         drawn = generator.integers(seeds, size=seeds)
-        pairs = [values[min(i, j), max(i, j)] for i, j in itertools.combinations(drawn.tolist(), 2) if i != j]
+        both = [(min(i, j), max(i, j)) for i, j in itertools.combinations(drawn.tolist(), 2) if i != j]
+        pairs = [values[pair] for pair in both if pair in values]
         if pairs:
             means.append(mean(pairs))
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
-def run(kind: str, width: int, layers: int, seeds: int, folder: Path) -> dict[str, Any]:
-    """Train what is not there, average every pair in every way, and return the rows."""
-    data = Data(kind)
-    networks = [trained(kind, width, layers, seed, folder, data) for seed in range(seeds)]
-    losses = [data.task(network).evaluate(network).loss for network in networks]
+def pairs_of(seeds: int, count: int | None) -> list[tuple[int, int]]:
+    """Return pairs of networks; the first ones share none, (0, 1), (2, 3), as far as there are any."""
+    apart = [(seed, seed + 1) for seed in range(0, seeds - 1, 2)]
+    every = [*apart, *(pair for pair in itertools.combinations(range(seeds), 2) if pair not in apart)]
+    return every[:count]
+
+
+def run(given: argparse.Namespace, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
+    """Train what is not there, and average every pair in every way that is asked for; keep each row once it is done."""
+    data = Data(given.kind)
+    size = given.kind, given.width, given.layers
+    networks = [trained(*size, seed, given.folder, data) for seed in range(given.seeds)]
+    losses = known.get("parents") or [data.task(network).evaluate(network).loss for network in networks]
     print("losses of the parents", [round(loss, 4) for loss in losses], flush=True)
-    rows: list[dict[str, Any]] = []
-    for name, average in averages(kind, width, layers, data).items():
+    about = {"kind": given.kind, "width": given.width, "layers": given.layers, "seeds": given.seeds, "parents": losses}
+    wanted = pairs_of(given.seeds, given.pairs)
+    every = Averages(*size, data).rows()
+    rows = {row["row"]: row for row in known.get("rows", [])}
+    for name, average in every.items():
+        if not re.search(given.rows, name) or rows.get(name, {}).get("pairs", 0) >= len(wanted):
+            continue
         excess: dict[tuple[int, int], float] = {}
         seconds: list[float] = []
-        for i, j in itertools.combinations(range(seeds), 2):
+        for i, j in wanted:
             began = process_time()
             merged = average(networks[i], networks[j])
             seconds.append(process_time() - began)
             excess[i, j] = data.task(merged).evaluate(merged).loss - (losses[i] + losses[j]) / 2
-        low, high = bootstrap(excess, seeds)
-        rows.append(
-            {"row": name, "excess": mean(excess.values()), "low": low, "high": high, "cpu_seconds": mean(seconds)}
-        )
-        print(f"{name:<60} {rows[-1]['excess']:.3f} [{low:.3f}, {high:.3f}]  {mean(seconds):.1f} s", flush=True)
-    return {"kind": kind, "width": width, "layers": layers, "seeds": seeds, "parents": losses, "rows": rows}
+        low, high = bootstrap(excess, given.seeds)
+        rows[name] = {
+            "row": name,
+            "excess": mean(excess.values()),
+            "low": low,
+            "high": high,
+            "cpu_seconds": mean(seconds),
+            "pairs": len(wanted),
+            "same_architecture": type(merged) is type(networks[0]) and sizes(merged) == sizes(networks[0]),
+        }
+        print(f"{name:<60} {rows[name]['excess']:.3f} [{low:.3f}, {high:.3f}]  {mean(seconds):.1f} s", flush=True)
+        keep({**about, "rows": [rows[name] for name in (*every, *(set(rows) - set(every))) if name in rows]})
+
+
+def sizes(network: Any) -> dict[str, Any]:
+    """Return the configuration of a network without what says whether its head is tied."""
+    apart = ("tie_word_embeddings", "_name_or_path", "architectures")
+    return {name: value for name, value in network.config.to_dict().items() if name not in apart}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table of one kind and size; add it to a JSON file."""
+    """Print the table of one kind and size; add it to a JSON file row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--pairs", type=int, help="only so many pairs, which share no network as far as they can")
+    parser.add_argument("--rows", default="", help="only rows with this regular expression in their names")
     parser.add_argument("--folder", type=Path, required=True, help="where the networks are, or are put")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
-    result = run(given.kind, given.width, given.layers, given.seeds, given.folder)
-    if given.json is not None:
-        key = ("kind", "width", "layers")
-        known = json.loads(given.json.read_text()) if given.json.exists() else []
-        kept = [other for other in known if [other[k] for k in key] != [result[k] for k in key]]
-        given.json.write_text(json.dumps([*kept, result], indent=1) + "\n")
+    key = {"kind": given.kind, "width": given.width, "layers": given.layers}
+    tables = json.loads(given.json.read_text()) if given.json is not None and given.json.exists() else []
+
+    def is_this(table: dict[str, Any]) -> bool:
+        return all(table[name] == value for name, value in key.items())
+
+    def keep(result: dict[str, Any]) -> None:
+        if given.json is not None:
+            others = [table for table in tables if not is_this(table)]
+            given.json.write_text(json.dumps([*others, result], indent=1) + "\n")
+
+    run(given, next((table for table in tables if is_this(table)), {}), keep)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""A soft alignment that gradients move: logits where units are permuted, rotations where they rotate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from alignkit.graph.elements.alignment import Alignment, find_node
+from alignkit.graph.structure import GraphStructure
+from alignkit.matching.oracles import best_of_kind
+from alignkit.matching.sinkhorn import Potentials, plan, potentials
+from alignkit.matching.soft_alignment import ProjectedAlignment, SoftAlignment, act_softly
+from alignkit.matching.tree_objective import TreeObjective
+from alignkit.matching.turning import Turning
+from alignkit.solver import Problem
+
+GRADIENT_STEPS = 4
+"""Steps of the linear solver behind a gradient. More made no difference to the results on MNIST MLPs."""
+
+
+class Moved(Protocol):
+    """Something between alignments that moves tensors, so that gradients can be taken, and can be rounded."""
+
+    def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """Move one tensor of the graph, given by its first name; differentiable."""
+
+    def round(self) -> Alignment:
+        """Find an alignment near it."""
+
+
+class Logits:
+    """Logits of every group that is permuted, stacked by shape to be projected together; they round to the start.
+
+    Units that may change their sign have logits for either sign: the share of a pair of units is that of both signs
+    together, and its entry is the share of one less that of the other.
+
+    Args:
+        start: Matrices of these groups, as in `SoftAlignment`, on the device and in the dtype of the logits.
+        graph: Their graph.
+        confidence: Logit of what the start puts together; that of all else is 0.
+        scalings: Maximum number of times that a projection scales rows and columns, from the factors of the last.
+    """
+
+    def __init__(
+        self, start: Mapping[str, Tensor], graph: GraphStructure, confidence: float = 1.5, scalings: int = 9
+    ) -> None:
+        self.scalings = scalings
+        self.names: dict[tuple[bool, torch.Size], list[str]] = {}
+        self.single: dict[str, Tensor] = {}
+        for name, matrix in start.items():
+            signed = graph.groups[name].kind == "signed"
+            if matrix.shape[-1] == 1 and not signed:
+                self.single[name] = matrix
+            else:
+                self.names.setdefault((signed, matrix.shape), []).append(name)
+        self.stacks: dict[tuple[bool, torch.Size], Tensor] = {}
+        for key, names in self.names.items():
+            stack = torch.stack([start[name] for name in names])
+            both = torch.stack([stack, -stack]).clamp(min=0) if key[0] else stack
+            self.stacks[key] = (confidence * both).requires_grad_()
+        self._known: dict[tuple[bool, torch.Size], Potentials] = {}
+
+    def project(self, temperature: float) -> dict[str, Tensor]:
+        """Project to matrices in the convex hulls of permutations, or of those with signs; differentiable."""
+        matrices = dict(self.single)
+        for key, stack in self.stacks.items():
+            logits = each = stack / temperature
+            if key[0]:
+                logits = torch.logaddexp(each[0], each[1])
+            known = potentials(logits, self._known.get(key), max_scalings=self.scalings)
+            self._known[key] = known
+            shares = plan(logits, known, gradient_steps=GRADIENT_STEPS)
+            if key[0]:
+                shares = shares * torch.tanh((each[0] - each[1]) / 2)
+            matrices.update(zip(self.names[key], shares.unbind(0), strict=True))
+        return matrices
+
+
+class MovingAlignment:
+    """All groups of a graph on the move from a start.
+
+    Where units rotate, orders may stay as they are (``confidence`` None).
+
+    Args:
+        start: Where it begins.
+        problem: The pair. It says how units inside parents that are not put together at first are rotated.
+        confidence: As for `Logits`; None keeps orders.
+        scalings: As for `Logits`.
+    """
+
+    def __init__(self, start: Alignment, problem: Problem, confidence: float | None, scalings: int = 9) -> None:
+        self.start, self.graph = start, start.graph
+        rotating = [name for name in self.graph.groups if self.graph.rotates(name)]
+        self.logits: Logits | None = None
+        begin: Mapping[str, Tensor] = start.elements
+        if confidence is not None:
+            begin = {**SoftAlignment.from_alignment(start).matrices, **rotations_of_pairs(problem, start)}
+            orders = {n: m.to(problem.device, problem.dtype) for n, m in begin.items() if n not in rotating}
+            self.logits = Logits(orders, self.graph, confidence, scalings)
+        kinds = {name: self.graph.groups[name].kind for name in rotating}
+        self.turnings = {n: Turning(kind, begin[n].to(problem.device, problem.dtype)) for n, kind in kinds.items()}
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to move."""
+        return bool(self.turnings or (self.logits is not None and self.logits.stacks))
+
+    def now(self, temperature: float) -> Moved:
+        """Return where it is; differentiable."""
+        rotations = {name: turning.matrix for name, turning in self.turnings.items()}
+        if self.logits is None:
+            return Turned(self.start, rotations)
+        # Row sums may be off while scalings are few; what is returned to the user is completed.
+        return ProjectedAlignment(self.graph, {**rotations, **self.logits.project(temperature)})
+
+    def turn(self, angle: float) -> None:
+        """Turn rotations against their gradients by about this angle, in radians."""
+        for turning in self.turnings.values():
+            turning.step(angle)
+
+
+class Turned:
+    """An alignment whose orders are hard and whose rotations take gradients."""
+
+    def __init__(self, start: Alignment, rotations: Mapping[str, Tensor]) -> None:
+        self.graph, self.rotations = start.graph, rotations
+        self.elements = {**start.elements, **rotations}
+
+    def apply_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """Move one tensor of the graph, given by its first name; differentiable."""
+        return act_softly(find_node(self.graph, name, tensor), tensor, self.elements)
+
+    def round(self) -> Alignment:
+        """Return the alignment without what rounding left in its rotations."""
+        groups = self.graph.groups
+        exact = {n: best_of_kind(groups[n].kind, matrix.detach().double()) for n, matrix in self.rotations.items()}
+        return Alignment(self.graph, {**self.elements, **exact})
+
+
+def rotations_of_pairs(problem: Problem, alignment: Alignment) -> dict[str, Tensor]:
+    """Return matrices of rotating groups, as in `SoftAlignment`, with a rotation for every pair of parents.
+
+    For pairs that an alignment puts together it is that of the alignment, for others the best one by weights. At the
+    centre, which is 0, nothing would tell how well they go together.
+    """
+    graph, matrices = problem.graph, dict[str, Tensor]()
+    for root in graph.roots:
+        names = [name for name in graph.tree(root) if graph.rotates(name)]
+        if names == [root]:
+            matrices[root] = alignment.elements[root]
+        elif names:
+            best = TreeObjective(problem.objective, root).best_pairs(alignment.elements)
+            for name in names:
+                parent = graph.groups[name].parent
+                assert parent is not None, "only roots have none"
+                own = alignment.elements[name].flatten(0, -3)
+                best[name][torch.arange(len(own)), alignment.flat(parent)] = own
+                matrices[name] = best[name]
+    return matrices

@@ -1,0 +1,70 @@
+"""What the network in the middle is to do: what labels say, or what the two networks do on average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import TaskError
+from alignkit.tasks.batches import Batch, tensors_in
+from alignkit.tasks.measures import cross_entropy
+from alignkit.tasks.task import Task
+
+Weights: TypeAlias = Mapping[str, Tensor]
+"""Complete weights as `alignkit.Task.checked` returns them."""
+Goal: TypeAlias = Callable[[Task, Weights, Weights, Batch], Callable[[Weights], Tensor]]
+"""From a task, the weights of two networks and a batch on the task's device to the loss of other weights on the batch,
+the mean over its samples."""
+
+
+def by_labels(task: Task, a: Weights, b: Weights, batch: Batch) -> Callable[[Weights], Tensor]:
+    """Return the loss of the task, which compares outputs with targets; a `Goal`."""
+    return lambda weights: task.loss_on(weights, batch)
+
+
+def by_outputs(task: Task, a: Weights, b: Weights, batch: Batch) -> Callable[[Weights], Tensor]:
+    """Return how far outputs are from the mean of those of both networks, in float64; a `Goal` that needs no targets.
+
+    For logits it is the Kullback-Leibler divergence from the mean of both distributions, in nats a sample or token; for
+    other outputs the mean squared deviation as a share of the variance of what is wanted. Outputs are logits where the
+    model names them so, or where the loss of the task is cross-entropy.
+
+    Raises:
+        TaskError: The model returns no floating-point tensor.
+    """
+    run = partial(judged_outputs, task, batch)
+    with torch.no_grad():
+        (of_a, axis), (of_b, _) = run(a), run(b)
+        if axis is None:
+            mean = torch.lerp(of_a, of_b, 0.5)
+            spread = (mean - mean.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        else:
+            wanted = torch.lerp(of_a.softmax(axis), of_b.softmax(axis), 0.5)
+            entropy = torch.special.entr(wanted).sum(axis).mean()
+    if axis is None:
+        return lambda weights: (run(weights)[0] - mean).square().mean() / spread
+    return lambda weights: -(wanted * run(weights)[0].log_softmax(axis)).sum(axis).mean() - entropy
+
+
+def judged_outputs(task: Task, batch: Batch, weights: Weights) -> tuple[Tensor, int | None]:
+    """Run a network and return what it is for among all that it returns, and the axis of classes if it is logits.
+
+    Other outputs, such as hidden states and caches, may be in the order of units: their mean means nothing.
+
+    Raises:
+        TaskError: The model returns no floating-point tensor.
+    """
+    with batch.named_in_errors():
+        outputs = task.outputs(weights, batch.inputs)
+    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+        return outputs["logits"].double(), -1
+    first = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
+    if first is None:
+        raise TaskError(
+            f"outputs in the middle are compared, and the model returns {type(outputs).__name__} without any."
+        )
+    return first.double(), 1 if task.loss is cross_entropy and first.ndim > 1 else None
