@@ -54,8 +54,9 @@ def balance_weights(
 ) -> list[BalancedSpace]:
     """Balance spaces of a graph in place, all of ``graph.balances`` by default.
 
-    The function of the network stays. Of all balanced networks it becomes the one nearest to what it was, so that
-    balancing twice is balancing once, and commutes with isometries such as permutations of units.
+    The function of the network stays. Of all balanced networks it becomes the one nearest to what it was, up to signs
+    that no group holds, so that balancing twice is balancing once, and commutes with isometries such as permutations of
+    units.
 
     Raises:
         FoldError: A tensor holds whole numbers.
@@ -70,6 +71,8 @@ def balance_weights(
             change = max(space.balance_once(relaxation) for space in component)
             if len(component) == 1 or change < SETTLED:
                 break
+    for space in spaces:
+        space.settle_signs(graph)
     return [
         BalancedSpace(s.balance, old, s.squares(), s.empty, s.write, s.read)
         for s, old in zip(spaces, before, strict=True)
@@ -137,6 +140,26 @@ class _Space:
         size = max(float(x.norm()), float(y.norm()))
         return max(float((new_x - x).norm()), float((new_y - y).norm())) / size if size else 0.0
 
+    def settle_signs(self, graph: GraphStructure) -> None:
+        """Choose the signs of units where factors may have any, and the kind of the group holds none.
+
+        What writes a unit gets the sign with which it goes with what else the unit has: the up branch of a gated MLP
+        with its gate. Orders and rotations of other spaces change nothing about that.
+        """
+        if self.balance.kind != "monomial" or graph.groups[self.balance.group].kind == "signed":
+            return
+        own = {(use.tensor, use.block.offsets, use.at) for use in (*self.writes, *self.reads)}
+        others = [u for u in graph.uses[self.balance.group] if (u.tensor, u.block.offsets, u.at) not in own]
+        agreement = torch.zeros_like(self.write)
+        for use in self.writes:
+            for other in (other for other in others if _beside(other) == _beside(use)):
+                agreement += (self._part(use) * self._part(other)).sum(-1).cpu()
+        signs = 1.0 - 2.0 * (agreement < 0)
+        for use in (*self.writes, *self.reads):
+            view = use.block.view(self.weights[use.tensor])
+            view *= use.broadcast(signs.to(view))
+        self.write, self.read = self.write * signs, self.read * signs
+
     def _target(self, use: Use) -> Tensor:
         return use.block.view(self.weights[use.tensor]).permute(*use.chain, *use.rest)
 
@@ -186,6 +209,11 @@ def balanced_matrices(x: Side, y: Side) -> tuple[Side, Side, int]:
     rotation = turned @ back
     empty = x.shape[0] * x.shape[1] - int((values > 0).sum())
     return rotation @ new_x, rotation @ new_y, empty
+
+
+def _beside(use: Use) -> list[tuple[str | None, int]]:
+    """List the groups and sizes of the other dims of a use: two that have the same hold the same space."""
+    return [(use.block.dims[at].group, use.block.dims[at].size) for at in use.rest]
 
 
 def _as_planes(side: Side, adjacent: bool) -> Float[Tensor, "instances planes both"]:

@@ -108,7 +108,7 @@ def turned_back(graph: SymmetryGraph, weights: dict[str, Tensor], like: dict[str
             phase = torch.polar(torch.ones_like(real), torch.atan2(imaginary, real))
             real, imaginary = torch.diag_embed(phase.real), torch.diag_embed(phase.imag)
             matrices = torch.cat([torch.cat([real, -imaginary], -1), torch.cat([imaginary, real], -1)], -2)
-        elif balance.kind == "monomial":
+        elif balance.kind == "monomial" and graph.groups[balance.group].kind == "signed":
             matrices = torch.diag_embed(torch.diagonal(product, 0, -2, -1).sign())
         else:
             continue
