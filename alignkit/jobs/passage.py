@@ -171,7 +171,7 @@ class Passage:
         if path not in dict(self.model.named_modules()):
             listed = did_you_mean(path, [name for name, _ in self.model.named_modules()])
             raise MergeError(f"'@{path}': the network has no module and no tensor of this name.{listed}")
-        moving, other = Alignment.random(self.graph, 1), perturbed(self.model)
+        moving, other = Alignment.random(self.graph, 1), perturbed(self.model).to(torch.float64)
         folded_other = fold(other, self.graph).network
         assert isinstance(folded_other, nn.Module)
         networks = other, folded_other, moving.apply(folded_other)

@@ -3,15 +3,16 @@
     python tests/benchmarks/bench_gauges.py --json docs/results/gauges.json
 
 A copy of a network is folded and gets everything that changes none of its outputs: a random isometry (orders, signs,
-Haar rotations, phases), factors between what writes and what reads (0.1 to 10, with signs where they are free; matrices
-of condition 10), and random gains, shifts, means and biases where folds take them out. Both are folded and balanced and
-solved. The residual is what is left of the norm of all weights. Then every weight gets noise before the copy is made, as
-a share of the root mean square of its tensor. Unrelated pairs are two networks with random weights.
+Haar rotations, phases), factors between what writes and what reads (0.1 to 10, with signs where they are free;
+matrices of condition 10), and random gains, shifts, means and biases where folds take them out. Both are folded and
+balanced and solved. The residual is what is left of the norm of all weights. Then every weight gets noise before the
+copy is made, as a share of the root mean square of its tensor. Unrelated pairs are two networks with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ def mlp(activation: nn.Module) -> Callable[[], nn.Module]:
 
     def build() -> nn.Module:
         sizes, layers = (20, 48, 48, 48), []
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), activation]
         return nn.Sequential(*layers, nn.Linear(48, 7))
 
@@ -152,11 +153,8 @@ def planted(given: Subject, seed: int) -> dict[str, Tensor]:
     """Return the weights of a copy under a random element of the whole group, and unfolded with random numbers."""
     generator = torch.Generator().manual_seed(seed)
     graph = given.graph
-    wide = WideWeights(alignkit.fold(given.model, graph, balance=False).network.state_dict())
-    moved = Alignment.random(graph, seed).apply(
-        {name: wide[name] if wide.weights[name].is_floating_point() else wide.weights[name] for name in graph.tensors}
-    )
-    wide = WideWeights(moved)
+    folded = alignkit.fold(given.model.state_dict(), graph, balance=False).network
+    wide = WideWeights(Alignment.random(graph, seed).apply(folded))
     for balance in graph.balances:
         write, read = factors(graph, balance, generator)
         for places, factor in ((balance.writes, write), (balance.reads, read)):

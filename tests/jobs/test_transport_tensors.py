@@ -166,6 +166,18 @@ def test_an_autoencoder_takes_one_word_and_what_nothing_reads_is_told() -> None:
     torch.testing.assert_close(codes[1], codes[0], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["gpt", "llama", "tanh"])
+def test_modules_are_found_whatever_the_dtype_of_the_network(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = CASES[name].build(), CASES[name].batch()
+    graph = alignkit.trace(model, inputs, symmetries="all")
+    width = output_at(model, PLACES[name], inputs).shape[-1]
+    for dtype in (torch.float32, torch.bfloat16):
+        other = model.to(dtype)
+        carried = transport_tensors(graph, other, other, tensors={"v": torch.randn(width)}, layouts=f"@{PLACES[name]}")
+        assert carried.layouts["v"] not in ("", ".")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes_stay_and_orders_are_exact(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
