@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from alignkit.jobs.merge_adapters import merge_adapters
     from alignkit.jobs.network_opening import open_networks
     from alignkit.jobs.repair import repair, reset_batchnorm
+    from alignkit.jobs.rotate import rotate
     from alignkit.jobs.solve import solve
     from alignkit.jobs.solve_many import solve_many
     from alignkit.jobs.transport import transport
@@ -102,6 +103,7 @@ _HOMES = {
     "read_weights": "alignkit.checkpoints.weights",
     "repair": "alignkit.jobs.repair",
     "reset_batchnorm": "alignkit.jobs.repair",
+    "rotate": "alignkit.jobs.rotate",
     "solve": "alignkit.jobs.solve",
     "solve_many": "alignkit.jobs.solve_many",
     "trace": "alignkit.tracing",
@@ -166,6 +168,7 @@ __all__ = [
     "read_weights",
     "repair",
     "reset_batchnorm",
+    "rotate",
     "solve",
     "solve_many",
     "trace",

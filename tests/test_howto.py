@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("merge", "check", "compare", "align-many", "transport", "distance", "canonicalize", "fold", "plug-in-a-solver")
+PAGES = (
+    "merge",
+    "check",
+    "compare",
+    "align-many",
+    "transport",
+    "distance",
+    "canonicalize",
+    "fold",
+    "rotate",
+    "plug-in-a-solver",
+)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from alignkit.cli.distance import distance
 from alignkit.cli.failures import FriendlyGroup
 from alignkit.cli.fold import fold
 from alignkit.cli.merge import merge
+from alignkit.cli.rotate import rotate
 from alignkit.cli.solve import solve
 from alignkit.cli.solvers import solvers
 from alignkit.cli.trace import trace
@@ -67,7 +68,7 @@ def options(
 
 for function in (
     *(solvers, solve, demo, trace, check, merge, compare),
-    *(align_many, distance, transport, zoo, canonicalize, fold, train_deepalign),
+    *(align_many, distance, transport, zoo, canonicalize, fold, rotate, train_deepalign),
 ):
     app.command(function.__name__.replace("_", "-"))(function)
 

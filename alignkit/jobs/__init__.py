@@ -17,7 +17,7 @@ from alignkit.jobs.demo import FILES as DEMO_FILES
 from alignkit.jobs.demo import DemoResult, estimate_demo, run_demo
 from alignkit.jobs.distance import Distance
 from alignkit.jobs.estimate import Estimate
-from alignkit.jobs.fold import FoldCheck, Folded
+from alignkit.jobs.fold import Folded
 from alignkit.jobs.folder_comparison import FolderWarning
 from alignkit.jobs.from_disk import match_checkpoints
 from alignkit.jobs.memory_use import peak_memory
@@ -26,6 +26,8 @@ from alignkit.jobs.merge import Merged
 from alignkit.jobs.merge_adapters import MergedAdapters
 from alignkit.jobs.network_files import NetworkFiles
 from alignkit.jobs.network_opening import read_spec
+from alignkit.jobs.rewritten import FoldCheck
+from alignkit.jobs.rotate import Rotated
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.jobs.transport import Transported
 from alignkit.jobs.transport_adapter import TransportedAdapter
@@ -48,6 +50,7 @@ __all__ = [
     "Merged",
     "MergedAdapters",
     "NetworkFiles",
+    "Rotated",
     "Sameness",
     "SolvedPair",
     "SolvedPairs",

@@ -7,47 +7,23 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from alignkit.activations.random_inputs import traced_batch
 from alignkit.arguments import check_arguments
-from alignkit.errors import FoldError, VerificationError
 from alignkit.graph import SymmetryGraph
-from alignkit.graph.bind import WeightsSource, fit_of, weights_of
-from alignkit.graph.module_copy import copy_module
-from alignkit.graph.proof.model_run import call_arguments
-from alignkit.graph.proof.verify import Equivalence, same_function
-from alignkit.graph.rewrites import Fold, under_both_names, untied_heads
+from alignkit.graph.bind import WeightsSource
+from alignkit.graph.rewrites import Fold
+from alignkit.jobs.rewritten import FoldCheck, Rewriting
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, number
 from alignkit.rewriting import (
     BalancedSpace,
     Taken,
-    WideWeights,
     balance_weights,
     fold_weights,
-    module_with,
     unfold_weights,
 )
 from alignkit.text import Explained, list_some, plural
-
-
-@dataclass(frozen=True)
-class FoldCheck:
-    """What running a network before and after a fold showed.
-
-    ``exact`` compares outputs with the rewritten weights in float64, ``rounded`` with the weights in the dtype of the
-    network, whose rounding is all that is left.
-    """
-
-    exact: Equivalence
-    rounded: Equivalence
-
-    def explain(self) -> str:
-        """Say in a sentence by how much outputs differ."""
-        measured = f"{self.exact.error:.1g} of their size (tolerance {self.exact.tolerance:.0e}, {self.exact.dtype})"
-        return f"outputs differ by {measured}, and by {self.rounded.error:.1g} once the weights are rounded"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,11 +144,9 @@ class Folded(Explained):
         Raises:
             FoldError: A gain was 0, or the network does not fit the graph.
         """
-        source = self.network if network is None else network
-        tensors = _fitted(self.graph, weights_of(source))
-        wide = WideWeights(tensors)
-        unfold_weights(wide, self.taken)
-        return _rebuilt(source, weights_of(source), self.graph, wide, ())
+        work = Rewriting(self.network if network is None else network, self.graph)
+        unfold_weights(work.wide, self.taken)
+        return work.result()
 
 
 def count_folds(folds: Iterable[Fold]) -> str:
@@ -211,72 +185,7 @@ def fold(
             cannot be divided by a gain of 0, or a number overflows its dtype.
         VerificationError: The folded network does not compute the same, so the graph is wrong; the fold is named.
     """
-    whole = under_both_names(weights_of(network), graph.folds)
-    tensors = _fitted(graph, whole)
-    wide = WideWeights(tensors)
-    taken = fold_weights(wide, graph.folds)
-    spaces = balance_weights(wide, graph) if balance else []
-    result = _rebuilt(network, whole, graph, wide, untied_heads(graph.folds))
-    module = network if isinstance(network, nn.Module) else model
-    check = None if module is None else _checked(module, graph, tensors, wide, args, kwargs)
-    ties = untied_heads(graph.folds).items()
-    tied = {head: source for head, source in ties if torch.equal(tensors[head], tensors[source])}
-    return Folded(result, graph, tuple(spaces), check, taken, tied)
-
-
-def _fitted(graph: SymmetryGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    fit = fit_of(graph)
-    tensors = fit.check_tensors(weights, "the network")
-    fit.check_dtypes({"the network": {name: tensor.dtype for name, tensor in tensors.items()}})
-    fit.raise_if_any(FoldError, "the network does not fit the graph")
-    return tensors
-
-
-def _rebuilt(
-    source: WeightsSource, names: Iterable[str], graph: SymmetryGraph, wide: WideWeights, untied: Iterable[str]
-) -> nn.Module | dict[str, Tensor]:
-    """Return a network with rewritten weights: a module where the source is one, else a dict of some names."""
-    values = wide.rounded()
-    named = {name: values[first] for name, first in graph.first_names.items()}
-    return (
-        module_with(source, named, untied) if isinstance(source, nn.Module) else {name: named[name] for name in names}
-    )
-
-
-def _checked(
-    module: nn.Module,
-    graph: SymmetryGraph,
-    tensors: Mapping[str, Tensor],
-    wide: WideWeights,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> FoldCheck | None:
-    """Run a module with the weights before and after; None where there are no inputs.
-
-    Raises:
-        VerificationError: It does not compute the same before it is rounded.
-    """
-    if not args and not kwargs:
-        if not (traced := graph.provenance.inputs):
-            return None
-        count = traced[0].shape[0] if traced[0].shape else 1
-        args, kwargs = call_arguments(traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs)
-    plain = module_with(copy_module(module).to(torch.float64), {}, untied_heads(graph.folds))
-
-    def compare(values: Mapping[str, Tensor]) -> Equivalence:
-        before, after = (
-            module_with(plain, {name: side[first] for name, first in graph.first_names.items()})
-            for side in (tensors, values)
-        )
-        return same_function(before, after, *args, outputs=graph.provenance.outputs, **kwargs)
-
-    exact = compare({**tensors, **wide.wide})
-    if not exact.same:
-        apart = f"outputs differ by {exact.error:.2g} of their size, tolerance {exact.tolerance:.0e} in {exact.dtype}"
-        steps = WideWeights(tensors)
-        for fold in graph.folds:
-            fold_weights(steps, [fold])
-            if not compare({**tensors, **steps.wide}).same:
-                raise VerificationError(f"the graph is wrong about this fold: {fold} ({apart}).")
-        raise VerificationError(f"the graph is wrong about what it balances ({apart}).")
-    return FoldCheck(exact, compare(wide.rounded()))
+    work = Rewriting(network, graph)
+    taken = fold_weights(work.wide, graph.folds)
+    spaces = balance_weights(work.wide, graph) if balance else []
+    return Folded(work.result(), graph, tuple(spaces), work.check(model, args, kwargs), taken, work.untied)
