@@ -276,6 +276,39 @@ def steps_table(*names: str) -> str:
     return "\n".join(lines)
 
 
+def phases_table(*names: str) -> str:
+    """Barriers of INRs by what is searched, and the oracles that show what is left."""
+    found = {name: read(f"{name}-phases") for name in names}
+    lines = [f"- {name}, {one['pairs']} pairs: `{one['command']}`" for name, one in found.items()]
+    lines += ["", f"| barrier | {' | '.join(found)} |", "|---|" + "---:|" * len(found)]
+    for label in found[names[0]]["barriers"]:
+        numbers = [f"{one['barriers'][label]:.4f}" for one in found.values()]
+        lines.append(f"| {label} | {' | '.join(numbers)} |")
+    numbers = [f"{one['shared start']['barrier']:.4f}" for one in found.values()]
+    lines.append(f"| two trainings from one start, not aligned | {' | '.join(numbers)} |")
+    for noise in found[names[0]]["noise"]:
+        cells = [one["noise"][noise] for one in found.values()]
+        for key, label in (("order known", "known"), ("order found", "found")):
+            numbers = [f"{cell[f'barrier, {key}']:.4f}" for cell in cells]
+            lines.append(f"| itself with {float(noise):.0%} noise, order {label} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+def phases_words(*names: str) -> str:
+    """What phases are worth, in words."""
+    parts = []
+    for name in names:
+        one = read(f"{name}-phases")
+        barriers = one["barriers"]
+        parts.append(
+            f"on {name} the barrier falls from {barriers['permutations']:.2f} to "
+            f"{barriers['phases wrapped']:.2f} (predicting zero: {barriers['predicting zero']:.2f})"
+        )
+    moved = [read(f"{name}-phases")["shared start"]["hidden weights moved"] for name in names]
+    shares = " and ".join(f"{share:.0%}" for share in moved)
+    return f"With phases wrapped, {', and '.join(parts)}. Training moves hidden weights by {shares} of their size."
+
+
 def svg(figure: plt.Figure) -> str:
     """The picture as text for the page."""
     buffer = io.StringIO()
