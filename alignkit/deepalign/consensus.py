@@ -15,8 +15,9 @@ from torch import Tensor
 
 from alignkit.deepalign.aligner import USUAL, Schedule
 from alignkit.deepalign.relaxation import relax
-from alignkit.deepalign.scores import Scores, standardise
+from alignkit.deepalign.scores import Scores, comparable
 from alignkit.graph import SymmetryGraph, Use
+from alignkit.graph.kinds import GroupKind
 from alignkit.matching.objective import Objective
 from alignkit.matching.sinkhorn import balanced_sinkhorn
 from alignkit.matching.tree_objective import TreeObjective
@@ -42,7 +43,8 @@ def consensus(
         schedule: How many rounds, how hard the soft alignments are, and how much of earlier scores is kept.
     """
     trees = [TreeObjective(objective, root) for root in objective.graph.roots]
-    current = {name: standardise(matrix.to(objective.device)) for name, matrix in scores.items()}
+    kinds = {name: group.kind for name, group in objective.graph.groups.items()}
+    current = {name: comparable(kinds[name], matrix.to(objective.device)) for name, matrix in scores.items()}
     for _ in range(schedule.rounds):
         soft = soft_elements(objective.graph, current, schedule.sharpness)
         updated: dict[str, Tensor] = {}
@@ -53,12 +55,12 @@ def consensus(
                 weights = [objective.pair_similarity(use, around(use, soft)) for use in uses]
                 if not weights:
                     continue
-                new = standardise(sum(weights[1:], weights[0]))
+                new = comparable(kinds[name], sum(weights[1:], weights[0]))
                 if name in current:
                     # Each is trusted as far as it is decided. Weights of a residual stream say little about a unit and
                     # responses much; in an MLP it is the other way round.
-                    old = schedule.carry_over * peak(current[name]) ** TRUST * current[name]
-                    new = standardise(peak(new) ** TRUST * new + old)
+                    old = schedule.carry_over * peak(current[name], kinds[name]) ** TRUST * current[name]
+                    new = comparable(kinds[name], peak(new, kinds[name]) ** TRUST * new + old)
                 updated[name] = new
         current = updated
     return {name: matrix.cpu() for name, matrix in current.items()}
@@ -70,9 +72,12 @@ def around(use: Use, soft: Mapping[str, Tensor | None]) -> dict[str, Tensor | No
     return {**soft, **dict.fromkeys(nested)}
 
 
-def peak(scores: Float[Tensor, "units units"]) -> Tensor:
-    """Compute the mean of the largest entry of rows and of columns, relative to that of as many normal numbers."""
-    scores = scores.detach()
+def peak(scores: Float[Tensor, "units units"], kind: GroupKind = "permutation") -> Tensor:
+    """Compute the mean of the largest entry of rows and of columns, relative to that of as many normal numbers.
+
+    Where units may change their sign entries count without theirs.
+    """
+    scores = scores.detach() if kind == "permutation" else scores.detach().abs()
     largest = (scores.amax(0).mean() + scores.amax(1).mean()) / 2
     # The largest of n standard normal numbers is near sqrt(2 ln n).
     return largest / math.sqrt(2 * math.log(max(len(scores), 3)))

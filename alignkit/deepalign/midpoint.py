@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignkit.deepalign.aligner import USUAL, AlignerInput, Schedule
 from alignkit.deepalign.relaxation import relax
-from alignkit.deepalign.scores import Scores, standardise
+from alignkit.deepalign.scores import Scores, comparable
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.families import best_element
 from alignkit.tasks.batches import Batch
@@ -58,7 +58,7 @@ def meet_in_the_middle(
     for _ in range(schedule.steps):
         for group, slope in middle.slopes(current).items():
             length = first_lengths.setdefault(group, slope.square().mean().sqrt())
-            moved = standardise(current[group] - schedule.rate * slope / length)
+            moved = comparable(pair.graph.groups[group].kind, current[group] - schedule.rate * slope / length)
             current[group] = torch.where(length > 0, moved, current[group])
     return current if middle.deviation_of(current) < before else dict(scores)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from alignkit.activations.readings import Reading, hooked
 from alignkit.activations.sites import ModuleCall
 from alignkit.deepalign.aligner import AlignerInput, Probing
-from alignkit.deepalign.scores import cosines, is_finite, standardise
+from alignkit.deepalign.scores import comparable, cosines, is_finite, products
+from alignkit.graph.kinds import KINDS, GroupKind
 from alignkit.tasks.batches import map_tensors, tensors_in
 from alignkit.tasks.task import call_with
 
@@ -91,13 +92,19 @@ def respond(probing: Probing, weights: Mapping[str, Tensor], seed: int) -> dict[
     return responses
 
 
-def channels(a: Response, b: Response) -> list[Float[Tensor, "units units"]]:
-    """Compute similarities of A's units (rows) and B's (columns): by value, by gradient, and by their product."""
-    similarities = [cosines(*((values - values.mean(0)).T for values in (a.values, b.values)))]
+def channels(a: Response, b: Response, kind: GroupKind = "permutation") -> list[Float[Tensor, "units units"]]:
+    """Compute similarities of A's units (rows) and B's (columns): by value, by gradient, and by their product.
+
+    Units that change signs or rotate have no products: the sign is lost in them. Those that rotate have no size of
+    their own to divide by.
+    """
+    compare = products if KINDS[kind].rotates else cosines
+    similarities = [compare(*((values - values.mean(0)).T for values in (a.values, b.values)))]
     if a.gradients is not None and b.gradients is not None:
-        similarities.append(cosines(a.gradients.T, b.gradients.T))
-        products = (a.values * a.gradients, b.values * b.gradients)
-        similarities.append(cosines(*((product - product.mean(0)).T for product in products)))
+        similarities.append(compare(a.gradients.T, b.gradients.T))
+    if a.gradients is not None and b.gradients is not None and kind == "permutation":
+        both = (a.values * a.gradients, b.values * b.gradients)
+        similarities.append(cosines(*((product - product.mean(0)).T for product in both)))
     return similarities
 
 
@@ -106,11 +113,12 @@ def probe_similarities(pair: AlignerInput, probing: Probing) -> dict[str, Float[
     left, right = (respond(probing, side, pair.seed) for side in (pair.a, pair.b))
     scores: dict[str, Tensor] = {}
     for group, readings in probing.readings.items():
+        kind = pair.graph.groups[group].kind
         matrices = [
-            standardise(channel)
+            comparable(kind, channel)
             for reading in readings
             for response_a, response_b in zip(left[reading], right[reading], strict=True)
-            for channel in channels(response_a, response_b)
+            for channel in channels(response_a, response_b, kind)
             if is_finite(channel)
         ]
         if matrices:

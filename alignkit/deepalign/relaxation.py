@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignkit.deepalign.scores import standardise
+from alignkit.deepalign.scores import comparable, standardise
 from alignkit.graph import SymmetryGraph
 from alignkit.matching.sinkhorn import plan, potentials
 from alignkit.matching.soft_alignment import ProjectedAlignment
@@ -54,7 +54,7 @@ class Relaxed:
     def soft(self) -> dict[str, Tensor]:
         """Doubly stochastic matrices in the shapes of the logits."""
         roots = {name: matrix for name, matrix in self.logits.items() if name not in self.families}
-        return {**self.families, **self.project(roots)}
+        return {**self.families, **project_kinds(self.graph, roots, self.project)}
 
     def alignment(self, at: int, dtype: torch.dtype | None = None) -> ProjectedAlignment:
         """Return the soft alignment of one pair."""
@@ -112,8 +112,20 @@ def relax(
                     together = (families[child] * split_pairs(scores[child], child)).sum((-1, -2))
                     parts.append(standardise(together))
             if parts:
-                matrices = split_pairs(sharpness * standardise(sum(parts[1:], parts[0])), name)
+                kind = graph.groups[name].kind
+                matrices = split_pairs(sharpness * comparable(kind, sum(parts[1:], parts[0])), name)
                 logits[name] = matrices[:, 0, 0] if level == 0 else matrices
         if level:
-            families.update(project({name: matrix for name, matrix in logits.items() if depth[name] == level}))
+            own = {name: matrix for name, matrix in logits.items() if depth[name] == level}
+            families.update(project_kinds(graph, own, project))
     return Relaxed(graph, logits, families, project)
+
+
+def project_kinds(graph: SymmetryGraph, logits: Mapping[str, Tensor], project: Projection) -> dict[str, Tensor]:
+    """Project logits of groups that are permuted, some with signs, to matrices in the convex hulls of their elements.
+
+    Units that may change their sign have ``logits`` for one sign and ``-logits`` for the other.
+    """
+    signed = {name for name in logits if graph.groups[name].kind == "signed"}
+    soft = project({n: torch.logaddexp(m, -m) if n in signed else m for n, m in logits.items()})
+    return {name: m * torch.tanh(logits[name]) if name in signed else m for name, m in soft.items()}

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from alignkit.graph.kinds import GroupKind
+
 Scores = Mapping[str, Float[Tensor, "units units"]]
 """Similarities of the units of each group over all parents, row-major; larger is more alike."""
 
@@ -46,9 +48,31 @@ def standardise(scores: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n 
     return torch.where(constant, 0.0, centred / torch.where(constant, 1.0, deviation).sqrt())
 
 
+def comparable(kind: GroupKind, scores: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch n m"]:
+    """Bring the scores of a group to one size: as `standardise` does for permutations.
+
+    Where units change signs or rotate, scores do as well, so that their mean means nothing and stays.
+    """
+    if kind == "permutation":
+        return standardise(scores)
+    scores = of_unit_size(scores, (-1, -2))
+    size = scores.square().mean((-1, -2), keepdim=True)
+    return scores / torch.where(size > 0, size, 1.0).sqrt()
+
+
 def cosines(
     a: Float[Tensor, "*batch units features"], b: Float[Tensor, "*batch units features"]
 ) -> Float[Tensor, "*batch units units"]:
     """Compute the cosines of the features of A's units (rows) and B's (columns); 0 for a unit without any."""
     left, right = (functional.normalize(of_unit_size(side, (-1, -2)), dim=-1, eps=TINY) for side in (a, b))
     return left @ right.mT
+
+
+def products(
+    a: Float[Tensor, "*batch units features"], b: Float[Tensor, "*batch units features"]
+) -> Float[Tensor, "*batch units units"]:
+    """Compute the products of the features of A's units (rows) and B's (columns), relative to the size of all."""
+    left, right = (of_unit_size(side, (-1, -2)) for side in (a, b))
+    sizes = (torch.linalg.vector_norm(side, dim=(-1, -2), keepdim=True).clamp(min=TINY) for side in (left, right))
+    product: Tensor = (left / next(sizes)) @ (right / next(sizes)).mT
+    return product

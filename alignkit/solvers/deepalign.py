@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,16 +15,21 @@ from torch import Tensor
 from alignkit.deepalign import SHIPPED_CHECKPOINT, Aligner, AlignerInput, load_aligner
 from alignkit.deepalign.aligner import USUAL, Schedule
 from alignkit.deepalign.consensus import consensus
-from alignkit.deepalign.midpoint import meet_in_the_middle
+from alignkit.deepalign.midpoint import SAMPLES, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, find_probing
 from alignkit.deepalign.stand_ins import find_middle_inputs
 from alignkit.errors import SolverError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
 from alignkit.matching.families import best_element
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
+from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
+from alignkit.solvers.sinkhorn import Sinkhorn
 
+TURNS, TURN_BATCH = 200, 32
+"""Steps that turn rotations until the middle does what both networks do, and inputs in each."""
 _MATRICES = 8
 """Square matrices for each group that are alive at once."""
 
@@ -54,7 +60,8 @@ class DeepAlignOptions(SolverOptions):
     midpoint_steps: int | None = Field(None, ge=0)
     """Steps that move scores until the network in the middle does on 512 inputs what the two do on average. None is 8
     (or what the aligner has learned) on data of a task, on inputs of the domain that the aligner knows, and on those of
-    many random inputs on which two classifiers are sure; else it is 0, as for ``encoder="dws"``."""
+    many random inputs on which two classifiers are sure; else it is 0, as for ``encoder="dws"``. Where units rotate
+    these are 200 steps of `sinkhorn` with ``objective="outputs"``, which keep the order of units that do not."""
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, without the batch. Without it the shape is that of the task's inputs, or of the inputs that
     the graph was traced on."""
@@ -67,16 +74,19 @@ class DeepAlign(Solver[DeepAlignOptions]):
     assignment; here followed by rounds of consensus with the similarities of weights, and by a few steps that make the
     network in the middle do what the two do. No labels are used: of a task only inputs, and with modules and a
     traced graph (or ``input_shape``) no data at all. Where networks cannot be run it works from weights alone, all
-    groups unknown at first.
+    groups unknown at first. Where units rotate, coordinate ascent takes the place of the rounds.
     """
 
     name = "deepalign"
+    kinds = frozenset(KINDS)
     needs = Needs(in_memory=False)
     returns = Returns(exact_on_permuted_copies=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Encode, agree, meet in the middle, assign."""
         options = self.options
+        if options.encoder != "probes":
+            problem.graph.check_kinds(f'encoder="{options.encoder}"', SolverError, 'Take encoder="probes".')
         aligner = self._load_aligner(problem)
         schedule, probed = self._schedule(aligner), None
         if aligner is None or aligner.needs_probes or options.midpoint_steps:
@@ -94,23 +104,55 @@ class DeepAlign(Solver[DeepAlignOptions]):
             scores = aligner.score(AlignerInput(problem.graph, problem.a, problem.b, seed=problem.seed))
         elif probed is not None and (probing := probed.pair.probing) is not None:
             scores = probe_similarities(probed.pair, probing) if aligner is None else aligner.score(probed.pair)
-        if not scores:  # From weights alone there is nothing to agree on before the first round.
-            schedule = replace(schedule, rounds=max(schedule.rounds, USUAL.rounds))
-        scores = consensus(problem.objective, scores, schedule)
+        rotates = any(map(problem.graph.rotates, problem.graph.groups))
+        if rotates:
+            agreed = self._ascend(problem, scores)
+        else:
+            if not scores:  # From weights alone there is nothing to agree on before the first round.
+                schedule = replace(schedule, rounds=max(schedule.rounds, USUAL.rounds))
+            scores = consensus(problem.objective, scores, schedule)
+            agreed = Alignment(problem.graph, best_element(problem.graph, scores))
         asked = bool(options.midpoint_steps)
         middle = None if probed is None or not schedule.steps else find_middle_inputs(probed, anything=asked)
         if asked and middle is None:
             reason = "" if probed is None else f": {probed.why}"
             advice = f"give a task, or leave midpoint_steps= out{reason}"
             raise SolverError(f"midpoint_steps={schedule.steps} runs both networks: {advice}.")
+        alignment = agreed
         if probed is not None and middle is not None:
             notes["midpoint steps"] = middle.why
-            agreed = Alignment(problem.graph, best_element(problem.graph, scores))
             report(Step(1, problem.objective.distance2(agreed), "rounds of consensus", agreed))
-            scores = meet_in_the_middle(middle.task, middle.batches, probed.pair, scores, schedule)
-        alignment = Alignment(problem.graph, best_element(problem.graph, scores))
+            if rotates:
+                alignment = self._turn(replace(problem, init=agreed, task=middle.task))
+            else:
+                scores = meet_in_the_middle(middle.task, middle.batches, probed.pair, scores, schedule)
+                alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1 if middle is None else 2, problem.objective.distance2(alignment), alignment=alignment))
         return Outcome(alignment, notes=notes)
+
+    def _ascend(self, problem: Problem, scores: Mapping[str, Tensor]) -> Alignment:
+        """Let groups of which some rotate agree by coordinate ascent, from probes and from weights alone.
+
+        Soft alignments say little about rotations: their mean is 0. Of both ends the nearer one is taken.
+        """
+        graph, unknown = problem.graph, dict.fromkeys(problem.graph.groups)
+        starts: list[dict[str, Tensor | None]] = [unknown]
+        trees = [graph.tree(root) for root in graph.roots]
+        seen = [n for tree in trees if all(n in scores or graph.children(n) for n in tree) for n in tree]
+        if seen:
+            probed = best_element(graph, scores)
+            starts.append({**unknown, **{name: probed[name] for name in seen}})
+        ascent, classes = Ascent(problem.objective), colour_roots(graph)
+        best = min((ascent.run(start, classes) for start in starts), key=lambda run: run.distance)
+        return Alignment(graph, best.elements)
+
+    def _turn(self, problem: Problem) -> Alignment:
+        """Turn rotations from a start until the network in the middle does what both do; keep orders."""
+        steps = self.options.midpoint_steps or TURNS
+        seen = {"samples": SAMPLES, "score_samples": SAMPLES, "batch_size": TURN_BATCH}
+        looks = {"check_every": max(1, steps // 5), "patience": steps}
+        turning = Sinkhorn(objective="outputs", max_steps=steps, **seen, **looks)
+        return turning.solve(problem, lambda step: None).alignment
 
     def memory(self, graph: SymmetryGraph) -> int:
         """Return the bytes of scores and soft alignments of all groups, in float64."""
