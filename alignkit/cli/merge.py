@@ -8,6 +8,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
+from alignkit.cli.attached import merge_adapters, refuse
 from alignkit.cli.runner import Runner, byte_bar, task_arguments
 from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
@@ -23,7 +24,9 @@ def merge(
     data: switches.TaskSwitches,
     job: switches.JobSwitches,
     weight: Annotated[list[float] | None, typer.Option("--weight", help="Share of each model; repeatable.")] = None,
-    method: Annotated[str, typer.Option("--method", help="linear, or slerp for two models.")] = "linear",
+    method: Annotated[
+        str, typer.Option("--method", help="linear, or slerp for two; of adapters products or factors.")
+    ] = "linear",
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
     memory: switches.MemorySwitch = None,
 ) -> None:
@@ -34,10 +37,16 @@ def merge(
     Folders of transformers, diffusers and timm are traced from their config.json; weights files need --model or
     --spec. Reports what alignment gained beside no alignment, what could not be moved, and whether reordering units
     keeps the function. With --task also the losses, and running statistics such as those of BatchNorm are recomputed on
-    its inputs. The output appears whole or not at all, and none is replaced without --force.
+    its inputs. LoRA adapters of one base are averaged by what they add to each weight. The output appears whole or not
+    at all, and none is replaced without --force.
     """
     if len(models) < 2:
         raise UsageError("merge at least two checkpoints.")
+    if all(map(alignkit.jobs.Adapter.is_at, models)):
+        others = {"--task": data.task is not None, "--repair": data.repair, "--memory": memory is not None}
+        refuse("adapters", {**others, "--no-align": not align})
+        adapted = one_of("--method", "products" if method == "linear" else method, ("products", "factors"))
+        return merge_adapters(models, output, job, weight, adapted)
     how = one_of("--method", method, ("linear", "slerp"))
     data.check()
     switches.check_memory(memory, {"--task": data.task is not None, "--method slerp": method == "slerp"})
@@ -55,4 +64,4 @@ def merge(
                 files.write(output, merged.network, like=0, overwrite=job.force, on_progress=report)
         names = [str(path) for path in models]
         named = {"models": names, "output": output, "method": method, "task": data.task or "none"}
-        run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)
+        return run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)

@@ -9,6 +9,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
+from alignkit.cli.attached import Carrying, refuse
 from alignkit.cli.runner import Runner, task_arguments
 from alignkit.errors import UsageError
 
@@ -16,8 +17,8 @@ from alignkit.errors import UsageError
 @switches.command
 def transport(
     base_a: Annotated[Path, typer.Argument(help="The base that was fine-tuned.")],
-    tuned_a: Annotated[Path, typer.Argument(help="The same after fine-tuning.")],
-    base_b: Annotated[Path, typer.Argument(help="The base that gets the fine-tune.")],
+    tuned_a: Annotated[Path, typer.Argument(help="What is carried: the same after fine-tuning, or an adapter.")],
+    base_b: Annotated[Path, typer.Argument(help="The base that gets it.")],
     output: switches.OutputSwitch,
     architecture: switches.ArchitectureSwitches,
     kinds: switches.SymmetrySwitches,
@@ -27,10 +28,20 @@ def transport(
     scale: Annotated[float, typer.Option("--scale", help="Factor of the task vector; -1 takes it away.")] = 1.0,
     alignment: Annotated[Path | None, typer.Option("--alignment", help="Saved alignment of the bases.")] = None,
     save_alignment: switches.SaveAlignmentSwitch = None,
+    layouts: Annotated[
+        str | None,
+        typer.Option(
+            "--layouts",
+            help="What is carried are tensors: JSON with the layout of each, or one word such as @layers.3.",
+        ),
+    ] = None,
 ) -> None:
-    """Carry a fine-tune over to another base.
+    """Carry a fine-tune, an adapter or a probe over to another base.
 
     Example: alignkit transport base_a.pt tuned_a.pt base_b.pt -o tuned_b.pt --spec spec.json
+
+    A folder of peft with a LoRA adapter is carried as one. With --layouts the second file holds tensors that stand on
+    axes of base A, such as steering vectors, probes and sparse autoencoders.
 
     With --task the losses are told, and running statistics such as those of BatchNorm are recomputed on its inputs.
     Files appear whole or not at all, and none is replaced without --force.
@@ -38,6 +49,13 @@ def transport(
     data.check()
     if alignment is not None and (solving.options or save_alignment):
         raise UsageError("--alignment brings an alignment, so there is nothing to solve and nothing to save.")
+    if layouts is not None or alignkit.jobs.Adapter.is_at(tuned_a):
+        what = "an adapter" if layouts is None else "--layouts"
+        refuse(what, {"--task": data.task is not None, "--repair": data.repair, "--scale": scale != 1})
+        carrying = Carrying(
+            base_a, tuned_a, base_b, output, architecture, kinds, solving, job, alignment, save_alignment
+        )  # fmt: skip
+        return carrying.adapter() if layouts is None else carrying.tensors(layouts)
     solver = None if alignment else solving.solver
     with Runner("transport", job, {"--output": output, "--save-alignment": save_alignment}, like=base_b) as run:
         files = run.open([base_a, tuned_a, base_b], architecture, kinds, solver=solver)
@@ -54,4 +72,4 @@ def transport(
                 carried.alignment.save(save_alignment)
         named = {"base A": base_a, "tuned A": tuned_a, "base B": base_b, "output": output, "task": data.task or "none"}
         pair = files.graph.bind(before, target)
-        run.finish(carried, f"{tuned_a} carried to {base_b}", files, named=named, pair=pair, check=check)
+        return run.finish(carried, f"{tuned_a} carried to {base_b}", files, named=named, pair=pair, check=check)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.staging import staged
 from alignkit.checkpoints.weights import read_weights, write_weights
@@ -42,11 +43,6 @@ class Factors:
     b: str
     bias: str
     is_embedding: bool
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Tell whether a path is a folder with an adapter of peft."""
-    return (Path(path) / CONFIG).is_file()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +95,14 @@ class Adapter:
             raise MergeError(f"{self.label} holds no factors of LoRA.")
         object.__setattr__(self, "factors", factors)
 
+    @staticmethod
+    @check_arguments
+    def is_at(path: str | Path) -> bool:
+        """Tell whether a path is a folder with an adapter of peft."""
+        return (Path(path) / CONFIG).is_file()
+
     @classmethod
+    @check_arguments
     def read(cls, folder: str | Path) -> Adapter:
         """Read an adapter from its folder; peft is not needed.
 
@@ -121,6 +124,7 @@ class Adapter:
             raise MergeError(f"{folder} holds no {' and no '.join(WEIGHTS)}.")
         return cls(config, read_weights(files[0]), str(folder))
 
+    @check_arguments
     def write(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write a folder that peft loads, whole or not at all.
 

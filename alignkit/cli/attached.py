@@ -1,0 +1,102 @@
+"""What ``alignkit transport`` and ``alignkit merge`` do with adapters, probes and other tensors beside a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import alignkit
+from alignkit.cli.outputs import check_weights
+from alignkit.cli.runner import Runner
+from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SolverSwitches, SymmetrySwitches
+from alignkit.errors import UsageError
+
+
+def refuse(what: str, given: Mapping[str, bool]) -> None:
+    """Refuse switches that do not go with what is carried or merged; those that were given are true."""
+    if wrong := [switch for switch, is_given in given.items() if is_given]:
+        raise UsageError(f"{', '.join(wrong)} does not go with {what}.")
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """The arguments of ``alignkit transport`` where no network is carried, but what belongs to one."""
+
+    base_a: Path
+    thing: Path
+    base_b: Path
+    output: Path
+    architecture: ArchitectureSwitches
+    kinds: SymmetrySwitches
+    solving: SolverSwitches
+    job: JobSwitches
+    alignment: Path | None
+    save_alignment: Path | None
+
+    def adapter(self) -> None:
+        """Carry a LoRA adapter, and write a folder that peft loads."""
+        adapter = alignkit.jobs.Adapter.read(self.thing)
+
+        def write(carried: Any) -> None:
+            carried.adapter.write(self.output, overwrite=self.job.force)
+
+        self._carry(True, write, lambda *sides, **given: alignkit.transport_adapter(*sides, adapter=adapter, **given))
+
+    def tensors(self, layouts: str) -> None:
+        """Carry tensors whose layouts a JSON file holds, or one word says; constants are written beside them."""
+        texts: Any = layouts if layouts.startswith("@") else alignkit.jobs.read_spec(layouts)
+        tensors = alignkit.read_weights(self.thing)
+
+        def write(carried: Any) -> None:
+            constants = {f"{name}.constant": tensor for name, tensor in carried.constants.items()}
+            alignkit.write_weights(self.output, {**carried.tensors, **constants})
+
+        self._carry(
+            False,
+            write,
+            lambda *sides, model, **given: alignkit.transport_tensors(
+                *sides, tensors=tensors, layouts=texts, model=model, **given
+            ),
+            with_model=True,
+        )
+
+    def _carry(
+        self, folder: bool, write: Callable[[Any], None], call: Callable[..., Any], *, with_model: bool = False
+    ) -> None:
+        check_weights({"--output": self.output}, self.job.force, folder=folder)
+        with Runner("transport", self.job, {"--save-alignment": self.save_alignment}) as run:
+            run.written.insert(0, str(self.output))
+            solver = None if self.alignment else self.solving.solver
+            files = run.open([self.base_a, self.base_b], self.architecture, self.kinds, solver=solver)
+            check = run.check_function(files, 1)
+            known = None if self.alignment is None else alignkit.Alignment.load(self.alignment, files.graph)
+            example = files.own_example(0) if with_model else None
+            extra = {"model": example and example[0]} if with_model else {}
+            sides = files.folded or files.given
+            carried = call(files.graph, *sides, alignment=known, **extra, **self.solving.arguments)
+            with run.file_set.collecting():
+                write(carried)
+                if self.save_alignment is not None:
+                    carried.alignment.save(self.save_alignment)
+            named = {"base A": self.base_a, "carried": self.thing, "base B": self.base_b, "output": self.output}
+            title = f"{self.thing} carried to {self.base_b}"
+            run.finish(carried, title, files, named=named, pair=files.bind(), check=check)
+
+
+def merge_adapters(
+    adapters: Sequence[Path], output: Path, job: JobSwitches, weights: Sequence[float] | None, method: str
+) -> None:
+    """Average LoRA adapters, and write a folder that peft loads."""
+    check_weights({"--output": output}, job.force, folder=True)
+    with Runner("merge", job, {}) as run:
+        run.written.append(str(output))
+        if job.dry_run:
+            raise UsageError("--dry-run does not go with adapters: nothing is solved for them.")
+        merged = alignkit.merge_adapters(adapters, weights, method)  # type: ignore[arg-type]
+        with run.file_set.collecting():
+            merged.adapter.write(output, overwrite=job.force)
+        names = [str(path) for path in adapters]
+        named = {"adapters": names, "output": output}
+        run.finish(merged, f"Merge of {', '.join(names)}", named=named)
