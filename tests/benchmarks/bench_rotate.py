@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_rotate.py gpt2 llama vit --folder NETWORKS --json docs/results/rotate.json
 
 Networks are those of `bench_seeds.py`. The weights of each output of a matrix are rounded to the nearest of 2^bits - 1
-numbers with one scale (round to nearest, symmetric). The error is relative to the root mean square of all matrices; the loss is the held-out
-loss on 512 samples with rounded matrices.
+numbers with one scale (round to nearest, symmetric). The error is relative to the root mean square of all matrices; the
+loss is the held-out loss on 512 samples with rounded matrices.
 """
 
 from __future__ import annotations
