@@ -1,6 +1,7 @@
 """train.py: a small GPT-2 that predicts the next character of Python code."""
 
 import argparse
+import inspect
 import json
 import sys
 
@@ -9,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import alignkit
 
-text = "".join(open(m.__file__).read() for m in (argparse, json))
+text = inspect.getsource(argparse) + inspect.getsource(json)
 codes = torch.tensor([min(ord(c), 127) for c in text])
 train, held_out = codes[:-8192], codes[-8192:]
 
