@@ -97,7 +97,8 @@ class Sinkhorn(Solver[SinkhornOptions]):
         moving = MovingAlignment(start, problem, None if keeps_orders else options.confidence, options.scalings)
         if not moving.moves or problem.objective.distance2(start) <= ROUNDED * problem.objective.squares:
             return Outcome(start, Status.OK, {"steps": 0.0}, soft_outcome(SoftAlignment.from_alignment(start), problem))
-        optimizer = torch.optim.Adam(moving.logits.stacks.values()) if moving.logits is not None else None
+        logits = [] if moving.logits is None else [*moving.logits.stacks.values()]
+        optimizer = torch.optim.Adam(logits) if logits else None
 
         def state(fraction: float) -> Moved:
             return moving.now(options.temperature * (options.final_temperature / options.temperature) ** fraction)

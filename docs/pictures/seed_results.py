@@ -9,6 +9,9 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "results" / "seeds.json"
 NAMES = {"gpt2": "GPT-2, tied head", "llama": "Llama, grouped queries", "llama-tied": "Llama, tied head", "vit": "ViT"}
 
+PARTS = ("plain", "permutations", "all symmetries", "start")
+"""How the names of rows begin, in the order of the table."""
+
 
 def results() -> list[dict[str, Any]]:
     """One entry for each kind of network and size."""
@@ -17,28 +20,50 @@ def results() -> list[dict[str, Any]]:
 
 
 def table() -> str:
-    """The excess of each way to average, for each kind of network."""
+    """The excess of each way to average, for each kind of network; empty where it was not measured."""
     kinds = results()
     titles = [f"{NAMES[kind['kind']]}, {kind['layers']} layers, width {kind['width']}" for kind in kinds]
-    lines = ["| average | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(kinds)]
-    for number, row in enumerate(kinds[0]["rows"]):
-        cells = [kind["rows"][number] for kind in kinds]
-        shown = (f"{c['excess']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells)
-        lines.append(f"| {row['row']} | " + " | ".join(shown) + " |")
+    lines = ["| average | same architecture? | " + " | ".join(titles) + " |", "|---|---|" + "---:|" * len(kinds)]
+    by_name = [{row["row"]: row for row in kind["rows"]} for kind in kinds]
+    for name in row_names(kinds):
+        cells = [rows.get(name) for rows in by_name]
+        same = "yes" if all(cell["same_architecture"] for cell in cells if cell) else "no"
+        lines.append(f"| {name} | {same} | " + " | ".join("" if c is None else shown(c) for c in cells) + " |")
     return "\n".join(lines)
 
 
+def shown(cell: dict[str, Any]) -> str:
+    """One excess with its interval, or with the number of pairs where there are too few for one."""
+    interval = f"{cell['low']:.3f} to {cell['high']:.3f}" if cell["pairs"] > 2 else f"pairs: {cell['pairs']}"
+    return f"{cell['excess']:.3f} ({interval})"
+
+
+def row_names(kinds: list[dict[str, Any]]) -> list[str]:
+    """The names of all rows: permutations, then all symmetries, then other starts, as the longest lists have them."""
+    longest = sorted((kind["rows"] for kind in kinds), key=len, reverse=True)
+    names = dict.fromkeys(row["row"] for rows in longest for row in rows)
+    return sorted(names, key=lambda name: next(at for at, part in enumerate(PARTS) if name.startswith(part)))
+
+
 def facts() -> str:
-    """What the parents lose, how much all symmetries leave of the best permutation's excess, and what it takes."""
+    """What the parents lose, how much symmetries leave of the best permutation's excess, and what it takes."""
     sentences = []
     for kind in results():
         rows = {row["row"]: row for row in kind["rows"]}
-        best = min(row["excess"] for name, row in rows.items() if name.startswith("permutations"))
-        whole = rows["all symmetries"]
+        permutations = [row for name, row in rows.items() if name.startswith("permutations")]
+        best = min(permutations, key=lambda row: float(row["excess"]))
         low, high = min(kind["parents"]), max(kind["parents"])
-        sentences.append(
-            f"- {NAMES[kind['kind']]}: the {kind['seeds']} parents have losses of {low:.3f} to {high:.3f}. All "
-            f"symmetries leave {whole['excess'] / best:.2f} of the excess of the best permutations, in "
-            f"{whole['cpu_seconds']:.1f} CPU s a pair."
-        )
+        parts = [f"the {kind['seeds']} parents have losses of {low:.3f} to {high:.3f}"]
+        for name, does in (
+            ("all symmetries", "all symmetries leave"),
+            ("all symmetries, then 200 steps without labels", "with 200 steps without labels"),
+        ):
+            if name in rows:
+                share, seconds = rows[name]["excess"] / best["excess"], rows[name]["cpu_seconds"]
+                parts.append(
+                    f"{does} {share:.2f} of the excess of the best permutations, in {seconds:.1f} CPU s a pair"
+                )
+        how = best["row"].removeprefix("permutations, ")
+        parts.append(f"the best permutations are those of {how}")
+        sentences.append(f"- {NAMES[kind['kind']]}, width {kind['width']}: {'; '.join(parts)}.")
     return "\n".join(sentences)

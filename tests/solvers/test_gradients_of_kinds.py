@@ -6,10 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 import alignkit
-from alignkit import Alignment, Task
+from alignkit import Alignment, SymmetryGraph, Task
 from alignkit.errors import SolverError, TaskError
+from alignkit.graph.kinds import KINDS, PLANES
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver import Problem
 from alignkit.solvers.moving_alignment import MovingAlignment, rotations_of_pairs
@@ -49,6 +51,25 @@ def test_the_loss_in_the_middle_falls_below_that_of_the_start(kind, solver, obje
     own = SOLVERS[solver](objective).objective
     assert own(problem, solution.alignment) == pytest.approx(values[-1], rel=1e-5)
     assert own(problem, start) == pytest.approx(values[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "size"), [(k, n) for k, facts in KINDS.items() if facts.mark for n in (1, 2)])
+@solvers
+def test_graphs_of_one_small_group(solver, kind, size, dtype):
+    """Nothing but one group of a kind: no orders that could move beside it, one unit, half precision."""
+    mark, size = KINDS[kind].mark, 2 * size if kind in PLANES else size
+    graph = SymmetryGraph.from_spec(
+        {"0.weight": f"{mark}h .", "1.weight": f". {mark}h"}, {"0.weight": (size, 3), "1.weight": (2, size)}
+    )
+    generator = torch.Generator().manual_seed(size)
+    a, b = (torch.nn.Sequential(nn.Linear(3, size, bias=False), nn.Linear(size, 2, bias=False)) for _ in "ab")
+    for model in (a, b):
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype)
+    task = Task(a, (torch.randn(16, 3, generator=generator).to(dtype), torch.zeros(16, 2, dtype=dtype)), "mse")
+    solution = alignkit.solve(graph, a, b, solver=SOLVERS[solver]("outputs"), task=task)
+    assert solution.history[-1].objective <= solution.history[0].objective
 
 
 @kinds
