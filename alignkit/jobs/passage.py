@@ -29,6 +29,8 @@ from alignkit.graph.proof.verify import TOLERANCE, relative_difference
 from alignkit.jobs.attachments import Attachments, Place
 from alignkit.jobs.fold import Folded, fold
 from alignkit.jobs.solve import completed, graph_and_models, solve
+from alignkit.reports import Check, Facts, Section
+from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.rewriting import AxisChanges
 from alignkit.rewriting.axes import Likes
 from alignkit.solver.solution import Solution
@@ -92,6 +94,8 @@ class Passage:
         for at, network in enumerate(networks):
             if graph.folds or graph.balances or isinstance(network, Folded):
                 done = network if isinstance(network, Folded) else fold(network, graph)
+                if done.graph != graph:
+                    raise BindError("a network was folded for another graph than the one that is given.")
                 networks[at], changes[at] = done.network, AxisChanges(done.taken, done.spaces)
         model = a if isinstance(a, nn.Module) else model
         bound = graph.bind(networks[0], networks[1])
@@ -147,7 +151,8 @@ class Passage:
 
     def _carry(self, node: TensorNode, tensor: Tensor, likes: Likes, order: Alignment) -> Tensor:
         kinds = {order.graph.groups[group].kind for group in node.groups}
-        if not is_number(tensor) and any(kind != "permutation" for kind in kinds):
+        rewritten = bool(likes) and (self.changes_a.taken or self.changes_a.spaces)
+        if not is_number(tensor) and (rewritten or any(kind != "permutation" for kind in kinds)):
             raise MergeError(f"{node.name!r} holds whole numbers, which can be put into another order and no more.")
         if not is_number(tensor) or not (likes or any(KINDS[kind].rotates for kind in kinds)):
             return act_on_blocks(node.blocks, tensor.detach(), order.elements)
@@ -212,6 +217,15 @@ class Passage:
             if gain.gain.rpartition(".")[0] == path:
                 return "that reads it: " + " or ".join(f"'@{place.tensor}:{place.axis}'" for place in gain.readers)
         return "of a tensor that reads or writes it, as in '@fc.weight:0'"
+
+
+def alignment_sections(
+    title: str, alignment: Alignment, solution: Solution | None, pair: Pair | None, check: Check, facts: Facts
+) -> tuple[Section, ...]:
+    """Show facts and an alignment in a report, with pictures where it was solved."""
+    if solution is not None:
+        return solution.report(title, pair=pair, check=check, facts=facts).sections
+    return facts_section(facts or {}), function_section(check), uncovered_section(alignment.graph)
 
 
 def _output(network: Any, graph: SymmetryGraph, path: str) -> Tensor:

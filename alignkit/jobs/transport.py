@@ -20,9 +20,9 @@ from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.jobs.average import length, widen, with_tensors
 from alignkit.jobs.mending import Mending, Statistics
+from alignkit.jobs.passage import alignment_sections
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Check, Facts, Losses, Report, Section, Table
-from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
 from alignkit.text import Explained, list_some
@@ -80,10 +80,7 @@ class Transported(Explained):
         """Say what was carried, with pictures of the alignment where one was solved."""
         own = {**(facts or {}), "length of the task vector": f"{self.length:.6g}", "scale": f"{self.scale:g}"}
         own["running statistics"] = " ".join(self.statistics.explain()) or "nothing to do"
-        if self.solution is not None:
-            sections = self.solution.report(title, pair=pair, check=check, facts=own).sections
-        else:
-            sections = (facts_section(own), function_section(check), uncovered_section(self.alignment.graph))
+        sections = alignment_sections(title, self.alignment, self.solution, pair, check, own)
         if self.losses is not None:
             table = Table(("", *self.losses.results), tuple(self.losses.rows))
             sections = (*sections[:1], Section("The task", (table,)), *sections[1:])

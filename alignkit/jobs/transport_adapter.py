@@ -20,10 +20,9 @@ from alignkit.graph.proof.verify import TOLERANCE, relative_difference
 from alignkit.jobs.adapters import BASE_WEIGHT, Adapter, zeros_like_output
 from alignkit.jobs.attachments import read_attachments
 from alignkit.jobs.fold import Folded
-from alignkit.jobs.passage import Passage
+from alignkit.jobs.passage import Passage, alignment_sections
 from alignkit.jobs.solve import SolverLike
 from alignkit.reports import Check, Facts, Report, Section, Table
-from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
 from alignkit.text import Explained, list_some, plural
 
@@ -71,10 +70,7 @@ class TransportedAdapter(Explained):
         facts: Facts = None,
     ) -> Report:
         """List the weights, with pictures of the alignment where one was solved."""
-        if self.solution is not None:
-            sections = self.solution.report(title, pair=pair, check=check, facts=facts).sections
-        else:
-            sections = (facts_section(facts or {}), function_section(check), uncovered_section(self.alignment.graph))
+        sections = alignment_sections(title, self.alignment, self.solution, pair, check, facts)
         rows = tuple((name, str(self.adapter.rank(name))) for name in self.adapter.factors)
         return Report(title, (*sections[:1], Section("Weights", (Table(("weight", "rank"), rows),)), *sections[1:]))
 

@@ -15,10 +15,9 @@ from alignkit.graph.bind import WeightsSource, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.attachments import read_attachments
 from alignkit.jobs.fold import Folded
-from alignkit.jobs.passage import Passage
+from alignkit.jobs.passage import Passage, alignment_sections
 from alignkit.jobs.solve import SolverLike
 from alignkit.reports import Check, Facts, Report, Section, Table
-from alignkit.reports.sections import facts_section, function_section, uncovered_section
 from alignkit.solver.solution import Solution
 from alignkit.text import Explained, plural
 
@@ -82,10 +81,7 @@ class TransportedTensors(Explained):
         facts: Facts = None,
     ) -> Report:
         """List what was carried, with pictures of the alignment where one was solved."""
-        if self.solution is not None:
-            sections = self.solution.report(title, pair=pair, check=check, facts=facts).sections
-        else:
-            sections = (facts_section(facts or {}), function_section(check), uncovered_section(self.alignment.graph))
+        sections = alignment_sections(title, self.alignment, self.solution, pair, check, facts)
         rows = tuple((name, text, f"{self.unread.get(name, 0):.2g}") for name, text in self.layouts.items())
         table = Section("Tensors", (Table(("tensor", "layout", "share that nothing reads"), rows),))
         return Report(title, (*sections[:1], table, *sections[1:]))

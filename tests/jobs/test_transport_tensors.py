@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import alignkit
 from alignkit import Alignment, SymmetryGraph, fold, transport_tensors
-from alignkit.errors import AlignkitError, AlignmentError, MergeError, ShapeMismatchError, SpecError
+from alignkit.errors import AlignkitError, AlignmentError, BindError, MergeError, ShapeMismatchError, SpecError
 from alignkit.graph import Gain, OutputScale, Shift, Through, Zero
 from alignkit.reports import write_report
 from helpers.folding_nets import NETS, Net
@@ -255,6 +255,34 @@ def test_networks_may_be_folded_before() -> None:
     before = fold(model.state_dict(), graph), fold(other, graph)
     again = transport_tensors(graph, *before, tensors=things, layouts=layouts, alignment=way, model=model)
     assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in plain.tensors.items())
+
+
+def test_whole_numbers_are_put_into_order_and_never_computed_with() -> None:
+    torch.manual_seed(0)
+    model, inputs = CASES["relu"].build(), CASES["relu"].batch()
+    permuted = alignkit.trace(model, inputs)
+    symmetry = Alignment.random(permuted, 1)
+    mask = torch.tensor([True, False, False, True, False])
+    for word in ("up", "@up.bias:0"):
+        carried = transport_tensors(
+            permuted,
+            model,
+            symmetry.apply(model),
+            tensors={"m": mask},
+            layouts={"m": word},
+            alignment=symmetry.inverse(),
+        )
+        assert torch.equal(carried.tensors["m"], mask[symmetry.elements["up"]])
+    scaled = alignkit.trace(model, inputs, symmetries="all")
+    with pytest.raises(MergeError, match="holds whole numbers"):
+        transport_tensors(scaled, model, model, tensors={"m": mask}, layouts={"m": "@up.bias:0"})
+
+
+def test_what_was_folded_for_another_graph_is_refused() -> None:
+    net, other = NETS["gpt"](), NETS["llama"]()
+    folded = fold(other.model, other.graph)
+    with pytest.raises(BindError, match="folded for another graph"):
+        transport_tensors(net.graph, net.model, folded, tensors={"v": torch.randn(8)}, layouts="^model")
 
 
 def test_the_result_tells_what_was_carried(tmp_path: Any) -> None:
