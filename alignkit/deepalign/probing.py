@@ -40,11 +40,6 @@ class Probed:
     draw: Callable[[int], Batch] | None = None
     is_domain: bool = False
 
-    @property
-    def is_data(self) -> bool:
-        """Whether the inputs are data of a task."""
-        return self.task is not None and self.draw is None
-
 
 def find_probing(
     problem: Problem,

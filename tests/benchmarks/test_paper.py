@@ -114,3 +114,29 @@ def test_inr_steps_start_at_the_alignments_themselves(made):
     assert set(found["steps"]) == {"0", "2"}
     assert found["steps"]["0"]["columns"]["naive"]["solver"] is None
     assert found["steps"]["2"]["columns"]["naive"]["solver"] == "sinkhorn"
+
+
+def test_inr_phases_hold_every_column_and_both_oracles(made):
+    output = made / "phases.json"
+    call("inr_phases", "--folder", made, "--set", "sine-inr", "--pairs", 1, "--samples", 64, "--output", output)
+    found = json.loads(output.read_text())
+    assert {"predicting zero", "naive", "permutations and signs", "phases wrapped"} <= set(found["barriers"])
+    assert found["noise"]["0.01"]["found"] == 1
+    assert found["shared start"]["hidden weights moved"] > 0
+
+
+def test_domain_aligners_are_measured_beside_what_needs_data(made):
+    from alignkit import zoo
+    from alignkit.deepalign import ProbeEncoder, save_aligner
+    from alignkit.training import learn_domain
+
+    aligner = ProbeEncoder(channels=4, rounds=1)
+    learn_domain(aligner, [zoo.NetworkSet.open(made / "mnist-mlp")])
+    save_aligner(made / "domain.safetensors", aligner, {"data": "[]"})
+    output = made / "domains.json"
+    call("domains", "--folder", made, "--checkpoint", made / "domain.safetensors", "--only", "mnist-mlp", "--pairs", 1,
+         "--samples", 64, "--output", output)  # fmt: skip
+    found = json.loads(output.read_text())["mnist-mlp"]
+    assert found["aligner"] == aligner.fingerprint
+    assert set(found["barrier"]) >= {"probes", "probes, stand-ins", "domain aligner", "probes, 512 inputs"}
+    assert "domain aligner / probes" in found["ratios"] and str(made) not in output.read_text()
