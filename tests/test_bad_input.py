@@ -206,8 +206,8 @@ WEIGHTS = {
     "another shape": row(BindError, "'fc2.weight' has shape (4, 3) in B, the graph says (3, 4)")(
         lambda _: bind(fc2_weight=torch.zeros(4, 3))
     ),
-    "another dtype": row(BindError, "'fc1.bias' is float32 in A but float64 in B")(
-        lambda _: bind(fc1_bias=torch.zeros(4).double())
+    "another dtype": row(BindError, "'fc1.bias' is float32 in A but int64 in B")(
+        lambda _: bind(fc1_bias=torch.zeros(4).long())
     ),
     "infinity": row(BindError, "'fc1.bias' of B holds NaN or infinity")(
         lambda _: bind(fc1_bias=torch.tensor([0, 1, float("inf"), 2]))

@@ -140,11 +140,28 @@ class Checkpoint(Mapping[str, Tensor]):
             shard.extended({name: like for name, like in copies.items() if homes[name] is shard})
             for shard in self.shards
         )
+        return self._with_shards(shards, side_texts, homes)
+
+    def retyped(self, dtype: torch.dtype, side_texts: Mapping[Path, str]) -> Checkpoint:
+        """Return a checkpoint to write like this one, with all floating-point tensors in another dtype.
+
+        Values cannot be read from it.
+
+        Args:
+            dtype: The dtype.
+            side_texts: What side files say in the output, where that is something else than here.
+        """
+        return self._with_shards(tuple(shard.retyped(dtype) for shard in self.shards), side_texts, {})
+
+    def _with_shards(
+        self, shards: tuple[Shard, ...], side_texts: Mapping[Path, str], homes: Mapping[str, Shard]
+    ) -> Checkpoint:
+        """Return a checkpoint of other shards, whose index says where new tensors are and how large all are."""
         other = Checkpoint(self.path, self.folder, shards, self.metadata, self.side_files)
-        other.side_texts = dict(side_texts)
+        other.side_texts = {**self.side_texts, **side_texts}
         for index in self.side_files:
             if index.name.endswith(INDEX_SUFFIX) and self.folder is not None:
-                facts = json.loads(read_file(self.folder / index))
+                facts = json.loads(self.side_texts.get(index) or read_file(self.folder / index))
                 facts["weight_map"] |= {n: str(home.path.relative_to(self.folder)) for n, home in homes.items()}
                 if "total_size" in (facts.get("metadata") or {}):
                     facts["metadata"]["total_size"] += other.nbytes - self.nbytes

@@ -192,7 +192,14 @@ class ConvertedCheckpoint(Checkpoint):
     def extended(self, copies: Mapping[str, str], side_texts: Mapping[Path, str]) -> ConvertedCheckpoint:
         """Return a checkpoint to write like this one, with more tensors; see `Checkpoint`."""
         names = {name: self._stored.get(name, name) for name in (*copies, *copies.values())}
-        plain = super().extended({names[name]: names[like] for name, like in copies.items()}, side_texts)
+        return self._of(super().extended({names[name]: names[like] for name, like in copies.items()}, side_texts))
+
+    def retyped(self, dtype: torch.dtype, side_texts: Mapping[Path, str]) -> ConvertedCheckpoint:
+        """Return a checkpoint to write like this one, in another dtype; see `Checkpoint`."""
+        return self._of(super().retyped(dtype, side_texts))
+
+    def _of(self, plain: Checkpoint) -> ConvertedCheckpoint:
+        """Return another checkpoint by the names that this one has."""
         other = ConvertedCheckpoint(plain, self.conversion)
         other.side_texts = plain.side_texts
         return other

@@ -88,7 +88,8 @@ class Fit:
     def check_dtypes(self, sides: Mapping[str, Mapping[str, torch.dtype]]) -> None:
         """Compare dtypes, by the label of a side and the first name of a tensor, with those of the first side.
 
-        Complex weights are refused: units are compared by real products, and distances by real squares.
+        Floating-point dtypes may differ: sums are taken in a wider one. Whole numbers have to be of one dtype. Complex
+        weights are refused: units are compared by real products, and distances by real squares.
         """
         (reference, expected), *others = sides.items()
         advice = "alignkit compares real numbers. Give torch.view_as_real of it, and its layout one more axis of 2"
@@ -99,7 +100,12 @@ class Fit:
             if dtype.is_complex
         ]
         for label, dtypes in others:
-            differing = {n: (expected[n], dtype) for n, dtype in dtypes.items() if dtype != expected.get(n, dtype)}
+            differing = {
+                name: (expected[name], dtype)
+                for name, dtype in dtypes.items()
+                if dtype != expected.get(name, dtype)
+                and not (dtype.is_floating_point and expected[name].is_floating_point)
+            }
             if cause := dtypes_cause(list(differing.values()), reference, label):
                 self.causes.append(cause)
             self.problems += [

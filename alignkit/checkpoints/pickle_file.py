@@ -89,6 +89,12 @@ class PickleShard(Shard):
             state._metadata = self._module_versions
         save_pickle(self._chosen.wrap(state), target)
 
+    def retyped(self, dtype: torch.dtype) -> PickleShard:
+        """Return a shard to write with all floating-point tensors in another dtype; see `Shard.retyped`."""
+        other = copy.copy(self)
+        other.entries = {name: entry.retyped(dtype) for name, entry in self.entries.items()}
+        return other
+
     def extended(self, copies: Mapping[str, str]) -> PickleShard:
         """Return a shard to write with more tensors, or with names that are no longer tied; see `Shard.extended`."""
         other = copy.copy(self)

@@ -114,11 +114,27 @@ class SafetensorsShard(Shard):
                 offsets = [end - len(self._header), end - len(self._header) + entries[name].nbytes]
                 table[name] = {**table[like], "data_offsets": offsets}
                 end += entries[name].nbytes
-        text = json.dumps(table, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _PREFIX)  # values begin at a multiple of 8, as the library has it
         other.entries, other.first_names = entries, {name: name for name in entries}
-        other._header = len(text).to_bytes(_PREFIX, "little") + text
+        other._header = _header_of(table)
         return other
+
+    def retyped(self, dtype: torch.dtype) -> SafetensorsShard:
+        """Return a shard to write with all floating-point tensors in another dtype; see `Shard.retyped`."""
+        other, table, end = copy.copy(self), json.loads(self._header[_PREFIX:]), 0
+        codes = {known: code for code, known in DTYPES.items()}
+        other.entries = {name: entry.retyped(dtype) for name, entry in self.entries.items()}
+        for name, entry in sorted(other.entries.items(), key=lambda item: item[1].begin):
+            table[name] |= {"dtype": codes[entry.dtype], "data_offsets": [end, end + entry.nbytes]}
+            end += entry.nbytes
+        other._header = _header_of(table)
+        return other
+
+
+def _header_of(table: Mapping[str, Any]) -> bytes:
+    """Return the header of a file: its length, and the facts of its tensors."""
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _PREFIX)  # values begin at a multiple of 8, as the library has it
+    return len(text).to_bytes(_PREFIX, "little") + text
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -52,6 +52,10 @@ class TensorEntry:
         """Raise `ValueError` for a name, a dtype or a shape that no tensor has."""
         check_name(self.name)
         check_shape(self.shape, self.dtype)
+
+    def retyped(self, dtype: torch.dtype) -> TensorEntry:
+        """Return the entry with another floating-point dtype, if it has one."""
+        return replace(self, dtype=dtype) if self.dtype.is_floating_point else self
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +175,10 @@ class Shard(ABC):
     @abstractmethod
     def write(self, target: Path, values: ValuesOf, advance: Callable[[int], None]) -> None:
         """Write a file like this one with new values; ``advance`` is called with the bytes of each tensor."""
+
+    @abstractmethod
+    def retyped(self, dtype: torch.dtype) -> Shard:
+        """Return a shard to write with all floating-point tensors in another dtype; values cannot be read from it."""
 
     @abstractmethod
     def extended(self, copies: Mapping[str, str]) -> Shard:

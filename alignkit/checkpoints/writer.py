@@ -89,7 +89,7 @@ def write_checkpoint(
     """
     output = Path(output)
     replaces = check_place(output, like, overwrite)
-    needed = _SPARE + sum(shard.path.stat().st_size for shard in like.shards)
+    needed = _SPARE + max(like.nbytes, sum(shard.path.stat().st_size for shard in like.shards))
     if like.folder is not None:
         needed += sum((like.folder / side).stat().st_size for side in like.side_files)
     if (free := shutil.disk_usage(place_of(output).parent).free) < needed:

@@ -27,6 +27,7 @@ def align_many(
     reference: Annotated[int, typer.Option("--reference", min=0, help="Model whose order all take, from 0.")] = 0,
     task: switches.TaskSwitch = None,
     memory: switches.MemorySwitch = None,
+    dtype: switches.DtypeSwitch = None,
 ) -> None:
     """Bring several models to one common order of units.
 
@@ -44,7 +45,7 @@ def align_many(
     targets = targets_in(models, output, job.force)
     with Runner("align-many", job, {}) as run:
         run.written += [str(path) for path in targets]
-        files = run.open(models, architecture, kinds, solver=solving.solver, memory=memory)
+        files = run.open(models, architecture, kinds, solver=solving.solver, memory=memory, dtype=dtype)
         files.check_set(output, first=0, overwrite=job.force)
         check = run.check_function(files, 0) if memory is None else None
         networks = files.networks(memory)

@@ -24,6 +24,7 @@ def canonicalize(
     job: switches.JobSwitches,
     device: switches.DeviceSwitch = None,
     memory: switches.MemorySwitch = None,
+    dtype: switches.DtypeSwitch = None,
 ) -> None:
     """Bring many networks to the order of one reference.
 
@@ -35,7 +36,9 @@ def canonicalize(
     targets = targets_in(networks, output, job.force)
     with Runner("canonicalize", job, {}) as run:
         run.written += [str(path) for path in targets]
-        files = run.open([reference, *networks], architecture, kinds, solver="weight_matching", memory=memory)
+        files = run.open(
+            [reference, *networks], architecture, kinds, solver="weight_matching", memory=memory, dtype=dtype
+        )
         files.check_set(output, first=1, overwrite=job.force)
         reference_network, *others = files.networks(memory)
         canonical = alignkit.canonicalize(files.graph, others, reference_network, device=device)

@@ -23,6 +23,7 @@ def fold(
     keep_tied: Annotated[
         bool, typer.Option("--keep-tied", help="Leave a head tied to the embedding, and the last gain in its norm.")
     ] = False,
+    dtype: switches.DtypeSwitch = None,
 ) -> None:
     """Rewrite a network exactly, so that more of it can move.
 
@@ -33,7 +34,9 @@ def fold(
     appear whole or not at all, and none is replaced without --force.
     """
     with Runner("fold", job, {"--output": output}, like=network) as run:
-        files = run.open([network], architecture, switches.SymmetrySwitches("all", keep_tied), balance=balance)
+        files = run.open(
+            [network], architecture, switches.SymmetrySwitches("all", keep_tied), balance=balance, dtype=dtype
+        )
         (folded,) = files.folded
         with run.file_set.collecting():
             files.write(output, folded.network, like=0, overwrite=job.force)

@@ -29,6 +29,7 @@ def merge(
     ] = "linear",
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
     memory: switches.MemorySwitch = None,
+    dtype: switches.DtypeSwitch = None,
 ) -> None:
     """Align checkpoints of one architecture and average them.
 
@@ -52,11 +53,11 @@ def merge(
     switches.check_memory(memory, {"--task": data.task is not None, "--method slerp": method == "slerp"})
     arguments = solving.arguments if align else {"solver": "identity"}
     with Runner("merge", job, {"--output": output}, like=models[0]) as run:
-        files = run.open(models, architecture, kinds, solver=arguments["solver"], memory=memory)
+        files = run.open(models, architecture, kinds, solver=arguments["solver"], memory=memory, dtype=dtype)
         check = run.check_function(files, 1) if memory is None else None
         with byte_bar(memory) as report:
             merged = alignkit.merge(
-                files.graph, *files.networks(memory), weights=weight, method=how, on_progress=report,
+                files.graph, *files.networks(memory), weights=weight, method=how, dtype=dtype, on_progress=report,
                 **task_arguments(data), **arguments,
             )  # fmt: skip
             run.check_rounding(files, dict(enumerate(merged.aligned)))

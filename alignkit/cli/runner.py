@@ -92,6 +92,7 @@ class Runner:
         solver: str | Sequence[str] | None = None,
         memory: str | None = None,
         balance: bool = True,
+        dtype: str | None = None,
     ) -> NetworkFiles:
         """Open the networks, which ``solver`` aligns within an amount of memory, with symmetries of some ``kinds``.
 
@@ -116,6 +117,7 @@ class Runner:
                 symmetries=kinds.symmetries,  # type: ignore[arg-type]
                 keep_tied=kinds.keep_tied,
                 balance=balance,
+                dtype=dtype,
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:
@@ -211,12 +213,20 @@ class Runner:
         if files is not None and files.unknown:
             unknown = list_some(files.unknown, 5)
             self._lines.append(f"Not part of the model, kept as they are in the first input: {unknown}.")
-        lines = [result.explain(), *self._lines, f"{seconds:.2f} s{used}.", *(f"Written: {p}" for p in self.written)]
+        rounding = [] if files is None else files.rounding.explain()
+        lines = [
+            result.explain(),
+            *rounding,
+            *self._lines,
+            f"{seconds:.2f} s{used}.",
+            *(f"Written: {p}" for p in self.written),
+        ]
         notes = {} if files is None else {"notes": list(files.notes)}
         if files is not None and self.job not in REWRITES:
             notes |= fold_facts(files)
+        rounded = files.rounding.facts() if files is not None and files.rounding.size else {}
         measured = {**notes, **self._function, "total_seconds": seconds, "peak_memory": peak}
-        self._print("\n".join(lines), {**(named or {}), **result.facts(), **measured})
+        self._print("\n".join(lines), {**(named or {}), **rounded, **result.facts(), **measured})
 
     def _print(self, text: str, facts: Mapping[str, Any]) -> None:
         if self.switches.as_json:

@@ -24,6 +24,7 @@ def solve(
     init: Annotated[Path | None, typer.Option("--init", help="Saved alignment to start from.")] = None,
     save_alignment: switches.SaveAlignmentSwitch = None,
     memory: switches.MemorySwitch = None,
+    dtype: switches.DtypeSwitch = None,
     task: switches.TaskSwitch = None,
 ) -> None:
     """Bring the hidden units of B to the order of those of A.
@@ -35,7 +36,7 @@ def solve(
     """
     switches.check_memory(memory, {"--task": task is not None})
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
-        files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory)
+        files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory, dtype=dtype)
         named = {"A": a, "B": b, "output": output}
         start = None if init is None else alignkit.Alignment.load(init, files.graph)
         with byte_bar(memory) as report:

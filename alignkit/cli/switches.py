@@ -21,6 +21,14 @@ DeviceSwitch: TypeAlias = Annotated[str | None, typer.Option("--device", help="W
 TaskSwitch: TypeAlias = Annotated[
     str | None, typer.Option("--task", help="Data and loss: package.module:function that returns a Task.")
 ]
+DtypeSwitch: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="What is written: float32, float16, bfloat16, ... Default: as the checkpoint that the result is like.",
+    ),
+]
 MemorySwitch: TypeAlias = Annotated[
     str | None,
     typer.Option(

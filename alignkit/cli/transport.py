@@ -35,6 +35,7 @@ def transport(
             help="What is carried are tensors: JSON with the layout of each, or one word such as @layers.3.",
         ),
     ] = None,
+    dtype: switches.DtypeSwitch = None,
 ) -> None:
     """Carry a fine-tune, an adapter or a probe over to another base.
 
@@ -51,19 +52,27 @@ def transport(
         raise UsageError("--alignment brings an alignment, so there is nothing to solve and nothing to save.")
     if layouts is not None or alignkit.jobs.Adapter.is_at(tuned_a):
         what = "an adapter" if layouts is None else "--layouts"
-        refuse(what, {"--task": data.task is not None, "--repair": data.repair, "--scale": scale != 1})
+        refuse(
+            what,
+            {
+                "--task": data.task is not None,
+                "--repair": data.repair,
+                "--scale": scale != 1,
+                "--dtype": dtype is not None,
+            },
+        )
         carrying = Carrying(
             base_a, tuned_a, base_b, output, architecture, kinds, solving, job, alignment, save_alignment
         )  # fmt: skip
         return carrying.adapter() if layouts is None else carrying.tensors(layouts)
     solver = None if alignment else solving.solver
     with Runner("transport", job, {"--output": output, "--save-alignment": save_alignment}, like=base_b) as run:
-        files = run.open([base_a, tuned_a, base_b], architecture, kinds, solver=solver)
+        files = run.open([base_a, tuned_a, base_b], architecture, kinds, solver=solver, dtype=dtype)
         check = run.check_function(files, 2)
         before, after, target = files.weights
         known = None if alignment is None else alignkit.Alignment.load(alignment, files.graph)
         carried = alignkit.transport(
-            files.graph, before, target, tuned=after, alignment=known, scale=scale, **task_arguments(data),
+            files.graph, before, target, tuned=after, alignment=known, scale=scale, dtype=dtype, **task_arguments(data),
             **solving.arguments,
         )  # fmt: skip
         with run.file_set.collecting():

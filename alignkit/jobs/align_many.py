@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.dtypes import common_dtype
 from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph import GraphStructure, Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.stored import StoredNetwork
-from alignkit.jobs.average import AverageNetwork
+from alignkit.jobs.average import AverageNetwork, Averaging, shares_of
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together
@@ -291,8 +292,15 @@ class _CommonOrder:
 
 
 def _mean(networks: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """Return the mean of networks in the dtypes of the first; of those on disk, one that is computed when asked for."""
+    """Return the mean of networks, in dtypes that hold what each of them has.
+
+    Of networks on disk it is computed when it is asked for.
+    """
+    shares = shares_of(None, len(networks))
     if stored := [network for network in networks if isinstance(network, StoredNetwork)]:
-        return AverageNetwork.of(stored)
+        every = {network.dtype(name) for network in stored for name in network}
+        floats = [dtype for dtype in every if dtype.is_floating_point]
+        return AverageNetwork(stored, Averaging(shares, dtype=common_dtype(floats) if floats else None))
     means = {name: torch.stack([network[name].double() for network in networks]).mean(0) for name in networks[0]}
-    return {name: mean.to(networks[0][name].dtype) for name, mean in means.items()}
+    dtypes = {name: common_dtype(network[name].dtype for network in networks) for name in means}
+    return {name: mean.to(dtypes[name]) for name, mean in means.items()}

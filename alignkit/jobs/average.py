@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.dtypes import narrow
+from alignkit.checkpoints.dtypes import FloatDtype, Rounding, length, read_dtype
 from alignkit.checkpoints.fit import Fit, first_names, is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph.bind import LazyWeights, StateDict, Weights, weights_of
@@ -36,16 +37,77 @@ PARALLEL = 1e-6
 """Below this sine of the angle between two tensors there is no plane to turn in, and slerp is the straight line."""
 
 
+@dataclass(frozen=True)
+class Averaging:
+    """How networks are averaged, and what was lost when averages were rounded.
+
+    Attributes:
+        shares: Share of each network; they add up to 1.
+        method: As `average` takes it.
+        dtype: Floating-point dtype of the average; None: those of the first network.
+        rounding: Every average that is computed is counted there.
+    """
+
+    shares: Sequence[float]
+    method: Method = "linear"
+    dtype: torch.dtype | None = None
+    rounding: Rounding = field(default_factory=Rounding)
+
+    def of_tensors(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the average of one tensor, or a part of it, on the device of the first."""
+        first = tensors[0]
+        if not is_number(first):
+            return _common_value(name, tensors)
+        wide = [widen(tensor, first.device) for tensor in tensors]
+        if self.method == "slerp" and not is_statistic(name):  # these have no direction
+            total = slerp(wide[0], wide[1], self.shares[1])
+        else:
+            total = torch.zeros_like(wide[0])
+            for part, share in zip(wide, self.shares, strict=True):
+                total += share * part
+        return self.rounding.narrow(total, self.dtype_of(first.dtype), name, MergeError)
+
+    def of_networks(self, models: Sequence[Weights]) -> Weights:
+        """Return the average of networks, as `average` does."""
+        modules = [isinstance(model, nn.Module) for model in models]
+        if any(modules) and not all(modules):
+            kinds = ", ".join("a module" if module else "a mapping" for module in modules)
+            raise MergeError(f"models are all modules or all state dicts, found {kinds}.")
+        check_method(self.method, len(models))
+        first = models[0]
+        if stored := [model for model in models if isinstance(model, StoredNetwork)]:
+            if len(stored) != len(models) or self.method != "linear":
+                raise MergeError("networks on disk are averaged with each other, by method='linear'.")
+            return AverageNetwork(stored, self)
+        sides = [weights_of(model) for model in models]
+        labels = [f"model {at}" for at in range(len(sides))]
+        fitting = check_alike(sides, labels)
+        check_hidden_state(dict(zip(labels, models, strict=True)), MergeError)
+        tied = {name: self.of_tensors(name, [side[name] for side in fitting]) for name in fitting[0]}
+        averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
+        return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
+
+    def dtype_of(self, own: torch.dtype) -> torch.dtype:
+        """Return the dtype in which an average is kept, where the first network has ``own``."""
+        return self.dtype if self.dtype is not None and own.is_floating_point else own
+
+
 @overload
-def average(models: Sequence[ModuleT], weights: Shares = None, method: Method = "linear") -> ModuleT: ...
+def average(
+    models: Sequence[ModuleT], weights: Shares = None, method: Method = "linear", dtype: FloatDtype | None = None
+) -> ModuleT: ...
 @overload
 def average(  # type: ignore[overload-overlap]
-    models: Sequence[LazyWeights], weights: Shares = None, method: Method = "linear"
+    models: Sequence[LazyWeights], weights: Shares = None, method: Method = "linear", dtype: FloatDtype | None = None
 ) -> LazyWeights: ...
 @overload
-def average(models: Sequence[StateDict], weights: Shares = None, method: Method = "linear") -> dict[str, Tensor]: ...
+def average(
+    models: Sequence[StateDict], weights: Shares = None, method: Method = "linear", dtype: FloatDtype | None = None
+) -> dict[str, Tensor]: ...
 @check_arguments
-def average(models: Sequence[Weights], weights: Shares = None, method: Method = "linear") -> Weights:
+def average(
+    models: Sequence[Weights], weights: Shares = None, method: Method = "linear", dtype: FloatDtype | None = None
+) -> Weights:
     """Average networks whose units are in the same order.
 
     Args:
@@ -54,12 +116,14 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
         method: ``"linear"``, the weighted average of every tensor; or ``"slerp"``, for two models: each tensor turns
             from the first to the second at constant speed, so that its length does not shrink in between (Shoemake,
             "Animating rotation with quaternion curves", 1985). Running statistics are averaged in any case.
+        dtype: Floating-point dtype of the average, such as ``torch.bfloat16`` or ``"bf16"``. None: those of the first
+            model. Models may have different ones.
 
     Returns:
         A module where modules were given (a copy of the first with new values; tied tensors stay tied), a dict where
         mappings were given; of networks that stay on disk, one that is read and averaged when it is asked for a tensor.
-        Dtypes and devices are those of the first model; sums are taken in float64. Whole numbers
-        and truth values have no average: they have to be equal, only counters (``num_batches_tracked``) become the
+        Devices are those of the first model; sums are taken in float64 and rounded once. Whole numbers and truth values
+        have no average: they have to be equal, only counters (``num_batches_tracked``) become the
         largest. The running statistics of a merged network do not fit it: ``network =
         alignkit.reset_batchnorm(network, batches)`` computes them anew.
 
@@ -67,72 +131,36 @@ def average(models: Sequence[Weights], weights: Shares = None, method: Method = 
         MergeError: Models differ in names, shapes, ties or whole numbers (model and tensor are named), hold NaN or
             infinity, an average overflows the dtype of the first model, or shares or method are wrong.
     """
-    shares = shares_of(weights, len(models))
-    modules = [isinstance(model, nn.Module) for model in models]
-    if any(modules) and not all(modules):
-        kinds = ", ".join("a module" if module else "a mapping" for module in modules)
-        raise MergeError(f"models are all modules or all state dicts, found {kinds}.")
-    check_method(method, len(models))
-    first = models[0]
-    if stored := [model for model in models if isinstance(model, StoredNetwork)]:
-        if len(stored) != len(models) or method != "linear":
-            raise MergeError("networks on disk are averaged with each other, by method='linear'.")
-        return AverageNetwork.of(stored, weights)
-    sides = [weights_of(model) for model in models]
-    labels = [f"model {at}" for at in range(len(sides))]
-    fitting = check_alike(sides, labels)
-    check_hidden_state(dict(zip(labels, models, strict=True)), MergeError)
-    tied: dict[str, Tensor] = {}
-    for name in fitting[0]:
-        tied[name] = _average_tensors(name, [side[name] for side in fitting], shares, method)
-    averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
-    return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
+    wanted = None if dtype is None else read_dtype(dtype)
+    return Averaging(shares_of(weights, len(models)), method, wanted).of_networks(models)
 
 
 class AverageNetwork(StoredNetwork):
     """The average of networks on one graph that stay on disk, with a share for each; the shares add up to 1."""
 
-    def __init__(self, networks: Sequence[StoredNetwork], shares: Sequence[float]) -> None:
+    def __init__(self, networks: Sequence[StoredNetwork], averaging: Averaging) -> None:
         super().__init__(networks[0].graph, networks[0].budget)
-        self._networks, self._shares = tuple(networks), tuple(shares)
+        if any(network.graph != networks[0].graph for network in networks):
+            raise MergeError("the networks were bound to different graphs.")
+        self._networks, self._averaging = tuple(networks), averaging
 
     @classmethod
     def of(cls, networks: Sequence[StoredNetwork], weights: Shares = None) -> AverageNetwork:
         """Return the average of networks whose units are in the same order; weights are those of `average`."""
-        shares = shares_of(weights, len(networks))
-        if any(network.graph != networks[0].graph for network in networks):
-            raise MergeError("the networks were bound to different graphs.")
-        return cls(networks, shares)
+        return cls(networks, Averaging(shares_of(weights, len(networks))))
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of a tensor: that of the first network."""
-        return self._networks[0].dtype(name)
+        """Return the dtype of a tensor: that of the first network, unless another is wanted."""
+        return self._averaging.dtype_of(self._networks[0].dtype(name))
 
     def rows(self, name: str, places: Places) -> Tensor:
         """Read some rows of a tensor; of one without axes all of it."""
-        return _average_tensors(name, [network.rows(name, places) for network in self._networks], self._shares)
+        return self._averaging.of_tensors(name, [network.rows(name, places) for network in self._networks])
 
     def part(self, name: str, block: Block, at: int, places: Places) -> Tensor:
         """Read some units of the first dim of a block."""
         parts = [network.part(name, block, at, places) for network in self._networks]
-        return _average_tensors(name, parts, self._shares)
-
-
-def _average_tensors(
-    name: str, tensors: Sequence[Tensor], shares: Sequence[float], method: Method = "linear"
-) -> Tensor:
-    """Return the average of one tensor, or a part of it, in the dtype and on the device of the first."""
-    first = tensors[0]
-    if not is_number(first):
-        return _common_value(name, tensors)
-    wide = [widen(tensor, first.device) for tensor in tensors]
-    if method == "slerp" and not is_statistic(name):  # these have no direction
-        total = slerp(wide[0], wide[1], shares[1])
-    else:
-        total = torch.zeros_like(wide[0])
-        for part, share in zip(wide, shares, strict=True):
-            total += share * part
-    return narrow(total, first.dtype, name, MergeError)
+        return self._averaging.of_tensors(name, parts)
 
 
 def _common_value(name: str, tensors: Sequence[Tensor]) -> Tensor:
@@ -153,12 +181,15 @@ def _common_value(name: str, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def with_tensors(module: ModuleT, tensors: Mapping[str, Tensor]) -> ModuleT:
-    """Return a deep copy of a module with new values for its parameters and buffers."""
+    """Return a deep copy of a module with new values, and their dtypes, for its parameters and buffers."""
     copied = copy_module(module)
     own = copied.state_dict(keep_vars=True)
     with torch.no_grad():
         for name in own.keys() & tensors.keys():
-            own[name].data.copy_(tensors[name])
+            if own[name].dtype == tensors[name].dtype:
+                own[name].data.copy_(tensors[name])
+            else:
+                own[name].data = tensors[name].detach().to(own[name].device, copy=True)
     return copied
 
 
@@ -207,12 +238,6 @@ def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) ->
 def widen(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor in float64, or complex128, on a device."""
     return tensor.detach().to(device, torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def length(tensor: Tensor) -> float:
-    """Return the Euclidean length of a tensor seen as one vector; its squares may overflow or vanish."""
-    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-    return largest * float(torch.linalg.vector_norm(tensor / largest)) if largest else 0.0
 
 
 def slerp(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], t: float) -> Float[Tensor, "*shape"]:

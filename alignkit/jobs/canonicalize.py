@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments, usable_device
+from alignkit.checkpoints.dtypes import common_dtype
 from alignkit.checkpoints.fit import all_finite
 from alignkit.errors import AlignmentError, BindError
 from alignkit.graph import Pair, SymmetryGraph
@@ -59,7 +60,8 @@ class Canonical(Explained):
     """A set of networks in the order of units of a reference.
 
     Attributes:
-        weights: The networks in their new order, ``[networks, *shape]`` for each tensor by its first name.
+        weights: The networks in their new order, ``[networks, *shape]`` for each tensor by its first name. Those of
+            several floating-point dtypes are held in float32, or float64 where one is.
         elements: Indices or matrices of every group, ``[networks, *graph.element_shape(group)]``.
         before: ``||reference - network||^2`` as the networks were given, float64 ``[networks]``.
         after: The same in the new order.
@@ -258,7 +260,9 @@ def _stack_networks(
     fit.check_dtypes({label: {name: tensor.dtype for name, tensor in side.items()} for label, side in sides.items()})
     stacked: dict[str, Tensor] = {}
     if fitted and not fit.problems:
-        stacked = {name: torch.stack([row[name] for row in fitted.values()]) for name in target}
+        rows = fitted.values()
+        dtypes = {name: common_dtype(row[name].dtype for row in rows) for name in target}
+        stacked = {name: torch.stack([row[name].to(dtypes[name]) for row in rows]) for name in target}
         for name, tensor in stacked.items():
             # Looked at all at once: one by one this would take as long as the matching.
             if not all_finite(tensor):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.dtypes import coarser_dtype
 from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
@@ -23,7 +24,7 @@ from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
 from alignkit.rewriting import WideWeights, balance_weights
 from alignkit.solver.solution import Solution
-from alignkit.text import Explained, dtype_name
+from alignkit.text import Explained, dtype_name, list_some
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,15 @@ class TensorDistance:
 
     ``largest`` is the largest difference of an element after alignment, relative to the largest of either tensor. Whole
     numbers and truth values have no distance: theirs is 0, and ``largest`` is 1 where an element differs. ``dtype`` is
-    that of A.
+    that of A. Where that of B is another, it is the coarser one, the tensor is ``mixed``, and what rounding to it
+    explains does not count in ``largest``.
     """
 
     before: float
     after: float
     largest: float
     dtype: str
+    mixed: bool = False
 
 
 SLIGHTLY = 0.99
@@ -111,6 +114,9 @@ class Distance(Explained):
             return f"not the same, most in {self.differs}"
         *most, last = self.undone or ("",)
         words = f"{', '.join(most)} and {last}" if most else last
+        rounded = list_some(sorted({tensor.dtype for tensor in self.tensors.values() if tensor.mixed}))
+        if rounded:
+            words += f"{' and ' if words else ''}rounding to {rounded}"
         return f"the same up to {words}" if words else "the same as they are"
 
     @property
@@ -201,8 +207,9 @@ def distance(
         b: The network to compare, if ``pair`` is a graph.
         solver: Solver that aligns them, as in `alignkit.solve`.
         tolerance: Networks count as the same when no element differs by more than this, relative to the largest
-            element of its tensor. Whole numbers and truth values have to be equal, but for counters such as
-            ``num_batches_tracked``.
+            element of its tensor. Where their dtypes differ, and where units were rotated, elements may also differ by
+            what the coarser dtype rounds away. Whole numbers and truth values have to be equal, but for counters such
+            as ``num_batches_tracked``.
         arguments: Further arguments of `alignkit.solve`: a task, a device, a seed, options.
 
     Raises:
@@ -276,7 +283,9 @@ def _measure(bound: Pair, alignment: Alignment) -> dict[str, TensorDistance]:
     tensors = {}
     for name, node in bound.graph.tensors.items():
         before = after = largest = scale = 0.0
-        dtype = dtype_name(bound.dtypes[name])
+        both = side_a.dtype(name), side_b.dtype(name)
+        mixed = both[0] != both[1]
+        dtype = coarser_dtype(*both) if mixed else both[0]
         for left, plain, moved in common_parts(node, [(side_a, {}), (side_b, {}), (side_b, elements)]):
             if not is_number(left):
                 largest = max(largest, float(not is_counter(name) and not torch.equal(left, moved)))
@@ -285,7 +294,19 @@ def _measure(bound: Pair, alignment: Alignment) -> dict[str, TensorDistance]:
             before += float((left - plain).square().sum())
             after += float((left - moved).square().sum())
             if left.numel():
-                largest = max(largest, float((left - moved).abs().max()))
+                apart = _beyond_rounding(left, moved, dtype) if mixed else (left - moved).abs()
+                largest = max(largest, float(apart.max()))
                 scale = max(scale, float(left.abs().max()), float(moved.abs().max()))
-        tensors[name] = TensorDistance(before, after, largest / scale if scale else largest, dtype)
+        share = largest / scale if scale else largest
+        tensors[name] = TensorDistance(before, after, share, dtype_name(dtype), mixed)
     return tensors
+
+
+def _beyond_rounding(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return by how much more elements of two tensors differ than rounding to a dtype explains.
+
+    A number that is rounded changes by less than ``eps`` of its size, and below the smallest normal number by less than
+    ``eps`` of that.
+    """
+    facts, sizes = torch.finfo(dtype), torch.maximum(a.abs(), b.abs())
+    return ((a - b).abs() - facts.eps * sizes.clamp_min(facts.smallest_normal)).clamp_min(0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 
 from alignkit.checkpoints import Checkpoint
+from alignkit.checkpoints.dtypes import coarser_dtype
 from alignkit.errors import BindError, UsageError
 from alignkit.models import Configuration, differing_files, list_differences, source_of
 from alignkit.text import list_some, plural
@@ -87,7 +89,8 @@ def refuse_lost(unknown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> No
         if not checkpoints[0].entry(name).dtype.is_floating_point or not checkpoints[0].entry(name).shape:
             return False
         first, *others = (checkpoint[name] for checkpoint in checkpoints if name in checkpoint)
-        return any(other.shape != first.shape or not torch.equal(other.to(first), first) for other in others)
+        dtype = reduce(coarser_dtype, (tensor.dtype for tensor in (first, *others)))
+        return any(other.shape != first.shape or not torch.equal(other.to(dtype), first.to(dtype)) for other in others)
 
     if lost := [name for name in unknown if differs(name)]:
         raise BindError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import MergeError
 from alignkit.graph.bind import Weights, weights_of
+from alignkit.jobs.average import with_tensors
 from alignkit.jobs.repair import repair, reset_batchnorm
 from alignkit.jobs.running_statistics import is_statistic
 from alignkit.tasks.task import Task
@@ -115,14 +116,18 @@ class Mending:
             mended = reset_batchnorm(module, self.task)
         left = tuple(name for name in stale if not _can_be_recomputed(name))
         done = Statistics("repaired" if self.repairs else "recomputed", left)
-        if isinstance(network, nn.Module):
+        if module is network:
             return mended, done
         fresh = mended.state_dict()
-        return {name: fresh[name].to(tensor) if name in fresh else tensor for name, tensor in state.items()}, done
+        values = {name: fresh[name].to(tensor) if name in fresh else tensor for name, tensor in state.items()}
+        return with_tensors(network, values) if isinstance(network, nn.Module) else values, done
 
     def _module(self, network: Weights) -> nn.Module:
+        """Return a network as a module that runs on the inputs of the task: itself where it has the task's dtypes."""
         assert self.task is not None
-        return network if isinstance(network, nn.Module) else self.task.network(network)
+        if isinstance(network, nn.Module) and self.task.has_dtypes_of(network):
+            return network
+        return self.task.network(network)
 
 
 def _can_be_recomputed(name: str) -> bool:
@@ -130,4 +135,4 @@ def _can_be_recomputed(name: str) -> bool:
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, other[name].to(tensor.device)) for name, tensor in one.items() if name in other)
+    return all(torch.equal(tensor, other[name].to(tensor)) for name, tensor in one.items() if name in other)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints import OnProgress
+from alignkit.checkpoints.dtypes import FloatDtype, Rounding, read_dtype
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, weights_of
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.align_many import ManyAlignment, align_many
-from alignkit.jobs.average import Method, average, check_method, shares_of
+from alignkit.jobs.average import Averaging, Method, check_method, shares_of
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.jobs.spread import fitted_models
@@ -40,6 +41,7 @@ class Merged(Explained):
         statistics: What became of the running statistics of the average, such as those of BatchNorm.
         pair: The two networks as they were given; None for more, and for networks on disk.
         losses: The task on the networks and on their averages, if there is a task.
+        rounding: What the average lost when it was rounded to its dtypes; of a network on disk once it was read.
     """
 
     network: nn.Module | Mapping[str, Tensor]
@@ -48,6 +50,7 @@ class Merged(Explained):
     statistics: Statistics
     pair: Pair | None = None
     losses: MergeLosses | None = None
+    rounding: Rounding = field(default_factory=Rounding)
 
     def __repr__(self) -> str:
         return f"Merged({self.alignment!r})"
@@ -60,12 +63,12 @@ class Merged(Explained):
             text.append(f"Squared distance of the two: {before:.6g} unaligned, {after:.6g} aligned.")
         if self.losses is not None:
             text.append(self.losses.explain())
-        return "\n".join([*text, *self.statistics.explain()])
+        return "\n".join([*text, *self.rounding.explain(), *self.statistics.explain()])
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
         task = {} if self.losses is None else {"task": self.losses.facts()}
-        return {**self.alignment.facts(), **task, **self.statistics.facts()}
+        return {**self.alignment.facts(), **task, **self.rounding.facts(), **self.statistics.facts()}
 
     @check_arguments
     def report(
@@ -74,6 +77,7 @@ class Merged(Explained):
         """Say what alignment gained beside no alignment, with pictures."""
         told = " ".join(self.statistics.explain()) or "nothing to do"
         facts, losses = {**(facts or {}), "running statistics": told}, self.losses
+        facts |= {"rounding": " ".join(self.rounding.explain()) or f"{self.rounding.relative:.1g} of the length"}
         if isinstance(self.alignment, Solution):
             return self.alignment.report(title, pair=self.pair, check=check, losses=losses, facts=facts)
         return self.alignment.report(title, names=names, check=check, losses=losses, facts=facts)
@@ -85,6 +89,7 @@ def merge(
     *models: WeightsSource,
     weights: Sequence[float] | None = None,
     method: Method = "linear",
+    dtype: FloatDtype | None = None,
     solver: SolverLike = "weight_matching",
     task: Task | None = None,
     reset_batchnorm: bool = True,
@@ -105,6 +110,7 @@ def merge(
             order of units.
         weights: Share of each network: not negative, divided by their sum. None: equal shares.
         method: ``"linear"`` or, for two networks, ``"slerp"``; see `alignkit.average`.
+        dtype: Floating-point dtype of the average. None: those of the first network. Networks may have different ones.
         solver: Solver of the alignment, as in `alignkit.solve`. ``"identity"`` leaves the units where they are.
         task: Data and a loss, for solvers that need them. The losses of the networks, of their plain average and of the
             aligned one are measured as well, for two networks also those on the line between them.
@@ -123,13 +129,13 @@ def merge(
         TaskError: The networks do not fit the task's model, or it fails on a batch.
     """
     graph, sources = graph_and_models("merge", pair, models)
-    shares = shares_of(weights, len(sources))
+    averaging = Averaging(shares_of(weights, len(sources)), method, None if dtype is None else read_dtype(dtype))
     check_method(method, len(sources))
     mending = Mending(task, reset_batchnorm, repair)
     if memory is not None or any(isinstance(source, StoredNetwork) for source in sources):
         if task is not None or method != "linear":
             raise MergeError("networks on disk are merged by method='linear' and without a task: leave memory= out.")
-        return _merge_stored(graph, sources, weights, memory, on_progress, solver=solver, **arguments)
+        return _merge_stored(graph, sources, averaging, memory, on_progress, solver=solver, **arguments)
     kinds = {isinstance(source, nn.Module) for source in sources}
     if len(kinds) > 1:
         raise MergeError("merge takes modules or state dicts, not both: the average has the form of its parts.")
@@ -144,18 +150,20 @@ def merge(
         bound = pair if isinstance(pair, Pair) else graph.bind(*networks)
         alignment = completed(solve(bound, solver=solver, task=task, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
-    network, statistics = mending.mend(average(aligned, shares, method), aligned, shares)
+    shares = averaging.shares
+    network, statistics = mending.mend(averaging.of_networks(aligned), aligned, shares)
     losses = None
     if task is not None:
-        plain, _ = mending.mend(average(networks, shares, method), networks, shares)
+        unaligned = replace(averaging, rounding=Rounding())
+        plain, _ = mending.mend(unaligned.of_networks(networks), networks, shares)
         losses = _losses(task, mending, networks, aligned[-1], {"unaligned": plain, "aligned": network})
-    return Merged(network, aligned, alignment, statistics, bound, losses)
+    return Merged(network, aligned, alignment, statistics, bound, losses, averaging.rounding)
 
 
 def _merge_stored(
     graph: SymmetryGraph,
     sources: Sequence[Any],
-    weights: Sequence[float] | None,
+    averaging: Averaging,
     memory: int | str | None,
     on_progress: OnProgress | None,
     **arguments: Any,
@@ -170,9 +178,10 @@ def _merge_stored(
         pair = Pair(graph, networks[0], networks[1], on_progress=on_progress)
         alignment = completed(solve(pair, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
-    is_parent = max(shares_of(weights, len(networks))) == 1
+    is_parent = max(averaging.shares) == 1
     statistics = Statistics.unmended(() if is_parent else graph.tensors)
-    return Merged(average(aligned, weights), aligned, alignment, statistics)
+    average = averaging.of_networks(aligned)
+    return Merged(average, aligned, alignment, statistics, rounding=averaging.rounding)
 
 
 def _losses(

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints import (
-    Checkpoint,
-    OnProgress,
-    write_checkpoint,
-    written_together,
-)
-from alignkit.checkpoints.fit import Fit, first_names
-from alignkit.checkpoints.folder import CONFIG
-from alignkit.checkpoints.shard import as_whole, file_kind
-from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
-from alignkit.checkpoints.weights import write_weights
-from alignkit.checkpoints.writer import check_place
+from alignkit.checkpoints import OnProgress
+from alignkit.checkpoints.fit import Fit, first_names, is_number
 from alignkit.errors import (
     BindError,
     FoldError,
@@ -30,27 +19,27 @@ from alignkit.errors import (
     UsageError,
     VerificationError,
 )
-from alignkit.graph import Pair, SymmetryGraph
+from alignkit.graph import Pair
 from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.proof.verify import Equivalence, same_function
 from alignkit.graph.rewrites import under_both_names, untied_heads
-from alignkit.graph.stored import Budget, StoredNetwork, parse_memory
+from alignkit.graph.stored import Budget, parse_memory
 from alignkit.graph.stored.opening import open_stored
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
 from alignkit.jobs.fold import Folded, fold
-from alignkit.models import Example, load_model, untied_config
+from alignkit.jobs.output_forms import OutputForms
+from alignkit.models import Example, load_model
 from alignkit.rewriting import module_with
 from alignkit.tracing.tracer import Symmetries
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkFiles:
+class NetworkFiles(OutputForms):
     """Checkpoints of one architecture, the first of which is the reference.
 
     Names, shapes and files are known at once. Values are read when they are asked for.
 
     Attributes:
-        paths: Files and folders, as they were given; ``checkpoints`` are the same, opened.
         model: Name of the model, as `alignkit.models.load_model` takes it; None where there is only a spec.
         unknown: Tensors of the checkpoints that the model does not have. They stay as they are.
         own_models: Names of the models of all networks, where each is run with a configuration of its own.
@@ -59,9 +48,6 @@ class NetworkFiles:
         balance: Whether they are balanced, too.
     """
 
-    graph: SymmetryGraph
-    paths: tuple[Path, ...]
-    checkpoints: tuple[Checkpoint, ...]
     model: str | None = None
     unknown: tuple[str, ...] = ()
     own_models: tuple[str, ...] = ()
@@ -71,9 +57,21 @@ class NetworkFiles:
 
     @cached_property
     def given(self) -> tuple[dict[str, Tensor], ...]:
-        """The tensors of each network as its files hold them, without those that the model does not have."""
+        """The tensors of each network as its files hold them, without those that the model does not have.
+
+        They are in the dtype of outputs where that is wider.
+        """
         networks = [checkpoint.read_all() for checkpoint in self.checkpoints]
-        return tuple({name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks)
+        own = ({name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks)
+        return tuple(map(self._widened, own))
+
+    def _widened(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors in the dtype of outputs where that is wider; tied ones stay tied."""
+        if self.dtype is None:
+            return tensors
+        size = self.dtype.itemsize
+        every = {id(t): t.to(self.dtype) if is_number(t) and t.itemsize < size else t for t in tensors.values()}
+        return {name: every[id(tensor)] for name, tensor in tensors.items()}
 
     @cached_property
     def folded(self) -> tuple[Folded, ...]:
@@ -186,45 +184,6 @@ class NetworkFiles:
             self.graph, job, models=count, solver=solver, memory=limit, bytes_each=size, reads=reads, writes=writes
         )
 
-    @check_arguments
-    def write(
-        self,
-        output: Path,
-        network: nn.Module | Mapping[str, Tensor],
-        *,
-        like: int,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
-    ) -> None:
-        """Write weights in the form of the checkpoint numbered ``like``, or of the output's suffix if that is another.
-
-        Tensors get the names and pieces that the checkpoint has on disk; those that the network lacks are written as
-        they are in it. With ``overwrite`` an output that exists is replaced. ``on_progress`` is called with the bytes
-        written so far. Networks on disk are written in pieces, and keep the form of the checkpoint. Heads that the
-        graph unties from embeddings are written beside them, and a ``config.json`` says so.
-
-        Raises:
-            WeightsError: The output cannot be written.
-        """
-        weights = network.state_dict() if isinstance(network, nn.Module) else network
-        own = self.checkpoints[like]
-        if untied := self._tied_heads(like):
-            copies = dict((head, source) if source in own else (source, head) for head, source in untied.items())
-            texts = {Path(CONFIG): untied_config(own.folder / CONFIG)} if own.folder and own.config else {}
-            own = own.extended(copies, texts)
-        self.check_place(output, like=like, overwrite=overwrite)
-        if isinstance(network, StoredNetwork):
-            write_checkpoint(output, own, network.pieces, on_progress, overwrite=overwrite)
-        elif self._keeps_form(output, like):
-
-            def tensor(name: str) -> Tensor:
-                return weights[name].to(own.entry(name).dtype) if name in weights else own[name]
-
-            write_checkpoint(output, own, tensor, on_progress, overwrite=overwrite)
-        else:
-            stored = own.stored_values(lambda name: weights[name] if name in weights else own[name])
-            write_weights(output, {name: as_whole(stored(name)) for name in own.stored_names}, {"format": "pt"})
-
     def _tied_heads(self, index: int) -> dict[str, str]:
         """Return the heads that the graph unties and that a network has tied, with their embeddings."""
         ties = untied_heads(self.graph.folds)
@@ -234,53 +193,6 @@ class NetworkFiles:
     def _refuse_folds(self) -> None:
         if self.symmetries == "all":
             raise BindError("a fold takes whole networks, in float64: leave the limit of memory out.")
-
-    def check_place(self, output: Path, *, like: int, overwrite: bool = False) -> frozenset[Path]:
-        """Raise the `WeightsError` that `write` would; return the files that a folder there may hold."""
-        if self._keeps_form(output, like):
-            return check_place(output, self.checkpoints[like], overwrite)
-        check_output(prepare_output(output), folder=False, overwrite=overwrite)
-        return frozenset()
-
-    def write_set(
-        self, folder: Path, networks: Iterable[nn.Module | Mapping[str, Tensor]], *, first: int, overwrite: bool = False
-    ) -> None:
-        """Write networks into one folder, each in the form and under the name of its checkpoint: all of them, or none.
-
-        They are those of the checkpoints from number ``first`` on. Other files of the folder stay.
-
-        Raises:
-            WeightsError: One of them cannot be written.
-        """
-        numbers = range(first, len(self.paths))
-        names = [Path(self.paths[number].name) for number in numbers]
-        folder = prepare_output(folder)
-        replaces = self.check_set(folder, first=first, overwrite=overwrite)
-        if fills_folder(folder, replaces):
-            with staged(folder, folder=True, overwrite=overwrite, replaces=replaces) as temporary:
-                for number, name, network in zip(numbers, names, networks, strict=True):
-                    self.write(temporary / name, network, like=number)
-        else:
-            with written_together():
-                for number, name, network in zip(numbers, names, networks, strict=True):
-                    self.write(folder / name, network, like=number, overwrite=overwrite)
-
-    def check_set(self, folder: Path, *, first: int, overwrite: bool = False) -> frozenset[Path]:
-        """Raise the `WeightsError` that `write_set` would; return the paths of the files that it may replace."""
-        if not folder.is_dir():
-            check_output(folder, folder=True, overwrite=False)
-            return frozenset()
-        replaces: set[Path] = set()
-        for number in range(first, len(self.paths)):
-            name = self.paths[number].name
-            inside = self.check_place(folder / name, like=number, overwrite=overwrite)
-            replaces |= {Path(name, path) for path in inside} if inside else {Path(name)}
-        return frozenset(replaces)
-
-    def _keeps_form(self, output: Path, like: int) -> bool:
-        """Whether an output by its name has the form of a checkpoint: a folder, or a file of its kind."""
-        own = self.checkpoints[like]
-        return file_kind(output) == (None if own.folder is not None else file_kind(own.shards[0].path))
 
 
 def with_weights(model: str) -> Example | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Checkpoint, Conversion, ConvertedCheckpoint, open_checkpoint, prefix_conversion
+from alignkit.checkpoints.dtypes import FloatDtype, read_dtype
 from alignkit.checkpoints.opening import read_file
 from alignkit.errors import BindError, SpecError, TraceError, UsageError
 from alignkit.graph import SymmetryGraph
@@ -36,6 +37,7 @@ def open_networks(
     symmetries: Symmetries = "permutation",
     keep_tied: bool = False,
     balance: bool = True,
+    dtype: FloatDtype | None = None,
 ) -> NetworkFiles:
     """Open checkpoints of one architecture and find the graph of their symmetries.
 
@@ -59,6 +61,8 @@ def open_networks(
             networks are folded, see `NetworkFiles.folded`.
         keep_tied: Whether heads stay tied to embeddings, as `alignkit.trace` takes it.
         balance: Whether folded networks are balanced, as `alignkit.fold` does.
+        dtype: Floating-point dtype of what is written, such as ``"bfloat16"``. None: that of the checkpoint that it is
+            written like.
 
     Raises:
         UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells; or
@@ -71,7 +75,8 @@ def open_networks(
     wanted = {"outputs": outputs, "symmetries": symmetries, "keep_tied": keep_tied}
     opened = tuple(open_checkpoint(path, key=key) for path in paths)
     locations = tuple(map(Path, paths))
-    ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance}
+    written = None if dtype is None else read_dtype(dtype)
+    ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance, "dtype": written}
     notes = [note for checkpoint in opened for note in checkpoint.notes]
     if spec is not None and model is not None:
         raise UsageError("say what the architecture is once: --spec or --model, not both.")
@@ -86,7 +91,7 @@ def open_networks(
         like = opened[0].read_all() if read else opened[0].shapes
         own = {name: value for name, value in like.items() if name not in unknown}
         graph = SymmetryGraph.from_spec(layouts, like=own)  # type: ignore[arg-type]
-        return NetworkFiles(graph, locations, opened, unknown=unknown, notes=(*notes, *told))
+        return NetworkFiles(graph, locations, opened, unknown=unknown, notes=(*notes, *told), dtype=written)
     if model is not None or not opened or opened[0].config is None:
         if model is None:
             raise no_architecture()

@@ -75,7 +75,8 @@ def solve(
     bound = bound_pair("solve", pair, a, b)
     stages = build_solvers(solver, options, seed, registry)
     where = bound.device if device is None else usable_device(device)
-    dtype = torch.float64 if torch.float64 in bound.dtypes.values() else torch.float32
+    dtypes = (*bound.dtypes.values(), *bound.swapped().dtypes.values())
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     problem = Problem(bound, find_start(bound.graph, init), task, where, dtype, 0)
     check_solver_kinds(bound.graph, stages, registry)
     for stage in stages:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.dtypes import narrow
+from alignkit.checkpoints.dtypes import FloatDtype, Rounding, length, read_dtype
 from alignkit.checkpoints.fit import is_counter, is_number
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
@@ -18,7 +18,7 @@ from alignkit.graph.bind import Weights, WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
-from alignkit.jobs.average import length, widen, with_tensors
+from alignkit.jobs.average import widen, with_tensors
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.passage import alignment_sections
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
@@ -38,7 +38,7 @@ class Transported(Explained):
     vector, ``||tuned A - base A||`` in float64, ``scale`` its factor. ``statistics`` says what became of running
     statistics such as those of BatchNorm. ``losses`` are those of a task on base A, tuned A, base B and the network.
     ``whole_numbers_left`` are tensors of whole numbers or truth values, counters left out, that tuning changed: they
-    have no difference that could be carried.
+    have no difference that could be carried. ``rounding`` is what the network lost when it was rounded to its dtypes.
     """
 
     network: nn.Module | dict[str, Tensor]
@@ -49,6 +49,7 @@ class Transported(Explained):
     statistics: Statistics
     losses: Losses | None = None
     whole_numbers_left: tuple[str, ...] = ()
+    rounding: Rounding = field(default_factory=Rounding)
 
     def __repr__(self) -> str:
         return f"Transported(task vector of length {self.length:.6g}, times {self.scale:g})"
@@ -64,14 +65,14 @@ class Transported(Explained):
             )
         if self.losses is not None:
             lines.append(self.losses.explain())
-        return "\n".join([*lines, *self.statistics.explain()])
+        return "\n".join([*lines, *self.rounding.explain(), *self.statistics.explain()])
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
         solved = {} if self.solution is None else self.solution.facts()
         own = {"scale": self.scale, "task_vector": self.length, "whole_numbers_left": list(self.whole_numbers_left)}
         task = {} if self.losses is None else {"task": self.losses.measures}
-        return {**solved, **own, **task, **self.statistics.facts()}
+        return {**solved, **own, **task, **self.rounding.facts(), **self.statistics.facts()}
 
     @check_arguments
     def report(
@@ -96,6 +97,7 @@ def transport(
     tuned: WeightsSource,
     alignment: Alignment | Solution | None = None,
     scale: float = 1.0,
+    dtype: FloatDtype | None = None,
     solver: SolverLike = "weight_matching",
     task: Task | None = None,
     reset_batchnorm: bool = True,
@@ -116,6 +118,7 @@ def transport(
         tuned: Base A after tuning, its units in the same order.
         alignment: Aligns base B to base A. None: it is solved.
         scale: Factor of the task vector. -1 takes the task away.
+        dtype: Floating-point dtype of the result. None: those of base B. Networks may have different ones.
         solver: Solver of the alignment, as in `alignkit.solve`.
         task: Data and a loss of what was tuned for; for solvers that need them, too. The losses of base A, tuned A,
             base B and the result are measured.
@@ -136,7 +139,8 @@ def transport(
         SolverError: The solver is unknown or failed.
         TaskError: The networks do not fit the task's model, or it fails on a batch.
     """
-    mending = Mending(task, reset_batchnorm, repair)
+    mending, rounding = Mending(task, reset_batchnorm, repair), Rounding()
+    wanted = None if dtype is None else read_dtype(dtype)
     if not math.isfinite(scale):
         raise MergeError(f"scale is {scale}: give a finite number.")
     bases = bound_pair("transport", pair, a, b)
@@ -169,7 +173,7 @@ def transport(
             moved = widen(target, target.device) + scale * back.apply_tensor(name, vector)
             if name.endswith("running_var"):
                 moved = torch.where(moved > 0, moved, widen(target, target.device))
-            carried[name] = narrow(moved, target.dtype, name, MergeError)
+            carried[name] = rounding.narrow(moved, wanted or target.dtype, name, MergeError)
     named = {name: carried[first] for name, first in bases.graph.first_names.items()}
     if bases.module_b is not None:
         network: nn.Module | dict[str, Tensor] = with_tensors(bases.module_b, named)
@@ -181,4 +185,5 @@ def transport(
     if task is not None:
         measured = {"base A": bases.a, "tuned A": after, "base B": bases.b, "carried": mended}
         losses = Losses({name: task.evaluate(weights) for name, weights in measured.items()}, task.metric_name)
-    return Transported(mended, order, solution, math.hypot(*lengths), scale, statistics, losses, tuple(left))
+    size = math.hypot(*lengths)
+    return Transported(mended, order, solution, size, scale, statistics, losses, tuple(left), rounding)

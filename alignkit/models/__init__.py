@@ -1,7 +1,7 @@
 """From a name or a folder to a model and an example call, one file a library."""
 
 from alignkit.models.building import Example
-from alignkit.models.configurations import Configuration, list_differences, untied_config
+from alignkit.models.configurations import Configuration, edited_config, list_differences
 from alignkit.models.side_files import differing_files
 from alignkit.models.sources import load_model, source_of
 from alignkit.models.stored_names import conversion_of
@@ -11,8 +11,8 @@ __all__ = [
     "Example",
     "conversion_of",
     "differing_files",
+    "edited_config",
     "list_differences",
     "load_model",
     "source_of",
-    "untied_config",
 ]

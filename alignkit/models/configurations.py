@@ -37,17 +37,26 @@ TOLD = re.compile(r"^(id2label|label2id|label_names|label_descriptions|labels)(\
 """Names of fields that change what inputs and outputs mean, and not how these follow from those."""
 TOKENS = re.compile(r"^(bos|eos|sep|pad|decoder_start|forced_(bos|eos))_token_id$")
 """Ids of tokens that end and begin texts. Models that write do not look at them; others may count or pool by them."""
+DTYPE_FIELDS = ("dtype", "torch_dtype")
+"""Names of fields that say what dtype the weights have."""
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Endings of the names of classes that write text."""
 
 
 @check_arguments
-def untied_config(path: Path) -> str:
-    """Return the text of a ``config.json`` with the head no longer tied to the embedding."""
+def edited_config(path: Path, *, untied: bool = False, dtype: str | None = None) -> str:
+    """Return the text of a ``config.json`` for other weights.
+
+    Args:
+        path: The file.
+        untied: Whether the head is no longer tied to the embedding.
+        dtype: Name of the dtype of the weights, for the fields that say one. None: they stay.
+    """
     content = read_config(path)
-    parts = [content, *(part for part in content.values() if isinstance(part, dict) and TIES in part)]
-    for part in parts:
-        part[TIES] = False
+    for part in (content, *(part for part in content.values() if isinstance(part, dict))):
+        if untied and (part is content or TIES in part):
+            part[TIES] = False
+        part |= {} if dtype is None else dict.fromkeys((field for field in DTYPE_FIELDS if part.get(field)), dtype)
     return json.dumps(content, indent=2) + "\n"
 
 

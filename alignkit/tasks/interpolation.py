@@ -15,8 +15,6 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Content, Format
-from alignkit.checkpoints.dtypes import narrow
-from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
 from alignkit.plotting.pictures import Curve, plot_interpolations
@@ -171,8 +169,8 @@ def interpolate(
     """Evaluate a task on the straight line from A to B.
 
     Points are evaluated together by ``torch.vmap`` where the model allows it and memory suffices, else one by one;
-    the results agree up to rounding. Weights are combined in float32 or better and rounded to A's dtype.
-    Integer buffers (``num_batches_tracked``) are those of A.
+    the results agree up to rounding. Weights are combined in float32 or better and rounded to the dtypes
+    of the task's model. Integer buffers (``num_batches_tracked``) are those of A.
 
     Args:
         task: Model, data and loss.
@@ -184,7 +182,7 @@ def interpolate(
             them. A and B themselves are evaluated as they are.
 
     Raises:
-        TaskError: ``points`` is even or less than 3, a weight of B overflows the dtype that it has in A, or the task
+        TaskError: ``points`` is even or less than 3, a weight of B overflows the dtype of the model, or the task
             cannot be evaluated (see `Task.evaluate`); the message says where on the line.
 
     Source: [Navon24], section 5; [Frankle20] for the barrier.
@@ -193,9 +191,6 @@ def interpolate(
         raise TaskError(f"points is {points}: give an odd number, at least 3, so that the midpoint is one of them.")
     lambdas = torch.linspace(0, 1, points, dtype=torch.float64)
     left, right = task.checked(a), task.checked(b)
-    for name, tensor in right.items():
-        if tensor.dtype != left[name].dtype and is_number(left[name]):
-            narrow(tensor, left[name].dtype, name, TaskError)
     line = Line(left, right)
     budget = torch.cuda.mem_get_info(task.device)[0] // 2 if task.device.type == "cuda" else BYTES_AT_ONCE
     at_once = max(1, min(points, budget // max(1, task.bytes_for(a))))

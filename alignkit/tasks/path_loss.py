@@ -44,8 +44,10 @@ class PathLoss:
         goal: Goal = by_labels,
     ) -> None:
         self.task, self.graph, self.lambdas, self.goal = task, pair.graph, tuple(lambdas), goal
-        self.a = {name: tensor.detach().to(task.device) for name, tensor in pair.a.items()}
-        self.b = {name: tensor.detach().to(task.device) for name, tensor in pair.b.items()}
+        self.a, self.b = (
+            {name: tensor.detach().to(task.device, task.dtype_for(name, tensor)) for name, tensor in side.items()}
+            for side in (pair.a, pair.b)
+        )
         task.checked(self.between(self.b, 0.5))
         samples, batch_size, score_samples = counts
         self.minibatches = Minibatches(task, samples, batch_size, generator)
@@ -61,7 +63,10 @@ class PathLoss:
         return self.named(Line(self.a, moved).at(share))
 
     def named(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put weights by first name under every name, in A's dtypes and on the task's device."""
+        """Put weights by first name under every name, on the task's device.
+
+        They get the dtypes of the task's model.
+        """
         cast = {name: tensor.to(self.task.device, self.a[name].dtype) for name, tensor in weights.items()}
         return {name: cast[first] for name, first in self.graph.first_names.items()}
 

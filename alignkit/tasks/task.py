@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.dense import check_name, why_no_values
+from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import Fit
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
@@ -109,6 +110,7 @@ class Task:
         tensors = _tensors(self.model.state_dict(keep_vars=True))
         self._first_names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
         self._shapes = {name: tuple(tensors[name].shape) for name in first.values()}
+        self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
         self._buffers = frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
         self._rows: int | None = None  # shrinks when memory runs out
 
@@ -222,10 +224,12 @@ class Task:
     def checked(self, weights: Weights) -> dict[str, Tensor]:
         """Bring weights to the task's device, as a dictionary that is complete and has the model's shapes.
 
-        Names of tied tensors that were left out are filled in from their twins.
+        Names of tied tensors that were left out are filled in from their twins. Floating-point weights get the dtypes
+        of the model, which its inputs are made for.
 
         Raises:
-            TaskError: Tensors are missing, unexpected or of another shape; every one is listed.
+            TaskError: Tensors are missing, unexpected or of another shape; every one is listed. Or a weight overflows
+                the dtype of the model.
         """
         state = _tensors(weights)
         for name, tensor in state.items():
@@ -241,7 +245,22 @@ class Task:
         check_hidden_state({"the task's model": self.model, "the network": weights}, TaskError)
         twins = {self._first_names[name]: tensor for name, tensor in state.items()}
         whole = {name: state.get(name, twins[first]) for name, first in self._first_names.items()}
-        return {name: tensor.to(self.device) for name, tensor in whole.items()}
+        return {name: self._ready(name, tensor) for name, tensor in whole.items()}
+
+    def _ready(self, name: str, tensor: Tensor) -> Tensor:
+        """Bring one tensor to the device and the dtype in which the model runs on it."""
+        dtype = self.dtype_for(name, tensor)
+        return (tensor if dtype == tensor.dtype else narrow(tensor, dtype, name, TaskError)).to(self.device)
+
+    def dtype_for(self, name: str, tensor: Tensor) -> torch.dtype:
+        """Return the dtype in which the model runs on a tensor of weights: its own, where both are floating-point."""
+        own, models = tensor.dtype, self._dtypes.get(name, tensor.dtype)
+        return models if own.is_floating_point and models.is_floating_point else own
+
+    @check_arguments
+    def has_dtypes_of(self, weights: Weights) -> bool:
+        """Tell whether the task runs these weights in the dtypes that they have."""
+        return all(self.dtype_for(name, tensor) == tensor.dtype for name, tensor in _tensors(weights).items())
 
     @check_arguments
     def network(self, weights: Weights) -> nn.Module:

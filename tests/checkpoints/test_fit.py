@@ -61,11 +61,18 @@ def test_a_name_that_was_mistyped_gets_a_hint() -> None:
     assert problems(tensors)[1] == "'fc1.wieght' of A is not in the graph; did you mean 'fc1.weight'?"
 
 
-def test_dtypes_are_those_of_the_first_side() -> None:
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+WHOLE = (torch.int64, torch.int8, torch.bool)
+
+
+@pytest.mark.parametrize("own", [*FLOATS, *WHOLE])
+@pytest.mark.parametrize("expected", [*FLOATS, *WHOLE])
+def test_floating_point_dtypes_may_differ_and_others_are_those_of_the_first_side(expected, own) -> None:
     fit = Fit(SHAPES, NAMES, "the model")
-    sides = {"A": {"head": torch.float32}, "B": {"head": torch.float16, "more": torch.int8}, "C": {}}
-    fit.check_dtypes(sides)
-    assert fit.problems == ["'head' is float32 in A but float16 in B"]
+    fit.check_dtypes({"A": {"head": expected}, "B": {"head": own, "more": torch.int8}, "C": {}})
+    names = [str(dtype).removeprefix("torch.") for dtype in (expected, own)]
+    refused = expected != own and not (expected in FLOATS and own in FLOATS)
+    assert fit.problems == [f"'head' is {names[0]} in A but {names[1]} in B"] * refused
 
 
 def test_one_error_lists_the_first_mismatches_and_counts_the_rest() -> None:

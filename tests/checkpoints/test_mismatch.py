@@ -29,7 +29,7 @@ CASES: dict[str, tuple[Callable[[State], State], str]] = {
         for prefix in ("module.", "_orig_mod.", "model.net.")
     },
     "another width": (lambda _: network(24).state_dict(), "B has other sizes than the graph: 24 in place of 32."),
-    "another dtype": (lambda s: {n: t.half() for n, t in s.items()}, "B is float16, A is float32. Convert one"),
+    "another dtype": (lambda s: {n: t.long() for n, t in s.items()}, "B is int64, A is float32. Convert one"),
     "another architecture": (
         lambda s: {name.replace(".", "_"): tensor for name, tensor in s.items()},
         "B is another architecture: it shares no name with the graph, '0_weight' and the like in place of '0.weight'.",

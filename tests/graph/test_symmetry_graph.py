@@ -238,7 +238,7 @@ class TestBind:
     def test_every_mismatch_of_both_models_is_listed_at_once(self) -> None:
         good = {name: torch.ones(node.shape) for name, node in MLP.tensors.items()}
         bad_a = {**good, "extra": torch.ones(1), "fc1.bias": torch.tensor([1.0, float("nan"), 1, 1])}
-        bad_b = {**good, "fc2.weight": torch.ones(4, 4), "fc3.weight": good["fc3.weight"].double()}
+        bad_b = {**good, "fc2.weight": torch.ones(4, 4), "fc3.weight": good["fc3.weight"].long()}
         del bad_b["fc2.bias"]
         with pytest.raises(BindError) as caught:
             MLP.bind(bad_a, bad_b)
@@ -249,7 +249,7 @@ class TestBind:
             "'fc1.bias' of A holds NaN or infinity",
             "'fc2.weight' has shape (4, 4) in B, the graph says (5, 4)",
             "'fc2.bias' is missing in B",
-            "'fc3.weight' is float32 in A but float64 in B",
+            "'fc3.weight' is float32 in A but int64 in B",
         ):
             assert part in message
 

@@ -176,7 +176,7 @@ def test_wrong_calls_say_what_is_wrong() -> None:
     broken["2.bias"][0] = float("nan")
     with pytest.raises(BindError, match=r"'2.bias' of model 2 holds NaN"):
         align_many(graph, models[0], models[1], broken)
-    with pytest.raises(BindError, match=r"float32 in model 0 but float64 in model 1"):
-        align_many(graph, models[0].state_dict(), {n: t.double() for n, t in models[1].state_dict().items()})
+    with pytest.raises(BindError, match=r"float32 in model 0 but int64 in model 1"):
+        align_many(graph, models[0].state_dict(), {n: t.long() for n, t in models[1].state_dict().items()})
     with pytest.raises(AlignmentError, match="3 models were aligned, but 2 were given"):
         align_many(graph, *models).apply(models[:2])

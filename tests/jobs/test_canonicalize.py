@@ -113,7 +113,7 @@ def test_networks_that_do_not_fit_are_named() -> None:
         canonicalize(graph, [*networks[:2], {**networks[2], "w1": networks[2]["w1"] * torch.nan}], reference)
     with pytest.raises(BindError, match=r"'w4' is missing in network 1"):
         canonicalize(graph, [networks[0], {n: t for n, t in networks[1].items() if n != "w4"}], reference)
-    with pytest.raises(BindError, match=r"float32 in the reference but float64 in network 0"):
-        canonicalize(graph, [{n: t.double() for n, t in networks[0].items()}], reference)
+    with pytest.raises(BindError, match=r"float32 in the reference but int64 in network 0"):
+        canonicalize(graph, [{n: t.long() for n, t in networks[0].items()}], reference)
     with pytest.raises(BindError, match="different numbers of networks"):
         canonicalize(graph, {"w1": torch.zeros(3, 32, 3), "b1": torch.zeros(2, 32)}, reference)

@@ -358,12 +358,12 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         "extra": torch.zeros(2),
         "fc3.weight": torch.zeros(9),
     }
-    sides = saved(tmp_path, a=a, bad=bad, half={key: t.half() for key, t in b.items()})
+    sides = saved(tmp_path, a=a, bad=bad, whole={key: t.long() for key, t in b.items()})
     with pytest.raises(
         BindError, match=r"(?s)3 problems.*'extra' of B is not.*'fc1.bias' is missing.*'fc3.weight' has"
     ):
         match_checkpoints(graph, sides[0], sides[1], "1MB")
-    with pytest.raises(BindError, match=r"'fc1.bias' is float32 in A but float16 in B"):
+    with pytest.raises(BindError, match=r"'fc1.bias' is float32 in A but int64 in B"):
         match_checkpoints(graph, sides[0], sides[2], "1MB")
     nan = {**b, "fc2.weight": b["fc2.weight"].clone().fill_(torch.nan)}
     with pytest.raises(BindError, match=r"'fc2.weight' of B holds NaN or infinity"):

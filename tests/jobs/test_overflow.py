@@ -99,10 +99,10 @@ def test_an_average_on_disk_of_the_largest_numbers_is_finite(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_line_to_a_wider_network(dtype):
-    model = nn.Linear(3, 2)
-    task = alignkit.Task(model, (torch.randn(4, 3), torch.randn(4, 2)), "mse")
     kind = getattr(torch, dtype)
-    near = {name: tensor.to(kind) for name, tensor in model.state_dict().items()}
+    model = nn.Linear(3, 2, dtype=kind)
+    task = alignkit.Task(model, (torch.randn(4, 3, dtype=kind), torch.randn(4, 2, dtype=kind)), "mse")
+    near = model.state_dict()
     far = {name: torch.full_like(tensor, 8.0).double() * largest(dtype) for name, tensor in near.items()}
     with pytest.raises(TaskError, match="'weight' overflows"):
         alignkit.interpolate(task, near, far, points=3)
