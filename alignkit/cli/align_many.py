@@ -50,7 +50,7 @@ def align_many(
         check = run.check_function(files, 0) if memory is None else None
         networks = files.networks(memory)
         many = alignkit.align_many(
-            files.graph, *networks, method=how, reference=reference, task=load_task(task), **solving.arguments
+            files.graph, *networks, method=how, reference=reference, task=load_task(files, task), **solving.arguments
         )
         aligned = many.apply(networks)
         run.check_rounding(files, dict(enumerate(aligned)))

@@ -62,7 +62,7 @@ def compare(
         run.written += [str(path) for path in (picture, resume) if path is not None]
         run.kept = resume
         files = run.open([a, b], architecture, kinds, solver=compared.solver or sorted(alignkit.list_solvers()))
-        task, test = load_task(compared.task), load_task(compared.test)
+        task, test = load_task(files, compared.task), load_task(files, compared.test)
         comparison = alignkit.compare(
             files.graph.bind(files.module(0), files.module(1)) if compared.repair else files.bind(),
             solvers=compared.solver,

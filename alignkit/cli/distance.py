@@ -38,7 +38,7 @@ def distance(
         files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory, balance=False)
         with byte_bar(memory) as report:
             pair = files.bind(memory, report)  # balanced by the job, which tells whether scales made them differ
-            measured = alignkit.distance(pair, tolerance=tolerance, task=load_task(task), **solving.arguments)
+            measured = alignkit.distance(pair, tolerance=tolerance, task=load_task(files, task), **solving.arguments)
         if save_alignment is not None:
             with run.file_set.collecting():
                 measured.alignment.save(save_alignment)

@@ -23,10 +23,20 @@ def merge(
     solving: switches.SolverSwitches,
     data: switches.TaskSwitches,
     job: switches.JobSwitches,
-    weight: Annotated[list[float] | None, typer.Option("--weight", help="Share of each model; repeatable.")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option("--weight", help="Share of each model, or factor of each task vector.")
+    ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="linear, or slerp for two; of adapters products or factors.")
+        str,
+        typer.Option(
+            "--method",
+            help="linear; slerp (two models); task_arithmetic, ties, dare (first: the base); of adapters products or "
+            "factors.",
+        ),
     ] = "linear",
+    density: Annotated[
+        float, typer.Option("--density", help="Entries of task vectors that ties and dare keep, up to 1.")
+    ] = 0.5,
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
@@ -45,20 +55,20 @@ def merge(
         raise UsageError("merge at least two checkpoints.")
     if all(map(alignkit.jobs.Adapter.is_at, models)):
         others = {"--task": data.task is not None, "--repair": data.repair, "--memory": memory is not None}
-        refuse("adapters", {**others, "--no-align": not align})
+        refuse("adapters", {**others, "--no-align": not align, "--dtype": dtype is not None})
         adapted = one_of("--method", "products" if method == "linear" else method, ("products", "factors"))
         return merge_adapters(models, output, job, weight, adapted)
-    how = one_of("--method", method, ("linear", "slerp"))
+    how = one_of("--method", method, ("linear", "slerp", "task_arithmetic", "ties", "dare"))
     data.check()
-    switches.check_memory(memory, {"--task": data.task is not None, "--method slerp": method == "slerp"})
+    switches.check_memory(memory, {"--task": data.task is not None, f"--method {method}": method != "linear"})
     arguments = solving.arguments if align else {"solver": "identity"}
     with Runner("merge", job, {"--output": output}, like=models[0]) as run:
         files = run.open(models, architecture, kinds, solver=arguments["solver"], memory=memory, dtype=dtype)
         check = run.check_function(files, 1) if memory is None else None
         with byte_bar(memory) as report:
             merged = alignkit.merge(
-                files.graph, *files.networks(memory), weights=weight, method=how, dtype=dtype, on_progress=report,
-                **task_arguments(data), **arguments,
+                files.graph, *files.networks(memory), weights=weight, method=how, dtype=dtype, density=density,
+                on_progress=report, **task_arguments(files, data), **arguments,
             )  # fmt: skip
             run.check_rounding(files, dict(enumerate(merged.aligned)))
             with run.file_set.collecting():

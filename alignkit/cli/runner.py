@@ -242,16 +242,15 @@ def look_in_this_folder() -> None:
         sys.path.insert(0, here)
 
 
-def load_task(name: str | None) -> alignkit.Task | None:
-    """Return the task that ``package.module:function`` makes; None for None."""
-    look_in_this_folder()
-    return None if name is None else alignkit.Task.from_name(name)
+def load_task(files: NetworkFiles, source: str | None) -> alignkit.Task | None:
+    """Return the task that ``--task`` names, see `NetworkFiles.task`; None for None."""
+    return None if source is None else files.task(source)
 
 
-def task_arguments(switches: TaskSwitches) -> dict[str, Any]:
+def task_arguments(files: NetworkFiles, switches: TaskSwitches) -> dict[str, Any]:
     """Return the keyword arguments of jobs that measure and mend their result on a task."""
     return {
-        "task": load_task(switches.task),
+        "task": load_task(files, switches.task),
         "reset_batchnorm": switches.reset_batchnorm,
         "repair": switches.repair,
     }

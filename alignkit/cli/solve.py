@@ -41,7 +41,7 @@ def solve(
         start = None if init is None else alignkit.Alignment.load(init, files.graph)
         with byte_bar(memory) as report:
             pair = files.bind(memory, report)
-            solution = alignkit.solve(pair, init=start, task=load_task(task), **solving.arguments)
+            solution = alignkit.solve(pair, init=start, task=load_task(files, task), **solving.arguments)
             _stop_if_nothing_moved(solution)
             network = pair.b if memory else files.weights[1]
             aligned = solution.apply(network)

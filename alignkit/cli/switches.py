@@ -19,7 +19,12 @@ OptionSwitch: TypeAlias = Annotated[
 ]
 DeviceSwitch: TypeAlias = Annotated[str | None, typer.Option("--device", help="Where solvers work: cpu, cuda, ...")]
 TaskSwitch: TypeAlias = Annotated[
-    str | None, typer.Option("--task", help="Data and loss: package.module:function that returns a Task.")
+    str | None,
+    typer.Option(
+        "--task",
+        help="Data and loss: package.module:function that returns a Task, a table (.npz, .safetensors, .pt) with "
+        "inputs and targets, or a .txt file for folders of language models.",
+    ),
 ]
 DtypeSwitch: TypeAlias = Annotated[
     str | None,

@@ -72,8 +72,8 @@ def transport(
         before, after, target = files.weights
         known = None if alignment is None else alignkit.Alignment.load(alignment, files.graph)
         carried = alignkit.transport(
-            files.graph, before, target, tuned=after, alignment=known, scale=scale, dtype=dtype, **task_arguments(data),
-            **solving.arguments,
+            files.graph, before, target, tuned=after, alignment=known, scale=scale, dtype=dtype,
+            **task_arguments(files, data), **solving.arguments,
         )  # fmt: skip
         with run.file_set.collecting():
             files.write(output, carried.network, like=2, overwrite=job.force)

@@ -26,9 +26,10 @@ from alignkit.graph.module_copy import copy_module
 from alignkit.graph.parts import Places
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.running_statistics import is_statistic
+from alignkit.jobs.task_vectors import TASK_METHODS, check_density, combine
 from alignkit.text import dtype_name, plural
 
-Method = Literal["linear", "slerp"]
+Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare"]
 Shares: TypeAlias = Sequence[float] | None
 """How much each network counts, in their order; they are scaled to the sum 1. None: all the same."""
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -42,8 +43,10 @@ class Averaging:
     """How networks are averaged, and what was lost when averages were rounded.
 
     Attributes:
-        shares: Share of each network; they add up to 1.
+        shares: Share of each network, which add up to 1; for task vectors the factor of each network but the first.
         method: As `average` takes it.
+        density: Share of the entries of a task vector that TIES and DARE keep.
+        seed: Seed of the entries that DARE drops.
         dtype: Floating-point dtype of the average; None: those of the first network.
         rounding: Every average that is computed is counted there.
     """
@@ -51,7 +54,34 @@ class Averaging:
     shares: Sequence[float]
     method: Method = "linear"
     dtype: torch.dtype | None = None
+    density: float = 0.5
+    seed: int = 0
     rounding: Rounding = field(default_factory=Rounding)
+
+    @classmethod
+    @check_arguments
+    def of(
+        cls,
+        count: int,
+        weights: Shares = None,
+        method: Method = "linear",
+        dtype: FloatDtype | None = None,
+        density: float = 0.5,
+        seed: int = 0,
+    ) -> Averaging:
+        """Return how ``count`` networks are averaged; see `average`. `MergeError` for what does not fit them."""
+        check_method(method, count)
+        check_density(density)
+        shares = factors_of(weights, count - 1) if method in TASK_METHODS else shares_of(weights, count)
+        return cls(shares, method, None if dtype is None else read_dtype(dtype), density, seed)
+
+    @property
+    def parents(self) -> list[float]:
+        """Share of each network in statistics, which have no direction: not negative, adding up to 1."""
+        if self.method not in TASK_METHODS:
+            return list(self.shares)
+        sizes = [abs(share) for share in self.shares]
+        return [0.0, *(size / sum(sizes) for size in sizes)] if any(sizes) else [1.0, *sizes]
 
     def of_tensors(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
         """Return the average of one tensor, or a part of it, on the device of the first."""
@@ -59,12 +89,15 @@ class Averaging:
         if not is_number(first):
             return _common_value(name, tensors)
         wide = [widen(tensor, first.device) for tensor in tensors]
-        if self.method == "slerp" and not is_statistic(name):  # these have no direction
+        if is_statistic(name) or self.method == "linear":  # statistics have no direction
+            total = torch.zeros_like(wide[0])
+            for part, share in zip(wide, self.parents, strict=True):
+                total += share * part
+        elif self.method == "slerp":
             total = slerp(wide[0], wide[1], self.shares[1])
         else:
-            total = torch.zeros_like(wide[0])
-            for part, share in zip(wide, self.shares, strict=True):
-                total += share * part
+            vectors = [part - wide[0] for part in wide[1:]]
+            total = wide[0] + combine(self.method, vectors, self.shares, self.density, self.seed, name)
         return self.rounding.narrow(total, self.dtype_of(first.dtype), name, MergeError)
 
     def of_networks(self, models: Sequence[Weights]) -> Weights:
@@ -94,30 +127,59 @@ class Averaging:
 
 @overload
 def average(
-    models: Sequence[ModuleT], weights: Shares = None, method: Method = "linear", dtype: FloatDtype | None = None
+    models: Sequence[ModuleT],
+    weights: Shares = None,
+    method: Method = "linear",
+    dtype: FloatDtype | None = None,
+    *,
+    density: float = 0.5,
+    seed: int = 0,
 ) -> ModuleT: ...
 @overload
 def average(  # type: ignore[overload-overlap]
-    models: Sequence[LazyWeights], weights: Shares = None, method: Method = "linear", dtype: FloatDtype | None = None
+    models: Sequence[LazyWeights],
+    weights: Shares = None,
+    method: Method = "linear",
+    dtype: FloatDtype | None = None,
+    *,
+    density: float = 0.5,
+    seed: int = 0,
 ) -> LazyWeights: ...
 @overload
 def average(
-    models: Sequence[StateDict], weights: Shares = None, method: Method = "linear", dtype: FloatDtype | None = None
+    models: Sequence[StateDict],
+    weights: Shares = None,
+    method: Method = "linear",
+    dtype: FloatDtype | None = None,
+    *,
+    density: float = 0.5,
+    seed: int = 0,
 ) -> dict[str, Tensor]: ...
 @check_arguments
 def average(
-    models: Sequence[Weights], weights: Shares = None, method: Method = "linear", dtype: FloatDtype | None = None
+    models: Sequence[Weights],
+    weights: Shares = None,
+    method: Method = "linear",
+    dtype: FloatDtype | None = None,
+    *,
+    density: float = 0.5,
+    seed: int = 0,
 ) -> Weights:
     """Average networks whose units are in the same order.
 
     Args:
         models: Modules, or state dicts, of one architecture and in one basis. They are left as they are.
-        weights: Share of each model: not negative, divided by their sum. None: equal shares.
+        weights: Share of each model: not negative, divided by their sum. None: equal shares. For task vectors the
+            factor of each model but the first, of any sign and not divided; None: 1 / their number.
         method: ``"linear"``, the weighted average of every tensor; or ``"slerp"``, for two models: each tensor turns
             from the first to the second at constant speed, so that its length does not shrink in between (Shoemake,
-            "Animating rotation with quaternion curves", 1985). Running statistics are averaged in any case.
+            "Animating rotation with quaternion curves", 1985). Running statistics are averaged in any case. Or
+            ``"task_arithmetic"``, ``"ties"``, ``"dare"``: the first model is the base, and what the others have beyond
+            it is put together and added to it; see `alignkit.jobs.task_vectors` for the papers.
         dtype: Floating-point dtype of the average, such as ``torch.bfloat16`` or ``"bf16"``. None: those of the first
             model. Models may have different ones.
+        density: Share of the entries of each task vector that ``"ties"`` keeps, the largest, or ``"dare"``, at random.
+        seed: Seed of what ``"dare"`` drops.
 
     Returns:
         A module where modules were given (a copy of the first with new values; tied tensors stay tied), a dict where
@@ -131,8 +193,7 @@ def average(
         MergeError: Models differ in names, shapes, ties or whole numbers (model and tensor are named), hold NaN or
             infinity, an average overflows the dtype of the first model, or shares or method are wrong.
     """
-    wanted = None if dtype is None else read_dtype(dtype)
-    return Averaging(shares_of(weights, len(models)), method, wanted).of_networks(models)
+    return Averaging.of(len(models), weights, method, dtype, density, seed).of_networks(models)
 
 
 class AverageNetwork(StoredNetwork):
@@ -197,6 +258,8 @@ def check_method(method: str, count: int) -> None:
     """Refuse, by a `MergeError`, a method that cannot take ``count`` models."""
     if method == "slerp" and count != 2:
         raise MergeError(f"method='slerp' turns from one model to another, found {plural(count, 'model')}.")
+    if method in TASK_METHODS and count < 2:
+        raise MergeError(f"method={method!r} takes a base and at least one model beyond it: give both.")
 
 
 def shares_of(weights: Shares, count: int) -> list[float]:
@@ -214,6 +277,19 @@ def shares_of(weights: Shares, count: int) -> list[float]:
     if not (total := sum(shares)):
         raise MergeError("all weights are 0: give at least one model a share.")
     return [share / total for share in shares]
+
+
+def factors_of(weights: Shares, count: int) -> list[float]:
+    """Return finite factors of task vectors, equal ones that add up to 1 for None; else raise `MergeError`."""
+    factors = [1.0 / count] * count if weights is None else [float(weight) for weight in weights]
+    if len(factors) != count:
+        raise MergeError(
+            f"{plural(len(factors), 'weight')} for {plural(count, 'task vector')}: give one for each model but the "
+            "first, which is the base."
+        )
+    if wrong := [at for at, factor in enumerate(factors) if not math.isfinite(factor)]:
+        raise MergeError(f"weights[{wrong[0]}] is {factors[wrong[0]]}: factors are finite.")
+    return factors
 
 
 def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> list[dict[str, Tensor]]:

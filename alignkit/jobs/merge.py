@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints import OnProgress
-from alignkit.checkpoints.dtypes import FloatDtype, Rounding, read_dtype
+from alignkit.checkpoints.dtypes import FloatDtype, Rounding
 from alignkit.errors import MergeError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, weights_of
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.align_many import ManyAlignment, align_many
-from alignkit.jobs.average import Averaging, Method, check_method, shares_of
+from alignkit.jobs.average import Averaging, Method
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.jobs.spread import fitted_models
@@ -90,6 +90,7 @@ def merge(
     weights: Sequence[float] | None = None,
     method: Method = "linear",
     dtype: FloatDtype | None = None,
+    density: float = 0.5,
     solver: SolverLike = "weight_matching",
     task: Task | None = None,
     reset_batchnorm: bool = True,
@@ -108,8 +109,10 @@ def merge(
         pair: Two networks, ``graph.bind(a, b)``; or a graph, with two or more networks behind it.
         models: The networks, if ``pair`` is a graph: modules, state dicts or checkpoint paths. The first keeps its
             order of units.
-        weights: Share of each network: not negative, divided by their sum. None: equal shares.
-        method: ``"linear"`` or, for two networks, ``"slerp"``; see `alignkit.average`.
+        weights: Share of each network, or factor of each task vector, as in `alignkit.average`. None: equal ones.
+        method: ``"linear"``; for two networks ``"slerp"``; or ``"task_arithmetic"``, ``"ties"`` or ``"dare"``, which
+            take the first network for the base. See `alignkit.average`.
+        density: Share of the entries of task vectors that TIES and DARE keep.
         dtype: Floating-point dtype of the average. None: those of the first network. Networks may have different ones.
         solver: Solver of the alignment, as in `alignkit.solve`. ``"identity"`` leaves the units where they are.
         task: Data and a loss, for solvers that need them. The losses of the networks, of their plain average and of the
@@ -129,8 +132,7 @@ def merge(
         TaskError: The networks do not fit the task's model, or it fails on a batch.
     """
     graph, sources = graph_and_models("merge", pair, models)
-    averaging = Averaging(shares_of(weights, len(sources)), method, None if dtype is None else read_dtype(dtype))
-    check_method(method, len(sources))
+    averaging = Averaging.of(len(sources), weights, method, dtype, density, arguments.get("seed") or 0)
     mending = Mending(task, reset_batchnorm, repair)
     if memory is not None or any(isinstance(source, StoredNetwork) for source in sources):
         if task is not None or method != "linear":
@@ -150,7 +152,7 @@ def merge(
         bound = pair if isinstance(pair, Pair) else graph.bind(*networks)
         alignment = completed(solve(bound, solver=solver, task=task, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
-    shares = averaging.shares
+    shares = averaging.parents
     network, statistics = mending.mend(averaging.of_networks(aligned), aligned, shares)
     losses = None
     if task is not None:

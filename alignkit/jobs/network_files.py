@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from alignkit.errors import (
     BindError,
     FoldError,
     ShapeMismatchError,
+    TaskError,
     UsageError,
     VerificationError,
 )
@@ -26,10 +28,12 @@ from alignkit.graph.rewrites import under_both_names, untied_heads
 from alignkit.graph.stored import Budget, parse_memory
 from alignkit.graph.stored.opening import open_stored
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
+from alignkit.jobs.file_tasks import FORMS, task_from_file
 from alignkit.jobs.fold import Folded, fold
 from alignkit.jobs.output_forms import OutputForms
 from alignkit.models import Example, load_model
 from alignkit.rewriting import module_with
+from alignkit.tasks.task import Task
 from alignkit.tracing.tracer import Symmetries
 
 
@@ -157,6 +161,26 @@ class NetworkFiles(OutputForms):
         changed = module_with(module, weights_of(network), untied_heads(self.graph.folds))
         given = module_with(module, self.given[index])
         return same_function(given, changed, *args, outputs=self.graph.provenance.outputs, **kwargs)
+
+    @check_arguments
+    def task(self, source: str) -> Task:
+        """Return the task that a name stands for, ``package.module:function``, or that a file of data makes.
+
+        Args:
+            source: The name; or the path of a table of inputs and targets, or of a text for a language model.
+
+        Raises:
+            TaskError: There is nothing of this name, or it makes no task.
+            UsageError: A file needs a model that can be run, and there is only a spec.
+        """
+        path = Path(source)
+        if not path.exists():
+            if ":" in source:
+                return Task.from_name(source)
+            raise TaskError(f"--task {source}: there is no such file. Give {FORMS}.")
+        if self.example is None:
+            raise UsageError(f"--task {source} runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
+        return task_from_file(path, self.example[0], self.checkpoints[0].folder if self.checkpoints else None)
 
     @check_arguments
     def estimate(
