@@ -27,6 +27,7 @@ LEVEL: dict[str, Between] = {
     "a pool": lambda y: F.avg_pool2d(y, 2),
     "finer": lambda y: F.interpolate(y, scale_factor=2, mode="nearest"),
     "a flip": lambda y: y.flip(3),
+    "no padding": lambda y: F.avg_pool2d(F.pad(y, (0, 0, 0, 0)), 2, padding=0),
     "beside itself": lambda y: torch.cat([y, y.flip(2)], 3),
     "beside nothing": lambda y: torch.cat([torch.zeros(0), y], 2),
 }

@@ -224,7 +224,7 @@ def keep(op: Operation) -> None:
     if name == "constant_pad_nd" and op.arg("value", 0):
         apply_function(op)
         return
-    pads = name == "constant_pad_nd" or any(op.arg("padding", ()))
+    pads = any(op.arg("pad" if name == "constant_pad_nd" else "padding", ()))
     for output, result in op.results():
         for carrier in op.beside(result, len(output.shape), op.inputs[:1])[:1]:
             op.use(carrier)
