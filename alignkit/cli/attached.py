@@ -40,7 +40,7 @@ class Carrying:
         adapter = alignkit.jobs.Adapter.read(self.thing)
 
         def write(carried: Any) -> None:
-            carried.adapter.write(self.output, overwrite=self.job.force)
+            carried.adapter.on_base(str(self.base_b)).write(self.output, overwrite=self.job.force)
 
         self._carry(True, write, lambda *sides, **given: alignkit.transport_adapter(*sides, adapter=adapter, **given))
 

@@ -27,6 +27,8 @@ from alignkit.text import did_you_mean, list_some
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+BASE_NAME = "base_model_name_or_path"
+"""The field of the configuration that says which base is loaded with the adapter."""
 PREFIX = "base_model.model."
 """What peft puts in front of the names of the base's modules."""
 BASE_WEIGHT = ".base_layer.weight"
@@ -141,6 +143,11 @@ class Adapter:
     def base_weights(self) -> list[str]:
         """Names of weights of the base that were saved beside the factors of embeddings."""
         return [name for name in self.tensors if name.endswith(BASE_WEIGHT)]
+
+    @check_arguments
+    def on_base(self, name: str | None) -> Adapter:
+        """Return the same adapter, whose configuration names another base."""
+        return Adapter({**self.config, BASE_NAME: name}, self.tensors, self.label)
 
     def rank(self, module: str) -> int:
         """Return the rank of one adapted weight."""

@@ -17,7 +17,7 @@ from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.proof.verify import TOLERANCE, relative_difference
-from alignkit.jobs.adapters import BASE_WEIGHT, Adapter, zeros_like_output
+from alignkit.jobs.adapters import BASE_NAME, BASE_WEIGHT, Adapter, zeros_like_output
 from alignkit.jobs.attachments import read_attachments
 from alignkit.jobs.fold import Folded
 from alignkit.jobs.passage import Passage, alignment_sections
@@ -32,7 +32,8 @@ class TransportedAdapter(Explained):
     """A LoRA adapter on another base.
 
     Attributes:
-        adapter: The adapter for base B; its ``write`` makes a folder that peft loads.
+        adapter: The adapter for base B; its ``write`` makes a folder that peft loads. Its configuration names base B
+            where that was given by its path, and no base otherwise: ``on_base`` sets it.
         alignment: Brings base B, folded where the graph has folds, to base A.
         solution: How it was solved; None where the alignment was given.
         biases: Modules whose adapter got a bias (``lora_bias`` of peft): the shift or bias that they read differs.
@@ -134,6 +135,8 @@ def transport_adapter(
             name = given.factors[module].bias
             moved[name] = narrow(moved[name].double() + bias, moved[name].dtype, name, MergeError)
     carried = Adapter(config, moved, given.label)
+    if BASE_NAME in config:  # it would be loaded on base A
+        carried = carried.on_base(str(b) if isinstance(b, str | Path) else None)
     return TransportedAdapter(carried, way.alignment, way.solution, tuple(biases))
 
 

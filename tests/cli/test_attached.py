@@ -74,6 +74,7 @@ def test_an_adapter_is_carried_and_peft_s_folder_written(folder: Path, given: tu
     graph = alignkit.trace(layers(), torch.randn(5, 4), symmetries="all" if "all" in given else "permutation")
     expected = alignkit.transport_adapter(graph, a, b, adapter=adapter).adapter
     found = Adapter.read("carried")
+    assert found.config["base_model_name_or_path"] == "b.safetensors"
     assert all(torch.allclose(found.tensors[n], t, atol=1e-5) for n, t in expected.tensors.items())
     arguments = ("transport", "a.safetensors", "lora", "b.safetensors", "-o", "carried", *given)
     assert "exists" in run(*arguments, code=2)

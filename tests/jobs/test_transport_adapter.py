@@ -60,6 +60,17 @@ def test_permutations_alone_move_factors_exactly_in_their_dtype() -> None:
     assert carried.adapter.config == adapter.config
 
 
+def test_the_configuration_does_not_name_the_old_base(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3))
+    graph = alignkit.trace(model, torch.randn(2, 5))
+    alignkit.write_weights(tmp_path / "b.pt", model.state_dict())
+    adapter = random_adapter(model, base_model_name_or_path="a")
+    way = Alignment.identity(graph)
+    for other, named in ((model, None), (tmp_path / "b.pt", str(tmp_path / "b.pt"))):
+        carried = transport_adapter(graph, model, other, adapter=adapter, alignment=way).adapter
+        assert carried.config["base_model_name_or_path"] == named
+
+
 def test_scales_are_those_of_peft() -> None:
     model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
     tensors = random_adapter(model, rank=4).tensors
