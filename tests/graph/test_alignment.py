@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alignkit import Alignment, SoftAlignment, SymmetryGraph
 from alignkit.errors import AlignmentError
+from alignkit.graph.elements import action
 from helpers.documents import unsealed
 from helpers.graph_strategies import all_alignments, distinct_weights, graphs, slow_apply
 
@@ -32,6 +33,16 @@ EXPERTS = SymmetryGraph.from_spec(
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@quick
+@given(graphs(), seeds)
+def test_tensors_that_are_moved_in_pieces_are_moved_alike(graph: SymmetryGraph, seed: int) -> None:
+    weights, alignment = distinct_weights(graph), Alignment.random(graph, seed)
+    whole = alignment.apply(weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(action, "PIECE", 1)
+        assert same(alignment.apply(weights), whole)
 
 
 class TestGroupAxioms:

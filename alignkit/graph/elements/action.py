@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from alignkit.checkpoints.dtypes import as_bits
 from alignkit.graph.elements.element import flipped, order_of
 from alignkit.graph.kinds import KINDS
 from alignkit.graph.layout import Block, Dim
+
+PIECE = 1 << 25
+"""Bytes of a block that are moved at once."""
 
 
 def act_on_block(
@@ -29,8 +33,7 @@ def act_on_block(
     Returns:
         The moved block. Differentiable with respect to ``part`` and to the matrices.
     """
-    moving = {at: dim.group for at, dim in enumerate(block.dims) if dim.group is not None and at not in skip}
-    return act_on_dims(block.dims, part, {at: elements[group] for at, group in moving.items()})
+    return act_on_dims(block.dims, part, {at: elements[group] for at, group in block.moving if at not in skip})
 
 
 def act_on_dims(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, Tensor]) -> Tensor:
@@ -48,6 +51,9 @@ def act_on_dims(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, Tensor
         element, ancestors = elements[at].to(part.device), dims[at].ancestors
         if element.is_floating_point():
             matrices[at] = element
+            continue
+        if not ancestors and dims[at].kind == "permutation":
+            part = part.index_select(at, element)
             continue
         shape = [size if i in ancestors else 1 for i, size in enumerate(part.shape)]
         shape[at] = element.shape[-1]
@@ -107,8 +113,25 @@ def _act_by_matrices(dims: Sequence[Dim], part: Tensor, elements: Mapping[int, T
 
 
 def act_on_blocks(blocks: Iterable[Block], tensor: Tensor, elements: Mapping[str, Tensor]) -> Tensor:
-    """Return a tensor, of which these are all blocks, with each of them moved; see `act_on_block`."""
+    """Return a tensor, of which these are all blocks, with each of them moved; see `act_on_block`.
+
+    Large blocks are moved a few places of their first dim at a time, so that little more than the result is held.
+    """
     result = torch.empty_like(tensor)
     for block in blocks:
-        block.view(result).copy_(act_on_block(block, block.view(tensor), elements))
+        source, target = block.view(tensor), block.view(result)
+        orders = {at: elements[group] for at, group in block.moving}
+        below = {at for at in orders if at == 0 or block.dims[at].ancestors[:1] == (0,)}
+        for places in _pieces(source, orders):
+            part = source if 0 in orders else source[places]
+            own = {at: order[places] if at in below else order for at, order in orders.items()}
+            target[places].copy_(act_on_dims(block.dims, part, own))
     return result
+
+
+def _pieces(part: Tensor, orders: Mapping[int, Tensor]) -> list[slice | EllipsisType]:
+    """Cut the first dim of a block into runs of about `PIECE` bytes; matrices need it whole."""
+    if part.nbytes <= PIECE or any(order.is_floating_point() for order in orders.values()):
+        return [...]
+    step = max(1, PIECE * len(part) // part.nbytes)
+    return [slice(start, start + step) for start in range(0, len(part), step)]
