@@ -183,7 +183,7 @@ def canonicalize(
     elements = {n: torch.empty(count, *graph.element_shape(n), dtype=dtype) for n, dtype in dtypes.items()}
     Objective(Pair(graph, target, target)).scale  # noqa: B018  refuses weights whose squares overflow or vanish
     shared = {name: tensor[None] for name, tensor in target.items()}
-    before, batched = _distances(shared, stacked, count), can_be_stacked(graph)
+    before, batched = _distances(graph, shared, stacked, count), can_be_stacked(graph)
     if not bool(torch.isfinite(before).all()):
         far = int((~torch.isfinite(before)).nonzero()[0])
         raise BindError(f"network {far} holds numbers whose squares overflow float64. Make all networks smaller.")
@@ -196,7 +196,7 @@ def canonicalize(
                 elements[name][first : first + size] = element
         weights = _moved(graph, stacked, elements)
         # Weight matching alone starts again from a network that it would leave in a worse place than it was.
-        alone = (_distances(shared, weights, count) > before).nonzero().squeeze(1).tolist()
+        alone = (_distances(graph, shared, weights, count) > before).nonzero().squeeze(1).tolist()
     for i in alone:
         pair = Pair(graph, target, {name: tensor[i] for name, tensor in stacked.items()})
         outcome = matching.solve(Problem(pair, device=where), lambda step: None)
@@ -204,7 +204,7 @@ def canonicalize(
             elements[name][i] = element
     if alone:
         weights = _moved(graph, stacked, elements)
-    after = _distances(shared, weights, count)
+    after = _distances(graph, shared, weights, count)
     return Canonical(graph, weights, elements, before, after, perf_counter() - started, batched)
 
 
@@ -238,8 +238,10 @@ def _moved(graph: SymmetryGraph, stacked: Mapping[str, Tensor], elements: Mappin
     return {n: torch.stack([move.apply_tensor(n, t[i]) for i, move in enumerate(moves)]) for n, t in stacked.items()}
 
 
-def _distances(reference: Mapping[str, Tensor], networks: Mapping[str, Tensor], count: int) -> Tensor:
-    return sum(distances2(reference, networks).values(), start=torch.zeros(count, dtype=torch.float64))
+def _distances(
+    graph: SymmetryGraph, reference: Mapping[str, Tensor], networks: Mapping[str, Tensor], count: int
+) -> Tensor:
+    return sum(distances2(graph, reference, networks).values(), start=torch.zeros(count, dtype=torch.float64))
 
 
 def _stack_networks(

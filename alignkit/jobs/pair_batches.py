@@ -21,7 +21,7 @@ from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Solver, Status, Step
 from alignkit.solver.solution import Solution
 from alignkit.solvers.coordinate_ascent import TINY
-from alignkit.solvers.stacked_matching import STACK_ELEMENTS, StackedMatching, can_be_stacked, distances2, permuted
+from alignkit.solvers.stacked_matching import STACK_ELEMENTS, StackedMatching, can_be_stacked, distances2
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.tasks.task import Task
 from alignkit.text import explain_error
@@ -139,7 +139,7 @@ def _solve_stack(setup: PairSetup, batch: PairBatch) -> dict[int, Solution]:
     assert matching is not None, "others come alone"
     where = batch[0].pair.device if setup.device is None else torch.device(setup.device)
     a, b = (_stacked([getattr(job.pair, side) for job in batch]) for side in ("a", "b"))
-    before, stack = distances2(a, b), StackedMatching(graph, a, b, where)
+    before, stack = distances2(graph, a, b), StackedMatching(graph, a, b, where)
     squares, unaligned = _total(stack.squares, len(batch)), _total(before, len(batch))
     usable = torch.isfinite(squares + unaligned) & (squares > TINY)
     if not usable.all():
@@ -147,9 +147,9 @@ def _solve_stack(setup: PairSetup, batch: PairBatch) -> dict[int, Solution]:
         return _solve_stack(setup, rest) if rest else {}
     starts = [job.init.elements for job in batch if job.init is not None]  # of all pairs or of none
     start = _stacked(starts) if starts else {}
-    at_start = _total(distances2(a, permuted(graph, b, start)), len(batch)) if start else unaligned
+    at_start = _total(distances2(graph, a, b, start), len(batch)) if start else unaligned
     run = stack.run(matching.options.rtol, matching.options.max_steps, start)
-    after = distances2(a, permuted(graph, b, run.elements))
+    after = distances2(graph, a, b, run.elements)
     aligned = _total(after, len(batch))
     seconds = (perf_counter() - started) / len(batch)
     solutions: dict[int, Solution] = {}

@@ -18,16 +18,13 @@ from torch import Tensor
 from alignkit.checkpoints.fit import is_number
 from alignkit.graph import SymmetryGraph, Use
 from alignkit.graph.elements.action import act_on_blocks
-from alignkit.graph.parts import Places, as_tensors
+from alignkit.graph.parts import Places, as_tensors, parts_of_block
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.products import Product
 from alignkit.solvers.coordinate_ascent import ROUNDING, TINY, colour_roots
 
 STACK_ELEMENTS = 1 << 23
 """Maximum number of weights in a stack of networks: 64 MB in float64."""
-
-PART_ELEMENTS = 1 << 18
-"""Weights that are subtracted at once: few enough to stay in the cache."""
 
 Stack: TypeAlias = Mapping[str, Tensor]
 """Tensors of many networks, ``[networks, *shape]`` for each name; ``[1, *shape]`` is one network for all."""
@@ -36,7 +33,7 @@ Stack: TypeAlias = Mapping[str, Tensor]
 def can_be_stacked(graph: SymmetryGraph) -> bool:
     """Whether all groups are permuted, there are no families, and no group acts twice on one part of a tensor."""
     blocks = (block for node in graph.tensors.values() for block in node.blocks)
-    once = all(len(block.groups) == sum(dim.group is not None for dim in block.dims) for block in blocks)
+    once = all(len(block.groups) == len(block.moving) for block in blocks)
     permuted = all(group.kind == "permutation" for group in graph.groups.values())
     return once and permuted and len(graph.roots) == len(graph.groups)
 
@@ -119,7 +116,7 @@ class StackedMatching:
 
     def _distances(self) -> Float[Tensor, " pairs"]:
         """Return ``||A - P # B||^2`` of each pair, for the elements that were matched."""
-        distances = distances2(self.a, permuted(self.graph, self.b, self.elements))
+        distances = distances2(self.graph, self.a, self.b, self.elements)
         return sum(distances.values(), torch.zeros(self.count, dtype=torch.float64))
 
     def _update(self, group: str, turn: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +164,9 @@ class _Term:
             stale = turn[moved.any(0)]
             for name, order in orders.items() if len(stale) else ():
                 self._orders[name][stale] = order[stale]
-            if len(stale):
+            if len(stale) == len(self._kept):
+                self._kept = self._product(orders, slice(0, len(stale)))
+            elif len(stale):
                 self._kept[stale.to(self._kept.device)] = self._product(orders, stale)
         return self._kept if len(turn) == len(self._kept) else self._kept[turn.to(self._kept.device)]
 
@@ -187,18 +186,25 @@ def permuted(graph: SymmetryGraph, stack: Stack, elements: Mapping[str, Tensor])
     return {name: _permuted(graph, name, tensor, elements) for name, tensor in stack.items()}
 
 
-def distances2(a: Stack, b: Stack) -> dict[str, Float[Tensor, " pairs"]]:
-    """Return ``||A - B||^2`` of each tensor of each pair that counts, in float64 on the CPU, from a part at a time."""
+def distances2(
+    graph: SymmetryGraph, a: Stack, b: Stack, elements: Mapping[str, Tensor] | None = None
+) -> dict[str, Float[Tensor, " pairs"]]:
+    """Return ``||A - P # B||^2`` of each tensor of each pair that counts, in float64 on the CPU, part by part.
+
+    `Objective.distances2` for a stack: pairs are units that stay, in which all groups are nested. Without ``elements``
+    B is taken as it stands.
+    """
     distances = {}
     for name, stacked in b.items():
         if not is_number(stacked):
             continue
-        own = a[name].detach().to(stacked.device)
-        step, parts = max(1, PART_ELEMENTS // max(1, own[0].numel())), []
-        for start in range(0, len(stacked), step):
-            reference = own if len(own) == 1 else own[start : start + step]
-            parts.append(_squares(stacked[start : start + step].double() - reference.double()))
-        distances[name] = torch.cat(parts).cpu()
+        own = {name: a[name].expand(len(stacked), *stacked.shape[1:])}
+        sides = [(as_tensors(own, stacked.device), {}), (as_tensors({name: stacked}, None), elements or {})]
+        total = torch.zeros(len(stacked), dtype=torch.float64, device=stacked.device)
+        for block in graph.tensors[name].blocks:
+            for _, pairs, (left, right) in parts_of_block(name, block.stacked(len(stacked)), sides):
+                total[pairs] += _squares(left.double() - right.double())
+        distances[name] = total.cpu()
     return distances
 
 
