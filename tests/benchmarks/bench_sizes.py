@@ -1,6 +1,6 @@
 """Weight matching on networks of many sizes, beside other programs and the physical limit: CPU seconds and memory.
 
-    python tests/benchmarks/bench_sizes.py [--against FOLDER] [--networks mlp resnet18 ...] [--json out.json]
+    python tests/benchmarks/bench_sizes.py [--networks mlp resnet18 ...] [--against FOLDER] [--profile] [--json FILE]
 
 Two random networks of each architecture are matched on one thread, each time in a process of its own. CPU seconds are
 those of the call; for alignkit with binding and checks. Imports are left out, and so is the graph, which is built once
@@ -9,16 +9,19 @@ written plainly (plain_matching.py). FOLDER holds another version of alignkit, w
 ALIGNKIT_BENCH_REBASIN and ALIGNKIT_BENCH_SINKHORN are folders with the packages (see third_party.py).
 
 The limit is one product at every use of every group, in float32 at the speed that a large product reaches here, and
-one linear assignment of each group.
+one linear assignment of each group. With ``--profile`` alignkit matches each pair once more, under a profiler, and the
+CPU seconds of the parts of that call are printed. Other programs are given up after ``--patience`` CPU seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import importlib
 import itertools
 import json
 import os
+import pstats
 import resource
 import signal
 import subprocess
@@ -39,8 +42,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 NETWORKS = ("mlp", "resnet18", "resnet50", "vit_b_16", "gpt2", "vgg11")
 PEERS = {"rebasin": "ALIGNKIT_BENCH_REBASIN", "sinkhorn": "ALIGNKIT_BENCH_SINKHORN"}
 """Packages, and the variables that name their folders."""
-PATIENCE = 120
-"""CPU seconds, set-up included, after which another program than alignkit is given up."""
+PATIENCE = 300
+"""CPU seconds, set-up included, after which another program than alignkit is given up, unless told otherwise."""
+PARTS = {
+    "multiplying": ("products.add_product",),
+    "bringing what is multiplied into form": ("products._factor",),
+    "linear assignment": ("assignment.linear_assignment",),
+    "gains of steps in float64": ("objective.gain",),
+    "sums over all weights": ("objective.sums", "objective.distances2"),
+    "checks of input and solver": ("symmetry_graph.bind", "outcome_check._state"),
+    "moving B": ("alignment.apply",),
+}
+"""Parts of a call, each with the functions of alignkit, by module, that do it and do not call each other."""
 
 
 def network(name: str, seed: int) -> tuple[nn.Module, Tensor]:
@@ -65,12 +78,12 @@ def network(name: str, seed: int) -> tuple[nn.Module, Tensor]:
 # ---------------------------------------------------------------------- one process
 
 
-def measure(name: str, method: str, folder: str) -> dict[str, Any]:
+def measure(name: str, method: str, folder: str, patience: int, profiles: bool) -> dict[str, Any]:
     """Match one pair here; the first call of a process counts, of small networks also the median of 20 more."""
     if folder:
         sys.path.insert(0, folder)
     if method != "alignkit":
-        resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE + 5))
+        resource.setrlimit(resource.RLIMIT_CPU, (patience, patience + 5))
     (a, example), (b, _) = network(name, 0), network(name, 1)
     match = METHODS[method](a, b, example)
     start = time.process_time()
@@ -92,7 +105,19 @@ def measure(name: str, method: str, folder: str) -> dict[str, Any]:
         "peak_gb": peak / 1e6,
         "weights_gb": 1e-9 * sum(t.nbytes for t in {t.data_ptr(): t for t in a.state_dict().values()}.values()),
         **facts(),
+        **({"parts": parts(match)} if profiles and method == "alignkit" else {}),
     }
+
+
+def parts(match: Match) -> dict[str, float]:
+    """CPU seconds of the parts of one call, under a profiler, which slows Python down."""
+    profile = cProfile.Profile(time.process_time)
+    profile.runcall(match)
+    stats: dict[tuple[str, int, str], Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    spent = {f"{Path(file).stem}.{name}": cumulative for (file, _, name), (*_, cumulative, _) in stats.items()}
+    seconds = {part: sum(spent.get(function, 0.0) for function in functions) for part, functions in PARTS.items()}
+    whole = max(spent.values())
+    return {**seconds, "everything else": whole - sum(seconds.values()), "whole": whole}
 
 
 def distance2(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
@@ -180,13 +205,14 @@ def assignments(graph: Any, a: nn.Module, b: nn.Module, alignment: Any) -> float
 # ---------------------------------------------------------------------- all of them
 
 
-def in_process(name: str, method: str, folder: str, packages: str = "") -> dict[str, Any]:
+def in_process(name: str, method: str, folder: str, packages: str, given: argparse.Namespace) -> dict[str, Any]:
     """Measure with the alignkit of a folder; a program that does not run says why."""
     environment = {**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--one", name, method, packages]
+    command = [sys.executable, __file__, "--one", name, method, packages, "--patience", str(given.patience)]
+    command += ["--profile"] * given.profile
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode == -signal.SIGXCPU:
-        return {"network": name, "why_not": f"not done after {PATIENCE} CPU s"}
+        return {"network": name, "stopped_after": given.patience}
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return {"network": name, "why_not": lines[-1][:200] if lines else f"exit code {done.returncode}"}
@@ -200,12 +226,14 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--programs", nargs="+", help="default: all that are there")
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--patience", type=int, default=PATIENCE, help="CPU seconds of another program than alignkit")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path, help="rows that are measured anew replace those that are there")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.one:
-        print(json.dumps(measure(*given.one)))
+        print(json.dumps(measure(*given.one, given.patience, given.profile)))
         return
     here = str(Path(__file__).parents[2])
     programs = [("alignkit", "alignkit", here, ""), ("plain", "plain", here, "")]
@@ -218,10 +246,11 @@ def main() -> None:
     programs = [program for program in programs if given.programs is None or program[0] in given.programs]
     for name in given.networks:
         for program, method, folder, packages in programs:
-            row = {"program": program, **in_process(name, method, folder, packages)}
+            row = {"program": program, **in_process(name, method, folder, packages, given)}
             rows[name, program] = row
-            if "why_not" in row:
-                print(f"{name:9} {program:9} does not run: {row['why_not']}", flush=True)
+            if "seconds" not in row:
+                why = f"not done after {given.patience} CPU s" if "stopped_after" in row else row["why_not"]
+                print(f"{name:9} {program:9} {why}", flush=True)
             else:
                 limit = f", limit {row['products']:.3f} + {row['assignments']:.3f} s" if "products" in row else ""
                 print(
@@ -229,6 +258,8 @@ def main() -> None:
                     f"(weights {2 * row['weights_gb']:.2f})  {row['after']:.10g}{limit}",
                     flush=True,
                 )
+                for part, spent in row.get("parts", {}).items():
+                    print(f"    {part:40} {spent:9.4f} s", flush=True)
             if given.json:
                 given.json.write_text(json.dumps([*rows.values()], indent=1) + "\n")
 
