@@ -123,10 +123,11 @@ def check_arguments(function: CallableT) -> CallableT:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
-        bound = _check(function, args, kwargs)
-        callbacks = [name for name in _CALLBACKS if _is_function(function, name) and bound.arguments.get(name)]
+        expected, arguments = _expected(function), _check(function, args, kwargs)
+        callbacks = [name for name in expected.callbacks if arguments.get(name)]
         if not callbacks:
             return function(*args, **kwargs)
+        bound = expected.signature.bind(*args, **kwargs)
         for name in callbacks:
             bound.arguments[name] = Callback(function.__qualname__, name, bound.arguments[name])
         return function(*bound.args, **bound.kwargs)
@@ -167,18 +168,21 @@ class Callback:
             raise ArgumentError(f"{self.function}(): {what}") from error
 
 
-def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    signature, kinds = _expected(function)
+def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of a call by name."""
+    expected = _expected(function)
     name = function.__qualname__.removesuffix(".__init__")
     try:
-        bound = signature.bind(*args, **kwargs)
+        arguments = expected.bind(args, kwargs)
     except TypeError as error:
-        unknown = [word for word in kwargs if word not in signature.parameters]
-        near = did_you_mean(unknown[0], signature.parameters) if unknown else ""
+        unknown = [word for word in kwargs if word not in expected.signature.parameters]
+        near = did_you_mean(unknown[0], expected.signature.parameters) if unknown else ""
         raise ArgumentError(f"{name}(): {error}.{near}") from None
-    for argument, value in bound.arguments.items():
-        kind, parameter = kinds[argument], signature.parameters[argument]
-        places = {f"{argument}=": value}
+    for argument, value in arguments.items():
+        kind = expected.kinds[argument]
+        if argument in expected.named and kind.admits(value):
+            continue
+        parameter, places = expected.signature.parameters[argument], {f"{argument}=": value}
         if parameter.kind is parameter.VAR_POSITIONAL:
             places = {f"{argument}[{at}]": item for at, item in enumerate(value)}
         elif parameter.kind is parameter.VAR_KEYWORD:
@@ -188,23 +192,40 @@ def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
                 wrong = f"{place} has to be {kind.needed}, found {show_value(item)} of type {type(item).__name__}"
                 advice = " ".join(line for class_name, line in _ADVICE.items() if class_name in kind.needed)
                 raise ArgumentError(f"{name}(): {wrong}. {advice}".rstrip())
-    return bound
+    return arguments
 
 
-def _is_function(function: Callable[..., Any], name: str) -> bool:
-    """Whether a parameter of a function takes a function."""
-    kinds = _expected(function)[1]
-    return name in kinds and "a function" in kinds[name].needed
+class _Expected(NamedTuple):
+    """What a function takes: its signature, what each parameter admits, and which are callbacks."""
+
+    signature: inspect.Signature
+    kinds: dict[str, Kind]
+    positional: list[str]
+    named: frozenset[str]
+    required: frozenset[str]
+    callbacks: list[str]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+        """Return the arguments by name, as ``signature.bind`` does; that takes as long as a small product."""
+        arguments = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        if len(arguments) == len(args) + len(kwargs) and self.required <= arguments.keys() <= self.named:
+            return arguments
+        return self.signature.bind(*args, **kwargs).arguments
 
 
 @functools.cache
-def _expected(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Kind]]:
-    """Return the signature of a function, and what each of its parameters admits."""
+def _expected(function: Callable[..., Any]) -> _Expected:
+    """Return what a function takes."""
     signature, kinds = inspect.signature(function), {}
     for name, parameter in signature.parameters.items():
         bare = parameter.annotation is parameter.empty
         kinds[name] = ANYTHING if bare else kind_of(_evaluate(parameter.annotation, function.__globals__))
-    return signature, kinds
+    places = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {name: parameter for name, parameter in signature.parameters.items() if parameter.kind in places}
+    positional = [name for name, parameter in named.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    required = frozenset(name for name, parameter in named.items() if parameter.default is parameter.empty)
+    callbacks = [name for name in _CALLBACKS if name in kinds and "a function" in kinds[name].needed]
+    return _Expected(signature, kinds, positional, frozenset(named), required, callbacks)
 
 
 def _evaluate(annotation: Any, names: Mapping[str, Any]) -> Any:

@@ -52,7 +52,7 @@ PUBLIC = dict(public_functions())
 def test_every_public_function_is_checked(name: str) -> None:
     function = inspect.unwrap(PUBLIC[name], stop=lambda f: f.__code__.co_filename == arguments.__file__)
     assert function.__code__.co_filename == arguments.__file__, "decorate it with check_arguments, or say why not"
-    _, kinds = arguments._expected(function.__wrapped__)
+    kinds = arguments._expected(function.__wrapped__).kinds
     signature = inspect.signature(PUBLIC[name])
     open_ones = {n for n, kind in kinds.items() if kind is ANYTHING} - {"self", "cls"}
     assert {str(signature.parameters[n].annotation) for n in open_ones} <= {"Any", "object", "Figure"}

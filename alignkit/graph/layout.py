@@ -146,10 +146,15 @@ class Block:
     offsets: tuple[int, ...]
     dims: tuple[Dim, ...]
 
-    @property
+    @cached_property
+    def moving(self) -> tuple[tuple[int, str], ...]:
+        """The dims that belong to groups, each with the name of its group."""
+        return tuple((at, dim.group) for at, dim in enumerate(self.dims) if dim.group is not None)
+
+    @cached_property
     def groups(self) -> frozenset[str]:
         """Names of the groups that act on this block."""
-        return frozenset(d.group for d in self.dims if d.group is not None)
+        return frozenset(group for _, group in self.moving)
 
     @cached_property
     def _shape(self) -> tuple[int, ...] | None:

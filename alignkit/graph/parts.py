@@ -81,7 +81,7 @@ class TensorsInMemory(ReadOnly[Tensor]):
         view = block.view(self[name])
         if isinstance(places, slice):
             return view[(slice(None),) * at + (places,)] if view.ndim else view
-        return as_bits(view).index_select(at, places.to(view.device)).view(view.dtype)
+        return _selected(view, at, places)
 
 
 def as_tensors(network: Mapping[str, Tensor], device: torch.device | str | None = "cpu") -> Tensors:
@@ -107,18 +107,11 @@ def ordered_part(
     dim follow, by the rows of their own order that belong to these places. A dim with a matrix has to be whole.
     ``only`` names another dim, and the places of it that are wanted.
     """
-    where: dict[int, Places] = {at: places, **({} if only is None else {only[0]: only[1]})}
-    inner = {}
-    for i, order in (orders or {}).items():
-        chain = (*block.dims[i].ancestors, i)
-        if i != at and not order.is_floating_point() and not where.keys().isdisjoint(chain):
-            order = order.reshape([block.dims[k].size for k in chain])
-            for axis, k in enumerate(chain):
-                order = order[(slice(None),) * axis + (where[k],)] if k in where else order
-        if i != at or order.is_floating_point():
-            inner[i] = order
-    own = (orders or {}).get(at)
-    if own is None or own.is_floating_point():
+    inner = {i: order for i, order in (orders or {}).items() if i != at or order.is_floating_point()}
+    own = None if at in inner else (orders or {}).get(at)
+    if inner:
+        inner = _orders_at(block, {at: places, **({} if only is None else {only[0]: only[1]})}, inner)
+    if own is None:
         part = tensors.part(name, block, at, places)
     elif block.dims[at].kind == "signed":
         own = own[places]
@@ -127,9 +120,29 @@ def ordered_part(
     else:
         part = tensors.part(name, block, at, own[places])
     if only is not None and only[0] not in inner:
-        part = as_bits(part).index_select(only[0], only[1].to(part.device)).view(part.dtype)
+        part = _selected(part, *only)
     is_soft = any(order.is_floating_point() for order in inner.values())
     return act_on_dims(block.dims, part.double() if is_soft else part, inner) if inner else part
+
+
+def _selected(part: Tensor, at: int, places: Tensor) -> Tensor:
+    """Return some places of a dim, of any dtype."""
+    bits = as_bits(part)
+    chosen = bits.index_select(at, places.to(part.device))
+    return chosen if bits is part else chosen.view(part.dtype)
+
+
+def _orders_at(block: Block, where: Mapping[int, Places], orders: Orders) -> dict[int, Tensor]:
+    """Return orders of dims as they are at some places of some dims."""
+    chosen = {}
+    for i, order in orders.items():
+        chain = (*block.dims[i].ancestors, i)
+        if not order.is_floating_point() and not where.keys().isdisjoint(chain):
+            order = order.reshape([block.dims[k].size for k in chain])
+            for axis, k in enumerate(chain):
+                order = order[(slice(None),) * axis + (where[k],)] if k in where else order
+        chosen[i] = order
+    return chosen
 
 
 Network: TypeAlias = tuple[Tensors, Mapping[str, Tensor | None]]
@@ -165,7 +178,8 @@ def ranges(piece: int, block: Block, at: int, orders: Orders | None = None) -> l
 
 def split_places(piece: int, block: Block, at: int, places: Tensor) -> tuple[Tensor, ...]:
     """Cut places of a dim of a block into runs whose parts have about ``piece`` bytes in float64."""
-    return torch.split(places, _length(piece, block, at))
+    length = _length(piece, block, at)
+    return (places,) if len(places) <= length else torch.split(places, length)
 
 
 def _length(piece: int, block: Block, at: int) -> int:
@@ -176,7 +190,7 @@ def _length(piece: int, block: Block, at: int) -> int:
 
 def orders_of(block: Block, elements: Mapping[str, Tensor | None], still: frozenset[int] = frozenset()) -> Orders:
     """Return the order of each dim that a group with a known element moves, but for those that stay ``still``."""
-    moving = ((at, dim.group) for at, dim in enumerate(block.dims) if dim.group is not None and at not in still)
+    moving = ((at, group) for at, group in block.moving if at not in still)
     return {at: element for at, group in moving if (element := elements.get(group)) is not None}
 
 
@@ -194,8 +208,9 @@ def changes(block: Block, before: Orders, after: Orders) -> Iterator[Change]:
         differing = [i for i in own if before[i] is not after[i]]
         if dim.ancestors or not differing:
             continue
-        moved = [(before[i] != after[i]).reshape(dim.size, -1).any(1) for i in differing]
-        places = torch.stack(moved).any(0).nonzero().squeeze(1) if len(moved) > 1 else moved[0].nonzero().squeeze(1)
+        moved = [(before[i] != after[i]).reshape(dim.size, -1) for i in differing]
+        together = torch.cat(moved, 1) if len(moved) > 1 else moved[0]
+        places = together.any(1).nonzero().squeeze(1)
         following = {**current, **{i: after[i] for i in own}}
         if len(places):
             yield at, places, current, following

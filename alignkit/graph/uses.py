@@ -48,6 +48,12 @@ class Use:
         return tuple(i for i in range(len(self.block.dims)) if i not in self.chain)
 
     @cached_property
+    def by_unit(self) -> tuple[int, ...]:
+        """All dims, those of the chain first; empty where they stand like this."""
+        order = (*self.chain, *self.rest)
+        return () if order == tuple(range(len(order))) else order
+
+    @cached_property
     def branches(self) -> tuple[int, ...]:
         """Dims off the chain that are nested in a unit on the chain."""
         return tuple(i for i in self.rest if set(self.block.dims[i].ancestors) & set(self.chain))
@@ -55,8 +61,7 @@ class Use:
     @cached_property
     def others(self) -> tuple[str, ...]:
         """Names of the groups that act on the other dims, and of the group's ancestors."""
-        names = (dim.group for i, dim in enumerate(self.block.dims) if i != self.at)
-        return tuple(dict.fromkeys(name for name in names if name is not None))
+        return tuple(dict.fromkeys(group for i, group in self.block.moving if i != self.at))
 
     @cached_property
     def is_innermost(self) -> bool:
@@ -94,4 +99,4 @@ class Use:
 
 def uses_of_block(tensor: str, block: Block) -> tuple[Use, ...]:
     """List the uses of one block, from left to right."""
-    return tuple(Use(tensor, block, at) for at, dim in enumerate(block.dims) if dim.group is not None)
+    return tuple(Use(tensor, block, at) for at, _ in block.moving)

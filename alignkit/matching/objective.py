@@ -311,7 +311,7 @@ class Objective:
                 total = total.reshape(instances, size, instances, size)[places, :, sources, :]
             else:
                 total = total[None].clone()
-            uses = tuple(use for use in uses if use not in plain)
+            uses = tuple(use for use in uses if use not in plain) if len(plain) < len(uses) else ()
         else:
             total = torch.zeros(instances, size, size, dtype=torch.float64, device=self.device)
         for use in uses:
@@ -328,11 +328,10 @@ class Objective:
         (`alignkit.matching.similarities`).
         """
         plain = self.plain_uses[group]
-        products = {use: Product(use, elements, within_parents=False) for use in plain}
-        if not products:
+        if not plain:
             units = self.graph.unit_count(group)
             return torch.zeros(units, units, dtype=torch.float64, device=self.device)
-        return self._similarities.of(group, products, {use: self._factors(use) for use in plain})[0]
+        return self._similarities.of(group, plain, elements, self._factors)[0]
 
     def pair_similarity(self, use: Use, elements: Elements) -> Float[Tensor, "units units"]:
         """Return similarities of all units of all parents at one use.

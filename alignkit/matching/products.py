@@ -9,6 +9,12 @@ the block, and ``others # B`` the block of B with the other groups applied. It i
 of the block (`alignkit.graph.parts`), which plays one of four roles: it is averaged, it is summed over, it is an
 ancestor whose units are matched already, or its units (or those nested in them) are what is compared.
 
+Two uses of a group in one tensor are two products. With a group on both axes, and ``P`` its order so far, that at the
+first axis is ``A P B^T`` and that at the second ``A^T P B``. They are equal for every order only if A and B are both
+symmetric or both antisymmetric, apart from what is constant along rows or columns: no weights of a network are.
+Transposing does not make one of the other either, since ``A P`` is not ``A^T P``. What both share is one number,
+``<A, P B P^T>``, the sum of the entries that ``P`` picks. So each use is multiplied for itself.
+
 Example: a tensor ``[8 units, 1000]`` on disk, and memory for 2 rows. Rows 0 and 1 of A with rows 0 and 1 of B fill
 ``total[0:2, 0:2]``, and so on, 16 products of ``[2, 1000] @ [1000, 2]``. Where the group acts on the second axis
 instead, each range of rows adds ``[1000, 2] @ [2, 1000]`` to all of ``total``, and every row is read once.
@@ -17,7 +23,6 @@ instead, each range of rows adds ``[1000, 2] @ [2, 1000]`` to all of ``total``, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from math import prod
 
 import torch
@@ -64,14 +69,17 @@ class Product:
         self.use, self.dims, self.within_parents = use, use.block.dims, within_parents
         self.compared = frozenset({use.at}) if within_parents else frozenset(use.chain)
         self.averaged = unknown_dims(use, elements, self.compared)
-        if not within_parents:
+        if not within_parents and use.branches:
             matrices = {name for name, order in elements.items() if order is not None and order.is_floating_point()}
             self.averaged |= {at for at in use.branches if self.dims[at].group not in matrices}
         self.orders = orders_of(use.block, elements, self.averaged | self.compared)
-
-    @property
-    def work(self) -> int:
+        self._given = {name: elements.get(name) for name in use.others}
+        self.is_soft = any(order.is_floating_point() for order in self.orders.values())
+        """Whether an order is a matrix."""
+        self.work = self._work()
         """Multiplications of the whole product; 0 where it is known to be 0."""
+
+    def _work(self) -> int:
         if any(self.dims[at].group is not None and self.dims[at].kind not in WITH_MEAN for at in self.averaged):
             return 0  # the mean over all elements of such a group is 0
         size = prod(dim.size for at, dim in enumerate(self.dims) if at not in self.averaged)
@@ -128,15 +136,9 @@ class Product:
                 add_product(total[own], left, factor(1, run), scale)
         return total
 
-    @property
-    def is_soft(self) -> bool:
-        """Whether an order is a matrix."""
-        return any(order.is_floating_point() for order in self.orders.values())
-
-    def equals(self, other: Product) -> bool:
-        """Tell whether both are for the very same orders."""
-        same = all(order is other.orders.get(at) for at, order in self.orders.items())
-        return same and self.averaged == other.averaged
+    def is_for(self, elements: Mapping[str, Tensor | None]) -> bool:
+        """Tell whether the product is that for some elements, given the very same ones."""
+        return all(elements.get(name) is element for name, element in self._given.items())
 
     def changes_from(self, other: Product) -> list[Change] | None:
         """List what differs from the product for other orders at this use; None if other groups are unknown."""
@@ -165,8 +167,9 @@ class Product:
             runs: Sequence[Places] = ranges(*cut) if only else split_places(*cut, places)
 
             def factor(side: int, run: Places) -> Tensor:
-                read = partial(self._factor, sides, side, at, run, factors=factors, only=only)  # noqa: B023
-                return read(after) - read(before) if side else read({})  # noqa: B023
+                orders = (after, before) if side else ({},)  # noqa: B023
+                parts = [self._factor(sides, side, at, run, each, factors, only) for each in orders]  # noqa: B023
+                return parts[0] - parts[1] if side else parts[0]
 
             self._sum(total, at, runs, factor, scale)
 
@@ -183,11 +186,13 @@ class Product:
         """Read a part of A (0) or, in order, of B (1), arranged by unit; averaged dims have size 1."""
         use = self.use
         part = factors(ordered_part(sides[side], use.tensor, use.block, at, run, orders, only), side)
-        if inner := tuple(i for i in self.averaged if i != at):
-            part = part.mean(inner, keepdim=True) if side else part.sum(inner, keepdim=True)
-        if at in self.averaged:  # B is divided once all ranges are there
-            part = part.sum(at, keepdim=True)
-        part = part.permute(*use.chain, *use.rest)
+        if self.averaged:
+            if inner := tuple(i for i in self.averaged if i != at):
+                part = part.mean(inner, keepdim=True) if side else part.sum(inner, keepdim=True)
+            if at in self.averaged:  # B is divided once all ranges are there
+                part = part.sum(at, keepdim=True)
+        if use.by_unit:
+            part = part.permute(use.by_unit)
         *parents, size = part.shape[: len(use.chain)]
         return (
             part.reshape(prod(parents), size, -1) if self.within_parents else part.reshape(1, prod(parents) * size, -1)
@@ -221,7 +226,7 @@ def multiply(a: Float[Tensor, "parents m rest"], b: Float[Tensor, "parents n res
 
 def unknown_dims(use: Use, elements: Mapping[str, Tensor | None], compared: frozenset[int]) -> frozenset[int]:
     """Return the dims off the chain of groups whose order (or whose parents' order) has to be known and is not."""
-    if not use.others:
+    if all(elements.get(name) is not None for name in use.others):
         return frozenset()
     dims = use.block.dims
 

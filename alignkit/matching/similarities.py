@@ -12,7 +12,7 @@ never further off than a few products are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -54,25 +54,37 @@ class Similarities:
         self._kept: dict[str, Kept] = {}
 
     def of(
-        self, group: str, products: Mapping[Use, Product], factors: Mapping[Use, tuple[Factors, float]]
+        self,
+        group: str,
+        uses: Sequence[Use],
+        elements: Mapping[str, Tensor | None],
+        factors: Callable[[Use], tuple[Factors, float]],
     ) -> Float[Tensor, "1 units units"]:
-        """Return the sum of the products of a group; it may be kept, so it must not be written to.
+        """Return the sum of the products of all units at some uses; it may be kept, so it must not be written to.
 
         Args:
             group: Name of the group.
-            products: The products at its uses, for the elements that hold now.
-            factors: For each use the type of its products, and what they are multiplied with.
+            uses: Its uses, always the same for a group.
+            elements: Those that hold now, as `Product` takes them.
+            factors: Returns the type of the products at a use, and what they are multiplied with.
         """
         kept = self._kept.get(group)
+        known = {} if kept is None else kept.products
+        products = {
+            use: known[use]
+            if use in known and known[use].is_for(elements)
+            else Product(use, elements, within_parents=False)
+            for use in uses
+        }
         if kept is not None and self._follow(kept, products, factors):
             return kept.total
-        units = next(iter(products)).unit_count
+        units = uses[0].unit_count
         total = torch.zeros(1, units, units, dtype=torch.float64, device=self._device)
         for use, product in products.items():
-            total = product.add_to(total, self._sides, *factors[use])
+            total = product.add_to(total, self._sides, *factors(use))
         if self.has_room(group, units) and not any(product.is_soft for product in products.values()):
             self._room -= units**2 if kept is None else 0
-            self._kept[group] = Kept(total, dict(products))
+            self._kept[group] = Kept(total, products)
         return total
 
     def has_room(self, group: str, units: int) -> bool:
@@ -80,10 +92,10 @@ class Similarities:
         return group in self._kept or units**2 <= self._room
 
     def _follow(
-        self, kept: Kept, products: Mapping[Use, Product], factors: Mapping[Use, tuple[Factors, float]]
+        self, kept: Kept, products: dict[Use, Product], factors: Callable[[Use], tuple[Factors, float]]
     ) -> bool:
         """Bring kept similarities to new products; False, with nothing done, where all of them are better made anew."""
-        moved = {use: product for use, product in products.items() if not product.equals(kept.products[use])}
+        moved = {use: product for use, product in products.items() if product is not kept.products[use]}
         if not moved:
             return True
         if any(product.is_soft for product in moved.values()):
@@ -94,11 +106,11 @@ class Similarities:
         if kept.changed + cost > REFRESH or cost >= 1:
             return False
         for use, product in moved.items():
-            (to_type, scale), changes = factors[use], steps[use]
+            (to_type, scale), changes = factors(use), steps[use]
             if changes is None:  # other groups are unknown than before
                 kept.products[use].add_to(kept.total, self._sides, to_type, -scale)
                 product.add_to(kept.total, self._sides, to_type, scale)
             else:
                 product.add_changes_to(kept.total, changes, self._sides, to_type, scale)
-        kept.products, kept.changed = dict(products), kept.changed + cost
+        kept.products, kept.changed = products, kept.changed + cost
         return True

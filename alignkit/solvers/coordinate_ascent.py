@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,6 +70,7 @@ class Ascent:
         self.trees = {root: TreeObjective(objective, root) for root in self.graph.roots}
         self.around = neighbours_of_trees(self.graph)
         self.progress = SweepProgress(objective)
+        self._roundings: dict[frozenset[str], float] = {}
 
     def run(
         self, start: Mapping[str, Tensor | None], classes: list[list[str]], report: Report = lambda step: None
@@ -140,12 +142,22 @@ class Ascent:
             return Proposal({group: assigned}, math.inf)
         if torch.equal(assigned, current):
             return None
-        repeats = any(sum(dim.group == group for dim in use.block.dims) > 1 for use in self.graph.uses[group])
-        if repeats or not self.objective.is_exact(group):
+        if group not in self.linear:
             return self._if_better({group: assigned}, elements)
         values = [value_of(kind, similarity, element) for element in (best, current.reshape(best.shape))]
         gain = float((values[0] - values[1]).sum())
         return Proposal({group: assigned}, gain) if gain > self._rounding_of({group}) else None
+
+    @cached_property
+    def linear(self) -> frozenset[str]:
+        """Groups whose similarities are exact, and say what a step gains: they act once on each block."""
+
+        def is_linear(group: str) -> bool:
+            blocks = (use.block for use in self.graph.uses[group])
+            once = all(sum(name == group for _, name in block.moving) == 1 for block in blocks)
+            return once and self.objective.is_exact(group)
+
+        return frozenset(filter(is_linear, self.graph.groups))
 
     def _refine_leaves(self, roots: list[str], elements: dict[str, Tensor | None], gains: dict[str, float]) -> None:
         """Update the innermost groups of trees of families with their parents held in place."""
@@ -185,8 +197,11 @@ class Ascent:
 
     def _rounding_of(self, groups: Iterable[str]) -> float:
         """Return what a gain of some groups has to exceed; tensors may be of very different sizes."""
-        sums = (self.objective.sums[name] for name in self._touched(groups))
-        return ROUNDING * max(sum(each.squares_a + each.squares_b for each in sums), TINY)
+        wanted = frozenset(groups)
+        if wanted not in self._roundings:
+            sums = (self.objective.sums[name] for name in self._touched(wanted))
+            self._roundings[wanted] = ROUNDING * max(sum(each.squares_a + each.squares_b for each in sums), TINY)
+        return self._roundings[wanted]
 
 
 def known_elements(elements: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

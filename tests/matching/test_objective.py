@@ -12,6 +12,7 @@ from alignkit import Alignment, SoftAlignment, SymmetryGraph, solve
 from alignkit.graph import Pair
 from alignkit.matching import Objective
 from alignkit.matching.families import nested_assignment
+from alignkit.matching.products import Product
 from alignkit.matching.tree_objective import TreeObjective
 from helpers.small_pairs import SPECS, every_alignment, pair_of
 
@@ -61,6 +62,27 @@ def test_similarity_gives_the_value_of_every_order_of_one_group(name: str) -> No
             predicted.append(float(similarity.gather(-1, flat[..., None]).sum()))
         differences = torch.tensor(values) - torch.tensor(predicted)
         assert torch.allclose(differences, differences[0].expand_as(differences), atol=1e-5)
+
+
+@pytest.mark.parametrize(("sign", "equal"), [(1, True), (-1, True), (0, False)])
+def test_uses_on_both_axes_of_a_tensor_share_their_products_only_if_it_is_symmetric(sign: int, equal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sides = [torch.randn(6, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+    a, b = (sign * matrix.T + matrix for matrix in sides)
+    graph = SymmetryGraph.from_spec({"w": "h h"}, {"w": a})
+    objective = Objective(graph.bind({"w": a}, {"w": b}))
+    order = torch.randperm(6, generator=generator)
+    first, second = (
+        Product(use, {"h": order}, within_parents=True).add_to(
+            torch.zeros(1, 6, 6, dtype=torch.float64), (objective.a, objective.b), lambda part, side: part
+        )[0]
+        for use in graph.uses["h"]
+    )
+    matrix = torch.eye(6, dtype=torch.float64)[order]
+    assert torch.allclose(first, a @ matrix @ b.T)
+    assert torch.allclose(second, a.T @ matrix @ b)
+    assert torch.allclose(first, second) == equal
+    assert (first * matrix).sum() == pytest.approx(float((second * matrix).sum()))
 
 
 def best_of_tree(pair: Pair, root: str, others: Mapping[str, Tensor]) -> float:

@@ -320,7 +320,7 @@ def checked_element(graph: GraphStructure, group: str, given: object) -> Tensor:
             raise AlignmentError(f"the matrix of group {group!r} {problem}. The group is {KINDS[kind]}.")
         return values
     order = order_of(values) if kind == "signed" else values
-    if not np.array_equal(np.sort(order.numpy()), np.broadcast_to(np.arange(shape[-1]), shape)):
+    if not (np.sort(order.numpy()) == np.arange(shape[-1])).all():
         problem = f"the indices of group {group!r} are not a permutation of 0 .. {shape[-1] - 1}"
         raise AlignmentError(f"{problem}: an index is missing or there twice.")
     return values
