@@ -161,9 +161,10 @@ def parts_of_block(name: str, block: Block, networks: Sequence[Network]) -> Iter
     """Yield one block of a tensor of several networks part by part, each with its dim and its places there."""
     every = [orders_of(block, elements) for _, elements in networks]
     first = networks[0][0]
-    at = first.cut(block, frozenset(range(len(block.dims))))
-    together = {i: order for orders in every for i, order in orders.items()}
-    for run in ranges(min(SMALL_PIECE, first.piece), block, at, together):
+    at, piece = 0, min(SMALL_PIECE, first.piece)
+    if 8 * prod(dim.size for dim in block.dims) > piece:
+        at = first.cut(block, frozenset(range(len(block.dims))))
+    for run in ranges(piece, block, at, {i: order for orders in every for i, order in orders.items()}):
         sides = zip(networks, every, strict=True)
         yield at, run, [ordered_part(tensors, name, block, at, run, orders) for (tensors, _), orders in sides]
 

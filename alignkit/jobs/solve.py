@@ -17,7 +17,7 @@ from alignkit.jobs.solver_run import plain_options, run_solver
 from alignkit.plugins.offers import check_facts
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
-from alignkit.process_state import watched_state
+from alignkit.process_state import switched_by, watched_state
 from alignkit.solver import Problem, Solver, Status
 from alignkit.solver.solution import Solution
 from alignkit.tasks.task import Task
@@ -159,7 +159,7 @@ def build_solvers(
     def build(stage: type[Solver[Any]]) -> Solver[Any]:
         given = {k: v for k, v in options.items() if alone or k in stage.Options.model_fields}
         try:
-            with watched_state(f"solver {stage.name!r}, when it was made,"):
+            with watched_state(f"solver {stage.name!r}, when it was made,", switched_by(stage)):
                 built = stage(**given, **seeded)
             built.options.seed  # noqa: B018  an __init__ of its own may set no options
         except AlignkitError:

@@ -10,7 +10,7 @@ from typing import Any
 from alignkit.errors import AlignkitError, SolverError
 from alignkit.plugins import PluginWarning
 from alignkit.plugins.plugin_registry import Registry
-from alignkit.process_state import watched_state
+from alignkit.process_state import EVERYTHING, switched_by, watched_state
 from alignkit.solver import Outcome, Problem, Report, Solver, Status, Step
 from alignkit.solver.outcome_check import WriteGuard, checked_outcome, checked_step
 from alignkit.solver.solution import Solution
@@ -68,8 +68,10 @@ def _call_solver(solver: Solver[Any], problem: Problem, report: Report) -> tuple
         happened, the outcome holds an alignment of the right graph.
     """
     start = problem.start
+    # A solver that asks for sums over weights alone runs neither models nor a task.
+    settings = EVERYTHING if solver.needs.in_memory or problem.task is not None else switched_by(type(solver))
     try:
-        with watched_state(f"solver {solver.name!r}, or the task that it ran,"):
+        with watched_state(f"solver {solver.name!r}, or the task that it ran,", settings):
             answer = solver.solve(problem, report)
     except (KeyboardInterrupt, PluginWarning):  # Ctrl-C; and a warning about a plugin, where warnings are errors
         raise

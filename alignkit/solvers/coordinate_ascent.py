@@ -105,7 +105,7 @@ class Ascent:
             if not math.isfinite(distance):
                 distance = self._distance(elements)
             steps.append(Step(len(steps) + 1, max(distance, 0.0)))
-            report(replace(steps[-1], alignment=Alignment(self.graph, known_elements(elements))))
+            report(replace(steps[-1], alignment=Alignment._of_valid(self.graph, known_elements(elements))))
             if before - distance <= self.rtol * distance:
                 dirty.clear()
         return AscentRun(known_elements(elements), max(distance, 0.0), tuple(steps), not dirty)
@@ -144,7 +144,8 @@ class Ascent:
             return None
         if group not in self.linear:
             return self._if_better({group: assigned}, elements)
-        values = [value_of(kind, similarity, element) for element in (best, current.reshape(best.shape))]
+        both = torch.stack([best, current.reshape(best.shape)])
+        values = value_of(kind, similarity.expand(2, *similarity.shape), both)
         gain = float((values[0] - values[1]).sum())
         return Proposal({group: assigned}, gain) if gain > self._rounding_of({group}) else None
 

@@ -85,7 +85,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             runs += 1
         status = Status.OK if best.converged else Status.MAX_STEPS
         stats = {"runs": float(runs), "sweeps": float(len(best.steps))}
-        return Outcome(Alignment(problem.graph, best.elements), status, stats)
+        return Outcome(Alignment._of_valid(problem.graph, best.elements), status, stats)
 
     def ascent(self, problem: Problem) -> Ascent:
         """Return the coordinate ascent that every run of a solve uses."""

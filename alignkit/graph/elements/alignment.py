@@ -83,6 +83,13 @@ class Alignment:
             checked[name] = checked_element(graph, name, elements[name])
         self._graph, self._elements = graph, Owned(checked)
 
+    @classmethod
+    def _of_valid(cls, graph: GraphStructure, elements: Mapping[str, Tensor]) -> Alignment:
+        """Return the alignment of elements that are valid by how they were made, one for each group: not checked."""
+        alignment = cls.__new__(cls)
+        alignment._graph, alignment._elements = graph, Owned(elements)
+        return alignment
+
     @property
     def graph(self) -> GraphStructure:
         """The graph whose symmetry group the alignment belongs to."""
@@ -97,7 +104,8 @@ class Alignment:
     @check_arguments
     def identity(cls, graph: GraphStructure) -> Alignment:
         """Return the alignment that moves nothing."""
-        return cls(graph, {n: identity_element(group.kind, graph.unit_shape(n)) for n, group in graph.groups.items()})
+        groups = graph.groups.items()
+        return cls._of_valid(graph, {n: identity_element(group.kind, graph.unit_shape(n)) for n, group in groups})
 
     @classmethod
     @check_arguments
