@@ -60,6 +60,24 @@ def distances() -> str:
     return "\n".join(lines)
 
 
+def parts() -> str:
+    """Where the time goes, in percent of a call under a profiler, a row a part."""
+    profiled = {network: own for network in NAMES if (own := BY_KEY[network, "alignkit"].get("parts"))}
+    lines = [f"| % of the call | {' | '.join(NAMES[network] for network in profiled)} |"]
+    lines.append("|---|" + "---:|" * len(profiled))
+    for part in (part for part in next(iter(profiled.values())) if part != "whole"):
+        shares = [f"{100 * own[part] / own['whole']:.0f}" for own in profiled.values()]
+        lines.append(f"| {part} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def times_of_the_limit() -> str:
+    """How many times the limit each network takes, in a sentence."""
+    rows = [row for row in ROWS if row["program"] == "alignkit" and "seconds" in row and row["network"] != "mlp"]
+    times = {NAMES[row["network"]]: row["seconds"] / (row["products"] + row["assignments"]) for row in rows}
+    return ", ".join(f"{name} {ratio:.1f}" for name, ratio in sorted(times.items(), key=lambda item: item[1])) + "."
+
+
 def reasons() -> str:
     """Why numbers are missing, in words, by reason."""
     lines: dict[str, list[str]] = {}
@@ -103,4 +121,6 @@ def draw() -> Figure:
 
 
 def _seconds(row: dict[str, Any] | None) -> str:
+    if row is not None and "stopped_after" in row:
+        return f"> {row['stopped_after']}"
     return "-" if row is None or "seconds" not in row else f"{row['seconds']:.3g}"

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 NETWORKS = ("mlp", "resnet18", "resnet50", "vit_b_16", "gpt2", "vgg11")
 PEERS = {"rebasin": "ALIGNKIT_BENCH_REBASIN", "sinkhorn": "ALIGNKIT_BENCH_SINKHORN"}
 """Packages, and the variables that name their folders."""
-PATIENCE = 300
+PATIENCE = 120
 """CPU seconds, set-up included, after which another program than alignkit is given up, unless told otherwise."""
 PARTS = {
     "multiplying": ("products.add_product",),
