@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from alignkit.deepalign.aligner import AlignerInput
 from alignkit.deepalign.input_domain import InputDomain
@@ -104,28 +104,32 @@ def stand_ins(task: Task, pair: AlignerInput, draw: Callable[[int], Batch]) -> T
     ):
         return None
     drawn = _of_classes(task, draw(DRAWN))
-    parts = []
+    likeliest, entropies = [], []
     for batch in drawn.batches:
         with torch.no_grad():
             a, b = (judged_outputs(drawn, batch.to(task.device), side)[0] for side in (pair.a, pair.b))
         if a.ndim != 2 or a.shape[1] < 2:
             return None
-        parts.append(torch.lerp(a.softmax(1), b.softmax(1), 0.5).cpu())
-    probabilities = torch.cat(parts)
-    rows = evenly_sure(probabilities, SAMPLES)
-    if not float(probabilities[rows].amax(1).mean()) >= SURE:
+        probabilities = torch.lerp(a.softmax(1), b.softmax(1), 0.5)
+        likeliest.append(probabilities.max(1))
+        entropies.append(torch.special.entr(probabilities).sum(1))
+    probability, classes = (torch.cat(parts).cpu() for parts in zip(*likeliest, strict=True))
+    rows = evenly_sure(torch.cat(entropies).cpu(), classes, SAMPLES)
+    if not float(probability[rows].mean()) >= SURE:
         return None
     return _of_classes(task, draw(DRAWN).pick(rows))
 
 
-def evenly_sure(probabilities: Tensor, count: int) -> Tensor:
-    """Return the rows of the lowest entropy, each class in turn as long as it has any, from ``[n, classes]``."""
-    by_entropy = torch.special.entr(probabilities).sum(1).argsort()
-    classes = probabilities.argmax(1)[by_entropy]
-    earlier = one_hot(classes, probabilities.shape[1]).cumsum(0)
-    turn = earlier.gather(1, classes[:, None]).squeeze(1)
-    rows: Tensor = by_entropy[turn.argsort(stable=True)[:count]]
-    return rows
+def evenly_sure(entropies: Float[Tensor, " n"], classes: Int[Tensor, " n"], count: int) -> Int[Tensor, " chosen"]:
+    """Return the samples of the lowest entropy, each class in turn as long as it has any."""
+    order = entropies.argsort()
+    by_class = order[classes[order].argsort(stable=True)]
+    sizes = classes.bincount()
+    # The how manieth of its class each sample is.
+    turn = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[classes[by_class]]
+    place = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
+    ranked = (turn * len(order) + place[by_class]).argsort()
+    return by_class[ranked[:count]]
 
 
 def _of_classes(task: Task, batch: Batch) -> Task:

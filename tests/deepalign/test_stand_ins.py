@@ -98,6 +98,6 @@ def test_the_barrier_between_classifiers_falls_without_data():
 
 
 def test_each_class_has_its_turn_and_the_surest_come_first():
-    probabilities = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.99, 0.01], [0.3, 0.7], [0.8, 0.2]])
-    assert evenly_sure(probabilities, 3).tolist() == [2, 3, 1]
-    assert evenly_sure(probabilities, 9).tolist() == [2, 3, 1, 4, 0]
+    entropies, classes = torch.tensor([0.6, 0.3, 0.1, 0.5, 0.4]), torch.tensor([0, 0, 0, 7, 7])
+    assert evenly_sure(entropies, classes, 3).tolist() == [2, 4, 1]
+    assert evenly_sure(entropies, classes, 9).tolist() == [2, 4, 1, 3, 0]
