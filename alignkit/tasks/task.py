@@ -252,6 +252,7 @@ class Task:
         dtype = self.dtype_for(name, tensor)
         return (tensor if dtype == tensor.dtype else narrow(tensor, dtype, name, TaskError)).to(self.device)
 
+    @check_arguments
     def dtype_for(self, name: str, tensor: Tensor) -> torch.dtype:
         """Return the dtype in which the model runs on a tensor of weights: its own, where both are floating-point."""
         own, models = tensor.dtype, self._dtypes.get(name, tensor.dtype)
