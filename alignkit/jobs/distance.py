@@ -117,7 +117,9 @@ class Distance(Explained):
         rounded = list_some(sorted({tensor.dtype for tensor in self.tensors.values() if tensor.mixed}))
         if rounded:
             words += f"{' and ' if words else ''}rounding to {rounded}"
-        return f"the same up to {words}" if words else "the same as they are"
+        if words:
+            return f"the same up to {words}"
+        return "the same once they are folded" if self.solution.graph.folds else "the same as they are"
 
     @property
     def rounding(self) -> str | None:

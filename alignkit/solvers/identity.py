@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.graph.kinds import KINDS
 from alignkit.solver import Needs, Outcome, Problem, Report, Solver, SolverOptions
 
 
@@ -11,6 +12,7 @@ class Identity(Solver[SolverOptions]):
 
     name = "identity"
     needs = Needs(in_memory=False)
+    kinds = frozenset(KINDS)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Return the identity, whatever the start."""

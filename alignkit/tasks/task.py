@@ -21,6 +21,7 @@ from alignkit.graph.bind import Weights
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.process_state import FILTERS, SWITCHES, watched_state
+from alignkit.rewriting import module_with
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.tasks.measures import LOSSES, METRICS, Measure, measure, measure_name, scalar
 from alignkit.text import describe_error
@@ -265,19 +266,24 @@ class Task:
 
     @check_arguments
     def network(self, weights: Weights) -> nn.Module:
-        """Return the model with these weights, copied, in eval mode and on the task's device; ties are kept.
+        """Return the model with these weights, copied, in eval mode and on the task's device.
+
+        Ties are kept, but for heads that have other weights than the embedding that they are tied to in the model.
 
         Raises:
             TaskError: The weights do not fit the model; every mismatch is listed.
         """
         state = self.checked(weights)
+        pairs = ((name, first) for name, first in self._first_names.items() if name != first)
+        untied = [name for name, first in pairs if not torch.equal(state[name], state[first])]
+        model = module_with(self.model, {}, untied) if untied else self.model
         filled: dict[int, Any] = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in model.named_parameters():
             filled[id(parameter)] = nn.Parameter(state[name].detach().clone(), requires_grad=False)
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in model.named_buffers():
             if name in state:
                 filled[id(buffer)] = state[name].detach().clone()
-        return copy.deepcopy(self.model, filled)
+        return copy.deepcopy(model, filled)
 
     @check_arguments
     def bytes_for(self, weights: Weights) -> int:

@@ -120,6 +120,10 @@ def test_every_job_keeps_the_functions_of_its_networks(name: str, pair: Pair) ->
     assert close(pair.answer("carried"), pair.answer("b"))
     facts = json.loads(run("compare", a, b, *pair.given, *ALL, "--solver", "weight_matching", "--json"))
     assert set(facts["folded"]) == {a, b}
+    assert {row["solver"]: row["status"] for row in facts["rows"]}.keys() >= {"identity", "weight_matching"}
+    assert not [row for row in facts["rows"] if row["status"] not in ("converged", "finished")]
+    run("merge", a, a, "-o", pair.file("plain"), *pair.given, *ALL, "--no-align")
+    assert close(pair.answer("plain"), pair.answer("a"))
 
 
 @networks
@@ -144,6 +148,15 @@ class TestTiedHeads:
         said = run("merge", "a", "b", "-o", "m", *ALL)
         assert "lm_head.weight is no longer tied to transformer.wte.weight: 640 numbers more." in said
         assert json.loads((pair.here / "m" / "config.json").read_text())["tie_word_embeddings"] is False
+
+    def test_models_that_were_loaded_and_built_are_one_architecture(self, name: str, pair: Pair) -> None:
+        tokens = torch.arange(6)[None]
+        task = alignkit.Task(type(pair.model)(pair.model.config), [{"input_ids": tokens, "labels": tokens}], "model")
+        for folder in ("a", "twin"):  # in the second the head is untied, which a module of the first does not take
+            loaded = load_like(pair.model, pair.here / folder)
+            loss = loaded(input_ids=tokens, labels=tokens).loss.item()
+            assert task.evaluate(loaded if folder == "a" else loaded.state_dict()).loss == pytest.approx(loss)
+            assert task.evaluate(task.network(loaded.state_dict()).state_dict()).loss == pytest.approx(loss)
 
     def test_a_head_stays_tied_where_that_is_wanted(self, name: str, pair: Pair) -> None:
         said = run("merge", "a", "b", "-o", "m", *ALL, "--keep-tied")

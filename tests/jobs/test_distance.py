@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
+import alignkit
 from alignkit import Alignment, SymmetryGraph
-from alignkit.jobs.distance import distance
+from alignkit.jobs.distance import Distance, distance
 from alignkit.matching import Objective
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
 from helpers.small_pairs import SPECS, every_alignment, pair_of
@@ -78,3 +83,88 @@ def test_no_order_is_closer_than_the_one_found(name: str) -> None:
     best = objective.squares - 2 * max(objective.value(g) for g in every_alignment(pair.graph))
     measured = distance(pair.graph, pair.a, pair.b, solver="weight_matching", restarts=60, patience=60, shuffle=1.0)
     assert measured.after == pytest.approx(best, rel=1e-9)
+
+
+PERCEPTRON = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3)).double()
+DECODER = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+
+
+def undone(model: nn.Module, inputs: torch.Tensor, change: Callable[[Any, dict[str, torch.Tensor]], Any]) -> Distance:
+    """Measure how far a network with random weights is from itself after a change of its state dict."""
+    generator = torch.Generator().manual_seed(0)
+    a = {name: torch.randn(tensor.shape, generator=generator).double() for name, tensor in model.state_dict().items()}
+    graph = alignkit.trace(model, inputs, symmetries="all")
+    b = {name: tensor.clone() for name, tensor in a.items()}
+    changed = change(graph, b)
+    return distance(graph, a, b if changed is None else changed)
+
+
+def scale_units(graph: SymmetryGraph, weights: dict[str, torch.Tensor]) -> None:
+    factors = torch.logspace(-1, 1, 7).double()
+    weights["0.weight"] *= factors[:, None]
+    weights["0.bias"] *= factors
+    weights["2.weight"] /= factors
+
+
+def scale_and_permute(graph: SymmetryGraph, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    scale_units(graph, weights)
+    return Alignment.random(graph, 1).apply(weights)
+
+
+def flip_a_unit(graph: SymmetryGraph, weights: dict[str, torch.Tensor]) -> None:
+    for name, axis in (("2.weight", 0), ("2.bias", 0), ("4.weight", 1)):
+        weights[name].movedim(axis, 0)[3] *= -1
+
+
+def move_a_gain(graph: SymmetryGraph, weights: dict[str, torch.Tensor]) -> None:
+    for name in ("1.weight", "1.bias"):
+        weights[name] /= 2
+    weights["2.weight"] *= 2
+
+
+def move_all(graph: SymmetryGraph, weights: dict[str, torch.Tensor]) -> Any:
+    return Alignment.random(graph, 2).apply(alignkit.fold(weights, graph).network)
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "verdict"),
+    [
+        (PERCEPTRON, lambda graph, weights: None, "the same as they are"),
+        (PERCEPTRON, scale_units, "the same up to scales"),
+        (PERCEPTRON, scale_and_permute, "the same up to permutation and scales"),
+        (DECODER, flip_a_unit, "the same up to signs"),
+        (DECODER, move_a_gain, "the same once they are folded"),
+        (DECODER, move_all, "the same up to permutation, signs and rotation"),
+    ],
+)
+def test_the_verdict_names_what_made_networks_differ_and_no_more(model: Any, change: Any, verdict: str) -> None:
+    measured = undone(model, torch.randn(2, model[0].in_features).double(), change)
+    assert measured.verdict == verdict, measured.explain()
+    assert f"The networks are {verdict} " in measured.explain()
+
+
+@pytest.mark.parametrize("model", [PERCEPTRON, DECODER])
+@pytest.mark.parametrize("seed", range(5))
+def test_networks_that_only_look_alike_are_not_the_same(model: Any, seed: int) -> None:
+    def change(graph: SymmetryGraph, weights: dict[str, torch.Tensor]) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        moved = Alignment.random(graph, seed).apply(alignkit.fold(weights, graph).network)
+        name = sorted(name for name, tensor in moved.items() if tensor.ndim == 2)[seed % 2]
+        moved[name] = moved[name] + 1e-3 * torch.randn(moved[name].shape, generator=generator).double()
+        return alignkit.fold(moved, graph).network if graph.folds else moved
+
+    measured = undone(model, torch.randn(2, model[0].in_features).double(), change)
+    assert not measured.same and measured.undone == () and measured.verdict.startswith("not the same")
+
+
+def test_rounding_to_16_bits_is_recognised() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    graph = alignkit.trace(model, torch.randn(2, 5), symmetries="all")
+    a = {name: tensor.bfloat16() for name, tensor in alignkit.fold(model, graph).network.state_dict().items()}
+    b = Alignment.random(graph, 1).apply(a)
+    measured = distance(graph, a, b)
+    assert not measured.same and measured.rounding == "bfloat16"
+    assert "No element differs by more than rounding to bfloat16 does" in measured.explain()
+    assert distance(graph, a, b, tolerance=0.05).verdict == "the same up to rotation"
+    assert distance(graph, a, {name: 1.1 * tensor for name, tensor in b.items()}).rounding is None

@@ -128,6 +128,18 @@ class Tied(nn.Module):
         return self.two(torch.relu(self.one(x)))
 
 
+def test_weights_that_are_no_longer_tied_stay_apart_in_a_network() -> None:
+    (x, y), generator = data(), torch.Generator().manual_seed(0)
+    task = Task(Tied(), (x, y), "cross_entropy")
+    weights = {name: torch.randn(6, 6, generator=generator).double() for name in ("one.weight", "two.weight")}
+    network = task.network(weights)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    assert torch.equal(network(x), torch.relu(x @ weights["one.weight"].T) @ weights["two.weight"].T)
+    assert task.evaluate(network).loss == task.evaluate(weights).loss
+    kept = task.network({"one.weight": weights["one.weight"]})
+    assert kept.get_parameter("one.weight") is kept.get_parameter("two.weight")
+
+
 @pytest.mark.parametrize("dropped", ["one.weight", "two.weight", None])
 def test_tied_weights_may_be_given_under_one_name(dropped: str | None) -> None:
     model, (x, y) = Tied(), data()
