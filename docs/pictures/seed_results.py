@@ -46,24 +46,21 @@ def row_names(kinds: list[dict[str, Any]]) -> list[str]:
 
 
 def facts() -> str:
-    """What the parents lose, how much symmetries leave of the best permutation's excess, and what it takes."""
+    """What the parents lose, and how much symmetries leave of the excess of the best permutations with as much data."""
     sentences = []
     for kind in results():
         rows = {row["row"]: row for row in kind["rows"]}
-        permutations = [row for name, row in rows.items() if name.startswith("permutations")]
-        best = min(permutations, key=lambda row: float(row["excess"]))
         low, high = min(kind["parents"]), max(kind["parents"])
         parts = [f"the {kind['seeds']} parents have losses of {low:.3f} to {high:.3f}"]
-        for name, does in (
-            ("all symmetries", "all symmetries leave"),
-            ("all symmetries, then 200 steps without labels", "with 200 steps without labels"),
+        for name, how, data in (
+            ("all symmetries", "from weights alone", False),
+            ("all symmetries, then 200 steps without labels", "with 200 steps without labels", True),
         ):
-            if name in rows:
+            rivals = [row for n, row in rows.items() if n.startswith(PARTS[1]) and n.endswith("with data") == data]
+            if name in rows and rivals:
+                best = min(rivals, key=lambda row: float(row["excess"]))
+                solver = best["row"].removeprefix("permutations, ")
                 share, seconds = rows[name]["excess"] / best["excess"], rows[name]["cpu_seconds"]
-                parts.append(
-                    f"{does} {share:.2f} of the excess of the best permutations, in {seconds:.1f} CPU s a pair"
-                )
-        how = best["row"].removeprefix("permutations, ")
-        parts.append(f"the best permutations are those of {how}")
+                parts.append(f"{how} {share:.2f} of the excess of {solver} is left, in {seconds:.1f} CPU s a pair")
         sentences.append(f"- {NAMES[kind['kind']]}, width {kind['width']}: {'; '.join(parts)}.")
     return "\n".join(sentences)
