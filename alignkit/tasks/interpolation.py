@@ -15,6 +15,8 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Content, Format
+from alignkit.checkpoints.dtypes import narrow
+from alignkit.checkpoints.fit import is_number
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.graph.bind import Weights
 from alignkit.plotting.pictures import Curve, plot_interpolations
@@ -191,6 +193,9 @@ def interpolate(
         raise TaskError(f"points is {points}: give an odd number, at least 3, so that the midpoint is one of them.")
     lambdas = torch.linspace(0, 1, points, dtype=torch.float64)
     left, right = task.checked(a), task.checked(b)
+    for name, tensor in right.items():
+        if tensor.dtype != left[name].dtype and is_number(left[name]):
+            narrow(tensor, left[name].dtype, name, TaskError)
     line = Line(left, right)
     budget = torch.cuda.mem_get_info(task.device)[0] // 2 if task.device.type == "cuda" else BYTES_AT_ONCE
     at_once = max(1, min(points, budget // max(1, task.bytes_for(a))))
