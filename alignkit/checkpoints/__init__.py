@@ -3,11 +3,12 @@
 from alignkit.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from alignkit.checkpoints.converted import Conversion, ConvertedCheckpoint, Rearranged, prefix_conversion
 from alignkit.checkpoints.file_set import FileSet, written_together
+from alignkit.checkpoints.hub import is_hub_id
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
 from alignkit.checkpoints.staging import prepare_output, write_text
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.checkpoints.writer import ByteProgress, OnProgress, write_checkpoint
 
 __all__ = ["ByteProgress", "Checkpoint", "Conversion", "ConvertedCheckpoint", "FileSet", "OnProgress", "Rearranged"]
-__all__ += ["KNOWN_SUFFIXES", "Shard", "TensorEntry", "file_kind", "open_checkpoint", "prefix_conversion"]
+__all__ += ["KNOWN_SUFFIXES", "Shard", "TensorEntry", "file_kind", "is_hub_id", "open_checkpoint", "prefix_conversion"]
 __all__ += ["prepare_output", "read_weights", "write_checkpoint", "write_text", "write_weights", "written_together"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.folder import CONFIG, INDEX_SUFFIX, find_weights, inside, read_index, side_files
+from alignkit.checkpoints.hub import locate
 from alignkit.checkpoints.opening import is_folder, read_file
 from alignkit.checkpoints.pickle_file import open_pickle
 from alignkit.checkpoints.safetensors_file import SafetensorsShard
@@ -187,16 +188,17 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 @check_arguments
-def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, key: str | None = None, download: bool = False) -> Checkpoint:
     """Open a checkpoint without reading its values.
 
     Args:
         path: A ``.safetensors`` file; a file of ``torch.save`` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.pth.tar``),
             of which tensors are read and no code is run; an index of shards (``model.safetensors.index.json``,
-            ``pytorch_model.bin.index.json``); or a folder that holds one of these, such as a model of Hugging Face or a
-            snapshot in the cache of its hub.
+            ``pytorch_model.bin.index.json``); a folder that holds one of these, such as a model of Hugging Face; or the
+            id of a model on its hub, ``owner/name`` or ``owner/name@revision``, which is read from the cache.
         key: Where the state dict is in a training checkpoint, such as ``"state_dict_ema"`` or ``"ema.model"``. Without
             it the usual places are looked at, and `Checkpoint.notes` tells what was read.
+        download: Whether a model of the hub that the cache does not hold may be downloaded.
 
     Returns:
         A lazy mapping of names to tensors on the CPU.
@@ -205,8 +207,9 @@ def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
         WeightsError: It does not exist, a file is damaged or of another kind, there is nothing under ``key``, an index
             names files outside its folder or tensors that are not there, a tensor is in two files, or reading could run
             code from a file.
+        MissingExtraError: It is an id of the hub, and ``huggingface_hub`` is not installed.
     """
-    path = Path(path)
+    path = locate(path, download=download)
     try:
         folder, weights = (path, find_weights(path)) if is_folder(path) else (None, path)
     except FileNotFoundError as error:

@@ -34,7 +34,7 @@ def check(
     with the weights as they are. With --against two checkpoints are run instead: is my permuted model still my model?
     Exit code 0 if all outputs stay the same, 1 if not: the message names the groups and their tensors.
     """
-    folder = ":" not in model and os.path.isdir(model)
+    folder = ":" not in model and (os.path.isdir(model) or alignkit.checkpoints.is_hub_id(model))
     first = checkpoint or (Path(model) if folder else None)
     if against is not None and first is None:
         raise UsageError("--against compares two checkpoints: name the first one after the model.")

@@ -53,7 +53,9 @@ class Runner:
     def __init__(
         self, job: str, switches: JobSwitches, outputs: Mapping[str, Path | None], *, like: Path | None = None
     ) -> None:
-        folder = like is not None and (os.path.isdir(like) or like.name.endswith(".index.json"))
+        folder = like is not None and (
+            os.path.isdir(like) or like.name.endswith(".index.json") or alignkit.checkpoints.is_hub_id(like)
+        )
         check_weights(dict(outputs), switches.force, folder=folder)
         check_report(switches.report, switches.force)
         self.job, self.switches = job, switches
@@ -118,6 +120,7 @@ class Runner:
                 keep_tied=kinds.keep_tied,
                 balance=balance,
                 dtype=dtype,
+                download=architecture.allow_download,
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:

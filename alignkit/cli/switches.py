@@ -100,6 +100,10 @@ class ArchitectureSwitches:
             help="What stands before the names of the model's tensors, such as model. A prefix that all have is found.",
         ),
     ] = None
+    allow_download: Annotated[
+        bool,
+        typer.Option("--allow-download", help="Download models OWNER/NAME of the Hugging Face hub if need be."),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +13,13 @@ from alignkit.cli import switches
 from alignkit.cli.failures import saying_what_is_there
 from alignkit.cli.outputs import check_free
 from alignkit.cli.runner import look_in_this_folder
+from alignkit.errors import UsageError
 
 
+@switches.command
 def trace(
     model: Annotated[str, typer.Argument(help=switches.MODEL_HELP)],
+    kinds: switches.SymmetrySwitches,
     spec: Annotated[Path | None, typer.Option("--spec", help="Write the layouts: JSON, as --spec takes them.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the graph as JSON.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw the graph: .png, .svg or .pdf.")] = None,
@@ -27,14 +30,21 @@ def trace(
 
     Example: alignkit trace torchvision:resnet18 --spec resnet18.json
 
-    The model is built with random weights; nothing is downloaded.
+    The model is built with random weights; nothing is downloaded. With --symmetries all the report also says what may
+    change its sign or rotate, what has to be folded for it, and what keeps a space from more.
     """
     check_free({"--spec": spec, "--json": as_json, "--picture": picture}, force)
+    kinds.check()
     look_in_this_folder()
     with saying_what_is_there(lambda: "Nothing was written."), alignkit.checkpoints.written_together():
         module, args, kwargs = alignkit.models.load_model(model)
-        graph = alignkit.trace(module, *args, outputs=outputs or (), **kwargs)
+        wanted: dict[str, Any] = {"symmetries": kinds.symmetries, "keep_tied": kinds.keep_tied}
+        graph = alignkit.trace(module, *args, outputs=outputs or (), **wanted, **kwargs)
         typer.echo(graph.report())
+        if spec is not None and graph.folds:
+            raise UsageError(
+                "--spec: a spec says nothing of folds, and is wrong without them. Write the graph by --json."
+            )
         for path, text in ((spec, json.dumps(graph.spec(), indent=2)), (as_json, graph.to_json())):
             if path is not None:
                 alignkit.checkpoints.write_text(path, text + "\n")

@@ -38,6 +38,7 @@ def open_networks(
     keep_tied: bool = False,
     balance: bool = True,
     dtype: FloatDtype | None = None,
+    download: bool = False,
 ) -> NetworkFiles:
     """Open checkpoints of one architecture and find the graph of their symmetries.
 
@@ -46,7 +47,8 @@ def open_networks(
     outputs is warned of.
 
     Args:
-        paths: Files and folders, the first of which is the reference; none, where ``model`` says all.
+        paths: Files, folders and ids of the Hugging Face hub, the first of which is the reference; none, where
+            ``model`` says all.
         spec: JSON file with the layout of each tensor.
         model: The architecture, which is traced: ``torchvision:resnet18``, ``package.module:factory``.
         read: Whether tensors may be read for the graph; ties between tensors of a ``.pt`` file are seen only then.
@@ -63,6 +65,7 @@ def open_networks(
         balance: Whether folded networks are balanced, as `alignkit.fold` does.
         dtype: Floating-point dtype of what is written, such as ``"bfloat16"``. None: that of the checkpoint that it is
             written like.
+        download: Whether models of the Hugging Face hub that its cache does not hold may be downloaded.
 
     Raises:
         UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells; or
@@ -73,7 +76,7 @@ def open_networks(
         BindError: Configurations differ, or only names and shapes are looked at, and they do not fit.
     """
     wanted = {"outputs": outputs, "symmetries": symmetries, "keep_tied": keep_tied}
-    opened = tuple(open_checkpoint(path, key=key) for path in paths)
+    opened = tuple(open_checkpoint(path, key=key, download=download) for path in paths)
     locations = tuple(map(Path, paths))
     written = None if dtype is None else read_dtype(dtype)
     ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance, "dtype": written}

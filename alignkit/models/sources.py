@@ -8,6 +8,7 @@ random.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def load_model(text: str, *, bare: bool = False) -> Example:
     known = registry.model_sources()
     source, colon, name = text.partition(":")
     if not colon or not source or not name:
+        if os.path.exists(text):
+            raise UsageError(f"{text} holds weights, which do not say what they compute: name the model before it.")
         forms = "SOURCE:NAME, for example torchvision:resnet18, or package.module:factory"
         raise UsageError(f"{text!r} does not name a model: write {forms}. Sources: {', '.join(sorted(known))}.")
     if source not in known and is_module(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def test_every_job_takes_folders(transformers_folders: Path) -> None:
     run("align-many", "a", "b", "-o", "many")
     assert equal(read_weights("many/b"), read_weights("a"))
     assert "Estimate of merge" in run("merge", "a", "b", "-o", "m", "--dry-run")
+
+
+@pytest.mark.models("transformers")
+def test_models_of_the_hub_are_read_from_its_cache(transformers_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(transformers_folders / "hub"))
+    model = transformers_folders / "hub" / "models--some-one--b"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("a" * 40)
+    shutil.copytree("b", model / "snapshots" / ("a" * 40))
+    assert "the same up to permutation" in run("distance", "a", "some-one/b", "--same")
+    run("merge", "some-one/b", "a", "-o", "m")
+    assert sorted(path.name for path in Path("m").iterdir()) == sorted(path.name for path in Path("b").iterdir())
+    assert "Passed" in run("check", "some-one/b")
+    run("align-many", "a", "some-one/b", "-o", "many")
+    assert equal(read_weights("many/b"), read_weights("a"))
+    assert "--allow-download" in run("merge", "a", "some-one/else", "-o", "n", code=1)
 
 
 @pytest.mark.models("transformers")
