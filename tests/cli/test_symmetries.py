@@ -121,7 +121,7 @@ def test_every_job_keeps_the_functions_of_its_networks(name: str, pair: Pair) ->
     facts = json.loads(run("compare", a, b, *pair.given, *ALL, "--solver", "weight_matching", "--json"))
     assert set(facts["folded"]) == {a, b}
     assert {row["solver"]: row["status"] for row in facts["rows"]}.keys() >= {"identity", "weight_matching"}
-    assert not [row for row in facts["rows"] if row["status"] not in ("converged", "finished")]
+    assert not [row for row in facts["rows"] if row["status"] != "OK"]
     run("merge", a, a, "-o", pair.file("plain"), *pair.given, *ALL, "--no-align")
     assert close(pair.answer("plain"), pair.answer("a"))
 
