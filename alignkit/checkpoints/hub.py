@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def is_hub_id(name: str | Path) -> bool:
     """Whether a name can only be the id of a model on the hub, ``owner/name`` or ``owner/name@revision``."""
     path = Path(name)
     is_file = file_kind(path) is not None or path.name.endswith(".index.json")
-    return bool(_ID.fullmatch(str(name))) and not is_file and not path.exists()
+    return bool(_ID.fullmatch(str(name))) and not is_file and not os.path.exists(path)
 
 
 def locate(name: str | Path, *, download: bool = False) -> Path:

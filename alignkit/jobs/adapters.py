@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class Adapter:
     @check_arguments
     def is_at(path: str | Path) -> bool:
         """Tell whether a path is a folder with an adapter of peft."""
-        return (Path(path) / CONFIG).is_file()
+        return os.path.isfile(Path(path) / CONFIG)
 
     @classmethod
     @check_arguments

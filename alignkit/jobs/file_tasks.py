@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ def task_from_file(path: Path, model: nn.Module, folder: Path | None) -> Task:
         TaskError: The file cannot be read, or does not hold what a task needs.
         ModelSourceError: The tokenizer cannot be used.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise TaskError(f"--task {path} is a folder. Give {FORMS}.")
     if path.suffix in TEXTS:
         return _task_of_text(path, model, folder)

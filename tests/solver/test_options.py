@@ -41,13 +41,18 @@ def test_starts_share_one_vocabulary() -> None:
             assert set(get_args(field.annotation)) < words, name
 
 
+def test_objectives_share_one_vocabulary() -> None:
+    words = set(get_args(SOLVERS["sinkhorn"].options.model_fields["objective"].annotation))
+    assert set(get_args(SOLVERS["straight_through"].options.model_fields["objective"].annotation)) < words
+
+
 def test_one_name_has_one_type_and_one_lower_bound() -> None:
     seen: dict[str, tuple[object, str]] = {}
     for name, info in SOLVERS.items():
         for option, field in info.options.model_fields.items():
-            if option in ("start", "probes"):  # words, and a count that may be 0 where data is the default
+            if option in ("start", "objective", "probes"):  # words, and a count that may be 0 where data is the default
                 continue
-            kind = (field.annotation, str(field.metadata))
+            kind = ({*get_args(field.annotation), field.annotation} & {bool, int, float, str}, str(field.metadata))
             assert seen.setdefault(option, kind) == kind, f"{option} of {name}"
 
 
