@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import json
 import shlex
+import sys
 import tempfile
 import textwrap
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -141,13 +144,28 @@ def shell(line: str, code: int = 0, folder: Path | None = None) -> str:
         RuntimeError: It ended with another one.
     """
     words = shlex.split(line)
-    with contextlib.chdir(folder or networks()):
+    place = folder or networks()
+    with contextlib.chdir(place), _modules_of_its_own(place):
         finished = CliRunner().invoke(app, words[1:], env={"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"})
     if finished.exit_code != code:
         raise RuntimeError(f"{line} ended with {finished.exit_code}: {finished.output}")
     command = textwrap.wrap(f"$ {line}", 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     output = [part for row in finished.output.rstrip().splitlines() for part in textwrap.wrap(row, 80) or [""]]
     return "```console\n" + " \\\n".join(command) + "\n" + "\n".join(output) + "\n```\n"
+
+
+@contextlib.contextmanager
+def _modules_of_its_own(place: Path) -> Iterator[None]:
+    """Forget what is imported from a folder, as a process of its own would: pages have modules of one name."""
+    before = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        for name, module in list(sys.modules.items()):
+            if Path(getattr(module, "__file__", None) or "/").is_relative_to(place):
+                del sys.modules[name]
+        importlib.invalidate_caches()
 
 
 def picture(path: str, description: str, folder: Path | None = None) -> str:
