@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 import alignkit
-from seed_networks import Data, new_model, trained
+from seed_networks import Data, keep, new_model, trained
 
 SIZES = {"gpt2": (128, 2), "llama": (128, 2), "vit": (64, 3)}
 
@@ -67,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     result = run(given.kind, given.counts, given.seeds, given.folder)
     if given.json is not None:
-        known = json.loads(given.json.read_text()) if given.json.exists() else []
-        kept = [other for other in known if other["kind"] != result["kind"]]
-        given.json.write_text(json.dumps([*kept, result], indent=1) + "\n")
+        keep(given.json, result)
 
 
 if __name__ == "__main__":

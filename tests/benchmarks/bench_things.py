@@ -14,7 +14,6 @@ carried to the next two. Bootstrap over pairs.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from alignkit import Alignment, SymmetryGraph
 from alignkit.jobs import Adapter
 from alignkit.rewriting import module_with
 from bench_merge_transformers import CHARACTERS
-from seed_networks import Data, new_model, trained
+from seed_networks import Data, keep, new_model, trained
 
 SIZES = {"gpt2": (128, 2), "llama": (128, 2), "vit": (64, 3)}
 PLACES = {"gpt2": "transformer.h.0", "llama": "model.layers.0", "vit": "vit.layers.1"}
@@ -378,9 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     result = run(given.kind, given.seeds, given.folder, given.jobs)
     if given.json is not None:
-        known = json.loads(given.json.read_text()) if given.json.exists() else []
-        kept = [other for other in known if other["kind"] != result["kind"]]
-        given.json.write_text(json.dumps([*kept, result], indent=1) + "\n")
+        keep(given.json, result)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Seeds differ in weights and in the order of the data. A network that is there is
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,3 +133,10 @@ def trained(kind: str, width: int, layers: int, seed: int, folder: Path, data: D
             print(f"  {place.name}, step {step}: {float(loss.detach()):.3f}", file=sys.stderr, flush=True)
     model.eval().save_pretrained(place)
     return model
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Put what was measured for one kind of network into a JSON file, in place of what it held of that kind."""
+    known = json.loads(path.read_text()) if path.exists() else []
+    kept = [other for other in known if other["kind"] != result["kind"]]
+    path.write_text(json.dumps([*kept, result], indent=1) + "\n")
