@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 NOT_RUN = "Function check: not done, a spec cannot be run. With --model the function is checked."
 MAX_CHECKED = 1_000_000_000
 """Weights of all networks of a function check together: seconds for small networks, minutes for the largest."""
-REWRITES = ("fold", "rotate")
-"""Jobs whose result is the rewritten network, and that tell themselves what they did to it."""
+TELL_FOLDS = ("check", "fold", "rotate")
+"""Jobs whose results tell themselves what was folded."""
 NOT_HELD = "Function check: not done, it holds the whole network, which --memory is there to avoid."
 
 
@@ -128,7 +128,7 @@ class Runner:
         if self.switches.dry_run:
             writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]
             self.end_dry_run(files.estimate(self.job, solver=solver, memory=memory, writes=writes))  # type: ignore[arg-type]
-        if self.job not in REWRITES and files.folded:
+        if self.job not in TELL_FOLDS and files.folded:
             self._lines += fold_lines(files)
         if self._output is not None and self._like is not None:
             files.check_place(self._output, like=list(paths).index(self._like), overwrite=self.switches.force)
@@ -207,7 +207,7 @@ class Runner:
         if self.switches.report is not None:
             summary = {name: str(value) for name, value in (named or {}).items()} | {"in all": f"{seconds:.2f} s{used}"}
             report = result.report(title, facts=summary, **report_arguments)
-            if files is not None and self.job not in REWRITES:
+            if files is not None and self.job not in TELL_FOLDS:
                 report = replace(report, sections=(*report.sections, *fold_sections(files)))
             with self.file_set.collecting():
                 alignkit.reports.write_report(report, self.switches.report)
@@ -225,7 +225,7 @@ class Runner:
             *(f"Written: {p}" for p in self.written),
         ]
         notes = {} if files is None else {"notes": list(files.notes)}
-        if files is not None and self.job not in REWRITES:
+        if files is not None and self.job not in TELL_FOLDS:
             notes |= fold_facts(files)
         rounded = files.rounding.facts() if files is not None and files.rounding.size else {}
         measured = {**notes, **self._function, "total_seconds": seconds, "peak_memory": peak}

@@ -112,11 +112,6 @@ class Folded(Explained):
         summary = facts_section(
             {**(facts or {}), "folds": str(len(self.graph.folds)), "numbers added": str(self.added)}
         )
-        folds = tuple((type(fold).__name__, str(fold)) for fold in self.graph.folds)
-        spaces = tuple(
-            (s.balance.group, s.balance.kind, number(s.before), number(s.after), str(s.empty)) for s in self.spaces
-        )
-        columns = ("space", "kind", "sum of squares before", "after", "empty")
         kept = list(map(str, self.graph.blocked))
         checked = "Not done." if self.check is None else f"Passed: {self.check.explain()}."
         return Report(
@@ -124,8 +119,7 @@ class Folded(Explained):
             (
                 summary,
                 Section("Function check", (Text(checked),)),
-                Section("Folds", (Table(("fold", "what it did"), folds) if folds else Text("None."),)),
-                Section("Balanced spaces", (Table(columns, spaces) if spaces else Text("None."),)),
+                *fold_tables(self),
                 Section("What was not folded", tuple(map(Text, kept or ["Nothing."]))),
             ),
         )
@@ -147,6 +141,19 @@ class Folded(Explained):
         work = Rewriting(self.network if network is None else network, self.graph)
         unfold_weights(work.wide, self.taken)
         return work.result()
+
+
+def fold_tables(folded: Folded) -> tuple[Section, ...]:
+    """List folds and balanced spaces, as sections of a report."""
+    folds = tuple((type(fold).__name__, str(fold)) for fold in folded.graph.folds)
+    spaces = tuple(
+        (s.balance.group, s.balance.kind, number(s.before), number(s.after), str(s.empty)) for s in folded.spaces
+    )
+    columns = ("space", "kind", "sum of squares before", "after", "empty")
+    return (
+        Section("Folds", (Table(("fold", "what it did"), folds) if folds else Text("None."),)),
+        Section("Balanced spaces", (Table(columns, spaces) if spaces else Text("None."),)),
+    )
 
 
 def count_folds(folds: Iterable[Fold]) -> str:

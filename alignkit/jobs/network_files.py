@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,16 +129,25 @@ class NetworkFiles(OutputForms):
 
     @check_arguments
     def module(self, index: int) -> nn.Module:
-        """Return the model with the weights of one network.
+        """Return the model with the weights of one network, folded where the graph has folds.
 
         Raises:
             UsageError: There is only a spec, or the model is too large.
             ShapeMismatchError: The weights do not fit the model.
         """
+        return self._module_with(index, self.weights[index], untied_heads(self.graph.folds))
+
+    @check_arguments
+    def given_module(self, index: int) -> nn.Module:
+        """Return the model with the weights of one network as its files hold them; see `module` for errors."""
+        heads = [head for head in untied_heads(self.graph.folds) if head not in self._tied_heads(index)]
+        return self._module_with(index, self.given[index], heads)
+
+    def _module_with(self, index: int, weights: Mapping[str, Tensor], untied: Iterable[str]) -> nn.Module:
         example = self.own_example(index)
         if example is None:
             raise UsageError("this runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
-        module, weights = module_with(example[0], {}, untied_heads(self.graph.folds)), self.weights[index]
+        module = module_with(example[0], {}, untied)
         own = module.state_dict()
         names = first_names(own)
         fit = Fit({name: tuple(own[name].shape) for name in names.values()}, names, "the model")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+import alignkit
 from alignkit import Alignment, SymmetryGraph, write_weights
+from alignkit.graph.proof.perturb import perturbed
 from alignkit.models import load_model
 from helpers.command_line import run
+from helpers.family_folders import save_family
+from helpers.symmetry_nets import MODULE as SYMMETRY_NETS
+from helpers.symmetry_nets import NETS
 from helpers.weight_files import SPEC, A, weights
 
 
@@ -58,3 +65,46 @@ def test_check_against_tells_whether_a_model_is_still_the_same(folder: Path) -> 
     assert facts["same_function"]
     assert facts["same_up_to_permutation"]
     run("check", "job_nets:net", "--against", A, code=2)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_all_symmetries_are_proved_on_folded_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "symmetry_nets.py").write_text(SYMMETRY_NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "symmetry_nets", raising=False)
+    model, example = NETS[name]()
+    graph = alignkit.trace(model, example, symmetries="all")
+    given = ("check", f"symmetry_nets:{name}")
+    assert graph.extent in run(*given, "--symmetries", "all", "--report", "check.md")
+    weights = perturbed(model, 3).state_dict()
+    write_weights("w.safetensors", weights)
+    facts = json.loads(run(*given, "w.safetensors", "--symmetries", "all", "--json"))
+    assert facts["dimension"] == graph.dimension and facts["log10_order"] == graph.log10_order
+    assert set(facts["folded"]) == (set(facts["checks"]) if graph.folds or graph.balances else set())
+    assert {"perturbed weights", "its own weights"} == set(facts["checks"])
+    # A twin under all symmetries is the same network.
+    folded = alignkit.fold(weights, graph).network
+    write_weights("twin.safetensors", Alignment.random(graph, 5).apply(folded))
+    said = run(*given, "w.safetensors", "--against", "twin.safetensors", "--symmetries", "all", "--json")
+    assert json.loads(said)["same_function"]
+
+
+@pytest.mark.models("transformers")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_folder_is_proved_as_it_is_given(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_family(family, tmp_path / "net", 0)
+    said = run("check", "net", "--symmetries", "all")
+    assert "Folded its own weights: " in said and "Passed with its own weights" in said and " of " in said
+    run("fold", "net", "-o", "folded")  # a tied head is untied there
+    assert "Passed with its own weights" in run("check", "folded", "--symmetries", "all")
+
+
+def test_what_does_not_go_together_is_refused(model_modules: Path) -> None:
+    (model_modules / "spec.json").write_text("{}")
+    said = run("check", "my_models:mlp", "--spec", "spec.json", "--symmetries", "all", code=2)
+    assert "--symmetries has nothing to find" in said
+    assert "--keep-tied goes with" in run("check", "my_models:mlp", "--keep-tied", code=2)
