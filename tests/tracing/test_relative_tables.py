@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from helpers.trace_checks import layouts, proved
 from helpers.trace_models import Parts
 
+
+@pytest.fixture(autouse=True, scope="module")
+def import_what_a_first_trace_imports() -> None:
+    proved(nn.Linear(2, 2), torch.ones(1, 2))
+
+
 TRANSPOSED: dict[str, Callable[[Tensor], Tensor]] = {
     "T": lambda table: table.T,
     "mT": lambda table: table.mT,

@@ -70,6 +70,7 @@ def unify(c: Constraints, shape: Sequence[int], operands: Sequence[Labels]) -> L
         for axis, dim in enumerate(block.span):
             if dim in fixed and dim in block.dims:
                 c.fix_axis(block.atoms, axis)
+    blocks = [block for block in blocks if not fixed.issuperset(block.span)]  # all of its atoms stay
     in_order = {d for block in blocks for d in block.dims if bool(c.stand_ins.rows_in_order(block.atoms).all())}
     settled = settle(c, shape, blocks, fixed | in_order)
     for block in settled:
