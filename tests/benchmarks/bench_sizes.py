@@ -213,9 +213,12 @@ def in_process(name: str, method: str, folder: str, packages: str, given: argpar
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode == -signal.SIGXCPU:
         return {"network": name, "stopped_after": given.patience}
+    if done.returncode == -signal.SIGKILL:
+        return {"network": name, "why_not": "killed by the system, which had no memory left"}
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return {"network": name, "why_not": lines[-1][:200] if lines else f"exit code {done.returncode}"}
+        reason = lines[-1][:200] if lines else f"exit code {done.returncode}"
+        return {"network": name, "why_not": reason if " " in reason else f"{reason} in the package"}
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
