@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import alignkit
-from alignkit import Alignment, Solution, SymmetryGraph, read_weights, write_weights
+from alignkit import Alignment, SoftAlignment, Solution, SymmetryGraph, read_weights, write_weights
 from alignkit.errors import (
     AlignkitError,
     AlignmentError,
@@ -376,8 +376,11 @@ SOLVING = {
     "a start from another graph": row(AlignmentError, "init= belongs to another graph")(
         lambda _: solve(init=Alignment.identity(OTHER))
     ),
-    "a start that is none": row(ArgumentError, "init= has to be a Solution, an Alignment or None")(
+    "a start that is none": row(ArgumentError, "init= has to be a Solution, a SoftAlignment, an Alignment or None")(
         lambda _: solve(init="right.safetensors")
+    ),
+    "a soft start from another graph": row(AlignmentError, "init= belongs to another graph")(
+        lambda _: solve(init=SoftAlignment.centre(OTHER))
     ),
     "a device that is not there": row(ArgumentError, "device='abacus'")(lambda _: solve(device="abacus")),
     "a graph without weights": row(BindError, "solve(graph, a, b)")(lambda _: alignkit.solve(GRAPH)),

@@ -2,6 +2,7 @@
 
 from alignkit.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from alignkit.checkpoints.converted import Conversion, ConvertedCheckpoint, Rearranged, prefix_conversion
+from alignkit.checkpoints.documents import format_of
 from alignkit.checkpoints.file_set import FileSet, written_together
 from alignkit.checkpoints.hub import is_hub_id
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
@@ -10,5 +11,13 @@ from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.checkpoints.writer import ByteProgress, OnProgress, write_checkpoint
 
 __all__ = ["ByteProgress", "Checkpoint", "Conversion", "ConvertedCheckpoint", "FileSet", "OnProgress", "Rearranged"]
-__all__ += ["KNOWN_SUFFIXES", "Shard", "TensorEntry", "file_kind", "is_hub_id", "open_checkpoint", "prefix_conversion"]
-__all__ += ["prepare_output", "read_weights", "write_checkpoint", "write_text", "write_weights", "written_together"]
+__all__ += ["KNOWN_SUFFIXES", "Shard", "TensorEntry", "file_kind", "format_of", "is_hub_id", "open_checkpoint"]
+__all__ += [
+    "prefix_conversion",
+    "prepare_output",
+    "read_weights",
+    "write_checkpoint",
+    "write_text",
+    "write_weights",
+    "written_together",
+]

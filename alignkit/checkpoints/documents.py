@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor
 
+from alignkit.arguments import check_arguments
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.safetensors_file import SafetensorsShard, save_safetensors
 from alignkit.checkpoints.shard import memory_of
@@ -175,6 +176,17 @@ class Format(Generic[ContentT]):
     def _unreadable(self, source: object, error: BaseException) -> AlignkitError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         return self.error(f"{source} cannot be read as {with_article(self.noun)}: {reason}.")
+
+
+@check_arguments
+def format_of(path: str | Path) -> str | None:
+    """Return the name of the format of a safetensors document; None where a file is not one."""
+    try:
+        document = json.loads(SafetensorsShard(Path(path)).metadata.get(ENTRY, "{}"))
+    except (WeightsError, ValueError, RecursionError):
+        return None
+    name = document.get("format") if isinstance(document, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def with_digest(values: Mapping[str, Any]) -> dict[str, Any]:

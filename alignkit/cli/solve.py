@@ -21,7 +21,14 @@ def solve(
     kinds: switches.SymmetrySwitches,
     solving: switches.SolverSwitches,
     job: switches.JobSwitches,
-    init: Annotated[Path | None, typer.Option("--init", help="Saved alignment to start from.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            help="Where to start: an alignment, a file of --save-alignment; or a solution, a file of Solution.save, "
+            "whose soft alignment counts where it has one.",
+        ),
+    ] = None,
     save_alignment: switches.SaveAlignmentSwitch = None,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
@@ -38,7 +45,7 @@ def solve(
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
         files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory, dtype=dtype)
         named = {"A": a, "B": b, "output": output}
-        start = None if init is None else alignkit.Alignment.load(init, files.graph)
+        start = None if init is None else _read_start(init, files.graph)
         with byte_bar(memory) as report:
             pair = files.bind(memory, report)
             solution = alignkit.solve(pair, init=start, task=load_task(files, task), **solving.arguments)
@@ -55,6 +62,12 @@ def solve(
         run.finish(solution, f"{b} aligned to {a}", files, named=named, pair=None if memory else pair, check=check)
         if solution.status is alignkit.Status.INTERRUPTED:
             raise KeyboardInterrupt
+
+
+def _read_start(path: Path, graph: alignkit.SymmetryGraph) -> alignkit.Solution | alignkit.Alignment:
+    """Read where to start: a solution if the file is one, else an alignment."""
+    is_solution = alignkit.checkpoints.format_of(path) == "alignkit.solution"
+    return alignkit.Solution.load(path, graph) if is_solution else alignkit.Alignment.load(path, graph)
 
 
 def _stop_if_nothing_moved(solution: alignkit.Solution) -> None:

@@ -14,9 +14,10 @@ from alignkit.errors import SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.executors import packed, unpacked
-from alignkit.jobs.solve import settings_of, solve
+from alignkit.jobs.solve import StartingPoint, settings_of, solve_stages
 from alignkit.jobs.solved_pairs import SolvedPair
 from alignkit.jobs.solver_run import accounted, plain_options
+from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Outcome, Problem, Solver, Status, Step
 from alignkit.solver.solution import Solution
@@ -33,7 +34,7 @@ class PairJob:
 
     index: int
     pair: Pair
-    init: Alignment | None = None
+    start: StartingPoint
 
 
 PairBatch: TypeAlias = list[PairJob]
@@ -96,8 +97,8 @@ def solve_packed_batch(setup: bytes, batch: bytes) -> list[tuple[int, dict[str, 
     graph, *rest = unpacked(setup)
     own = PairSetup(SymmetryGraph.from_json(graph), *rest)
     jobs = [
-        PairJob(index, Pair(own.graph, *parts), None if init is None else Alignment(own.graph, init))
-        for index, parts, init in unpacked(batch)
+        PairJob(index, Pair(own.graph, *parts), _unpacked_start(own.graph, *start))
+        for index, parts, start in unpacked(batch)
     ]
     solved = solve_batch(own, jobs)
     return [(pair.index, None if pair.solution is None else pair.solution.to_row(), pair.reason) for pair in solved]
@@ -110,17 +111,26 @@ def solve_batch(setup: PairSetup, batch: PairBatch) -> Iterator[SolvedPair]:
         yield SolvedPair(job.index, stacked[job.index]) if job.index in stacked else _solve_alone(setup, job)
 
 
+def _unpacked_start(
+    graph: SymmetryGraph, elements: Mapping[str, Tensor] | None, soft: Mapping[str, Tensor] | None
+) -> StartingPoint:
+    """Return the start of a pair from what `StartingPoint.parts` made of it."""
+    alignment = None if elements is None else Alignment(graph, elements)
+    return StartingPoint(alignment, None if soft is None else SoftAlignment(graph, soft))
+
+
 def _solve_alone(setup: PairSetup, job: PairJob) -> SolvedPair:
     index = job.index
     try:
-        solution = solve(
+        solution = solve_stages(
             job.pair,
-            solver=list(setup.stages),
-            init=job.init,
-            task=setup.task,
+            setup.stages,
+            job.start,
+            setup.task,
             device=setup.device,
             seed=setup.seed + index,
             throw=False,
+            registry=process_registry(),
         )
     except Exception as error:  # what the solver needs is missing, or the weights overflow
         return SolvedPair(index, None, explain_error(error))
@@ -145,7 +155,7 @@ def _solve_stack(setup: PairSetup, batch: PairBatch) -> dict[int, Solution]:
     if not usable.all():
         rest = [job for job, good in zip(batch, usable.tolist(), strict=True) if good]
         return _solve_stack(setup, rest) if rest else {}
-    starts = [job.init.elements for job in batch if job.init is not None]  # of all pairs or of none
+    starts = [job.start.alignment.elements for job in batch if job.start.alignment is not None]  # of all or of none
     start = _stacked(starts) if starts else {}
     at_start = _total(distances2(graph, a, b, start), len(batch)) if start else unaligned
     run = stack.run(matching.options.rtol, matching.options.max_steps, start)
@@ -154,7 +164,7 @@ def _solve_stack(setup: PairSetup, batch: PairBatch) -> dict[int, Solution]:
     seconds = (perf_counter() - started) / len(batch)
     solutions: dict[int, Solution] = {}
     for at, job in enumerate(batch):
-        if job.init is None and aligned[at] > unaligned[at]:
+        if job.start.alignment is None and aligned[at] > unaligned[at]:
             continue
         alignment = Alignment(graph, {name: element[at] for name, element in run.elements.items()})
         sweeps = [float(distance[at]) for distance, swept in zip(run.distances, run.swept, strict=True) if swept[at]]
@@ -175,7 +185,9 @@ def _solve_stack(setup: PairSetup, batch: PairBatch) -> dict[int, Solution]:
             history=tuple(Step(number, distance) for number, distance in enumerate(sweeps, 1)),
             seconds=seconds,
         )
-        _notify(Problem(job.pair, job.init, setup.task, where, seed=setup.seed + job.index), matching, solution)
+        init, soft_init = job.start
+        problem = Problem(job.pair, init, setup.task, where, seed=setup.seed + job.index, soft_init=soft_init)
+        _notify(problem, matching, solution)
     return solutions
 
 
@@ -191,7 +203,7 @@ def _total(sums: Mapping[str, Tensor], count: int) -> Tensor:
 def _kind(job: PairJob) -> tuple[bool, list[tuple[torch.dtype, torch.device]]]:
     """Return what has to be the same in pairs that are stacked."""
     sides = (job.pair.a, job.pair.b)
-    return job.init is None, [(tensor.dtype, tensor.device) for side in sides for tensor in side.values()]
+    return job.start.alignment is None, [(tensor.dtype, tensor.device) for side in sides for tensor in side.values()]
 
 
 def _notify(problem: Problem, solver: Solver[Any], solution: Solution) -> None:

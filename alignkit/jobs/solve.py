@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from alignkit.arguments import check_arguments, usable_device
 from alignkit.errors import AlignkitError, AlignmentError, BindError, PluginError, SolverError
@@ -14,6 +15,7 @@ from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.solver_run import plain_options, run_solver
+from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.plugins.offers import check_facts
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
@@ -25,6 +27,23 @@ from alignkit.text import describe_error, did_you_mean, show_value
 
 SolverLike: TypeAlias = str | Solver[Any] | type[Solver[Any]]
 """One solver: its name, or a chain such as ``"deepalign > sinkhorn"``; its class; or an instance with its options."""
+InitLike: TypeAlias = Solution | SoftAlignment | Alignment
+"""Where to start."""
+StartParts: TypeAlias = tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]
+"""Elements of an alignment and matrices of a soft one, where there are any."""
+
+
+class StartingPoint(NamedTuple):
+    """Where solvers start: nowhere, at an alignment, or at a soft alignment with an alignment beside it."""
+
+    alignment: Alignment | None = None
+    soft: SoftAlignment | None = None
+
+    def parts(self) -> StartParts:
+        """Return the tensors by group that both are made of."""
+        alignment, soft = self
+        elements = None if alignment is None else dict(alignment.elements)
+        return elements, None if soft is None else dict(soft.matrices)
 
 
 @check_arguments
@@ -34,7 +53,7 @@ def solve(
     b: WeightsSource | None = None,
     *,
     solver: SolverLike | Sequence[SolverLike] = "weight_matching",
-    init: Solution | Alignment | None = None,
+    init: InitLike | None = None,
     task: Task | None = None,
     device: torch.device | str | None = None,
     seed: int | None = None,
@@ -49,8 +68,11 @@ def solve(
         a: Reference model (module, state dict or checkpoint path), if ``pair`` is not bound yet.
         b: Model to be aligned, if ``pair`` is not bound yet.
         solver: A solver's name, class or instance; or a chain, each stage starting where the last ended:
-            ``"deepalign > sinkhorn"``, or a sequence of names, classes and instances.
-        init: Where to start. Default: the solver's own choice, for most the identity.
+            ``"deepalign > sinkhorn"``, or a sequence of names, classes and instances. A soft alignment is handed on
+            with the alignment.
+        init: Where to start. Default: the solver's own choice, for most the identity. Sinkhorn, straight-through and
+            Frank-Wolfe start from a soft alignment, given as it is or in a solution; others from the alignment of the
+            solution, or from the nearest one.
         task: Data and a loss, for solvers that need them.
         device: Where solvers work. Default: where A's tensors are.
         seed: Seed of every random choice. Default: the solver's option ``seed``, which is 0 unless set.
@@ -74,10 +96,26 @@ def solve(
     registry = registry if registry is not None else process_registry()
     bound = bound_pair("solve", pair, a, b)
     stages = build_solvers(solver, options, seed, registry)
+    start = find_start(bound.graph, init)
+    return solve_stages(bound, stages, start, task, device=device, seed=seed, throw=throw, registry=registry)
+
+
+def solve_stages(
+    bound: Pair,
+    stages: Sequence[Solver[Any]],
+    start: StartingPoint,
+    task: Task | None,
+    *,
+    device: torch.device | str | None,
+    seed: int | None,
+    throw: bool,
+    registry: Registry,
+) -> Solution:
+    """Run the stages of a chain, each from where the last one ended; see `solve`."""
     where = bound.device if device is None else usable_device(device)
     dtypes = (*bound.dtypes.values(), *bound.swapped().dtypes.values())
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    problem = Problem(bound, find_start(bound.graph, init), task, where, dtype, 0)
+    problem = Problem(bound, start.alignment, task, where, dtype, soft_init=start.soft)
     check_solver_kinds(bound.graph, stages, registry)
     for stage in stages:
         stage.needs.check(problem, stage.name)
@@ -89,7 +127,7 @@ def solve(
         solutions.append(solution)
         if solution.status.failed or solution.status is Status.INTERRUPTED:
             break
-        problem = replace(problem, init=solution.alignment)
+        problem = replace(problem, init=solution.alignment, soft_init=_soft_start(solution.soft))
     if len(stages) == 1:
         return solution
     return replace(  # where the last stage ended, seen from where the first began
@@ -171,14 +209,26 @@ def build_solvers(
     return [stage if isinstance(stage, Solver) else build(stage) for stage in named]
 
 
-def find_start(graph: SymmetryGraph, init: Solution | Alignment | None) -> Alignment | None:
-    """Return where to start as an alignment of the graph; None where nothing is given."""
+def find_start(graph: SymmetryGraph, init: InitLike | None) -> StartingPoint:
+    """Return where to start, on the graph.
+
+    Raises:
+        AlignmentError: ``init`` belongs to another graph.
+    """
     if init is None:
-        return None
-    start = init.alignment if isinstance(init, Solution) else init
-    if start.graph != graph:
+        return StartingPoint()
+    if init.graph != graph:
         raise AlignmentError("init= belongs to another graph than the one that is solved. Solve its own graph first.")
-    return start
+    if isinstance(init, Alignment):
+        return StartingPoint(init)
+    if isinstance(init, Solution):
+        return StartingPoint(init.alignment, _soft_start(init.soft))
+    return StartingPoint(init.round(), _soft_start(init))
+
+
+def _soft_start(soft: SoftAlignment | None) -> SoftAlignment | None:
+    """Return a soft alignment as solvers start from it: others than `solve` may have made it, within a tolerance."""
+    return None if soft is None else soft.completed()
 
 
 def completed(solution: Solution) -> Solution:

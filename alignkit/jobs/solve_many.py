@@ -10,18 +10,16 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.documents import Content, Format
 from alignkit.errors import AlignkitError, AlignmentError, BindError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
-from alignkit.graph.elements.alignment import Alignment
 from alignkit.jobs.executors import ExecutorFailure, packed, run_in
 from alignkit.jobs.pair_batches import PairBatch, PairJob, PairSetup, solve_batch, solve_packed_batch
 from alignkit.jobs.row_file import RowFile, RowsHeader, digest_of, digest_of_task
-from alignkit.jobs.solve import SolverLike, build_solvers, check_solver_kinds, find_start
+from alignkit.jobs.solve import InitLike, SolverLike, StartParts, build_solvers, check_solver_kinds, find_start
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Status
@@ -52,7 +50,7 @@ def solve_many(
     pairs: Iterable[NetworkPair],
     *,
     solver: SolverLike | Sequence[SolverLike] = "weight_matching",
-    init: Iterable[Solution | Alignment | None] | None = None,
+    init: Iterable[InitLike | None] | None = None,
     task: Task | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -71,8 +69,8 @@ def solve_many(
         pairs: The pairs, ``(a, b)`` or ``graph.bind(a, b)``. They are taken as they are needed, so that a generator can
             read networks from a disk. A network is a module, a state dict or a checkpoint path.
         solver: A solver's name, class or instance, or a chain, as in `alignkit.solve`.
-        init: Where each pair starts, in the order of the pairs; None leaves one to the solver. An earlier result can be
-            given as it is, if all of its pairs have a solution.
+        init: Where each pair starts, in the order of the pairs, as in `alignkit.solve`; None leaves one to the solver.
+            An earlier result can be given as it is, if all of its pairs have a solution.
         task: Data and a loss, for solvers that need them.
         device: Where solvers work. Default: where the tensors of a pair's A are.
         seed: Seed of the first pair; pair ``i`` is solved with ``seed + i``.
@@ -132,7 +130,7 @@ class _Run:
     def solve(
         self,
         pairs: Iterable[NetworkPair],
-        init: Iterable[Solution | Alignment | None] | None,
+        init: Iterable[InitLike | None] | None,
         executor: Executor | None,
     ) -> None:
         """Solve the pairs that are not known yet; `KeyboardInterrupt` if Ctrl-C ends it."""
@@ -152,27 +150,25 @@ class _Run:
                     for index, row, reason in result
                 )
 
-    def _unsolved(
-        self, pairs: Iterable[NetworkPair], starts: Iterator[Solution | Alignment | None]
-    ) -> Iterator[PairJob]:
+    def _unsolved(self, pairs: Iterable[NetworkPair], starts: Iterator[InitLike | None]) -> Iterator[PairJob]:
         """Yield the pairs that have to be solved; those that do not fit, or are in the file, are done here."""
         known = {} if self._file is None else {row.pair: (row, solution) for row, solution in self._file.rows}
         for index, given in enumerate(pairs):
             self.reached = index + 1
             try:
                 pair = _bound(self.setup.graph, given)
-                init = find_start(self.setup.graph, _next_start(starts, index))
+                start = find_start(self.setup.graph, _next_start(starts, index))
             except Exception as error:  # mappings are the user's
                 self._take([SolvedPair(index, None, explain_error(error))])
                 continue
             if self._file is not None:
-                sides = (pair.a, pair.b, *(() if init is None else (init.elements,)))
+                sides = (pair.a, pair.b, *(part for part in start.parts() if part is not None))
                 self._digests[index] = [digest_of(sorted(side.items())) for side in sides]
                 row, solution = known.get(index, (None, None))
                 if row is not None and solution is not None and self._is_same(row):
                     self.solved[index] = SolvedPair(index, solution)
                     continue
-            yield PairJob(index, pair, init)
+            yield PairJob(index, pair, start)
 
     def _packed(self, batch: PairBatch) -> bytes | None:
         """Return a batch as bytes; None if it cannot be sent, which its pairs are told."""
@@ -182,7 +178,7 @@ class _Run:
             self._take(SolvedPair(job.index, None, str(error)) for job in batch)
             return None
 
-    def _parts(self, job: PairJob) -> tuple[tuple[Any, ...], dict[str, Tensor] | None]:
+    def _parts(self, job: PairJob) -> tuple[tuple[Any, ...], StartParts]:
         """Return what a pair and its start are made of.
 
         Tensors have memory of their own. Stacks have no use for modules.
@@ -190,7 +186,7 @@ class _Run:
         pair = job.pair
         a, b = ({name: tensor.clone() for name, tensor in side.items()} for side in (pair.a, pair.b))
         sides = (a, b) if self.setup.matching is not None else (a, b, pair.module_a, pair.module_b)
-        return sides, None if job.init is None else dict(job.init.elements)
+        return sides, job.start.parts()
 
     def _take(self, rows: Iterable[SolvedPair]) -> None:
         """Keep and write what came out of some pairs; `KeyboardInterrupt` if Ctrl-C has ended one of them."""
@@ -221,11 +217,11 @@ class _Run:
         return row.weights == self._digests[row.pair] and row.settings == self.setup.settings(row.pair)
 
 
-def _next_start(starts: Iterator[Solution | Alignment | None], index: int) -> Solution | Alignment | None:
+def _next_start(starts: Iterator[InitLike | None], index: int) -> InitLike | None:
     for start in starts:
-        if start is None or isinstance(start, Solution | Alignment):
+        if start is None or isinstance(start, InitLike):
             return start
-        raise AlignmentError(f"init= of pair {index} has to be a Solution, an Alignment or None.")
+        raise AlignmentError(f"init= of pair {index} has to be a Solution, a SoftAlignment, an Alignment or None.")
     raise AlignmentError(f"init= holds {plural(index, 'start')}, and none for pair {index}.")
 
 

@@ -19,6 +19,7 @@ from alignkit.graph.structure import GraphStructure
 from alignkit.graph.symmetry_graph import Pair
 from alignkit.graph.uses import uses_of_block
 from alignkit.matching.families import read_off
+from alignkit.matching.soft_alignment import SoftAlignment
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,21 @@ class Frame:
     def enter(self, alignment: Alignment) -> Alignment:
         """Return an alignment of B to A as it is seen in the frame."""
         return self.to_a @ (alignment.inverse() if self.exchanged else alignment) @ self.to_b.inverse()
+
+    def enter_softly(self, soft: SoftAlignment) -> SoftAlignment:
+        """Return a soft alignment of B to A as it is seen in the frame: a mean moves as its elements do."""
+        graph, matrices = soft.graph, {}
+        rows, columns = self.to_a.as_matrices(), self.to_b.as_matrices()
+        for name, matrix in soft.matrices.items():
+            parent = graph.groups[name].parent
+            if self.exchanged:  # inverses are transposes
+                matrix = matrix.mT if parent is None else matrix.transpose(0, 1).mT
+            left, right = (side[name].to(matrix) for side in (rows, columns))
+            if parent is not None:
+                matrix = matrix[self.to_a.flat(parent)][:, self.to_b.flat(parent)]
+                left, right = left.flatten(0, -3)[:, None], right.flatten(0, -3)[None]
+            matrices[name] = left @ matrix @ right.mT
+        return SoftAlignment(graph, matrices)
 
     def leave(self, alignment: Alignment) -> Alignment:
         """Return an alignment in the frame as one of B to A."""

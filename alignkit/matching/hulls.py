@@ -13,6 +13,7 @@ from torch import Tensor
 from alignkit.graph.elements.element import as_matrix, random_element
 from alignkit.graph.elements.rotations import phases_of, plane_matrices
 from alignkit.graph.kinds import PLANES, WITH_MEAN, GroupKind
+from alignkit.matching.sinkhorn import doubly_stochastic
 
 
 def centre_of(kind: GroupKind, shape: tuple[int, ...]) -> Float[Tensor, "*batch n n"]:
@@ -27,20 +28,44 @@ def random_inside(kind: GroupKind, shape: tuple[int, ...], generator: torch.Gene
     return torch.lerp(centre_of(kind, shape).double(), matrix.double(), 0.5)
 
 
+def brought_inside(kind: GroupKind, matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+    """Return matrices of the hull of a kind, to rounding, close to some that are nearly in it."""
+    if not matrix.numel():
+        return matrix
+    if kind == "permutation":
+        return doubly_stochastic(matrix.clamp(min=0))
+    if kind == "signed":
+        for axis in (-1, -2):
+            matrix = matrix / matrix.abs().sum(axis, keepdim=True).clamp_min(1)
+        return matrix
+    if kind in PLANES:
+        phases = phases_of(kind, matrix) / 2
+        return plane_matrices(kind, phases / phases.abs().clamp_min(1))
+    centre = 1 / matrix.shape[-1] if kind in WITH_MEAN else 0.0
+    for axis in (-1, -2) if kind in WITH_MEAN else ():
+        matrix = matrix - matrix.mean(axis, keepdim=True)
+    u, lengths, vt = torch.linalg.svd(matrix)
+    inside: Tensor = centre + (u * lengths.clamp(max=1)[..., None, :]) @ vt
+    return inside
+
+
 def why_outside(kind: GroupKind, matrix: Float[Tensor, "*batch n n"], tolerance: float) -> str:
     """Say why a matrix is not in the hull of a kind, as the end of a sentence; "" if it is."""
     if not matrix.numel():
         return ""
+    if not bool(torch.isfinite(matrix).all()):
+        return "holds NaN or infinity"
     if kind in WITH_MEAN:
         worst = max(float((matrix.sum(axis) - 1).abs().max()) for axis in (-1, -2))
-        if not worst <= tolerance or (kind == "permutation" and float(matrix.min()) < -tolerance):
+        if not worst <= tolerance:
             return f"is not doubly stochastic: a row or column sum is off by {worst:.2g}"
     if kind == "permutation":
-        return ""
+        lowest = float(matrix.min())
+        return f"is not doubly stochastic: a share is {lowest:.2g}, below 0" if lowest < -tolerance else ""
     if kind == "signed":
         longest = max(float(matrix.abs().sum(axis).max()) for axis in (-1, -2))
     else:
-        longest = float(torch.linalg.matrix_norm(matrix, 2).max()) if bool(torch.isfinite(matrix).all()) else torch.nan
+        longest = float(torch.linalg.matrix_norm(matrix, 2).max())
     if not longest <= 1 + tolerance:
         return f"holds more than one share of a unit: {longest:.6g}"
     if kind in PLANES:

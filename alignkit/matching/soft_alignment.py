@@ -19,7 +19,7 @@ from alignkit.graph.nodes import TensorNode
 from alignkit.graph.owned import Owned, ReadOnly
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.families import best_element, unit_masses
-from alignkit.matching.hulls import centre_of, why_outside
+from alignkit.matching.hulls import brought_inside, centre_of, why_outside
 from alignkit.text import html_table, plural
 
 
@@ -98,6 +98,20 @@ class SoftAlignment:
         first = self.graph.first_names
         moved = {n for n, t in weights.items() if n in first and isinstance(t, Tensor) and is_number(t)}
         return {n: self.apply_tensor(first[n], t) if n in moved else t for n, t in weights.items()}
+
+    @check_arguments
+    def completed(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SoftAlignment:
+        """Return a copy without gradients whose matrices are in the convex hulls to rounding, as solvers need them.
+
+        Args:
+            device: Where the matrices go; None leaves each where it is.
+            dtype: Their floating-point dtype; None leaves each as it is.
+        """
+        inside = {}
+        for name, matrix in self.matrices.items():
+            exact = brought_inside(self.graph.groups[name].kind, matrix.detach().double())
+            inside[name] = exact.to(device=device, dtype=dtype or matrix.dtype)
+        return SoftAlignment(self.graph, inside)
 
     def round(self) -> Alignment:
         """Find the alignment that overlaps most, by the oracle of each kind, families from the inside out."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.objective import Objective
+from alignkit.matching.soft_alignment import SoftAlignment
 
 if TYPE_CHECKING:
     from alignkit.tasks.task import Task
@@ -34,6 +35,9 @@ class Problem:
     """Type of the solver's arithmetic. Objectives are accumulated in float64 whatever it is."""
     seed: int = 0
     """Seed of every random choice. Takes the place of ``options.seed``, which is only its default."""
+    soft_init: SoftAlignment | None = None
+    """A soft alignment to start from, for solvers that move one: it says more than ``init``, which is there beside it,
+    and which others start from."""
 
     @property
     def graph(self) -> SymmetryGraph:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -18,12 +19,14 @@ from alignkit.deepalign.consensus import consensus
 from alignkit.deepalign.midpoint import SAMPLES, meet_in_the_middle
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, find_probing
+from alignkit.deepalign.relaxation import relax
 from alignkit.deepalign.stand_ins import find_middle_inputs
 from alignkit.errors import SolverError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.kinds import KINDS
 from alignkit.matching.families import best_element
+from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, SolverOptions, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
 from alignkit.solvers.sinkhorn import Sinkhorn
@@ -74,13 +77,14 @@ class DeepAlign(Solver[DeepAlignOptions]):
     assignment; here followed by rounds of consensus with the similarities of weights, and by a few steps that make the
     network in the middle do what the two do. No labels are used: of a task only inputs, and with modules and a
     traced graph (or ``input_shape``) no data at all. Where networks cannot be run it works from weights alone, all
-    groups unknown at first. Where units rotate, coordinate ascent takes the place of the rounds.
+    groups unknown at first. Where units rotate, coordinate ascent takes the place of the rounds. The scores in the end
+    are the soft alignment that solvers after it start from; where units rotate it is hard.
     """
 
     name = "deepalign"
     kinds = frozenset(KINDS)
     needs = Needs(in_memory=False)
-    returns = Returns(exact_on_permuted_copies=True)
+    returns = Returns(soft=True, exact_on_permuted_copies=True)
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
         """Encode, agree, meet in the middle, assign."""
@@ -128,7 +132,10 @@ class DeepAlign(Solver[DeepAlignOptions]):
                 scores = meet_in_the_middle(middle.task, middle.batches, probed.pair, scores, schedule)
                 alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1 if middle is None else 2, problem.objective.distance2(alignment), alignment=alignment))
-        return Outcome(alignment, notes=notes)
+        soft = (
+            SoftAlignment.from_alignment(alignment) if rotates else softened(problem.graph, scores, schedule.sharpness)
+        )
+        return Outcome(alignment, notes=notes, soft=soft.completed(problem.device, problem.dtype))
 
     def _ascend(self, problem: Problem, scores: Mapping[str, Tensor]) -> Alignment:
         """Let groups of which some rotate agree by coordinate ascent, from probes and from weights alone.
@@ -190,6 +197,12 @@ class DeepAlign(Solver[DeepAlignOptions]):
         if (reason := aligner.fits(problem.graph)) is not None:
             raise SolverError(f"the aligner of {path} does not fit this graph: {reason}")
         return aligner.to(problem.device)
+
+
+def softened(graph: SymmetryGraph, scores: Mapping[str, Tensor], sharpness: float) -> SoftAlignment:
+    """Return the soft alignment of scores, which consensus and midpoint steps work with."""
+    with torch.no_grad():
+        return relax(graph, {name: matrix[None] for name, matrix in scores.items()}, sharpness).alignment(0)
 
 
 @lru_cache(maxsize=4)

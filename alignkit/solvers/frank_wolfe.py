@@ -33,7 +33,8 @@ class FrankWolfeOptions(IterativeOptions):
 
     start: Literal["centre", "identity", "random"] = "centre"
     """Where the first run starts without ``init``: the centre of all orders, the identity, or a random matrix scaled to
-    be doubly stochastic. With ``init`` it starts half-way between ``init`` and the centre."""
+    be doubly stochastic. With ``init`` it starts half-way between ``init`` and the centre, and at a soft alignment as
+    it is."""
     restarts: int = Field(0, ge=0)
     """Further runs, each half-way between a random doubly stochastic matrix and the best alignment so far with some
     units shuffled; the shuffled alignment itself competes too. The best is kept."""
@@ -117,6 +118,8 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
 
     def _start(self, relaxation: Relaxation, problem: Problem, frame: Frame) -> Point:
         """Return where the first run starts."""
+        if problem.soft_init is not None:
+            return relaxation.point(frame.enter_softly(problem.soft_init))
         if problem.init is None and self.options.start == "random":
             return relaxation.point(random_point(problem.graph, problem.generator()))
         if problem.init is None and self.options.start == "identity":

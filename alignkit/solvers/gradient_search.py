@@ -33,7 +33,8 @@ class GradientOptions(IterativeOptions):
     check_every: int = Field(10, ge=1)
     """Steps between two alignments that are compared."""
     patience: int = Field(10, ge=1)
-    """Stop when this many alignments in a row were not better than the best."""
+    """Stop when this many alignments in a row were not better than the best. A start that was given (``init``, or the
+    end of the stage before in a chain) has to be improved on first."""
 
     @property
     def sample_counts(self) -> tuple[int, int, int]:
@@ -63,6 +64,8 @@ def search(
     score: Callable[[Alignment], float],
     options: GradientOptions,
     report: Report,
+    *,
+    given: bool,
 ) -> SearchEnd[StateT]:
     """Follow gradients until ``max_steps``, or until ``patience`` alignments in a row were not better.
 
@@ -75,13 +78,15 @@ def search(
         score: What alignments are compared by; lower is better.
         options: When to stop and how often to look.
         report: Called with the best score after each look.
+        given: Whether the start was given and not chosen by the solver. Such a start is good by another measure than
+            the score, as a rule, so that it takes steps to get ahead of it; patience begins after that.
     """
     best, best_score, best_state = start
     steps = idle = 0
-    improved = False
+    improved, patient = False, given
     losses: list[Tensor] = []
     """Those of the last steps that were not looked at yet."""
-    while steps < options.max_steps and idle < options.patience:
+    while steps < options.max_steps and (patient or idle < options.patience):
         loss, state = descend(steps / options.max_steps)
         losses.append(loss.detach().reshape(()))
         steps += 1
@@ -98,6 +103,6 @@ def search(
             improved = now < best_score
             idle = 0 if improved else idle + 1
             if improved:
-                best, best_score, best_state = alignment, now, state
+                best, best_score, best_state, patient = alignment, now, state, False
             report(Step(steps, best_score, f"loss {values[-1]:.6g}, score {now:.6g}", best))
     return SearchEnd(best, best_state, steps, Status.MAX_STEPS if improved else Status.OK)

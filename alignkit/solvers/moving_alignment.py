@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment, find_node
 from alignkit.graph.structure import GraphStructure
 from alignkit.matching.oracles import best_of_kind
-from alignkit.matching.sinkhorn import Potentials, plan, potentials
+from alignkit.matching.sinkhorn import Potentials, doubly_stochastic, plan, potentials
 from alignkit.matching.soft_alignment import ProjectedAlignment, SoftAlignment, act_softly
 from alignkit.matching.tree_objective import TreeObjective
 from alignkit.matching.turning import Turning
@@ -32,7 +33,7 @@ class Moved(Protocol):
 
 
 class Logits:
-    """Logits of every group that is permuted, stacked by shape to be projected together; they round to the start.
+    """Logits of every group that is permuted, stacked by shape to be projected together; they begin at a start.
 
     Units that may change their sign have logits for either sign: the share of a pair of units is that of both signs
     together, and its entry is the share of one less that of the other.
@@ -40,7 +41,7 @@ class Logits:
     Args:
         start: Matrices of these groups, as in `SoftAlignment`, on the device and in the dtype of the logits.
         graph: Their graph.
-        confidence: Logit of what the start puts together; that of all else is 0.
+        confidence: As for `first_logits`.
         scalings: Maximum number of times that a projection scales rows and columns, from the factors of the last.
     """
 
@@ -59,8 +60,7 @@ class Logits:
         self.stacks: dict[tuple[bool, torch.Size], Tensor] = {}
         for key, names in self.names.items():
             stack = torch.stack([start[name] for name in names])
-            both = torch.stack([stack, -stack]).clamp(min=0) if key[0] else stack
-            self.stacks[key] = (confidence * both).requires_grad_()
+            self.stacks[key] = first_logits(stack, key[0], confidence).requires_grad_()
         self._known: dict[tuple[bool, torch.Size], Potentials] = {}
 
     def project(self, temperature: float) -> dict[str, Tensor]:
@@ -79,15 +79,39 @@ class Logits:
         return matrices
 
 
+def first_logits(
+    matrices: Float[Tensor, "*batch n n"], signed: bool, confidence: float
+) -> Float[Tensor, "*signs batch n n"]:
+    """Return logits whose projection is a soft alignment, or a softer one of the same order where that is surer.
+
+    Args:
+        matrices: As in `SoftAlignment`, of several groups.
+        signed: Whether units may change their sign; the logits then have one dimension for both signs in front.
+        confidence: How far the largest logit of a row is above the mean of the others, at most, in the mean over the
+            rows of a matrix: for an alignment the logit of the units that it puts together, where all others are 0.
+    """
+    shares = matrices
+    if signed:
+        whole = doubly_stochastic(matrices.abs())
+        shares = torch.stack([whole + matrices, whole - matrices]).clamp(min=0) / 2
+    logs = shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+    candidates = (0, -1) if signed else (-1,)
+    count = shares.shape[-1] * (2 if signed else 1)
+    largest = logs.amax(candidates, keepdim=True)
+    above = (largest - logs.mean(candidates, keepdim=True)) * (count / (count - 1))
+    sureness = above.mean(-2, keepdim=True)
+    return (logs - logs.amin((*candidates, -2), keepdim=True)) * (confidence / sureness.clamp_min(confidence))
+
+
 class MovingAlignment:
-    """All groups of a graph on the move from a start.
+    """All groups of a graph on the move from a start, or from the soft start of the problem that is there beside it.
 
     Where units rotate, orders may stay as they are (``confidence`` None).
 
     Args:
         start: Where it begins.
         problem: The pair. It says how units inside parents that are not put together at first are rotated.
-        confidence: As for `Logits`; None keeps orders.
+        confidence: As for `first_logits`; None keeps orders.
         scalings: As for `Logits`.
     """
 
@@ -95,10 +119,11 @@ class MovingAlignment:
         self.start, self.graph = start, start.graph
         rotating = [name for name in self.graph.groups if self.graph.rotates(name)]
         self.logits: Logits | None = None
-        begin: Mapping[str, Tensor] = start.elements
+        begin: Mapping[str, Tensor] = rotations_at(problem, start)
         if confidence is not None:
-            begin = {**SoftAlignment.from_alignment(start).matrices, **rotations_of_pairs(problem, start)}
-            orders = {n: m.to(problem.device, problem.dtype) for n, m in begin.items() if n not in rotating}
+            soft = problem.soft_init or SoftAlignment.from_alignment(start)
+            begin = rotations_of_pairs(problem, start)
+            orders = {n: m.to(problem.device, problem.dtype) for n, m in soft.matrices.items() if n not in rotating}
             self.logits = Logits(orders, self.graph, confidence, scalings)
         kinds = {name: self.graph.groups[name].kind for name in rotating}
         self.turnings = {n: Turning(kind, begin[n].to(problem.device, problem.dtype)) for n, kind in kinds.items()}
@@ -140,13 +165,34 @@ class Turned:
         return Alignment(self.graph, {**self.elements, **exact})
 
 
+FAINT = 1e-6
+"""Weight of rotations that are known otherwise, beside a soft alignment. It counts where that says nothing: at the
+centre it is 0."""
+
+
+def rotations_at(problem: Problem, alignment: Alignment) -> dict[str, Tensor]:
+    """Return the rotations of an alignment, or those nearest to the soft start of the problem at its places."""
+    graph, soft = problem.graph, problem.soft_init
+    rotations = {name: element for name, element in alignment.elements.items() if graph.rotates(name)}
+    if soft is None:
+        return rotations
+    for name, element in rotations.items():
+        matrices, parent = soft.matrices[name], graph.groups[name].parent
+        if parent is not None:
+            sources = alignment.flat(parent)
+            matrices = matrices[torch.arange(len(sources)), sources].reshape(element.shape)
+        rotations[name] = _nearest(graph, name, matrices, element)
+    return rotations
+
+
 def rotations_of_pairs(problem: Problem, alignment: Alignment) -> dict[str, Tensor]:
     """Return matrices of rotating groups, as in `SoftAlignment`, with a rotation for every pair of parents.
 
-    For pairs that an alignment puts together it is that of the alignment, for others the best one by weights. At the
-    centre, which is 0, nothing would tell how well they go together.
+    They are those nearest to the soft start of the problem. Where there is none, it is that of the alignment for pairs
+    that it puts together, and for others the best one by weights. At the centre, which is 0, nothing would tell how
+    well they go together.
     """
-    graph, matrices = problem.graph, dict[str, Tensor]()
+    graph, matrices, soft = problem.graph, dict[str, Tensor](), problem.soft_init
     for root in graph.roots:
         names = [name for name in graph.tree(root) if graph.rotates(name)]
         if names == [root]:
@@ -159,4 +205,11 @@ def rotations_of_pairs(problem: Problem, alignment: Alignment) -> dict[str, Tens
                 own = alignment.elements[name].flatten(0, -3)
                 best[name][torch.arange(len(own)), alignment.flat(parent)] = own
                 matrices[name] = best[name]
-    return matrices
+    return (
+        matrices if soft is None else {n: _nearest(graph, n, soft.matrices[n], known) for n, known in matrices.items()}
+    )
+
+
+def _nearest(graph: GraphStructure, group: str, soft: Tensor, known: Tensor) -> Tensor:
+    """Return the rotations nearest to soft matrices, or those that are known where these say nothing."""
+    return best_of_kind(graph.groups[group].kind, soft.to(known) + FAINT * known)

@@ -13,7 +13,6 @@ from alignkit.errors import SolverError
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import divided
-from alignkit.matching.sinkhorn import doubly_stochastic
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.gradient_search import GradientOptions, falling, search
@@ -57,7 +56,8 @@ class SinkhornOptions(GradientOptions):
     final_temperature: float = Field(0.3, gt=0)
     """Temperature of the last step, reached geometrically."""
     confidence: float = Field(1.5, gt=0)
-    """Logit of the units that the start puts together; that of all others is 0."""
+    """Logit of the units that the start puts together; that of all others is 0. A soft start has logits of its own,
+    and is softened to the same where it is surer."""
     scalings: int = Field(9, ge=1)
     """Maximum number of times that a step scales rows and columns, from the factors of the step before."""
     batch_size: int = Field(128, ge=1)
@@ -65,7 +65,8 @@ class SinkhornOptions(GradientOptions):
     check_every: int = Field(20, ge=1)
     """Steps between two roundings."""
     patience: int = Field(4, ge=1)
-    """Stop when this many roundings in a row were no better than the best."""
+    """Stop when this many roundings in a row were no better than the best. A start that was given (``init``, or the
+    end of the stage before in a chain) has to be improved on first."""
 
 
 class Sinkhorn(Solver[SinkhornOptions]):
@@ -75,6 +76,7 @@ class Sinkhorn(Solver[SinkhornOptions]):
     implicitly (`alignkit.matching.sinkhorn`). Units that may change their sign have logits for either sign, and those
     that rotate are turned within their group (`alignkit.matching.turning`). The soft alignment is rounded now and then;
     the result is the best of these alignments and the start, by the loss on fixed samples or by the squared distance.
+    A soft alignment to start from gives the logits.
     """
 
     name = "sinkhorn"
@@ -96,7 +98,9 @@ class Sinkhorn(Solver[SinkhornOptions]):
         keeps_orders = options.learning_rate is None and any(map(graph.rotates, graph.groups))
         moving = MovingAlignment(start, problem, None if keeps_orders else options.confidence, options.scalings)
         if not moving.moves or problem.objective.distance2(start) <= ROUNDED * problem.objective.squares:
-            return Outcome(start, Status.OK, {"steps": 0.0}, soft_outcome(SoftAlignment.from_alignment(start), problem))
+            return Outcome(
+                start, Status.OK, {"steps": 0.0}, SoftAlignment.from_alignment(start).completed(problem.device)
+            )
         logits = [] if moving.logits is None else [*moving.logits.stacks.values()]
         optimizer = torch.optim.Adam(logits) if logits else None
 
@@ -114,9 +118,10 @@ class Sinkhorn(Solver[SinkhornOptions]):
             moving.turn(falling(options.turn_rate, fraction))
             return loss, now
 
-        end = search((start, score, state(0.0)), descend, lambda now: now.round(), descent.score, options, report)
+        begin, given = (start, score, state(0.0)), problem.init is not None
+        end = search(begin, descend, lambda now: now.round(), descent.score, options, report, given=given)
         soft = end.state if isinstance(end.state, SoftAlignment) else SoftAlignment.from_alignment(end.best)
-        return Outcome(end.best, end.status, {"steps": float(end.steps)}, soft_outcome(soft, problem))
+        return Outcome(end.best, end.status, {"steps": float(end.steps)}, soft.completed(problem.device))
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:
         """Return the squared distance, or the loss on the samples by which alignments are compared."""
@@ -185,11 +190,3 @@ class Descent:
             return float(distance(alignment))
         score = self.path.score(alignment)
         return score + self.distance_weight * distance(alignment) / self.squares if self.distance_weight else score
-
-
-def soft_outcome(soft: SoftAlignment, problem: Problem) -> SoftAlignment:
-    """Return a soft alignment on the problem's device, whose orders are exactly doubly stochastic."""
-    matrices = {name: matrix.detach().to(problem.device) for name, matrix in soft.matrices.items()}
-    orders = {n: m for n, m in matrices.items() if problem.graph.groups[n].kind == "permutation"}
-    completed = {n: doubly_stochastic(m.double()).to(m.dtype) for n, m in orders.items()}
-    return SoftAlignment(problem.graph, {**matrices, **completed})

@@ -14,6 +14,7 @@ from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import Objective
+from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.matching.turning import IsotropicAdam
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
@@ -49,6 +50,7 @@ class StraightThrough(Solver[StraightThroughOptions]):
     Forward, the free weights are projected to the nearest ``P # B`` by the oracle of each kind of group (linear
     assignments, polar factors), and the loss is that of ``(A + P # B) / 2``. Backward, the projection counts as the
     identity. The result is the best alignment met, the start among them, by the loss in the middle on fixed samples.
+    From a soft alignment ``S`` the free weights begin at ``(A + S # B) / 2``.
     """
 
     name = "straight_through"
@@ -73,7 +75,8 @@ class StraightThrough(Solver[StraightThroughOptions]):
             free.step(loss, middle, fraction)
             return loss.cpu(), current  # the next projection needs finite weights, and waits for the device anyway
 
-        end = search((start, score, start), descend, lambda alignment: alignment, path.score, self.options, report)
+        begin, given = (start, score, start), problem.init is not None
+        end = search(begin, descend, lambda same: same, path.score, self.options, report, given=given)
         return Outcome(end.best, end.status, {"steps": float(end.steps)})
 
     def objective(self, problem: Problem, alignment: Alignment) -> float:
@@ -100,7 +103,8 @@ class FreeWeights:
             return tensor.detach().to(problem.device, problem.dtype if tensor.is_floating_point() else tensor.dtype)
 
         self.a, self.b = ({name: move(tensor) for name, tensor in side.items()} for side in (problem.a, problem.b))
-        self.weights = self.middle(start)
+        soft = None if problem.soft_init is None else problem.soft_init.completed(problem.device, problem.dtype)
+        self.weights = self.middle(start if soft is None else soft)
         self.moving = {n: t for n, t in self.weights.items() if t.is_floating_point()}
         rotated = {n for n in self.moving if any(map(self.graph.rotates, self.graph.tensors[n].groups))}
         self.isotropic = {name: IsotropicAdam(self.moving[name]) for name in rotated}
@@ -109,7 +113,7 @@ class FreeWeights:
         self.least = 0.0
         self.classes = colour_roots(self.graph)
 
-    def middle(self, alignment: Alignment) -> dict[str, Tensor]:
+    def middle(self, alignment: Alignment | SoftAlignment) -> dict[str, Tensor]:
         """Return new tensors ``(A + P # B) / 2`` by first name; what is not floating-point is A's."""
         return Line(self.a, {name: alignment.apply_tensor(name, tensor) for name, tensor in self.b.items()}).at(0.5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -78,8 +78,10 @@ class Keep(Solver[SolverOptions]):
     """Return the start."""
 
     name = "keep"
+    seen: ClassVar[list[Problem]] = []
 
     def solve(self, problem: Problem, report: Report) -> Outcome:
+        self.seen.append(problem)
         return Outcome(problem.start)
 
 
@@ -102,6 +104,19 @@ def test_a_saved_alignment_is_a_start_for_the_next_solver(folder: Path, keep: st
     assert "Nothing moved" in solve(folder, "-o", folder / "unaligned.pt", "--solver", keep)
     assert "-> 0 " in solve(folder, "-o", folder / "aligned.pt", "--solver", keep, "--init", found)
     assert torch.equal(read_weights(folder / "aligned.pt")["0.weight"], weights(0)["0.weight"])
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "weight_matching"])
+def test_a_saved_solution_is_a_start_with_its_soft_alignment(folder: Path, keep: str, solver: str) -> None:
+    graph, found = SymmetryGraph.from_spec(SPEC, like=weights(0)), folder / "found.safetensors"
+    solution = alignkit.solve(graph, weights(0), weights(1), solver=solver)
+    solution.save(found)
+    solve(folder, "--solver", keep, "--init", found)
+    problem = Keep.seen[-1]
+    assert problem.init == solution.alignment
+    assert (problem.soft_init is None) == (solution.soft is None)
+    if solution.soft is not None:
+        torch.testing.assert_close(problem.soft_init.matrices["h"], solution.soft.matrices["h"])
 
 
 def test_options_and_seed_reach_the_solver(folder: Path) -> None:
@@ -155,6 +170,7 @@ BAD_CALLS: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
     "unknown device": (lambda f: None, ["--device", "abacus"], 1, "abacus"),
     "init is missing": (lambda f: None, ["--init", "nowhere.safetensors"], 1, "nowhere.safetensors"),
     "init is no alignment": (lambda f: None, ["--init", "A"], 1, "is not an alignment"),
+    "init is a text": (lambda f: None, ["--init", "spec.json"], 1, "cannot be read as an alignment"),
     "option without value": (lambda f: None, ["--option", "restarts"], 2, "write KEY=VALUE"),
     "option twice": (lambda f: None, ["--option", "restarts=1", "--option", "restarts=2"], 2, "given twice"),
     "option that is a switch": (lambda f: None, ["--option", "seed=1"], 2, "use --seed instead"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import Alignment, solve_many
+from alignkit import Alignment, SoftAlignment, solve, solve_many
 from alignkit.errors import SolverError
 from alignkit.solver import Status
 from alignkit.testing import mlp, planted_pair
@@ -61,6 +61,20 @@ def test_every_executor_gives_the_same(kind: Any, monkeypatch: pytest.MonkeyPatc
             assert [numbers(one) for one in there.solutions] == [numbers(one) for one in here.solutions]
             if solver == "weight_matching":
                 solve_many(GRAPH, pairs, solver=solver, seed=2, path=path, report=pytest.fail)
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_soft_starts_reach_the_pairs(kind: Any) -> None:
+    pairs, plain = pairs_of(5), {"solver": "sinkhorn", "max_steps": 4, "check_every": 2}
+    hard = Alignment.random(GRAPH, 0)
+    solved = solve_many(GRAPH, pairs, **plain).solutions
+    starts = [hard, SoftAlignment.from_alignment(hard), SoftAlignment.centre(GRAPH), solved[3], None]
+    with kind() as executor:
+        there = solve_many(GRAPH, pairs, init=starts, executor=executor, **plain).solutions
+    here = solve_many(GRAPH, pairs, init=starts, **plain).solutions
+    numbered = enumerate(zip(pairs, starts, strict=True))
+    alone = [solve(GRAPH, *pair, init=start, seed=at, **plain) for at, (pair, start) in numbered]
+    assert [numbers(one) for one in there] == [numbers(one) for one in here] == [numbers(one) for one in alone]
 
 
 def test_ctrl_c_in_a_worker_ends_the_run_and_loses_nothing_that_is_done(tmp_path: Path) -> None:

@@ -133,6 +133,6 @@ def test_a_start_that_does_not_fit_is_told_and_the_others_go_on() -> None:
     solved = solve_many(GRAPH, pairs_of(5), init=(start for start in (fitting, stranger, "identity", None)))
     assert list(solved.reasons) == [1, 2, 4]
     assert "another graph" in solved.reasons[1]
-    assert "has to be a Solution, an Alignment or None" in solved.reasons[2]
+    assert "has to be a Solution, a SoftAlignment, an Alignment or None" in solved.reasons[2]
     assert solved.reasons[4] == "init= holds 4 starts, and none for pair 4."
     assert solved[0].objective_init == pytest.approx(solve(GRAPH, *pairs_of(1)[0], init=fitting).objective_init)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import alignkit
-from alignkit import Alignment, solve_many
+from alignkit import Alignment, SoftAlignment, solve_many
 from alignkit.errors import SolverError
 from alignkit.testing import independent_pair, mlp, planted_pair
 from helpers.comparison_solvers import Shuffle
@@ -54,6 +54,10 @@ def test_a_pair_with_another_start_is_solved_again(tmp_path: Path) -> None:
     assert done([None, *starts[1:]]) == []
     assert done([None, starts[1], starts[0]]) == [2]
     assert done([None, None, starts[0]]) == [1]
+    soft = [SoftAlignment.from_alignment(starts[0]), SoftAlignment.centre(GRAPH), None]
+    assert done([soft[0], None, soft[0]]) == [0, 2]  # a soft start may lead elsewhere than its alignment
+    assert done([soft[0], None, soft[0]]) == []
+    assert done([soft[1], None, soft[0]]) == [0]
 
 
 def test_a_soft_alignment_survives_the_file(tmp_path: Path) -> None:
