@@ -33,6 +33,7 @@ from helpers.gauge_nets import (
     PatchNet,
     RMSNorm,
     SharedKeys,
+    SoftExperts,
     Translator,
 )
 
@@ -262,6 +263,14 @@ CASES: Mapping[str, Case] = {
         lambda: Decoder(Block(RMSNorm, Attention(), Experts()), RMSNorm(WIDTH)),
         _tokens,
         {"tokens": "orthogonal", **HEADS},
+    ),
+    "soft experts": Case(
+        "stacked layers",
+        SoftExperts,
+        _rows(8),
+        {"embed": "orthogonal", "layer.first": "orthogonal", "head": "orthogonal"},
+        {"router": "aten._softmax"},
+        {"the same number for all experts": WIDTH + 1, "stretched units of all experts": HIDDEN * (HIDDEN + 1) // 2},
     ),
     "two pools": Case("patches", lambda: PatchNet(both=True), _images, PATCHES, {}, {TABLES: 2 * (WIDTH - 1)}),
     "vit": Case("patches", lambda: PatchNet(), _images, PATCHES, {}, {TABLES: 2 * (WIDTH - 1)}),

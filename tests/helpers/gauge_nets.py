@@ -113,6 +113,22 @@ class SharedKeys(nn.Module):
         return self.o(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(-2))
 
 
+class SoftExperts(nn.Module):
+    """Layers that are mixed by a router, all products written as sums over named dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router, self.head = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 3), nn.Linear(HIDDEN, 5)
+        self.first = nn.Parameter(torch.randn(3, WIDTH, HIDDEN))
+        self.second = nn.Parameter(torch.randn(HIDDEN, HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        hidden = torch.einsum("...w,ewh->...eh", x, self.first)
+        mixed = torch.einsum("...e,...eh->...h", self.router(x).softmax(-1), hidden)
+        return self.head(torch.einsum("...h,hw->...w", mixed, self.second))
+
+
 class Experts(nn.Module):
     """Layers in one tensor each, all of them added up."""
 

@@ -35,6 +35,8 @@ class Part:
         space: The space, by the number of its orbit.
         source: The segment whose atoms these are, by its number; -1 where an op made atoms of its own.
         block: The block of labels.
+        dims: The dimensions of the tensor along which the space stands: not those of a block of products, such as all
+            units of all experts, along which its units repeat.
         first: Coordinates of the first position, one for each dimension that the block spans.
         unit: The class of the atom there.
     """
@@ -42,13 +44,9 @@ class Part:
     space: int
     source: int
     block: LabelBlock
+    dims: tuple[int, ...]
     first: Mapping[int, int]
     unit: int
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """The dimensions of the tensor along which the space stands."""
-        return self.block.dims
 
 
 @dataclass(eq=False)
@@ -116,12 +114,26 @@ class Spaces:
         parts = []
         for space, here in self._positions(classes).items():
             sources = np.where(here, self._source[block.atoms], -2)
+            dims = block.dims if len(block.dims) == 1 else self._dims_of(space, classes, here, block)
             for source, at in zip(*np.unique(sources, return_index=True), strict=True):
                 if source > -2:
                     first = np.unravel_index(int(at), classes.shape)
                     where = dict(zip(block.span, map(int, first), strict=True))
-                    parts.append(Part(space, int(source), block, where, int(classes.flat[int(at)])))
+                    parts.append(Part(space, int(source), block, dims, where, int(classes.flat[int(at)])))
         return parts
+
+    def _dims_of(self, space: int, classes: IntArray, here: np.ndarray, block: LabelBlock) -> tuple[int, ...]:
+        """Return those dimensions of a block along which the units of a space differ."""
+        units = np.full(classes.shape, -1, np.int64)
+        members = classes[here]
+        keys = self.traced.symmetry.orbit_of[members]
+        values = np.empty(len(members), np.int64)
+        for key in np.unique(keys).tolist():
+            among = self.traced.symmetry.index_of[members[keys == key]]
+            values[keys == key] = self.traced.symmetry.orbits[key].coordinates[space][among]
+        units[here] = values
+        axes = {d: block.span.index(d) for d in block.dims}
+        return tuple(d for d, axis in axes.items() if (units != units.take([0], axis)).any()) or block.dims
 
     def _owners(self, classes: IntArray) -> IntArray:
         """Return a number for the set of groups on which each of some classes depends."""

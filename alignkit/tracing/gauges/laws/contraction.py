@@ -184,26 +184,34 @@ def _meet(op: Operation, left: Carrier, right: Carrier, term: TensorRef | None) 
 
 
 def _kept(op: Operation, result: Part, mine: Factor, other: Factor) -> Facet | None:
-    """Return the facet of a part of the result that comes from a part of this factor."""
-    for part in op.parts(mine.ref):
-        goes_there = set(result.dims) <= {mine.kept.get(d) for d in part.dims}
-        if part.space == result.space and part.source == result.source and goes_there:
-            carrier = op.carrier(mine.ref, part)
-            facet = carrier.facet
-            if facet.norm is not None:
-                op.use(carrier)
-                op.findings.block(facet, "not_contracted", op.where or op.step.op)
-            writers = facet.writers
-            mixed: frozenset[int] = frozenset()
-            if facet.segment is None:  # a value, averaged over positions
-                is_average = other.ref.key in op.findings.weights_of_one
-                passed = op.passed_on(carrier)
-                mixed = passed.writers | passed.mixed if is_average else frozenset()
-                writers = frozenset()
-            else:
-                op.use(carrier)
-            return Facet(facet.degree, facet.form, writers=writers, mixed=mixed, level=facet.level)
-    return None
+    """Return the facet of a part of the result that comes from a part of this factor.
+
+    Where each unit that is summed over has outputs of its own, as in a stack of matrices, those of the result are new
+    ones, which come from the one part that stands there.
+    """
+    there = [
+        part
+        for part in op.parts(mine.ref)
+        if part.space == result.space and set(result.dims) <= {mine.kept.get(d) for d in part.dims}
+    ]
+    same = [part for part in there if part.source == result.source]
+    if not same and (result.source >= 0 or len(there) != 1):
+        return None
+    carrier = op.carrier(mine.ref, (same or there)[0])
+    facet = carrier.facet
+    if facet.norm is not None:
+        op.use(carrier)
+        op.findings.block(facet, "not_contracted", op.where or op.step.op)
+    writers = facet.writers
+    mixed: frozenset[int] = frozenset()
+    if facet.segment is None:  # a value, averaged over positions
+        is_average = other.ref.key in op.findings.weights_of_one
+        passed = op.passed_on(carrier)
+        mixed = passed.writers | passed.mixed if is_average else frozenset()
+        writers = frozenset()
+    else:
+        op.use(carrier)
+    return Facet(facet.degree, facet.form, writers=writers, mixed=mixed, level=facet.level)
 
 
 def _note_scores(op: Operation, left: Factor, right: Factor) -> None:
