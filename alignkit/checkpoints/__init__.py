@@ -5,6 +5,7 @@ from alignkit.checkpoints.converted import Conversion, ConvertedCheckpoint, Rear
 from alignkit.checkpoints.documents import format_of
 from alignkit.checkpoints.file_set import FileSet, written_together
 from alignkit.checkpoints.hub import is_hub_id
+from alignkit.checkpoints.optimizer_file import read_optimizer, write_optimizer
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
 from alignkit.checkpoints.staging import prepare_output, write_text
 from alignkit.checkpoints.weights import read_weights, write_weights
@@ -15,8 +16,10 @@ __all__ += ["KNOWN_SUFFIXES", "Shard", "TensorEntry", "file_kind", "format_of", 
 __all__ += [
     "prefix_conversion",
     "prepare_output",
+    "read_optimizer",
     "read_weights",
     "write_checkpoint",
+    "write_optimizer",
     "write_text",
     "write_weights",
     "written_together",

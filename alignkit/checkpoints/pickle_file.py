@@ -139,15 +139,25 @@ def open_pickle(path: Path, key: str | None = None) -> PickleShard:
     return PickleShard(path, archive, chosen)
 
 
-def load_pickle(path: Path) -> Mapping[str, Any]:
+def load_pickle(path: Path, part: Callable[[Mapping[Any, Any]], Mapping[Any, Any]] | None = None) -> Mapping[str, Any]:
     """Read a whole file of ``torch.save`` without running code from it, and hold its check sums against its bytes.
+
+    Args:
+        path: The file.
+        part: Chooses what is read of the file's content; there may then be objects of any class beside it. It raises
+            `WeightsError` with a sentence without the name of the file.
 
     Raises:
         WeightsError: The file is damaged, is not a mapping, holds more than containers, plain values and dense tensors,
             or reading it could run code.
     """
-    archive = read_archive(path, check_sums=True)
+    archive = read_archive(path, check_sums=True, whatever_else=part is not None)
     content = _mapping(path, archive)
+    if part is not None:
+        try:
+            content = part(content)
+        except WeightsError as error:
+            raise WeightsError(f"{path} {error}") from error
     stored = {str(number): tensor for number, tensor in enumerate(_tensors_in(content))}
     shard = PickleShard(path, archive, StateDict(stored))
     names = {id(tensor): name for name, tensor in stored.items()}

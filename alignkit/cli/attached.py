@@ -62,19 +62,40 @@ class Carrying:
             with_model=True,
         )
 
+    def optimizer(self, names: Path | None) -> None:
+        """Carry the state of an optimiser, alone or in a training checkpoint, and write it alone."""
+        if alignkit.checkpoints.file_kind(self.output) == "safetensors":
+            raise UsageError(f"--output {self.output}: the state of an optimiser is more than tensors. End it in .pt.")
+        state = alignkit.checkpoints.read_optimizer(self.thing)
+        ordered = None if names is None else alignkit.jobs.read_names(names)
+        self._carry(
+            False,
+            lambda carried: alignkit.checkpoints.write_optimizer(self.output, carried.state),
+            lambda *sides, **given: alignkit.jobs.carry_optimizer(*sides, state=state, names=ordered, **given),
+            as_trained=True,
+        )
+
     def _carry(
-        self, folder: bool, write: Callable[[Any], None], call: Callable[..., Any], *, with_model: bool = False
+        self,
+        folder: bool,
+        write: Callable[[Any], None],
+        call: Callable[..., Any],
+        *,
+        with_model: bool = False,
+        as_trained: bool = False,
     ) -> None:
         check_weights({"--output": self.output}, self.job.force, folder=folder)
         with Runner("transport", self.job, {"--save-alignment": self.save_alignment}) as run:
             run.written.insert(0, str(self.output))
             solver = None if self.alignment else self.solving.solver
-            files = run.open([self.base_a, self.base_b], self.architecture, self.kinds, solver=solver)
+            files = run.open(
+                [self.base_a, self.base_b], self.architecture, self.kinds, solver=solver, balance=not as_trained
+            )
             check = run.check_function(files, 1)
             known = None if self.alignment is None else alignkit.Alignment.load(self.alignment, files.graph)
             example = files.own_example(0) if with_model else None
             extra = {"model": example and example[0]} if with_model else {}
-            sides = files.folded or files.given
+            sides = files.given if as_trained else files.folded or files.given
             carried = call(files.graph, *sides, alignment=known, **extra, **self.solving.arguments)
             with run.file_set.collecting():
                 write(carried)

@@ -35,6 +35,14 @@ def transport(
             help="What is carried are tensors: JSON with the layout of each, or one word such as @layers.3.",
         ),
     ] = None,
+    optimizer: Annotated[
+        bool,
+        typer.Option("--optimizer", help="What is carried is the state of an optimiser: a .pt file, or one with it."),
+    ] = False,
+    names: Annotated[
+        Path | None,
+        typer.Option("--names", help="JSON list of all parameters in the order in which the optimiser got them."),
+    ] = None,
     dtype: switches.DtypeSwitch = None,
 ) -> None:
     """Carry a fine-tune, an adapter or a probe over to another base.
@@ -42,7 +50,8 @@ def transport(
     Example: alignkit transport base_a.pt tuned_a.pt base_b.pt -o tuned_b.pt --spec spec.json
 
     A folder of peft with a LoRA adapter is carried as one. With --layouts the second file holds tensors that stand on
-    axes of base A, such as steering vectors, probes and sparse autoencoders.
+    axes of base A, such as steering vectors, probes and sparse autoencoders. With --optimizer it holds what an
+    optimiser of base A remembers, so that training goes on in the order of base B.
 
     With --task the losses are told, and running statistics such as those of BatchNorm are recomputed on its inputs.
     Files appear whole or not at all, and none is replaced without --force.
@@ -50,11 +59,14 @@ def transport(
     data.check()
     if alignment is not None and (solving.options or save_alignment):
         raise UsageError("--alignment brings an alignment, so there is nothing to solve and nothing to save.")
-    if layouts is not None or alignkit.jobs.Adapter.is_at(tuned_a):
-        what = "an adapter" if layouts is None else "--layouts"
+    if names is not None and not optimizer:
+        raise UsageError("--names says the order of an optimiser's parameters: it goes with --optimizer.")
+    if optimizer or layouts is not None or alignkit.jobs.Adapter.is_at(tuned_a):
+        what = "--optimizer" if optimizer else "an adapter" if layouts is None else "--layouts"
         refuse(
             what,
             {
+                "--layouts": optimizer and layouts is not None,
                 "--task": data.task is not None,
                 "--repair": data.repair,
                 "--scale": scale != 1,
@@ -64,6 +76,8 @@ def transport(
         carrying = Carrying(
             base_a, tuned_a, base_b, output, architecture, kinds, solving, job, alignment, save_alignment
         )  # fmt: skip
+        if optimizer:
+            return carrying.optimizer(names)
         return carrying.adapter() if layouts is None else carrying.tensors(layouts)
     solver = None if alignment else solving.solver
     with Runner("transport", job, {"--output": output, "--save-alignment": save_alignment}, like=base_b) as run:

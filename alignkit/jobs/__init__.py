@@ -31,12 +31,14 @@ from alignkit.jobs.rotate import Rotated
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.jobs.transport import Transported
 from alignkit.jobs.transport_adapter import TransportedAdapter
+from alignkit.jobs.transport_optimizer import CarriedOptimizer, carry_optimizer, read_names
 from alignkit.jobs.transport_tensors import TransportedTensors
 
 __all__ = [
     "DEMO_FILES",
     "Adapter",
     "Canonical",
+    "CarriedOptimizer",
     "Checked",
     "Comparison",
     "ComparisonRow",
@@ -58,10 +60,12 @@ __all__ = [
     "Transported",
     "TransportedAdapter",
     "TransportedTensors",
+    "carry_optimizer",
     "check_same",
     "estimate_demo",
     "match_checkpoints",
     "peak_memory",
+    "read_names",
     "read_spec",
     "run_demo",
 ]

@@ -81,7 +81,7 @@ def test_groups_of_parameters_have_their_own_order(named: bool) -> None:
     carried = made(other)
     order = [n for flat in (True, False) for n, p in model.named_parameters() if (p.ndim < 2) == flat]
     if not named:
-        with pytest.raises(MergeError, match="Give names= in the order"):
+        with pytest.raises(MergeError, match=r"Give names= \(--names\) in the order"):
             transport_optimizer(optimiser.state_dict(), symmetry)
     carried.load_state_dict(transport_optimizer(optimiser.state_dict(), symmetry, names=None if named else order))
     train(model, optimiser, 2, 3)
