@@ -94,6 +94,7 @@ class Runner:
         solver: str | Sequence[str] | None = None,
         memory: str | None = None,
         balance: bool = True,
+        bases: Mapping[int, int] | None = None,
         dtype: str | None = None,
     ) -> NetworkFiles:
         """Open the networks, which ``solver`` aligns within an amount of memory, with symmetries of some ``kinds``.
@@ -119,6 +120,7 @@ class Runner:
                 symmetries=kinds.symmetries,  # type: ignore[arg-type]
                 keep_tied=kinds.keep_tied,
                 balance=balance,
+                bases=bases,
                 dtype=dtype,
                 download=architecture.allow_download,
             )

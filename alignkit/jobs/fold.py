@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
+from alignkit.errors import FoldError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.rewrites import Fold
@@ -21,6 +22,7 @@ from alignkit.rewriting import (
     Taken,
     balance_weights,
     fold_weights,
+    follow_balances,
     unfold_weights,
 )
 from alignkit.text import Explained, list_some, plural
@@ -169,6 +171,7 @@ def fold(
     graph: SymmetryGraph,
     *args: Any,
     balance: bool = True,
+    like: Folded | None = None,
     model: nn.Module | None = None,
     **kwargs: Any,
 ) -> Folded:
@@ -184,15 +187,23 @@ def fold(
             shapes that the graph was traced with, where it was.
         balance: Whether scales and matrices between the two sides of a space are moved to the one place at which both
             sides are alike. Two networks that differ by them are then alike up to signs, phases and rotations.
+        like: What folding made of the base of this network, if it is a fine-tune. Spaces get the scales and matrices
+            that balanced the base, so that the difference of the two is what was tuned and nothing else.
         model: A module of the architecture that is run for the function check, where the network is not one.
         **kwargs: Example inputs by name.
 
     Raises:
         FoldError: The network does not fit the graph, holds whole numbers where something is to be folded, a shift
-            cannot be divided by a gain of 0, or a number overflows its dtype.
+            cannot be divided by a gain of 0, or a number overflows its dtype; or the base was folded for another
+            graph.
         VerificationError: The folded network does not compute the same, so the graph is wrong; the fold is named.
     """
+    if like is not None and like.graph != graph:
+        raise FoldError("the base was folded for another graph than this network. Trace once, and fold both with it.")
     work = Rewriting(network, graph)
     taken = fold_weights(work.wide, graph.folds)
-    spaces = balance_weights(work.wide, graph) if balance else []
+    if like is not None:
+        spaces = follow_balances(work.wide, graph, like.spaces)
+    else:
+        spaces = balance_weights(work.wide, graph) if balance else []
     return Folded(work.result(), graph, tuple(spaces), work.check(model, args, kwargs), taken, work.untied)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class NetworkFiles(OutputForms):
         notes: What differs between the folders and does not change what the weights compute, such as tokenizers.
         symmetries: What was traced. With ``"all"`` the networks are folded when they are read.
         balance: Whether they are balanced, too.
+        bases: The number of the base of each network that is a fine-tune of another one. It is balanced as its base is.
     """
 
     model: str | None = None
@@ -58,6 +59,7 @@ class NetworkFiles(OutputForms):
     notes: tuple[str, ...] = ()
     symmetries: Symmetries = "permutation"
     balance: bool = True
+    bases: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def given(self) -> tuple[dict[str, Tensor], ...]:
@@ -85,12 +87,15 @@ class NetworkFiles(OutputForms):
             FoldError: A network does not fit the graph, or cannot be folded; as for the next, the message names it.
             VerificationError: A folded network does not compute the same.
         """
-        return tuple(map(self._fold, range(len(self.paths)))) if self.symmetries == "all" else ()
+        done: dict[int, Folded] = {}
+        for index in sorted(range(len(self.paths)), key=self.bases.__contains__) if self.symmetries == "all" else ():
+            done[index] = self._fold(index, done[self.bases[index]] if index in self.bases else None)
+        return tuple(done[index] for index in sorted(done))
 
-    def _fold(self, index: int) -> Folded:
+    def _fold(self, index: int, base: Folded | None) -> Folded:
         module, args, kwargs = self.own_example(index) or (None, (), {})
         try:
-            return fold(self.given[index], self.graph, *args, balance=self.balance, model=module, **kwargs)
+            return fold(self.given[index], self.graph, *args, balance=self.balance, like=base, model=module, **kwargs)
         except (FoldError, VerificationError) as error:
             raise type(error)(f"{self.paths[index]}: {error}") from error
 

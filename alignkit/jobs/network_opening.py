@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def open_networks(
     symmetries: Symmetries = "permutation",
     keep_tied: bool = False,
     balance: bool = True,
+    bases: Mapping[int, int] | None = None,
     dtype: FloatDtype | None = None,
     download: bool = False,
 ) -> NetworkFiles:
@@ -63,6 +64,8 @@ def open_networks(
             networks are folded, see `NetworkFiles.folded`.
         keep_tied: Whether heads stay tied to embeddings, as `alignkit.trace` takes it.
         balance: Whether folded networks are balanced, as `alignkit.fold` does.
+        bases: Of fine-tunes among the paths, by their numbers, the numbers of their bases, ``like`` which they are
+            folded.
         dtype: Floating-point dtype of what is written, such as ``"bfloat16"``. None: that of the checkpoint that it is
             written like.
         download: Whether models of the Hugging Face hub that its cache does not hold may be downloaded.
@@ -79,7 +82,7 @@ def open_networks(
     opened = tuple(open_checkpoint(path, key=key, download=download) for path in paths)
     locations = tuple(map(Path, paths))
     written = None if dtype is None else read_dtype(dtype)
-    ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance, "dtype": written}
+    ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance, "bases": bases or {}, "dtype": written}
     notes = [note for checkpoint in opened for note in checkpoint.notes]
     if spec is not None and model is not None:
         raise UsageError("say what the architecture is once: --spec or --model, not both.")

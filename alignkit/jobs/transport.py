@@ -19,6 +19,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.jobs.average import widen, with_tensors
+from alignkit.jobs.fold import Folded, fold
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.passage import alignment_sections
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
@@ -91,10 +92,10 @@ class Transported(Explained):
 @check_arguments
 def transport(
     pair: Pair | SymmetryGraph,
-    a: WeightsSource | None = None,
-    b: WeightsSource | None = None,
+    a: WeightsSource | Folded | None = None,
+    b: WeightsSource | Folded | None = None,
     *,
-    tuned: WeightsSource,
+    tuned: WeightsSource | Folded,
     alignment: Alignment | Solution | None = None,
     scale: float = 1.0,
     dtype: FloatDtype | None = None,
@@ -113,9 +114,11 @@ def transport(
 
     Args:
         pair: The two bases, ``graph.bind(base_a, base_b)``; or a graph, with them beside it.
-        a: The base that was tuned, if ``pair`` is a graph: a module, a state dict or a checkpoint path.
-        b: The base that the task vector is added to, if ``pair`` is a graph. It is left as it is.
-        tuned: Base A after tuning, its units in the same order.
+        a: The base that was tuned, if ``pair`` is a graph: a module, a state dict or a checkpoint path; where the graph
+            has folds or balances, what `alignkit.fold` made of it.
+        b: The base that the task vector is added to, if ``pair`` is a graph; as ``a``. It is left as it is.
+        tuned: Base A after tuning, its units in the same order. Where base A is what `alignkit.fold` returned, it is
+            given as it was trained, and folded ``like`` its base.
         alignment: Aligns base B to base A. None: it is solved.
         scale: Factor of the task vector. -1 takes the task away.
         dtype: Floating-point dtype of the result. None: those of base B. Networks may have different ones.
@@ -137,13 +140,18 @@ def transport(
             the dtype of B, or statistics cannot be recomputed.
         BindError: The bases do not fit the graph.
         SolverError: The solver is unknown or failed.
+        FoldError: The fine-tune cannot be folded as its base was.
         TaskError: The networks do not fit the task's model, or it fails on a batch.
     """
     mending, rounding = Mending(task, reset_batchnorm, repair), Rounding()
     wanted = None if dtype is None else read_dtype(dtype)
     if not math.isfinite(scale):
         raise MergeError(f"scale is {scale}: give a finite number.")
-    bases = bound_pair("transport", pair, a, b)
+    if isinstance(a, Folded) and not isinstance(tuned, Folded):
+        tuned = fold(tuned, a.graph, like=a)
+    base_a, base_b = (network.network if isinstance(network, Folded) else network for network in (a, b))
+    tuned = tuned.network if isinstance(tuned, Folded) else tuned
+    bases = bound_pair("transport", pair, base_a, base_b)
     if task is not None:  # before anything is solved
         task.checked(bases.b)
     solution = completed(solve(bases, solver=solver, task=task, **arguments)) if alignment is None else None
@@ -178,7 +186,7 @@ def transport(
     if bases.module_b is not None:
         network: nn.Module | dict[str, Tensor] = with_tensors(bases.module_b, named)
     else:
-        network = {name: named[name] for name in (bases.b if b is None else weights_of(b))}
+        network = {name: named[name] for name in (bases.b if base_b is None else weights_of(base_b))}
     base: Weights = bases.b if bases.module_b is None else bases.module_b
     mended, statistics = mending.mend(network, [base], [1.0])
     losses = None

@@ -12,7 +12,7 @@ from alignkit.errors import FoldError
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.rewrites import AxisOf, Fold, Gain, Mean, OutputScale, Shift, Through, uses_at
 from alignkit.graph.uses import Use
-from alignkit.rewriting.balancing import BalancedSpace
+from alignkit.rewriting.balancing import BalancedSpace, multiply_units
 from alignkit.rewriting.folding import Taken, repeated
 from alignkit.rewriting.wide import WideWeights
 
@@ -48,7 +48,7 @@ class AxisChanges:
                 wide.put(own, values - values.mean(-1, keepdim=True))
         for space in self.spaces:
             for use, reads in _uses(space, node, likes):
-                _multiply(wide[node.name], use, space.read if reads else space.write)
+                multiply_units(wide[node.name], use, space.read if reads else space.write)
         return wide[node.name]
 
     def mean_share(self, node: TensorNode, tensor: Tensor, likes: Likes) -> float:
@@ -91,7 +91,7 @@ class AxisChanges:
                 else:
                     own = space.read if reads else space.write
                     factor = torch.where(own == 0, 0.0, 1 / torch.where(own == 0, 1.0, own))
-                _multiply(wide[node.name], use, factor)
+                multiply_units(wide[node.name], use, factor)
         for fold, old in reversed(self.taken):
             for place, factor in _factors(fold, old):
                 for target in _own_places(node, place, likes):
@@ -136,13 +136,3 @@ def _uses(space: BalancedSpace, node: TensorNode, likes: Likes) -> Iterator[tupl
         for place in places:
             for own in _own_places(node, place, likes):
                 yield from ((use, reads) for use in uses_at(node, space.balance.group, own))
-
-
-def _multiply(tensor: Tensor, use: Use, factor: Tensor) -> None:
-    """Multiply the units of a use in place by a factor each, or by a matrix."""
-    view = use.block.view(tensor)
-    if factor.ndim == 2:
-        view *= use.broadcast(factor)
-        return
-    target = view.permute(*use.chain, *use.rest)
-    target.copy_((factor @ use.unfold(view)).reshape(target.shape))

@@ -79,6 +79,50 @@ def balance_weights(
     ]
 
 
+def follow_balances(
+    weights: WideWeights, graph: GraphStructure, spaces: Iterable[BalancedSpace]
+) -> list[BalancedSpace]:
+    """Do to the spaces of a network in place what balancing did to those of another one, such as the base of it.
+
+    All weights are changed by the same linear map as those of the other network, so that what lies between the two
+    stays between them. Where balancing set a unit or a direction to 0, because one side of it was empty in the other
+    network, it stays as it is here.
+
+    Raises:
+        FoldError: A tensor holds whole numbers.
+    """
+    followed = []
+    for known in spaces:
+        space = _Space(weights, graph, known.balance)
+        before = space.squares()
+        space.write, space.read = _reversible(known)
+        for uses, factor in ((space.writes, space.write), (space.reads, space.read)):
+            for use in uses:
+                multiply_units(weights[use.tensor], use, factor)
+        followed.append(BalancedSpace(known.balance, before, space.squares(), 0, space.write, space.read))
+    return followed
+
+
+def _reversible(space: BalancedSpace) -> tuple[Tensor, Tensor]:
+    """Return the factors of a balanced space, with 1 in place of what takes a unit or a direction away."""
+    if space.balance.kind != "invertible":
+        empty = (space.write == 0) | (space.read == 0)
+        return torch.where(empty, 1.0, space.write), torch.where(empty, 1.0, space.read)
+    left, values, right = torch.linalg.svd(space.write)
+    values = torch.where(values > RANK * values[..., :1], values, 1.0)
+    return (left * values[..., None, :]) @ right, (left / values[..., None, :]) @ right
+
+
+def multiply_units(tensor: Tensor, use: Use, factor: Tensor) -> None:
+    """Multiply the units of a use of a tensor in place: by a factor each, ``[instances, units]``, or by a matrix."""
+    view = use.block.view(tensor)
+    if factor.ndim == 2:
+        view *= use.broadcast(factor.to(view))
+        return
+    target = view.permute(*use.chain, *use.rest)
+    target.copy_((factor.to(view) @ use.unfold(view)).reshape(target.shape))
+
+
 def _sharing(spaces: Sequence[_Space]) -> list[list[_Space]]:
     """Split spaces into those that have to be balanced in turn, because they share a part of a tensor."""
     links: Graph = Graph()
@@ -156,8 +200,7 @@ class _Space:
                 agreement += (self._part(use) * self._part(other)).sum(-1).cpu()
         signs = 1.0 - 2.0 * (agreement < 0)
         for use in (*self.writes, *self.reads):
-            view = use.block.view(self.weights[use.tensor])
-            view *= use.broadcast(signs.to(view))
+            multiply_units(self.weights[use.tensor], use, signs)
         self.write, self.read = self.write * signs, self.read * signs
 
     def _target(self, use: Use) -> Tensor:

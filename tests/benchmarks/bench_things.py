@@ -326,10 +326,7 @@ class Source:
         values["LoRA adapter"] = alignkit.transport_adapter(
             graph, *sides, adapter=self.things["LoRA adapter"], alignment=alignment
         ).adapter
-        tuned = alignkit.fold(after, graph).network.state_dict()
-        values["fine-tune"] = alignkit.transport(
-            graph, *(side.network for side in sides), tuned=tuned, alignment=alignment
-        ).network
+        values["fine-tune"] = alignkit.transport(graph, *sides, tuned=after, alignment=alignment).network
         return self.kept(target, values)
 
 

@@ -6,6 +6,7 @@ Families: decoders with tied and untied heads, grouped queries, vision, post-LN,
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,21 @@ class TestRefused:
             said = run(job[0], pair.file("a"), pair.file("b"), *job[1:], *pair.given, *ALL, code=1)
             assert f"{pair.file('b')}: " in said and "holds NaN" in said
         assert not (pair.here / pair.file("s")).exists() and not (pair.here / "many").exists()
+
+
+@networks
+def test_a_fine_tune_is_balanced_as_its_base_is(name: str, pair: Pair) -> None:
+    suffix = "/model.safetensors" if pair.is_folder else ""
+    weights = read_weights(pair.file("a"))
+    if pair.is_folder:
+        shutil.copytree(pair.here / "a", pair.here / "tuned")
+    moved = {n: t + 0.05 * torch.linspace(-1, 1, t.numel()).view_as(t) for n, t in weights.items()}
+    write_weights(pair.here / f"{pair.file('tuned')}{suffix}", moved)
+    paths = [pair.file(side) for side in ("a", "tuned", "twin")]
+    run("transport", *paths, "-o", pair.file("half"), *pair.given, *ALL, "--scale", "0.5")
+    model = None if pair.is_folder else pair.given[1]
+    files = open_networks(*paths, pair.file("half"), model=model, symmetries="all")
+    a, tuned, b, written = files.given
+    bases = [alignkit.fold(network, files.graph) for network in (a, b)]
+    carried = alignkit.transport(files.graph, *bases, tuned=tuned, scale=0.5).network
+    assert all(torch.allclose(written[name], tensor, atol=1e-4) for name, tensor in carried.items())
