@@ -29,7 +29,7 @@ from alignkit.solver import Solver
 from alignkit.solvers.activation_matching import ActivationMatching
 from alignkit.solvers.sinkhorn import Sinkhorn
 from alignkit.solvers.straight_through import StraightThrough
-from seed_networks import KINDS, Data, new_model, trained
+from seed_networks import KINDS, Data, keep, new_model, trained
 
 WEIGHTS = ("weight_matching", "frank_wolfe", "deepalign")
 DATA = ("activation_matching", "activation_matching > weight_matching", "deepalign", "sinkhorn", "straight_through")
@@ -55,7 +55,7 @@ class Averages:
 
     def __init__(self, kind: str, width: int, layers: int, data: Data) -> None:
         self.model, self.data = new_model(kind, width, layers, 0), data
-        example = {name: tensor[:2] for name, tensor in next(data.batches(0, 2)).items() if name != "labels"}
+        example = data.example()
         self.graph = alignkit.trace(self.model, **example)
         self.whole = alignkit.trace(self.model, symmetries="all", **example)
 
@@ -143,8 +143,8 @@ def pairs_of(seeds: int, count: int | None) -> list[tuple[int, int]]:
     return every[:count]
 
 
-def run(given: argparse.Namespace, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
-    """Train what is not there, and average every pair in every way that is asked for; keep each row once it is done."""
+def run(given: argparse.Namespace, known: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
+    """Train what is not there, average every pair in each way that is asked for, and write each row when it is done."""
     data = Data(given.kind)
     size = given.kind, given.width, given.layers
     networks = [trained(*size, seed, given.folder, data) for seed in range(given.seeds)]
@@ -175,7 +175,7 @@ def run(given: argparse.Namespace, known: dict[str, Any], keep: Callable[[dict[s
             "same_architecture": type(merged) is type(networks[0]) and sizes(merged) == sizes(networks[0]),
         }
         print(f"{name:<60} {rows[name]['excess']:.3f} [{low:.3f}, {high:.3f}]  {mean(seconds):.1f} s", flush=True)
-        keep({**about, "rows": [rows[name] for name in (*every, *(set(rows) - set(every))) if name in rows]})
+        write({**about, "rows": [rows[name] for name in (*every, *(set(rows) - set(every))) if name in rows]})
 
 
 def sizes(network: Any) -> dict[str, Any]:
@@ -200,16 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     key = {"kind": given.kind, "width": given.width, "layers": given.layers}
     tables = json.loads(given.json.read_text()) if given.json is not None and given.json.exists() else []
-
-    def is_this(table: dict[str, Any]) -> bool:
-        return all(table[name] == value for name, value in key.items())
-
-    def keep(result: dict[str, Any]) -> None:
-        if given.json is not None:
-            others = [table for table in tables if not is_this(table)]
-            given.json.write_text(json.dumps([*others, result], indent=1) + "\n")
-
-    run(given, next((table for table in tables if is_this(table)), {}), keep)
+    known = next((table for table in tables if key.items() <= table.items()), {})
+    run(given, known, lambda result: None if given.json is None else keep(given.json, result))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,10 @@ class Data:
                 rows = torch.randint(len(source[1]), (size,), generator=generator)
                 yield {"pixel_values": source[0][rows].reshape(-1, 1, 28, 28), "labels": source[1][rows]}
 
+    def example(self) -> Batch:
+        """Return two samples without labels, to trace a network."""
+        return {name: tensor[:2] for name, tensor in next(self.batches(0, 2)).items() if name != "labels"}
+
     def task(self, model: Any) -> alignkit.Task:
         """Return the task of a network on held-out samples: 4,096 pieces of text or images."""
         batches = self.batches(99, 256, held_out=True)
@@ -136,7 +140,8 @@ def trained(kind: str, width: int, layers: int, seed: int, folder: Path, data: D
 
 
 def keep(path: Path, result: dict[str, Any]) -> None:
-    """Put what was measured for one kind of network into a JSON file, in place of what it held of that kind."""
+    """Put what was measured for one kind and size of network into a JSON file, in place of what it held of these."""
     known = json.loads(path.read_text()) if path.exists() else []
-    kept = [other for other in known if other["kind"] != result["kind"]]
+    key = [result.get(name) for name in ("kind", "width", "layers")]
+    kept = [other for other in known if [other.get(name) for name in ("kind", "width", "layers")] != key]
     path.write_text(json.dumps([*kept, result], indent=1) + "\n")
