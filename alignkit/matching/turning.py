@@ -15,41 +15,23 @@ from torch import Tensor
 from alignkit.graph.elements.rotations import phases_of, plane_matrices
 from alignkit.graph.kinds import PLANES, GroupKind
 
-MOMENTUM, MEMORY = 0.9, 0.999
-"""Shares that stay of earlier gradients and of their mean squares, as in Adam."""
+MOMENTUM = 0.9
+"""Share that stays of earlier gradients."""
 NEGLIGIBLE = 1e-4
 """Gradients below this part of the largest in the first step are rounding, and turn nothing at full speed."""
-
-
-class IsotropicAdam:
-    """Adam with one step size for all entries of a tensor, so that steps do not depend on the axes that it is given in.
-
-    Attributes:
-        slope: Mean of the gradients so far. Whoever changes the axes changes it, too.
-    """
-
-    def __init__(self, like: Tensor, square_shape: tuple[int, ...] = ()) -> None:
-        self.slope = torch.zeros_like(like)
-        self._square = like.new_zeros(square_shape)
-        self._steps = 0
-
-    def direction(self, gradient: Tensor, square: Tensor, least: float) -> Tensor:
-        """Return a step to take the negative of, of size 1 while gradients point one way.
-
-        Args:
-            gradient: The gradient.
-            square: Its squared size, in the shape that ``square_shape`` says.
-            least: Sizes far below this one make small steps.
-        """
-        self._steps += 1
-        self.slope.lerp_(gradient, 1 - MOMENTUM)
-        self._square.lerp_(square, 1 - MEMORY)
-        size = (self._square / (1 - MEMORY**self._steps)).sqrt() + least
-        return self.slope / torch.where(size > 0, size * (1 - MOMENTUM**self._steps), 1.0)
+QUINTIC = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+"""Coefficients and number of the iterations of K. Jordan, "Muon: an optimizer for hidden layers", 2024. They bring
+singular values from 0.002 of the size of a matrix to between 0.7 and 1.2, and leave smaller ones small."""
 
 
 class Turning:
-    """Rotations of one group, turned by Adam with one step size for each matrix.
+    """Rotations of one group, turned by momentum whose planes all turn alike.
+
+    A generator turns planes at different speeds. Gradients are large for few of them, and so every step turns all by
+    about the same angle, those alone excepted for which there is next to no gradient. On transformers of two seeds this
+    leaves a fifth less in as many steps as one step size for the whole matrix does (docs/symmetries.md). What is done
+    does not depend on the axes that units are given in.
 
     What is kept of earlier gradients is carried along by half of each turn (the parallel transport of the group), so
     that aligning A to B turns the inverse of what aligning B to A does.
@@ -63,22 +45,36 @@ class Turning:
         self.kind = kind
         self.matrix = start.detach().clone().requires_grad_()
         """The rotations, a new tensor after every step. A loss leaves its gradient in ``matrix.grad``."""
-        self._adam = IsotropicAdam(start, (*start.shape[:-2], 1, 1))
+        self._slope = torch.zeros_like(start)
         self._least: float | None = None
 
     @torch.no_grad()
     def step(self, angle: float) -> None:
-        """Turn units against the gradient, by about this angle in radians while gradients point one way."""
+        """Turn units against the gradient, each plane by about this angle in radians."""
         if self.matrix.grad is None:
             return
         slope = generator(self.kind, self.matrix.grad @ self.matrix.mT)
-        square = slope.square().sum((-1, -2), keepdim=True) / slope.shape[-1]
         if self._least is None:
-            self._least = NEGLIGIBLE * float(square.max().sqrt())
-        turn = self._adam.direction(slope, square, self._least)
+            self._least = NEGLIGIBLE * float(torch.linalg.matrix_norm(slope).max())
+        self._slope.lerp_(slope, 1 - MOMENTUM)
+        turn = generator(self.kind, alike(self._slope, (1 - MOMENTUM) * self._least))  # once more, after rounding
         half = torch.linalg.matrix_exp(-angle / 2 * turn)
         self.matrix = (half @ half @ self.matrix).requires_grad_()
-        self._adam.slope = half @ self._adam.slope @ half.mT
+        self._slope = half @ self._slope @ half.mT
+
+
+def alike(matrix: Float[Tensor, "*batch n n"], least: float) -> Float[Tensor, "*batch n n"]:
+    """Bring the singular values of matrices near 1, by an odd polynomial: a generator stays one of its kind.
+
+    Of matrices far smaller than ``least`` they stay small.
+    """
+    a, b, c = QUINTIC
+    size: Tensor = torch.linalg.matrix_norm(matrix, keepdim=True) + least
+    result = matrix / torch.where(size > 0, size, 1.0)
+    for _ in range(ITERATIONS):
+        square = result @ result.mT
+        result = a * result + (b * square + c * square @ square) @ result
+    return result
 
 
 def generator(kind: GroupKind, matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:

@@ -15,7 +15,6 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import Objective
 from alignkit.matching.soft_alignment import SoftAlignment
-from alignkit.matching.turning import IsotropicAdam
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
 from alignkit.solvers.gradient_search import GradientOptions, falling, search
@@ -25,6 +24,8 @@ from alignkit.tasks.line import Line
 from alignkit.tasks.path_loss import PathLoss
 
 MIDDLE = (0.5,)
+MOMENTUM, MEMORY = 0.9, 0.999
+"""Shares that stay of earlier gradients and of their mean squares, as in Adam."""
 NEGLIGIBLE = 1e-4
 """Gradients below this fraction of the first root mean square barely move a weight. Adam brings all others to one size,
 and without a limit it would do so with rounding errors where the loss does not depend on a weight (biases of keys)."""
@@ -89,6 +90,26 @@ class StraightThrough(Solver[StraightThroughOptions]):
         return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), self.options.sample_counts, goal)
 
 
+class IsotropicAdam:
+    """Adam with one step size for all entries of a tensor: steps do not depend on the axes that it is given in."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._slope = torch.zeros_like(like)
+        self._square = like.new_zeros(())
+        self._steps = 0
+
+    def direction(self, gradient: Tensor, least: float) -> Tensor:
+        """Return a step to take the negative of, whose entries are of size 1 while gradients point one way.
+
+        Gradients whose entries are far below ``least`` make small steps.
+        """
+        self._steps += 1
+        self._slope.lerp_(gradient, 1 - MOMENTUM)
+        self._square.lerp_(gradient.square().mean(), 1 - MEMORY)
+        size = (self._square / (1 - MEMORY**self._steps)).sqrt() + least
+        return self._slope / torch.where(size > 0, size * (1 - MOMENTUM**self._steps), 1.0)
+
+
 class FreeWeights:
     """The weights that gradients move, and their projection to reorderings of B.
 
@@ -138,7 +159,7 @@ class FreeWeights:
             if name not in self.isotropic:
                 tensor.grad = known.get(name)
             elif name in known:
-                step = self.isotropic[name].direction(known[name], known[name].square().mean(), self.least)
+                step = self.isotropic[name].direction(known[name], self.least)
                 tensor.sub_(step, alpha=rate)
         self.optimizer.param_groups[0].update(lr=rate, eps=self.least)
         self.optimizer.step()

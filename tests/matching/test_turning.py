@@ -73,3 +73,17 @@ def test_what_has_no_gradient_stays():
     (0 * turning.matrix).sum().backward()
     turning.step(0.1)
     torch.testing.assert_close(turning.matrix.detach(), start, rtol=0, atol=0)
+
+
+@rotating
+def test_planes_of_small_gradients_turn_as_far_as_others(kind):
+    """The loss weighs units by factors from 1 to 0.01, as inputs of very different sizes do."""
+    start, weights = draw(kind, 1, size=24), torch.logspace(0, -2, 12, dtype=torch.float64)
+    weights = weights.repeat_interleave(2) if kind == "adjacent_planes" else weights.repeat(2)
+    turn = generator(kind, torch.randn(24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    wanted = torch.linalg.matrix_exp(0.15 * turn) @ start
+    turning = Turning(kind, start)
+    for step in range(100):
+        ((turning.matrix - wanted) * weights[:, None]).square().sum().backward()
+        turning.step(0.1 * (1 - step / 100))
+    assert float((turning.matrix.detach() - wanted).norm()) < 0.5 * float((start - wanted).norm())
