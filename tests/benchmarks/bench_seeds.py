@@ -50,6 +50,19 @@ def permuting(graph: SymmetryGraph, names: Sequence[str]) -> SymmetryGraph:
     return SymmetryGraph.from_spec(spec, shapes, sizes=sizes, folds=graph.folds)
 
 
+def without_folds(model: Any, whole: SymmetryGraph, plain: SymmetryGraph) -> SymmetryGraph:
+    """Return what may be done to networks as they are, whose gains stay: streams, and their norms, are permuted.
+
+    Args:
+        model: Such a network.
+        whole: All symmetries of folded networks, with a tied head that stays tied.
+        plain: Permutations of networks as they are.
+    """
+    graph = permuting(whole, [name for name in whole.roots if whole.rotates(name)])
+    spec = {name: text if graph.tensors[name].groups else plain.spec()[name] for name, text in graph.spec().items()}
+    return SymmetryGraph.from_spec(spec, like=model, sizes={name: group.size for name, group in graph.groups.items()})
+
+
 class Averages:
     """What makes an average of two networks of one kind and size, by the name of its row."""
 
@@ -58,6 +71,8 @@ class Averages:
         example = data.example()
         self.graph = alignkit.trace(self.model, **example)
         self.whole = alignkit.trace(self.model, symmetries="all", **example)
+        tied = alignkit.trace(self.model, symmetries="all", keep_tied=True, **example)
+        self.unfolded = without_folds(self.model, tied, self.graph)
 
     def task(self, network: Any, batches: int) -> alignkit.Task:
         """Return the task on training data: that many batches of 64 samples."""
@@ -69,6 +84,10 @@ class Averages:
         batch = 16 if self.data.is_text else 64
         seen = {"samples": 200 * batch, "batch_size": batch, "score_samples": 128}
         return solver(max_steps=200, check_every=50, patience=10, **seen, **options)
+
+    def unfolding(self, a: Any, b: Any) -> Any:
+        """Return the average of networks as they were trained by what rotates in them, from weights."""
+        return alignkit.average([a, alignkit.solve(self.unfolded, a, b).apply(b)])
 
     def permuted(self, solver: str, batches: int) -> Average:
         """Return the average by permutations of the networks as they were trained."""
@@ -117,6 +136,7 @@ class Averages:
         rows["start: embeddings and head, one pass"] = self.turned(weights, max_steps=1)
         rows["start: activations, then ascent on weights"] = self.turned([*seen, *weights], batches=few)
         rows["all symmetries, not balanced"] = self.turned(weights, balance=False)
+        rows["all symmetries, not folded"] = self.unfolding
         rows["all symmetries, residual permuted"] = self.turned(weights, graph=permuting(whole, stream))
         rows["all symmetries, heads permuted inside"] = self.turned(weights, graph=permuting(whole, inside))
         return rows
