@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import alignkit
+from alignkit.checkpoints.folder import RUN_RECORD
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(alignkit.__file__).parent
@@ -93,7 +94,7 @@ FORMATS = {
 
 def exists(dotted: str) -> bool:
     """Tell whether a dotted name is a module, something in one, or the name of a file format."""
-    if dotted in FORMATS:
+    if dotted in FORMATS or dotted == RUN_RECORD:
         return True
     found: object = alignkit
     name = "alignkit"

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "merge",
+    "recipes",
     "check",
     "compare",
     "align-many",

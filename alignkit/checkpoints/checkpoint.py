@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,7 +32,8 @@ class Checkpoint(Mapping[str, Tensor]):
         shards: The weights files, each with its path and the facts of its tensors.
         metadata: Text entries of the file's header; of the index for a sharded checkpoint.
         side_files: Files that go along with the weights, such as config and tokenizer, relative to ``folder``.
-        side_texts: What side files say in outputs, where that is something else than here.
+        side_contents: What side files hold in outputs where that is something else than here: a text, or the path of
+            the file that they are a copy of.
         config: The ``config.json`` beside the weights, or None.
     """
 
@@ -45,7 +46,7 @@ class Checkpoint(Mapping[str, Tensor]):
         side_files: tuple[Path, ...] = (),
     ) -> None:
         self.path, self.folder, self.shards, self.side_files = path, folder, shards, side_files
-        self.side_texts: dict[Path, str] = {}
+        self.side_contents: dict[Path, str | Path] = {}
         self.metadata = MappingProxyType(dict(metadata))
         beside = (folder or shards[0].path.parent) / CONFIG
         self.config: Path | None = beside if os.path.isfile(beside) else None
@@ -128,45 +129,71 @@ class Checkpoint(Mapping[str, Tensor]):
         """Turn values by the names of this mapping into values by names on disk."""
         return values
 
-    def extended(self, copies: Mapping[str, str], side_texts: Mapping[Path, str]) -> Checkpoint:
+    def extended(self, copies: Mapping[str, str], side_contents: Mapping[Path, str]) -> Checkpoint:
         """Return a checkpoint to write like this one, with more tensors: an untied head, for example.
 
         Args:
             copies: Names of the new tensors, each with a tensor of its dtype and shape, beside which it is written. A
                 name that is there already is no longer tied to others.
-            side_texts: What side files say in the output, where that is something else than here.
+            side_contents: What side files hold in the output, where that is something else than here.
         """
         homes = {name: self._shard_of[name if name in self._shard_of else like] for name, like in copies.items()}
         shards = tuple(
             shard.extended({name: like for name, like in copies.items() if homes[name] is shard})
             for shard in self.shards
         )
-        return self._with_shards(shards, side_texts, homes)
+        return self._with_shards(shards, side_contents, homes)
 
-    def retyped(self, dtype: torch.dtype, side_texts: Mapping[Path, str]) -> Checkpoint:
+    def retyped(self, dtype: torch.dtype, side_contents: Mapping[Path, str]) -> Checkpoint:
         """Return a checkpoint to write like this one, with all floating-point tensors in another dtype.
 
         Values cannot be read from it.
 
         Args:
             dtype: The dtype.
-            side_texts: What side files say in the output, where that is something else than here.
+            side_contents: What side files hold in the output, where that is something else than here.
         """
-        return self._with_shards(tuple(shard.retyped(dtype) for shard in self.shards), side_texts, {})
+        return self._with_shards(tuple(shard.retyped(dtype) for shard in self.shards), side_contents, {})
+
+    def described(
+        self,
+        header: Mapping[str, str],
+        side_contents: Mapping[Path, str | Path] | None = None,
+        without: Collection[Path] = (),
+    ) -> Checkpoint:
+        """Return a checkpoint to write like this one, with more said about it.
+
+        Args:
+            header: Entries that the headers of safetensors files get beside their own; other files have no header.
+            side_contents: More side files, or others: the text of each, or the file that it is a copy of.
+            without: Side files that are left out.
+        """
+        other = self._with_shards(tuple(shard.described(header) for shard in self.shards), {}, {})
+        if self.folder is not None:
+            other.side_contents |= side_contents or {}
+            kept = (side for side in self.side_files if side not in without)
+            other.side_files = tuple(dict.fromkeys((*kept, *other.side_contents)))
+        return other
+
+    def source_of_side(self, side: Path) -> Path | None:
+        """Return the file that a side file of an output is a copy of; None where its text is in `side_contents`."""
+        content = self.side_contents.get(side, (self.folder or Path()) / side)
+        return content if isinstance(content, Path) else None
 
     def _with_shards(
-        self, shards: tuple[Shard, ...], side_texts: Mapping[Path, str], homes: Mapping[str, Shard]
+        self, shards: tuple[Shard, ...], side_contents: Mapping[Path, str], homes: Mapping[str, Shard]
     ) -> Checkpoint:
         """Return a checkpoint of other shards, whose index says where new tensors are and how large all are."""
         other = Checkpoint(self.path, self.folder, shards, self.metadata, self.side_files)
-        other.side_texts = {**self.side_texts, **side_texts}
-        for index in self.side_files:
+        other.side_contents = {**self.side_contents, **side_contents}
+        for index in self.side_files if homes or other.nbytes != self.nbytes else ():
             if index.name.endswith(INDEX_SUFFIX) and self.folder is not None:
-                facts = json.loads(self.side_texts.get(index) or read_file(self.folder / index))
+                known = self.side_contents.get(index)
+                facts = json.loads(known if isinstance(known, str) else read_file(self.folder / index))
                 facts["weight_map"] |= {n: str(home.path.relative_to(self.folder)) for n, home in homes.items()}
                 if "total_size" in (facts.get("metadata") or {}):
                     facts["metadata"]["total_size"] += other.nbytes - self.nbytes
-                other.side_texts[index] = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+                other.side_contents[index] = json.dumps(facts, indent=2, sort_keys=True) + "\n"
         return other
 
     def open_alike(self, path: str | Path) -> Checkpoint:

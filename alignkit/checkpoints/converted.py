@@ -189,19 +189,28 @@ class ConvertedCheckpoint(Checkpoint):
 
         return stored_value
 
-    def extended(self, copies: Mapping[str, str], side_texts: Mapping[Path, str]) -> ConvertedCheckpoint:
+    def extended(self, copies: Mapping[str, str], side_contents: Mapping[Path, str]) -> ConvertedCheckpoint:
         """Return a checkpoint to write like this one, with more tensors; see `Checkpoint`."""
         names = {name: self._stored.get(name, name) for name in (*copies, *copies.values())}
-        return self._of(super().extended({names[name]: names[like] for name, like in copies.items()}, side_texts))
+        return self._of(super().extended({names[name]: names[like] for name, like in copies.items()}, side_contents))
 
-    def retyped(self, dtype: torch.dtype, side_texts: Mapping[Path, str]) -> ConvertedCheckpoint:
+    def retyped(self, dtype: torch.dtype, side_contents: Mapping[Path, str]) -> ConvertedCheckpoint:
         """Return a checkpoint to write like this one, in another dtype; see `Checkpoint`."""
-        return self._of(super().retyped(dtype, side_texts))
+        return self._of(super().retyped(dtype, side_contents))
+
+    def described(
+        self,
+        header: Mapping[str, str],
+        side_contents: Mapping[Path, str | Path] | None = None,
+        without: Collection[Path] = (),
+    ) -> ConvertedCheckpoint:
+        """Return a checkpoint to write like this one, with more said about it; see `Checkpoint`."""
+        return self._of(super().described(header, side_contents, without))
 
     def _of(self, plain: Checkpoint) -> ConvertedCheckpoint:
         """Return another checkpoint by the names that this one has."""
         other = ConvertedCheckpoint(plain, self.conversion)
-        other.side_texts = plain.side_texts
+        other.side_contents = plain.side_contents
         return other
 
     def open_alike(self, path: str | Path) -> Checkpoint:

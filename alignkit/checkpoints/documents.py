@@ -25,14 +25,12 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.opening import read_file
-from alignkit.checkpoints.safetensors_file import SafetensorsShard, save_safetensors
+from alignkit.checkpoints.safetensors_file import ENTRY, SafetensorsShard, save_safetensors
 from alignkit.checkpoints.shard import memory_of
 from alignkit.checkpoints.staging import staged, write_text
 from alignkit.errors import AlignkitError, WeightsError
 from alignkit.text import describe_validation, explain_error, show_value, with_article
 
-ENTRY = "alignkit"
-"""Entry of a safetensors header that holds the JSON text."""
 DIGEST, TENSORS = "digest", "digest_of_tensors"
 """Entries that hold the check sums of the values and of the tensors beside them."""
 ContentT = TypeVar("ContentT")

@@ -17,6 +17,8 @@ from alignkit.text import list_some, show_value
 
 INDEX_SUFFIX = ".index.json"
 CONFIG = "config.json"
+RUN_RECORD, CARD = "alignkit.json", "README.md"
+"""The record of what made a folder, which never goes along to another, and the card of its model."""
 _OTHERS = ".gguf .ggml .h5 .msgpack .npz .onnx .onnx_data .ot .pickle .pkl .tflite"
 WEIGHTS_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES, *_OTHERS.split())
 """Files with weights or pickles of any kind. Beside changed weights a copy would be wrong, so none is made."""
@@ -131,7 +133,7 @@ def stays_inside(path: Path, folder: Path) -> bool:
 def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
     """List the files that go along with the weights (config, tokenizer, index), relative to the folder.
 
-    Weights of other formats, hidden folders and what is left of killed runs stay behind.
+    Weights of other formats, hidden folders, records of alignkit and what is left of killed runs stay behind.
 
     Raises:
         WeightsError: A file is a link that leaves the folder, or a folder cannot be read.
@@ -146,7 +148,8 @@ def side_files(folder: Path, index: Path | None) -> tuple[Path, ...]:
         for name in sorted(names):
             path = Path(place, name)
             other_index = name.endswith(INDEX_SUFFIX) and path != index
-            if name.endswith(WEIGHTS_SUFFIXES) or other_index or is_unfinished(name) or not os.path.isfile(path):
+            is_ours = is_unfinished(name) or name.endswith(RUN_RECORD)
+            if name.endswith(WEIGHTS_SUFFIXES) or other_index or is_ours or not os.path.isfile(path):
                 continue
             if not stays_inside(path, folder):
                 raise WeightsError(f"{path} is a link that leaves the folder. Replace it by a file, or remove it.")

@@ -27,6 +27,8 @@ _PREFIX = 8
 """Bytes that hold the length of the header, little-endian."""
 RESERVED_NAME = "__metadata__"
 """The one name that a safetensors file cannot hold a tensor by."""
+ENTRY = "alignkit"
+"""Entry of a header that holds a document of alignkit as a JSON text: what the file is, or what made it."""
 _NAMES = {
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
@@ -127,6 +129,17 @@ class SafetensorsShard(Shard):
             table[name] |= {"dtype": codes[entry.dtype], "data_offsets": [end, end + entry.nbytes]}
             end += entry.nbytes
         other._header = _header_of(table)
+        return other
+
+    def described(self, header: Mapping[str, str]) -> SafetensorsShard:
+        """Return a shard to write with more entries in its header; see `Shard.described`."""
+        kept = {key: text for key, text in self.metadata.items() if key != ENTRY}
+        if not header and len(kept) == len(self.metadata):
+            return self
+        other, table = copy.copy(self), json.loads(self._header[_PREFIX:])
+        # Without a format transformers takes no file whose header has other entries.
+        other.metadata = {"format": "pt", **kept, **header}
+        other._header = _header_of({**table, RESERVED_NAME: other.metadata})
         return other
 
 

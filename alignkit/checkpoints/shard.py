@@ -180,6 +180,13 @@ class Shard(ABC):
     def retyped(self, dtype: torch.dtype) -> Shard:
         """Return a shard to write with all floating-point tensors in another dtype; values cannot be read from it."""
 
+    def described(self, header: Mapping[str, str]) -> Shard:
+        """Return a shard to write with more entries in its header, where files of its kind have one.
+
+        What an earlier run of alignkit says there about itself is left out: it is not about what is written.
+        """
+        return self
+
     @abstractmethod
     def extended(self, copies: Mapping[str, str]) -> Shard:
         """Return a shard to write with more tensors, each of the dtype and shape of one that is there.

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.checkpoint import Checkpoint
-from alignkit.checkpoints.folder import files_of_weights
+from alignkit.checkpoints.folder import CARD, RUN_RECORD, files_of_weights
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf, file_kind
 from alignkit.checkpoints.staging import check_output, place_of, prepare_output, staged
 from alignkit.errors import WeightsError
@@ -69,8 +69,8 @@ def write_checkpoint(
     """Write new values in the form of a checkpoint: a folder where it is one, a file where it is one.
 
     Shards, names, dtypes, metadata and headers are those of ``like``, and its side files (config, tokenizer, index)
-    are copied, those of its ``side_texts`` with other texts. Weights of other formats are not: they would hold other
-    values. Tensors are asked for one by one and dropped when written; of files of ``torch.save`` one shard at a time is
+    are copied, or hold what its ``side_contents`` say. Weights of other formats are not: they would hold other values.
+    Tensors are asked for one by one and dropped when written; of files of ``torch.save`` one shard at a time is
     held in memory. Everything is written beside the output, flushed to the disk and then renamed, so that a killed run
     leaves the output as it was.
 
@@ -91,7 +91,7 @@ def write_checkpoint(
     replaces = check_place(output, like, overwrite)
     needed = _SPARE + max(like.nbytes, sum(shard.path.stat().st_size for shard in like.shards))
     if like.folder is not None:
-        needed += sum((like.folder / side).stat().st_size for side in like.side_files)
+        needed += sum(path.stat().st_size for path in map(like.source_of_side, like.side_files) if path is not None)
     if (free := shutil.disk_usage(place_of(output).parent).free) < needed:
         room = f"it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left"
         raise WeightsError(f"cannot write {output}: {room}.")
@@ -111,10 +111,11 @@ def write_checkpoint(
         for side in like.side_files:
             target = temporary / side
             target.parent.mkdir(parents=True, exist_ok=True)
-            if side in like.side_texts:
-                target.write_text(like.side_texts[side], encoding="utf-8")
+            source = like.source_of_side(side)
+            if source is None:
+                target.write_text(str(like.side_contents[side]), encoding="utf-8")
             else:
-                shutil.copyfile(like.folder / side, target)
+                shutil.copyfile(source, target)
         for shard in like.shards:
             target = temporary / shard.path.relative_to(like.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +148,8 @@ def check_place(output: Path, like: Checkpoint, overwrite: bool) -> frozenset[Pa
     if here.is_file():
         raise WeightsError(f"cannot write {output}: it is a file, and {like.path} is a folder.")
     written = {*like.side_files, *(shard.path.relative_to(like.folder) for shard in like.shards)}
-    replaces = files_of_weights(here).union(written)
+    # A folder that was written with a record has a card of its own, too.
+    own = {Path(RUN_RECORD), Path(CARD)} if (here / RUN_RECORD).is_file() else set()
+    replaces = files_of_weights(here).union(written, own)
     check_output(output, folder=True, overwrite=overwrite, replaces=replaces)
     return replaces

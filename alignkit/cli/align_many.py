@@ -28,6 +28,7 @@ def align_many(
     task: switches.TaskSwitch = None,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
+    allow_missing: switches.MissingSwitch = None,
 ) -> None:
     """Bring several models to one common order of units.
 
@@ -39,13 +40,22 @@ def align_many(
     if len(models) < 2:
         raise UsageError("align at least two checkpoints.")
     how = one_of("--method", method, ("reference", "merge_many", "universe"))
-    switches.check_memory(memory, {"--task": task is not None, "--method universe": method == "universe"})
+    wholly = {"--task": task is not None, "--method universe": method == "universe"}
+    switches.check_memory(memory, {**wholly, "--allow-missing": bool(allow_missing)})
     if reference >= len(models):
         raise UsageError(f"--reference {reference}: there are {plural(len(models), 'model')}, counted from 0.")
     targets = targets_in(models, output, job.force)
     with Runner("align-many", job, {}) as run:
         run.written += [str(path) for path in targets]
-        files = run.open(models, architecture, kinds, solver=solving.solver, memory=memory, dtype=dtype)
+        files = run.open(
+            models,
+            architecture,
+            kinds,
+            solver=solving.solver,
+            memory=memory,
+            dtype=dtype,
+            allow_missing=allow_missing or (),
+        )
         files.check_set(output, first=0, overwrite=job.force)
         check = run.check_function(files, 0) if memory is None else None
         networks = files.networks(memory)
@@ -54,8 +64,9 @@ def align_many(
         )
         aligned = many.apply(networks)
         run.check_rounding(files, dict(enumerate(aligned)))
+        record = run.record(files, many)
         with run.file_set.collecting():
-            files.write_set(output, aligned, first=0, overwrite=job.force)
+            files.write_set(output, aligned, first=0, overwrite=job.force, record=lambda _: record)
         names = [str(path) for path in models]
         title = f"{plural(len(models), 'model')} in one order of units"
         run.finish(many, title, files, named={"models": names, "output": run.written[:]}, names=names, check=check)

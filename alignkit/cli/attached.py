@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import alignkit
+from alignkit.cli.merge_recipe import Plan
 from alignkit.cli.outputs import check_weights
 from alignkit.cli.runner import Runner
 from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SolverSwitches, SymmetrySwitches
+from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
 
 
@@ -39,8 +41,8 @@ class Carrying:
         """Carry a LoRA adapter, and write a folder that peft loads."""
         adapter = alignkit.jobs.Adapter.read(self.thing)
 
-        def write(carried: Any) -> None:
-            carried.adapter.on_base(str(self.base_b)).write(self.output, overwrite=self.job.force)
+        def write(carried: Any, record: alignkit.jobs.Record) -> None:
+            carried.adapter.on_base(str(self.base_b)).write(self.output, overwrite=self.job.force, record=record)
 
         self._carry(True, write, lambda *sides, **given: alignkit.transport_adapter(*sides, adapter=adapter, **given))
 
@@ -49,9 +51,9 @@ class Carrying:
         texts: Any = layouts if layouts.startswith("@") else alignkit.jobs.read_spec(layouts)
         tensors = alignkit.read_weights(self.thing)
 
-        def write(carried: Any) -> None:
+        def write(carried: Any, record: alignkit.jobs.Record) -> None:
             constants = {f"{name}.constant": tensor for name, tensor in carried.constants.items()}
-            alignkit.write_weights(self.output, {**carried.tensors, **constants})
+            alignkit.jobs.write_described(self.output, {**carried.tensors, **constants}, record)
 
         self._carry(
             False,
@@ -68,9 +70,14 @@ class Carrying:
             raise UsageError(f"--output {self.output}: the state of an optimiser is more than tensors. End it in .pt.")
         state = alignkit.checkpoints.read_optimizer(self.thing)
         ordered = None if names is None else alignkit.jobs.read_names(names)
+
+        def write(carried: Any, record: alignkit.jobs.Record) -> None:
+            alignkit.checkpoints.write_optimizer(self.output, carried.state)
+            alignkit.jobs.write_sidecar(self.output, record)
+
         self._carry(
             False,
-            lambda carried: alignkit.checkpoints.write_optimizer(self.output, carried.state),
+            write,
             lambda *sides, **given: alignkit.jobs.carry_optimizer(*sides, state=state, names=ordered, **given),
             as_trained=True,
         )
@@ -78,7 +85,7 @@ class Carrying:
     def _carry(
         self,
         folder: bool,
-        write: Callable[[Any], None],
+        write: Callable[[Any, alignkit.jobs.Record], None],
         call: Callable[..., Any],
         *,
         with_model: bool = False,
@@ -97,8 +104,9 @@ class Carrying:
             extra = {"model": example and example[0]} if with_model else {}
             sides = files.given if as_trained else files.folded or files.given
             carried = call(files.graph, *sides, alignment=known, **extra, **self.solving.arguments)
+            record = run.record(files, carried, more=[self.thing])
             with run.file_set.collecting():
-                write(carried)
+                write(carried, record)
                 if self.save_alignment is not None:
                     carried.alignment.save(self.save_alignment)
             named = {"base A": self.base_a, "carried": self.thing, "base B": self.base_b, "output": self.output}
@@ -106,18 +114,24 @@ class Carrying:
             run.finish(carried, title, files, named=named, pair=files.bind(), check=check)
 
 
-def merge_adapters(
-    adapters: Sequence[Path], output: Path, job: JobSwitches, weights: Sequence[float] | None, method: str
-) -> None:
+def merge_adapters(plan: Plan, job: JobSwitches) -> None:
     """Average LoRA adapters, and write a folder that peft loads."""
+    adapters, output, recipe = plan.models, plan.output, plan.recipe
+    method = one_of("--method", "products" if recipe.method == "linear" else recipe.method, ("products", "factors"))
+    weights = recipe.weights or {}
+    if weights.keys() - {"*"}:
+        raise UsageError("--weight PATTERN=...: adapters have one weight each.")
     check_weights({"--output": output}, job.force, folder=True)
     with Runner("merge", job, {}) as run:
         run.written.append(str(output))
         if job.dry_run:
             raise UsageError("--dry-run does not go with adapters: nothing is solved for them.")
-        merged = alignkit.merge_adapters(adapters, weights, method)  # type: ignore[arg-type]
+        merged = alignkit.merge_adapters(adapters, weights.get("*"), method)
+        inputs = [alignkit.jobs.input_of_path(path) for path in adapters]
+        record = alignkit.jobs.make_record("merge", recipe.parameters(), inputs, merged.facts())
+        run.tell_changes(record, plan.earlier)
         with run.file_set.collecting():
-            merged.adapter.write(output, overwrite=job.force)
+            merged.adapter.write(output, overwrite=job.force, record=record)
         names = [str(path) for path in adapters]
         named = {"adapters": names, "output": output}
         run.finish(merged, f"Merge of {', '.join(names)}", named=named)

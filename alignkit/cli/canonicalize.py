@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ def canonicalize(
     device: switches.DeviceSwitch = None,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
+    allow_missing: switches.MissingSwitch = None,
 ) -> None:
     """Bring many networks to the order of one reference.
 
@@ -33,19 +35,33 @@ def canonicalize(
     Each network is written to the output folder under its own name. Files appear whole or not at all, and none is
     replaced without --force.
     """
+    switches.check_memory(memory, {"--allow-missing": bool(allow_missing)})
     targets = targets_in(networks, output, job.force)
     with Runner("canonicalize", job, {}) as run:
         run.written += [str(path) for path in targets]
         files = run.open(
-            [reference, *networks], architecture, kinds, solver="weight_matching", memory=memory, dtype=dtype
+            [reference, *networks],
+            architecture,
+            kinds,
+            solver="weight_matching",
+            memory=memory,
+            dtype=dtype,
+            allow_missing=allow_missing or (),
         )
         files.check_set(output, first=1, overwrite=job.force)
         reference_network, *others = files.networks(memory)
         canonical = alignkit.canonicalize(files.graph, others, reference_network, device=device)
         run.check_rounding(files, {index + 1: canonical.network(index) for index in range(len(others))})
+        record = run.record(files, canonical)
         with run.file_set.collecting():
             networks_of = map(canonical.network, range(len(canonical)))
-            files.write_set(output, networks_of, first=1, overwrite=job.force)
+            files.write_set(output, networks_of, first=1, overwrite=job.force, record=partial(_record_of, record))
         names = [str(path) for path in networks]
         title = f"{plural(len(names), 'network')} in the order of {reference}"
         run.finish(canonical, title, files, named={"reference": reference, "output": run.written[:]}, names=names)
+
+
+def _record_of(whole: alignkit.jobs.Record, number: int) -> alignkit.jobs.Record:
+    """Return the record of one network of many, which was made from itself and the reference alone."""
+    results = dict(whole.results)
+    return whole.of_inputs((0, number), {**results.pop("networks")[number - 1], **results})

@@ -39,5 +39,5 @@ def fold(
         )
         (folded,) = files.folded
         with run.file_set.collecting():
-            files.write(output, folded.network, like=0, overwrite=job.force)
+            files.write(output, folded.network, like=0, overwrite=job.force, record=run.record(files, folded))
         run.finish(folded, f"{network} folded", files, named={"network": network, "output": output})

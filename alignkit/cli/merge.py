@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,22 +10,39 @@ import typer
 import alignkit
 from alignkit.cli import switches
 from alignkit.cli.attached import merge_adapters, refuse
+from alignkit.cli.merge_recipe import Plan, read_plan
 from alignkit.cli.runner import Runner, byte_bar, task_arguments
 from alignkit.cli.values import one_of
-from alignkit.errors import UsageError
 
 
 @switches.command
 def merge(
-    models: switches.ModelsArgument,
-    output: switches.OutputSwitch,
+    job: switches.JobSwitches,
     architecture: switches.ArchitectureSwitches,
     kinds: switches.SymmetrySwitches,
     solving: switches.SolverSwitches,
     data: switches.TaskSwitches,
-    job: switches.JobSwitches,
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Two or more checkpoints, files or folders; the first is the reference."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the result is written.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            help="Read what is not given here from a YAML file, or from the record of an earlier merge: its output, or "
+            "alignkit.json in it.",
+        ),
+    ] = None,
     weight: Annotated[
-        list[float] | None, typer.Option("--weight", help="Share of each model, or factor of each task vector.")
+        list[str] | None,
+        typer.Option(
+            "--weight",
+            metavar="NUMBER",
+            help="Share of each model, or factor of each task vector. PATTERN=NUMBER,NUMBER gives others to tensors of "
+            "some names.",
+        ),
     ] = None,
     method: Annotated[
         str,
@@ -38,6 +56,10 @@ def merge(
         float, typer.Option("--density", help="Entries of task vectors that ties and dare keep, up to 1.")
     ] = 0.5,
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="MODEL", help="Which of the models gives the tokenizer.")
+    ] = None,
+    allow_missing: switches.MissingSwitch = None,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
 ) -> None:
@@ -49,30 +71,53 @@ def merge(
     --spec. Reports what alignment gained beside no alignment, what could not be moved, and whether reordering units
     keeps the function. With --task also the losses, and running statistics such as those of BatchNorm are recomputed on
     its inputs. LoRA adapters of one base are averaged by what they add to each weight. The output appears whole or not
-    at all, and none is replaced without --force.
+    at all, and none is replaced without --force. All this can stand in a recipe, and alignkit.json is one.
     """
-    if len(models) < 2:
-        raise UsageError("merge at least two checkpoints.")
-    if all(map(alignkit.jobs.Adapter.is_at, models)):
-        others = {"--task": data.task is not None, "--repair": data.repair, "--memory": memory is not None}
-        refuse("adapters", {**others, "--no-align": not align, "--dtype": dtype is not None})
-        adapted = one_of("--method", "products" if method == "linear" else method, ("products", "factors"))
-        return merge_adapters(models, output, job, weight, adapted)
-    how = one_of("--method", method, ("linear", "slerp", "task_arithmetic", "ties", "dare"))
-    data.check()
-    switches.check_memory(memory, {"--task": data.task is not None, f"--method {method}": method != "linear"})
-    arguments = solving.arguments if align else {"solver": "identity"}
-    with Runner("merge", job, {"--output": output}, like=models[0]) as run:
-        files = run.open(models, architecture, kinds, solver=arguments["solver"], memory=memory, dtype=dtype)
+    plan = read_plan(recipe, job)
+    if all(map(alignkit.jobs.Adapter.is_at, plan.models)):
+        others = {"--task": plan.data.task, "--repair": plan.data.repair, "--memory": plan.recipe.memory}
+        others |= {
+            "--no-align": not plan.recipe.align,
+            "--dtype": plan.recipe.dtype,
+            "--tokenizer": plan.recipe.tokenizer,
+        }
+        refuse("adapters", {switch: bool(value) for switch, value in others.items()})
+        merge_adapters(plan, job)
+    else:
+        _merge(plan, job)
+
+
+def _merge(plan: Plan, job: switches.JobSwitches) -> None:
+    """Merge networks."""
+    recipe, output, memory = plan.recipe, plan.output, plan.recipe.memory
+    method = one_of("--method", recipe.method, ("linear", "slerp", "task_arithmetic", "ties", "dare"))
+    plan.data.check()
+    wholly = {
+        "--task": recipe.task,
+        "--allow-missing": recipe.allow_missing,
+        f"--method {recipe.method}": recipe.method != "linear",
+    }
+    switches.check_memory(memory, {switch: bool(value) for switch, value in wholly.items()})
+    with Runner("merge", job, {"--output": output}, like=plan.models[0]) as run:
+        files = run.open(
+            plan.models, plan.architecture, plan.kinds, solver=plan.solving["solver"], memory=memory,
+            dtype=recipe.dtype, allow_missing=recipe.allow_missing, tokenizer=recipe.tokenizer,
+        )  # fmt: skip
         check = run.check_function(files, 1) if memory is None else None
         with byte_bar(memory) as report:
             merged = alignkit.merge(
-                files.graph, *files.networks(memory), weights=weight, method=how, dtype=dtype, density=density,
-                on_progress=report, **task_arguments(files, data), **arguments,
+                files.graph, *files.networks(memory), weights=files.weights_for(recipe.weights, method),
+                method=method, dtype=recipe.dtype, density=recipe.density, on_progress=report,
+                **task_arguments(files, plan.data), **plan.solving,
             )  # fmt: skip
             run.check_rounding(files, dict(enumerate(merged.aligned)))
+            record = run.record(files, merged, recipe.parameters())
+            run.tell_changes(record, plan.earlier)
+            card = plan.card(files, merged.explain())
             with run.file_set.collecting():
-                files.write(output, merged.network, like=0, overwrite=job.force, on_progress=report)
-        names = [str(path) for path in models]
-        named = {"models": names, "output": output, "method": method, "task": data.task or "none"}
+                files.write(
+                    output, merged.network, like=0, overwrite=job.force, on_progress=report, record=record, card=card
+                )
+        names = list(recipe.models)
+        named = {"models": names, "output": output, "method": recipe.method, "task": recipe.task or "none"}
         return run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)

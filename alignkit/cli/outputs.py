@@ -49,7 +49,12 @@ def check_weights(paths: Mapping[str, Path | None], force: bool, *, folder: bool
         if path.is_dir() and any(path.iterdir()) and not force:
             raise UsageError(f"{switch} {path} exists. {REPLACE} it.")
         del files[switch]
-    check_free(files, force)
+    records = {
+        f"the record of {switch}": alignkit.jobs.sidecar(path)
+        for switch, path in files.items()
+        if path is not None and alignkit.checkpoints.file_kind(path) == "pickle"
+    }
+    check_free({**files, **records}, force)
 
 
 def check_report(path: Path | None, force: bool) -> None:

@@ -46,5 +46,5 @@ def rotate(
         module, args, kwargs = files.own_example(0) or (None, (), {})
         rotated = alignkit.rotate(files.given[0], files.graph, *args, model=module, seed=seed, **how, **kwargs)
         with run.file_set.collecting():
-            files.write(output, rotated.network, like=0, overwrite=job.force)
+            files.write(output, rotated.network, like=0, overwrite=job.force, record=run.record(files, rotated))
         run.finish(rotated, f"{network} rotated", files, named={"network": network, "output": output})

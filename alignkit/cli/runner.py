@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 import alignkit
 from alignkit.cli.folded import fold_facts, fold_lines, fold_sections
 from alignkit.cli.outputs import check_report, check_weights
-from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SymmetrySwitches, TaskSwitches
+from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SymmetrySwitches, TaskSwitches, switches_of
 from alignkit.errors import VerificationError
 from alignkit.text import list_some, readable_bytes
 
@@ -96,6 +96,8 @@ class Runner:
         balance: bool = True,
         bases: Mapping[int, int] | None = None,
         dtype: str | None = None,
+        allow_missing: Sequence[str] = (),
+        tokenizer: str | None = None,
     ) -> NetworkFiles:
         """Open the networks, which ``solver`` aligns within an amount of memory, with symmetries of some ``kinds``.
 
@@ -123,6 +125,8 @@ class Runner:
                 bases=bases,
                 dtype=dtype,
                 download=architecture.allow_download,
+                allow_missing=allow_missing,
+                tokenizer=tokenizer,
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:
@@ -135,6 +139,27 @@ class Runner:
         if self._output is not None and self._like is not None:
             files.check_place(self._output, like=list(paths).index(self._like), overwrite=self.switches.force)
         return files
+
+    def record(
+        self,
+        files: NetworkFiles,
+        result: Any,
+        parameters: Mapping[str, Any] | None = None,
+        more: Sequence[Path] = (),
+    ) -> alignkit.jobs.Record:
+        """Return the record of this run, by default with the switches that were given; ``more`` was read as well."""
+        looks = {field.name for field in switches_of(JobSwitches)}
+        given = {name: value for name, value in self.switches.given.items() if name not in looks}
+        return files.record(self.job, parameters or given, {**result.facts(), **self._function}, more)
+
+    def tell_changes(self, now: alignkit.jobs.Record, earlier: alignkit.jobs.Record | None) -> None:
+        """Tell what is not as it was when the record was written that this run follows."""
+        if earlier is None:
+            return
+        if changed := now.changed_inputs(earlier):
+            self._lines.append(f"Note: {list_some(changed, 4)} changed since the record was written.")
+        if others := [f"{name} {v}" for name, v in earlier.versions.items() if now.versions.get(name) != v]:
+            self._lines.append(f"Note: the record was written with {list_some(others)}. Numbers may differ slightly.")
 
     def end_dry_run(self, estimate: Estimate) -> None:
         """Print an estimate, and end the command."""

@@ -32,6 +32,7 @@ def solve(
     save_alignment: switches.SaveAlignmentSwitch = None,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
+    allow_missing: switches.MissingSwitch = None,
     task: switches.TaskSwitch = None,
 ) -> None:
     """Bring the hidden units of B to the order of those of A.
@@ -41,9 +42,17 @@ def solve(
     Solvers that work with data take it from --task. Files appear whole or not at all, and none is replaced without
     --force. After Ctrl-C the best alignment so far is written, and the exit code is 130; a second writes nothing.
     """
-    switches.check_memory(memory, {"--task": task is not None})
+    switches.check_memory(memory, {"--task": task is not None, "--allow-missing": bool(allow_missing)})
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
-        files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory, dtype=dtype)
+        files = run.open(
+            [a, b],
+            architecture,
+            kinds,
+            solver=solving.solver,
+            memory=memory,
+            dtype=dtype,
+            allow_missing=allow_missing or (),
+        )
         named = {"A": a, "B": b, "output": output}
         start = None if init is None else _read_start(init, files.graph)
         with byte_bar(memory) as report:
@@ -54,7 +63,8 @@ def solve(
             aligned = solution.apply(network)
             run.check_rounding(files, {1: aligned})
             with run.file_set.collecting():
-                files.write(output, aligned, like=1, overwrite=job.force, on_progress=report)
+                record = run.record(files, solution)
+                files.write(output, aligned, like=1, overwrite=job.force, on_progress=report, record=record)
         check = run.check_function(files, 1) if job.report and memory is None else None
         if save_alignment is not None:
             with run.file_set.collecting():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
@@ -40,6 +40,14 @@ MemorySwitch: TypeAlias = Annotated[
         "--memory",
         metavar="AMOUNT",
         help="Keep checkpoints on disk and use at most this, such as 2GB.",
+    ),
+]
+MissingSwitch: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-missing",
+        metavar="PATTERN",
+        help="Tensors that a checkpoint may lack, such as head.*; repeatable. They come from those that have them.",
     ),
 ]
 SaveAlignmentSwitch: TypeAlias = Annotated[
@@ -185,6 +193,18 @@ class JobSwitches:
     report: Annotated[Path | None, typer.Option("--report", help="Write a report: .html or .md.")] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False
+    given: Mapping[str, Any] = field(default_factory=dict, metadata={"is_switch": False})
+    """The arguments and switches that were given, by name; those of defaults are left out."""
+
+
+def switches_of(kind: type[Any]) -> list[Field[Any]]:
+    """List the fields of a group that are switches."""
+    return [f for f in fields(kind) if f.metadata.get("is_switch", True)]
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -200,7 +220,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(kind, include_extras=True)
         parameters += [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-            for f in fields(kind)
+            for f in switches_of(kind)
         ]
 
     names = [parameter.name for parameter in parameters]
@@ -208,13 +228,18 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         raise UsageError(f"the command {function.__name__!r} has two switches of one name: {', '.join(names)}.")
 
     @functools.wraps(function)
-    def spread(**values: Any) -> None:
+    def spread(context: typer.Context | None = None, **values: Any) -> None:
+        given = {name: value for name, value in values.items() if context is not None and _is_given(context, name)}
         grouped = {
-            name: kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})
+            name: kind(**{f.name: values.pop(f.name) for f in switches_of(kind) if f.name in values})
             for name, kind in groups.items()
         }
+        for name, group in grouped.items():
+            if isinstance(group, JobSwitches):
+                grouped[name] = replace(group, given=given)
         function(**values, **grouped)
 
+    parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return spread

@@ -13,6 +13,9 @@ from alignkit.cli.attached import Carrying, refuse
 from alignkit.cli.runner import Runner, task_arguments
 from alignkit.errors import UsageError
 
+ROLES = ("the base that was tuned", "the same after tuning", "the base that got it")
+"""What the networks are in the model card of the result."""
+
 
 @switches.command
 def transport(
@@ -90,8 +93,13 @@ def transport(
             files.graph, before, target, tuned=after, alignment=known, scale=scale, dtype=dtype,
             **task_arguments(files, data), **solving.arguments,
         )  # fmt: skip
+        record = run.record(files, carried)
+        card = alignkit.jobs.model_card(
+            files, output, "A fine-tune that was carried from one base to another.", ROLES, {"Scale": f"{scale:g}"},
+            carried.explain(),
+        )  # fmt: skip
         with run.file_set.collecting():
-            files.write(output, carried.network, like=2, overwrite=job.force)
+            files.write(output, carried.network, like=2, overwrite=job.force, record=record, card=card)
             if save_alignment is not None:
                 carried.alignment.save(save_alignment)
         named = {"base A": base_a, "tuned A": tuned_a, "base B": base_b, "output": output, "task": data.task or "none"}

@@ -38,13 +38,35 @@ def solver_options(texts: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         UsageError: One is not KEY=VALUE, comes twice, or is an argument that has its own switch.
     """
-    options = key_values("--option", texts)
+    return check_options(key_values("--option", texts))
+
+
+def check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a solver; refuse arguments of `alignkit.solve` that are none."""
     for key in options:
         if key in OWN_SWITCHES:
             raise UsageError(f"--option {key}=...: use --{key} instead.")
         if key in NOT_OPTIONS:
             raise UsageError(f"--option {key}=...: {key!r} is not an option of a solver.")
     return options
+
+
+def weights_by_pattern(texts: Sequence[str]) -> dict[str, list[float]]:
+    """Read ``--weight``: a number for each model, and ``PATTERN=NUMBER,NUMBER`` for tensors of some names.
+
+    Raises:
+        UsageError: One is neither, or a pattern comes twice.
+    """
+    weights: dict[str, list[float]] = {}
+    for text in texts:
+        pattern, equals, listed = text.rpartition("=")
+        if not equals:
+            weights.setdefault("*", []).extend(numbers("--weight", text, float))
+        elif pattern in weights or not pattern:
+            raise UsageError(f"--weight {text!r}: " + ("the pattern comes twice." if pattern else "name a pattern."))
+        else:
+            weights[pattern] = numbers("--weight", listed, float)
+    return weights
 
 
 def plain_value(text: str) -> Any:

@@ -24,8 +24,20 @@ from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
 from alignkit.jobs.merge_adapters import MergedAdapters
+from alignkit.jobs.model_card import model_card
 from alignkit.jobs.network_files import NetworkFiles
 from alignkit.jobs.network_opening import read_spec
+from alignkit.jobs.recipe import MergeRecipe, merge_recipe
+from alignkit.jobs.record import (
+    Record,
+    RecordedInput,
+    input_of_path,
+    make_record,
+    read_record,
+    sidecar,
+    write_described,
+    write_sidecar,
+)
 from alignkit.jobs.rewritten import FoldCheck
 from alignkit.jobs.rotate import Rotated
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
@@ -49,9 +61,12 @@ __all__ = [
     "Folded",
     "FolderWarning",
     "ManyAlignment",
+    "MergeRecipe",
     "Merged",
     "MergedAdapters",
     "NetworkFiles",
+    "Record",
+    "RecordedInput",
     "Rotated",
     "Sameness",
     "SolvedPair",
@@ -63,9 +78,17 @@ __all__ = [
     "carry_optimizer",
     "check_same",
     "estimate_demo",
+    "input_of_path",
+    "make_record",
     "match_checkpoints",
+    "merge_recipe",
+    "model_card",
     "peak_memory",
     "read_names",
+    "read_record",
     "read_spec",
     "run_demo",
+    "sidecar",
+    "write_described",
+    "write_sidecar",
 ]

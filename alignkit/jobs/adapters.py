@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints.folder import RUN_RECORD
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.staging import staged
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.errors import MergeError
 from alignkit.graph import SymmetryGraph
+from alignkit.jobs.record import Record
 from alignkit.text import did_you_mean, list_some
 
 CONFIG = "adapter_config.json"
@@ -128,17 +130,20 @@ class Adapter:
         return cls(config, read_weights(files[0]), str(folder))
 
     @check_arguments
-    def write(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write a folder that peft loads, whole or not at all.
+    def write(self, folder: str | Path, *, overwrite: bool = False, record: Record | None = None) -> None:
+        """Write a folder that peft loads, whole or not at all; a ``record`` says what made it.
 
         Raises:
             WeightsError: It cannot be written, exists, or holds other files.
         """
-        replaces = {Path(name) for name in (CONFIG, *WEIGHTS)}
+        replaces = {Path(name) for name in (CONFIG, RUN_RECORD, *WEIGHTS)}
         with staged(Path(folder), folder=True, overwrite=overwrite, replaces=replaces) as temporary:
             text = json.dumps(dict(self.config), indent=2, sort_keys=True)
             (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
-            write_weights(temporary / WEIGHTS[0], self.tensors, {"format": "pt"})
+            header = {} if record is None else record.header
+            write_weights(temporary / WEIGHTS[0], self.tensors, {"format": "pt", **header})
+            if record is not None:
+                (temporary / RUN_RECORD).write_text(record.to_json(), encoding="utf-8")
 
     @property
     def base_weights(self) -> list[str]:

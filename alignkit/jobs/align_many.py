@@ -23,7 +23,8 @@ from alignkit.graph import GraphStructure, Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.stored import StoredNetwork
-from alignkit.jobs.average import AverageNetwork, Averaging, shares_of
+from alignkit.jobs.average import AverageNetwork, Averaging
+from alignkit.jobs.shares import shares_of
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
 from alignkit.jobs.universe import ascend_together

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, TypeVar, overload
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -26,12 +26,11 @@ from alignkit.graph.module_copy import copy_module
 from alignkit.graph.parts import Places
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.running_statistics import is_statistic
+from alignkit.jobs.shares import Shares, SharesByPattern, factors_of, read_patterns, shares_by_name, shares_of
 from alignkit.jobs.task_vectors import TASK_METHODS, check_density, combine
 from alignkit.text import dtype_name, plural
 
 Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare"]
-Shares: TypeAlias = Sequence[float] | None
-"""How much each network counts, in their order; they are scaled to the sum 1. None: all the same."""
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 PARALLEL = 1e-6
@@ -44,6 +43,8 @@ class Averaging:
 
     Attributes:
         shares: Share of each network, which add up to 1; for task vectors the factor of each network but the first.
+        patterns: The same for tensors whose names match a pattern.
+        by_name: The same for every tensor by its names, once they are known; see `on`.
         method: As `average` takes it.
         density: Share of the entries of a task vector that TIES and DARE keep.
         seed: Seed of the entries that DARE drops.
@@ -51,19 +52,21 @@ class Averaging:
         rounding: Every average that is computed is counted there.
     """
 
-    shares: Sequence[float]
+    shares: list[float]
     method: Method = "linear"
     dtype: torch.dtype | None = None
     density: float = 0.5
     seed: int = 0
     rounding: Rounding = field(default_factory=Rounding)
+    patterns: Mapping[str, list[float]] = field(default_factory=dict)
+    by_name: Mapping[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     @check_arguments
     def of(
         cls,
         count: int,
-        weights: Shares = None,
+        weights: SharesByPattern = None,
         method: Method = "linear",
         dtype: FloatDtype | None = None,
         density: float = 0.5,
@@ -72,15 +75,38 @@ class Averaging:
         """Return how ``count`` networks are averaged; see `average`. `MergeError` for what does not fit them."""
         check_method(method, count)
         check_density(density)
-        shares = factors_of(weights, count - 1) if method in TASK_METHODS else shares_of(weights, count)
-        return cls(shares, method, None if dtype is None else read_dtype(dtype), density, seed)
+
+        def read(one: Shares) -> list[float]:
+            return factors_of(one, count - 1) if method in TASK_METHODS else shares_of(one, count)
+
+        shares, patterns = read_patterns(weights, read)
+        return cls(shares, method, None if dtype is None else read_dtype(dtype), density, seed, patterns=patterns)
+
+    def on(self, first_names: Mapping[str, str]) -> Averaging:
+        """Return the same for networks whose tensors are known: the first name of each by every name that it has.
+
+        Raises:
+            MergeError: No tensor is left for a pattern, or the names of tied tensors have different shares.
+        """
+        if not self.patterns or self.by_name:
+            return self
+        return replace(self, by_name=shares_by_name(self.patterns, self.shares, first_names))
 
     @property
-    def parents(self) -> list[float]:
-        """Share of each network in statistics, which have no direction: not negative, adding up to 1."""
+    def keeps_one(self) -> bool:
+        """Whether the average is one of the networks, because the others have no share in any tensor."""
+        return all(shares == self.shares for shares in self.by_name.values()) and max(self.shares) == 1
+
+    def parents(self, name: str | None = None) -> list[float]:
+        """Return the share of each network in statistics, which have no direction: not negative, adding up to 1.
+
+        Args:
+            name: Name of a tensor; None for those that have no weights of their own.
+        """
+        shares = self.by_name.get(name or "", self.shares)
         if self.method not in TASK_METHODS:
-            return list(self.shares)
-        sizes = [abs(share) for share in self.shares]
+            return list(shares)
+        sizes = [abs(share) for share in shares]
         return [0.0, *(size / sum(sizes) for size in sizes)] if any(sizes) else [1.0, *sizes]
 
     def of_tensors(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
@@ -88,16 +114,17 @@ class Averaging:
         first = tensors[0]
         if not is_number(first):
             return _common_value(name, tensors)
+        shares = self.by_name.get(name, self.shares)
         wide = [widen(tensor, first.device) for tensor in tensors]
         if is_statistic(name) or self.method == "linear":  # statistics have no direction
             total = torch.zeros_like(wide[0])
-            for part, share in zip(wide, self.parents, strict=True):
+            for part, share in zip(wide, self.parents(name), strict=True):
                 total += share * part
         elif self.method == "slerp":
-            total = slerp(wide[0], wide[1], self.shares[1])
+            total = slerp(wide[0], wide[1], shares[1])
         else:
             vectors = [part - wide[0] for part in wide[1:]]
-            total = wide[0] + combine(self.method, vectors, self.shares, self.density, self.seed, name)
+            total = wide[0] + combine(self.method, vectors, shares, self.density, self.seed, name)
         return self.rounding.narrow(total, self.dtype_of(first.dtype), name, MergeError)
 
     def of_networks(self, models: Sequence[Weights]) -> Weights:
@@ -111,12 +138,13 @@ class Averaging:
         if stored := [model for model in models if isinstance(model, StoredNetwork)]:
             if len(stored) != len(models) or self.method != "linear":
                 raise MergeError("networks on disk are averaged with each other, by method='linear'.")
-            return AverageNetwork(stored, self)
+            return AverageNetwork(stored, self.on(stored[0].graph.first_names))
         sides = [weights_of(model) for model in models]
         labels = [f"model {at}" for at in range(len(sides))]
         fitting = check_alike(sides, labels)
         check_hidden_state(dict(zip(labels, models, strict=True)), MergeError)
-        tied = {name: self.of_tensors(name, [side[name] for side in fitting]) for name in fitting[0]}
+        averaging = self.on(first_names(sides[0]))
+        tied = {name: averaging.of_tensors(name, [side[name] for side in fitting]) for name in fitting[0]}
         averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
         return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
 
@@ -128,7 +156,7 @@ class Averaging:
 @overload
 def average(
     models: Sequence[ModuleT],
-    weights: Shares = None,
+    weights: SharesByPattern = None,
     method: Method = "linear",
     dtype: FloatDtype | None = None,
     *,
@@ -138,7 +166,7 @@ def average(
 @overload
 def average(  # type: ignore[overload-overlap]
     models: Sequence[LazyWeights],
-    weights: Shares = None,
+    weights: SharesByPattern = None,
     method: Method = "linear",
     dtype: FloatDtype | None = None,
     *,
@@ -148,7 +176,7 @@ def average(  # type: ignore[overload-overlap]
 @overload
 def average(
     models: Sequence[StateDict],
-    weights: Shares = None,
+    weights: SharesByPattern = None,
     method: Method = "linear",
     dtype: FloatDtype | None = None,
     *,
@@ -158,7 +186,7 @@ def average(
 @check_arguments
 def average(
     models: Sequence[Weights],
-    weights: Shares = None,
+    weights: SharesByPattern = None,
     method: Method = "linear",
     dtype: FloatDtype | None = None,
     *,
@@ -170,7 +198,9 @@ def average(
     Args:
         models: Modules, or state dicts, of one architecture and in one basis. They are left as they are.
         weights: Share of each model: not negative, divided by their sum. None: equal shares. For task vectors the
-            factor of each model but the first, of any sign and not divided; None: 1 / their number.
+            factor of each model but the first, of any sign and not divided; None: 1 / their number. A mapping gives
+            other weights to tensors by patterns of their names, ``{"*.layers.3.*": [1, 0], "*": [1, 1]}``: the first
+            that matches counts, and ``"*"`` is for all others. Names of tied tensors need the same.
         method: ``"linear"``, the weighted average of every tensor; or ``"slerp"``, for two models: each tensor turns
             from the first to the second at constant speed, so that its length does not shrink in between (Shoemake,
             "Animating rotation with quaternion curves", 1985). Running statistics are averaged in any case. Or
@@ -191,7 +221,8 @@ def average(
 
     Raises:
         MergeError: Models differ in names, shapes, ties or whole numbers (model and tensor are named), hold NaN or
-            infinity, an average overflows the dtype of the first model, or shares or method are wrong.
+            infinity, an average overflows the dtype of the first model, shares or method are wrong, or no tensor has
+            a name that a pattern matches.
     """
     return Averaging.of(len(models), weights, method, dtype, density, seed).of_networks(models)
 
@@ -260,36 +291,6 @@ def check_method(method: str, count: int) -> None:
         raise MergeError(f"method='slerp' turns from one model to another, found {plural(count, 'model')}.")
     if method in TASK_METHODS and count < 2:
         raise MergeError(f"method={method!r} takes a base and at least one model beyond it: give both.")
-
-
-def shares_of(weights: Shares, count: int) -> list[float]:
-    """Return finite shares of one model or more that add up to 1, equal ones for None; else raise `MergeError`."""
-    if not count:
-        raise MergeError("there are no models: give at least one.")
-    if weights is None:
-        return [1.0 / count] * count
-    shares = [float(weight) for weight in weights]
-    if len(shares) != count:
-        raise MergeError(f"{plural(len(shares), 'weight')} for {plural(count, 'model')}: give one each.")
-    for at, share in enumerate(shares):
-        if not math.isfinite(share) or share < 0:
-            raise MergeError(f"weights[{at}] is {share}: shares are finite and not negative.")
-    if not (total := sum(shares)):
-        raise MergeError("all weights are 0: give at least one model a share.")
-    return [share / total for share in shares]
-
-
-def factors_of(weights: Shares, count: int) -> list[float]:
-    """Return finite factors of task vectors, equal ones that add up to 1 for None; else raise `MergeError`."""
-    factors = [1.0 / count] * count if weights is None else [float(weight) for weight in weights]
-    if len(factors) != count:
-        raise MergeError(
-            f"{plural(len(factors), 'weight')} for {plural(count, 'task vector')}: give one for each model but the "
-            "first, which is the base."
-        )
-    if wrong := [at for at, factor in enumerate(factors) if not math.isfinite(factor)]:
-        raise MergeError(f"weights[{wrong[0]}] is {factors[wrong[0]]}: factors are finite.")
-    return factors
 
 
 def check_alike(sides: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> list[dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Averaging, Method
 from alignkit.jobs.mending import Mending, Statistics
+from alignkit.jobs.shares import SharesByPattern
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.jobs.spread import fitted_models
 from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Report
@@ -87,7 +88,7 @@ class Merged(Explained):
 def merge(
     pair: Pair | SymmetryGraph,
     *models: WeightsSource,
-    weights: Sequence[float] | None = None,
+    weights: SharesByPattern = None,
     method: Method = "linear",
     dtype: FloatDtype | None = None,
     density: float = 0.5,
@@ -109,7 +110,9 @@ def merge(
         pair: Two networks, ``graph.bind(a, b)``; or a graph, with two or more networks behind it.
         models: The networks, if ``pair`` is a graph: modules, state dicts or checkpoint paths. The first keeps its
             order of units.
-        weights: Share of each network, or factor of each task vector, as in `alignkit.average`. None: equal ones.
+        weights: Share of each network, or factor of each task vector, as in `alignkit.average`, also by patterns of
+            names. None: equal ones. Layers of different shares are still aligned as one network: the average computes
+            something in between, and nothing is proved about it.
         method: ``"linear"``; for two networks ``"slerp"``; or ``"task_arithmetic"``, ``"ties"`` or ``"dare"``, which
             take the first network for the base. See `alignkit.average`.
         density: Share of the entries of task vectors that TIES and DARE keep.
@@ -133,6 +136,7 @@ def merge(
     """
     graph, sources = graph_and_models("merge", pair, models)
     averaging = Averaging.of(len(sources), weights, method, dtype, density, arguments.get("seed") or 0)
+    averaging = averaging.on(graph.first_names)
     mending = Mending(task, reset_batchnorm, repair)
     if memory is not None or any(isinstance(source, StoredNetwork) for source in sources):
         if task is not None or method != "linear":
@@ -152,7 +156,7 @@ def merge(
         bound = pair if isinstance(pair, Pair) else graph.bind(*networks)
         alignment = completed(solve(bound, solver=solver, task=task, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
-    shares = averaging.parents
+    shares = averaging.parents()
     network, statistics = mending.mend(averaging.of_networks(aligned), aligned, shares)
     losses = None
     if task is not None:
@@ -180,8 +184,7 @@ def _merge_stored(
         pair = Pair(graph, networks[0], networks[1], on_progress=on_progress)
         alignment = completed(solve(pair, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
-    is_parent = max(averaging.shares) == 1
-    statistics = Statistics.unmended(() if is_parent else graph.tensors)
+    statistics = Statistics.unmended(() if averaging.keeps_one else graph.tensors)
     average = averaging.of_networks(aligned)
     return Merged(average, aligned, alignment, statistics, rounding=averaging.rounding)
 

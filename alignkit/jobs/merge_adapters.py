@@ -15,7 +15,7 @@ from alignkit.arguments import check_arguments
 from alignkit.checkpoints.dtypes import narrow
 from alignkit.errors import MergeError
 from alignkit.jobs.adapters import Adapter
-from alignkit.jobs.average import Shares, shares_of
+from alignkit.jobs.shares import Shares, shares_of
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import facts_section
 from alignkit.rewriting.balancing import balanced_matrices

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,14 @@ from alignkit.graph.proof.verify import Equivalence, same_function
 from alignkit.graph.rewrites import under_both_names, untied_heads
 from alignkit.graph.stored import Budget, parse_memory
 from alignkit.graph.stored.opening import open_stored
+from alignkit.jobs.average import Method
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
 from alignkit.jobs.file_tasks import FORMS, task_from_file
 from alignkit.jobs.fold import Folded, fold
 from alignkit.jobs.output_forms import OutputForms
+from alignkit.jobs.partial import shares_of_present, stand_ins
+from alignkit.jobs.record import Record, RecordedInput, input_of, input_of_path, make_record
+from alignkit.jobs.shares import SharesByPattern
 from alignkit.models import Example, load_model
 from alignkit.rewriting import module_with
 from alignkit.tasks.task import Task
@@ -51,6 +56,7 @@ class NetworkFiles(OutputForms):
         symmetries: What was traced. With ``"all"`` the networks are folded when they are read.
         balance: Whether they are balanced, too.
         bases: The number of the base of each network that is a fine-tune of another one. It is balanced as its base is.
+        missing: First names of the tensors that each network lacks, and may lack.
     """
 
     model: str | None = None
@@ -60,15 +66,18 @@ class NetworkFiles(OutputForms):
     symmetries: Symmetries = "permutation"
     balance: bool = True
     bases: Mapping[int, int] = field(default_factory=dict)
+    missing: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
     def given(self) -> tuple[dict[str, Tensor], ...]:
         """The tensors of each network as its files hold them, without those that the model does not have.
 
-        They are in the dtype of outputs where that is wider.
+        They are in the dtype of outputs where that is wider. Zeros stand for tensors that may be missing.
         """
         networks = [checkpoint.read_all() for checkpoint in self.checkpoints]
-        own = ({name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks)
+        own = [{name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks]
+        for tensors, names in zip(own, self.missing, strict=False):
+            tensors |= stand_ins(names, self.graph, self.checkpoints)
         return tuple(map(self._widened, own))
 
     def _widened(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -211,8 +220,10 @@ class NetworkFiles(OutputForms):
             BindError: The checkpoints do not fit the graph; every mismatch is listed.
         """
         fit = fit_of(self.graph)
-        for path, checkpoint in zip(self.paths, self.checkpoints, strict=True):
+        missing = self.missing or ((),) * len(self.paths)
+        for path, checkpoint, lacks in zip(self.paths, self.checkpoints, missing, strict=True):
             shapes = {name: shape for name, shape in checkpoint.shapes.items() if name not in self.unknown}
+            shapes |= {name: self.graph.tensors[name].shape for name in lacks}
             fit.check_shapes(under_both_names(shapes, self.graph.folds), str(path))
         fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
         reads = list(map(str, self.paths))
@@ -221,6 +232,37 @@ class NetworkFiles(OutputForms):
         return estimate(
             self.graph, job, models=count, solver=solver, memory=limit, bytes_each=size, reads=reads, writes=writes
         )
+
+    @check_arguments
+    def weights_for(self, weights: SharesByPattern, method: Method = "linear") -> SharesByPattern:
+        """Return weights of `alignkit.merge` by which no network counts for tensors that it lacks.
+
+        Raises:
+            MergeError: The weights are wrong, or the base of task vectors lacks a tensor.
+        """
+        return shares_of_present(weights, method, self.missing, self.graph) if any(self.missing) else weights
+
+    @cached_property
+    def inputs(self) -> tuple[RecordedInput, ...]:
+        """What was read, with the check sums of all files; they are read through for it once."""
+        return tuple(map(input_of, self.paths, self.checkpoints))
+
+    @check_arguments
+    def record(
+        self, job: str, parameters: Mapping[str, Any], results: Mapping[str, Any], more: Sequence[Path] = ()
+    ) -> Record:
+        """Return the record of what a job made of the networks; see `write`.
+
+        Args:
+            job: Name of the job.
+            parameters: What it was given, by name.
+            results: The numbers that were reached, such as ``result.facts()``.
+            more: Files and folders of adapters that were read beside the networks.
+
+        Raises:
+            WeightsError: A file was changed since it was opened, or cannot be read.
+        """
+        return make_record(job, parameters, (*self.inputs, *map(input_of_path, more)), results)
 
     def _tied_heads(self, index: int) -> dict[str, str]:
         """Return the heads that the graph unties and that a network has tied, with their embeddings."""

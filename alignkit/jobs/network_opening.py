@@ -18,8 +18,10 @@ from alignkit.errors import BindError, SpecError, TraceError, UsageError
 from alignkit.graph import SymmetryGraph
 from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_architecture, refuse_lost
 from alignkit.jobs.network_files import NetworkFiles, with_weights
-from alignkit.models import conversion_of, load_model
+from alignkit.jobs.partial import find_missing, tell_missing
+from alignkit.models import conversion_of, load_model, tokenizer_files
 from alignkit.rewriting.modules import TIES
+from alignkit.text import did_you_mean, list_some
 from alignkit.tracing import trace
 from alignkit.tracing.tracer import Symmetries
 
@@ -40,6 +42,8 @@ def open_networks(
     bases: Mapping[int, int] | None = None,
     dtype: FloatDtype | None = None,
     download: bool = False,
+    allow_missing: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> NetworkFiles:
     """Open checkpoints of one architecture and find the graph of their symmetries.
 
@@ -69,6 +73,9 @@ def open_networks(
         dtype: Floating-point dtype of what is written, such as ``"bfloat16"``. None: that of the checkpoint that it is
             written like.
         download: Whether models of the Hugging Face hub that its cache does not hold may be downloaded.
+        allow_missing: Patterns of the names of tensors that networks may lack, such as ``"head.*"``. Zeros stand for
+            them in `NetworkFiles.weights`, and nothing is written for them.
+        tokenizer: Which of ``paths`` gives the tokenizer of folders that are written. None: each keeps its own.
 
     Raises:
         UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells; or
@@ -83,6 +90,8 @@ def open_networks(
     locations = tuple(map(Path, paths))
     written = None if dtype is None else read_dtype(dtype)
     ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance, "bases": bases or {}, "dtype": written}
+    if tokenizer is not None:
+        ways["tokenizer"] = _folder_of_tokenizer(tokenizer, paths, opened)
     notes = [note for checkpoint in opened for note in checkpoint.notes]
     if spec is not None and model is not None:
         raise UsageError("say what the architecture is once: --spec or --model, not both.")
@@ -94,17 +103,32 @@ def open_networks(
         layouts = read_spec(spec)
         opened, told = _as_held(opened, layouts, prefix)
         unknown = _strangers(opened, layouts, prefix)
-        like = opened[0].read_all() if read else opened[0].shapes
+        like: dict[str, Any] = {}
+        for checkpoint in reversed(opened if allow_missing else opened[:1]):
+            like |= checkpoint.read_all() if read else checkpoint.shapes
         own = {name: value for name, value in like.items() if name not in unknown}
-        graph = SymmetryGraph.from_spec(layouts, like=own)  # type: ignore[arg-type]
-        return NetworkFiles(graph, locations, opened, unknown=unknown, notes=(*notes, *told), dtype=written)
+        graph = SymmetryGraph.from_spec(layouts, like=own)
+        missing = find_missing(opened, graph, allow_missing)
+        notes += [*told, *tell_missing(paths, missing)]
+        return NetworkFiles(
+            graph,
+            locations,
+            opened,
+            unknown=unknown,
+            notes=tuple(notes),
+            dtype=written,
+            missing=missing,
+            tokenizer=ways.get("tokenizer"),
+        )
     if model is not None or not opened or opened[0].config is None:
         if model is None:
             raise no_architecture()
         module, graph = _traced(model, **wanted)
         opened, told = _as_held(opened, graph.first_names, prefix, module)
         unknown = _strangers(opened, graph.first_names, prefix)
-        return NetworkFiles(graph, locations, opened, model, unknown, notes=(*notes, *told), **ways)
+        ways["missing"] = find_missing(opened, graph, allow_missing)
+        notes += [*told, *tell_missing(paths, ways["missing"])]
+        return NetworkFiles(graph, locations, opened, model, unknown, notes=tuple(notes), **ways)
     # A head that was untied from the embedding before is what this graph makes of it.
     ignored = (*ignore_config, TIES) if symmetries == "all" and not keep_tied else tuple(ignore_config)
     own_models, differing = compare_folders(opened, ignored)
@@ -115,8 +139,26 @@ def open_networks(
     for note in differing:
         warnings.warn(note, FolderWarning, stacklevel=2)
     configurations = {read_file(checkpoint.config) for checkpoint in opened if checkpoint.config is not None}
+    ways["missing"] = find_missing(opened, graph, allow_missing)
+    told += tell_missing(paths, ways["missing"])
     runs_own = own_models if ignored and len(configurations) > 1 else ()
     return NetworkFiles(graph, locations, opened, own_models[0], unknown, runs_own, (*notes, *told, *differing), **ways)
+
+
+def _folder_of_tokenizer(wanted: str, paths: Sequence[str | Path], opened: Sequence[Checkpoint]) -> Path:
+    """Return the folder of the network whose tokenizer is wanted.
+
+    Raises:
+        UsageError: It is not one of the networks, or has no tokenizer.
+    """
+    names = list(map(str, paths))
+    if wanted not in names:
+        near = did_you_mean(wanted, names) or f" There are {list_some(names, 5)}."
+        raise UsageError(f"--tokenizer {wanted}: it is not one of the models.{near}")
+    folder = opened[names.index(wanted)].folder
+    if folder is None or not tokenizer_files(folder):
+        raise UsageError(f"--tokenizer {wanted}: it has no files of a tokenizer.")
+    return folder
 
 
 def _traced(model: str, **wanted: Any) -> tuple[nn.Module, SymmetryGraph]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Checkpoint, OnProgress, write_checkpoint, written_together
 from alignkit.checkpoints.dtypes import Rounding
-from alignkit.checkpoints.folder import CONFIG
+from alignkit.checkpoints.folder import CARD, CONFIG, RUN_RECORD
 from alignkit.checkpoints.shard import Values, ValuesOf, as_whole, file_kind
 from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
 from alignkit.checkpoints.weights import write_weights
@@ -20,7 +20,8 @@ from alignkit.checkpoints.writer import check_place
 from alignkit.errors import WeightsError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.stored import StoredNetwork
-from alignkit.models import edited_config
+from alignkit.jobs.record import Record, sidecar, write_sidecar
+from alignkit.models import edited_config, tokenizer_files
 from alignkit.text import dtype_name
 
 
@@ -32,6 +33,7 @@ class OutputForms:
         paths: Files and folders, as they were given; ``checkpoints`` are the same, opened.
         dtype: Floating-point dtype of outputs; None: those of the checkpoint that an output is written like.
         rounding: What weights lost when they were written.
+        tokenizer: Folder whose tokenizer outputs have; None: that of the checkpoint that an output is written like.
     """
 
     graph: SymmetryGraph
@@ -39,6 +41,7 @@ class OutputForms:
     checkpoints: tuple[Checkpoint, ...]
     dtype: torch.dtype | None = field(default=None, kw_only=True)
     rounding: Rounding = field(default_factory=Rounding, kw_only=True)
+    tokenizer: Path | None = field(default=None, kw_only=True)
 
     @check_arguments
     def write(
@@ -49,6 +52,8 @@ class OutputForms:
         like: int,
         overwrite: bool = False,
         on_progress: OnProgress | None = None,
+        record: Record | None = None,
+        card: str | None = None,
     ) -> None:
         """Write weights in the form of the checkpoint numbered ``like``, or of the output's suffix if that is another.
 
@@ -57,17 +62,36 @@ class OutputForms:
         written so far. Networks on disk are written in pieces, and keep the form of the checkpoint. Heads that the
         graph unties from embeddings are written beside them, and a ``config.json`` says so, as it says another dtype.
 
+        A ``record`` says what made the output. It is in the headers of safetensors files, in ``alignkit.json`` of a
+        folder, and beside a file of another kind. A ``card`` becomes the ``README.md`` of a folder.
+
         Raises:
             WeightsError: The output cannot be written.
         """
-        form = self._form(like, self._tied_heads(like))
         self.check_place(output, like=like, overwrite=overwrite)
+        with written_together():
+            self._write(output, network, like, overwrite, on_progress, record, card)
+
+    def _write(
+        self,
+        output: Path,
+        network: nn.Module | Mapping[str, Tensor],
+        like: int,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
+        record: Record | None = None,
+        card: str | None = None,
+    ) -> None:
+        form = self._described(self._form(like, self._tied_heads(like)), record, card)
         values = self._values_of(network, like, form)
         if isinstance(network, StoredNetwork) or self._keeps_form(output, like):
             write_checkpoint(output, form, values, on_progress, overwrite=overwrite)
         else:
             stored = form.stored_values(values)
-            write_weights(output, {name: as_whole(stored(name)) for name in form.stored_names}, {"format": "pt"})
+            tensors = {name: as_whole(stored(name)) for name in form.stored_names}
+            write_weights(output, tensors, {"format": "pt", **({} if record is None else record.header)})
+        if record is not None:
+            write_sidecar(output, record)
 
     def _tied_heads(self, index: int) -> dict[str, str]:
         """Return the heads that outputs have beside the embeddings to which a network has tied them."""
@@ -84,6 +108,17 @@ class OutputForms:
             copies = dict((head, source) if source in own else (source, head) for head, source in untied.items())
             own = own.extended(copies, texts)
         return own if self.dtype is None else own.retyped(self.dtype, texts)
+
+    def _described(self, form: Checkpoint, record: Record | None, card: str | None) -> Checkpoint:
+        """Let a form say what made an output, not what made its model, and give it the tokenizer that is wanted."""
+        contents: dict[Path, str | Path] = {} if card is None else {Path(CARD): card}
+        without: tuple[Path, ...] = ()
+        if self.tokenizer is not None and form.folder is not None:
+            without = tokenizer_files(form.folder)
+            contents |= {path: self.tokenizer / path for path in tokenizer_files(self.tokenizer)}
+        if record is not None:
+            contents[Path(RUN_RECORD)] = record.to_json()
+        return form.described({} if record is None else record.header, contents, without)
 
     def _values_of(self, network: nn.Module | Mapping[str, Tensor], like: int, form: Checkpoint) -> ValuesOf:
         """Return what gives the values of an output in the dtypes of its form."""
@@ -110,17 +145,26 @@ class OutputForms:
 
     def check_place(self, output: Path, *, like: int, overwrite: bool = False) -> frozenset[Path]:
         """Raise the `WeightsError` that `write` would; return the files that a folder there may hold."""
+        if file_kind(output) == "pickle":
+            check_output(prepare_output(sidecar(output)), folder=False, overwrite=overwrite)
         if self._keeps_form(output, like):
             return check_place(output, self.checkpoints[like], overwrite)
         check_output(prepare_output(output), folder=False, overwrite=overwrite)
         return frozenset()
 
     def write_set(
-        self, folder: Path, networks: Iterable[nn.Module | Mapping[str, Tensor]], *, first: int, overwrite: bool = False
+        self,
+        folder: Path,
+        networks: Iterable[nn.Module | Mapping[str, Tensor]],
+        *,
+        first: int,
+        overwrite: bool = False,
+        record: Callable[[int], Record] | None = None,
     ) -> None:
         """Write networks into one folder, each in the form and under the name of its checkpoint: all of them, or none.
 
-        They are those of the checkpoints from number ``first`` on. Other files of the folder stay.
+        They are those of the checkpoints from number ``first`` on. Other files of the folder stay. ``record`` makes the
+        record of the output of one number; see `write`.
 
         Raises:
             WeightsError: One of them cannot be written.
@@ -132,11 +176,12 @@ class OutputForms:
         if fills_folder(folder, replaces):
             with staged(folder, folder=True, overwrite=overwrite, replaces=replaces) as temporary:
                 for number, name, network in zip(numbers, names, networks, strict=True):
-                    self.write(temporary / name, network, like=number)
+                    self._write(temporary / name, network, number, record=record and record(number))
         else:
             with written_together():
                 for number, name, network in zip(numbers, names, networks, strict=True):
-                    self.write(folder / name, network, like=number, overwrite=overwrite)
+                    told = record and record(number)
+                    self.write(folder / name, network, like=number, overwrite=overwrite, record=told)
 
     def check_set(self, folder: Path, *, first: int, overwrite: bool = False) -> frozenset[Path]:
         """Raise the `WeightsError` that `write_set` would; return the paths of the files that it may replace."""
@@ -147,7 +192,8 @@ class OutputForms:
         for number in range(first, len(self.paths)):
             name = self.paths[number].name
             inside = self.check_place(folder / name, like=number, overwrite=overwrite)
-            replaces |= {Path(name, path) for path in inside} if inside else {Path(name)}
+            beside = {Path(name), sidecar(Path(name))}
+            replaces |= {Path(name, path) for path in inside} if inside else beside
         return frozenset(replaces)
 
     def _keeps_form(self, output: Path, like: int) -> bool:

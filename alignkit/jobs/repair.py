@@ -27,8 +27,9 @@ from alignkit.graph.bind import weights_of
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.graph.proof.model_run import call_arguments
 from alignkit.graph.proof.process_switch import NO_FUSED_ATTENTION
-from alignkit.jobs.average import check_alike, shares_of
+from alignkit.jobs.average import check_alike
 from alignkit.jobs.running_statistics import RunningStatistics, keeps_statistics
+from alignkit.jobs.shares import shares_of
 from alignkit.tasks.batches import Batch, Batches, tensors_in
 from alignkit.tasks.task import Task
 from alignkit.text import describe_error

@@ -2,7 +2,7 @@
 
 from alignkit.models.building import Example
 from alignkit.models.configurations import Configuration, edited_config, list_differences
-from alignkit.models.side_files import differing_files
+from alignkit.models.side_files import differing_files, tokenizer_files
 from alignkit.models.sources import load_model, source_of
 from alignkit.models.stored_names import conversion_of
 
@@ -15,4 +15,5 @@ __all__ = [
     "list_differences",
     "load_model",
     "source_of",
+    "tokenizer_files",
 ]

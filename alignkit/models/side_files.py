@@ -16,6 +16,8 @@ MAX_PARSED = 100_000_000
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*",
              "merges.txt", "*.model", "*.tiktoken")  # fmt: skip
 """Patterns of the files of tokenizers."""
+CHAT = ("chat_template.*",)
+"""Patterns of files that say how a conversation becomes one text, which go with the tokenizer."""
 PREPROCESSING = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 WITH_ALL = "tokenizer.json"
 """The file that has all of a tokenizer in it. Where both folders have it, files that one lacks do not matter."""
@@ -28,6 +30,13 @@ NO_MATTER = frozenset(
     )
 )
 """Keys that do not change which numbers an input becomes."""
+
+
+@check_arguments
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """List the files of the tokenizer of a folder, relative to it."""
+    found = {path.relative_to(folder) for pattern in (*TOKENIZER, *CHAT) for path in folder.glob(pattern)}
+    return tuple(sorted(path for path in found if (folder / path).is_file()))
 
 
 @check_arguments

@@ -15,7 +15,7 @@ from alignkit.deepalign import aligner_file
 from alignkit.errors import AlignmentError, SpecError, WeightsError
 from alignkit.graph import serial
 from alignkit.graph.elements import alignment
-from alignkit.jobs import demo, solve_many
+from alignkit.jobs import demo, record, solve_many
 from alignkit.jobs.compare import comparison
 from alignkit.jobs.compare import job as comparison_job
 from alignkit.solver import solution
@@ -32,6 +32,7 @@ class Note(Content):
 NOTE = Format("test.note", "note", "write_note", SpecError, Note, version=2)
 MODULES = (
     alignment,
+    record,
     solution,
     interpolation,
     comparison,

@@ -44,6 +44,10 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def names_in(folder: str | Path) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
 def same(found: Any, expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(
         found[n].dtype == t.dtype and torch.equal(found[n].view(torch.uint8), t.view(torch.uint8))
