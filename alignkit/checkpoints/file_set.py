@@ -26,6 +26,7 @@ from alignkit.checkpoints.unfinished import (
     flush,
     hidden_beside,
     hidden_name,
+    is_unfinished,
     lock,
     put_back,
     remove,
@@ -250,8 +251,12 @@ def put_all_back(members: Sequence[Member]) -> None:
 
 
 def lock_parents(members: Iterable[Member]) -> list[int]:
-    """Lock the folders of a set, always in the same order, so that two sets never mix; return the handles to close."""
-    handles = [lock(parent, wait=True) for parent in sorted({member.output.parent.resolve() for member in members})]
+    """Lock the folders of a set, always in the same order, so that two sets never mix; return the handles to close.
+
+    A hidden folder is locked by the run that fills it, which would wait for itself.
+    """
+    parents = {member.output.parent.resolve() for member in members}
+    handles = [lock(parent, wait=True) for parent in sorted(parents) if not is_unfinished(parent.name)]
     return [handle for handle in handles if handle is not None]
 
 

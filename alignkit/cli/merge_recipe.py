@@ -83,8 +83,9 @@ class Plan:
             **({"Measured on": f"`{recipe.task}`"} if recipe.task else {}),
         }
         about = f"An average of {len(recipe.models)} networks{'' if recipe.align else ', as they were'}."
+        roles = [*(["base"] if is_task else []), *weights]
         return alignkit.jobs.model_card(
-            files, self.output, about, [*(["base"] if is_task else []), *weights], ways, came_out, ("merge",)
+            files, self.output, about, roles, ways, came_out, ("merge",), recipe.parameters()
         )
 
 

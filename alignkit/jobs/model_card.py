@@ -11,7 +11,7 @@ import yaml
 import alignkit
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints import Checkpoint, is_hub_id
-from alignkit.checkpoints.folder import CARD, RUN_RECORD
+from alignkit.checkpoints.folder import CARD, CONFIG, RUN_RECORD
 from alignkit.checkpoints.opening import read_file
 from alignkit.errors import UsageError
 from alignkit.jobs.network_files import NetworkFiles
@@ -31,6 +31,7 @@ def model_card(
     ways: Mapping[str, str],
     came_out: str,
     tags: Sequence[str] = (),
+    recipe: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the ``README.md`` of a folder that a job made of several networks.
 
@@ -42,6 +43,7 @@ def model_card(
         ways: How the job was done, by what is said.
         came_out: The numbers that were reached, as ``result.explain()`` says them.
         tags: More tags for the hub; it always has ``alignkit``.
+        recipe: What repeats the job, as YAML takes it.
     """
     said = [read_front_matter(checkpoint) for checkpoint in files.checkpoints]
     names = [str(path) for path in files.paths]
@@ -53,13 +55,14 @@ def model_card(
         front["library_name"] = library
     front |= licences[0] if agree else {}
     front["tags"] = ["alignkit", *tags]
-    rows = [
-        f"| `{name}` | {role} | {', '.join(f'`{file.sha256}`' for file in read.files if file.name != 'config.json')} |"
-        for name, role, read in zip(names, roles, files.inputs, strict=True)
-    ]
+    again = "" if recipe is None else f"\n## Recipe\n\n```yaml\n{_yaml(recipe)}\n```\n"
+    rows = []
+    for name, role, read in zip(names, roles, files.inputs, strict=True):
+        digests = ", ".join(f"`{file.sha256}`" for file in read.files if file.name != CONFIG)
+        rows.append("| `{}` | {} | {} |".format(name.replace("|", "\\|"), role, digests))
     lines = [
         FENCE,
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
+        _yaml(front),
         FENCE,
         f"\n# {output.name}\n",
         f"{about} Made by alignkit {alignkit.__version__}. All that is said here comes from that run.\n",
@@ -68,14 +71,15 @@ def model_card(
         "",
         *(f"- {what}: {how}" for what, how in ways.items()),
         f"- Licence: {_licence(names, licences, agree)}",
-        f"\n## What came out\n\n```text\n{came_out}\n```\n",
+        again,
+        f"## What came out\n\n```text\n{came_out}\n```\n",
         f"`{RUN_RECORD}` beside this file has all numbers, the check sums of all inputs and the versions.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def read_front_matter(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what the card of a network says in its YAML header; nothing where there is none that can be read."""
+def read_front_matter(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the texts in the YAML header of a network's card; nothing where there is none that can be read."""
     if checkpoint.folder is None:
         return {}
     try:
@@ -87,7 +91,12 @@ def read_front_matter(checkpoint: Checkpoint) -> dict[str, Any]:
         values = YamlText.read(header, CARD).values
     except (OSError, UnicodeDecodeError, UsageError):
         return {}
-    return values if isinstance(values, dict) else {}
+    return {name: value for name, value in values.items() if isinstance(value, str)} if isinstance(values, dict) else {}
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return text.rstrip()
 
 
 def _licence(names: Sequence[str], licences: Sequence[Mapping[str, Any]], agree: bool) -> str:

@@ -151,11 +151,11 @@ def _folder_of_tokenizer(wanted: str, paths: Sequence[str | Path], opened: Seque
     Raises:
         UsageError: It is not one of the networks, or has no tokenizer.
     """
-    names = list(map(str, paths))
-    if wanted not in names:
+    names = [str(Path(path)) for path in paths]
+    if str(Path(wanted)) not in names:
         near = did_you_mean(wanted, names) or f" There are {list_some(names, 5)}."
         raise UsageError(f"--tokenizer {wanted}: it is not one of the models.{near}")
-    folder = opened[names.index(wanted)].folder
+    folder = opened[names.index(str(Path(wanted)))].folder
     if folder is None or not tokenizer_files(folder):
         raise UsageError(f"--tokenizer {wanted}: it has no files of a tokenizer.")
     return folder

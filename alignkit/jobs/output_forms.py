@@ -68,30 +68,18 @@ class OutputForms:
         Raises:
             WeightsError: The output cannot be written.
         """
-        self.check_place(output, like=like, overwrite=overwrite)
-        with written_together():
-            self._write(output, network, like, overwrite, on_progress, record, card)
-
-    def _write(
-        self,
-        output: Path,
-        network: nn.Module | Mapping[str, Tensor],
-        like: int,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
-        record: Record | None = None,
-        card: str | None = None,
-    ) -> None:
         form = self._described(self._form(like, self._tied_heads(like)), record, card)
+        self.check_place(output, like=like, overwrite=overwrite)
         values = self._values_of(network, like, form)
-        if isinstance(network, StoredNetwork) or self._keeps_form(output, like):
-            write_checkpoint(output, form, values, on_progress, overwrite=overwrite)
-        else:
-            stored = form.stored_values(values)
-            tensors = {name: as_whole(stored(name)) for name in form.stored_names}
-            write_weights(output, tensors, {"format": "pt", **({} if record is None else record.header)})
-        if record is not None:
-            write_sidecar(output, record)
+        with written_together():
+            if isinstance(network, StoredNetwork) or self._keeps_form(output, like):
+                write_checkpoint(output, form, values, on_progress, overwrite=overwrite)
+            else:
+                stored = form.stored_values(values)
+                tensors = {name: as_whole(stored(name)) for name in form.stored_names}
+                write_weights(output, tensors, {"format": "pt", **({} if record is None else record.header)})
+            if record is not None:
+                write_sidecar(output, record)
 
     def _tied_heads(self, index: int) -> dict[str, str]:
         """Return the heads that outputs have beside the embeddings to which a network has tied them."""
@@ -176,7 +164,7 @@ class OutputForms:
         if fills_folder(folder, replaces):
             with staged(folder, folder=True, overwrite=overwrite, replaces=replaces) as temporary:
                 for number, name, network in zip(numbers, names, networks, strict=True):
-                    self._write(temporary / name, network, number, record=record and record(number))
+                    self.write(temporary / name, network, like=number, record=record and record(number))
         else:
             with written_together():
                 for number, name, network in zip(numbers, names, networks, strict=True):

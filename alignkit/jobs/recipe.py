@@ -84,7 +84,7 @@ class MergeRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _know_the_tokenizer(self) -> Self:
-        if self.tokenizer is not None and self.tokenizer not in self.models:
+        if self.tokenizer is not None and Path(self.tokenizer) not in map(Path, self.models):
             near = did_you_mean(self.tokenizer, self.models) or f" There are {', '.join(self.models)}."
             raise ValueError(f"tokenizer: {self.tokenizer!r} is not one of the models.{near}")
         return self
@@ -159,7 +159,8 @@ def refuse_fields(error: ValidationError, text: YamlText, given: Iterable[str]) 
         )
         where = ".".join(map(str, steps[1 if is_switch else 0 :]))
         problems[f"{place}: {where + ': ' if where else ''}{_problem(entry, name)}"] = None
-    raise UsageError("; ".join(problems) + ".")
+    said = "; ".join(problems)
+    raise UsageError(said if said.endswith("?") else f"{said}.")
 
 
 PROBLEMS = {

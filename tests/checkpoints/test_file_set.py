@@ -197,6 +197,13 @@ def test_blocks_inside_a_folder_stand_for_themselves(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "x").read_text() == "1"
 
 
+def test_a_set_in_a_folder_that_is_being_written_does_not_wait_for_itself(tmp_path: Path) -> None:
+    with staged(tmp_path / "f", folder=True) as folder, written_together():
+        write_text(folder / "a", "a")
+        write_text(folder / "b", "b")
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["a", "b"]
+
+
 def test_folders_are_made_and_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed = []
     monkeypatch.setattr(staging, "flush", flushed.append)

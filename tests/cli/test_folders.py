@@ -54,6 +54,7 @@ def test_models_of_the_hub_are_read_from_its_cache(transformers_folders: Path, m
     assert "the same up to permutation" in run("distance", "a", "some-one/b", "--same")
     run("merge", "some-one/b", "a", "-o", "m")
     assert names_in("m") == names_in("b") | {"alignkit.json", "README.md"}
+    assert "---\nbase_model: [some-one/b]\n" in Path("m/README.md").read_text()
     assert "Passed" in run("check", "some-one/b")
     run("align-many", "a", "some-one/b", "-o", "many")
     assert equal(read_weights("many/b"), read_weights("a"))

@@ -252,7 +252,7 @@ def test_the_tokenizer_is_that_of_the_model_that_is_named(transformers_folders: 
     said = run("merge", "a", "b", "-o", "m")
     assert "The tokenizers of a and b differ" in said
     assert Path("m/tokenizer.json").read_text() == "{}"
-    run("merge", "a", "b", "-o", "n", "--tokenizer", "b")
+    run("merge", "a", "b", "-o", "n", "--tokenizer", "./b")
     assert Path("n/tokenizer.json").read_text() == '{"b": 1}'
     assert Path("n/chat_template.jinja").read_text() == "b"
     assert not Path("n/vocab.txt").exists()

@@ -15,6 +15,7 @@ import yaml
 
 import alignkit
 from alignkit import read_weights, write_weights
+from alignkit.checkpoints.file_set import Member
 from alignkit.errors import UsageError, WeightsError
 from alignkit.jobs import Record, read_record
 from helpers.adapters import random_adapter
@@ -161,6 +162,31 @@ def test_a_file_that_changed_while_it_was_used_has_no_record(folder: Path) -> No
         files.record("merge", {}, {})
 
 
+@pytest.mark.parametrize("force", [False, True], ids=["new", "replacing"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_output_and_its_record_appear_together_or_not_at_all(
+    suffix: str, force: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ["merge", A, B, *GIVEN, "-o", f"m{suffix}", "--report", "r.html", *(["--force"] if force else [])]
+    if force:
+        run(*call)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    publish, published = Member.publish, []
+
+    def pressed(member: Member) -> None:
+        published.append(member.output.name)
+        if member.output.name == "r.html":
+            raise KeyboardInterrupt
+        publish(member)
+
+    monkeypatch.setattr(Member, "publish", pressed)
+    assert "Interrupted. Nothing was written." in run(*call, "--weight", 1, "--weight", 4, code=130)
+    assert (
+        published[: 2 if suffix == ".pt" else 1] == [f"m{suffix}", "m.pt.alignkit.json"][: 2 if suffix == ".pt" else 1]
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
 def test_adapters_have_records(folder: Path) -> None:
     for seed, name in enumerate(("one", "two")):
         random_adapter(net(), seed=seed).write(name)
@@ -210,6 +236,7 @@ def test_a_merged_folder_has_a_record_and_a_card_of_its_own(transformers_folders
     }  # fmt: skip
     assert "model card of" not in card
     assert "magic" not in card
+    assert "```yaml\nmodels: [a, b]\noutput: m\nweights:\n  '*': [3.0, 1.0]\n```" in card
     for said in ("# m\n", "| `a` | weight 3 |", "| `b` | weight 1 |", "Squared distance of the two", sha256(shards[0])):
         assert said in card
     run("merge", "--recipe", "m", "-o", "again")
