@@ -152,6 +152,14 @@ class Findings:
         for key in self._keys_of_storage[ref.storage]:
             self._facets.pop(key, None)
 
+    def forget_marks(self, ref: TensorRef) -> None:
+        """Forget what else is known of the tensors of a storage that was written: zeros, averages, scores."""
+        for marked in (self.zero_values, self.weights_of_one):
+            marked.difference_update([key for key in marked if key[0] == ref.storage])
+        for known in (self.means, self.scores):
+            for key in [key for key in known if key[0] == ref.storage]:
+                del known[key]
+
     def name_of(self, ref: TensorRef) -> str | None:
         """Return the name of a parameter, None for another tensor."""
         return self.names.get(ref.key)

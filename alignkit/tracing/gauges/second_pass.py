@@ -76,6 +76,8 @@ def _run_law(op: Operation) -> None:
             for ref, carrier in kept:
                 op.findings.set(ref, carrier.part, carrier.facet)
     BUILT_IN.get(name, apply_function)(op)
+    for written in op.step.written:
+        op.findings.forget_marks(written)
     if op.step.outputs and (
         name in _ZEROS or (op.inputs and {ref.key for ref in op.inputs} <= op.findings.zero_values)
     ):

@@ -60,6 +60,14 @@ def lay_together(op: Operation) -> None:
             op.set(output, result, replace(facet, segment=None, level=facet.level and is_whole))
 
 
+@LAWS.law("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+          "new_empty", "new_full", "new_empty_strided")  # fmt: skip
+def make_alike(op: Operation) -> None:
+    """Make a tensor of the same shape: nothing of the values goes there."""
+    for output, result in op.results():
+        op.set(output, result, Facet())
+
+
 @LAWS.law("rotary")
 def turn(op: Operation) -> None:
     """Turn planes by angles that depend on the position: phases of planes."""

@@ -8,7 +8,7 @@ from math import prod
 
 from alignkit.tracing.gauges.degrees import combine
 from alignkit.tracing.gauges.facets import MEAN_KEEPING, Carrier, Facet, Norm
-from alignkit.tracing.gauges.laws.pointwise import apply_function
+from alignkit.tracing.gauges.laws.pointwise import apply_function, join
 from alignkit.tracing.gauges.laws.table import LawSet
 from alignkit.tracing.gauges.operation import Operation
 from alignkit.tracing.gauges.parts import Part
@@ -72,6 +72,48 @@ def length(op: Operation) -> None:
         op.findings.facts[carrier.part.space].unit_length = True
     for output, result in op.results():
         op.set(output, result, Facet())
+
+
+@LAWS.law("cumsum")
+def add_up_so_far(op: Operation) -> None:
+    """Add up to each position: along another dimension than the units', any matrix."""
+    ref = op.inputs[0]
+    rank = len(ref.shape)
+    _keep_linear(op, [ref], op.arg("dim") % rank if rank else 0)
+
+
+@LAWS.law("index_add")
+def add_rows(op: Operation) -> None:
+    """Add rows to rows that are chosen, along another dimension than the units': any matrix."""
+    target, source = op.arg("self"), op.arg("source")
+    rank = len(target.shape)
+    rows = [ref for ref in (target, source) if ref.key not in op.findings.zero_values]
+    _keep_linear(op, rows, op.arg("dim") % rank if rank else 0)
+
+
+@LAWS.law("_embedding_bag", "_embedding_bag_forward_only")
+def add_up_bags(op: Operation) -> None:
+    """Add up rows of a table, or average them: any matrix. Their maximum takes permutations only."""
+    if op.arg("mode", 0) == 2:
+        apply_function(op)
+    else:
+        _keep_linear(op, [op.arg("weight")], 0)
+
+
+def _keep_linear(op: Operation, refs: list[TensorRef], along: int) -> None:
+    """Combine rows of values linearly along a dimension in which no unit stands; else permutations are left."""
+    parts = [(ref, part) for ref in refs for part in op.parts(ref)]
+    everywhere = all(op.parts(ref) for ref in refs)
+    if not everywhere or any(along in part.dims for _, part in parts):
+        apply_function(op)
+        return
+    for output, result in op.results():
+        carriers = [c for ref in refs for c in op.beside(result, len(output.shape), [ref])]
+        if carriers:
+            for carrier in carriers:
+                op.use(carrier)
+            facet = join(op, result, carriers) if len(carriers) > 1 else carriers[0].facet
+            op.set(output, result, replace(facet, segment=None, writers=frozenset(), mixed=frozenset(), level=False))
 
 
 LAWS.law("amax", "amin")(partial(apply_function, symmetry="none"))
