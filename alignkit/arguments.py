@@ -29,6 +29,8 @@ ClassT = TypeVar("ClassT", bound=type[Any])
 _ADVICE = {
     "SymmetryGraph": "A graph comes from alignkit.trace(model, example), or SymmetryGraph.from_spec(spec, like=model).",
     "Task": "A task is alignkit.Task(model, batches, loss).",
+    "Pair": "A pair comes from graph.bind(a, b).",
+    "Module or a Mapping": "Weights of a file come from alignkit.read_weights(path).",
 }
 """How to come by what is needed, by its class."""
 _WRAPPERS = {

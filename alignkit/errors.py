@@ -15,6 +15,10 @@ class ArgumentError(AlignkitError, TypeError, ValueError):
     """An argument of a public function is missing or unknown, has a wrong type, or is none of the choices."""
 
 
+class UsageError(AlignkitError, ValueError):
+    """A command line does not make sense."""
+
+
 class SpecError(AlignkitError, ValueError):
     """A notation string or a spec cannot be read."""
 
@@ -67,6 +71,10 @@ class SolverError(AlignkitError, ValueError):
     """A solver is unknown, its options are wrong, or something that it needs is missing."""
 
 
+class SolverChoiceError(SolverError, UsageError):
+    """There is no such solver or option, a value is out of range, or what a solver works with was not given."""
+
+
 class PluginError(AlignkitError):
     """A plugin could not be loaded or broke the contract of a hook."""
 
@@ -79,12 +87,12 @@ class TaskError(AlignkitError, ValueError):
     """A task cannot be evaluated with the model, batches or weights given."""
 
 
+class TaskChoiceError(TaskError, UsageError):
+    """The name of a task names nothing."""
+
+
 class TraceError(AlignkitError, ValueError):
     """A model cannot be traced."""
-
-
-class UsageError(AlignkitError, ValueError):
-    """A command line does not make sense."""
 
 
 class MissingExtraError(AlignkitError, ImportError):
@@ -105,6 +113,10 @@ class ModelSourceError(AlignkitError, ValueError):
 
 class ZooError(AlignkitError, ValueError):
     """A data set of networks cannot be trained, resumed or read, or its images are missing."""
+
+
+class ZooChoiceError(ZooError, UsageError):
+    """There is no such family, source or field of one."""
 
 
 class TrainingError(AlignkitError, ValueError):

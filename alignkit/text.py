@@ -36,6 +36,11 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
     return f"{count} {noun if count == 1 else many or noun + 's'}"
 
 
+def install_extra(extra: str) -> str:
+    """Return the command that installs what an extra of alignkit needs."""
+    return f'pip install "alignkit[{extra}]", in a clone pip install ".[{extra}]"'
+
+
 def with_article(noun: str) -> str:
     """Put the indefinite article before a noun: ``a solution``, ``an alignment``."""
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
@@ -81,9 +86,13 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text without its full stop, or the type of an error that has no text."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """Return the first line of an error's text without its full stop, or the type of an error that has no text.
+
+    A line that ends in a colon goes on in the next.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    whole = next((at for at, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:whole]).rstrip(".:") or type(error).__name__
 
 
 def describe_error(error: BaseException) -> str:
@@ -102,6 +111,10 @@ def describe_validation(error: ValidationError) -> str:
     parts = []
     for entry in error.errors(include_url=False):
         path = ".".join(str(step) for step in entry["loc"])
+        if entry["type"] == "union_tag_invalid":  # the words of pydantic are for programmers
+            known, tag = entry["ctx"]["expected_tags"], entry["ctx"]["tag"]
+            parts.append(f"{tag!r} is none of {known}")
+            continue
         parts.append(f"{path}: {entry['msg']}" if path else entry["msg"])
     return "; ".join(parts) + "."
 

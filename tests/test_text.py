@@ -56,3 +56,21 @@ def test_sizes_are_readable() -> None:
         "5.6 MB",
         "7.8 GB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        ("one. \ntwo", "one"),
+        (
+            "got (list), but expected one of:\n * (Tensor input)\n * (int)",
+            "got (list), but expected one of: * (Tensor input)",
+        ),
+        ("a:\n\nb:\nc.\nd", "a: b: c"),
+        ("a:", "a"),
+        ("\n", "ValueError"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_first_line_of_an_error_is_a_whole_sentence(words: str, first: str) -> None:
+    assert text.first_line(ValueError(words)) == first

@@ -125,7 +125,12 @@ class Format(Generic[ContentT]):
             raise self.error(f"{source} is damaged: {explain_error(error).rstrip('.')}.") from error
 
     def write(self, path: Path, values: Mapping[str, Any]) -> None:
-        """Write a JSON file; either the whole file appears, or nothing changes and `WeightsError` is raised."""
+        """Write a JSON file in place of one that is there; the whole file appears, or nothing changes.
+
+        Raises:
+            WeightsError: Its name does not end in ``.json``, or it cannot be written.
+        """
+        self._check_name(path, ".json")
         write_text(path, self.to_json(values))
 
     def read(self, path: Path) -> ContentT:
@@ -137,10 +142,19 @@ class Format(Generic[ContentT]):
         return self.from_json(text, path)
 
     def write_tensors(self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write a safetensors file; either the whole file appears, or nothing changes and `WeightsError` is raised."""
+        """Write a safetensors file in place of one that is there; the whole file appears, or nothing changes.
+
+        Raises:
+            WeightsError: Its name does not end in ``.safetensors``, or it cannot be written.
+        """
+        self._check_name(path, ".safetensors")
         document = with_digest({**self.header, **values, TENSORS: _digest_of_tensors(tensors)})
         with staged(path) as temporary:
             save_safetensors(tensors, temporary, {ENTRY: json.dumps(document)})
+
+    def _check_name(self, path: Path, suffix: str) -> None:
+        if path.suffix != suffix:
+            raise WeightsError(f"{path}: {with_article(self.noun)} is written as {suffix}: end the name in that.")
 
     def read_tensors(self, path: Path) -> tuple[ContentT, dict[str, Tensor]]:
         """Read what is in a safetensors file: its content, and its tensors in memory of their own."""

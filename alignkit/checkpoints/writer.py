@@ -29,7 +29,7 @@ class ByteProgress:
         done: Bytes processed.
         total: Bytes to process in this pass, as known now.
         seconds: Seconds since the pass began.
-        stage: What is being done, such as ``"write"`` or ``"sweep 2"``.
+        stage: What is being done, such as ``"writing"`` or ``"sweep 2"``.
         share: Part of the work that is done, where bytes alone would say it wrongly; None where they say it.
     """
 
@@ -55,6 +55,19 @@ class ByteProgress:
 
 
 OnProgress: TypeAlias = Callable[[ByteProgress], None]
+
+
+def byte_counter(on_progress: OnProgress | None, stage: str, total: int) -> Callable[[int], None]:
+    """Return what is called with the bytes that were processed since the last call, and reports the pass."""
+    began, done = perf_counter(), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(ByteProgress(done, total, perf_counter() - began, stage))
+
+    return advance
 
 
 @check_arguments
@@ -95,14 +108,7 @@ def write_checkpoint(
     if (free := shutil.disk_usage(place_of(output).parent).free) < needed:
         room = f"it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left"
         raise WeightsError(f"cannot write {output}: {room}.")
-    started, written, total = perf_counter(), 0, like.nbytes
-    tensor = like.stored_values(tensor)
-
-    def advance(count: int) -> None:
-        nonlocal written
-        written += count
-        if on_progress is not None:
-            on_progress(ByteProgress(written, total, perf_counter() - started, "write"))
+    tensor, advance = like.stored_values(tensor), byte_counter(on_progress, "writing", like.nbytes)
 
     with staged(output, folder=like.folder is not None, overwrite=overwrite, replaces=replaces) as temporary:
         if like.folder is None:

@@ -27,6 +27,7 @@ def align_many(
     reference: Annotated[int, typer.Option("--reference", min=0, help="Model whose order all take, from 0.")] = 0,
     task: switches.TaskSwitch = None,
     memory: switches.MemorySwitch = None,
+    resume: switches.ResumeSwitch = None,
     dtype: switches.DtypeSwitch = None,
     allow_missing: switches.MissingSwitch = None,
 ) -> None:
@@ -45,7 +46,7 @@ def align_many(
     if reference >= len(models):
         raise UsageError(f"--reference {reference}: there are {plural(len(models), 'model')}, counted from 0.")
     targets = targets_in(models, output, job.force)
-    with Runner("align-many", job, {}) as run:
+    with Runner("align-many", job, {}, kept=resume) as run:
         run.written += [str(path) for path in targets]
         files = run.open(
             models,
@@ -60,8 +61,9 @@ def align_many(
         check = run.check_function(files, 0) if memory is None else None
         networks = files.networks(memory)
         many = alignkit.align_many(
-            files.graph, *networks, method=how, reference=reference, task=load_task(files, task), **solving.arguments
-        )
+            files.graph, *networks, method=how, reference=reference, task=load_task(files, task), path=resume,
+            on_progress=run.on_progress, **solving.arguments,
+        )  # fmt: skip
         aligned = many.apply(networks)
         run.check_rounding(files, dict(enumerate(aligned)))
         record = run.record(files, many)
@@ -69,4 +71,5 @@ def align_many(
             files.write_set(output, aligned, first=0, overwrite=job.force, record=lambda _: record)
         names = [str(path) for path in models]
         title = f"{plural(len(models), 'model')} in one order of units"
-        run.finish(many, title, files, named={"models": names, "output": run.written[:]}, names=names, check=check)
+        named = {"models": names, "output": list(map(str, targets))}
+        run.finish(many, title, files, named=named, names=names, check=check)

@@ -11,7 +11,7 @@ import typer
 import alignkit
 from alignkit.cli import switches
 from alignkit.cli.outputs import targets_in
-from alignkit.cli.runner import Runner
+from alignkit.cli.runner import Runner, load_task
 from alignkit.text import plural
 
 
@@ -22,8 +22,9 @@ def canonicalize(
     output: switches.OutputFolderSwitch,
     architecture: switches.ArchitectureSwitches,
     kinds: switches.SymmetrySwitches,
+    solving: switches.SolverSwitches,
     job: switches.JobSwitches,
-    device: switches.DeviceSwitch = None,
+    task: switches.TaskSwitch = None,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
     allow_missing: switches.MissingSwitch = None,
@@ -32,10 +33,11 @@ def canonicalize(
 
     Example: alignkit canonicalize ref.safetensors zoo/*.safetensors -o canonical --spec spec.json
 
-    Each network is written to the output folder under its own name. Files appear whole or not at all, and none is
-    replaced without --force.
+    Each network is written to the output folder under its own name. Weight matching takes whole stacks of small
+    networks; other solvers, some of which take data from --task, align one after the other. Files appear whole or not
+    at all, and none is replaced without --force.
     """
-    switches.check_memory(memory, {"--allow-missing": bool(allow_missing)})
+    switches.check_memory(memory, {"--task": task is not None, "--allow-missing": bool(allow_missing)})
     targets = targets_in(networks, output, job.force)
     with Runner("canonicalize", job, {}) as run:
         run.written += [str(path) for path in targets]
@@ -43,14 +45,17 @@ def canonicalize(
             [reference, *networks],
             architecture,
             kinds,
-            solver="weight_matching",
+            solver=solving.solver,
             memory=memory,
             dtype=dtype,
             allow_missing=allow_missing or (),
         )
         files.check_set(output, first=1, overwrite=job.force)
         reference_network, *others = files.networks(memory)
-        canonical = alignkit.canonicalize(files.graph, others, reference_network, device=device)
+        data = load_task(files, task)
+        canonical = alignkit.canonicalize(
+            files.graph, others, reference_network, task=data, on_progress=run.on_progress, **solving.arguments
+        )
         run.check_rounding(files, {index + 1: canonical.network(index) for index in range(len(others))})
         record = run.record(files, canonical)
         with run.file_set.collecting():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +37,7 @@ def check(
     """
     if spec is not None and kinds.symmetries == "all":
         raise UsageError("--spec brings layouts, so that --symmetries has nothing to find. Marks in a spec say kinds.")
-    folder = ":" not in model and (os.path.isdir(model) or alignkit.checkpoints.is_hub_id(model))
+    folder = alignkit.jobs.is_folder_or_id(model)
     first = checkpoint or (Path(model) if folder else None)
     if against is not None and first is None:
         raise UsageError("--against compares two checkpoints: name the first one after the model.")
@@ -52,7 +51,10 @@ def check(
         graph = files.graph
         if spec is not None:
             counted = alignkit.graph.Provenance(outputs=tuple(outputs or ()))
-            graph = alignkit.SymmetryGraph.from_spec(alignkit.jobs.read_spec(spec), like=module, provenance=counted)
+            written = alignkit.jobs.read_spec_or_graph(spec)
+            if isinstance(written, dict):
+                written = alignkit.SymmetryGraph.from_spec(written, like=module, provenance=counted)
+            graph = written
         named = {"model": model, "checkpoint": first, "against": against}
         if against is None:
             own = module if first is None else files.given_module(0)

@@ -58,9 +58,8 @@ def compare(
     check_free({"--picture": picture}, job.force)
     options = solver_options(compared.option)
     pool = nullcontext() if jobs == 1 else _workers(jobs)
-    with Runner("compare", job, {}) as run, pool as executor:
-        run.written += [str(path) for path in (picture, resume) if path is not None]
-        run.kept = resume
+    with Runner("compare", job, {}, kept=resume) as run, pool as executor:
+        run.written += [] if picture is None else [str(picture)]
         files = run.open([a, b], architecture, kinds, solver=compared.solver or sorted(alignkit.list_solvers()))
         task, test = load_task(files, compared.task), load_task(files, compared.test)
         comparison = alignkit.compare(
@@ -71,7 +70,8 @@ def compare(
             executor=executor,
             path=resume,
             evaluation=alignkit.Evaluation(test, compared.points, compared.repair),
-            report=_show_row,
+            report=lambda row: _show_row(row, job),
+            on_progress=run.on_progress,
             device=compared.device,
             **options,
         )
@@ -88,6 +88,6 @@ def _workers(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, mp_context=context, initializer=signal.signal, initargs=end)
 
 
-def _show_row(row: ComparisonRow) -> None:
-    if sys.stderr.isatty():
-        typer.echo(f"{row.solver}, seed {row.seed}: {row.status}", err=True)
+def _show_row(row: ComparisonRow, job: switches.JobSwitches) -> None:
+    if job.verbose or sys.stderr.isatty():
+        job.note(f"{row.solver}, seed {row.seed}: {row.status}")

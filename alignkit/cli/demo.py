@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import TimeElapsedColumn
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn
 
 import alignkit
 from alignkit.cli import switches
-from alignkit.cli.runner import Runner, bar
+from alignkit.cli.runner import Runner
 
 
 @switches.command
@@ -30,7 +30,7 @@ def demo(
         run.written += [str(output / name) for name in alignkit.jobs.DEMO_FILES]
         if job.dry_run:
             run.end_dry_run(alignkit.jobs.estimate_demo(run.written))
-        with bar(TimeElapsedColumn(), start="reading digits") as update:
+        with job.bar(TimeElapsedColumn(), TimeRemainingColumn(), start="reading digits") as update:
 
             def report(doing: str, share: float) -> None:
                 update(description=doing, completed=share)

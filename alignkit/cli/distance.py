@@ -9,7 +9,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
-from alignkit.cli.runner import Runner, byte_bar, load_task
+from alignkit.cli.runner import Runner, load_task
 from alignkit.errors import AlignkitError
 
 
@@ -36,9 +36,8 @@ def distance(
     switches.check_memory(memory, {"--task": task is not None})
     with Runner("distance", job, {"--save-alignment": save_alignment}) as run:
         files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory, balance=False)
-        with byte_bar(memory) as report:
-            pair = files.bind(memory, report)  # balanced by the job, which tells whether scales made them differ
-            measured = alignkit.distance(pair, tolerance=tolerance, task=load_task(files, task), **solving.arguments)
+        pair = files.bind(memory)  # balanced by the job, which tells whether scales made them differ
+        measured = alignkit.distance(pair, tolerance=tolerance, task=load_task(files, task), **solving.arguments)
         if save_alignment is not None:
             with run.file_set.collecting():
                 measured.alignment.save(save_alignment)

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from alignkit.errors import AlignkitError, UsageError
+from alignkit.errors import AlignkitError, ArgumentError, UsageError
 
 REFUSED, WRONG_USE, UNEXPECTED, INTERRUPTED = 1, 2, 3, 130
 
@@ -48,7 +48,7 @@ class FriendlyGroup(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(WRONG_USE if isinstance(error, UsageError) else REFUSED) from error
+            raise typer.Exit(WRONG_USE if isinstance(error, UsageError | ArgumentError) else REFUSED) from error
         except KeyboardInterrupt as error:
             if ctx.params.get("debug"):
                 raise

@@ -11,7 +11,7 @@ import alignkit
 from alignkit.cli import switches
 from alignkit.cli.attached import merge_adapters, refuse
 from alignkit.cli.merge_recipe import Plan, read_plan
-from alignkit.cli.runner import Runner, byte_bar, task_arguments
+from alignkit.cli.runner import Runner, task_arguments
 from alignkit.cli.values import one_of
 
 
@@ -61,6 +61,7 @@ def merge(
     ] = None,
     allow_missing: switches.MissingSwitch = None,
     memory: switches.MemorySwitch = None,
+    resume: switches.ResumeSwitch = None,
     dtype: switches.DtypeSwitch = None,
 ) -> None:
     """Align checkpoints of one architecture and average them.
@@ -80,14 +81,15 @@ def merge(
             "--no-align": not plan.recipe.align,
             "--dtype": plan.recipe.dtype,
             "--tokenizer": plan.recipe.tokenizer,
+            "--resume": resume is not None,
         }
         refuse("adapters", {switch: bool(value) for switch, value in others.items()})
         merge_adapters(plan, job)
     else:
-        _merge(plan, job)
+        _merge(plan, job, resume)
 
 
-def _merge(plan: Plan, job: switches.JobSwitches) -> None:
+def _merge(plan: Plan, job: switches.JobSwitches, resume: Path | None) -> None:
     """Merge networks."""
     recipe, output, memory = plan.recipe, plan.output, plan.recipe.memory
     method = one_of("--method", recipe.method, ("linear", "slerp", "task_arithmetic", "ties", "dare"))
@@ -98,26 +100,23 @@ def _merge(plan: Plan, job: switches.JobSwitches) -> None:
         f"--method {recipe.method}": recipe.method != "linear",
     }
     switches.check_memory(memory, {switch: bool(value) for switch, value in wholly.items()})
-    with Runner("merge", job, {"--output": output}, like=plan.models[0]) as run:
+    with Runner("merge", job, {"--output": output}, like=plan.models[0], kept=resume) as run:
         files = run.open(
             plan.models, plan.architecture, plan.kinds, solver=plan.solving["solver"], memory=memory,
             dtype=recipe.dtype, allow_missing=recipe.allow_missing, tokenizer=recipe.tokenizer,
         )  # fmt: skip
         check = run.check_function(files, 1) if memory is None else None
-        with byte_bar(memory) as report:
-            merged = alignkit.merge(
-                files.graph, *files.networks(memory), weights=files.weights_for(recipe.weights, method),
-                method=method, dtype=recipe.dtype, density=recipe.density, on_progress=report,
-                **task_arguments(files, plan.data), **plan.solving,
-            )  # fmt: skip
-            run.check_rounding(files, dict(enumerate(merged.aligned)))
-            record = run.record(files, merged, recipe.parameters())
-            run.tell_changes(record, plan.earlier)
-            card = plan.card(files, merged.explain())
-            with run.file_set.collecting():
-                files.write(
-                    output, merged.network, like=0, overwrite=job.force, on_progress=report, record=record, card=card
-                )
+        merged = alignkit.merge(
+            files.graph, *files.networks(memory), weights=files.weights_for(recipe.weights, method), method=method,
+            dtype=recipe.dtype, density=recipe.density, path=resume, on_progress=run.on_progress,
+            **task_arguments(files, plan.data), **plan.solving,
+        )  # fmt: skip
+        run.check_rounding(files, dict(enumerate(merged.aligned)))
+        record = run.record(files, merged, recipe.parameters())
+        run.tell_changes(record, plan.earlier)
+        card = plan.card(files, merged.explain())
+        with run.file_set.collecting():
+            files.write(output, merged.network, like=0, overwrite=job.force, record=record, card=card)
         names = list(recipe.models)
         named = {"models": names, "output": output, "method": recipe.method, "task": recipe.task or "none"}
         return run.finish(merged, f"Merge of {', '.join(names)}", files, named=named, names=names, check=check)

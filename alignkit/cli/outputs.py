@@ -8,7 +8,7 @@ from pathlib import Path
 
 import alignkit
 from alignkit.errors import MissingExtraError, UsageError
-from alignkit.text import list_some
+from alignkit.text import install_extra, list_some
 
 REPLACE = "Choose another name, or pass --force to replace"
 
@@ -70,7 +70,7 @@ def check_report(path: Path | None, force: bool) -> None:
             raise UsageError(f"--report {path}: its pictures go to {pictures}, which exists. Choose another name.")
     check_free({"--report": path}, force)
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError('reports need matplotlib: pip install "alignkit[plot]"')
+        raise MissingExtraError(f"reports need matplotlib: {install_extra('plot')}.")
 
 
 def targets_in(networks: Sequence[Path], output: Path, force: bool) -> list[Path]:

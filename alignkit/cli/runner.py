@@ -6,16 +6,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 import alignkit
 from alignkit.cli.folded import fold_facts, fold_lines, fold_sections
@@ -25,7 +23,6 @@ from alignkit.errors import VerificationError
 from alignkit.text import list_some, readable_bytes
 
 if TYPE_CHECKING:
-    from alignkit.checkpoints import ByteProgress
     from alignkit.graph.proof.verify import Verification
     from alignkit.jobs import Estimate, NetworkFiles
 
@@ -48,10 +45,17 @@ class Runner:
         switches: What every job command takes.
         outputs: Files of weights and alignments that are written, by their switch.
         like: An input; where it is a folder, ``--output`` may be one.
+        kept: What is written on the way, and stays when the command is interrupted.
     """
 
     def __init__(
-        self, job: str, switches: JobSwitches, outputs: Mapping[str, Path | None], *, like: Path | None = None
+        self,
+        job: str,
+        switches: JobSwitches,
+        outputs: Mapping[str, Path | None],
+        *,
+        like: Path | None = None,
+        kept: Path | None = None,
     ) -> None:
         folder = like is not None and (
             os.path.isdir(like) or like.name.endswith(".index.json") or alignkit.checkpoints.is_hub_id(like)
@@ -59,10 +63,9 @@ class Runner:
         check_weights(dict(outputs), switches.force, folder=folder)
         check_report(switches.report, switches.force)
         self.job, self.switches = job, switches
-        self.written = [str(path) for path in outputs.values() if path is not None]
+        self.written = [str(path) for path in (*outputs.values(), kept) if path is not None]
         self.file_set = alignkit.checkpoints.FileSet()
-        self.kept: Path | None = None
-        """What is written on the way, and stays when the command is interrupted."""
+        self.kept = kept
         self._output, self._like = outputs.get("--output"), like
         self._function: dict[str, float | None] = {}
         self._lines: list[str] = []
@@ -71,7 +74,8 @@ class Runner:
         with ExitStack() as stack:
             self._started = perf_counter()
             self._memory = stack.enter_context(alignkit.jobs.peak_memory())
-            stack.enter_context(alignkit.progress())
+            stack.enter_context(self.switches.watching())
+            self.on_progress = stack.enter_context(self.switches.passes())
             self._stack = stack.pop_all()
         return self
 
@@ -79,7 +83,7 @@ class Runner:
         self._stack.__exit__(kind, error, trace)
         self.file_set.__exit__()
         if isinstance(error, KeyboardInterrupt):
-            kept = [f"Rows that are done are in {self.kept}, and the same command goes on there."] if self.kept else []
+            kept = [f"What is done is kept in {self.kept}, and the same command goes on there."] if self.kept else []
             outputs = [path for path in self.written if path != str(self.kept)]
             nothing = "Nothing else was written." if self.kept else "Nothing was written."
             written = f"Written: {', '.join(outputs)}." if self.file_set.is_published and outputs else nothing
@@ -127,6 +131,7 @@ class Runner:
                 download=architecture.allow_download,
                 allow_missing=allow_missing,
                 tokenizer=tokenizer,
+                on_progress=self.on_progress,
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:
@@ -134,6 +139,8 @@ class Runner:
         if self.switches.dry_run:
             writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]
             self.end_dry_run(files.estimate(self.job, solver=solver, memory=memory, writes=writes))  # type: ignore[arg-type]
+        if files.paths:
+            self._tell_plan(files.plan(self.job, solver=solver, memory=memory))  # type: ignore[arg-type]
         if self.job not in TELL_FOLDS and files.folded:
             self._lines += fold_lines(files)
         if self._output is not None and self._like is not None:
@@ -160,6 +167,11 @@ class Runner:
             self._lines.append(f"Note: {list_some(changed, 4)} changed since the record was written.")
         if others := [f"{name} {v}" for name, v in earlier.versions.items() if now.versions.get(name) != v]:
             self._lines.append(f"Note: the record was written with {list_some(others)}. Numbers may differ slightly.")
+
+    def _tell_plan(self, estimate: Estimate) -> None:
+        """Say before a long job what it will take."""
+        if estimate.is_large or self.switches.verbose:
+            self.switches.note(estimate.summary)
 
     def end_dry_run(self, estimate: Estimate) -> None:
         """Print an estimate, and end the command."""
@@ -261,8 +273,8 @@ class Runner:
     def _print(self, text: str, facts: Mapping[str, Any]) -> None:
         if self.switches.as_json:
             typer.echo(json.dumps(facts, indent=2, allow_nan=False, default=str))
-        else:  # as it is, without markup or line breaks of its own
-            Console(highlight=False, markup=False, soft_wrap=True).print(text)
+        else:
+            self.switches.say(text)
 
 
 def look_in_this_folder() -> None:
@@ -284,31 +296,3 @@ def task_arguments(files: NetworkFiles, switches: TaskSwitches) -> dict[str, Any
         "reset_batchnorm": switches.reset_batchnorm,
         "repair": switches.repair,
     }
-
-
-@contextmanager
-def bar(*columns: str | ProgressColumn, total: float = 1.0, start: str = "") -> Iterator[Callable[..., None]]:
-    """Show a bar on the terminal while the block runs; nothing where there is no terminal.
-
-    The function that it yields takes what a task of rich takes: ``completed=``, ``total=``, ``description=``.
-    """
-    console = Console(stderr=True)
-    shown = (TextColumn("{task.description}"), BarColumn(), *columns)
-    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(start, total=total)
-        yield lambda **values: progress.update(task, **values)
-
-
-@contextmanager
-def byte_bar(memory: str | None) -> Iterator[Callable[[ByteProgress], None] | None]:
-    """Show how far a pass over many bytes has come, with the time left of it; no bar without a limit of memory."""
-    if memory is None:
-        yield None
-        return
-    with bar(start="reading") as update:
-
-        def report(progress: ByteProgress) -> None:
-            left = "" if progress.remaining is None else f", about {progress.remaining:.0f} s left of this pass"
-            update(description=f"{progress.stage}{left}", completed=progress.fraction)
-
-        yield report

@@ -9,7 +9,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
-from alignkit.cli.runner import Runner, byte_bar, load_task
+from alignkit.cli.runner import Runner, load_task
 
 
 @switches.command
@@ -55,16 +55,15 @@ def solve(
         )
         named = {"A": a, "B": b, "output": output}
         start = None if init is None else _read_start(init, files.graph)
-        with byte_bar(memory) as report:
-            pair = files.bind(memory, report)
-            solution = alignkit.solve(pair, init=start, task=load_task(files, task), **solving.arguments)
-            _stop_if_nothing_moved(solution)
-            network = pair.b if memory else files.weights[1]
-            aligned = solution.apply(network)
-            run.check_rounding(files, {1: aligned})
-            with run.file_set.collecting():
-                record = run.record(files, solution)
-                files.write(output, aligned, like=1, overwrite=job.force, on_progress=report, record=record)
+        pair = files.bind(memory)
+        solution = alignkit.solve(pair, init=start, task=load_task(files, task), **solving.arguments)
+        _stop_if_nothing_moved(solution)
+        network = pair.b if memory else files.weights[1]
+        aligned = solution.apply(network)
+        run.check_rounding(files, {1: aligned})
+        with run.file_set.collecting():
+            record = run.record(files, solution)
+            files.write(output, aligned, like=1, overwrite=job.force, record=record)
         check = run.check_function(files, 1) if job.report and memory is None else None
         if save_alignment is not None:
             with run.file_set.collecting():

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
+from alignkit.cli.telling import TellingSwitches
 from alignkit.cli.values import one_of, solver_options
 from alignkit.errors import UsageError
 
@@ -49,6 +50,10 @@ MissingSwitch: TypeAlias = Annotated[
         metavar="PATTERN",
         help="Tensors that a checkpoint may lack, such as head.*; repeatable. They come from those that have them.",
     ),
+]
+ResumeSwitch: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--resume", help="JSON lines: solves are kept here while they are made, and resumed from."),
 ]
 SaveAlignmentSwitch: TypeAlias = Annotated[
     Path | None, typer.Option("--save-alignment", help="Where the alignment is saved.")
@@ -186,7 +191,7 @@ class TaskSwitches:
 
 
 @dataclass(frozen=True)
-class JobSwitches:
+class JobSwitches(TellingSwitches):
     """What every job command can do beside its job."""
 
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the estimate and do nothing.")] = False

@@ -13,13 +13,15 @@ from alignkit.cli import switches
 from alignkit.cli.failures import saying_what_is_there
 from alignkit.cli.outputs import check_free
 from alignkit.cli.runner import look_in_this_folder
+from alignkit.cli.telling import TellingSwitches
 from alignkit.errors import UsageError
 
 
 @switches.command
 def trace(
-    model: Annotated[str, typer.Argument(help=switches.MODEL_HELP)],
+    model: Annotated[str, typer.Argument(help=switches.MODEL_HELP + " Or a folder with config.json.")],
     kinds: switches.SymmetrySwitches,
+    telling: TellingSwitches,
     spec: Annotated[Path | None, typer.Option("--spec", help="Write the layouts: JSON, as --spec takes them.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the graph as JSON.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw the graph: .png, .svg or .pdf.")] = None,
@@ -37,10 +39,10 @@ def trace(
     kinds.check()
     look_in_this_folder()
     with saying_what_is_there(lambda: "Nothing was written."), alignkit.checkpoints.written_together():
-        module, args, kwargs = alignkit.models.load_model(model)
+        given, name = ([model], None) if alignkit.jobs.is_folder_or_id(model) else ([], model)
         wanted: dict[str, Any] = {"symmetries": kinds.symmetries, "keep_tied": kinds.keep_tied}
-        graph = alignkit.trace(module, *args, outputs=outputs or (), **wanted, **kwargs)
-        typer.echo(graph.report())
+        graph = alignkit.open_networks(*given, model=name, read=False, outputs=outputs or (), **wanted).graph
+        telling.say(graph.report())
         if spec is not None and graph.folds:
             raise UsageError(
                 "--spec: a spec says nothing of folds, and is wrong without them. Write the graph by --json."
@@ -52,4 +54,4 @@ def trace(
             graph.draw(picture)
     for path in (spec, as_json, picture):
         if path is not None:
-            typer.echo(f"Written: {path}")
+            telling.say(f"Written: {path}")

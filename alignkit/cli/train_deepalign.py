@@ -16,7 +16,7 @@ import alignkit
 from alignkit.cli import switches
 from alignkit.cli.failures import saying_what_is_there
 from alignkit.cli.outputs import check_weights
-from alignkit.cli.runner import bar
+from alignkit.cli.telling import TellingSwitches
 from alignkit.cli.values import key_values, plain_value
 from alignkit.errors import UsageError
 
@@ -70,6 +70,7 @@ def train_deepalign(
     wanted: AlignerSwitches,
     training: TrainingSwitches,
     logging: LogSwitches,
+    telling: TellingSwitches,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
 ) -> None:
@@ -90,7 +91,7 @@ def train_deepalign(
         alignkit.training.learn_domain(aligner, opened, training.data, training.seed)
     settings = alignkit.training.settings_for(aligner.encoder, training.seed, training.steps, changes)
     folder = logging.log or output.with_name(f"{output.stem}-training")
-    with saying_what_is_there(lambda: _what_is_there(folder, output)), _training_bar(settings.steps) as report:
+    with saying_what_is_there(lambda: _what_is_there(folder, output)), _training_bar(settings.steps, telling) as report:
         result = alignkit.training.train(
             aligner, opened, settings, folder, data=training.data, resume=logging.resume,
             tensorboard=logging.tensorboard, report=report,
@@ -102,7 +103,8 @@ def train_deepalign(
         facts = {**{name: plain_value(text) for name, text in card.items()}, **result.facts()}
         typer.echo(json.dumps({**facts, "output": str(output)}, indent=2))
     else:
-        typer.echo(f"{result.explain(opened)}\nWritten: {output}\nMetrics: {folder}")
+        using = f"Use it: --solver deepalign --option encoder={aligner.encoder} --option checkpoint={output}"
+        telling.say(f"{result.explain(opened)}\nWritten: {output}\nMetrics: {folder}\n{using}")
 
 
 def _what_is_there(folder: Path, output: Path) -> str:
@@ -113,11 +115,11 @@ def _what_is_there(folder: Path, output: Path) -> str:
 
 
 @contextmanager
-def _training_bar(steps: int) -> Iterator[Callable[[MetricsRow], None]]:
+def _training_bar(steps: int, telling: TellingSwitches) -> Iterator[Callable[[MetricsRow], None]]:
     """Show how far training has come, with the last losses that were measured."""
     last = {"loss": "-", "held out": "-"}
     columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with bar(*columns, total=steps, start="preparing") as update:
+    with telling.bar(*columns, total=steps, start="preparing") as update:
 
         def report(row: MetricsRow) -> None:
             measured = {"loss": row.loss, "held out": row.held_out}

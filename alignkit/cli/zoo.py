@@ -12,7 +12,7 @@ from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 import alignkit
 from alignkit.cli import switches
 from alignkit.cli.failures import saying_what_is_there
-from alignkit.cli.runner import bar
+from alignkit.cli.telling import TellingSwitches
 from alignkit.cli.values import key_values, numbers
 from alignkit.errors import AlignkitError, UsageError
 
@@ -86,6 +86,7 @@ def zoo(
     networks: NetworkSwitches,
     learning: SourceSwitches,
     recipe: RecipeSwitches,
+    telling: TellingSwitches,
     count: Annotated[int, typer.Option("--count", min=1, help="Networks in all.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is random.")] = 0,
     splits: Annotated[str, typer.Option("--splits", help="Shares of train, validation, test.")] = "0.8,0.1,0.1",
@@ -104,7 +105,8 @@ def zoo(
     if len(shares) != 3:
         raise UsageError(f"--splits {splits}: give three shares, such as 0.8,0.1,0.1.")
     counted = TextColumn("{task.completed:.0f} of {task.total:.0f} networks")
-    bars = bar(counted, TimeElapsedColumn(), TimeRemainingColumn(), total=count, start="training")
+    bars = telling.bar(counted, TimeElapsedColumn(), TimeRemainingColumn(), total=count, start="training")
+    before = _count_networks(output)
     with saying_what_is_there(lambda: _what_is_there(output, count)), bars as update:
         plan = alignkit.zoo.plan_set(
             networks.architecture, learning.source, count, recipe=recipe.recipe, seed=seed, shard=shard, shares=shares
@@ -114,13 +116,20 @@ def zoo(
             update(completed=trained, total=total)
 
         written = alignkit.zoo.write_set(output, plan, data=learning.data, device=device, chunk=chunk, progress=report)
-    typer.echo(written.explain())
+    telling.say(("All were there already.\n" if before == count else "") + written.explain())
 
 
 def _what_is_there(folder: Path, count: int) -> str:
     """Say what an interrupted run has written."""
-    try:
-        done = len(alignkit.zoo.read_manifest(folder).networks)
-    except AlignkitError:
+    done = _count_networks(folder)
+    if done is None:
         return "Nothing was written."
     return f"{done} of {count} networks are in {folder}. The same command goes on there."
+
+
+def _count_networks(folder: Path) -> int | None:
+    """Count the networks in a folder; None where there is no data set yet."""
+    try:
+        return len(alignkit.zoo.read_manifest(folder).networks)
+    except AlignkitError:
+        return None

@@ -42,7 +42,7 @@ def save_aligner(path: str | Path, aligner: Aligner, card: Mapping[str, str] | N
     """Write an aligner and its model card to one safetensors file; the whole file appears or nothing.
 
     Args:
-        path: File to write, ``.safetensors``.
+        path: File to write, ``.safetensors``, in place of one that is there.
         aligner: The aligner.
         card: What a reader should know: data, shapes, command, results, limits.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.staging import staged
 from alignkit.checkpoints.writer import OnProgress
-from alignkit.errors import AlignkitError, BindError, GraphError
+from alignkit.errors import BindError, GraphError, MissingExtraError
 from alignkit.graph.bind import WeightsSource, fit_models
 from alignkit.graph.description import describe, group_table
 from alignkit.graph.drawing import diagrams
@@ -30,7 +30,7 @@ from alignkit.graph.stored.budget import Budget
 from alignkit.graph.stored.network import StoredNetwork
 from alignkit.graph.stored.opening import open_stored
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import html_table
+from alignkit.text import html_table, install_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,8 +112,8 @@ class SymmetryGraph(GraphStructure):
             memory: What may be used beyond what the process takes anyway: bytes, or text such as ``"2GB"``. Both
                 checkpoints stay on disk then, and are read in parts when a solver or a job needs them. It has to hold
                 two square float64 matrices of the largest group, and some parts of tensors.
-            on_progress: With ``memory``: called with the bytes read in each sweep of weight matching, with an estimate
-                of the time left of the sweep.
+            on_progress: Called while weight matching sweeps over the groups: how far the sweep has come, how long it
+                takes at this pace, and with ``memory`` the bytes that were read.
 
         Returns:
             The pair. Tensors are detached, not copied.
@@ -129,7 +129,7 @@ class SymmetryGraph(GraphStructure):
             return Pair(self, stored_a, stored_b, on_progress=on_progress)
         side_a, side_b = fit_models(self, {"A": a, "B": b}, BindError, "the weights do not fit the graph")
         module_a, module_b = (source if isinstance(source, nn.Module) else None for source in (a, b))
-        return Pair(self, side_a, side_b, module_a, module_b)
+        return Pair(self, side_a, side_b, module_a, module_b, on_progress)
 
     @check_arguments
     def verify(self, model: nn.Module, *args: Any, **kwargs: Any) -> Verification:
@@ -159,7 +159,7 @@ class SymmetryGraph(GraphStructure):
             The matplotlib figure.
 
         Raises:
-            AlignkitError: matplotlib is not installed.
+            MissingExtraError: matplotlib is not installed.
             GraphError: The suffix is not a format of pictures.
             WeightsError: The file cannot be written.
         """
@@ -168,7 +168,7 @@ class SymmetryGraph(GraphStructure):
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "matplotlib":
                 raise
-            raise AlignkitError('drawing needs matplotlib. Install it with pip install "alignkit[plot]".') from error
+            raise MissingExtraError(f"drawing needs matplotlib: {install_extra('plot')}.") from error
         figure = paint(self)
         if path is not None:
             form = Path(path).suffix.removeprefix(".").lower()

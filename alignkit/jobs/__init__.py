@@ -26,7 +26,7 @@ from alignkit.jobs.merge import Merged
 from alignkit.jobs.merge_adapters import MergedAdapters
 from alignkit.jobs.model_card import model_card
 from alignkit.jobs.network_files import NetworkFiles
-from alignkit.jobs.network_opening import read_spec
+from alignkit.jobs.network_opening import is_folder_or_id
 from alignkit.jobs.recipe import MergeRecipe, merge_recipe
 from alignkit.jobs.record import (
     Record,
@@ -41,6 +41,7 @@ from alignkit.jobs.record import (
 from alignkit.jobs.rewritten import FoldCheck
 from alignkit.jobs.rotate import Rotated
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
+from alignkit.jobs.spec_file import read_spec, read_spec_or_graph
 from alignkit.jobs.transport import Transported
 from alignkit.jobs.transport_adapter import TransportedAdapter
 from alignkit.jobs.transport_optimizer import CarriedOptimizer, carry_optimizer, read_names
@@ -79,6 +80,7 @@ __all__ = [
     "check_same",
     "estimate_demo",
     "input_of_path",
+    "is_folder_or_id",
     "make_record",
     "match_checkpoints",
     "merge_recipe",
@@ -87,6 +89,7 @@ __all__ = [
     "read_names",
     "read_record",
     "read_spec",
+    "read_spec_or_graph",
     "run_demo",
     "sidecar",
     "write_described",

@@ -7,9 +7,10 @@ models goes through it, so every circle closes exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from os import PathLike
 from time import perf_counter
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints import ByteProgress, OnProgress
 from alignkit.checkpoints.dtypes import common_dtype
 from alignkit.errors import AlignmentError, SolverError
 from alignkit.graph import GraphStructure, Pair, SymmetryGraph
@@ -24,6 +26,8 @@ from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.average import AverageNetwork, Averaging
+from alignkit.jobs.kept_solves import KeptSolves
+from alignkit.jobs.row_file import digest_of
 from alignkit.jobs.shares import shares_of
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
 from alignkit.jobs.spread import cycle_error, fitted_models, spread
@@ -168,6 +172,8 @@ def align_many(
     seed: int = 0,
     max_sweeps: int = 100,
     memory: int | str | None = None,
+    path: str | PathLike[str] | None = None,
+    on_progress: OnProgress | None = None,
     **options: Any,
 ) -> ManyAlignment:
     """Bring several models to one common order of units.
@@ -188,10 +194,13 @@ def align_many(
         seed: Seed of solvers and of the order in which merge_many visits the models.
         max_sweeps: Maximum number of sweeps over the models.
         memory: With a limit the checkpoints stay on disk, as in `SymmetryGraph.bind`; not with ``"universe"``.
+        path: A file to which every solve is written when it is done, and now and then the best alignment of the one
+            that is under way. If it is there already, the job goes on from there: a killed run resumes where it was.
+        on_progress: Called after every solve, with the part of this round over the models that is done.
         options: Options of the solver.
 
     Raises:
-        AlignmentError: ``init`` does not fit.
+        AlignmentError: ``init`` does not fit, or ``path`` holds the solves of another job.
         BindError: There are fewer than two models, or one does not fit the graph; the message names it.
         SolverError: The method, the reference or an option of the solver is wrong.
     """
@@ -208,7 +217,12 @@ def align_many(
     if wrong := [i for i, start in enumerate(starts or ()) if start.graph != graph]:
         raise AlignmentError(f"init= of model {wrong[0]} belongs to another graph.")
     arguments = {"solver": solver, "task": task, "device": device, "seed": seed, "throw": True, **options}
-    work = _CommonOrder(graph, weights, arguments, starts, max_sweeps)
+    kept = None
+    if path is not None:
+        began = [digest_of(sorted(start.elements.items())) for start in starts or ()]
+        order = {"method": method, "reference": reference, "max_sweeps": max_sweeps, "start": began}
+        kept = KeptSolves(path, graph, weights, arguments, **order)
+    work = _CommonOrder(graph, weights, arguments, starts, max_sweeps, kept, on_progress)
     if method == "reference":
         alignments = work.to_reference(reference)
     elif method == "merge_many":
@@ -233,15 +247,17 @@ class _CommonOrder:
     arguments: dict[str, Any]
     init: list[Alignment] | None
     max_sweeps: int
+    kept: KeptSolves | None = None
+    on_progress: OnProgress | None = None
     history: list[Step] = field(default_factory=list)
 
     def to_reference(self, reference: int) -> list[Alignment]:
         """Align every model to one of them."""
         alignments = [Alignment.identity(self.graph)] * len(self.weights)
-        for i in range(len(self.weights)):
-            if i != reference:
-                start = None if self.init is None else self.init[reference].inverse() @ self.init[i]
-                alignments[i] = self._align(i, self.weights[reference], start)
+        others = [i for i in range(len(self.weights)) if i != reference]
+        for i in self._counted(others, "models aligned to the reference"):
+            start = None if self.init is None else self.init[reference].inverse() @ self.init[i]
+            alignments[i] = self._align(i, self.weights[reference], start)
         self._record(alignments, "aligned to the reference")
         return alignments
 
@@ -254,9 +270,10 @@ class _CommonOrder:
         if not self.graph.groups:
             return alignments
         moved = [alignment.apply(weights) for alignment, weights in zip(alignments, self.weights, strict=True)]
-        for _ in range(self.max_sweeps):
+        for sweep in range(1, self.max_sweeps + 1):
             changed = False
-            for i in torch.randperm(count, generator=generator).tolist() if generator else range(count):
+            visits = torch.randperm(count, generator=generator).tolist() if generator else list(range(count))
+            for i in self._counted(visits, f"models aligned to the others, sweep {sweep}"):
                 others = _mean([network for j, network in enumerate(moved) if j != i])
                 better = self._align(i, others, alignments[i])
                 if better != alignments[i]:
@@ -282,10 +299,21 @@ class _CommonOrder:
 
     def _align(self, i: int, target: Mapping[str, Tensor], start: Alignment | None) -> Alignment:
         """Align model ``i`` to a target; the start is kept when the solver finds nothing better."""
-        solution = completed(solve(Pair(self.graph, target, self.weights[i]), init=start, **self.arguments))
+        pair = Pair(self.graph, target, self.weights[i])
+        one = solve(pair, init=start, **self.arguments) if self.kept is None else self.kept.solve(pair, start)
+        solution = completed(one)
         if start is not None and not solution.objective_after < solution.objective_init * (1 - 1e-12):
             return start
         return solution.alignment
+
+    def _counted(self, models: Sequence[int], what: str) -> Iterator[int]:
+        """Yield models, and tell after each how many are done."""
+        began = perf_counter()
+        for done, model in enumerate(models, 1):
+            yield model
+            if self.on_progress is not None:
+                share, stage = done / len(models), f"{done} of {len(models)} {what}"
+                self.on_progress(ByteProgress(0, 0, perf_counter() - began, stage, share))
 
     def _record(self, alignments: Sequence[Alignment], note: str) -> None:
         value = min([spread(self.weights, alignments), *(step.objective for step in self.history)])

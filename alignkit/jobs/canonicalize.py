@@ -1,7 +1,7 @@
 """Thousands of small networks brought to the order of units of one reference, and to its signs and rotations.
 
-Weight matching ([Ainsworth23], Algorithm 1) on a whole stack of networks (`alignkit.solvers.stacked_matching`). Every
-network takes the same steps as it would alone.
+Weight matching ([Ainsworth23], Algorithm 1) works on a whole stack of networks (`alignkit.solvers.stacked_matching`).
+Every network takes the same steps as it would alone. Other solvers align one network after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.dtypes import common_dtype
 from alignkit.checkpoints.fit import all_finite
-from alignkit.errors import AlignmentError, BindError
+from alignkit.checkpoints.writer import OnProgress, byte_counter
+from alignkit.errors import AlignkitError, AlignmentError, BindError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
@@ -25,18 +26,21 @@ from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.graph.stored import Budget, StoredNetwork
 from alignkit.graph.stored.opening import open_stored
-from alignkit.jobs.solve import completed, solve
+from alignkit.jobs.pair_batches import PairSetup
+from alignkit.jobs.solve import SolverLike, build_solvers, check_solver_kinds, completed, solve
 from alignkit.matching.objective import Objective
 from alignkit.plotting.pictures import bar_chart
+from alignkit.plugins.plugin_registry import registry
 from alignkit.reports.document import Facts, Names, Part, Picture, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, number, uncovered_section
-from alignkit.solver import Problem
-from alignkit.solvers.stacked_matching import STACK_ELEMENTS, StackedMatching, can_be_stacked, distances2, permuted
-from alignkit.solvers.weight_matching import WeightMatching
+from alignkit.solver.solution import Solution
+from alignkit.solvers.stacked_matching import STACK_ELEMENTS, StackedMatching, distances2, permuted
+from alignkit.tasks.task import Task
 from alignkit.text import Explained, plural
 
 ROWS = 200
 """Maximum number of networks in the table of a report."""
+STAGE = "bringing networks to the reference"
 
 
 class StackOnDisk(Mapping[str, Tensor]):
@@ -65,8 +69,8 @@ class Canonical(Explained):
         elements: Indices or matrices of every group, ``[networks, *graph.element_shape(group)]``.
         before: ``||reference - network||^2`` as the networks were given, float64 ``[networks]``.
         after: The same in the new order.
-        batched: Whether networks were matched in batches. Graphs with families, or with a group that acts twice on one
-            part of a tensor, are matched one network after the other.
+        batched: Whether networks were matched in batches. Solvers other than weight matching, graphs with families, and
+            those with a group that acts twice on one part of a tensor, take one network after the other.
     """
 
     graph: SymmetryGraph
@@ -149,10 +153,13 @@ def canonicalize(
     networks: Sequence[WeightsSource] | Mapping[str, Tensor],
     reference: WeightsSource,
     *,
+    solver: SolverLike | Sequence[SolverLike] = "weight_matching",
+    task: Task | None = None,
     device: torch.device | str | None = None,
-    rtol: float = 1e-9,
-    max_steps: int = 1000,
+    seed: int = 0,
     memory: int | str | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Any,
 ) -> Canonical:
     """Bring many networks of one architecture to the order of units of a reference.
 
@@ -160,69 +167,92 @@ def canonicalize(
         graph: The graph that they share.
         networks: Modules, state dicts or paths; or one mapping of stacked tensors ``[networks, *shape]``.
         reference: The network whose order of units all others take.
-        device: Where similarities are computed. Default: where the reference's tensors are.
-        rtol: A sweep that improves the distance of a network by less than this fraction is its last.
-        max_steps: Maximum number of sweeps.
+        solver: Solver or chain, as in `alignkit.solve`. Weight matching without restarts works on whole stacks of
+            networks; others on one after the other, number ``i`` with the seed ``seed + i``.
+        task: Data and a loss, for solvers that need them.
+        device: Where solvers work. Default: where the reference's tensors are.
+        seed: Seed of solvers.
         memory: With a limit all networks, which are paths then, stay on disk, as in `SymmetryGraph.bind`; and so do
             those in the new order, which are read when they are asked for.
+        on_progress: Called with the part of the networks that is done.
+        options: Options of the solver.
 
     Raises:
         AlignmentError: There are no networks.
         BindError: A network or the reference does not fit the graph; the message names it by its number.
+        SolverError: The solver is unknown, an option is wrong, or it failed.
     """
     started = perf_counter()
-    matching = WeightMatching(rtol=rtol, max_steps=max_steps)
+    where = None if device is None else str(usable_device(device))
+    setup = PairSetup(graph, tuple(build_solvers(solver, options, None, registry())), task, where, seed)
+    check_solver_kinds(graph, setup.stages, registry())
     if memory is not None or isinstance(reference, StoredNetwork):
-        return _canonicalize_stored(graph, networks, reference, memory, matching, started)
+        return _canonicalize_stored(setup, networks, reference, memory, on_progress, started)
     stacked, target = _stack_networks(graph, networks, reference)
     count = len(next(iter(stacked.values()))) if stacked else 0
     if not count:
         raise AlignmentError("there are no networks to bring to the reference.")
-    where = next(iter(target.values())).device if device is None else usable_device(device)
     dtypes = {name: torch.double if graph.rotates(name) else torch.long for name in graph.groups}
     elements = {n: torch.empty(count, *graph.element_shape(n), dtype=dtype) for n, dtype in dtypes.items()}
     Objective(Pair(graph, target, target)).scale  # noqa: B018  refuses weights whose squares overflow or vanish
     shared = {name: tensor[None] for name, tensor in target.items()}
-    before, batched = _distances(graph, shared, stacked, count), can_be_stacked(graph)
+    before, matching = _distances(graph, shared, stacked, count), setup.matching
     if not bool(torch.isfinite(before).all()):
         far = int((~torch.isfinite(before)).nonzero()[0])
         raise BindError(f"network {far} holds numbers whose squares overflow float64. Make all networks smaller.")
-    alone, weights = list(range(count)), stacked
-    if batched:
+    alone, weights, advance = list(range(count)), stacked, byte_counter(on_progress, STAGE, count)
+    if matching is not None:
+        rtol, max_steps = matching.options.rtol, matching.options.max_steps
+        at = torch.device(where) if where else next(iter(target.values())).device
         size = max(1, STACK_ELEMENTS // max(1, sum(tensor.numel() for tensor in target.values())))
         for first in range(0, count, size):
             stack = {name: tensor[first : first + size] for name, tensor in stacked.items()}
-            for name, element in StackedMatching(graph, shared, stack, where).run(rtol, max_steps).elements.items():
+            for name, element in StackedMatching(graph, shared, stack, at).run(rtol, max_steps).elements.items():
                 elements[name][first : first + size] = element
+            advance(min(size, count - first))
         weights = _moved(graph, stacked, elements)
         # Weight matching alone starts again from a network that it would leave in a worse place than it was.
         alone = (_distances(graph, shared, weights, count) > before).nonzero().squeeze(1).tolist()
     for i in alone:
         pair = Pair(graph, target, {name: tensor[i] for name, tensor in stacked.items()})
-        outcome = matching.solve(Problem(pair, device=where), lambda step: None)
-        for name, element in outcome.alignment.elements.items():
+        for name, element in _solve(setup, i, pair).alignment.elements.items():
             elements[name][i] = element
+        if matching is None:
+            advance(1)
     if alone:
         weights = _moved(graph, stacked, elements)
     after = _distances(graph, shared, weights, count)
-    return Canonical(graph, weights, elements, before, after, perf_counter() - started, batched)
+    return Canonical(graph, weights, elements, before, after, perf_counter() - started, matching is not None)
+
+
+def _solve(setup: PairSetup, index: int, pair: Pair) -> Solution:
+    """Align one network to the reference; errors name it."""
+    arguments: dict[str, Any] = {"task": setup.task, "device": setup.device, "seed": setup.seed + index}
+    try:
+        return completed(solve(pair, solver=list(setup.stages), **arguments))
+    except AlignkitError as error:
+        raise type(error)(f"network {index}: {error}") from error
 
 
 def _canonicalize_stored(
-    graph: SymmetryGraph,
+    setup: PairSetup,
     networks: Sequence[WeightsSource] | Mapping[str, Tensor],
     reference: WeightsSource,
     memory: int | str | None,
-    matching: WeightMatching,
+    on_progress: OnProgress | None,
     started: float,
 ) -> Canonical:
     """Match networks that stay on disk, one after the other."""
+    graph = setup.graph
     if isinstance(networks, Mapping) or not networks:
         raise AlignmentError("with memory= networks are a sequence of one checkpoint or more.")
     sources = {"the reference": reference, **{f"network {i}": network for i, network in enumerate(networks)}}
     budget = reference.budget if isinstance(reference, StoredNetwork) else Budget.of(graph, memory or 0)
     target, *others = open_stored(graph, sources, budget)
-    solutions = [completed(solve(Pair(graph, target, network), solver=matching)) for network in others]
+    advance, solutions = byte_counter(on_progress, STAGE, len(others)), list[Solution]()
+    for index, network in enumerate(others):
+        solutions.append(_solve(setup, index, Pair(graph, target, network)))
+        advance(1)
     elements = {n: torch.stack([solution.alignment.elements[n] for solution in solutions]) for n in graph.groups}
     moved = [network.under(s.alignment.elements) for network, s in zip(others, solutions, strict=True)]
     before, after = torch.tensor([(s.objective_before, s.objective_after) for s in solutions], dtype=torch.float64).T

@@ -26,6 +26,7 @@ from alignkit.jobs.estimate import Estimate, estimate
 from alignkit.plugins.plugin_registry import list_solvers
 from alignkit.reports import Facts, Report
 from alignkit.tasks.task import Task
+from alignkit.text import install_extra
 from alignkit.tracing import trace
 
 WIDTHS = (64, 128, 128, 10)
@@ -95,7 +96,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise MissingExtraError('the demo needs scikit-learn and matplotlib: pip install "alignkit[demo]"') from error
+        raise MissingExtraError(f"the demo needs scikit-learn and matplotlib: {install_extra('demo')}.") from error
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: name a folder for the demo's results.")
     there = [name for name in FILES if (folder / name).exists()]

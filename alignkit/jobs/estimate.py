@@ -36,6 +36,8 @@ LISTED = 12
 """Maximum number of tensors that the text names."""
 QUICK = 0.5
 """Seconds below which an estimate says nothing: starting and reading take as long."""
+LONG, LARGE_MEMORY = 10.0, 2_000_000_000
+"""Seconds and bytes from which a job is large."""
 _LARGE, _PROBE = 2.6, 256
 """Exponent of the time of linear assignment of related units, as measured; units of the assignment that is timed."""
 
@@ -121,6 +123,7 @@ class Estimate(Explained):
     def explain(self) -> str:
         """Say what would be read, moved and written, and what it would take."""
         tensors, moved, uncovered = len(self.graph.tensors), self.moved, self.uncovered
+        scalars = tensors - len(moved) - len(uncovered)
         width = max([5, *(len(group.name) for group in self.groups)])
         rows = [
             f"  {g.name:<{width}}  {g.units:>7} units  {g.tensors:>4} tensors, {g.numbers:>13,} numbers"
@@ -135,13 +138,31 @@ class Estimate(Explained):
             f"{len(self.groups)} groups:" if rows else "No group: no unit may change its place.",
             *rows,
             f"{len(moved)} of {tensors} tensors move" + (f": {list_some(moved, LISTED)}." if moved else "."),
+            *([f"{plural(scalars, 'single number')}, such as counters, stay."] if scalars else []),
             f"{len(uncovered)} {'is' if len(uncovered) == 1 else 'are'} not covered" + (":" if uncovered else "."),
             *shorten_list([f"{name}: {reason}" for name, reason in uncovered.items()], LISTED, ", see --json"),
             f"Memory: about {readable_bytes(self.memory)} beside the program.",
         ]
-        seconds = self.seconds or 0.0
-        took = f"{seconds:.2g} s ({self.basis})" if seconds >= QUICK else "a second or less"
-        return "\n".join((*lines, f"Time: {self.basis if self.seconds is None else f'about {took}'}."))
+        return "\n".join((*lines, f"Time: {self._time}."))
+
+    @property
+    def _time(self) -> str:
+        if self.seconds is None:
+            return self.basis
+        return f"about {self.seconds:.2g} s ({self.basis})" if self.seconds >= QUICK else "about a second or less"
+
+    @property
+    def summary(self) -> str:
+        """Say the sizes in one line."""
+        networks, groups = plural(len(self.reads), "network"), plural(len(self.groups), "group")
+        moving = f"{len(self.moved)} of {plural(len(self.graph.tensors), 'tensor')} move"
+        size = f"about {readable_bytes(self.memory)} of memory"
+        return f"Plan of {self.job}: {networks}, {groups}, {moving}; {size}. Time: {self._time}."
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes long enough, or memory enough, to be told before it begins."""
+        return self.memory >= LARGE_MEMORY or (self.seconds or 0.0) >= LONG
 
     def _plan_of_folds(self) -> list[str]:
         """Say what would be folded and balanced first, and what cannot be."""

@@ -1,60 +1,79 @@
-"""Tasks from files: a table of inputs and targets, or a text for a language model."""
+"""Tasks from files: a table of inputs and targets, a folder of images or arrays, or texts for a language model."""
 
 from __future__ import annotations
 
 import os
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from alignkit.checkpoints import open_checkpoint
 from alignkit.checkpoints.opening import read_file
-from alignkit.checkpoints.shard import file_kind
 from alignkit.errors import TaskError
+from alignkit.jobs.task_images import ImageBatches, image_classes
+from alignkit.jobs.task_tables import INPUTS, TABLES, TARGETS, describe_columns, is_table, read_columns, read_table
+from alignkit.models import Example
 from alignkit.models.texts import token_blocks
 from alignkit.tasks.task import Task
-from alignkit.text import list_some
 
-INPUTS = ("inputs", "x", "images", "features")
-TARGETS = ("targets", "y", "labels")
-"""Names of the tensors of a table, of which the first that is there is taken."""
 TEXTS = (".txt", ".md")
-TABLES = ".npz, .safetensors, .pt"
 CONTEXT = 128
 """Number of tokens in a block of text, where the model reads as many."""
 ROWS = 32
 """Samples that a model of labels sees at once."""
 FORMS = (
-    f"package.module:function that returns an alignkit.Task; a table ({TABLES}) with the tensors inputs and targets, "
-    "or with the arguments of the model, labels among them; or a .txt file, for folders of language models"
+    f"package.module:function that returns an alignkit.Task; a table ({TABLES}) with inputs and targets, or with the "
+    "arguments of the model, labels among them; a folder with inputs.npy and targets.npy, or with a folder of images "
+    "for each class; or a .txt file, or a folder of them, for folders of language models"
 )
 
 
-def task_from_file(path: Path, model: nn.Module, folder: Path | None) -> Task:
-    """Make a task of a file.
+def task_from_file(path: Path, example: Example, folder: Path | None) -> Task:
+    """Make a task of a file or a folder.
 
     Whole targets of one number a sample are classes: cross-entropy and accuracy. Other targets are met by the mean
     squared error. Tables with ``labels`` beside arguments of the model, and texts, take the loss that the model
     returns.
 
     Args:
-        path: A table or a text.
-        model: The architecture.
+        path: A table, a text, or a folder of arrays, images or texts.
+        example: The architecture, with an example call.
         folder: Folder of the model, with its tokenizer; None where there is none.
 
     Raises:
         TaskError: The file cannot be read, or does not hold what a task needs.
         ModelSourceError: The tokenizer cannot be used.
+        MissingExtraError: A library that reads it is missing.
     """
     if os.path.isdir(path):
-        raise TaskError(f"--task {path} is a folder. Give {FORMS}.")
+        return _task_of_folder(path, example, folder)
     if path.suffix in TEXTS:
-        return _task_of_text(path, model, folder)
-    table = _read_table(path)
+        return _task_of_texts([path], example, folder)
+    if not is_table(path):
+        raise TaskError(f"--task {path} is of no known kind. Give {FORMS}.")
+    return _task_of_table(read_table(path), f"the table {path}", example)
+
+
+def _task_of_folder(path: Path, example: Example, folder: Path | None) -> Task:
+    columns, classes = sorted(path.glob("*.npy")), image_classes(path)
+    texts = sorted(text for text in path.iterdir() if text.suffix in TEXTS)
+    kinds = {"arrays (.npy)": columns, "folders of images": classes, "texts": texts}
+    there = [kind for kind, found in kinds.items() if found]
+    if len(there) != 1:
+        what = " and ".join(there) if there else "no data that are known"
+        raise TaskError(f"--task {path} is a folder that holds {what}. Give {FORMS}.")
+    if texts:
+        return _task_of_texts(texts, example, folder)
+    if columns:
+        return _task_of_table(read_columns(path), f"the folder {path}", example)
+    batches = ImageBatches(classes, example, folder)
+    if batches.is_prepared:
+        return Task(example[0], batches, "model")
+    return Task(example[0], batches, "cross_entropy", "accuracy")
+
+
+def _task_of_table(table: Mapping[str, Tensor], called: str, example: Example) -> Task:
+    model = example[0]
     inputs, targets = ([table[name] for name in names if name in table] for names in (INPUTS, TARGETS))
     if inputs and targets:
         classes = targets[0].ndim == 1 and not targets[0].is_floating_point()
@@ -63,29 +82,21 @@ def task_from_file(path: Path, model: nn.Module, folder: Path | None) -> Task:
         return Task(model, (inputs[0], targets[0]), "mse")
     if "labels" in table and len(table) > 1:
         return Task(model, [dict(table)], "model", chunk=ROWS)
-    raise TaskError(f"the table {path} holds {list_some(sorted(table), 5) or 'nothing'}. Give {FORMS}.")
+    raise TaskError(f"{called} holds {describe_columns(table)}. Give {FORMS}.")
 
 
-def _read_table(path: Path) -> Mapping[str, Tensor]:
-    """Read named tensors; those of numpy without running code."""
-    if path.suffix != ".npz":
-        if file_kind(path) is None:
-            raise TaskError(f"--task {path} is of no known kind. Give {FORMS}.")
-        return open_checkpoint(path).read_all()
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise TaskError(f"the table {path} cannot be read: {error}.") from error
-
-
-def _task_of_text(path: Path, model: nn.Module, folder: Path | None) -> Task:
+def _task_of_texts(paths: Sequence[Path], example: Example, folder: Path | None) -> Task:
+    model = example[0]
     if folder is None or not hasattr(model, "config"):
-        raise TaskError(f"--task {path}: a text needs folders of a language model of transformers, with its tokenizer.")
-    try:
-        text = read_file(path).decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise TaskError(f"the text {path} cannot be read: {error}.") from error
+        raise TaskError(
+            f"--task {paths[0]}: a text needs folders of a language model of transformers, with its tokenizer."
+        )
+    texts = []
+    for path in paths:
+        try:
+            texts.append(read_file(path).decode("utf-8"))
+        except (OSError, ValueError) as error:
+            raise TaskError(f"the text {path} cannot be read: {error}.") from error
     longest = getattr(model.config, "max_position_embeddings", CONTEXT) or CONTEXT
-    blocks = token_blocks(folder, text, min(CONTEXT, longest))
+    blocks = token_blocks(folder, "\n\n".join(texts), min(CONTEXT, longest))
     return Task(model, [{"input_ids": blocks, "labels": blocks}], "model", chunk=ROWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from alignkit.graph.bind import WeightsSource, weights_of
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Averaging, Method
+from alignkit.jobs.kept_solves import solve_kept
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.shares import SharesByPattern
-from alignkit.jobs.solve import SolverLike, completed, graph_and_models, solve
+from alignkit.jobs.solve import SolverLike, completed, graph_and_models
 from alignkit.jobs.spread import fitted_models
 from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Report
 from alignkit.solver.solution import Solution
@@ -97,6 +99,7 @@ def merge(
     reset_batchnorm: bool = True,
     repair: bool = False,
     memory: int | str | None = None,
+    path: str | PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
     **arguments: Any,
 ) -> Merged:
@@ -125,11 +128,13 @@ def merge(
         repair: Whether averages are repaired on the inputs of the task instead, as `alignkit.repair` does.
         memory: With a limit the checkpoints stay on disk, as in `SymmetryGraph.bind`, and so does the average: it is
             computed when it is asked for a tensor, or written in pieces. There is no task then.
-        on_progress: With ``memory``, for two networks: as in `SymmetryGraph.bind`.
+        path: A file to which solves are written, so that a killed run resumes where it was: see `alignkit.align_many`.
+        on_progress: Called as in `SymmetryGraph.bind` for two networks, as in `alignkit.align_many` for more.
         arguments: Further arguments of `alignkit.solve` or `alignkit.align_many`: a device, a seed, options.
 
     Raises:
         MergeError: Shares or method are wrong, the networks cannot be averaged, or statistics cannot be recomputed.
+        AlignmentError: ``path`` holds the solves of another job.
         BindError: A network does not fit the graph.
         SolverError: The solver is unknown, an option is wrong, or it failed.
         TaskError: The networks do not fit the task's model, or it fails on a batch.
@@ -141,7 +146,7 @@ def merge(
     if memory is not None or any(isinstance(source, StoredNetwork) for source in sources):
         if task is not None or method != "linear":
             raise MergeError("networks on disk are merged by method='linear' and without a task: leave memory= out.")
-        return _merge_stored(graph, sources, averaging, memory, on_progress, solver=solver, **arguments)
+        return _merge_stored(graph, sources, averaging, memory, on_progress, solver=solver, path=path, **arguments)
     kinds = {isinstance(source, nn.Module) for source in sources}
     if len(kinds) > 1:
         raise MergeError("merge takes modules or state dicts, not both: the average has the form of its parts.")
@@ -150,11 +155,13 @@ def merge(
         task.checked(networks[0])
     alignment: Solution | ManyAlignment
     if len(networks) > 2:
-        bound, alignment = None, align_many(graph, *networks, solver=solver, task=task, **arguments)
+        bound = None
+        given: dict[str, Any] = {"solver": solver, "task": task, "path": path, "on_progress": on_progress}
+        alignment = align_many(graph, *networks, **given, **arguments)
         aligned = alignment.apply(networks)
     else:
-        bound = pair if isinstance(pair, Pair) else graph.bind(*networks)
-        alignment = completed(solve(bound, solver=solver, task=task, **arguments))
+        bound = pair if isinstance(pair, Pair) else graph.bind(*networks, on_progress=on_progress)
+        alignment = completed(solve_kept(bound, path, solver=solver, task=task, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
     shares = averaging.parents()
     network, statistics = mending.mend(averaging.of_networks(aligned), aligned, shares)
@@ -172,17 +179,18 @@ def _merge_stored(
     averaging: Averaging,
     memory: int | str | None,
     on_progress: OnProgress | None,
+    path: str | PathLike[str] | None,
     **arguments: Any,
 ) -> Merged:
     """Merge networks that stay on disk; nothing of the average is computed yet."""
     networks = fitted_models(graph, sources, memory)
     alignment: Solution | ManyAlignment
     if len(networks) > 2:
-        alignment = align_many(graph, *networks, **arguments)
+        alignment = align_many(graph, *networks, path=path, on_progress=on_progress, **arguments)
         aligned = alignment.apply(networks)
     else:
         pair = Pair(graph, networks[0], networks[1], on_progress=on_progress)
-        alignment = completed(solve(pair, **arguments))
+        alignment = completed(solve_kept(pair, path, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
     statistics = Statistics.unmended(() if averaging.keeps_one else graph.tensors)
     average = averaging.of_networks(aligned)

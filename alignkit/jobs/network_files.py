@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints import OnProgress
 from alignkit.checkpoints.fit import Fit, first_names, is_number
+from alignkit.checkpoints.writer import byte_counter
 from alignkit.errors import (
     BindError,
     FoldError,
     ShapeMismatchError,
-    TaskError,
+    TaskChoiceError,
     UsageError,
     VerificationError,
 )
@@ -74,7 +74,11 @@ class NetworkFiles(OutputForms):
 
         They are in the dtype of outputs where that is wider. Zeros stand for tensors that may be missing.
         """
-        networks = [checkpoint.read_all() for checkpoint in self.checkpoints]
+        advance = byte_counter(self.on_progress, "reading", sum(each.nbytes for each in self.checkpoints))
+        networks = []
+        for checkpoint in self.checkpoints:
+            networks.append(checkpoint.read_all())
+            advance(checkpoint.nbytes)
         own = [{name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks]
         for tensors, names in zip(own, self.missing, strict=False):
             tensors |= stand_ins(names, self.graph, self.checkpoints)
@@ -124,12 +128,12 @@ class NetworkFiles(OutputForms):
         return open_stored(self.graph, labelled, Budget.of(self.graph, memory))
 
     @check_arguments
-    def bind(self, memory: str | None = None, on_progress: OnProgress | None = None) -> Pair:
+    def bind(self, memory: str | None = None) -> Pair:
         """Bind the first network and the second to the graph, as `SymmetryGraph.bind` does."""
         if memory is not None:
             self._refuse_folds()
         a, b = self.weights if memory is None else self.checkpoints
-        return self.graph.bind(a, b, memory=memory, on_progress=on_progress)
+        return self.graph.bind(a, b, memory=memory, on_progress=self.on_progress)
 
     @cached_property
     def example(self) -> Example | None:
@@ -193,17 +197,18 @@ class NetworkFiles(OutputForms):
             source: The name; or the path of a table of inputs and targets, or of a text for a language model.
 
         Raises:
-            TaskError: There is nothing of this name, or it makes no task.
+            TaskChoiceError: There is nothing of this name.
+            TaskError: It makes no task.
             UsageError: A file needs a model that can be run, and there is only a spec.
         """
         path = Path(source)
         if not path.exists():
             if ":" in source:
                 return Task.from_name(source)
-            raise TaskError(f"--task {source}: there is no such file. Give {FORMS}.")
+            raise TaskChoiceError(f"--task {source}: there is no such file. Give {FORMS}.")
         if self.example is None:
             raise UsageError(f"--task {source} runs the networks, which a spec cannot do: say --model SOURCE:NAME.")
-        return task_from_file(path, self.example[0], self.checkpoints[0].folder if self.checkpoints else None)
+        return task_from_file(path, self.example, self.checkpoints[0].folder if self.checkpoints else None)
 
     @check_arguments
     def estimate(
@@ -226,6 +231,18 @@ class NetworkFiles(OutputForms):
             shapes |= {name: self.graph.tensors[name].shape for name in lacks}
             fit.check_shapes(under_both_names(shapes, self.graph.folds), str(path))
         fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
+        return self.plan(job, solver=solver, memory=memory, writes=writes)
+
+    @check_arguments
+    def plan(
+        self,
+        job: Job,
+        *,
+        solver: SolverNames = "weight_matching",
+        memory: str | None = None,
+        writes: Sequence[str] = (),
+    ) -> Estimate:
+        """Estimate the same without a look at names and shapes."""
         reads = list(map(str, self.paths))
         count, size = len(reads), self.checkpoints[0].nbytes if self.checkpoints else None
         limit = None if memory is None else parse_memory(memory)

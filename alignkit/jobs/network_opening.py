@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,19 +11,34 @@ from typing import Any
 from torch import nn
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints import Checkpoint, Conversion, ConvertedCheckpoint, open_checkpoint, prefix_conversion
+from alignkit.checkpoints import (
+    Checkpoint,
+    Conversion,
+    ConvertedCheckpoint,
+    OnProgress,
+    is_hub_id,
+    open_checkpoint,
+    prefix_conversion,
+)
 from alignkit.checkpoints.dtypes import FloatDtype, read_dtype
 from alignkit.checkpoints.opening import read_file
-from alignkit.errors import BindError, SpecError, TraceError, UsageError
+from alignkit.errors import BindError, TraceError, UsageError
 from alignkit.graph import SymmetryGraph
 from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_architecture, refuse_lost
 from alignkit.jobs.network_files import NetworkFiles, with_weights
 from alignkit.jobs.partial import find_missing, tell_missing
+from alignkit.jobs.spec_file import read_spec_or_graph
 from alignkit.models import conversion_of, load_model, tokenizer_files
 from alignkit.rewriting.modules import TIES
 from alignkit.text import did_you_mean, list_some
 from alignkit.tracing import trace
 from alignkit.tracing.tracer import Symmetries
+
+
+@check_arguments
+def is_folder_or_id(text: str) -> bool:
+    """Tell whether a text names a folder or an id of the Hugging Face hub, and not ``SOURCE:NAME``."""
+    return ":" not in text and (os.path.isdir(text) or is_hub_id(text))
 
 
 @check_arguments
@@ -44,6 +59,7 @@ def open_networks(
     download: bool = False,
     allow_missing: Sequence[str] = (),
     tokenizer: str | None = None,
+    on_progress: OnProgress | None = None,
 ) -> NetworkFiles:
     """Open checkpoints of one architecture and find the graph of their symmetries.
 
@@ -54,7 +70,7 @@ def open_networks(
     Args:
         paths: Files, folders and ids of the Hugging Face hub, the first of which is the reference; none, where
             ``model`` says all.
-        spec: JSON file with the layout of each tensor.
+        spec: JSON file with the layout of each tensor, or with a graph as ``alignkit trace --json`` writes it.
         model: The architecture, which is traced: ``torchvision:resnet18``, ``package.module:factory``.
         read: Whether tensors may be read for the graph; ties between tensors of a ``.pt`` file are seen only then.
         ignore_config: Fields of configurations that may differ.
@@ -76,6 +92,8 @@ def open_networks(
         allow_missing: Patterns of the names of tensors that networks may lack, such as ``"head.*"``. Zeros stand for
             them in `NetworkFiles.weights`, and nothing is written for them.
         tokenizer: Which of ``paths`` gives the tokenizer of folders that are written. None: each keeps its own.
+        on_progress: Called with the bytes of networks that are read into memory and written, and as in
+            `SymmetryGraph.bind`.
 
     Raises:
         UsageError: Both ``spec`` and ``model`` are given, or neither and there is no ``config.json`` that tells; or
@@ -89,37 +107,36 @@ def open_networks(
     opened = tuple(open_checkpoint(path, key=key, download=download) for path in paths)
     locations = tuple(map(Path, paths))
     written = None if dtype is None else read_dtype(dtype)
-    ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance, "bases": bases or {}, "dtype": written}
+    outward: dict[str, Any] = {"dtype": written, "on_progress": on_progress}
     if tokenizer is not None:
-        ways["tokenizer"] = _folder_of_tokenizer(tokenizer, paths, opened)
+        outward["tokenizer"] = _folder_of_tokenizer(tokenizer, paths, opened)
+    ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance, "bases": bases or {}, **outward}
     notes = [note for checkpoint in opened for note in checkpoint.notes]
     if spec is not None and model is not None:
         raise UsageError("say what the architecture is once: --spec or --model, not both.")
     if spec is not None and outputs:
         raise UsageError("--outputs says what counts while a model is traced, which a --spec is there to avoid.")
-    if spec is not None and symmetries == "all":
-        raise UsageError("a spec says nothing of folds, signs and rotations, which a trace finds: say --model.")
     if spec is not None:
-        layouts = read_spec(spec)
-        opened, told = _as_held(opened, layouts, prefix)
-        unknown = _strangers(opened, layouts, prefix)
-        like: dict[str, Any] = {}
-        for checkpoint in reversed(opened if allow_missing else opened[:1]):
-            like |= checkpoint.read_all() if read else checkpoint.shapes
-        own = {name: value for name, value in like.items() if name not in unknown}
-        graph = SymmetryGraph.from_spec(layouts, like=own)
+        written_graph = read_spec_or_graph(spec)
+        if symmetries == "all" and (
+            isinstance(written_graph, dict) or not (written_graph.folds or written_graph.balances)
+        ):
+            raise UsageError("a spec says nothing of folds, signs and rotations, which a trace finds: say --model.")
+        names = written_graph if isinstance(written_graph, dict) else written_graph.first_names
+        opened, told = _as_held(opened, names, prefix)
+        unknown = _strangers(opened, names, prefix)
+        if isinstance(written_graph, SymmetryGraph):
+            graph = written_graph
+            ways["symmetries"] = "all" if graph.folds or graph.balances else "permutation"
+        else:
+            like: dict[str, Any] = {}
+            for checkpoint in reversed(opened if allow_missing else opened[:1]):
+                like |= checkpoint.read_all() if read else checkpoint.shapes
+            own = {name: value for name, value in like.items() if name not in unknown}
+            graph = SymmetryGraph.from_spec(written_graph, like=own)
         missing = find_missing(opened, graph, allow_missing)
         notes += [*told, *tell_missing(paths, missing)]
-        return NetworkFiles(
-            graph,
-            locations,
-            opened,
-            unknown=unknown,
-            notes=tuple(notes),
-            dtype=written,
-            missing=missing,
-            tokenizer=ways.get("tokenizer"),
-        )
+        return NetworkFiles(graph, locations, opened, unknown=unknown, notes=tuple(notes), missing=missing, **ways)
     if model is not None or not opened or opened[0].config is None:
         if model is None:
             raise no_architecture()
@@ -211,17 +228,3 @@ def _as_held(
 def _strangers(checkpoints: tuple[Checkpoint, ...], names: Collection[str], prefix: str | None) -> tuple[str, ...]:
     """List tensors that are not the model's, where ``prefix`` says so; otherwise all have to be."""
     return () if prefix is None else tuple(name for name in checkpoints[0] if name not in names)
-
-
-@check_arguments
-def read_spec(path: str | Path) -> dict[str, str]:
-    """Read a JSON object that maps names of tensors to their notation; raise `SpecError` where there is none."""
-    try:
-        spec = json.loads(read_file(path))
-    except OSError as error:
-        raise SpecError(f"the spec {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"the spec {path} is not JSON: {error}.") from error
-    if not isinstance(spec, dict) or not all(isinstance(value, str) for value in spec.values()):
-        raise SpecError(f'the spec {path} has to be one JSON object of strings, such as {{"fc1.weight": "h1 ."}}.')
-    return spec

@@ -16,13 +16,13 @@ from alignkit.checkpoints.folder import CARD, CONFIG, RUN_RECORD
 from alignkit.checkpoints.shard import Values, ValuesOf, as_whole, file_kind
 from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
 from alignkit.checkpoints.weights import write_weights
-from alignkit.checkpoints.writer import check_place
+from alignkit.checkpoints.writer import byte_counter, check_place
 from alignkit.errors import WeightsError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.record import Record, sidecar, write_sidecar
 from alignkit.models import edited_config, tokenizer_files
-from alignkit.text import dtype_name
+from alignkit.text import dtype_name, plural
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class OutputForms:
         dtype: Floating-point dtype of outputs; None: those of the checkpoint that an output is written like.
         rounding: What weights lost when they were written.
         tokenizer: Folder whose tokenizer outputs have; None: that of the checkpoint that an output is written like.
+        on_progress: Called with the bytes of networks that were read into memory, and of those that were written.
     """
 
     graph: SymmetryGraph
@@ -42,6 +43,7 @@ class OutputForms:
     dtype: torch.dtype | None = field(default=None, kw_only=True)
     rounding: Rounding = field(default_factory=Rounding, kw_only=True)
     tokenizer: Path | None = field(default=None, kw_only=True)
+    on_progress: OnProgress | None = field(default=None, kw_only=True, repr=False)
 
     @check_arguments
     def write(
@@ -51,16 +53,15 @@ class OutputForms:
         *,
         like: int,
         overwrite: bool = False,
-        on_progress: OnProgress | None = None,
         record: Record | None = None,
         card: str | None = None,
     ) -> None:
         """Write weights in the form of the checkpoint numbered ``like``, or of the output's suffix if that is another.
 
         Tensors get the names and pieces that the checkpoint has on disk; those that the network lacks are written as
-        they are in it. With ``overwrite`` an output that exists is replaced. ``on_progress`` is called with the bytes
-        written so far. Networks on disk are written in pieces, and keep the form of the checkpoint. Heads that the
-        graph unties from embeddings are written beside them, and a ``config.json`` says so, as it says another dtype.
+        they are in it. With ``overwrite`` an output that exists is replaced. Networks on disk are written
+        in pieces, and keep the form of the checkpoint. Heads that the graph unties from embeddings are written beside
+        them, and a ``config.json`` says so, as it says another dtype.
 
         A ``record`` says what made the output. It is in the headers of safetensors files, in ``alignkit.json`` of a
         folder, and beside a file of another kind. A ``card`` becomes the ``README.md`` of a folder.
@@ -68,6 +69,18 @@ class OutputForms:
         Raises:
             WeightsError: The output cannot be written.
         """
+        self._write(output, network, like, overwrite, self.on_progress, record, card)
+
+    def _write(
+        self,
+        output: Path,
+        network: nn.Module | Mapping[str, Tensor],
+        like: int,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
+        record: Record | None = None,
+        card: str | None = None,
+    ) -> None:
         form = self._described(self._form(like, self._tied_heads(like)), record, card)
         self.check_place(output, like=like, overwrite=overwrite)
         values = self._values_of(network, like, form)
@@ -161,15 +174,21 @@ class OutputForms:
         names = [Path(self.paths[number].name) for number in numbers]
         folder = prepare_output(folder)
         replaces = self.check_set(folder, first=first, overwrite=overwrite)
+        total = sum(self.checkpoints[number].nbytes for number in numbers)
+        advance = byte_counter(self.on_progress, f"writing {plural(len(numbers), 'network')}", total)
+
+        def write(place: Path, replaced: bool) -> None:
+            for number, name, network in zip(numbers, names, networks, strict=True):
+                told = record and record(number)
+                self._write(place / name, network, number, replaced, record=told)
+                advance(self.checkpoints[number].nbytes)
+
         if fills_folder(folder, replaces):
             with staged(folder, folder=True, overwrite=overwrite, replaces=replaces) as temporary:
-                for number, name, network in zip(numbers, names, networks, strict=True):
-                    self.write(temporary / name, network, like=number, record=record and record(number))
+                write(temporary, False)
         else:
             with written_together():
-                for number, name, network in zip(numbers, names, networks, strict=True):
-                    told = record and record(number)
-                    self.write(folder / name, network, like=number, overwrite=overwrite, record=told)
+                write(folder, overwrite)
 
     def check_set(self, folder: Path, *, first: int, overwrite: bool = False) -> frozenset[Path]:
         """Raise the `WeightsError` that `write_set` would; return the paths of the files that it may replace."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments, usable_device
-from alignkit.errors import AlignkitError, AlignmentError, BindError, PluginError, SolverError
+from alignkit.errors import AlignkitError, AlignmentError, BindError, PluginError, SolverChoiceError, SolverError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
@@ -174,7 +174,7 @@ def build_solvers(
             )
         names = [name.strip() for name in part.split(">")]
         if "" in names:
-            raise SolverError(
+            raise SolverChoiceError(
                 f"solver={part!r} has an empty stage. A chain is written 'first > second', one name a stage."
             )
         named += [registry.solver(name) for name in names]
@@ -188,7 +188,7 @@ def build_solvers(
     foreign = [option for option in options if option not in known]
     if foreign and len(to_build) > 1:  # one class says by itself, and better, which of its options are wrong
         stages = ", ".join(repr(stage.name) for stage in to_build)
-        raise SolverError(
+        raise SolverChoiceError(
             f"no stage of the chain ({stages}) has an option {foreign[0]!r}.{did_you_mean(foreign[0], known)} "
             f"Options: {', '.join(known)}."
         )

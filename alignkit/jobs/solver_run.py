@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -35,7 +36,8 @@ def run_solver(problem: Problem, solver: Solver[Any], registry: Registry, *, thr
         history.append(checked_step(step, f"solver {name!r}"))
         if step.alignment is not None and (not best or step.objective <= best[-1].objective):
             best[:] = [step]
-        registry.notify("alignkit_solve_step", problem=shown, solver=solver, step=history[-1])
+        told = replace(history[-1], alignment=step.alignment)
+        registry.notify("alignkit_solve_step", problem=shown, solver=solver, step=told)
 
     solution: Solution | None = None
     registry.notify("alignkit_solve_started", problem=shown, solver=solver)

@@ -35,6 +35,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from alignkit.errors import AssignmentError
+from alignkit.text import install_extra
 
 Backend = Literal["auto", "scipy", "lapx"]
 
@@ -74,7 +75,7 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
     if name not in available_backends():
         raise AssignmentError(
             f"the assignment backend {backend!r} is not available; there are {', '.join(available_backends())}. "
-            'Install the faster one with pip install "alignkit[fast]".'
+            f"Install the faster one: {install_extra('fast')}."
         )
     matrices = _finite_matrices(similarity)
     columns = _solve_lapx(matrices) if name == "lapx" else _solve_scipy(matrices)

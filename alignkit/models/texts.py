@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.errors import MissingExtraError, ModelSourceError
-from alignkit.text import describe_error
+from alignkit.text import describe_error, install_extra
 
 
 @check_arguments
@@ -29,7 +29,7 @@ def token_blocks(folder: Path, text: str, length: int) -> Int[Tensor, "blocks le
     try:
         import transformers
     except ImportError as error:
-        raise MissingExtraError('texts need transformers: pip install "alignkit[zoo]"') from error
+        raise MissingExtraError(f"texts need transformers: {install_extra('zoo')}.") from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokens = tokenizer(text, verbose=False)["input_ids"]

@@ -13,6 +13,7 @@ from alignkit.checkpoints.staging import staged
 from alignkit.errors import AlignmentError, MissingExtraError, TaskError
 from alignkit.matching.unit_similarity import unit_similarity
 from alignkit.plotting.heatmap import draw_matrices, draw_strips
+from alignkit.text import install_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +156,7 @@ def _new_figure(target: object, panels: int) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError('pictures need matplotlib: pip install "alignkit[plot]"') from error
+        raise MissingExtraError(f"pictures need matplotlib: {install_extra('plot')}.") from error
     size = (4.4 * panels, 3.6) if panels else None  # inches
     if target is None:  # known to pyplot, so that notebooks and plt.show() find it
         from matplotlib import pyplot

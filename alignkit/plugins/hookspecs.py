@@ -97,6 +97,8 @@ def alignkit_solve_started(problem: Problem, solver: Solver[Any]) -> None:
 def alignkit_solve_step(problem: Problem, solver: Solver[Any], step: Step) -> None:
     """Watch one step. Called right after the solver reported it; keep it quick.
 
+    ``step.alignment`` is the alignment that the solver has reached, where it says so; it is not checked yet.
+
     ``problem`` is the same object from start to finish, so that an observer can tell runs apart::
 
         @alignkit.hookimpl

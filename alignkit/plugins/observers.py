@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alignkit.arguments import check_arguments
 from alignkit.plugins.hookspecs import hookimpl
@@ -60,7 +60,7 @@ def watched(observer: object, registry: Registry | None = None) -> Iterator[None
 def progress(
     after: float = AFTER, *, console: Console | None = None, registry: Registry | None = None
 ) -> Iterator[None]:
-    """Show a bar with the step and the objective for every solve inside the block that takes longer than ``after``.
+    """Show a bar with step, objective and time left for every solve inside the block that takes longer than ``after``.
 
     Args:
         after: Seconds before the bar appears; 0 shows it at once.
@@ -92,9 +92,10 @@ def logged(registry: Registry | None = None) -> Iterator[None]:
 
 
 class ProgressBar:
-    """One line for each solve that is slow enough: solver, step, objective, time. Solves in threads get a line each.
+    """One line for each solve that is slow enough: solver, step, objective, time, time left.
 
-    A line appears after ``after`` seconds. It is full when ``max_steps`` is reached; most solvers stop before that.
+    A line appears after ``after`` seconds; solves in threads get a line each. Where the solver says which share of its
+    work is done, as in restarts and steps of gradient descent, the bar shows it, with the time that is left at most.
     """
 
     def __init__(self, after: float, console: Console) -> None:
@@ -102,8 +103,8 @@ class ProgressBar:
         self._lock = threading.RLock()
         self._lines: dict[int, TaskID] = {}
         self._timers: dict[int, threading.Timer] = {}
-        objective = TextColumn("{task.fields[objective]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), objective, TimeElapsedColumn())
+        texts = [TextColumn(f"{{task.fields[{name}]}}") for name in ("step", "objective")]
+        columns = (TextColumn("{task.description}"), BarColumn(), *texts, TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, transient=True)
 
     @hookimpl
@@ -111,8 +112,7 @@ class ProgressBar:
         """Prepare a line, and show it when the time has come."""
         key = id(problem)
         with self._lock:
-            total = getattr(solver.options, "max_steps", None)  # one-step solvers have none
-            line = self._progress.add_task(solver.name, total=total, visible=self._after <= 0, objective="")
+            line = self._progress.add_task(solver.name, total=None, visible=self._after <= 0, step="", objective="")
             self._lines[key] = line
             if self._after <= 0:
                 self._show(key)
@@ -122,11 +122,17 @@ class ProgressBar:
             timer.start()
 
     @hookimpl
-    def alignkit_solve_step(self, problem: Problem, step: Step) -> None:
+    def alignkit_solve_step(self, problem: Problem, solver: Solver[Any], step: Step) -> None:
         """Move the line on."""
+        most = getattr(solver.options, "max_steps", None)  # one-step solvers have none
+        texts: dict[str, Any] = {
+            "step": f"step {step.iteration}" + ("" if most is None else f"/{most}"),
+            "objective": f"objective {step.objective:.6g}",
+        }
+        known: dict[str, Any] = {} if step.share is None else {"completed": step.share, "total": 1.0}
         with self._lock:
             if (line := self._lines.get(id(problem))) is not None:
-                self._progress.update(line, completed=step.iteration, objective=f"objective {step.objective:.6g}")
+                self._progress.update(line, **known, **texts)
 
     @hookimpl
     def alignkit_solve_finished(self, problem: Problem) -> None:

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
-from alignkit.errors import SolverError, UsageError
+from alignkit.errors import SolverChoiceError, UsageError
 from alignkit.graph.kinds import KINDS
 from alignkit.plugins.claims import Claims, join_names
 from alignkit.plugins.hookspecs import ModelSource
@@ -126,9 +126,9 @@ class Registry:
         """Return the solver class of that name.
 
         Raises:
-            SolverError: No plugin, or more than one, offers it. Broken and disabled plugins are named.
+            SolverChoiceError: No plugin, or more than one, offers it. Broken and disabled plugins are named.
         """
-        solver: type[Solver[Any]] = self._claims("solver").find(name, SolverError)
+        solver: type[Solver[Any]] = self._claims("solver").find(name, SolverChoiceError)
         return solver
 
     def origin(self, solver: Solver[Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from alignkit.errors import SolverError
+from alignkit.errors import SolverChoiceError
 from alignkit.text import did_you_mean
 
 Start: TypeAlias = Literal["centre", "identity", "random", "weight_matching"]
@@ -45,7 +45,7 @@ OptionsT = TypeVar("OptionsT", bound=SolverOptions)
 
 
 def check_options(solver: str, kind: type[OptionsT], values: Mapping[str, object]) -> OptionsT:
-    """Return ``kind(**values)``, or raise a `SolverError` that names every option unknown or out of range."""
+    """Return ``kind(**values)``, or raise a `SolverChoiceError` that names every option unknown or out of range."""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -58,7 +58,7 @@ def check_options(solver: str, kind: type[OptionsT], values: Mapping[str, object
                 complaints.append(f"{message}.")
             else:
                 complaints.append(f"{option}={details['input']!r}: {message[:1].lower()}{message[1:]}.")
-        raise SolverError(
+        raise SolverChoiceError(
             f"solver {solver!r} cannot take these options: {' '.join(complaints)} "
             f"Options of {solver!r}: {', '.join(kind.model_fields)}."
         ) from error

@@ -44,6 +44,9 @@ class Step:
     alignment: Alignment | None = field(default=None, repr=False, compare=False)
     """What the solver would return if it had to end here. On Ctrl-C `solve` returns that of the lowest objective; the
     history does not keep it."""
+    share: float | None = field(default=None, repr=False, compare=False)
+    """Part of the whole solve that is done at least, from 0 to 1, where the solver knows it: a progress bar shows what
+    is left."""
 
 
 Report: TypeAlias = Callable[[Step], None]

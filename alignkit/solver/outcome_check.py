@@ -64,7 +64,7 @@ def checked_outcome(outcome: object, graph: GraphStructure) -> Outcome:
 
 
 def checked_step(step: object, who: str) -> Step:
-    """Return what a solver reported, in plain values that can be saved; ``who`` names it in messages.
+    """Return what a solver reported, in plain values and without an alignment; ``who`` names it in messages.
 
     Raises:
         SolverError: It is not a `Step`, has fields of other types, or its objective is not finite. The solver ends.
@@ -77,7 +77,10 @@ def checked_step(step: object, who: str) -> Step:
     if not (isinstance(iteration, Integral) and _is_finite(iteration) and _is_finite(objective) and _is_text(note)):
         needed = "a whole number, a finite number and a text are needed"
         raise SolverError(f"{who} reported {show_value(step)}: {needed}.")
-    return Step(int(iteration), float(objective), str(note))
+    if step.share is not None and not (_is_finite(step.share) and 0 <= step.share <= 1):
+        raise SolverError(f"{who} reported {show_value(step.share)} as the share of a step: 0 to 1, or None.")
+    share = None if step.share is None else float(step.share)
+    return Step(int(iteration), float(objective), str(note), share=share)
 
 
 def _is_text(value: object) -> TypeGuard[str]:

@@ -250,10 +250,10 @@ class Solution:
 
     @check_arguments
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file with a versioned header; the whole file appears, or none.
+        """Write everything to one ``.safetensors`` file, in place of one that is there.
 
         Raises:
-            WeightsError: The file cannot be written.
+            WeightsError: The name ends in something else, or the file cannot be written: then nothing changes.
         """
         values = {"graph": self.graph.fingerprint, "solution": _to_values(self)}
         FORMAT.write_tensors(Path(path), _to_tensors(self, ""), values)

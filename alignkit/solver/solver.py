@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, cast, get_args, get_origin
 
 from alignkit.arguments import check_arguments
-from alignkit.errors import SolverError
+from alignkit.errors import SolverChoiceError, SolverError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.kinds import GroupKind
@@ -48,9 +48,9 @@ class Needs:
             raise SolverError(f"networks on disk are matched on the CPU: {advice}, or leave device= out.")
 
     def check_task(self, given: bool, solver: str) -> None:
-        """Raise a `SolverError` when there has to be a task and none is given."""
+        """Raise a `SolverChoiceError` when there has to be a task and none is given."""
         if self.task and not given:
-            raise SolverError(
+            raise SolverChoiceError(
                 f"solver {solver!r} works with data: pass task=alignkit.Task(model, batches, loss), "
                 "on the command line --task package.module:function."
             )

@@ -107,7 +107,7 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
                 start = self._start(relaxation, problem, frame)
             end, made, settled = ascend(relaxation, start, options, 0.0 if run else options.concavity)
             steps, converged = steps + made, converged and settled
-            best.offer(best_element(graph, end.masses), f"run {run + 1}")
+            best.offer(best_element(graph, end.masses), f"run {run + 1}", (run + 1) / (options.restarts + 1))
         status = Status.OK if converged else Status.MAX_STEPS
         return Outcome(frame.leave(Alignment(graph, best.elements)), status, {"steps": float(steps)})
 
@@ -203,8 +203,8 @@ class _Best:
     def __post_init__(self) -> None:
         self.ascent, self.classes = Ascent(self.objective), colour_roots(self.objective.graph)
 
-    def offer(self, elements: Mapping[str, Tensor | None], note: str) -> None:
-        """Polish an alignment and keep it if it is the best; report how far the best is."""
+    def offer(self, elements: Mapping[str, Tensor | None], note: str, share: float | None = None) -> None:
+        """Polish an alignment and keep it if it is the best; report how far the best is, and the share of the runs."""
         if self.options.polish:
             run = self.ascent.run(elements, self.classes)
             offered, distance = run.elements, run.distance
@@ -213,5 +213,5 @@ class _Best:
             distance = self.objective.distance2(Alignment(self.objective.graph, offered))
         if not self.elements or distance < self.distance:
             self.elements, self.distance = offered, max(distance, 0.0)
-        self.report(Step(self.offers, self.distance, note), self.elements)
+        self.report(Step(self.offers, self.distance, note, share=share), self.elements)
         self.offers += 1

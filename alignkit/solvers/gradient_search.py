@@ -104,5 +104,6 @@ def search(
             idle = 0 if improved else idle + 1
             if improved:
                 best, best_score, best_state, patient = alignment, now, state, False
-            report(Step(steps, best_score, f"loss {values[-1]:.6g}, score {now:.6g}", best))
+            note = f"loss {values[-1]:.6g}, score {now:.6g}"
+            report(Step(steps, best_score, note, best, steps / options.max_steps))
     return SearchEnd(best, best_state, steps, Status.MAX_STEPS if improved else Status.OK)

@@ -1,4 +1,4 @@
-"""How far a sweep over networks on disk has come: what it has read, and what is to come."""
+"""How far a sweep over two networks has come: what it has done, what it has read from disk, and what is to come."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KNOWN = Tensor()
 
 
 class SweepProgress:
-    """An account of the sweeps of one run, for the ``on_progress`` of a pair on disk; without one it does nothing."""
+    """An account of the sweeps of one run, for the ``on_progress`` of a pair; without one it does nothing."""
 
     def __init__(self, objective: Objective) -> None:
         self._objective, self._on_progress = objective, objective.bound.on_progress
@@ -35,6 +35,7 @@ class SweepProgress:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count the bytes that are read meanwhile."""
+        self._sweep = 0
         sides = (self._objective.a, self._objective.b) if self._on_progress is not None else ()
         stored = [side for side in sides if isinstance(side, CheckpointNetwork)]
         for side in stored:

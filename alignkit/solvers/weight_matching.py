@@ -81,7 +81,8 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             idle = 0 if run.distance < best.distance - ascent.negligible else idle + 1
             if run.distance < best.distance:
                 best = run
-                report(Step(runs, best.distance, f"restart {runs}", Alignment(problem.graph, best.elements)))
+            share = (runs + 1) / (options.restarts + 1)
+            report(Step(runs, best.distance, f"restart {runs}", Alignment(problem.graph, best.elements), share))
             runs += 1
         status = Status.OK if best.converged else Status.MAX_STEPS
         stats = {"runs": float(runs), "sweeps": float(len(best.steps))}

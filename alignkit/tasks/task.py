@@ -16,7 +16,7 @@ from alignkit.arguments import check_arguments, usable_device
 from alignkit.checkpoints.dense import check_name, why_no_values
 from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import Fit
-from alignkit.errors import AlignkitError, TaskError
+from alignkit.errors import AlignkitError, TaskChoiceError, TaskError
 from alignkit.graph.bind import Weights
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.graph.proof.model_run import call_arguments
@@ -125,12 +125,13 @@ class Task:
         """Call the function that ``package.module:function`` names, and return its task.
 
         Raises:
-            TaskError: There is no such function, it failed, or it returns something else.
+            TaskChoiceError: There is no such function.
+            TaskError: It failed, or it returns something else.
         """
         try:
             function = pkgutil.resolve_name(name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise TaskError(f"{name!r} names no function: {error}. Write package.module:function.") from error
+            raise TaskChoiceError(f"{name!r} names no function: {error}. Write package.module:function.") from error
         try:
             with watched_state(f"the task {name}", SWITCHES):
                 task = function() if callable(function) else function

@@ -23,6 +23,7 @@ from alignkit.arguments import check_arguments
 from alignkit.checkpoints.staging import make_folder
 from alignkit.deepalign import Aligner, save_aligner
 from alignkit.errors import MissingExtraError, TrainingError
+from alignkit.text import install_extra
 from alignkit.training.held_out import HeldOut
 from alignkit.training.losses import StepLosses
 from alignkit.training.pairs import Networks, Pool, describe_networks, seeded
@@ -145,7 +146,7 @@ class _Trainer:
         try:
             from lightning_fabric import Fabric
         except ImportError as error:
-            raise MissingExtraError('training needs Lightning Fabric: pip install "alignkit[train]"') from error
+            raise MissingExtraError(f"training needs Lightning Fabric: {install_extra('train')}.") from error
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise TrainingError("device is cuda, but torch sees no GPU. Train with device cpu.")
         self.fabric: Any = Fabric(accelerator=settings.device, devices=1, precision=settings.precision)

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from alignkit.arguments import check_arguments
-from alignkit.errors import ZooError
+from alignkit.errors import ZooChoiceError, ZooError
 from alignkit.text import describe_validation
 from alignkit.zoo.frozen import Frozen
 from alignkit.zoo.modules import ResidualBlock, RowReader, Sine, VisionTransformer
@@ -262,12 +262,13 @@ def architecture(family: str, **fields: Any) -> Architecture:
         fields: As the class of that family takes them.
 
     Raises:
-        ZooError: There is no such family, or a field is unknown or out of range.
+        ZooChoiceError: There is no such family, or a field is unknown or out of range.
     """
     try:
         return _ADAPTER.validate_python({"family": family, **fields})
     except ValidationError as error:
-        raise ZooError(f"no architecture of family {family!r} can be made: {describe_validation(error)}") from error
+        why = describe_validation(error)
+        raise ZooChoiceError(f"no architecture of family {family!r} can be made: {why}") from error
 
 
 class _MeanOverPositions(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignkit.checkpoints.opening import open_file
 from alignkit.errors import MissingExtraError, ZooError
+from alignkit.text import install_extra
 
 FOLDERS = ("mnist", "fashion-mnist")
 PREFIX = {"train": "train", "test": "t10k"}
@@ -43,7 +44,7 @@ def read_images(name: str, folder: str | Path | None, split: str) -> tuple[Tenso
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
         except ImportError as error:
-            raise MissingExtraError("the digits come with scikit-learn: pip install 'alignkit[demo]'.") from error
+            raise MissingExtraError(f"the digits come with scikit-learn: {install_extra('demo')}.") from error
         pixels, labels = load_digits(return_X_y=True)
         rows = train_test_split(range(len(labels)), test_size=DIGITS_TEST, stratify=labels, random_state=0)
         chosen = torch.as_tensor(rows[split == "test"])

@@ -85,7 +85,7 @@ class NetworkSet(Sequence[dict[str, Tensor]]):
             text += f" Accuracy: mean {sum(right) / len(right):.4f}, worst {min(right):.4f}."
         rate = f", {len(networks) / manifest.seconds:.2f} networks/s" if manifest.seconds > 0 else ""
         kind = f"{plan.architecture.describe()} on {plan.source.describe()}"
-        files = f"{plural(len(manifest.shards), 'file')} in {self.folder}; {manifest.seconds:.1f} s of training{rate}"
+        files = f"{plural(len(manifest.shards), 'file')} in {self.folder}; trained in {manifest.seconds:.1f} s{rate}"
         return f"{plural(len(networks), 'network')}: {kind} ({parts})\n{text}\n{files}"
 
     @check_arguments

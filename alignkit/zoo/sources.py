@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignkit.arguments import check_arguments
-from alignkit.errors import ZooError
+from alignkit.errors import ZooChoiceError, ZooError
 from alignkit.text import describe_validation
 from alignkit.zoo.frozen import Frozen
 from alignkit.zoo.idx import read_images
@@ -254,12 +254,12 @@ def source(name: str, **fields: Any) -> Source:
         fields: As `ImageSource`, `SineSource` or `SignalSource` takes them.
 
     Raises:
-        ZooError: There is no such source, or a field is unknown or out of range.
+        ZooChoiceError: There is no such source, or a field is unknown or out of range.
     """
     try:
         return _ADAPTER.validate_python({"name": name, **fields})
     except ValidationError as error:
-        raise ZooError(f"no source {name!r} can be made: {describe_validation(error)}") from error
+        raise ZooChoiceError(f"no source {name!r} can be made: {describe_validation(error)}") from error
 
 
 @lru_cache(maxsize=4)

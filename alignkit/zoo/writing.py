@@ -99,8 +99,12 @@ def _begin(folder: Path, plan: SetPlan) -> Manifest:
             if getattr(manifest.plan, name) != getattr(plan, name)
         ]
         if differences:
+            grown = manifest.plan.model_copy(update={"count": plan.count}) == plan
+            why = (
+                " A set does not grow, since its splits are drawn once: train more with another seed." if grown else ""
+            )
             raise ZooError(
-                f"{folder} holds a data set that was made with other settings: {'; '.join(differences)}. "
+                f"{folder} holds a data set that was made with other settings: {'; '.join(differences)}.{why} "
                 "Choose another folder, or the same settings to resume it."
             )
         return manifest

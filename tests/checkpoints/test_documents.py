@@ -136,3 +136,28 @@ def test_every_format_has_a_name_of_its_own() -> None:
     names = [*(module.FORMAT.name for module in MODULES), comparison_job.ROWS.name, solve_many.ROWS.name]
     assert len(set(names)) == len(names)
     assert all(name.startswith("alignkit.") for name in names)
+
+
+NAMES = ["note", "note.txt", "note.json.gz", "note.SAFETENSORS", "note.pt"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "note.safetensors"])
+def test_a_json_document_under_another_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"a note is written as \.json: end the name in that"):
+        NOTE.write(tmp_path / name, {"text": "t", "numbers": []})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [*NAMES, "note.json"])
+def test_a_document_with_tensors_under_another_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"a note is written as \.safetensors: end the name in that"):
+        NOTE.write_tensors(tmp_path / name, {}, {"text": "t", "numbers": []})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_again_replaces_the_file(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        NOTE.write(tmp_path / "note.json", {"text": text, "numbers": []})
+        NOTE.write_tensors(tmp_path / "note.safetensors", {}, {"text": text, "numbers": []})
+    assert NOTE.read(tmp_path / "note.json").text == "second"
+    assert NOTE.read_values(tmp_path / "note.safetensors").text == "second"

@@ -61,16 +61,16 @@ COMMANDS: dict[str, tuple[int, str, str]] = {
     "weights with NaN": (1, "'fc1.bias' of B holds NaN", f"solve a.safetensors nan.pt {REST}"),
     "a spec that is not there": (1, "absent.json cannot be read", f"{PAIR} --spec absent.json -o out.pt"),
     "a spec that is no JSON": (1, "broken.json is not JSON", f"{PAIR} --spec broken.json -o out.pt"),
-    "a spec of numbers": (1, "JSON object of strings", f"{PAIR} --spec numbers.json -o out.pt"),
+    "a spec of numbers": (1, "from names of tensors to layouts", f"{PAIR} --spec numbers.json -o out.pt"),
     "a wrong spec": (1, "tensor 'fc1.weight': cannot read", f"{PAIR} --spec wrong.json -o out.pt"),
     "an unknown solver": (
-        1, "Did you mean 'weight_matching'?", f"{SOLVE} -o out.pt --solver weight_match",
+        2, "Did you mean 'weight_matching'?", f"{SOLVE} -o out.pt --solver weight_match",
     ),
     "an option without a value": (
         2, "write KEY=VALUE", f"{SOLVE} -o out.pt --option restarts",
     ),
     "an unknown option": (
-        1, "no option 'speed'", f"{SOLVE} -o out.pt --option speed=3",
+        2, "no option 'speed'", f"{SOLVE} -o out.pt --option speed=3",
     ),
     "an output of no format": (2, "out.npz", f"{SOLVE} -o out.npz"),
     "an output that is there already": (2, "b.pt", f"{SOLVE} -o b.pt"),

@@ -43,10 +43,10 @@ def alignkit_comparison(text):
 
 
 def test_compare_refuses_what_is_no_task(folder):
-    for wrong, message in (("number", "not an alignkit.Task"), ("nothing", "names no function")):
-        said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"job_nets:{wrong}", code=1)
+    for wrong, message, code in (("number", "not an alignkit.Task", 1), ("nothing", "names no function", 2)):
+        said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", f"job_nets:{wrong}", code=code)
         assert message in said
     said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--task", "job_nets:broken", code=1)
     assert "failed: FileNotFoundError: no data here" in said
-    said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--solver", "weight_machting", code=1)
+    said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--solver", "weight_machting", code=2)
     assert "Did you mean 'weight_matching'" in said

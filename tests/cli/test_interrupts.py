@@ -138,7 +138,7 @@ def test_compare_keeps_its_rows_and_goes_on(folder: Path) -> None:
     call = ["compare", A, B, *GIVEN, "--solver", "weight_matching", "--resume", "rows.jsonl", "--picture", "p.png"]
     with alignkit.plugins.watched(Presses()):
         said = run(*call, code=130)
-    assert "Rows that are done are in rows.jsonl, and the same command goes on there. Nothing else was written." in said
+    assert "What is done is kept in rows.jsonl, and the same command goes on there. Nothing else was written." in said
     assert [json.loads(line)["solver"] for line in Path("rows.jsonl").read_text().splitlines()[1:]] == ["identity"]
     run(*call)
     assert len(Path("rows.jsonl").read_text().splitlines()) == 3

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import alignkit
 from alignkit.cli import app
 from helpers.command_line import run
+from helpers.weight_files import JOBS
 
 
 def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
@@ -36,7 +37,7 @@ def test_one_solver_with_its_options() -> None:
     assert "patience" in printed
     assert "Needs weights" in printed
     assert json.loads(run("solvers", "weight_matching", "--json"))["name"] == "weight_matching"
-    assert "Did you mean 'weight_matching'?" in run("solvers", "weight_match", code=1)
+    assert "Did you mean 'weight_matching'?" in run("solvers", "weight_match", code=2)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,50 @@ def test_exit_codes_are_told() -> None:
     for code in ("0", "1", "2", "3", "130"):
         assert code in said.split("Exit codes:")[1].split("Options")[0]
         assert f"| {code} |" in page
+
+
+SOLVING = {job: call for job, (call, _) in JOBS.items() if job != "check"}
+WRONG_NAMES = {
+    "solver": ["--solver", "weight_machting"],
+    "chain": ["--solver", "identity > nothing"],
+    "empty stage": ["--solver", "identity >"],
+    "option": ["--option", "restart=3"],
+    "value": ["--option", "restarts=many"],
+    "range": ["--option", "restarts=-1"],
+    "no value": ["--option", "restarts"],
+    "task": ["--task", "job_nets:nothing"],
+    "data": ["--task", "nothing.csv"],
+    "no data": ["--solver", "activation_matching"],
+    "symmetries": ["--symmetries", "some"],
+    "device": ["--device", "abacus"],
+    "dtype": ["--dtype", "float33"],
+    "output": ["--save-alignment", "nowhere/al.safetensors"],
+    "suffix": ["--save-alignment", "al.json"],
+    "report": ["--report", "r.pdf"],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_NAMES)
+@pytest.mark.parametrize("job", SOLVING)
+def test_what_no_command_line_can_mean_ends_with_2(job: str, wrong: str, folder: Path) -> None:
+    call = [word for word in SOLVING[job] if word not in ("--solver", "weight_matching")]
+    switches = WRONG_NAMES[wrong]
+    if wrong == "no data" and job == "compare":
+        pytest.skip("a solver that cannot run is a row of the comparison")
+    call = [word if word not in ("--spec",) else "--model" for word in call]
+    call = [word if word != "spec.json" else "job_nets:net" for word in call]
+    before = {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    }
+    said = run(*call, *switches, code=2)
+    assert "Error" in said
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in str(path)}
+    assert after == before
+
+
+@pytest.mark.parametrize("job", SOLVING)
+def test_networks_that_cannot_be_read_end_with_1(job: str, folder: Path) -> None:
+    (folder / "b.safetensors").write_bytes(b"no tensors")
+    run(*SOLVING[job], code=1)
+    (folder / "b.safetensors").unlink()
+    run(*SOLVING[job], code=1)

@@ -120,9 +120,9 @@ def test_a_saved_solution_is_a_start_with_its_soft_alignment(folder: Path, keep:
 
 
 def test_options_and_seed_reach_the_solver(folder: Path) -> None:
-    printed = solve(folder, "--option", "restarts=zero", code=1)
+    printed = solve(folder, "--option", "restarts=zero", code=2)
     assert "restarts='zero'" in printed
-    assert "there is no option 'restart'. Did you mean 'restarts'?" in solve(folder, "--option", "restart=2", code=1)
+    assert "there is no option 'restart'. Did you mean 'restarts'?" in solve(folder, "--option", "restart=2", code=2)
     assert not (folder / "out.safetensors").exists()
     solve(folder, "--option", "restarts=2", "--option", "max_steps=50", "--seed", 4)
 
@@ -160,14 +160,14 @@ BAD_CALLS: dict[str, tuple[Callable[[Path], Any], list[str], int, str]] = {
         "2.bias",
     ),
     "spec is no json": (write("{", "spec.json"), [], 1, "is not JSON"),
-    "spec is a list": (write("[1]", "spec.json"), [], 1, "one JSON object of strings"),
-    "spec has numbers": (write('{"0.weight": 1}', "spec.json"), [], 1, "one JSON object of strings"),
+    "spec is a list": (write("[1]", "spec.json"), [], 1, "from names of tensors to layouts"),
+    "spec has numbers": (write('{"0.weight": 1}', "spec.json"), [], 1, "from names of tensors to layouts"),
     "spec is missing": (lambda f: (f / "spec.json").unlink(), [], 1, "cannot be read"),
     "spec is wrong": (write(json.dumps({**SPEC, "2.weight": "h h"}), "spec.json"), [], 1, "2.weight"),
     "spec names other tensors": (write('{"fc.weight": "h ."}', "spec.json"), [], 1, "fc.weight"),
-    "unknown solver": (lambda f: None, ["--solver", "weight_matchin"], 1, "Did you mean 'weight_matching'?"),
-    "solver needs data": (lambda f: None, ["--solver", "activation_matching"], 1, "activation_matching"),
-    "unknown device": (lambda f: None, ["--device", "abacus"], 1, "abacus"),
+    "unknown solver": (lambda f: None, ["--solver", "weight_matchin"], 2, "Did you mean 'weight_matching'?"),
+    "solver needs data": (lambda f: None, ["--solver", "activation_matching"], 2, "activation_matching"),
+    "unknown device": (lambda f: None, ["--device", "abacus"], 2, "abacus"),
     "init is missing": (lambda f: None, ["--init", "nowhere.safetensors"], 1, "nowhere.safetensors"),
     "init is no alignment": (lambda f: None, ["--init", "A"], 1, "is not an alignment"),
     "init is a text": (lambda f: None, ["--init", "spec.json"], 1, "cannot be read as an alignment"),
@@ -219,7 +219,7 @@ def test_solvers_that_work_with_data_take_a_task(
     line = [command, "a.safetensors", "b.safetensors", "--spec", "spec.json", "--solver", solver, *steps]
     line += ["-o", "out.safetensors"] if command == "solve" else []
     if solver == "activation_matching":
-        assert "--task package.module:function" in run(*line, code=1)
+        assert "--task package.module:function" in run(*line, code=2)
     both = run(*line, "--task", "data_of_solve:task", "--memory", "1GB", code=None)
     assert "--memory does not go with --task" in both
     assert solver in run(*line, "--task", "data_of_solve:task")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 import alignkit.zoo as zoo
 from alignkit.cli import app
+from helpers.command_line import run
 
 
 def test_the_command_makes_a_set(tmp_path: Path) -> None:
@@ -23,3 +25,30 @@ def test_the_command_makes_a_set(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists() or not list((tmp_path / "x").glob("*.safetensors"))
     wrong = CliRunner().invoke(app, ["zoo", str(tmp_path / "y"), "--widths", "a,b"], env={"COLUMNS": "200"})
     assert wrong.exit_code == 2
+
+
+WRONG = {
+    "family": ["--family", "rnn"],
+    "source": ["--source", "nothing"],
+    "field": ["--option", "depth=3"],
+    "value": ["--option", "activation=none"],
+    "field of the source": ["--source-option", "turned=45"],
+    "widths": ["--widths", "a,b"],
+    "splits": ["--splits", "1,2"],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_be_meant_is_wrong_use(wrong: str, tmp_path: Path) -> None:
+    said = run("zoo", tmp_path / "nets", "--count", "1", *WRONG[wrong], code=2)
+    assert "Input tag" not in said
+    assert not (tmp_path / "nets").exists()
+
+
+def test_a_second_run_says_that_nothing_was_left_to_do(tmp_path: Path) -> None:
+    call = ["zoo", tmp_path / "nets", "--widths", "4", "--count", "2", "--steps", "1"]
+    first = run(*call)
+    assert first.startswith("2 networks: ")
+    assert run(*call) == f"All were there already.\n{first}"
+    said = run(*call[:-3], "3", *call[-2:], code=1)
+    assert "count is 2 there and 3 now. A set does not grow" in said

@@ -384,7 +384,7 @@ def test_too_little_memory_is_said_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "amount"),
-    [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("512mb", 512 * 10**6), ("4096", 4096), (" 7 B ", 7)],
+    [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("512mb", 512 * 10**6), ("4194304", 1 << 22), (" 7 B ", 7)],
 )
 def test_amounts_of_memory(text: str, amount: int) -> None:
     assert parse_memory(text) == amount
@@ -393,4 +393,10 @@ def test_amounts_of_memory(text: str, amount: int) -> None:
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "two GB", "2 GX", "0", "0.1B", "nan", "1e9"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
     with pytest.raises(UsageError, match="not an amount of memory"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize("text", ["2", "16", "800", "1.5", "999999"])
+def test_amounts_that_lack_their_unit_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"write the unit, such as {text}GB"):
         parse_memory(text)

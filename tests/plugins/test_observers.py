@@ -160,3 +160,60 @@ def test_log_lines(pair, caplog):
 def test_what_observes_nothing_is_refused(pair):
     with pytest.raises(PluginError, match="implements no hook"), watched(object()):
         solve(pair)
+
+
+class Halfway(Solver[IterativeOptions]):
+    """Says which share of its work is done."""
+
+    name = "halfway"
+
+    def solve(self, problem, report):
+        report(Step(1, 5.0, share=0.5))
+        threading.Event().wait(0.3)  # the bar is drawn ten times a second
+        return Outcome(problem.start)
+
+
+def test_a_bar_shows_the_share_that_is_done_and_the_time_left(pair, screen):
+    from rich.progress import Progress
+
+    shares = []
+    update = Progress.update
+
+    def noted(self, line, **values):
+        update(self, line, **values)
+        shares.append(self.tasks[0].percentage)
+
+    with pytest.MonkeyPatch.context() as patch, progress(after=0, console=screen):
+        patch.setattr(Progress, "update", noted)
+        solve(pair, solver=Halfway())
+    assert 50.0 in shares
+    assert "-:--:--" in shown(screen)  # the place of the time left
+
+
+@pytest.mark.parametrize("share", [1.5, -0.1, float("nan"), "half"])
+def test_a_share_that_is_none_ends_the_solver(pair, share):
+    class Wrong(Solver[IterativeOptions]):
+        name = "wrong"
+
+        def solve(self, problem, report):
+            report(Step(1, 1.0, share=share))
+            return Outcome(problem.start)
+
+    with pytest.raises(SolverError, match="as the share of a step"):
+        solve(pair, solver=Wrong())
+
+
+def test_observers_see_the_alignment_of_a_step(pair):
+    from alignkit.plugins.hookspecs import hookimpl
+
+    seen = []
+
+    class Sees:
+        @hookimpl
+        def alignkit_solve_step(self, step):
+            seen.append(step.alignment)
+
+    with watched(Sees()):
+        solution = solve(pair, solver="weight_matching")
+    assert seen[-1] == solution.alignment
+    assert all(step.alignment is None for step in solution.history)

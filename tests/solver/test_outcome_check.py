@@ -191,8 +191,8 @@ def test_whatever_is_accepted_can_be_saved_and_read(tmp_path):
         return Outcome(problem.start, stats=MappingProxyType(stats), notes=MappingProxyType({"ü": "日本"}))
 
     solution = solve(planted_pair(mlp(3, 5, 2)).bind(), solver=made(run), registry=Registry([]))
-    solution.save(tmp_path / "solution")
-    read = Solution.load(tmp_path / "solution", solution.graph)
+    solution.save(tmp_path / "solution.safetensors")
+    read = Solution.load(tmp_path / "solution.safetensors", solution.graph)
     assert dict(read.stats) == {"a": 1.5, "b": 3, "c": 0.25, "d": 1}
     assert (read.history, dict(read.notes)) == (solution.history, {"ü": "日本"})
 

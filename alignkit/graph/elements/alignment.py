@@ -286,7 +286,11 @@ class Alignment:
 
     @check_arguments
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, bound to the graph by its fingerprint, whole or not at all (`WeightsError`)."""
+        """Write a ``.safetensors`` file that belongs to the graph, in place of one that is there.
+
+        Raises:
+            WeightsError: The name ends in something else, or the file cannot be written: then nothing changes.
+        """
         FORMAT.write_tensors(Path(path), self.elements, {"graph": self.graph.fingerprint})
 
     @classmethod

@@ -28,6 +28,10 @@ def release_freed() -> None:
         trim(0)
 
 
+LEAST = 1_000_000
+"""Bytes below which an amount without a unit is not meant as bytes."""
+
+
 def parse_memory(text: str | int) -> int:
     """Read an amount of memory, such as ``"2GB"`` (2 * 10**9), ``"512 MiB"`` (512 * 2**20) or a number of bytes.
 
@@ -40,6 +44,10 @@ def parse_memory(text: str | int) -> int:
     factor = UNITS.get(amount[2].upper()) if amount else None
     if amount is None or factor is None or not int(float(amount[1]) * factor):
         raise UsageError(f"{text!r} is not an amount of memory: write a number with a unit, such as 2GB or 512MiB.")
+    if not amount[2] and float(amount[1]) < LEAST:
+        raise UsageError(
+            f"{text!r} bytes of memory hold nothing: write the unit, such as {amount[1]}GB or {amount[1]}MB."
+        )
     return int(float(amount[1]) * factor)
 
 

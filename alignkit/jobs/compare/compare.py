@@ -9,7 +9,8 @@ from os import PathLike
 from typing import Any, TypeAlias
 
 from alignkit.arguments import check_arguments
-from alignkit.errors import ComparisonError, SolverError
+from alignkit.checkpoints.writer import OnProgress, byte_counter
+from alignkit.errors import ComparisonError, SolverChoiceError
 from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
@@ -28,7 +29,7 @@ from alignkit.plugins.plugin_registry import Registry
 from alignkit.plugins.plugin_registry import registry as process_registry
 from alignkit.solver import Solver
 from alignkit.tasks.task import Task
-from alignkit.text import did_you_mean, show_value
+from alignkit.text import did_you_mean, plural, show_value
 
 Entry: TypeAlias = SolverLike | Sequence[SolverLike]
 """What ``solve(solver=...)`` takes: a name, a chain, a class, an instance, or a sequence of them."""
@@ -50,6 +51,7 @@ def compare(
     path: str | PathLike[str] | None = None,
     evaluation: Evaluation = DEFAULT_EVALUATION,
     report: Callable[[ComparisonRow], None] | None = None,
+    on_progress: OnProgress | None = None,
     **arguments: Any,
 ) -> Comparison:
     """Solve one pair with several solvers and seeds, and put what came out into one table.
@@ -72,6 +74,7 @@ def compare(
             failure are taken from it and not computed again, so a killed run resumes where it was.
         evaluation: How results are judged: on which data, at how many points, with or without repair.
         report: Called with every row that was computed, in the order in which they are done.
+        on_progress: Called with the part of the rows that is done.
         arguments: The ``device`` where solvers work, and options of solvers. Each option goes to every solver, and
             stage of a chain, that has it.
 
@@ -103,8 +106,11 @@ def compare(
     if file is not None:
         known = {job.key: job.settings for job in jobs}
         rows |= {row.key: row for row in file.rows if not row.failed and known.get(row.key) == dict(row.options)}
-    for row in _run(setup, [job for job in jobs if job.key not in rows], executor):
+    left = [job for job in jobs if job.key not in rows]
+    advance = byte_counter(on_progress, f"comparing, {plural(len(left), 'row')} in all", len(left))
+    for row in _run(setup, left, executor):
         rows[row.key] = row
+        advance(1)
         if file is not None:
             file.append(row.to_dict())
         if report is not None:
@@ -157,7 +163,7 @@ def _build_chains(
             )
     if unused := [option for option in options if option not in used]:
         fields = sorted({f for stages in built.values() for stage in stages for f in type(stage).Options.model_fields})
-        raise SolverError(
+        raise SolverChoiceError(
             f"none of the compared solvers has an option {unused[0]!r}.{did_you_mean(unused[0], fields)} "
             f"Options: {', '.join(fields)}."
         )
