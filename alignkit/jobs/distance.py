@@ -51,6 +51,8 @@ NEARLY = 1e-3
 """A matrix whose entries are that near to 0, 1 and -1 permutes units and changes signs; it does not rotate them."""
 ROUNDING = 4
 """Differences of so many units in the last place are rounding of networks that were rotated in their own dtype."""
+RESIDUE = 1e-12
+"""Part of the largest weight of a network that folding, balancing and rotating may leave where nothing should be."""
 BALANCED = {
     "scaled": "scales",
     "monomial": "scales",
@@ -210,8 +212,8 @@ def distance(
         solver: Solver that aligns them, as in `alignkit.solve`.
         tolerance: Networks count as the same when no element differs by more than this, relative to the largest
             element of its tensor. Where their dtypes differ, and where units were rotated, elements may also differ by
-            what the coarser dtype rounds away. Whole numbers and truth values have to be equal, but for counters such
-            as ``num_batches_tracked``.
+            what the coarser dtype rounds away, and where networks were rewritten by 1e-12 of the largest weight. Whole
+            numbers and truth values have to be equal, but for counters such as ``num_batches_tracked``.
         arguments: Further arguments of `alignkit.solve`: a task, a device, a seed, options.
 
     Raises:
@@ -282,7 +284,7 @@ def _measure(bound: Pair, alignment: Alignment) -> dict[str, TensorDistance]:
     """Measure how far each tensor of aligned B is from that of A."""
     side_a, side_b = (as_tensors(side, bound.device) for side in (bound.a, bound.b))
     elements: dict[str, Tensor | None] = dict(alignment.elements)
-    tensors = {}
+    tensors, scales = {}, {}
     for name, node in bound.graph.tensors.items():
         before = after = largest = scale = 0.0
         both = side_a.dtype(name), side_b.dtype(name)
@@ -299,9 +301,14 @@ def _measure(bound: Pair, alignment: Alignment) -> dict[str, TensorDistance]:
                 apart = _beyond_rounding(left, moved, dtype) if mixed else (left - moved).abs()
                 largest = max(largest, float(apart.max()))
                 scale = max(scale, float(left.abs().max()), float(moved.abs().max()))
-        share = largest / scale if scale else largest
-        tensors[name] = TensorDistance(before, after, share, dtype_name(dtype), mixed)
-    return tensors
+        scales[name] = scale
+        tensors[name] = TensorDistance(before, after, largest, dtype_name(dtype), mixed)
+    rewritten = bound.graph.folds or bound.graph.balances or any(map(bound.graph.rotates, bound.graph.groups))
+    residue = RESIDUE * max(scales.values(), default=0.0) if rewritten else 0.0
+    return {
+        name: replace(tensor, largest=max(0.0, tensor.largest - residue) / scales[name]) if scales[name] else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _beyond_rounding(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,9 @@ from alignkit import Alignment, SymmetryGraph
 from alignkit.jobs.distance import Distance, distance
 from alignkit.matching import Objective
 from alignkit.testing.problems import ARCHITECTURES, independent_pair, mlp, planted_pair
+from helpers.gauge_cases import CASES
 from helpers.small_pairs import SPECS, every_alignment, pair_of
+from helpers.trace_models import Parts
 
 
 @pytest.mark.parametrize("build", ARCHITECTURES.values(), ids=ARCHITECTURES)
@@ -168,3 +170,42 @@ def test_rounding_to_16_bits_is_recognised() -> None:
     assert "No element differs by more than rounding to bfloat16 does" in measured.explain()
     assert distance(graph, a, b, tolerance=0.05).verdict == "the same up to rotation"
     assert distance(graph, a, {name: 1.1 * tensor for name, tensor in b.items()}).rounding is None
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, norm_first=True)
+    return nn.Sequential(nn.Linear(4, 6), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(6, 2))
+
+
+def translator() -> nn.Module:
+    return Parts(
+        lambda m, x: m.out(m.transformer(m.inp(x), m.inp(x)).mean(1)),
+        inp=nn.Linear(4, 6),
+        transformer=nn.Transformer(6, 2, 1, 1, 8, batch_first=True),
+        out=nn.Linear(6, 2),
+    )
+
+
+FRESH: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "encoder": (encoder, torch.ones(2, 5, 4)),
+    "translator": (translator, torch.ones(2, 5, 4)),
+    **{name: (CASES[name].build, CASES[name].batch()[:1]) for name in ("rnn", "llama", "gpt with a bias", "vit")},
+}
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_tensors_in_which_nothing_is_left_but_rounding_are_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    build, inputs = FRESH[name]
+    model = build().eval()
+    weights = dict(model.state_dict())
+    for tensor_name, tensor in weights.items():  # as before training: gains of 1 and no biases
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.fill_(float(tensor_name.endswith("weight")))
+    graph = alignkit.trace(model, inputs, symmetries="all", keep_tied=True)
+    moved = Alignment.random(graph, 4).apply(alignkit.fold(weights, graph).network)
+    assert distance(graph, weights, moved).same
+    largest = max(float(tensor.abs().max()) for tensor in weights.values())
+    changed = next(name for name, tensor in moved.items() if tensor.ndim == 2)
+    moved[changed] = moved[changed] + 1e-4 * largest * torch.randn(moved[changed].shape)
+    assert not distance(graph, weights, moved).same
