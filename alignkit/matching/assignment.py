@@ -78,6 +78,8 @@ def linear_assignment(similarity: Float[Tensor, "*batch n n"], backend: Backend 
             f"Install the faster one: {install_extra('fast')}."
         )
     matrices = _finite_matrices(similarity)
+    if similarity.shape[-1] == 1:  # signs of units that are owned one by one: very many of them
+        return torch.zeros(similarity.shape[:-1], dtype=torch.int64)
     columns = _solve_lapx(matrices) if name == "lapx" else _solve_scipy(matrices)
     return torch.from_numpy(np.array(columns, dtype=np.int64).reshape(similarity.shape[:-1]))
 

@@ -33,6 +33,7 @@ from alignkit.tracing.labels.reads import fix_single_rows, positions_of
 from alignkit.tracing.labels.tensor_labels import IntArray, Labels
 from alignkit.tracing.reading.causes import pinned_axes
 from alignkit.tracing.reading.naming import group_names
+from alignkit.tracing.reading.sign_families import add_sign_families
 from alignkit.tracing.reading.traced_layouts import TracedLayouts, read_layouts
 from alignkit.tracing.reading.written_layouts import write_layouts
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
@@ -202,6 +203,8 @@ def build_graph(
         if gauges.lost == lost:
             break
     layouts, sizes = write_layouts(traced, names, gauges.marks)
+    shapes = {name: ref.shape for name, ref in tensors.items()}
+    layouts, sizes = add_sign_families(layouts, sizes, shapes, gauges.signs)
     layouts |= {name: " ".join("." * len(tensors[name].shape)) for name in gauges.constants}
     layout_of = {tensors[name].key: layout for name, layout in layouts.items()}
     provenance = Provenance(

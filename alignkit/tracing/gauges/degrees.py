@@ -61,6 +61,42 @@ def _reduce(row: Mapping[int, Fraction], rows: Mapping[int, Mapping[int, Fractio
     return result
 
 
+def odd_solutions(equations: Iterable[Form], unknowns: Sequence[int]) -> list[frozenset[int]]:
+    """Return a basis of the sets of unknowns for which all forms are even, where these are 1 and all others 0.
+
+    A sum of two sets is what is in one of them and not in both.
+    """
+    reduced: dict[int, frozenset[int]] = {}  # rows in echelon form, by the unknown that they lead with
+    for equation in equations:
+        row = frozenset(unknown for unknown, count in equation if count % 2)
+        for lead, known in reduced.items():
+            row = row ^ known if lead in row else row
+        if row:
+            lead = min(row)
+            reduced = {other: known ^ row if lead in known else known for other, known in reduced.items()}
+            reduced[lead] = row
+    free = [unknown for unknown in unknowns if unknown not in reduced]
+    return [frozenset({u, *(lead for lead, row in reduced.items() if u in row)}) for u in free]
+
+
+def rest_modulo(members: Iterable[frozenset[int]], span: Iterable[frozenset[int]]) -> list[frozenset[int]]:
+    """Return of some sets what is left once sums of others are left out: a basis, none where nothing is."""
+    reduced: dict[int, frozenset[int]] = {}
+
+    def rest(row: frozenset[int]) -> frozenset[int]:
+        for lead in sorted(reduced):
+            row = row ^ reduced[lead] if lead in row else row
+        return row
+
+    left = []
+    for number, rows in enumerate((span, members)):
+        for row in rows:
+            if row := rest(row):
+                reduced[min(row)] = row
+                left += [row] * number
+    return left
+
+
 def is_even(equations: Iterable[Form], odd: Iterable[int]) -> bool:
     """Return whether all forms are even where the unknowns in `odd` are 1 and all others 0."""
     ones = set(odd)

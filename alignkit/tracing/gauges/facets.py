@@ -16,6 +16,7 @@ from alignkit.graph.kinds import GroupKind
 from alignkit.graph.rewrites import AxisOf, BlockReason
 from alignkit.tracing.gauges.degrees import ZERO, Form, combine
 from alignkit.tracing.gauges.parts import Part, Spaces
+from alignkit.tracing.labels.writes import share_elements
 from alignkit.tracing.recording.recorder import OpRecord, TensorRef
 
 ROTATIONS: frozenset[GroupKind] = frozenset(("orthogonal", "centred", "planes", "adjacent_planes"))
@@ -95,7 +96,7 @@ class SpaceFacts:
     """What is known of one space.
 
     `equations` hold for degrees of any kind, `of_scales` for positive factors only, `of_signs` for signs only.
-    `causes` say which operation took which kinds away; `raw` is whether something reads the space with its mean.
+    `causes` say which operation took which kinds away. `gains` are segments of gains of norms that are not folded.
     """
 
     kinds: frozenset[GroupKind] = ROTATIONS
@@ -104,6 +105,7 @@ class SpaceFacts:
     of_signs: list[Form] = field(default_factory=list)
     causes: list[tuple[frozenset[GroupKind], Obstacle]] = field(default_factory=list)
     readings: list[SpaceReading] = field(default_factory=list)
+    gains: set[int] = field(default_factory=set)
     unknown: bool = False
     unit_length: bool = False
 
@@ -113,7 +115,9 @@ class Findings:
     """What the second pass collects, by the numbers of spaces, segments and norms.
 
     `facts` are those of each space. `used_otherwise` names what uses a segment other than as the reader of a value.
-    `blocked` are norms that something reads which cannot take them, with the reason of `alignkit.graph.rewrites`.
+    `zero_values` are values that are zero, `zero_ranges` the positions of those that are laid beside others, along one
+    dimension. `blocked` are norms that something reads which cannot take them, with the reason of
+    `alignkit.graph.rewrites`.
     """
 
     spaces: Spaces
@@ -129,6 +133,7 @@ class Findings:
     means: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
     weights_of_one: set[tuple[int, ...]] = field(default_factory=set)
     zero_values: set[tuple[int, ...]] = field(default_factory=set)
+    zero_ranges: dict[tuple[int, ...], tuple[int, tuple[range, ...]]] = field(default_factory=dict)
     scores: dict[tuple[int, ...], frozenset[int]] = field(default_factory=dict)
     _facets: dict[tuple[int, ...], dict[tuple[int, int, tuple[int, ...]], Facet]] = field(default_factory=dict)
     _keys_of_storage: dict[int, set[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(set))
@@ -140,23 +145,29 @@ class Findings:
 
     def get(self, ref: TensorRef, part: Part, cause: Obstacle) -> Facet:
         """Return the facet of a part of a value; where it is not known, its space is permuted only."""
-        known = self._facets.get(ref.key, {}).get((part.space, part.source, part.dims))
+        known = self.known(ref, part)
         if known is not None:
             return known
         self.facts[part.space].unknown = True
         self.cap(part.space, frozenset(), Obstacle(cause.op, cause.where, "it reads what was made in an unknown way"))
         return Facet()
 
+    def known(self, ref: TensorRef, part: Part) -> Facet | None:
+        """Return the facet of a part of a value, None where it is not known."""
+        return self._facets.get(ref.key, {}).get((part.space, part.source, part.dims))
+
     def forget(self, ref: TensorRef) -> None:
-        """Forget the facets of all tensors of a storage: it was written."""
-        for key in self._keys_of_storage[ref.storage]:
-            self._facets.pop(key, None)
+        """Forget the facets of a tensor that was written, and of all that share elements with it."""
+        keys = self._keys_of_storage[ref.storage]
+        for key in keys:
+            if key in self._facets and share_elements(key, ref.key, keys):
+                self._facets.pop(key)
 
     def forget_marks(self, ref: TensorRef) -> None:
         """Forget what else is known of the tensors of a storage that was written: zeros, averages, scores."""
         for marked in (self.zero_values, self.weights_of_one):
             marked.difference_update([key for key in marked if key[0] == ref.storage])
-        for known in (self.means, self.scores):
+        for known in (self.means, self.scores, self.zero_ranges):
             for key in [key for key in known if key[0] == ref.storage]:
                 del known[key]
 

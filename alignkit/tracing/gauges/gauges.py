@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from alignkit.graph.kinds import KINDS
 from alignkit.graph.nodes import SpaceLimit
-from alignkit.graph.rewrites import Balance, Blocked, Fold, Gain, OutputScale, Through, Zero
+from alignkit.graph.rewrites import AxisOf, Balance, Blocked, Fold, Gain, OutputScale, Through, Zero
 from alignkit.tracing.gauges.facets import Findings
 from alignkit.tracing.gauges.turns import Turn
 from alignkit.tracing.gauges.verdicts import folds_of_biases, judge
 from alignkit.tracing.interpreter import LabelledStep
 from alignkit.tracing.labels.writes import Key
 from alignkit.tracing.reading.axes import GroupKey
+from alignkit.tracing.reading.sign_families import sign_name
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Gauges:
 
     Attributes:
         marks: The mark of the kind of each group that has one.
+        signs: For groups whose units may change their sign at some places only, these places; by name.
         constants: Gains and scales of spaces that rotate: once folded they are 1 at each unit, and stay.
         folds: What has to be done to weights first.
         balances: Spaces whose scales or matrices may be moved.
@@ -31,6 +33,7 @@ class Gauges:
     """
 
     marks: Mapping[GroupKey, str]
+    signs: Mapping[str, tuple[AxisOf, ...]]
     constants: tuple[str, ...]
     folds: tuple[Fold, ...]
     balances: tuple[Balance, ...]
@@ -61,6 +64,12 @@ def find_gauges(
     group_names = {group: name for group, name in names.items() if isinstance(group, int)} | places
     known = {space: group_names.get(space, "") for space in findings.spaces.leaves}
     verdicts = judge(findings, known, refuted)
+    taken = {*names.values(), *findings.shapes}
+    signs = {
+        known[space]: verdict.odd
+        for space, verdict in verdicts.items()
+        if verdict.odd and space in names and space not in places and sign_name(known[space]) not in taken
+    }
     marks: dict[GroupKey, str] = {}
     for group in names:
         kinds = {verdicts[g].kind for g in ((group,) if isinstance(group, int) else group) if g in verdicts}
@@ -82,6 +91,7 @@ def find_gauges(
     rotating = [verdict for verdict in verdicts.values() if verdict.kind is not None and KINDS[verdict.kind].rotates]
     return Gauges(
         marks,
+        signs,
         tuple(_vector_of(fold) for v in rotating for fold in v.folds if isinstance(fold, Gain | OutputScale)),
         (*dict.fromkeys(fold for verdict in verdicts.values() for fold in verdict.folds), *biases),
         tuple(_without(balance, biases) for verdict in verdicts.values() for balance in verdict.balances),
@@ -102,5 +112,5 @@ def _vector_of(fold: Gain | OutputScale) -> str:
     return fold.gain if isinstance(fold, Gain) else fold.scale
 
 
-NO_GAUGES = Gauges({}, (), (), (), (), (), frozenset())
+NO_GAUGES = Gauges({}, {}, (), (), (), (), (), frozenset())
 """Permutations only."""

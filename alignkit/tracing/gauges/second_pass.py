@@ -75,13 +75,17 @@ def _run_law(op: Operation) -> None:
             op.findings.forget(written)
             for ref, carrier in kept:
                 op.findings.set(ref, carrier.part, carrier.facet)
+    zeros = op.findings.zero_values
+    is_zero = [ref.key in zeros for ref in op.inputs]
+    stays_zero = (name == "mul" and any(is_zero)) or (name in _KEEPS_ROWS | _PICKS and bool(is_zero) and all(is_zero))
+    if (stays_zero or name in _ZEROS) and not op.step.written:
+        zeros.update(ref.key for ref in op.step.outputs)
+        for output, part in op.results():
+            op.set(output, part, Facet())
+        return
     BUILT_IN.get(name, apply_function)(op)
     for written in op.step.written:
         op.findings.forget_marks(written)
-    if op.step.outputs and (
-        name in _ZEROS or (op.inputs and {ref.key for ref in op.inputs} <= op.findings.zero_values)
-    ):
-        op.findings.zero_values.update(ref.key for ref in op.step.outputs if name in _ZEROS | _KEEPS_ROWS | _PICKS)
     if op.step.outputs and op.inputs:
         findings, first, last = op.findings, op.inputs[0], op.output.shape[-1:]
         if name in _KEEPS_ROWS and first.key in findings.weights_of_one and first.shape[-1:] == last:

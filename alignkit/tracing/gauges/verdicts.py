@@ -20,9 +20,12 @@ from alignkit.graph.rewrites import (
     Through,
     Zero,
 )
-from alignkit.tracing.gauges.degrees import is_even, solutions
+from alignkit.tracing.gauges.degrees import is_even, odd_solutions, rest_modulo, solutions
 from alignkit.tracing.gauges.facets import MEAN_KEEPING, Findings, Norm, SpaceFacts, SpaceReading
+from alignkit.tracing.reading.sign_families import sign_name
 
+SIGNS = "signs"
+"""What is tried of a space beside its kind: signs that some of its places have."""
 LARGEST_FIRST: tuple[GroupKind, ...] = ("orthogonal", "centred", "planes", "adjacent_planes")
 
 
@@ -31,7 +34,8 @@ class Verdict:
     """What the second pass concludes about one space.
 
     ``kind`` is None where nothing but positions stays, as for rotary planes with a gain: the space is no group then.
-    ``reason`` says what keeps it from more.
+    ``reason`` says what keeps it from more. ``odd`` are the places at which units of a space that is permuted may
+    change their sign, where they may at some places only.
     """
 
     kind: GroupKind | None
@@ -39,6 +43,7 @@ class Verdict:
     folds: tuple[Fold, ...] = ()
     balances: tuple[Balance, ...] = ()
     blocked: tuple[Blocked, ...] = ()
+    odd: tuple[AxisOf, ...] = ()
 
 
 def judge(findings: Findings, names: Mapping[int, str], refuted: Mapping[str, frozenset[str]]) -> dict[int, Verdict]:
@@ -57,7 +62,13 @@ def judge(findings: Findings, names: Mapping[int, str], refuted: Mapping[str, fr
     blocked = [blocked for judge in judges.values() for blocked in judge.find_blocked()]
     for judge in judges.values():
         judge.blocked = tuple(one for one in dict.fromkeys(blocked) if one.tensor in judge.gains)
-    return {space: judge.verdict(refuted.get(judge.name, frozenset())) for space, judge in sorted(judges.items())}
+    return {space: judge.verdict(_refuted_of(judge.name, refuted)) for space, judge in sorted(judges.items())}
+
+
+def _refuted_of(name: str, refuted: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """Return what was refuted of a space, and of the signs that its units own."""
+    own, of_signs = (refuted.get(group, frozenset()) for group in (name, sign_name(name)))
+    return own | frozenset(SIGNS if what == "signed" else what for what in of_signs)
 
 
 @dataclass
@@ -92,7 +103,30 @@ class _Judge:
         signed = not self.facts.unknown and bool(self.segments) and is_even(equations, self.segments)
         kind = "signed" if signed and "signed" not in refuted else "permutation"
         folds = () if "folds" in refuted else self._folds()
-        return Verdict(kind, reason, folds, self._balances() if is_balanced else (), blocked)
+        balances = self._balances() if is_balanced else ()
+        odd = self._signs(balances) if kind == "permutation" and not refuted & {"signed", SIGNS} else ()
+        return Verdict(kind, reason, folds, balances, blocked, odd)
+
+    def _signs(self, balances: Iterable[Balance]) -> tuple[AxisOf, ...]:
+        """Return where units may change their sign, if that is not everywhere; nothing where signs are not free.
+
+        Gains of norms and scales keep their sign: that of a gain and of all that reads it may be chosen. So may signs
+        between the two sides of a balance, which are chosen there.
+        """
+        if self.facts.unknown:
+            return ()
+        vectors = self.gains | {scale for space, scale, _ in self.findings.output_scales if space == self.space}
+        still = self.facts.gains | {segment for segment in self.segments if self._axis(segment).tensor in vectors}
+        equations = [*self.facts.equations, *self.facts.of_signs]
+        still |= set(self.segments) - {segment for form in equations for segment, _ in form}  # nothing is known of it
+        equations += [((segment, 1),) for segment in sorted(still)]
+        chosen = [
+            frozenset(segment for segment in self.segments if self._axis(segment) in (*balance.writes, *balance.reads))
+            for balance in balances
+            if balance.kind == "monomial"
+        ]
+        left = rest_modulo(odd_solutions(equations, self.segments), chosen)
+        return self._axes(sorted(left[0])) if len(left) == 1 else ()
 
     @property
     def gains(self) -> set[str]:
@@ -227,7 +261,7 @@ def folds_of_biases(
 
     def is_bias(segment: int) -> bool:
         name = names[segments[segment].space]
-        return len(shapes[segments[segment].axis.tensor]) == 1 and "folds" not in refuted.get(name, ())
+        return len(shapes[segments[segment].axis.tensor]) == 1 and "folds" not in _refuted_of(name, refuted)
 
     yield from (Zero(segments[segment].axis) for segment in sorted(filter(is_bias, findings.zeros)))
     for facts in findings.facts.values():

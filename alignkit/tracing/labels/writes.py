@@ -9,6 +9,7 @@ strides (1, 6): their box is `((range(0, 4), 1), (range(2, 5), 0))`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -60,6 +61,15 @@ def _sizes_and_strides(key: Key) -> tuple[Key, Key]:
 def are_apart(a: Box, b: Box) -> bool:
     """Return whether two boxes of one tensor have no element in common."""
     return any(not set(x).intersection(y) for (x, _), (y, _) in zip(a, b, strict=True))
+
+
+def share_elements(a: Key, b: Key, wholes: Iterable[Key]) -> bool:
+    """Return whether two tensors of a storage may have an element in common.
+
+    They have none where both lie apart in one of ``wholes``, tensors of the same storage.
+    """
+    boxes = ((box_of(whole, a), box_of(whole, b)) for whole in wholes)
+    return not any(one is not None and two is not None and are_apart(one, two) for one, two in boxes)
 
 
 def take_box(c: Constraints, whole: Labels, box: Box, rank: int) -> Labels:

@@ -109,12 +109,10 @@ def contract(
     pairs: dict[tuple[Part, Part], tuple[Carrier, Carrier]] = {}
     for mine, other in ((left, right), (right, left)):
         for part in op.parts(mine.ref):
-            if mine.summed not in part.dims:
-                continue
+            if mine.summed not in part.dims or any(_is_zero(op, part, mine, side) for side in (mine, other)):
+                continue  # zeros are the state from which a loop starts
             carrier = op.carrier(mine.ref, part)
             partner = _partner(op, part, mine, other)
-            if partner is None and other.ref.key in op.findings.zero_values:
-                continue  # the state from which a loop starts
             if partner is None:
                 op.use(carrier)
                 op.findings.block(carrier.facet, "not_contracted", op.where or op.step.op)
@@ -152,6 +150,15 @@ def _add_term(
         op.findings.require(result.space, combine([(1, facet.degree), (-1, carrier.facet.degree)]))
         writers.append(carrier.facet.writers)
     return replace(facet, writers=frozenset().union(*writers) if all(writers) else frozenset())
+
+
+def _is_zero(op: Operation, part: Part, mine: Factor, side: Factor) -> bool:
+    """Tell whether a factor is zero at all positions of a part of ``mine`` in the sum."""
+    first = part.first.get(mine.summed, 0)
+    last = first + op.findings.spaces.size_of(part.space) - 1
+    dim, ranges = op.findings.zero_ranges.get(side.ref.key, (-1, ()))
+    is_beside = dim == side.summed and any(first in zeros and last in zeros for zeros in ranges)
+    return is_beside or side.ref.key in op.findings.zero_values
 
 
 def _partner(op: Operation, part: Part, mine: Factor, other: Factor) -> Carrier | None:

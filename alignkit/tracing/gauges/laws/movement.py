@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 from alignkit.tracing.gauges.facets import Carrier, Facet
 from alignkit.tracing.gauges.laws.pointwise import join
@@ -33,6 +34,7 @@ def rename(op: Operation) -> None:
           "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes", "split_copy", "index_select", "index")  # fmt: skip
 def pick(op: Operation) -> None:
     """Pick positions. A matrix of a stack reads as the whole stack does: what goes into one goes into all."""
+    _require_of_lost(op)
     for output, result in op.results():
         for carrier in matching(op, result, op.inputs[:1])[:1]:
             op.set(output, result, op.passed_on(carrier))
@@ -45,6 +47,9 @@ def lay_together(op: Operation) -> None:
     """Repeat positions or lay them together: a parameter is written with, and is no reader any more."""
     name = op.step.op.split("::")[1]
     along = op.arg("dim", 0) if name in _JOINS - {"stack"} else None
+    _require_of_lost(op)
+    if along is not None:
+        _note_zeros(op, along % max(1, len(op.output.shape)))
     for output, result in op.results():
         is_along = along is not None and along % len(output.shape) in result.dims
         carriers = matching(op, result, op.inputs, same_source=is_along and result.source >= 0)
@@ -66,6 +71,24 @@ def make_alike(op: Operation) -> None:
     """Make a tensor of the same shape: nothing of the values goes there."""
     for output, result in op.results():
         op.set(output, result, Facet())
+
+
+def _require_of_lost(op: Operation) -> None:
+    """Require that units which the result does not show, such as experts that were picked, have no factor."""
+    shown = {part.space for _, part in op.results()}
+    for ref in op.inputs:
+        for part in op.parts(ref):
+            if part.space not in shown and (facet := op.findings.known(ref, part)) is not None:
+                op.require(part.space, facet)
+
+
+def _note_zeros(op: Operation, dim: int) -> None:
+    """Remember where values are laid that are zero: the state from which a loop starts, beside an input."""
+    ends = list(accumulate(ref.shape[dim] if dim < len(ref.shape) else 0 for ref in op.inputs))
+    places = zip([0, *ends], ends, op.inputs, strict=False)
+    zeros = tuple(range(start, end) for start, end, ref in places if ref.key in op.findings.zero_values)
+    if zeros:
+        op.findings.zero_ranges[op.output.key] = dim, zeros
 
 
 @LAWS.law("rotary")

@@ -146,11 +146,15 @@ def add(op: Operation) -> None:
     """Add or subtract: any matrix. One number added to all units leaves what keeps the vector of ones."""
     refs = [ref for ref in (op.arg("self"), op.arg("other")) if isinstance(ref, TensorRef)]
     number = next((x for x in (op.arg("self"), op.arg("other")) if isinstance(x, int | float)), 0)
+    # The state from which a loop starts says nothing.
+    added = [ref for ref in refs if ref.key not in op.findings.zero_values]
     for output, result in op.results():
-        carriers = op.beside(result, len(output.shape), refs)
+        carriers = op.beside(result, len(output.shape), added)
         if not carriers:
             continue
-        if len(carriers) == 1:
+        if len(carriers) == len(added) == 1 and len(refs) == 2:
+            _scale(op, output, result, carriers[0], [])
+        elif len(carriers) == 1:
             others = [ref for ref in refs if ref is not carriers[0].ref]
             _add_constant(op, output, result, carriers[0], others, number)
         else:

@@ -225,6 +225,8 @@ def _normalise_channels(op: Operation, means: list[str]) -> None:
         degree = facet.degree
         if gain := vector("weight", result):
             op.use(gain)
+            if gain.facet.segment is not None:
+                op.findings.facts[space].gains.add(gain.facet.segment)
             degree = combine([(1, degree), (1, gain.facet.degree)])
         if shift := vector("bias", result):
             op.use(shift)
