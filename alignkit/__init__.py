@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from alignkit.graph.elements.alignment import Alignment
     from alignkit.jobs.align_many import align_many
     from alignkit.jobs.average import average
+    from alignkit.jobs.canonical_form import canonical_form
     from alignkit.jobs.canonicalize import canonicalize
     from alignkit.jobs.check import check
     from alignkit.jobs.compare.compare import compare
@@ -87,6 +88,7 @@ _HOMES = {
     "align_many": "alignkit.jobs.align_many",
     "average": "alignkit.jobs.average",
     "builders": "alignkit.graph",
+    "canonical_form": "alignkit.jobs.canonical_form",
     "canonicalize": "alignkit.jobs.canonicalize",
     "check": "alignkit.jobs.check",
     "compare": "alignkit.jobs.compare.compare",
@@ -152,6 +154,7 @@ __all__ = [
     "align_many",
     "average",
     "builders",
+    "canonical_form",
     "canonicalize",
     "check",
     "compare",

@@ -10,6 +10,7 @@ their units; ``names``, what the networks are called, by default their numbers.
 
 from alignkit.jobs.adapters import Adapter
 from alignkit.jobs.align_many import ManyAlignment
+from alignkit.jobs.canonical_form import Formed
 from alignkit.jobs.canonicalize import Canonical
 from alignkit.jobs.check import Checked, Sameness, check_same
 from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
@@ -61,6 +62,7 @@ __all__ = [
     "FoldCheck",
     "Folded",
     "FolderWarning",
+    "Formed",
     "ManyAlignment",
     "MergeRecipe",
     "Merged",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
@@ -82,9 +83,23 @@ def _squares(graph: GraphStructure, weights: Mapping[str, Tensor]) -> list[float
 def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Alignment:
     """Return the alignment that stores units by a number which no reordering of the network changes.
 
-    The number sums first and second powers of the weights that belong to a unit, of weights that change signs or
-    rotate second powers alone. Units with equal numbers keep the order in which they are stored, and groups that are
-    not permuted stay as they are.
+    Units with equal numbers keep the order in which they are stored, and groups that are not permuted stay as they are.
+    """
+    orders = {name: number.argsort(dim=-1, stable=True) for name, number in unit_numbers(graph, weights).items()}
+    # The order of the units of a parent does not depend on its place: it is the same for every pair of parents.
+    pairs = {name: order.expand(len(order), *order.shape) for name, order in orders.items()}
+    for name, group in graph.groups.items():
+        if group.kind != "permutation":
+            count = graph.instances(name)
+            pairs[name] = identity_element(group.kind, (count, count, group.size))
+    return Alignment(graph, read_off(graph, graph.parents_first, pairs))
+
+
+def unit_numbers(graph: GraphStructure, weights: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "instances units"]]:
+    """Return a number for each unit of each group that no symmetry of the network changes but for its place.
+
+    It sums first and second powers of the weights that belong to a unit, of weights that change signs or rotate second
+    powers alone. (Those of groups that rotate say nothing.)
     """
     numbers = {name: torch.zeros(graph.instances(name), group.size).double() for name, group in graph.groups.items()}
     tensors = as_tensors(weights)
@@ -100,11 +115,4 @@ def canonical_order(graph: GraphStructure, weights: Mapping[str, Tensor]) -> Ali
             for use, total in zip(uses, sums, strict=True):
                 # Uses are told apart: the same weights in another tensor make another unit.
                 numbers[use.group] = 1.1 * numbers[use.group] + total
-    orders = {name: number.argsort(dim=-1, stable=True) for name, number in numbers.items()}
-    # The order of the units of a parent does not depend on its place: it is the same for every pair of parents.
-    pairs = {name: order.expand(len(order), *order.shape) for name, order in orders.items()}
-    for name, group in graph.groups.items():
-        if group.kind != "permutation":
-            count = graph.instances(name)
-            pairs[name] = identity_element(group.kind, (count, count, group.size))
-    return Alignment(graph, read_off(graph, graph.parents_first, pairs))
+    return numbers
