@@ -38,6 +38,9 @@ class ActivationMatchingOptions(SolverOptions):
     statistic: Literal["correlation", "covariance"] = "correlation"
     """Correlation counts every unit alike; covariance lets units with large activations decide. Units that rotate into
     each other are compared by covariances either way, with "correlation" relative to their mean variance."""
+    weights: float = Field(1.0, ge=0)
+    """Weight of the similarity of weights beside that of activations, where residual streams rotate: these are matched
+    by both, in turn with all other groups by weights, until nothing changes. 0: activations alone."""
     max_batches: int | None = Field(None, ge=1)
     """Maximum number of batches of the task that are read. None reads all."""
     probes: int = Field(0, ge=0)
@@ -54,7 +57,8 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
     number of batches; families are matched from the inside out, so the result is the best one for the sum over all
     places where a group is seen (`alignkit.activations.sites` lists them). Constant units are told apart by their
     weights, and a group that is seen nowhere is matched by weights given the others: the last step of the history and
-    ``stats["groups_by_weights"]`` say so.
+    ``stats["groups_by_weights"]`` say so. Where a residual stream rotates it is matched by activations and weights
+    together, and all else by weights.
     """
 
     name = "activation_matching"
@@ -71,10 +75,13 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
         """Collect statistics once, then assign every tree of groups."""
         observed = self._observe(problem)
         elements = _assign(problem, observed)
-        report(Step(1, observed.objective(elements), alignment=Alignment(problem.graph, elements)))
         groups, status = problem.graph.groups, Status.OK
+        streams = _streams(problem, observed) if self.options.weights else []
+        if streams:
+            status = _ascend_on_both(problem, observed, elements, streams, self.options.weights)
+        report(Step(1, observed.objective(elements), alignment=Alignment(problem.graph, elements)))
         by_weights = [name for name, group in groups.items() if group.size > 1 and name not in observed.seen]
-        if by_weights:
+        if by_weights and not streams:
             status = _match_by_weights(problem, elements, frozenset(by_weights))
             note = f"not seen in activations, matched by weights: {', '.join(by_weights)}"
             report(Step(2, observed.objective(elements), note, Alignment(problem.graph, elements)))
@@ -190,6 +197,32 @@ def _assign(problem: Problem, observed: Observed) -> dict[str, Tensor]:
                 similarity[group] = similarity[group] + extra if group in similarity else extra
         elements.update(nested_assignment(graph, root, similarity))
     return elements
+
+
+def _streams(problem: Problem, observed: Observed) -> list[str]:
+    """Return residual streams: groups that rotate as a whole, were seen, and whose similarities are exact."""
+    rotating = [root for root in problem.graph.roots if problem.graph.rotates(root) and root in observed.similarity]
+    return [root for root in rotating if root in Ascent(problem.objective).linear]
+
+
+def _ascend_on_both(
+    problem: Problem, observed: Observed, elements: dict[str, Tensor], streams: list[str], weights: float
+) -> Status:
+    """Match streams that rotate by activations and weights, all else by weights; ``elements`` is updated.
+
+    On transformers of two seeds activations tell best how streams are rotated, and weights what is inside layers.
+    Ascent on weights alone loses what activations told (docs/symmetries.md). The sum of both is one objective; at the
+    start both are of one size, ``weights`` times.
+    """
+    rest = (root for root in problem.graph.roots if root not in streams)
+    _match_by_weights(problem, elements, frozenset(name for root in rest for name in problem.graph.tree(root)))
+    beside = {}
+    for stream in streams:
+        seen, own = observed.similarity[stream], problem.objective.similarity(stream, elements).cpu()
+        beside[stream] = seen * (own.norm() / (weights * seen.norm()))
+    run = Ascent(problem.objective, beside=beside).run(elements, colour_roots(problem.graph))
+    elements.update(run.elements)
+    return Status.OK if run.converged else Status.MAX_STEPS
 
 
 def _match_by_weights(problem: Problem, elements: dict[str, Tensor], groups: frozenset[str]) -> Status:

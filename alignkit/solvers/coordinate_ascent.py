@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -60,10 +61,17 @@ class Ascent:
         objective: Objective of the pair.
         rtol: A sweep that improves the distance by less than this fraction is the last.
         max_sweeps: Maximum number of sweeps.
+        beside: Similarities of units, ``[n, n]``, that count beside those of weights, of groups in `linear`.
     """
 
-    def __init__(self, objective: Objective, rtol: float = RTOL, max_sweeps: int = MAX_SWEEPS) -> None:
-        self.objective, self.graph = objective, objective.graph
+    def __init__(
+        self,
+        objective: Objective,
+        rtol: float = RTOL,
+        max_sweeps: int = MAX_SWEEPS,
+        beside: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        self.objective, self.graph, self.beside = objective, objective.graph, beside
         self.rtol, self.max_sweeps = rtol, max_sweeps
         self.negligible = ROUNDING * max(objective.squares, TINY)
         """Squared distances below this are rounding of the networks as a whole."""
@@ -135,6 +143,8 @@ class Ascent:
 
     def _propose_group(self, group: str, elements: dict[str, Tensor | None]) -> Proposal | None:
         similarity = self.objective.similarity(group, elements).cpu()
+        if group in self.beside:
+            similarity = similarity + self.beside[group]
         current, kind = elements[group], self.graph.groups[group].kind
         best = best_of_kind(kind, similarity, self.objective.backend)
         assigned = best.reshape(self.graph.element_shape(group))
@@ -187,9 +197,15 @@ class Ascent:
         return Proposal(proposal, gain) if gain > self._rounding_of(proposal) else None
 
     def _distance(self, elements: Mapping[str, Tensor | None]) -> float:
-        """Return ``|A - P # B|^2``; infinity while a group is unknown."""
+        """Return ``|A - P # B|^2`` and how far similarities beside it are below a bound; infinity where not known."""
         known = known_elements(elements)
-        return sum(self.objective.distances2(known).values()) if len(known) == len(elements) else math.inf
+        if len(known) < len(elements):
+            return math.inf
+        missed = 0.0
+        for group, similarity in self.beside.items():
+            value = value_of(self.graph.groups[group].kind, similarity, known[group])
+            missed += float(torch.linalg.matrix_norm(similarity, "nuc") - value)
+        return sum(self.objective.distances2(known).values()) + 2 * missed
 
     def _touched(self, groups: Iterable[str]) -> list[str]:
         """List the tensors on which one of some groups acts."""

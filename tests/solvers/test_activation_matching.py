@@ -16,6 +16,7 @@ from alignkit.jobs.solve import solve
 from alignkit.solver import Problem
 from alignkit.solvers.activation_matching import ActivationMatching
 from alignkit.tasks.task import Task
+from alignkit.testing import decoder
 from alignkit.testing.problems import attention, convnet, independent_pair, mlp, planted_pair
 from alignkit.tracing import trace
 from helpers.activation_problems import KINDS, encoder, functional, words
@@ -220,3 +221,32 @@ def test_start_does_not_matter_and_hooks_are_gone():
     assert solve(pair.bind(), solver="activation_matching", task=task, init=init).alignment == solution.alignment
     assert not any(module._forward_hooks for module in task.model.modules())
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class TestStreamsThatRotate:
+    """Residual streams are matched by activations and weights together, and nothing that is known is lost."""
+
+    @pytest.mark.parametrize("stream", ["orthogonal", "centred"])
+    def test_the_sum_goes_from_what_activations_say_to_what_weights_say(self, stream):
+        pair = independent_pair(decoder(stream), seed=1)
+        found = {weights: matched(pair, weights=weights) for weights in (0.0, 1e-6, 1.0, 1e6)}
+        streams = {weights: solution.alignment.elements["model"] for weights, solution in found.items()}
+        torch.testing.assert_close(streams[1e-6], streams[0.0], atol=1e-4, rtol=0)
+        assert float((streams[1.0] - streams[0.0]).norm()) > 0.1
+
+        def gained(weights):
+            then = solve(pair.bind(), solver="weight_matching", init=found[weights].alignment)
+            return then.objective_init - then.objective_after
+
+        assert gained(0.0) > gained(1.0) > 10 * gained(1e6)
+
+    @pytest.mark.parametrize("weights", [0.0, 0.1, 1.0, 10.0])
+    @pytest.mark.parametrize("stream", ["orthogonal", "centred"])
+    def test_planted_rotations_are_found_with_any_weight(self, stream, weights):
+        pair = planted_pair(decoder(stream), seed=2)
+        solution = matched(pair, weights=weights)
+        assert solution.objective_after < 1e-9 * solution.objective_before
+
+    def test_orders_alone_are_found_as_before(self):
+        pair = independent_pair(attention(), seed=1)
+        assert matched(pair, weights=0.0).alignment == matched(pair).alignment == matched(pair, weights=5.0).alignment
