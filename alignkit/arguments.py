@@ -193,6 +193,8 @@ def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
             if not kind.admits(item):
                 wrong = f"{place} has to be {kind.needed}, found {show_value(item)} of type {type(item).__name__}"
                 advice = " ".join(line for class_name, line in _ADVICE.items() if class_name in kind.needed)
+                if parameter.kind is parameter.VAR_POSITIONAL and isinstance(item, list | tuple):
+                    advice = f"Give them one after the other: {name}(..., *{argument})."
                 raise ArgumentError(f"{name}(): {wrong}. {advice}".rstrip())
     return arguments
 

@@ -165,6 +165,15 @@ def test_positions_are_counted_and_advice_is_given() -> None:
         example(nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("job", [alignkit.merge, alignkit.align_many])
+def test_a_list_of_networks_is_told_to_come_one_after_the_other(job: Any) -> None:
+    network = nn.Linear(2, 2)
+    graph = SymmetryGraph.from_spec({"weight": "a .", "bias": "a"}, network)
+    for listed in ([network, network], (network, network)):
+        with pytest.raises(ArgumentError, match=r"one after the other: \w+\(\.\.\., \*models\)"):
+            job(graph, listed)
+
+
 def test_missing_and_unknown_arguments_are_errors_of_both_kinds() -> None:
     with pytest.raises(ArgumentError, match=r"^read_weights\(\): missing a required argument: 'path'"):
         alignkit.read_weights()  # type: ignore[call-arg]
