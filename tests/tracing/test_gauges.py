@@ -139,3 +139,26 @@ def test_verification_refuses_unfolded_weights() -> None:
     graph = alignkit.trace(model, ids, symmetries="all")
     with pytest.raises(alignkit.AlignkitError, match="fold"):
         graph.verify(model, ids)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.Tanh(), nn.ReLU()], ids=["gelu", "tanh", "relu"])
+@pytest.mark.parametrize("numbers", [6, 1])
+def test_scales_that_are_folded_are_not_balanced(activation: nn.Module, numbers: int) -> None:
+    """A LayerScale in a stream that does not rotate goes into its writer, and stays 1."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inp, self.up, self.down, self.out = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 3)
+            self.scale = nn.Parameter(torch.linspace(0.3, 2, numbers))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = activation(self.inp(x))
+            return self.out(activation(x + self.scale * self.down(activation(self.up(x)))))
+
+    model, x = perturbed(Scaled()).double(), torch.randn(5, 4).double()
+    graph = alignkit.trace(model, x, symmetries="all")
+    folded = alignkit.fold(model, graph, x).network
+    assert not graph.folds or bool((folded.scale == 1).all())
+    graph.verify(folded, x)
+    torch.testing.assert_close(alignkit.fold(folded, graph, x).network.state_dict(), folded.state_dict())

@@ -115,7 +115,7 @@ class _Judge:
         """
         if self.facts.unknown:
             return ()
-        vectors = self.gains | {scale for space, scale, _ in self.findings.output_scales if space == self.space}
+        vectors = self.gains | self._scales()
         still = self.facts.gains | {segment for segment in self.segments if self._axis(segment).tensor in vectors}
         equations = [*self.facts.equations, *self.facts.of_signs]
         still |= set(self.segments) - {segment for form in equations for segment, _ in form}  # nothing is known of it
@@ -132,6 +132,10 @@ class _Judge:
     def gains(self) -> set[str]:
         """The gains of the norms of this space."""
         return {norm.gain for norm in self._norms()}
+
+    def _scales(self) -> set[str]:
+        """Return the scales behind what writes this space, such as those of LayerScale."""
+        return {scale for space, scale, _ in self.findings.output_scales if space == self.space}
 
     def _norms(self) -> list[Norm]:
         return [norm for space, norm in self.findings.norms if space == self.space]
@@ -214,12 +218,12 @@ class _Judge:
         return ()
 
     def _balances(self) -> tuple[Balance, ...]:
-        """Return the balances of factors of units, but for those between the gain of a norm and its readers."""
+        """Return the balances of factors of units, but for those of gains and scales, which folds leave at 1."""
         if self.facts.unknown:
             return ()
         balances = []
         stay = {blocked.tensor for blocked in self.blocked}
-        gains = {norm.gain for norm in self._norms()} - stay
+        gains = ({norm.gain for norm in self._norms()} - stay) | self._scales()
         for solution in solutions(self.facts.equations + self.facts.of_scales, self.segments):
             smallest = min((abs(value) for value in solution.values()), default=1)
             degrees = {segment: value / smallest for segment, value in solution.items()}
