@@ -13,11 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 import alignkit
+from alignkit.cli import switches
 
 if TYPE_CHECKING:
     from alignkit.plugins.plugin_registry import SolverInfo
 
 
+@switches.command
 def solvers(
     name: Annotated[str | None, typer.Argument(help="Show the options of one solver.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, options included.")] = False,

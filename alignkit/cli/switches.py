@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
 from alignkit.cli.telling import TellingSwitches
 from alignkit.cli.values import one_of, solver_options
@@ -212,6 +214,16 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def _in_capitals(name: str, annotation: Any) -> Any:
+    """Let usage lines call an argument by its name in capitals, as everybody writes them."""
+    facts = getattr(annotation, "__metadata__", ())
+    if not facts or not isinstance(facts[0], ArgumentInfo) or facts[0].metavar is not None:
+        return annotation
+    info = copy.copy(facts[0])
+    info.metavar = name.upper()
+    return Annotated[annotation.__origin__, info]
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Let a command take groups of switches: each parameter of such a type becomes the switches in it."""
     parameters: list[inspect.Parameter] = []
@@ -219,7 +231,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         kind = parameter.annotation
         if not (isinstance(kind, type) and is_dataclass(kind)):
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            kind = _in_capitals(parameter.name, kind)
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
             continue
         groups[parameter.name] = kind
         hints = get_type_hints(kind, include_extras=True)

@@ -138,3 +138,10 @@ def test_networks_that_cannot_be_read_end_with_1(job: str, folder: Path) -> None
     run(*SOLVING[job], code=1)
     (folder / "b.safetensors").unlink()
     run(*SOLVING[job], code=1)
+
+
+@pytest.mark.parametrize("name", [command.name for command in app.registered_commands])
+def test_usage_lines_have_arguments_in_capitals(name: str) -> None:
+    usage = run(name, "--help").splitlines()[0]
+    arguments = usage.partition("[OPTIONS]")[2]
+    assert arguments == arguments.upper()
