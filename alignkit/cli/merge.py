@@ -17,11 +17,7 @@ from alignkit.cli.values import one_of
 
 @switches.command
 def merge(
-    job: switches.JobSwitches,
-    architecture: switches.ArchitectureSwitches,
-    kinds: switches.SymmetrySwitches,
-    solving: switches.SolverSwitches,
-    data: switches.TaskSwitches,
+    *,
     models: Annotated[
         list[Path] | None,
         typer.Argument(help="Two or more checkpoints, files or folders; the first is the reference."),
@@ -35,6 +31,11 @@ def merge(
             "alignkit.json in it.",
         ),
     ] = None,
+    architecture: switches.ArchitectureSwitches,
+    kinds: switches.SymmetrySwitches,
+    solving: switches.SolverSwitches,
+    data: switches.TaskSwitches,
+    job: switches.JobSwitches,
     weight: Annotated[
         list[str] | None,
         typer.Option(

@@ -82,7 +82,7 @@ class Plan:
             "Tokenizer": f"that of `{recipe.tokenizer or recipe.models[0]}`",
             **({"Measured on": f"`{recipe.task}`"} if recipe.task else {}),
         }
-        about = f"An average of {len(recipe.models)} networks{'' if recipe.align else ', as they were'}."
+        about = f"A merge of {len(recipe.models)} networks{'' if recipe.align else ', as they were'}."
         roles = [*(["base"] if is_task else []), *weights]
         return alignkit.jobs.model_card(
             files, self.output, about, roles, ways, came_out, ("merge",), recipe.parameters()
