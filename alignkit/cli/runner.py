@@ -261,7 +261,7 @@ class Runner:
             *rounding,
             *self._lines,
             f"{seconds:.2f} s{used}.",
-            *(f"Written: {p}" for p in self.written),
+            *(f"Written: {written_with_record(path)}" for path in self.written),
         ]
         notes = {} if files is None else {"notes": list(files.notes)}
         if files is not None and self.job not in TELL_FOLDS:
@@ -275,6 +275,13 @@ class Runner:
             typer.echo(json.dumps(facts, indent=2, allow_nan=False, default=str))
         else:
             self.switches.say(text)
+
+
+def written_with_record(path: str) -> str:
+    """Name a file that was written, and the record beside it where its own format has no room for one."""
+    if alignkit.checkpoints.file_kind(Path(path)) != "pickle":
+        return path
+    return f"{path} and {alignkit.jobs.sidecar(Path(path)).name}"
 
 
 def look_in_this_folder() -> None:

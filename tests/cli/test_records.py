@@ -129,7 +129,8 @@ def test_a_record_that_was_changed_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("kind", [".pt", ".safetensors"])
 def test_a_record_that_is_there_is_not_replaced_unasked(kind: str, folder: Path) -> None:
     call = ["merge", A, B, *GIVEN, "-o", f"m{kind}"]
-    run(*call)
+    said = run(*call)
+    assert f"Written: m{kind}{' and m.pt.alignkit.json' if kind == '.pt' else ''}\n" in said
     beside = folder / "m.pt.alignkit.json"
     if kind == ".pt":
         (folder / "m.pt").unlink()
