@@ -91,8 +91,7 @@ class Plan:
 
 def read_plan(path: Path | None, job: switches.JobSwitches) -> Plan:
     """Read a recipe, if one is given, with the arguments and switches that were given beside it, which count more."""
-    looks = {field.name for field in switches.switches_of(switches.JobSwitches)}
-    given = {name: _plain(value) for name, value in job.given.items() if name not in (*looks, "recipe", "resume")}
+    given = {name: _plain(value) for name, value in switches.deciding(job.given).items()}
     if "option" in given:
         given["options"] = solver_options(given.pop("option"))
     if "weight" in given:

@@ -18,7 +18,7 @@ import typer
 import alignkit
 from alignkit.cli.folded import fold_facts, fold_lines, fold_sections
 from alignkit.cli.outputs import check_report, check_weights
-from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SymmetrySwitches, TaskSwitches, switches_of
+from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SymmetrySwitches, TaskSwitches, deciding
 from alignkit.errors import VerificationError
 from alignkit.text import list_some, readable_bytes
 
@@ -155,9 +155,9 @@ class Runner:
         more: Sequence[Path] = (),
     ) -> alignkit.jobs.Record:
         """Return the record of this run, by default with the switches that were given; ``more`` was read as well."""
-        looks = {field.name for field in switches_of(JobSwitches)}
-        given = {name: value for name, value in self.switches.given.items() if name not in looks}
-        return files.record(self.job, parameters or given, {**result.facts(), **self._function}, more)
+        return files.record(
+            self.job, parameters or deciding(self.switches.given), {**result.facts(), **self._function}, more
+        )
 
     def tell_changes(self, now: alignkit.jobs.Record, earlier: alignkit.jobs.Record | None) -> None:
         """Tell what is not as it was when the record was written that this run follows."""

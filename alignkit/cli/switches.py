@@ -204,6 +204,12 @@ class JobSwitches(TellingSwitches):
     """The arguments and switches that were given, by name; those of defaults are left out."""
 
 
+def deciding(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep those of the given switches that decide what comes out: not how it is told, and not where a run goes on."""
+    others = {f.name for f in switches_of(JobSwitches)} | {"recipe", "resume"}
+    return {name: value for name, value in given.items() if name not in others}
+
+
 def switches_of(kind: type[Any]) -> list[Field[Any]]:
     """List the fields of a group that are switches."""
     return [f for f in fields(kind) if f.metadata.get("is_switch", True)]

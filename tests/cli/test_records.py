@@ -102,6 +102,15 @@ def test_a_record_says_what_the_command_was_given_and_what_came_out(folder: Path
     assert {"before", "after", "task", "moved", "function_error"} <= results.keys()
 
 
+@pytest.mark.parametrize(("case", "output"), [("merge three", "out.safetensors"), ("align-many", "out")])
+def test_how_it_is_told_and_where_a_run_goes_on_is_not_recorded(case: str, output: str, folder: Path) -> None:
+    call, *_, (name, *_) = CALLS[case]
+    run(*call, "-o", output)
+    plain = read_record(f"{name}.safetensors")
+    run(*call, "-o", output, "--force", "--quiet", "--resume", "kept.jsonl", "--report", "r.html", "--json")
+    assert read_record(f"{name}.safetensors") == plain
+
+
 def test_the_same_run_writes_the_same_bytes(folder: Path) -> None:
     for name in ("one", "two"):
         (folder / name).mkdir()
