@@ -31,6 +31,7 @@ MAX_CHECKED = 1_000_000_000
 """Weights of all networks of a function check together: seconds for small networks, minutes for the largest."""
 TELL_FOLDS = ("check", "fold", "rotate")
 """Jobs whose results tell themselves what was folded."""
+NOT_BALANCED = "Networks on disk are taken as they are: scales count unless alignkit fold balanced them before."
 NOT_HELD = "Function check: not done, it holds the whole network, which --memory is there to avoid."
 
 
@@ -110,7 +111,7 @@ class Runner:
         """
         look_in_this_folder()
         kinds = kinds or SymmetrySwitches()
-        kinds.check(memory)
+        kinds.check()
         read = not self.switches.dry_run and memory is None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", alignkit.jobs.FolderWarning)  # they are printed with the result
@@ -127,6 +128,7 @@ class Runner:
                 keep_tied=kinds.keep_tied,
                 balance=balance,
                 bases=bases,
+                on_disk=memory is not None,
                 dtype=dtype,
                 download=architecture.allow_download,
                 allow_missing=allow_missing,
@@ -135,7 +137,7 @@ class Runner:
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:
-            self._lines.append(NOT_HELD)
+            self._lines += [NOT_HELD, *([NOT_BALANCED] if files.graph.balances else [])]
         if self.switches.dry_run:
             writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]
             self.end_dry_run(files.estimate(self.job, solver=solver, memory=memory, writes=writes))  # type: ignore[arg-type]

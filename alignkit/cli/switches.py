@@ -136,12 +136,11 @@ class SymmetrySwitches:
         bool, typer.Option("--keep-tied", help="Leave a head tied to the embedding, and the last gain in its norm.")
     ] = False
 
-    def check(self, memory: str | None = None) -> None:
+    def check(self) -> None:
         """Refuse other names, and what does not go with them."""
         one_of("--symmetries", self.symmetries, ("permutation", "all"))
         if self.keep_tied and self.symmetries == "permutation":
             raise UsageError("--keep-tied goes with --symmetries all: for permutations heads stay as they are anyway.")
-        check_memory(memory, {"--symmetries all": self.symmetries == "all"})
 
 
 @dataclass(frozen=True)

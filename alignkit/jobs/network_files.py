@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,7 @@ class NetworkFiles(OutputForms):
         notes: What differs between the folders and does not change what the weights compute, such as tokenizers.
         symmetries: What was traced. With ``"all"`` the networks are folded when they are read.
         balance: Whether they are balanced, too.
+        on_disk: Whether they stay on disk: they are taken as they are then, and not folded.
         bases: The number of the base of each network that is a fine-tune of another one. It is balanced as its base is.
         missing: First names of the tensors that each network lacks, and may lack.
     """
@@ -66,6 +68,7 @@ class NetworkFiles(OutputForms):
     symmetries: Symmetries = "permutation"
     balance: bool = True
     bases: Mapping[int, int] = field(default_factory=dict)
+    on_disk: bool = False
     missing: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
@@ -101,9 +104,14 @@ class NetworkFiles(OutputForms):
             VerificationError: A folded network does not compute the same.
         """
         done: dict[int, Folded] = {}
-        for index in sorted(range(len(self.paths)), key=self.bases.__contains__) if self.symmetries == "all" else ():
+        for index in sorted(range(len(self.paths)), key=self.bases.__contains__) if self._folds else ():
             done[index] = self._fold(index, done[self.bases[index]] if index in self.bases else None)
         return tuple(done[index] for index in sorted(done))
+
+    @property
+    def _folds(self) -> bool:
+        """Whether networks are folded when they are read."""
+        return self.symmetries == "all" and not self.on_disk
 
     def _fold(self, index: int, base: Folded | None) -> Folded:
         module, args, kwargs = self.own_example(index) or (None, (), {})
@@ -123,17 +131,16 @@ class NetworkFiles(OutputForms):
         """Return the networks: their tensors, or with a limit of memory networks of the graph that stay on disk."""
         if memory is None:
             return self.weights
-        self._refuse_folds()
         labelled = dict(zip(map(str, self.paths), self.checkpoints, strict=True))
-        return open_stored(self.graph, labelled, Budget.of(self.graph, memory))
+        with self._advising_to_fold():
+            return open_stored(self.graph, labelled, Budget.of(self.graph, memory))
 
     @check_arguments
     def bind(self, memory: str | None = None) -> Pair:
         """Bind the first network and the second to the graph, as `SymmetryGraph.bind` does."""
-        if memory is not None:
-            self._refuse_folds()
         a, b = self.weights if memory is None else self.checkpoints
-        return self.graph.bind(a, b, memory=memory, on_progress=self.on_progress)
+        with self._advising_to_fold():
+            return self.graph.bind(a, b, memory=memory, on_progress=self.on_progress)
 
     @cached_property
     def example(self) -> Example | None:
@@ -283,13 +290,19 @@ class NetworkFiles(OutputForms):
 
     def _tied_heads(self, index: int) -> dict[str, str]:
         """Return the heads that the graph unties and that a network has tied, with their embeddings."""
-        ties = untied_heads(self.graph.folds)
+        ties = {} if self.on_disk else untied_heads(self.graph.folds)
         given = under_both_names(self.given[index], self.graph.folds) if ties else {}
         return {head: source for head, source in ties.items() if torch.equal(given[head], given[source])}
 
-    def _refuse_folds(self) -> None:
-        if self.symmetries == "all":
-            raise BindError("a fold takes whole networks, in float64: leave the limit of memory out.")
+    @contextmanager
+    def _advising_to_fold(self) -> Iterator[None]:
+        """Add to an error of networks on disk that they have to be folded, where the graph has folds."""
+        try:
+            yield
+        except BindError as error:
+            if not self.on_disk or not self.graph.folds:
+                raise
+            raise BindError(f"{error} Networks that stay on disk are not folded: run alignkit fold on each.") from error
 
 
 def with_weights(model: str) -> Example | None:

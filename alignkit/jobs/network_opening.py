@@ -55,6 +55,7 @@ def open_networks(
     keep_tied: bool = False,
     balance: bool = True,
     bases: Mapping[int, int] | None = None,
+    on_disk: bool = False,
     dtype: FloatDtype | None = None,
     download: bool = False,
     allow_missing: Sequence[str] = (),
@@ -86,6 +87,8 @@ def open_networks(
         balance: Whether folded networks are balanced, as `alignkit.fold` does.
         bases: Of fine-tunes among the paths, by their numbers, the numbers of their bases, ``like`` which they are
             folded.
+        on_disk: Whether the networks stay on disk, for a limit of memory. They are taken as they are then, and have to
+            be folded where the graph has folds.
         dtype: Floating-point dtype of what is written, such as ``"bfloat16"``. None: that of the checkpoint that it is
             written like.
         download: Whether models of the Hugging Face hub that its cache does not hold may be downloaded.
@@ -110,7 +113,13 @@ def open_networks(
     outward: dict[str, Any] = {"dtype": written, "on_progress": on_progress}
     if tokenizer is not None:
         outward["tokenizer"] = _folder_of_tokenizer(tokenizer, paths, opened)
-    ways: dict[str, Any] = {"symmetries": symmetries, "balance": balance, "bases": bases or {}, **outward}
+    ways: dict[str, Any] = {
+        "symmetries": symmetries,
+        "balance": balance,
+        "bases": bases or {},
+        "on_disk": on_disk,
+        **outward,
+    }
     notes = [note for checkpoint in opened for note in checkpoint.notes]
     if spec is not None and model is not None:
         raise UsageError("say what the architecture is once: --spec or --model, not both.")

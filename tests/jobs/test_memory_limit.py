@@ -67,3 +67,25 @@ def test_the_limit_of_memory_is_kept(folder: Path, job: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout.split()[-1]) <= LIMIT
+
+
+@pytest.mark.parametrize("job", ["solve", "distance", "merge aligned", "canonicalize"])
+@pytest.mark.parametrize(("mark", "limit"), [("-", 12_000_000), ("~", 136_000_000)])
+def test_the_limit_of_memory_is_kept_for_other_kinds(tmp_path: Path, mark: str, limit: int, job: str) -> None:
+    """Signs pass a few rows at a time; a tensor that is rotated, of 16 MB in 64 bits, is held whole."""
+    units, inputs, h = 512, 4000, f"{mark}h"
+    spec = {"embed": f". {h}", "up": f"m {h}", "bias": "m", "down": f"{h} m", "head": f". {h}"}
+    shapes = {"embed": (inputs, units), "up": (units, units), "bias": (units,), "down": (units, units)}
+    generator = torch.Generator().manual_seed(0)
+    a = {name: torch.randn(shape, generator=generator) for name, shape in {**shapes, "head": (inputs, units)}.items()}
+    graph = SymmetryGraph.from_spec(spec, a)
+    (tmp_path / "graph.json").write_text(graph.to_json())
+    write_weights(tmp_path / "a.safetensors", a)
+    for seed, name in enumerate("bc"):
+        moved = Alignment.random(graph, seed).apply(a)
+        write_weights(tmp_path / f"{name}.safetensors", {n: t + 0.5 * torch.randn(t.shape) for n, t in moved.items()})
+    more = f"\n{JOBS[job]}\nprint(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
+    command = [sys.executable, "-c", SCRIPT + more, str(tmp_path), str(limit)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout.split()[-1]) <= limit

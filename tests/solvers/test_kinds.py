@@ -10,13 +10,14 @@ from torch import Tensor
 
 import alignkit
 from alignkit import Alignment, SymmetryGraph
-from alignkit.errors import BindError, SolverError
+from alignkit.errors import SolverError
 from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import Objective
 from alignkit.plugins.plugin_registry import Registry
 from alignkit.solvers.coordinate_ascent import roots_by_knowledge
 from alignkit.testing import KIND_ARCHITECTURES, decoder, independent_pair, planted_pair
 from alignkit.testing.contract import reproduction
+from helpers.stored_networks import saved
 
 kinds = pytest.mark.parametrize("kind", KIND_ARCHITECTURES)
 MARKED = [kind for kind, facts in KINDS.items() if facts.mark]
@@ -131,11 +132,31 @@ class TestRefused:
         with pytest.raises(SolverError, match="cannot take group 'h'"):
             alignkit.solve_many(graph, [(weights, weights)], solver=solver)
 
-    @pytest.mark.parametrize("kind", MARKED)
-    def test_jobs_that_take_permutations_alone_refuse_other_kinds(self, kind: str, tmp_path) -> None:
-        graph, _ = small(kind)
-        with pytest.raises(BindError, match="memory= cannot take group 'h'"):
-            graph.bind(tmp_path / "a", tmp_path / "b", memory="1 GB")
+
+@pytest.mark.parametrize("solver", ["weight_matching", "frank_wolfe"])
+@pytest.mark.parametrize("kind", KIND_ARCHITECTURES)
+class TestOnDisk:
+    def test_networks_on_disk_give_what_they_give_in_memory(self, kind: str, solver: str, tmp_path) -> None:
+        problem = planted_pair(KIND_ARCHITECTURES[kind](), noise=0.05)
+        graph, networks = problem.graph, [dict(model.state_dict()) for model in (problem.a, problem.b)]
+        sides = saved(tmp_path, a=networks[0], b=networks[1])
+        expected = alignkit.solve(graph, *networks, solver=solver)
+        bound = graph.bind(*sides, memory="2MB")
+        assert alignkit.solve(bound, solver=solver).alignment == expected.alignment
+        assert alignkit.distance(bound, solver=solver).after == pytest.approx(alignkit.distance(graph, *networks).after)
+        merged, whole = alignkit.merge(graph, *sides, memory="2MB"), alignkit.merge(graph, *networks)
+        aligned, wanted = expected.apply(bound.b), expected.apply(networks[1])
+        for name, tensor in whole.network.items():
+            torch.testing.assert_close(merged.network[name], tensor)
+            torch.testing.assert_close(aligned[name], wanted[name])
+
+    def test_memory_holds_what_rotates_whole(self, kind: str, solver: str, tmp_path) -> None:
+        architecture = KIND_ARCHITECTURES[kind]()
+        graph, weights = architecture.graph(), dict(architecture.model.state_dict())
+        sides = saved(tmp_path, a=weights, b=weights)
+        if any(map(graph.rotates, graph.groups)):
+            with pytest.raises(SolverError, match="are rotated, so that all of it is held"):
+                graph.bind(*sides, memory=68_000)
 
 
 @kinds

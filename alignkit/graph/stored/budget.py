@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from dataclasses import dataclass
+from math import prod
 
 from alignkit.errors import SolverError, UsageError
 from alignkit.graph.structure import GraphStructure
@@ -17,6 +18,9 @@ _ASSIGNMENT = 2
 """Similarity matrices alive while one is assigned: itself, and the copy that the assignment works on."""
 _SMALLEST, _LARGEST = 1 << 12, 1 << 26
 """Bounds of a piece of a tensor, in bytes."""
+_WHOLE = 8
+"""Copies of a tensor that is rotated which may be alive at once, in 64 bits; seven were seen. Each number of it is made
+of many, so that no part can be had alone."""
 _ALIVE = 16
 """Pieces of tensors, in several dtypes, that may be alive at once."""
 
@@ -94,5 +98,12 @@ class Budget:
             raise SolverError(
                 f"memory={limit} bytes do not suffice: the similarities of the units of {largest!r} and their "
                 f"assignment take {needed} bytes{beside}. Give at least {math.ceil(least / 1e6)} MB."
+            )
+        turned = {n: prod(node.shape) for n, node in graph.tensors.items() if any(map(graph.rotates, node.groups))}
+        whole = max(turned, key=lambda name: turned[name], default="")
+        if whole and limit < (least := least + _WHOLE * 8 * turned[whole]):
+            raise SolverError(
+                f"memory={limit} bytes do not suffice: units of {whole!r} are rotated, so that all of it is held, in "
+                f"{_WHOLE} copies of 64 bits beside {needed} bytes. Give at least {math.ceil(least / 1e6)} MB."
             )
         return cls(limit - own, needed)

@@ -21,7 +21,8 @@ from alignkit.checkpoints.dtypes import as_bits
 from alignkit.checkpoints.shard import Values
 from alignkit.errors import GraphError
 from alignkit.graph.bind import LazyWeights
-from alignkit.graph.elements.action import act_on_blocks
+from alignkit.graph.elements.action import act_on_blocks, change_signs
+from alignkit.graph.kinds import KINDS
 from alignkit.graph.layout import Axis, Block, Fixed, Segment, layout_blocks
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.parts import Places, ordered_part, orders_of
@@ -171,7 +172,7 @@ class AlignedNetwork(StoredNetwork):
 
     def part(self, name: str, block: Block, at: int, places: Places) -> Tensor:
         """Read some units of the first dim of a block."""
-        if any(dim.kind != "permutation" for dim in block.dims):
+        if any(KINDS[dim.kind].rotates for dim in block.dims):
             return super().part(name, block, at, places)
         return ordered_part(self.source, name, block, at, places, orders_of(block, self.elements))
 
@@ -183,10 +184,15 @@ class AlignedNetwork(StoredNetwork):
         if not _splits(node):
             return act_on_blocks(node.blocks, self.source[name], self.elements)[places]
         first, *others = node.layout
+        flips = None
         if not first.is_fixed:
-            sources = torch.arange(node.shape[0])
-            places = act_on_blocks(layout_blocks((first,), name), sources, self.elements)[places]
+            # Numbers from 1 on, which change their sign as the rows do.
+            sources = torch.arange(1, node.shape[0] + 1, dtype=torch.float64)
+            moved = act_on_blocks(layout_blocks((first,), name), sources, self.elements)[places]
+            flips, places = moved < 0, moved.abs().long() - 1
         rows = self.source.rows(name, places)
+        if flips is not None and bool(flips.any()):
+            rows = change_signs(rows, flips.reshape(-1, *[1] * (rows.ndim - 1)))
         if all(axis.is_fixed for axis in others):
             return rows
         return act_on_blocks(_blocks_of_rows(node, len(rows)), rows, self.elements)
@@ -195,11 +201,11 @@ class AlignedNetwork(StoredNetwork):
 def _splits(node: TensorNode) -> bool:
     """Tell whether rows of a tensor under an alignment can be had alone.
 
-    No group on a later axis depends on the row, and every row is a row of the tensor as it was: none is mixed with
-    others, or changes its sign.
+    No group on a later axis depends on the row, and every row is a row of the tensor as it was, up to its sign: none is
+    mixed with others.
     """
     first = node.layout[0] if node.layout else Axis(())
-    if any(units.kind != "permutation" for units in first.units()):
+    if any(KINDS[units.kind].rotates for units in first.units()):
         return False
     try:
         return bool(node.shape) and node.shape[0] > 0 and bool(_blocks_of_rows(node, 1))

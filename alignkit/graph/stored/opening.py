@@ -24,10 +24,9 @@ def open_stored(
 
     Raises:
         BindError: Names, shapes, dtypes or ties do not fit; the message lists every mismatch of all. Or a source is in
-            memory already, or a group is not permuted.
+            memory already.
         WeightsError: A file cannot be read.
     """
-    graph.check_kinds("memory=", BindError, "Leave the limit of memory out.")
     fit, first = fit_of(graph), graph.first_names
     networks: dict[str, StoredNetwork] = {}
     dtypes: dict[str, dict[str, torch.dtype]] = {}
