@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from alignkit.tasks.task import Task
     from alignkit.tracing import trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "AlignkitError": "alignkit.errors",
