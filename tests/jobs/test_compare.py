@@ -20,7 +20,7 @@ from rich.console import Console
 from alignkit.errors import BindError, ComparisonError, SolverError
 from alignkit.jobs.average import average
 from alignkit.jobs.compare.compare import compare
-from alignkit.jobs.compare.comparison import Comparison
+from alignkit.jobs.compare.comparison import Comparison, ComparisonRow
 from alignkit.jobs.compare.job import Evaluation
 from alignkit.jobs.repair import repair
 from alignkit.jobs.solve import solve
@@ -409,3 +409,16 @@ def test_dask_workers_give_the_same_rows(pair, task):
             executor=executor,
         )
     assert numbers(there) == numbers(here)
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(40, 80), (80, 80), (100, 100), (500, 160)])
+def test_the_table_is_as_wide_as_the_terminal(columns: int, widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    name = "activation_matching > weight_matching > frank_wolfe"
+    rows = [
+        ComparisonRow(solver, 0, "OK", "", 1e5, 2e4, None, 0.1, 0.2, 3.5, 10**9, 7) for solver in ("identity", name)
+    ]
+    shown = Comparison(tuple(rows), "cpu").explain()
+    assert max(map(len, shown.splitlines())) <= widest
+    for word in ("activation_matching", "weight_matching", "frank_wolfe"):
+        assert word in shown

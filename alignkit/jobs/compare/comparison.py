@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -57,6 +58,8 @@ class _ComparisonContent(Content, extra="ignore"):
 
 
 FORMAT = Format("alignkit.comparison", "comparison", "Comparison.to_json", ComparisonError, _ComparisonContent)
+NARROWEST, WIDEST = 80, 160
+"""Columns of the table as text: names stay whole in all of them."""
 ERROR = "ERROR"
 """Status of a row that could not be run or evaluated; every other status is the name of a `Status`."""
 FINISHED = ("OK", "MAX_STEPS")
@@ -268,9 +271,9 @@ class Comparison:
         return tuple(f"{row.solver} (seed {row.seed}): {row.reason}" for row in self.rows if row.reason)
 
     def explain(self) -> str:
-        """Return the table as text, with what went wrong below it."""
-        text = StringIO()
-        rich.console.Console(file=text, width=160, no_color=True).print(self)
+        """Return the table as text, with what went wrong below it; as wide as the terminal, where there is one."""
+        text, columns = StringIO(), shutil.get_terminal_size((WIDEST, 0)).columns
+        rich.console.Console(file=text, width=max(NARROWEST, min(WIDEST, columns)), no_color=True).print(self)
         return text.getvalue().rstrip("\n")
 
     __str__ = explain
