@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from mkdocs.config.defaults import MkDocsConfig
+
+import alignkit
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill in the line at the foot of all pages."""
-    config.copyright = f"alignkit {version('alignkit')}. MIT license."
+    config.copyright = f"alignkit {alignkit.__version__}. MIT license."
     return config
