@@ -26,6 +26,9 @@ Kind = Literal["distance", "interpolation", "midpoint", "mixed", "outputs"]
 MIDDLE = (0.5,)
 LAMBDAS = {"midpoint": MIDDLE, "outputs": MIDDLE, "interpolation": (0.25, 0.5, 0.75), "mixed": (0.25, 0.5, 0.75)}
 """Lambdas at which alignments are scored."""
+CONFIDENCE, SOFT_CONFIDENCE = 1.5, 4.0
+"""Logits of what a start puts together. Soft starts know of second choices, and need not be as undecided: on 12 pairs
+of MNIST MLPs barriers after 150 steps were lower with 3 and 4 than with 1.5 and 6."""
 RATE = 0.2
 """Learning rate of logits where nothing rotates."""
 ROUNDED = 1e-20
@@ -55,9 +58,9 @@ class SinkhornOptions(GradientOptions):
     """Temperature of the first step. Lower is closer to a permutation."""
     final_temperature: float = Field(0.3, gt=0)
     """Temperature of the last step, reached geometrically."""
-    confidence: float = Field(1.5, gt=0)
-    """Logit of the units that the start puts together; that of all others is 0. A soft start has logits of its own,
-    and is softened to the same where it is surer."""
+    confidence: float | None = Field(None, gt=0)
+    """Logit of the units that the start puts together; that of all others is 0. A soft start has logits of its own, and
+    is softened where it is surer. None is 1.5, and 4 for a soft start."""
     scalings: int = Field(9, ge=1)
     """Maximum number of times that a step scales rows and columns, from the factors of the step before."""
     batch_size: int = Field(128, ge=1)
@@ -96,7 +99,8 @@ class Sinkhorn(Solver[SinkhornOptions]):
         score = descent.score(start)
         report(Step(0, score, "start", start))
         keeps_orders = options.learning_rate is None and any(map(graph.rotates, graph.groups))
-        moving = MovingAlignment(start, problem, None if keeps_orders else options.confidence, options.scalings)
+        sure = options.confidence or (CONFIDENCE if problem.soft_init is None else SOFT_CONFIDENCE)
+        moving = MovingAlignment(start, problem, None if keeps_orders else sure, options.scalings)
         if not moving.moves or problem.objective.distance2(start) <= ROUNDED * problem.objective.squares:
             return Outcome(
                 start, Status.OK, {"steps": 0.0}, SoftAlignment.from_alignment(start).completed(problem.device)

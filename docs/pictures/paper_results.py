@@ -115,6 +115,23 @@ def same_pairs(results: Results) -> str:
     return f"Methods with Sinkhorn have the first {few} pairs. The others on those alone: {', '.join(shown)}."
 
 
+NIGHT = 2 * 10 * 3600
+"""CPU seconds of two cores in ten hours."""
+
+
+def scale() -> str:
+    """What training took here, in words, and what a night would give."""
+    runs = read("mnist-mlp")["columns"]["Deep-Align"]["training"]
+    seconds, first = [run["cpu_seconds"] for run in runs], runs[0]
+    pairs = first["steps"] * first["settings"]["pairs"]
+    return (
+        f"Here {first['steps']:,} steps of {first['settings']['pairs']} pairs, on {first['networks']} networks, took "
+        f"{min(seconds):.0f} to {max(seconds):.0f} CPU seconds. By that a night of two cores (ten hours) is worth "
+        f"{NIGHT / np.mean(seconds) * pairs / 1e6:.1f} million pairs. "
+        "No such night was spent."
+    )
+
+
 def training(*names: str) -> str:
     """How the aligners of some sets were trained."""
     lines = [
@@ -194,6 +211,76 @@ def runtime() -> str:
             f"| {each / (unit['cpu_seconds'] / unit['pairs']):.2f} | {1 / each:.1f} | {pool} | {batched} |"
         )
     return "\n".join(lines)
+
+
+def mean_of(name: str, label: str, kind: str = "barriers") -> float:
+    """Mean of one kind of number over seeds and pairs of a method on a set."""
+    return float(per_pair(read(name)["columns"][label], kind).mean())
+
+
+def share_of(name: str, label: str, other: str, kind: str = "barriers") -> float:
+    """What a method has on a set, relative to another."""
+    return mean_of(name, label, kind) / mean_of(name, other, kind)
+
+
+def short() -> str:
+    """What was found, as a list."""
+    mlp, fashion, cnn, labels = "mnist-mlp", "fashion-mlp", "fashion-cnn", "activation matching"
+    ours = ("Deep-Align", "Deep-Align + consensus", "Deep-Align + consensus + midpoint")
+    alone, rounds, midpoint = (f"{share_of(mlp, label, labels):.2f}" for label in ours)
+    networks = {name: read(name)["about"]["networks"]["train"] for name in (mlp, cnn)}
+    longer = [share_of(name, "Sinkhorn", "probes on data", "seconds") for name in (mlp, fashion, cnn, "rotated-mlp")]
+    seconds = {name: entry["cpu_seconds"] / entry["pairs"] for name, entry in read("runtime")["methods"].items()}
+    names = ("Deep-Align", "Deep-Align + consensus", "probes only", "probes on data")
+    times = [f"{seconds[name] / seconds['weight matching']:.1f} times" for name in names]
+    ends = [mean_of(mlp, label) for label in read(mlp)["columns"] if "Sinkhorn" in label]
+    lines = (
+        f"On MNIST MLPs the paper's network, trained on {networks[mlp]} networks, has "
+        f"{share_of(mlp, ours[0], 'weight matching'):.2f} times the [barrier](glossary.md#barrier) of weight matching, "
+        f"and {alone} times that of activation matching. With rounds of [consensus](glossary.md#consensus) after it, "
+        f"which need no training, it is at {rounds} of activation matching, and with midpoint steps on 512 inputs "
+        f"without labels at {midpoint}.",
+        f"On Fashion-MNIST MLPs it is at {share_of(fashion, ours[0], labels):.2f} of activation matching, and with "
+        f"consensus and midpoint steps at {share_of(fashion, ours[2], labels):.2f}. On small Fashion-MNIST CNNs "
+        f"({networks[cnn]} networks) it is at {share_of(cnn, ours[0], labels):.2f}.",
+        "[Probes](glossary.md#probe) with midpoint steps reach the same barriers without any training of an "
+        "[aligner](glossary.md#aligner). Sinkhorn, which has labels, takes "
+        f"{min(longer):.0f} to {max(longer):.0f} times as long.",
+        f"For a pair of MNIST MLPs the paper's network takes {times[0]} the time of weight matching, and {times[1]} "
+        f"with consensus. Probes take {times[2]}, and {times[3]} with midpoint steps.",
+        f"Sinkhorn ends between {min(ends):.4f} and {max(ends):.4f} on these networks. The goal, "
+        f"0.005, is {'reached' if min(ends) <= 0.005 else 'not reached'}.",
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def soft_table() -> str:
+    """Barriers after Sinkhorn from soft alignments in half the steps, and from alignments."""
+    found = read("soft-starts")
+    names = list(next(iter(found.values()))["starts"])
+    lines = [f"| set | pairs | steps | {' | '.join(names)} |", "|---|" + "---:|" * (2 + len(names))]
+    for name, results in found.items():
+        cells = [f"{np.mean(results['starts'][start]['barriers']):.4f}" for start in names]
+        steps = f"{results['steps']}, soft {results['steps'] // 2}"
+        lines.append(f"| {name} | {results['pairs']} | {steps} | {' | '.join(cells)} |")
+    last = {name: [np.mean(entry["barriers"]) for entry in one["starts"].values()] for name, one in found.items()}
+    reached = {name: yes(ends[-1] <= ends[0]) for name, ends in last.items()}
+    words = ", ".join(f"{name} {answer}" for name, answer in reached.items())
+    goal = f"The goal, no more than from weight matching with data in half the steps, is reached: {words}."
+    return "\n".join([*lines, "", *(f"- `{results['command']}`" for results in found.values()), "", goal])
+
+
+def soft_figure() -> str:
+    """Loss of the best rounded midpoint against steps, a panel a set."""
+    found = read("soft-starts")
+    figure, axes = plt.subplots(1, len(found), figsize=(3.6 * len(found), 3.6), layout="constrained", squeeze=False)
+    for ax, (name, results) in zip(axes[0], found.items(), strict=True):
+        for at, (start, curve) in enumerate(results["starts"].items()):
+            ax.plot(curve["steps"], curve["mean"], color=f"C{at}", marker=".", markersize=4, label=start)
+        ax.set(title=f"{name}, {results['pairs']} pairs", xlabel="step")
+    axes[0, 0].set_ylabel("loss in the middle")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    return svg(figure)
 
 
 def starts_table() -> str:

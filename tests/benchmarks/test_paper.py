@@ -125,18 +125,26 @@ def test_inr_phases_hold_every_column_and_both_oracles(made):
     assert found["shared start"]["hidden weights moved"] > 0
 
 
-def test_domain_aligners_are_measured_beside_what_needs_data(made):
-    from alignkit import zoo
-    from alignkit.deepalign import ProbeEncoder, save_aligner
-    from alignkit.training import learn_domain
+def test_soft_starts_take_half_the_steps(made):
+    output = made / "soft.json"
+    few = ("--pairs", 1, "--samples", 64, "--images", 64, "--steps", 4)
+    call("soft_starts", "--folder", made, "--set", "mnist-mlp", *few, "--output", output)
+    starts = json.loads(output.read_text())["mnist-mlp"]["starts"]
+    ends = {name: entry["steps"][-1] for name, entry in starts.items()}
+    assert ends == {"weight matching": 4, "probes on data": 4, "probes only, soft": 2, "probes on data, soft": 2}
+    assert all(later <= earlier for entry in starts.values() for earlier, later in pairwise(entry["mean"]))
 
-    aligner = ProbeEncoder(channels=4, rounds=1)
-    learn_domain(aligner, [zoo.NetworkSet.open(made / "mnist-mlp")])
-    save_aligner(made / "domain.safetensors", aligner, {"data": "[]"})
+
+def test_domain_aligners_are_measured_beside_what_needs_data(made, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(importlib.import_module("data"), "DOMAINS", {"digits 8x8": (("mnist-mlp",), ("mnist-mlp",))})
     output = made / "domains.json"
-    call("domains", "--folder", made, "--checkpoint", made / "domain.safetensors", "--only", "mnist-mlp", "--pairs", 1,
-         "--samples", 64, "--output", output)  # fmt: skip
+    few = ("--seeds", 0, 1, "--training-steps", 2, "--pairs", 2, "--sinkhorn-pairs", 1, "--sinkhorn-steps", 2)
+    call("domains", "--folder", made, "--aligners", made / "domains", *few, "--samples", 64, "--output", output)
     found = json.loads(output.read_text())["mnist-mlp"]
-    assert found["aligner"] == aligner.fingerprint
-    assert set(found["barrier"]) >= {"probes", "probes, stand-ins", "domain aligner", "probes, 512 inputs"}
-    assert "domain aligner / probes" in found["ratios"] and str(made) not in output.read_text()
+    assert set(found["aligners"]) == set(found["seeds"]) == {"0", "1"}
+    assert found["barrier"]["domain aligner"] == pytest.approx(sum(found["seeds"].values()) / 2, rel=1e-5)
+    assert set(found["barrier"]) >= {"probes", "probes, stand-ins", "probes, 512 inputs", "domain aligner > sinkhorn"}
+    assert {name: len(values) for name, values in found["barriers"].items()}["weight matching > sinkhorn"] == 1
+    assert "domain aligner / probes" in found["ratios"]
+    assert str(made) not in output.read_text()

@@ -1,9 +1,10 @@
-"""Make the data sets of networks that the universal aligner is trained and judged on.
+"""Make the data sets of networks that the universal aligner and domain aligners are trained and judged on.
 
-    python tests/benchmarks/paper/data.py --folder SETS --data IDX [--device cuda] [--only NAME ...]
+    python tests/benchmarks/paper/data.py --folder SETS --data IDX [--device cuda] [--only NAME ...] [--domains]
 
 IDX holds the folders mnist and fashion-mnist with their idx files. Sets that are complete are skipped, one that was cut
-off goes on. Shapes of training come first; shapes held out have all their networks in the split "test".
+off goes on. Shapes of training come first; shapes held out have all their networks in the split "test". ``--domains``
+makes the sets of domain aligners alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Wanted:
     count: int
     splits: tuple[float, float, float]
     recipe: zoo.Recipe | None = None
+    seed: int | None = None
 
 
 def mlp(*widths: int, activation: str = "relu") -> zoo.Architecture:
@@ -89,7 +91,28 @@ SLOW_WAVES = [
     Wanted("siren-omega3-48x2", zoo.Siren(widths=(48, 48), omega=3), SINE, 36, HELD_OUT, SLOW_SIREN),
 ]
 ALL = [*TRAINING, *HELD, *SLOW_WAVES]
-SEEDS = {wanted.name: 100 + index for index, wanted in enumerate(ALL)}
+
+# Domain aligners learn from few small networks.
+FEW = (0.6, 0.4, 0.0)
+SIX_EPOCHS = zoo.Recipe(epochs=6, batch_size=256, learning_rate=4e-3, precision="bf16")
+DOMAIN_SETS = [
+    Wanted("domain-14-32x4", mlp(32, 32, 32, 32), SMALL, 20, FEW, FAST, 103),
+    Wanted("domain-14-gelu-96x3", mlp(96, 96, 96, activation="gelu"), SMALL, 20, FEW, FAST, 104),
+    Wanted("domain-28-64x3", mlp(64, 64, 64), FULL, 12, FEW, FAST, 801),
+    Wanted("domain-28-gelu-96x2", mlp(96, 96, activation="gelu"), FULL, 12, FEW, FAST, 802),
+    Wanted("domain-28-128x3", mlp(128, 128, 128), FULL, 12, HELD_OUT, SIX_EPOCHS, 813),
+]
+DOMAINS = {
+    "mnist 14x14": (
+        ("mlp-128x3", "domain-14-32x4", "domain-14-gelu-96x3"),
+        ("mlp-48x6", "mlp-tanh-128x2", "cnn-12-24-24", "vit-24"),
+    ),
+    "mnist 28x28": (("domain-28-64x3", "domain-28-gelu-96x2"), ("domain-28-128x3",)),
+}
+"""For each domain the sets that its aligner is trained on, and those that it is judged on."""
+
+WANTED = {wanted.name: wanted for wanted in [*ALL, *DOMAIN_SETS]}
+SEEDS = {name: 100 + at if wanted.seed is None else wanted.seed for at, (name, wanted) in enumerate(WANTED.items())}
 
 
 def is_complete(folder: Path) -> bool:
@@ -103,12 +126,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the sets are written")
     parser.add_argument("--data", type=Path, required=True, help="holds the folders mnist and fashion-mnist")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", nargs="*", choices=list(SEEDS), help="names of sets; all if left out")
+    parser.add_argument("--only", nargs="*", choices=list(WANTED), help="names of sets; all if left out")
+    parser.add_argument("--domains", action="store_true", help="the sets of domain aligners")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         torch.set_num_threads(1)
-    for wanted in ALL:
-        if arguments.only and wanted.name not in arguments.only:
+    of_domains = {name for parts in DOMAINS.values() for names in parts for name in names}
+    names = arguments.only or (of_domains if arguments.domains else WANTED)
+    for wanted in WANTED.values():
+        if wanted.name not in names:
             continue
         folder = arguments.folder / wanted.name
         if is_complete(folder):

@@ -1,28 +1,101 @@
 """Domain aligners on shapes and families that they were not trained on, beside what needs no data and what does.
 
-    alignkit train-deepalign SETS/mlp-128x3 SETS/mlp-32x4 SETS/mlp-gelu-96x3 -o small.safetensors --domain --data IDX
-    python tests/benchmarks/paper/domains.py --folder SETS --data IDX --checkpoint small.safetensors \
-        --only mlp-48x6 cnn-12-24-24 --output domains.json
+    python tests/benchmarks/paper/data.py --folder SETS --data IDX --domains
+    python tests/benchmarks/paper/domains.py --folder SETS --data IDX --aligners OUT --output domains.json
 
-SETS is what ``data.py`` made. Networks before ``--skip`` are left out, as those that settings were chosen on.
+Aligners that are not in OUT yet are trained there, one for each domain and seed. Pairs before ``--skip`` are left out,
+as those that settings were chosen on. The last columns end in Sinkhorn with labels: from weight matching, and in half
+the steps from the soft alignment of the domain aligner, which has seen no data.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import columns
+import data as made
 import measure
-from measure import PROBES, STAND_INS, WEIGHTS_BEST, Method
+from measure import PROBES, STAND_INS, WEIGHTS_BEST, Measured, Method
 from universal import rounded
 
 import alignkit.zoo as zoo
-from alignkit.deepalign import load_aligner, read_card
+from alignkit.deepalign import load_aligner, save_aligner
+from alignkit.training import learn_domain, settings_for, starting_aligner, train
+from alignkit.training.pairs import describe_networks
 
-DOMAIN = "domain aligner"
+OURS = "domain aligner"
 DATA = Method("probes, 512 inputs", "deepalign", {"encoder": "probes"}, data=True)
+FROM_WEIGHTS, FROM_OURS = "weight matching > sinkhorn", f"{OURS} > sinkhorn"
+SETTINGS = {"pairs": 2, "samples": 5000}
+RATIOS = (
+    (STAND_INS.name, PROBES.name),
+    (OURS, PROBES.name),
+    (OURS, DATA.name),
+    (FROM_OURS, FROM_WEIGHTS),
+)
+
+
+def trained(sets: Sequence[zoo.NetworkSet], seed: int, path: Path, data: Path | None, steps: int) -> Path:
+    """Train the aligner of a domain unless it is there."""
+    if not path.exists():
+        aligner = starting_aligner(sets, "learned", None, {}, seed)
+        learn_domain(aligner, sets, data, seed)
+        settings = settings_for("learned", seed, steps, SETTINGS | {"validate_every": steps})
+        result = train(aligner, sets, settings, path.with_suffix(""), data=data, resume=True)
+        save_aligner(path, result.aligner, {"seed": str(seed)})
+    return path
+
+
+def domain_methods(checkpoints: Mapping[int, Path]) -> list[Method]:
+    """What is compared on all pairs: the aligner of every seed among them."""
+    options = {seed: {"encoder": "learned", "checkpoint": path} for seed, path in checkpoints.items()}
+    ours = [Method(f"{OURS}, seed {seed}", "deepalign", own) for seed, own in options.items()]
+    return [WEIGHTS_BEST, PROBES, STAND_INS, *ours, DATA]
+
+
+def with_sinkhorn(checkpoint: Path, steps: int) -> list[Method]:
+    """What ends in Sinkhorn, which learns from labels; the aligner does not look at the data."""
+    ours = {"encoder": "learned", "checkpoint": checkpoint, "inputs": "random", "max_steps": steps // 2}
+    return [
+        Method(FROM_WEIGHTS, "weight_matching > sinkhorn", {"max_steps": steps}, data=True),
+        Method(FROM_OURS, "deepalign > sinkhorn", ours, data=True),
+    ]
+
+
+def over_seeds(found: Measured) -> dict[str, list[float]]:
+    """Barriers by method; those of the aligner are means over the seeds of its training."""
+    barriers = {name: values for name, values in found.barriers.items() if not name.startswith(OURS)}
+    seeds = [values for name, values in found.barriers.items() if name.startswith(OURS)]
+    return {**barriers, OURS: [sum(values) / len(values) for values in zip(*seeds, strict=True)]}
+
+
+def summary(found: Measured, ends: Measured) -> dict[str, Any]:
+    """Means, ratios with intervals, and seconds; ``ends`` are the methods with Sinkhorn, on the first pairs."""
+    few = len(ends.pairs)
+    everything = over_seeds(found)
+    seeds = {name.rpartition(" ")[2]: values for name, values in found.barriers.items() if name.startswith(OURS)}
+    whole = Measured(found.name, found.pairs, everything, {}, {}, {})
+    both = Measured(found.name, ends.pairs, {n: v[:few] for n, v in everything.items()} | ends.barriers, {}, {}, {})
+    ratios = {}
+    for above, below in RATIOS:
+        pairs = both if above in ends.barriers else whole
+        ratios[f"{above} / {below}"] = measure.bootstrap(
+            pairs, lambda means, a=above, b=below: means[a] / max(means[b], 1e-12)
+        )  # type: ignore[misc]
+    seconds = {**found.seconds, **ends.seconds}
+    return {
+        "pairs": len(found.pairs),
+        "networks": len({network for pair in found.pairs for network in pair}),
+        "sinkhorn pairs": few,
+        "barrier": measure.means(whole) | {name: sum(v) / len(v) for name, v in ends.barriers.items()},
+        "seeds": {seed: sum(values) / len(values) for seed, values in seeds.items()},
+        "ratios": ratios,
+        "milliseconds": {name: 1000 * sum(values) / len(values) for name, values in seconds.items()},
+        "barriers": everything | ends.barriers,
+    }
 
 
 def main() -> None:
@@ -30,52 +103,62 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="what data.py made")
     parser.add_argument("--data", type=Path, help="holds the folder mnist")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="what train-deepalign --domain wrote")
-    parser.add_argument("--only", nargs="+", required=True, help="names of sets")
+    parser.add_argument("--aligners", type=Path, required=True, help="where aligners are, or are written")
+    parser.add_argument("--only", nargs="*", help="names of sets; all if left out")
+    parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
+    parser.add_argument("--training-steps", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=24)
-    parser.add_argument("--skip", type=int, default=0, help="pairs that are left out")
+    parser.add_argument("--sinkhorn-pairs", type=int, default=12, help="pairs of methods that end in Sinkhorn")
+    parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
+    parser.add_argument("--skip", type=int, default=12, help="pairs of large sets that are left out")
     parser.add_argument("--samples", type=int, default=1000, help="test samples of a barrier")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     measure.single_thread()
+    arguments.aligners.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = measure.read_json(arguments.output) if arguments.output.exists() else {}
-    card = read_card(arguments.checkpoint)
-    ours = Method(DOMAIN, "deepalign", {"encoder": "learned", "checkpoint": arguments.checkpoint})
-    methods = [WEIGHTS_BEST, PROBES, STAND_INS, ours, DATA]
-    for name in arguments.only:
-        if name in results:
-            continue
-        networks = zoo.NetworkSet.open(arguments.folder / name)
-        measured = measure.measure(
-            name,
-            networks,
-            methods,
-            data=arguments.data,
-            pairs=arguments.pairs,
-            skip=arguments.skip,
-            samples=arguments.samples,
-            progress=lambda text: print(text, flush=True),
-        )
-        ratios = {
-            f"{above} / {below.name}": measure.bootstrap(
-                measured, lambda m, a=above, b=below.name: m[a] / max(m[b], 1e-12)
-            )  # type: ignore[misc]
-            for above, below in ((STAND_INS.name, PROBES), (DOMAIN, PROBES), (DOMAIN, DATA))
-        }
-        results[name] = {
-            "about": f"{networks.manifest.plan.architecture.describe()}, {networks.manifest.plan.source.describe()}",
-            "aligner": load_aligner(arguments.checkpoint).fingerprint,
-            "trained on": json.loads(card["data"]),
-            "kilobytes": round(arguments.checkpoint.stat().st_size / 1000),
-            "pairs": len(measured.pairs),
-            "networks": len({network for pair in measured.pairs for network in pair}),
-            "barrier": measure.means(measured),
-            "ratios": ratios,
-            "milliseconds": {method: 1000 * sum(s) / len(s) for method, s in measured.seconds.items()},
-            "barriers": measured.barriers,
-        }
-        measure.write_json(arguments.output, rounded(results))
-        print(name, measure.means(measured), ratios, flush=True)
+    for domain, (learned, judged) in made.DOMAINS.items():
+        names = [name for name in judged if not arguments.only or name in arguments.only]
+        sets = [zoo.NetworkSet.open(arguments.folder / name) for name in learned] if names else []
+        for name in names:
+            if name in results:
+                continue
+            checkpoints = {
+                seed: trained(
+                    sets, seed, arguments.aligners / f"{domain.replace(' ', '-')}-{seed}.safetensors", arguments.data,
+                    arguments.training_steps,
+                )
+                for seed in arguments.seeds
+            }  # fmt: skip
+            results[name] = measured(name, checkpoints, arguments) | {
+                "trained on": [describe_networks(networks) for networks in sets],
+            }
+            measure.write_json(arguments.output, rounded(results))
+            print(name, results[name]["barrier"], results[name]["ratios"], flush=True)
+
+
+def measured(name: str, checkpoints: Mapping[int, Path], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is to be said about one set."""
+    networks = zoo.NetworkSet.open(arguments.folder / name)
+    skip = max(0, min(arguments.skip, len(measure.ring(networks, "test")) - arguments.pairs))
+
+    def run(methods: list[Method], pairs: int, images: int) -> Measured:
+        return measure.measure(
+            name, networks, methods, data=arguments.data, pairs=pairs, skip=skip, samples=arguments.samples,
+            images=images, progress=lambda text: print(text, flush=True),
+        )  # fmt: skip
+
+    first = next(iter(checkpoints.values()))
+    found = run(domain_methods(checkpoints), arguments.pairs, 2000)
+    ends = run(with_sinkhorn(first, arguments.sinkhorn_steps), arguments.sinkhorn_pairs, columns.SINKHORN_IMAGES)
+    plan = networks.manifest.plan
+    return {
+        "about": f"{plan.architecture.describe()}, {plan.source.describe()}",
+        "aligners": {seed: load_aligner(path).fingerprint for seed, path in checkpoints.items()},
+        "kilobytes": round(first.stat().st_size / 1000),
+        "sinkhorn steps": arguments.sinkhorn_steps,
+        **summary(found, ends),
+    }
 
 
 if __name__ == "__main__":
