@@ -27,8 +27,8 @@ MIDDLE = (0.5,)
 LAMBDAS = {"midpoint": MIDDLE, "outputs": MIDDLE, "interpolation": (0.25, 0.5, 0.75), "mixed": (0.25, 0.5, 0.75)}
 """Lambdas at which alignments are scored."""
 CONFIDENCE, SOFT_CONFIDENCE = 1.5, 4.0
-"""Logits of what a start puts together. Soft starts know of second choices, and need not be as undecided: on 12 pairs
-of MNIST MLPs barriers after 150 steps were lower with 3 and 4 than with 1.5 and 6."""
+"""Logits of what a start puts together. Soft starts know of second choices, and need not be as undecided: after 150
+steps the mean barrier of 8 pairs of MNIST MLPs was 0.0063 with 4, and 0.0080 with 1.5. After 500 it was not lower."""
 RATE = 0.2
 """Learning rate of logits where nothing rotates."""
 ROUNDED = 1e-20
