@@ -85,6 +85,7 @@ class Ascent:
     ) -> AscentRun:
         """Update until nothing improves; a sweep goes over all classes, which `colour_roots` returns.
 
+        Trees whose root is in none of them stay as they are.
         It starts from indices for each group; one that is None is taken at the centre of all its orders. Every sweep is
         reported with the alignment that it has reached.
         """
@@ -92,7 +93,8 @@ class Ascent:
             return self._run(dict(start), classes, report)
 
     def _run(self, elements: dict[str, Tensor | None], classes: list[list[str]], report: Report) -> AscentRun:
-        dirty = set(self.graph.roots)
+        free = {root for roots in classes for root in roots}
+        dirty = set(free)
         steps: list[Step] = []
         distance = self._distance(elements)
         every = classes
@@ -108,7 +110,7 @@ class Ascent:
                 turn = waiting[0]
                 dirty.difference_update(turn)
                 for root, gain in self._update(turn, elements).items():
-                    dirty |= self.around[root] | again.get(root, frozenset())
+                    dirty |= free & (self.around[root] | again.get(root, frozenset()))
                     distance -= 2 * gain
             if not math.isfinite(distance):
                 distance = self._distance(elements)

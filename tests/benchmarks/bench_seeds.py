@@ -134,7 +134,9 @@ class Averages:
             [ActivationMatching(max_batches=few), unlabelled], batches=many
         )
         rows["start: embeddings and head, one pass"] = self.turned(weights, max_steps=1)
-        rows["start: activations, then ascent on weights"] = self.turned([*seen, *weights], batches=few)
+        rows["start: activations, then ascent on weights"] = self.turned(
+            [ActivationMatching(weights=0), *weights], batches=few
+        )
         rows["all symmetries, not balanced"] = self.turned(weights, balance=False)
         rows["all symmetries, not folded"] = self.unfolding
         rows["all symmetries, residual permuted"] = self.turned(weights, graph=permuting(whole, stream))

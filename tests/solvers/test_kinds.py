@@ -14,7 +14,7 @@ from alignkit.errors import SolverError
 from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import Objective
 from alignkit.plugins.plugin_registry import Registry
-from alignkit.solvers.coordinate_ascent import roots_by_knowledge
+from alignkit.solvers.coordinate_ascent import Ascent, roots_by_knowledge
 from alignkit.testing import KIND_ARCHITECTURES, decoder, independent_pair, planted_pair
 from alignkit.testing.contract import reproduction
 from helpers.stored_networks import saved
@@ -257,3 +257,17 @@ class TestActivations:
         pair = independent_pair(decoder(), seed=1)
         chain = alignkit.solve(pair.bind(), solver="activation_matching > weight_matching", task=reproduction(pair))
         assert chain.objective_after <= chain.stages[0].objective_after < chain.objective_before
+
+
+@kinds
+def test_trees_that_are_left_out_of_an_ascent_stay(kind: str) -> None:
+    """Also where nothing else is known, and a first sweep chooses its own order."""
+    pair = independent_pair(KIND_ARCHITECTURES[kind](), seed=1)
+    start = Alignment.random(pair.graph, 1)
+    for left_out in pair.graph.roots:
+        kept = pair.graph.tree(left_out)
+        elements = {name: start.elements[name] if name in kept else None for name in pair.graph.groups}
+        others = [[root] for root in pair.graph.roots if root != left_out]
+        run = Ascent(Objective(pair.bind())).run(elements, others)
+        assert run.converged
+        assert all(torch.equal(run.elements[name], start.elements[name]) for name in kept)
