@@ -14,9 +14,9 @@ PARTS = ("plain", "permutations", "all symmetries", "start")
 
 
 def results() -> list[dict[str, Any]]:
-    """One entry for each kind of network and size."""
+    """One entry for each kind of network and size, in the order of their names and sizes."""
     content: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return content
+    return sorted(content, key=lambda kind: ([*NAMES].index(kind["kind"]), kind["width"], kind["layers"]))
 
 
 def table() -> str:
