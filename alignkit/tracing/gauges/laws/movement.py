@@ -74,7 +74,13 @@ def make_alike(op: Operation) -> None:
 
 
 def _require_of_lost(op: Operation) -> None:
-    """Require that units which the result does not show, such as experts that were picked, have no factor."""
+    """Require that units which the result does not show, such as experts that were picked, have no factor.
+
+    Where no other tensor chooses among units, the result shows all of which it holds elements: the queries of a fused
+    projection hold none of its values.
+    """
+    if all(op.labels(ref).choice is None for ref in op.inputs):
+        return
     shown = {part.space for _, part in op.results()}
     for ref in op.inputs:
         for part in op.parts(ref):
