@@ -26,6 +26,7 @@ from alignkit.errors import (
     BindError,
     GraphError,
     ShapeMismatchError,
+    SolverChoiceError,
     SolverError,
     SpecError,
     UndeterminedSizeError,
@@ -358,21 +359,21 @@ ALIGNMENTS = {
 }
 
 SOLVING = {
-    "an unknown solver": row(SolverError, "'wieght_matching'", "Did you mean 'weight_matching'?")(
+    "an unknown solver": row(SolverChoiceError, "'wieght_matching'", "Did you mean 'weight_matching'?")(
         lambda _: solve(solver="wieght_matching")
     ),
-    "an empty stage": row(SolverError, "'weight_matching >' has an empty stage")(
+    "an empty stage": row(SolverChoiceError, "'weight_matching >' has an empty stage")(
         lambda _: solve(solver="weight_matching >")
     ),
     "no stage": row(SolverError, "empty sequence")(lambda _: solve(solver=[])),
     "a solver that is none": row(ArgumentError, "solver= has to be", "of type int")(lambda _: solve(solver=3)),
-    "an unknown option": row(SolverError, "no option 'restart'", "Did you mean 'restarts'?")(
+    "an unknown option": row(SolverChoiceError, "no option 'restart'", "Did you mean 'restarts'?")(
         lambda _: solve(restart=3)
     ),
-    "an option out of range": row(SolverError, "max_steps=0", "greater than or equal to 1")(
+    "an option out of range": row(SolverChoiceError, "max_steps=0", "greater than or equal to 1")(
         lambda _: solve(max_steps=0)
     ),
-    "an option of another type": row(SolverError, "rtol='small'", "valid number")(lambda _: solve(rtol="small")),
+    "an option of another type": row(SolverChoiceError, "rtol='small'", "valid number")(lambda _: solve(rtol="small")),
     "a start from another graph": row(AlignmentError, "init= belongs to another graph")(
         lambda _: solve(init=Alignment.identity(OTHER))
     ),

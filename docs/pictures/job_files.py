@@ -156,8 +156,9 @@ def shell(line: str, code: int = 0, folder: Path | None = None) -> str:
 
 @contextlib.contextmanager
 def _modules_of_its_own(place: Path) -> Iterator[None]:
-    """Forget what is imported from a folder, as a process of its own would: pages have modules of one name."""
+    """Import from a folder what is there, and forget it, as a process of its own would: others have the same names."""
     before = list(sys.path)
+    others = {name: sys.modules.pop(name) for path in place.glob("*.py") if (name := path.stem) in sys.modules}
     try:
         yield
     finally:
@@ -165,6 +166,7 @@ def _modules_of_its_own(place: Path) -> Iterator[None]:
         for name, module in list(sys.modules.items()):
             if Path(getattr(module, "__file__", None) or "/").is_relative_to(place):
                 del sys.modules[name]
+        sys.modules.update(others)
         importlib.invalidate_caches()
 
 

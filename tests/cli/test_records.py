@@ -252,6 +252,7 @@ def test_a_merged_folder_has_a_record_and_a_card_of_its_own(transformers_folders
     run("merge", "--recipe", "m", "-o", "again")
     assert equal(read_weights("again"), read_weights("m"))
     run("merge", "--recipe", "m/alignkit.json", "--force")
+    assert Path("m/README.md").read_text() == card
     run("merge", "m", "a", "-o", "next")
     assert [read.name for read in read_record("next").inputs] == ["m", "a"]
 
