@@ -25,8 +25,8 @@ TaskSwitch: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="Data and loss: package.module:function that returns a Task, a table (.npz, .safetensors, .pt) with "
-        "inputs and targets, or a .txt file for folders of language models.",
+        help="Data and loss: package.module:function that returns a Task, a table of inputs and targets (.csv, .npz, "
+        ".safetensors, .pt ...), a folder of arrays, images or texts, or a .txt file.",
     ),
 ]
 DtypeSwitch: TypeAlias = Annotated[
