@@ -25,6 +25,7 @@ from alignkit.graph.layout import Block
 from alignkit.graph.module_copy import copy_module
 from alignkit.graph.parts import Places
 from alignkit.graph.stored import StoredNetwork
+from alignkit.jobs.mergekit_methods import Mergekit, find_mergekit
 from alignkit.jobs.running_statistics import is_statistic
 from alignkit.jobs.shares import Shares, SharesByPattern, factors_of, read_patterns, shares_by_name, shares_of
 from alignkit.jobs.task_vectors import TASK_METHODS, check_density, combine
@@ -33,8 +34,9 @@ from alignkit.text import dtype_name, plural
 Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-PARALLEL = 1e-6
-"""Below this sine of the angle between two tensors there is no plane to turn in, and slerp is the straight line."""
+STRAIGHT = 0.9995
+"""Above this cosine, of either sign, two tensors are almost parallel and slerp is the straight line, as in mergekit.
+The two differ by 1.3e-4 of their length at most."""
 
 
 @dataclass(frozen=True)
@@ -320,13 +322,16 @@ def widen(tensor: Tensor, device: torch.device) -> Tensor:
 def slerp(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"], t: float) -> Float[Tensor, "*shape"]:
     """Return the tensor at ``t`` on the arc from ``a`` (0) to ``b`` (1), both seen as one vector.
 
-    Source: Shoemake 1985. Where the two are parallel, opposite or zero there is no arc, and the line is taken.
+    Source: Shoemake 1985. Where the two are almost parallel or opposite, or zero, the line is taken. Where mergekit is
+    installed its function is called.
     """
-    angle = 0.0
-    lengths = length(a), length(b)
-    if min(lengths) > 0 and t not in (0.0, 1.0):
-        cosine = float(((a / lengths[0]).conj() * (b / lengths[1])).real.sum())
-        angle = math.acos(max(-1.0, min(1.0, cosine)))
-    if math.sin(angle) < PARALLEL:
+    lengths, mergekit = (length(a), length(b)), find_mergekit()
+    if min(lengths) == 0 or t in (0.0, 1.0):
         return (1 - t) * a + t * b
+    if isinstance(mergekit, Mergekit) and not a.is_complex() and all(1e-7 < size < 1e100 for size in lengths):
+        return mergekit.slerp(a, b, t)  # beyond these lengths its squares overflow, or count as zero
+    cosine = float(((a / lengths[0]).conj() * (b / lengths[1])).real.sum())
+    if abs(cosine) > STRAIGHT:
+        return (1 - t) * a + t * b
+    angle = math.acos(cosine)
     return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)

@@ -20,6 +20,7 @@ from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Averaging, Method
 from alignkit.jobs.kept_solves import solve_kept
 from alignkit.jobs.mending import Mending, Statistics
+from alignkit.jobs.mergekit_methods import name_arithmetic
 from alignkit.jobs.shares import SharesByPattern
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models
 from alignkit.jobs.spread import fitted_models
@@ -45,6 +46,7 @@ class Merged(Explained):
         pair: The two networks as they were given; None for more, and for networks on disk.
         losses: The task on the networks and on their averages, if there is a task.
         rounding: What the average lost when it was rounded to its dtypes; of a network on disk once it was read.
+        arithmetic: Whose functions did the arithmetic, such as ``"mergekit 0.1.5"``; None for a weighted average.
     """
 
     network: nn.Module | Mapping[str, Tensor]
@@ -54,6 +56,7 @@ class Merged(Explained):
     pair: Pair | None = None
     losses: MergeLosses | None = None
     rounding: Rounding = field(default_factory=Rounding)
+    arithmetic: str | None = None
 
     def __repr__(self) -> str:
         return f"Merged({self.alignment!r})"
@@ -66,12 +69,15 @@ class Merged(Explained):
             text.append(f"Squared distance of the two: {before:.6g} unaligned, {after:.6g} aligned.")
         if self.losses is not None:
             text.append(self.losses.explain())
+        if self.arithmetic is not None:
+            text.append(f"Arithmetic of the merge: {self.arithmetic}.")
         return "\n".join([*text, *self.rounding.explain(), *self.statistics.explain()])
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
         task = {} if self.losses is None else {"task": self.losses.facts()}
-        return {**self.alignment.facts(), **task, **self.rounding.facts(), **self.statistics.facts()}
+        how = {} if self.arithmetic is None else {"arithmetic": self.arithmetic}
+        return {**self.alignment.facts(), **task, **how, **self.rounding.facts(), **self.statistics.facts()}
 
     @check_arguments
     def report(
@@ -170,7 +176,7 @@ def merge(
         unaligned = replace(averaging, rounding=Rounding())
         plain, _ = mending.mend(unaligned.of_networks(networks), networks, shares)
         losses = _losses(task, mending, networks, aligned[-1], {"unaligned": plain, "aligned": network})
-    return Merged(network, aligned, alignment, statistics, bound, losses, averaging.rounding)
+    return Merged(network, aligned, alignment, statistics, bound, losses, averaging.rounding, name_arithmetic(method))
 
 
 def _merge_stored(

@@ -42,7 +42,7 @@ def test_ties_is_what_the_paper_says(weights, density):
         flat = []
         for network in tuned:
             vector = (network[name] - base[name]).flatten().tolist()
-            kept = sorted(range(len(vector)), key=lambda i: -abs(vector[i]))[: math.ceil(density * len(vector))]
+            kept = sorted(range(len(vector)), key=lambda i: -abs(vector[i]))[: max(1, int(density * len(vector)))]
             flat.append([v if i in kept else 0.0 for i, v in enumerate(vector)])
         expected = [ties_of_entry(entries, factors) for entries in zip(*flat, strict=True)]
         assert torch.allclose((found[name] - base[name]).flatten(), torch.tensor(expected, dtype=torch.float64))
