@@ -59,7 +59,7 @@ def align_many(
         )
         files.check_set(output, first=0, overwrite=job.force)
         check = run.check_function(files, 0) if memory is None else None
-        networks = files.networks(memory)
+        networks = files.weights
         many = alignkit.align_many(
             files.graph, *networks, method=how, reference=reference, task=load_task(files, task), path=resume,
             on_progress=run.on_progress, **solving.arguments,

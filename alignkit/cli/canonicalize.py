@@ -51,7 +51,7 @@ def canonicalize(
             allow_missing=allow_missing or (),
         )
         files.check_set(output, first=1, overwrite=job.force)
-        reference_network, *others = files.networks(memory)
+        reference_network, *others = files.weights
         data = load_task(files, task)
         canonical = alignkit.canonicalize(
             files.graph, others, reference_network, task=data, on_progress=run.on_progress, **solving.arguments

@@ -35,8 +35,9 @@ def distance(
     """
     switches.check_memory(memory, {"--task": task is not None})
     with Runner("distance", job, {"--save-alignment": save_alignment}) as run:
-        files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory, balance=False)
-        pair = files.bind(memory)  # balanced by the job, which tells whether scales made them differ
+        on_disk = memory is not None  # in memory the job balances, and tells whether scales made them differ
+        files = run.open([a, b], architecture, kinds, solver=solving.solver, memory=memory, balance=on_disk)
+        pair = files.bind()
         measured = alignkit.distance(pair, tolerance=tolerance, task=load_task(files, task), **solving.arguments)
         if save_alignment is not None:
             with run.file_set.collecting():

@@ -24,6 +24,7 @@ def fold(
         bool, typer.Option("--keep-tied", help="Leave a head tied to the embedding, and the last gain in its norm.")
     ] = False,
     dtype: switches.DtypeSwitch = None,
+    memory: switches.MemorySwitch = None,
 ) -> None:
     """Rewrite a network exactly, so that more of it can move.
 
@@ -31,11 +32,17 @@ def fold(
 
     Gains, shifts and scales of norms go into the weights beside them, biases that change nothing become 0. The
     architecture stays. A head that is tied to the embedding gets weights of its own, which config.json says. Files
-    appear whole or not at all, and none is replaced without --force.
+    appear whole or not at all, and none is replaced without --force. With --memory the checkpoint stays on disk: only
+    tensors that folds link, such as those of one layer, are in memory together.
     """
     with Runner("fold", job, {"--output": output}, like=network) as run:
         files = run.open(
-            [network], architecture, switches.SymmetrySwitches("all", keep_tied), balance=balance, dtype=dtype
+            [network],
+            architecture,
+            switches.SymmetrySwitches("all", keep_tied),
+            balance=balance,
+            dtype=dtype,
+            memory=memory,
         )
         (folded,) = files.folded
         with run.file_set.collecting():

@@ -108,7 +108,7 @@ def _merge(plan: Plan, job: switches.JobSwitches, resume: Path | None) -> None:
         )  # fmt: skip
         check = run.check_function(files, 1) if memory is None else None
         merged = alignkit.merge(
-            files.graph, *files.networks(memory), weights=files.weights_for(recipe.weights, method), method=method,
+            files.graph, *files.weights, weights=files.weights_for(recipe.weights, method), method=method,
             dtype=recipe.dtype, density=recipe.density, path=resume, on_progress=run.on_progress,
             **task_arguments(files, plan.data), **plan.solving,
         )  # fmt: skip

@@ -31,7 +31,6 @@ MAX_CHECKED = 1_000_000_000
 """Weights of all networks of a function check together: seconds for small networks, minutes for the largest."""
 TELL_FOLDS = ("check", "fold", "rotate")
 """Jobs whose results tell themselves what was folded."""
-NOT_BALANCED = "Networks on disk are taken as they are: scales count unless alignkit fold balanced them before."
 NOT_HELD = "Function check: not done, it holds the whole network, which --memory is there to avoid."
 
 
@@ -128,7 +127,7 @@ class Runner:
                 keep_tied=kinds.keep_tied,
                 balance=balance,
                 bases=bases,
-                on_disk=memory is not None,
+                memory=memory,
                 dtype=dtype,
                 download=architecture.allow_download,
                 allow_missing=allow_missing,
@@ -137,12 +136,12 @@ class Runner:
             )
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None:
-            self._lines += [NOT_HELD, *([NOT_BALANCED] if files.graph.balances else [])]
+            self._lines.append(NOT_HELD)
         if self.switches.dry_run:
             writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]
-            self.end_dry_run(files.estimate(self.job, solver=solver, memory=memory, writes=writes))  # type: ignore[arg-type]
+            self.end_dry_run(files.estimate(self.job, solver=solver, writes=writes))  # type: ignore[arg-type]
         if files.paths:
-            self._tell_plan(files.plan(self.job, solver=solver, memory=memory))  # type: ignore[arg-type]
+            self._tell_plan(files.plan(self.job, solver=solver))  # type: ignore[arg-type]
         if self.job not in TELL_FOLDS and files.folded:
             self._lines += fold_lines(files)
         if self._output is not None and self._like is not None:
@@ -209,7 +208,7 @@ class Runner:
         Rotations are rounded to the dtype of the network, so that it is not nothing. ``moved`` are the aligned weights
         of networks by their number.
         """
-        if not files.folded:
+        if not files.folded or files.memory is not None:
             return
         size = max(1, sum(tensor.numel() for tensor in files.weights[0].values()))
         errors = {}

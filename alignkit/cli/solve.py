@@ -55,7 +55,7 @@ def solve(
         )
         named = {"A": a, "B": b, "output": output}
         start = None if init is None else _read_start(init, files.graph)
-        pair = files.bind(memory)
+        pair = files.bind()
         solution = alignkit.solve(pair, init=start, task=load_task(files, task), **solving.arguments)
         _stop_if_nothing_moved(solution)
         network = pair.b if memory else files.weights[1]

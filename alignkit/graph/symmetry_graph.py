@@ -124,8 +124,9 @@ class SymmetryGraph(GraphStructure):
             SolverError: The memory does not suffice.
             WeightsError: A file cannot be read.
         """
-        if memory is not None:
-            stored_a, stored_b = open_stored(self, {"A": a, "B": b}, Budget.of(self, memory))
+        kept = next((side.budget.memory for side in (a, b) if isinstance(side, StoredNetwork)), None)
+        if (limit := kept if memory is None else memory) is not None:
+            stored_a, stored_b = open_stored(self, {"A": a, "B": b}, Budget.of(self, limit))
             return Pair(self, stored_a, stored_b, on_progress=on_progress)
         side_a, side_b = fit_models(self, {"A": a, "B": b}, BindError, "the weights do not fit the graph")
         module_a, module_b = (source if isinstance(source, nn.Module) else None for source in (a, b))

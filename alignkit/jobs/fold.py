@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
@@ -14,14 +15,18 @@ from alignkit.errors import FoldError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.rewrites import Fold
+from alignkit.graph.stored import Budget, StoredNetwork, parse_memory
+from alignkit.graph.stored.opening import open_as_given
 from alignkit.jobs.rewritten import FoldCheck, Rewriting
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section, number
 from alignkit.rewriting import (
     BalancedSpace,
+    FoldedNetwork,
     Taken,
     balance_weights,
     fold_weights,
+    folding_bytes,
     follow_balances,
     unfold_weights,
 )
@@ -33,7 +38,7 @@ class Folded(Explained):
     """A folded network.
 
     Attributes:
-        network: A module where one was given, else a dict.
+        network: A module where one was given, else a dict; with a limit of memory a network that stays on disk.
         graph: The graph whose folds were done.
         spaces: Spaces that were balanced.
         check: The function check; None where the network was not run.
@@ -41,7 +46,7 @@ class Folded(Explained):
         untied: Heads that were tied to an embedding, whose name stands beside them, and became tensors of their own.
     """
 
-    network: nn.Module | dict[str, Tensor]
+    network: nn.Module | Mapping[str, Tensor]
     graph: SymmetryGraph
     spaces: tuple[BalancedSpace, ...]
     check: FoldCheck | None
@@ -138,8 +143,10 @@ class Folded(Explained):
             A module where one was given, else a dict; in its dtypes. It computes the same as before.
 
         Raises:
-            FoldError: A gain was 0, or the network does not fit the graph.
+            FoldError: A gain was 0, the network does not fit the graph, or it was folded on disk.
         """
+        if isinstance(self.network, StoredNetwork):
+            raise FoldError("a network that stays on disk is not unfolded: fold it in memory, without memory=.")
         work = Rewriting(self.network if network is None else network, self.graph)
         unfold_weights(work.wide, self.taken)
         return work.result()
@@ -173,6 +180,7 @@ def fold(
     balance: bool = True,
     like: Folded | None = None,
     model: nn.Module | None = None,
+    memory: int | str | None = None,
     **kwargs: Any,
 ) -> Folded:
     """Carry out the folds of a graph on one network, and balance its spaces. It computes the same.
@@ -190,16 +198,25 @@ def fold(
         like: What folding made of the base of this network, if it is a fine-tune. Spaces get the scales and matrices
             that balanced the base, so that the difference of the two is what was tuned and nothing else.
         model: A module of the architecture that is run for the function check, where the network is not one.
+        memory: With a limit the network, a checkpoint then, stays on disk: tensors that folds and balances link are
+            rewritten together when one of them is asked for. Nothing is run.
         **kwargs: Example inputs by name.
 
     Raises:
+        BindError: A checkpoint on disk does not fit the graph.
         FoldError: The network does not fit the graph, holds whole numbers where something is to be folded, a shift
-            cannot be divided by a gain of 0, or a number overflows its dtype; or the base was folded for another
-            graph.
+            cannot be divided by a gain of 0, or a number overflows its dtype; the base was folded for another graph; or
+            the limit of memory does not suffice.
         VerificationError: The folded network does not compute the same, so the graph is wrong; the fold is named.
     """
     if like is not None and like.graph != graph:
         raise FoldError("the base was folded for another graph than this network. Trace once, and fold both with it.")
+    if memory is not None:
+        if args or kwargs or model is not None:
+            raise FoldError("a function check holds the whole network: leave its inputs out, or memory=.")
+        sources = open_as_given(graph, {"the network": network}, Budget(limit := parse_memory(memory)))
+        left = limit - folding_bytes(sources, graph.balances if balance else ())
+        return fold_stored(sources[0].within(Budget(left)), graph, balance=balance, like=like)
     work = Rewriting(network, graph)
     taken = fold_weights(work.wide, graph.folds)
     if like is not None:
@@ -207,3 +224,16 @@ def fold(
     else:
         spaces = balance_weights(work.wide, graph) if balance else []
     return Folded(work.result(), graph, tuple(spaces), work.check(model, args, kwargs), taken, work.untied)
+
+
+def fold_stored(
+    source: StoredNetwork,
+    graph: SymmetryGraph,
+    *,
+    balance: bool = True,
+    like: Folded | None = None,
+    dtype: torch.dtype | None = None,
+) -> Folded:
+    """Fold a network that stays on disk; see `fold`. Tensors that are narrower than a dtype are widened to it."""
+    network = FoldedNetwork(source, graph.balances if balance else (), None if like is None else like.spaces, dtype)
+    return Folded(network, graph, network.spaces, None, network.taken, network.untied)

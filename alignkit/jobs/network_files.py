@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,18 +26,18 @@ from alignkit.graph import Pair
 from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.proof.verify import Equivalence, same_function
 from alignkit.graph.rewrites import under_both_names, untied_heads
-from alignkit.graph.stored import Budget, parse_memory
-from alignkit.graph.stored.opening import open_stored
+from alignkit.graph.stored import Budget, StoredNetwork, parse_memory
+from alignkit.graph.stored.opening import open_as_given
 from alignkit.jobs.average import Method
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
 from alignkit.jobs.file_tasks import FORMS, task_from_file
-from alignkit.jobs.fold import Folded, fold
+from alignkit.jobs.fold import Folded, fold, fold_stored
 from alignkit.jobs.output_forms import OutputForms
 from alignkit.jobs.partial import shares_of_present, stand_ins
 from alignkit.jobs.record import Record, RecordedInput, input_of, input_of_path, make_record
 from alignkit.jobs.shares import SharesByPattern
 from alignkit.models import Example, load_model
-from alignkit.rewriting import module_with
+from alignkit.rewriting import folding_bytes, module_with
 from alignkit.tasks.task import Task
 from alignkit.tracing.tracer import Symmetries
 
@@ -56,7 +55,7 @@ class NetworkFiles(OutputForms):
         notes: What differs between the folders and does not change what the weights compute, such as tokenizers.
         symmetries: What was traced. With ``"all"`` the networks are folded when they are read.
         balance: Whether they are balanced, too.
-        on_disk: Whether they stay on disk: they are taken as they are then, and not folded.
+        memory: With a limit the networks stay on disk, and are folded when they are asked for a tensor.
         bases: The number of the base of each network that is a fine-tune of another one. It is balanced as its base is.
         missing: First names of the tensors that each network lacks, and may lack.
     """
@@ -68,7 +67,7 @@ class NetworkFiles(OutputForms):
     symmetries: Symmetries = "permutation"
     balance: bool = True
     bases: Mapping[int, int] = field(default_factory=dict)
-    on_disk: bool = False
+    memory: str | None = None
     missing: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
@@ -104,43 +103,44 @@ class NetworkFiles(OutputForms):
             VerificationError: A folded network does not compute the same.
         """
         done: dict[int, Folded] = {}
-        for index in sorted(range(len(self.paths)), key=self.bases.__contains__) if self._folds else ():
+        for index in sorted(range(len(self.paths)), key=self.bases.__contains__) if self.symmetries == "all" else ():
             done[index] = self._fold(index, done[self.bases[index]] if index in self.bases else None)
         return tuple(done[index] for index in sorted(done))
 
-    @property
-    def _folds(self) -> bool:
-        """Whether networks are folded when they are read."""
-        return self.symmetries == "all" and not self.on_disk
-
     def _fold(self, index: int, base: Folded | None) -> Folded:
-        module, args, kwargs = self.own_example(index) or (None, (), {})
         try:
+            if self.memory is not None:
+                source, balance = self._stored[index], self.balance
+                return fold_stored(source, self.graph, balance=balance, like=base, dtype=self.dtype)
+            module, args, kwargs = self.own_example(index) or (None, (), {})
             return fold(self.given[index], self.graph, *args, balance=self.balance, like=base, model=module, **kwargs)
         except (FoldError, VerificationError) as error:
             raise type(error)(f"{self.paths[index]}: {error}") from error
 
     @cached_property
     def weights(self) -> tuple[Mapping[str, Tensor], ...]:
-        """The tensors of each network, in memory, as the graph needs them: folded where it has folds."""
+        """The tensors of each network as the graph needs them, folded where it has folds: in memory, or on disk."""
         networks = tuple(folded.network for folded in self.folded)
-        return tuple(network for network in networks if isinstance(network, dict)) or self.given
+        as_given = self.given if self.memory is None else self._stored
+        return tuple(network for network in networks if isinstance(network, Mapping)) or as_given
 
-    @check_arguments
-    def networks(self, memory: str | None = None) -> Sequence[Mapping[str, Tensor]]:
-        """Return the networks: their tensors, or with a limit of memory networks of the graph that stay on disk."""
-        if memory is None:
-            return self.weights
+    @cached_property
+    def _stored(self) -> tuple[StoredNetwork, ...]:
+        """The networks on disk, as their files hold them, within what folding leaves of the limit of memory."""
+        assert self.memory is not None
+        limit, own = parse_memory(self.memory), 0
         labelled = dict(zip(map(str, self.paths), self.checkpoints, strict=True))
-        with self._advising_to_fold():
-            return open_stored(self.graph, labelled, Budget.of(self.graph, memory))
+        networks = open_as_given(self.graph, labelled, Budget(limit))
+        if self.symmetries == "all":
+            own = folding_bytes(networks, self.graph.balances if self.balance else ())
+        several = len(networks) > 1  # which are matched, and not only folded
+        budget = Budget.of(self.graph, limit, own, "folds") if several else Budget(limit - own)
+        return tuple(network.within(budget) for network in networks)
 
-    @check_arguments
-    def bind(self, memory: str | None = None) -> Pair:
+    def bind(self) -> Pair:
         """Bind the first network and the second to the graph, as `SymmetryGraph.bind` does."""
-        a, b = self.weights if memory is None else self.checkpoints
-        with self._advising_to_fold():
-            return self.graph.bind(a, b, memory=memory, on_progress=self.on_progress)
+        a, b = self.weights
+        return self.graph.bind(a, b, on_progress=self.on_progress)
 
     @cached_property
     def example(self) -> Example | None:
@@ -223,7 +223,6 @@ class NetworkFiles(OutputForms):
         job: Job,
         *,
         solver: SolverNames = "weight_matching",
-        memory: str | None = None,
         writes: Sequence[str] = (),
     ) -> Estimate:
         """Estimate by `alignkit.estimate` what a job needs, once names and shapes are held against the graph.
@@ -238,7 +237,7 @@ class NetworkFiles(OutputForms):
             shapes |= {name: self.graph.tensors[name].shape for name in lacks}
             fit.check_shapes(under_both_names(shapes, self.graph.folds), str(path))
         fit.raise_if_any(BindError, "the checkpoints do not fit the graph")
-        return self.plan(job, solver=solver, memory=memory, writes=writes)
+        return self.plan(job, solver=solver, writes=writes)
 
     @check_arguments
     def plan(
@@ -246,13 +245,12 @@ class NetworkFiles(OutputForms):
         job: Job,
         *,
         solver: SolverNames = "weight_matching",
-        memory: str | None = None,
         writes: Sequence[str] = (),
     ) -> Estimate:
         """Estimate the same without a look at names and shapes."""
         reads = list(map(str, self.paths))
         count, size = len(reads), self.checkpoints[0].nbytes if self.checkpoints else None
-        limit = None if memory is None else parse_memory(memory)
+        limit = None if self.memory is None else parse_memory(self.memory)
         return estimate(
             self.graph, job, models=count, solver=solver, memory=limit, bytes_each=size, reads=reads, writes=writes
         )
@@ -290,19 +288,11 @@ class NetworkFiles(OutputForms):
 
     def _tied_heads(self, index: int) -> dict[str, str]:
         """Return the heads that the graph unties and that a network has tied, with their embeddings."""
-        ties = {} if self.on_disk else untied_heads(self.graph.folds)
+        ties = untied_heads(self.graph.folds)
+        if self.memory is not None:
+            return dict(self.folded[index].untied) if ties else {}
         given = under_both_names(self.given[index], self.graph.folds) if ties else {}
         return {head: source for head, source in ties.items() if torch.equal(given[head], given[source])}
-
-    @contextmanager
-    def _advising_to_fold(self) -> Iterator[None]:
-        """Add to an error of networks on disk that they have to be folded, where the graph has folds."""
-        try:
-            yield
-        except BindError as error:
-            if not self.on_disk or not self.graph.folds:
-                raise
-            raise BindError(f"{error} Networks that stay on disk are not folded: run alignkit fold on each.") from error
 
 
 def with_weights(model: str) -> Example | None:

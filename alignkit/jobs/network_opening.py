@@ -55,7 +55,7 @@ def open_networks(
     keep_tied: bool = False,
     balance: bool = True,
     bases: Mapping[int, int] | None = None,
-    on_disk: bool = False,
+    memory: str | None = None,
     dtype: FloatDtype | None = None,
     download: bool = False,
     allow_missing: Sequence[str] = (),
@@ -87,8 +87,8 @@ def open_networks(
         balance: Whether folded networks are balanced, as `alignkit.fold` does.
         bases: Of fine-tunes among the paths, by their numbers, the numbers of their bases, ``like`` which they are
             folded.
-        on_disk: Whether the networks stay on disk, for a limit of memory. They are taken as they are then, and have to
-            be folded where the graph has folds.
+        memory: With a limit, such as ``"2GB"``, the networks stay on disk. They are folded a few tensors at a time
+            whenever these are asked for.
         dtype: Floating-point dtype of what is written, such as ``"bfloat16"``. None: that of the checkpoint that it is
             written like.
         download: Whether models of the Hugging Face hub that its cache does not hold may be downloaded.
@@ -117,7 +117,7 @@ def open_networks(
         "symmetries": symmetries,
         "balance": balance,
         "bases": bases or {},
-        "on_disk": on_disk,
+        "memory": memory,
         **outward,
     }
     notes = [note for checkpoint in opened for note in checkpoint.notes]

@@ -121,7 +121,7 @@ def solve_stages(
         stage.needs.check(problem, stage.name)
     solutions: list[Solution] = []
     for stage in stages:
-        kept = bound.leaving(stage.memory(bound.graph), stage.name)
+        kept = bound.leaving(stage.memory(bound.graph), f"solver {stage.name!r}")
         own = replace(problem, bound=kept, seed=stage.options.seed if seed is None else seed)
         solution = run_solver(own, stage, registry, throw=throw)
         solutions.append(solution)

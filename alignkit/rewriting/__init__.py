@@ -1,11 +1,12 @@
-"""Exact rewrites of one network: folds carried out and undone, spaces balanced, phases wrapped."""
+"""Exact rewrites of one network: folds carried out and undone, spaces balanced, phases wrapped; also of one on disk."""
 
 from alignkit.rewriting.axes import AxisChanges
 from alignkit.rewriting.balancing import BalancedSpace, balance_weights, follow_balances
 from alignkit.rewriting.folding import Taken, fold_weights, unfold_weights
 from alignkit.rewriting.modules import module_with
 from alignkit.rewriting.phases import wrap_phases
+from alignkit.rewriting.stored import FoldedNetwork, folding_bytes
 from alignkit.rewriting.wide import WideWeights
 
 __all__ = ["AxisChanges", "BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "module_with"]
-__all__ += ["follow_balances", "unfold_weights", "wrap_phases"]
+__all__ += ["FoldedNetwork", "folding_bytes", "follow_balances", "unfold_weights", "wrap_phases"]

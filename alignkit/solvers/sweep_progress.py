@@ -10,7 +10,7 @@ from time import perf_counter
 from torch import Tensor
 
 from alignkit.checkpoints import ByteProgress
-from alignkit.graph.stored.network import CheckpointNetwork
+from alignkit.graph.stored import StoredNetwork
 from alignkit.matching.objective import Elements, Objective
 from alignkit.matching.products import Product
 
@@ -37,7 +37,7 @@ class SweepProgress:
         """Count the bytes that are read meanwhile."""
         self._sweep = 0
         sides = (self._objective.a, self._objective.b) if self._on_progress is not None else ()
-        stored = [side for side in sides if isinstance(side, CheckpointNetwork)]
+        stored = [side for side in sides if isinstance(side, StoredNetwork)]
         for side in stored:
             side.on_read = self._count
         try:

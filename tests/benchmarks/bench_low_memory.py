@@ -1,4 +1,4 @@
-"""Match, align and average two Llama-style checkpoints of over 1 billion parameters with little memory.
+"""Match, align, average and fold Llama-style checkpoints of over 1 billion parameters with little memory.
 
 Run by name, on one thread, below ``/usr/bin/time -v`` where its word on the peak memory is wanted; FOLDER needs 9 GB::
 
@@ -7,9 +7,10 @@ Run by name, on one thread, below ``/usr/bin/time -v`` where its word on the pea
     /usr/bin/time -v python tests/benchmarks/bench_low_memory.py match FOLDER --memory 400MB
     /usr/bin/time -v python tests/benchmarks/bench_low_memory.py align FOLDER --memory 400MB
     /usr/bin/time -v python tests/benchmarks/bench_low_memory.py merge FOLDER --memory 400MB
+    /usr/bin/time -v python tests/benchmarks/bench_low_memory.py fold FOLDER --memory 1200MB
     rm -r FOLDER
 
-``generate`` traces the architecture on the meta device and keeps the graph in FOLDER, so that transformers is not in
+``generate`` traces the architecture on the meta device and keeps its graphs in FOLDER, so that transformers is not in
 the memory of the other steps. B is A with its units in random order, plus noise of half the size of the weights. Aim:
 the peak of each step, less that of ``import``, is at most a quarter of one checkpoint.
 """
@@ -78,6 +79,8 @@ def generate(folder: Path, config: dict[str, object]) -> None:
         model, args, kwargs = load_model(f"transformers:{folder / 'a' / 'config.json'}")
     graph = alignkit.trace(model, *args, **kwargs)
     (folder / "graph.json").write_text(graph.to_json())
+    whole = alignkit.trace(model, *args, symmetries="all", **kwargs)
+    (folder / "all.json").write_text(whole.to_json())
     (folder / "groups.txt").write_text(graph.report())
     generator = torch.Generator().manual_seed(0)
     shards: list[dict[str, Tensor]] = [{}]
@@ -186,6 +189,16 @@ def merge(folder: Path, memory: str) -> None:
     print(f"averaged in {time.perf_counter() - started:.0f} s")
 
 
+def fold(folder: Path, memory: str) -> None:
+    """Write A folded and balanced; its head is not tied, so that the form of the checkpoint stays."""
+    graph, started = SymmetryGraph.from_json((folder / "all.json").read_text()), time.perf_counter()
+    a = open_checkpoint(folder / "a")
+    folded = alignkit.fold(a, graph, memory=memory)
+    print(f"{folded!r} in {time.perf_counter() - started:.0f} s")
+    write_checkpoint(folder / "folded", a, folded.network.pieces, overwrite=True)
+    print(f"written after {time.perf_counter() - started:.0f} s")
+
+
 def _solution(folder: Path) -> Solution:
     return Solution.load(folder / "solution.safetensors", SymmetryGraph.from_json((folder / "graph.json").read_text()))
 
@@ -193,7 +206,7 @@ def _solution(folder: Path) -> Solution:
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["generate", "import", "match", "align", "merge"])
+    parser.add_argument("step", choices=["generate", "import", "match", "align", "merge", "fold"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--memory", default="400MB")
     parser.add_argument("--products", default="auto", choices=["auto", "float32", "float64"])
@@ -204,8 +217,8 @@ def main() -> None:
         generate(given.folder, SMALL if given.small else CONFIG)
     elif given.step == "match":
         match(given.folder, given.memory, given.products)
-    elif given.step in ("align", "merge"):
-        {"align": align, "merge": merge}[given.step](given.folder, given.memory)
+    elif given.step in ("align", "merge", "fold"):
+        {"align": align, "merge": merge, "fold": fold}[given.step](given.folder, given.memory)
     print(f"peak resident set {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

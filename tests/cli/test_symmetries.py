@@ -232,19 +232,29 @@ def test_folded_networks_stay_on_disk(name: str, pair: Pair) -> None:
     limit = ("--memory", "60MB")
     if name == "mixtral":
         pytest.skip("its experts are stored one by one, which --memory refuses")
-    folded = [f"folded-{pair.file(side)}" for side in "ab"]
-    for side, target in zip("ab", folded, strict=True):
-        run("fold", pair.file(side), "-o", target, *pair.given)
-    for job in ("merge", "solve"):
-        on_disk, in_memory = (pair.file(f"{job}-{how}") for how in ("disk", "memory"))
-        said = run(job, *folded, "-o", on_disk, *pair.given, *ALL, *limit)
-        run(job, *folded, "-o", in_memory, *pair.given, *ALL)
-        left, right = read_weights(on_disk), read_weights(in_memory)
+    given = [pair.file(side) for side in "ab"]
+    for job in ("merge", "solve", "align-many", "canonicalize"):
+        in_folder = job in ("align-many", "canonicalize")
+        on_disk, in_memory = (f"{job}-{how}" if in_folder else pair.file(f"{job}-{how}") for how in ("disk", "memory"))
+        said = run(job, *given, "-o", on_disk, *pair.given, *ALL, *limit)
+        assert f"Folded {given[0]}: " in said
+        run(job, *given, "-o", in_memory, *pair.given, *ALL)
+        left, right = (read_weights(f"{at}/{given[1]}" if in_folder else at) for at in (on_disk, in_memory))
         assert left.keys() == right.keys()
         assert all(torch.allclose(t.float(), right[n].float(), atol=2e-5) for n, t in left.items())
-    apart = [json.loads(run("distance", *folded, *pair.given, *ALL, *more, "--json")) for more in (limit, ())]
+    apart = [json.loads(run("distance", *given, *pair.given, *ALL, *more, "--json")) for more in (limit, ())]
     assert apart[0]["squared_distance_after"] == pytest.approx(apart[1]["squared_distance_after"], rel=1e-4)
-    files = open_networks(pair.file("a"), model=None if pair.is_folder else pair.given[1], symmetries="all")
-    if files.graph.folds:
-        said = run("merge", pair.file("a"), pair.file("b"), "-o", pair.file("x"), *pair.given, *ALL, *limit, code=1)
-        assert "run alignkit fold on each" in said
+
+
+@networks
+@pytest.mark.parametrize("more", [(), ("--no-balance",), ("--keep-tied",), ("--dtype", "float64"), ("--dtype", "bf16")])
+def test_a_fold_on_disk_is_the_fold_in_memory(name: str, more: tuple[str, ...], pair: Pair) -> None:
+    if name == "mixtral":
+        pytest.skip("its experts are stored one by one, which --memory refuses")
+    for how, limit in {"disk": ("--memory", "60MB"), "memory": ()}.items():
+        run("fold", pair.file("a"), "-o", pair.file(how), *pair.given, *more, *limit)
+    left, right = (read_weights(pair.file(how)) for how in ("disk", "memory"))
+    assert list(left) == list(right)
+    assert all(t.dtype == right[n].dtype and torch.equal(t, right[n]) for n, t in left.items())
+    if pair.is_folder:
+        assert (pair.here / "disk/config.json").read_text() == (pair.here / "memory/config.json").read_text()

@@ -82,8 +82,8 @@ class Budget:
         Args:
             graph: The graph.
             memory: Bytes, or text that `parse_memory` reads.
-            own: Bytes that a solver keeps for itself.
-            owner: What messages call the solver.
+            own: Bytes that something else keeps for itself.
+            owner: What messages call it, such as ``"solver 'deepalign'"``.
 
         Raises:
             UsageError: The text is not an amount.
@@ -94,7 +94,7 @@ class Budget:
         largest = max(units, key=lambda root: units[root], default="")
         needed = _ASSIGNMENT * 8 * units.get(largest, 0) ** 2
         if limit < (least := needed + _ALIVE * _SMALLEST + own):
-            beside = f" beside the {own} bytes of solver {owner!r}" if own else ""
+            beside = f" beside the {own} bytes of {owner}" if own else ""
             raise SolverError(
                 f"memory={limit} bytes do not suffice: the similarities of the units of {largest!r} and their "
                 f"assignment take {needed} bytes{beside}. Give at least {math.ceil(least / 1e6)} MB."

@@ -26,6 +26,7 @@ from alignkit.graph.kinds import KINDS
 from alignkit.graph.layout import Axis, Block, Fixed, Segment, layout_blocks
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.parts import Places, ordered_part, orders_of
+from alignkit.graph.rewrites import under_both_names
 from alignkit.graph.stored.budget import Budget, release_freed
 from alignkit.graph.structure import GraphStructure
 
@@ -44,6 +45,8 @@ class StoredNetwork(LazyWeights):
 
     def __init__(self, graph: GraphStructure, budget: Budget) -> None:
         self.graph, self.budget = graph, budget
+        self.on_read: Callable[[int], None] | None = None
+        """Called with the bytes of each read, where tensors come from files."""
 
     @property
     def piece(self) -> int:
@@ -124,15 +127,17 @@ class StoredNetwork(LazyWeights):
 
 
 class CheckpointNetwork(StoredNetwork):
-    """The tensors of a checkpoint, which has each tensor of the graph under one of its names at least."""
+    """The tensors of a checkpoint, which has each tensor of the graph under one of its names at least.
+
+    A head that the folds of the graph untie from an embedding may be stored under the name of the embedding alone.
+    """
 
     def __init__(self, graph: GraphStructure, checkpoint: Checkpoint, budget: Budget) -> None:
         super().__init__(graph, budget)
         self.checkpoint = checkpoint
         nodes = graph.tensors.values()
-        self.names = {node.name: next(name for name in node.names if name in checkpoint) for node in nodes}
-        self.on_read: Callable[[int], None] | None = None
-        """Called with the bytes of each read."""
+        stored = under_both_names({name: name for name in checkpoint}, graph.folds)
+        self.names = {node.name: next(stored[name] for name in node.names if name in stored) for node in nodes}
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a tensor."""

@@ -11,6 +11,7 @@ from alignkit.checkpoints import Checkpoint, open_checkpoint
 from alignkit.errors import BindError
 from alignkit.graph.bind import fit_of
 from alignkit.graph.folded import check_folded
+from alignkit.graph.rewrites import under_both_names
 from alignkit.graph.stored.budget import Budget
 from alignkit.graph.stored.network import CheckpointNetwork, StoredNetwork
 from alignkit.graph.structure import GraphStructure
@@ -20,7 +21,23 @@ from alignkit.text import list_some
 def open_stored(
     graph: GraphStructure, sources: Mapping[str, object], budget: Budget, note: str = ""
 ) -> list[StoredNetwork]:
-    """Open checkpoints as networks of a graph that stay on disk, each by what messages call it.
+    """Open checkpoints as networks of a graph that stay on disk, each by what messages call it; see `open_as_given`.
+
+    Raises:
+        BindError: A checkpoint is not folded as the graph needs it, or does not fit it.
+        WeightsError: A file cannot be read.
+    """
+    networks = open_as_given(graph, sources, budget, note)
+    opened = zip(sources.items(), networks, strict=True)
+    fresh = {label: network for (label, source), network in opened if not isinstance(source, StoredNetwork)}
+    check_folded(graph, fresh, BindError)
+    return networks
+
+
+def open_as_given(
+    graph: GraphStructure, sources: Mapping[str, object], budget: Budget, note: str = ""
+) -> list[StoredNetwork]:
+    """Open checkpoints as networks of a graph that stay on disk, folded or not.
 
     Raises:
         BindError: Names, shapes, dtypes or ties do not fit; the message lists every mismatch of all. Or a source is in
@@ -46,15 +63,15 @@ def open_stored(
                 f"{checkpoint.path} stores {list_some(whole, 3)} in other pieces than the model holds, such as each "
                 "expert on its own. They cannot be read a few rows at a time: leave the limit of memory out."
             )
-        fit.check_shapes(checkpoint.shapes, label)
-        dtypes[label] = {first.get(name, name): dtype for name, dtype in checkpoint.dtypes.items()}
+        fit.check_shapes(under_both_names(checkpoint.shapes, graph.folds), label)
+        own = under_both_names(checkpoint.dtypes, graph.folds)
+        dtypes[label] = {first.get(name, name): dtype for name, dtype in own.items()}
         if not fit.problems:
             networks[label] = CheckpointNetwork(graph, checkpoint, budget)
     fit.check_dtypes(dtypes)
     if not fit.problems:
         fit.problems += [problem for label, network in networks.items() for problem in _differing_ties(network, label)]
     fit.raise_if_any(BindError, "the weights do not fit the graph", note)
-    check_folded(graph, networks, BindError)
     return list(networks.values())
 
 
@@ -64,8 +81,8 @@ def _differing_ties(network: StoredNetwork, label: str) -> list[str]:
         return []
     problems = []
     for node in network.graph.tensors.values():
-        kept, *others = (name for name in node.names if name in network.checkpoint)
-        for other in others:
+        kept = network.names[node.name]
+        for other in (name for name in node.names if name in network.checkpoint and name != kept):
             both = ([network.read(name, span) for name in (kept, other)] for span in network.spans(node.name))
             if any(one.dtype != two.dtype or not torch.equal(one, two) for one, two in both):
                 problems.append(f"{other!r} and {kept!r} are tied in the graph but differ in {label}")
