@@ -31,14 +31,14 @@ class Probed:
         why: One sentence about what they are run on.
         task: Runs the pair.
         draw: Draws so many random inputs, the same at every call; None where the inputs are data of a task.
-        is_domain: Whether the random inputs are like those that the networks learned from.
+        alike: What random inputs are that are like those that the networks learned from, in words; else nothing.
     """
 
     pair: AlignerInput
     why: str
     task: Task | None = None
     draw: Callable[[int], Batch] | None = None
-    is_domain: bool = False
+    alike: str = ""
 
 
 def find_probing(
@@ -151,4 +151,6 @@ def _probe_domain(domain: InputDomain, problem: Problem, count: int) -> Probed:
     except (TaskError, RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = f"it was trained on {shape} inputs, on which the model does not run ({type(error).__name__})"
         raise SolverError(f"the aligner does not know these networks: {reason}. {ANOTHER_ALIGNER}") from error
-    return Probed(pair, f"{count} inputs of the domain that the aligner knows, {shape}", task, draw, is_domain=True)
+    return Probed(
+        pair, f"{count} inputs of the domain that the aligner knows, {shape}", task, draw, "inputs of the domain"
+    )

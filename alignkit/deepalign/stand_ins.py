@@ -18,7 +18,7 @@ from alignkit.deepalign.aligner import AlignerInput
 from alignkit.deepalign.input_domain import InputDomain
 from alignkit.deepalign.midpoint import SAMPLES
 from alignkit.deepalign.probing import Probed
-from alignkit.tasks.batches import Batch
+from alignkit.tasks.batches import Batch, map_tensors
 from alignkit.tasks.goals import judged_outputs
 from alignkit.tasks.measures import mse
 from alignkit.tasks.minibatches import first_batches
@@ -31,6 +31,9 @@ MAX_NUMBERS = 1 << 24
 SURE = 0.6
 """Mean probability that both give to the likeliest class from which on they count as sure. It is 0.7 and more on inputs
 that were chosen for image classifiers. Outputs that are no logits, such as colours, do not look like one class each."""
+BLUR = 1 / 56
+"""Standard deviation of the blur of random images, as a share of their side: half a pixel for 28 of them. It was chosen
+on networks that domain aligners of such images are trained on."""
 ROWS = 512
 """Random inputs in one forward call."""
 
@@ -51,7 +54,7 @@ class MiddleInputs:
 
 
 def find_middle_inputs(probed: Probed, *, anything: bool) -> MiddleInputs | None:
-    """Find what midpoint steps run on: data of the task, inputs of a domain, or stand-ins.
+    """Find what midpoint steps run on: data of the task, inputs like data, or stand-ins.
 
     Args:
         probed: The pair, and what it was run on.
@@ -66,8 +69,10 @@ def find_middle_inputs(probed: Probed, *, anything: bool) -> MiddleInputs | None
     if probed.draw is None:
         batches = first_batches(task, SAMPLES)
         return MiddleInputs(task, batches, f"{sum(batch.size for batch in batches)} inputs of the task")
-    if probed.is_domain:
-        return MiddleInputs(task, [probed.draw(SAMPLES).to(task.device)], f"{SAMPLES} inputs of the domain")
+    if probed.alike:
+        batch = probed.draw(SAMPLES)
+        task = Task(task.model, [(batch.inputs, batch.targets)], task.loss, device=task.device, chunk=ROWS)
+        return MiddleInputs(task, first_batches(task, SAMPLES), f"{SAMPLES} {probed.alike}")
     chosen = stand_ins(task, pair, probed.draw)
     if chosen is not None:
         why = f"{SAMPLES} of {DRAWN} random inputs, on which both networks are sure"
@@ -103,7 +108,7 @@ def stand_ins(task: Task, pair: AlignerInput, draw: Callable[[int], Batch]) -> T
         or DRAWN * sum(tensor.numel() for tensor in first.tensors) > MAX_NUMBERS
     ):
         return None
-    drawn = _of_classes(task, draw(DRAWN))
+    drawn = _of_classes(task, blurred(draw(DRAWN)))
     likeliest, entropies = [], []
     for batch in drawn.batches:
         with torch.no_grad():
@@ -117,7 +122,24 @@ def stand_ins(task: Task, pair: AlignerInput, draw: Callable[[int], Batch]) -> T
     rows = evenly_sure(torch.cat(entropies).cpu(), classes, SAMPLES)
     if not float(probability[rows].mean()) >= SURE:
         return None
-    return _of_classes(task, draw(DRAWN).pick(rows))
+    return _of_classes(task, blurred(draw(DRAWN).pick(rows)))
+
+
+def blurred(batch: Batch) -> Batch:
+    """Blur random images ``[n, channels, height, width]``, whose pixels keep their variance; other inputs stay."""
+
+    def blur(side: int) -> Float[Tensor, "side side"]:
+        apart = torch.arange(side)[:, None] - torch.arange(side)
+        kernel = torch.exp(-(apart**2) / (2 * (BLUR * side) ** 2))
+        return kernel / torch.linalg.vector_norm(kernel, dim=1, keepdim=True)
+
+    def change(tensor: Tensor) -> Tensor:
+        if tensor.ndim != 4 or not tensor.is_floating_point():
+            return tensor
+        rows, columns = (blur(side).to(tensor) for side in tensor.shape[2:])
+        return rows @ tensor @ columns.mT
+
+    return Batch(map_tensors(change, batch.inputs), batch.targets, batch.name)
 
 
 def evenly_sure(entropies: Float[Tensor, " n"], classes: Int[Tensor, " n"], count: int) -> Int[Tensor, " chosen"]:

@@ -17,6 +17,7 @@ from alignkit.deepalign import SHIPPED_CHECKPOINT, Aligner, AlignerInput, load_a
 from alignkit.deepalign.aligner import USUAL, Schedule
 from alignkit.deepalign.consensus import consensus
 from alignkit.deepalign.midpoint import SAMPLES, meet_in_the_middle
+from alignkit.deepalign.own_texts import write_texts
 from alignkit.deepalign.probes import probe_similarities
 from alignkit.deepalign.probing import Inputs, find_probing
 from alignkit.deepalign.relaxation import relax
@@ -51,7 +52,7 @@ class DeepAlignOptions(SolverOptions):
     """Inputs that both networks are run on, forwards and backwards."""
     inputs: Inputs = "auto"
     """What probes are: the first inputs of the task, or random ones in their shape. "auto" takes the data of a task and
-    random inputs where only their shape is known."""
+    random inputs where only their shape is known. In place of random tokens networks of the next token write texts."""
     consensus_rounds: int | None = Field(None, ge=0)
     """Rounds of consensus between neighbouring groups. None is 3, or what the aligner has learned; 0 for "dws"."""
     sharpness: float | None = Field(None, gt=0)
@@ -62,9 +63,10 @@ class DeepAlignOptions(SolverOptions):
     learned."""
     midpoint_steps: int | None = Field(None, ge=0)
     """Steps that move scores until the network in the middle does on 512 inputs what the two do on average. None is 8
-    (or what the aligner has learned) on data of a task, on inputs of the domain that the aligner knows, and on those of
-    many random inputs on which two classifiers are sure; else it is 0, as for ``encoder="dws"``. Where units rotate
-    these are 200 steps of `sinkhorn` with ``objective="outputs"``, which keep the order of units that do not."""
+    (or what the aligner has learned) on data of a task, on inputs of the domain that the aligner knows, on texts that
+    networks of the next token write, and on those of many random inputs on which two classifiers are sure; else it is
+    0, as for ``encoder="dws"``. Where units rotate these are 200 steps of `sinkhorn` with ``objective="outputs"``,
+    which keep the order of units that do not."""
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, without the batch. Without it the shape is that of the task's inputs, or of the inputs that
     the graph was traced on."""
@@ -96,6 +98,7 @@ class DeepAlign(Solver[DeepAlignOptions]):
         if aligner is None or aligner.needs_probes or options.midpoint_steps:
             domain = None if aligner is None else aligner.domain
             probed = find_probing(problem, options.probes, options.inputs, options.input_shape, domain)
+            probed = write_texts(probed, options.probes)
         notes = {} if aligner is None else {"aligner": aligner.fingerprint}
         if probed is not None:
             notes["probes"] = probed.why

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkit.errors import TaskError
 from alignkit.tasks.batches import Batch, tensors_in
-from alignkit.tasks.measures import cross_entropy
+from alignkit.tasks.measures import cross_entropy, next_token
 from alignkit.tasks.task import Task
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -31,7 +31,7 @@ def by_outputs(task: Task, a: Weights, b: Weights, batch: Batch) -> Callable[[We
 
     For logits it is the Kullback-Leibler divergence from the mean of both distributions, in nats a sample or token; for
     other outputs the mean squared deviation as a share of the variance of what is wanted. Outputs are logits where the
-    model names them so, or where the loss of the task is cross-entropy.
+    model names them so, or where the loss of the task is the cross-entropy of classes or of next tokens.
 
     Raises:
         TaskError: The model returns no floating-point tensor.
@@ -67,4 +67,5 @@ def judged_outputs(task: Task, batch: Batch, weights: Weights) -> tuple[Tensor, 
         raise TaskError(
             f"outputs in the middle are compared, and the model returns {type(outputs).__name__} without any."
         )
-    return first.double(), 1 if task.loss is cross_entropy and first.ndim > 1 else None
+    axis = 1 if task.loss is cross_entropy else -1 if task.loss is next_token else None
+    return first.double(), axis if first.ndim > 1 else None

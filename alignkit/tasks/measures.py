@@ -20,6 +20,11 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, targets)
 
 
+def next_token(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Compute the mean cross-entropy of logits ``[n, tokens, vocabulary]`` against the next tokens ``[n, tokens]``."""
+    return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Compute the mean squared error of outputs and targets of one shape ``[n, ...]``; nothing is broadcast."""
     if outputs.shape != targets.shape:

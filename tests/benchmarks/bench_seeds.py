@@ -128,6 +128,7 @@ class Averages:
         rows |= {f"permutations, {solver}, with data": self.permuted(solver, count) for solver, count in needed.items()}
         rows["all symmetries"] = self.turned(weights)
         rows["all symmetries, from activations"] = self.turned(seen, batches=few)
+        rows["all symmetries, deepalign"] = self.turned(["deepalign"])
         rows["all symmetries, then 200 steps without labels"] = self.turned([*weights, unlabelled], batches=many)
         rows["all symmetries, then 200 steps with labels"] = self.turned([*weights, labelled], batches=many)
         rows["all symmetries, from activations, then 200 steps without labels"] = self.turned(

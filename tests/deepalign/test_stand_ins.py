@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from alignkit import Alignment, Task, interpolate, solve, trace
-from alignkit.deepalign.stand_ins import MAX_NUMBERS, evenly_sure
+from alignkit.deepalign.stand_ins import MAX_NUMBERS, blurred, evenly_sure
+from alignkit.tasks.batches import Batch
 from alignkit.testing import convnet, mlp, planted_pair, residual
 
 
@@ -101,3 +102,17 @@ def test_each_class_has_its_turn_and_the_surest_come_first():
     entropies, classes = torch.tensor([0.6, 0.3, 0.1, 0.5, 0.4]), torch.tensor([0, 0, 0, 7, 7])
     assert evenly_sure(entropies, classes, 3).tolist() == [2, 4, 1]
     assert evenly_sure(entropies, classes, 9).tolist() == [2, 4, 1, 3, 0]
+
+
+@pytest.mark.parametrize("shape", [(1, 56, 28), (3, 32, 32), (2, 7, 1)])
+def test_neighbouring_pixels_of_random_images_are_alike_and_keep_their_variance(shape):
+    noise = torch.randn(2000, *shape, generator=torch.Generator().manual_seed(0))
+    images = blurred(Batch((noise, noise[:, 0, :, 0]), torch.zeros(2000), "noise")).inputs
+    assert torch.equal(images[1], noise[:, 0, :, 0]), "rows of numbers are no images"
+    assert torch.allclose(images[0].var(0), torch.ones(shape), atol=0.2)
+    for axis, side in ((-2, shape[1]), (-1, shape[2])):
+        if side > 1:
+            alike = (images[0].movedim(axis, 0)[1:] * images[0].movedim(axis, 0)[:-1]).mean()
+            far = (images[0].movedim(axis, 0)[side // 2 :] * images[0].movedim(axis, 0)[: side - side // 2]).mean()
+            assert abs(float(far)) < 0.02
+            assert (float(alike) > 0.2) == (side >= 28)
