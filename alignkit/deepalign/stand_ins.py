@@ -131,7 +131,7 @@ def blurred(batch: Batch) -> Batch:
     def blur(side: int) -> Float[Tensor, "side side"]:
         apart = torch.arange(side)[:, None] - torch.arange(side)
         kernel = torch.exp(-(apart**2) / (2 * (BLUR * side) ** 2))
-        return kernel / torch.linalg.vector_norm(kernel, dim=1, keepdim=True)
+        return kernel / kernel.square().sum(1, keepdim=True).sqrt()
 
     def change(tensor: Tensor) -> Tensor:
         if tensor.ndim != 4 or not tensor.is_floating_point():

@@ -141,7 +141,7 @@ def test_domain_aligners_are_measured_beside_what_needs_data(made, monkeypatch):
     output = made / "domains.json"
     few = ("--seeds", 0, 1, "--training-steps", 2, "--pairs", 2, "--sinkhorn-pairs", 1, "--sinkhorn-steps", 2)
     call("domains", "--folder", made, "--aligners", made / "domains", *few, "--samples", 64, "--output", output)
-    found = json.loads(output.read_text())["mnist-mlp"]
+    found = json.loads(output.read_text())["mnist-mlp, digits 8x8"]
     assert set(found["aligners"]) == set(found["seeds"]) == {"0", "1"}
     assert found["barrier"]["domain aligner"] == pytest.approx(sum(found["seeds"].values()) / 2, rel=1e-5)
     assert set(found["barrier"]) >= {"probes", "probes, stand-ins", "probes, 512 inputs", "domain aligner > sinkhorn"}

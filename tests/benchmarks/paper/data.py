@@ -101,15 +101,19 @@ DOMAIN_SETS = [
     Wanted("domain-28-64x3", mlp(64, 64, 64), FULL, 12, FEW, FAST, 801),
     Wanted("domain-28-gelu-96x2", mlp(96, 96, activation="gelu"), FULL, 12, FEW, FAST, 802),
     Wanted("domain-28-128x3", mlp(128, 128, 128), FULL, 12, HELD_OUT, SIX_EPOCHS, 813),
+    Wanted("domain-fashion-64x3", mlp(64, 64, 64), FASHION, 12, FEW, FAST, 821),
+    Wanted("domain-fashion-gelu-96x2", mlp(96, 96, activation="gelu"), FASHION, 12, FEW, FAST, 822),
 ]
 DOMAINS = {
     "mnist 14x14": (
         ("mlp-128x3", "domain-14-32x4", "domain-14-gelu-96x3"),
-        ("mlp-48x6", "mlp-tanh-128x2", "cnn-12-24-24", "vit-24"),
+        ("mlp-48x6", "mlp-tanh-128x2", "cnn-12-24-24", "vit-24", "lstm-32", "resnet-12"),
     ),
-    "mnist 28x28": (("domain-28-64x3", "domain-28-gelu-96x2"), ("domain-28-128x3",)),
+    "mnist 28x28": (("domain-28-64x3", "domain-28-gelu-96x2"), ("domain-28-128x3", "mlp-fashion-128x3")),
+    "fashion-mnist 28x28": (("domain-fashion-64x3", "domain-fashion-gelu-96x2"), ("mlp-fashion-128x3",)),
 }
-"""For each domain the sets that its aligner is trained on, and those that it is judged on."""
+"""For each domain the sets that its aligner is trained on, and those that it is judged on: of other shapes, other
+families, and another data set whose images have the same shape."""
 
 WANTED = {wanted.name: wanted for wanted in [*ALL, *DOMAIN_SETS]}
 SEEDS = {name: 100 + at if wanted.seed is None else wanted.seed for at, (name, wanted) in enumerate(WANTED.items())}

@@ -3,9 +3,11 @@
     python tests/benchmarks/paper/data.py --folder SETS --data IDX --domains
     python tests/benchmarks/paper/domains.py --folder SETS --data IDX --aligners OUT --output domains.json
 
-Aligners that are not in OUT yet are trained there, one for each domain and seed. Pairs before ``--skip`` are left out,
-as those that settings were chosen on. The last columns end in Sinkhorn with labels: from weight matching, and in half
-the steps from the soft alignment of the domain aligner, which has seen no data.
+Aligners that are not in OUT yet are trained there, one for each domain and seed. Of large sets the networks before
+``--skip`` are left out, as those that settings were chosen on. A row is a set of networks and the domain of an aligner;
+where the networks learned other images of the same shape, the aligner does not refuse them. The last columns end in
+Sinkhorn with labels: from weight matching, and in half the steps from the soft alignment of the domain aligner, which
+has seen no data.
 """
 
 from __future__ import annotations
@@ -65,6 +67,15 @@ def with_sinkhorn(checkpoint: Path, steps: int) -> list[Method]:
     ]
 
 
+def judged_pairs(networks: zoo.NetworkSet, count: int, skip: int) -> list[tuple[int, int]]:
+    """Pairs of networks that chose nothing: each meets the next one, then the one after that, and so on."""
+    judged = networks.indices("test")
+    judged = judged[skip:] if len(judged) >= 2 * skip else judged
+    apart = range(1, len(judged) // 2 + 1)
+    met = [(one, judged[(at + step) % len(judged)]) for step in apart for at, one in enumerate(judged)]
+    return [*dict.fromkeys((min(pair), max(pair)) for pair in met)][:count]
+
+
 def over_seeds(found: Measured) -> dict[str, list[float]]:
     """Barriers by method; those of the aligner are means over the seeds of its training."""
     barriers = {name: values for name, values in found.barriers.items() if not name.startswith(OURS)}
@@ -102,15 +113,15 @@ def main() -> None:
     """Measure sets that are not in the output yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="what data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folder mnist")
+    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
     parser.add_argument("--aligners", type=Path, required=True, help="where aligners are, or are written")
     parser.add_argument("--only", nargs="*", help="names of sets; all if left out")
     parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
     parser.add_argument("--training-steps", type=int, default=60)
-    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=36)
     parser.add_argument("--sinkhorn-pairs", type=int, default=12, help="pairs of methods that end in Sinkhorn")
     parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
-    parser.add_argument("--skip", type=int, default=12, help="pairs of large sets that are left out")
+    parser.add_argument("--skip", type=int, default=12, help="networks of large sets that are left out")
     parser.add_argument("--samples", type=int, default=1000, help="test samples of a barrier")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
@@ -121,7 +132,8 @@ def main() -> None:
         names = [name for name in judged if not arguments.only or name in arguments.only]
         sets = [zoo.NetworkSet.open(arguments.folder / name) for name in learned] if names else []
         for name in names:
-            if name in results:
+            row = f"{name}, {domain}"
+            if row in results:
                 continue
             checkpoints = {
                 seed: trained(
@@ -130,21 +142,22 @@ def main() -> None:
                 )
                 for seed in arguments.seeds
             }  # fmt: skip
-            results[name] = measured(name, checkpoints, arguments) | {
+            results[row] = measured(name, checkpoints, arguments) | {
+                "domain": domain,
                 "trained on": [describe_networks(networks) for networks in sets],
             }
             measure.write_json(arguments.output, rounded(results))
-            print(name, results[name]["barrier"], results[name]["ratios"], flush=True)
+            print(row, results[row]["barrier"], results[row]["ratios"], flush=True)
 
 
 def measured(name: str, checkpoints: Mapping[int, Path], arguments: argparse.Namespace) -> dict[str, Any]:
     """What is to be said about one set."""
     networks = zoo.NetworkSet.open(arguments.folder / name)
-    skip = max(0, min(arguments.skip, len(measure.ring(networks, "test")) - arguments.pairs))
+    pairs = judged_pairs(networks, arguments.pairs, arguments.skip)
 
-    def run(methods: list[Method], pairs: int, images: int) -> Measured:
+    def run(methods: list[Method], count: int, images: int) -> Measured:
         return measure.measure(
-            name, networks, methods, data=arguments.data, pairs=pairs, skip=skip, samples=arguments.samples,
+            name, networks, methods, data=arguments.data, pairs=pairs[:count], samples=arguments.samples,
             images=images, progress=lambda text: print(text, flush=True),
         )  # fmt: skip
 
@@ -154,6 +167,7 @@ def measured(name: str, checkpoints: Mapping[int, Path], arguments: argparse.Nam
     plan = networks.manifest.plan
     return {
         "about": f"{plan.architecture.describe()}, {plan.source.describe()}",
+        "source": plan.source.describe(),
         "aligners": {seed: load_aligner(path).fingerprint for seed, path in checkpoints.items()},
         "kilobytes": round(first.stat().st_size / 1000),
         "sinkhorn steps": arguments.sinkhorn_steps,

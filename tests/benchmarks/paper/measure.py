@@ -112,8 +112,7 @@ def measure(
     *,
     data: Path | None,
     split: str = "test",
-    pairs: int = 36,
-    skip: int = 0,
+    pairs: int | Sequence[tuple[int, int]] = 36,
     seed: int = 0,
     samples: int = 2000,
     images: int = 2000,
@@ -127,14 +126,13 @@ def measure(
         methods: Columns of the table.
         data: Folder of idx files.
         split: Whose networks.
-        pairs: At most so many pairs.
-        skip: So many pairs are left out before.
+        pairs: These, or at most so many in which networks meet their neighbours.
         seed: Seed of the solvers.
         samples: Test samples of the barrier.
         images: Training samples of methods that take data.
         progress: Called with a line a pair.
     """
-    chosen = ring(networks, split)[skip : skip + pairs]
+    chosen = ring(networks, split)[:pairs] if isinstance(pairs, int) else list(pairs)
     own = networks.manifest.plan.source.own_targets
     tasks: dict[int, tuple[alignkit.Task, alignkit.Task]] = {}
     result = Measured(name, chosen, *({m.name: [] for m in methods} for _ in range(4)))
