@@ -158,9 +158,10 @@ def doubly_stochastic(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*ba
     """
     matrix = matrix / matrix.sum(-1, keepdim=True).clamp_min(1)
     matrix = matrix / matrix.sum(-2, keepdim=True).clamp_min(1)
-    rows, columns = 1 - matrix.sum(-1), 1 - matrix.sum(-2)
-    missing = rows.sum(-1)[..., None, None].clamp_min(torch.finfo(matrix.dtype).tiny)
-    return matrix + rows[..., :, None] * columns[..., None, :] / missing
+    # Where nothing is missing rounding leaves sums on both sides of 1, whose deviations cancel.
+    rows, columns = ((1 - matrix.sum(axis)).clamp_min(0) for axis in (-1, -2))
+    shares = rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+    return matrix + shares[..., :, None] * columns[..., None, :]
 
 
 def balanced_sinkhorn(logits: Float[Tensor, "*batch n n"], scalings: int) -> Float[Tensor, "*batch n n"]:

@@ -21,6 +21,10 @@ from alignkit.solver import IterativeOptions, Report, Status, Step
 StateT = TypeVar("StateT")
 
 
+HIGHEST_RATE = 1e6
+"""Learning rates above this move everything to where float32 has no digits left."""
+
+
 class GradientOptions(IterativeOptions):
     """Options of solvers that follow gradients; a step follows one."""
 

@@ -15,7 +15,7 @@ from alignkit.graph.kinds import KINDS
 from alignkit.matching.objective import divided
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver import Outcome, Problem, Report, Returns, Solver, Status, Step
-from alignkit.solvers.gradient_search import GradientOptions, falling, search
+from alignkit.solvers.gradient_search import HIGHEST_RATE, GradientOptions, falling, search
 from alignkit.solvers.moving_alignment import Moved, MovingAlignment
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.tasks.goals import by_labels, by_outputs
@@ -49,7 +49,7 @@ class SinkhornOptions(GradientOptions):
     """Where to begin without ``init``."""
     max_steps: int = Field(300, ge=1)
     """Maximum number of gradient steps. Temperature and learning rate are planned for this many."""
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0, le=HIGHEST_RATE)
     """Learning rate of Adam on the logits; falls to 0 along half a cosine. None is 0.2; where units rotate it keeps the
     order of all others, and turns rotations alone."""
     turn_rate: float = Field(0.06, gt=0, le=1)

@@ -17,7 +17,7 @@ from alignkit.matching.objective import Objective
 from alignkit.matching.soft_alignment import SoftAlignment
 from alignkit.solver import Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots
-from alignkit.solvers.gradient_search import GradientOptions, falling, search
+from alignkit.solvers.gradient_search import HIGHEST_RATE, GradientOptions, falling, search
 from alignkit.solvers.weight_matching import WeightMatching
 from alignkit.tasks.goals import by_labels, by_outputs
 from alignkit.tasks.line import Line
@@ -39,7 +39,7 @@ class StraightThroughOptions(GradientOptions):
     those of A and B."""
     max_steps: int = Field(200, ge=1)
     """Maximum number of gradient steps. The learning rate is planned for this many."""
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0, le=HIGHEST_RATE)
     """Learning rate of Adam on the free weights; falls to 0 along half a cosine."""
     projection_sweeps: int = Field(2, ge=1)
     """Maximum number of sweeps of coordinate ascent in a projection, from the order of the step before."""

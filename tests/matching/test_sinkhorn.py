@@ -151,3 +151,22 @@ def test_columns_sum_to_one_on_a_device_even_where_factors_leave_float32(spread)
         there = logits.to(device)
         matrix = plan(there, potentials(there, max_scalings=40)).cpu()
     assert torch.allclose(matrix.sum(-2), torch.ones(3, 12), atol=1e-6 * spread)  # rounding of the logits
+
+
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 12),
+    seed=st.integers(0, 2**31),
+    off=st.sampled_from([0.0, 1e-16, 1e-8, 1e-3, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_matrices_that_are_nearly_doubly_stochastic_are_completed(size, seed, off, dtype):
+    """Permutations to rounding among them, whose sums are on both sides of 1."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.eye(size, dtype=dtype)[torch.randperm(size, generator=generator)]
+    matrix = (matrix + off * torch.randn(size, size, generator=generator, dtype=dtype)).clamp(min=0)
+    result = doubly_stochastic(matrix)
+    assert (result >= 0).all()
+    tolerance = 8 * size * torch.finfo(dtype).eps
+    for axis in (-1, -2):
+        torch.testing.assert_close(result.sum(axis), torch.ones(size, dtype=dtype), rtol=0, atol=tolerance)

@@ -127,6 +127,29 @@ def test_orders_stay_where_units_rotate_unless_a_rate_is_given():
 
 
 @kinds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rate", "turn"), [(0.2, 1.0), (1e3, 0.06), (1e6, 1.0)])
+def test_steps_of_any_size_end_at_an_element_and_at_something_to_start_from(kind, rate, turn, dtype):
+    pair = independent_pair(KIND_ARCHITECTURES[kind](), seed=2)
+    a, b = pair.a.to(dtype), pair.b.to(dtype)
+    quick = {"objective": "distance", "max_steps": 12, "check_every": 4, "patience": 100, "scalings": 1}
+    solver = Sinkhorn(learning_rate=rate, turn_rate=turn, final_temperature=0.02, **quick)
+    solution = alignkit.solve(pair.graph, a, b, solver=solver)
+    Alignment(pair.graph, solution.alignment.elements)
+    assert all(matrix.isfinite().all() for matrix in solution.soft.matrices.values())
+    assert solution.objective_after <= solution.objective_before
+    again = alignkit.solve(pair.graph, a, b, solver=solver, init=solution)
+    assert again.objective_after <= solution.objective_after * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("solver", [Sinkhorn, StraightThrough])
+@pytest.mark.parametrize("rate", [-1.0, 0.0, 1e7, 1e38, float("inf"), float("nan")])
+def test_learning_rates_that_no_float_can_follow_are_refused(solver, rate):
+    with pytest.raises(SolverError, match="learning_rate"):
+        solver(learning_rate=rate)
+
+
+@kinds
 def test_rotations_of_pairs_that_are_not_put_together_are_the_best_by_weights(kind):
     """A copy whose heads changed places is found from its own heads, because those of every pair are known."""
     pair = planted_pair(KIND_ARCHITECTURES[kind](), seed=0)

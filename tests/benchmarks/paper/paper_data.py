@@ -3,7 +3,7 @@
     python tests/benchmarks/paper/paper_data.py --folder SETS --data IDX [--only NAME ...]
 
 IDX holds the folders mnist and fashion-mnist with their idx files. Sets that are complete are skipped, one that was cut
-off goes on. MLPs see whole images of 28x28, the others images of 14x14, by average pooling. ``--tiny`` makes small sets
+off goes on. MLPs see whole images of 28x28, the others and the many small MLPs images of 14x14, by average pooling. ``--tiny`` makes small sets
 of scikit-learn's digits and of sine waves under the same names, which show that the scripts run and nothing else.
 """
 
@@ -22,6 +22,7 @@ import alignkit.zoo as zoo
 MIXED = (2 / 3, 1 / 12, 1 / 4)
 MOSTLY_TRAIN = (0.85, 0.05, 0.1)
 ONLY_TEST = (0.0, 0.0, 1.0)
+NEARLY_ALL_TRAIN = (0.95, 0.02, 0.03)
 FIRST_CLASSES = (0, 1, 2, 3, 4)
 LAST_CLASSES = (5, 6, 7, 8, 9)
 TINY_STEPS = 30
@@ -51,11 +52,14 @@ class Wanted:
 MLP = zoo.architecture("mlp", widths=(128, 128, 128))
 CNN = zoo.architecture("cnn", channels=(8, 16))
 SIREN = zoo.architecture("siren", widths=(32, 32))
-MNIST, FASHION, SMALL_FASHION = zoo.source("mnist"), zoo.source("fashion-mnist"), zoo.source("fashion-mnist", size=14)
+SMALL_MLP = zoo.architecture("mlp", widths=(64, 64, 64))
+MNIST, FASHION = zoo.source("mnist"), zoo.source("fashion-mnist")
+SMALL_MNIST, SMALL_FASHION = zoo.source("mnist", size=14), zoo.source("fashion-mnist", size=14)
 SPLIT_A = zoo.source("mnist", classes=FIRST_CLASSES, share=0.95)
 SPLIT_B = zoo.source("mnist", classes=LAST_CLASSES, share=0.95)
 DIGITS_AS_SIGNALS = zoo.SignalSource(images=zoo.ImageSource(name="mnist", size=14), views=2)
 SIX_EPOCHS = zoo.Recipe(epochs=6, batch_size=256, learning_rate=4e-3, precision="bf16")
+TWO_EPOCHS = zoo.Recipe(epochs=2, batch_size=256, learning_rate=4e-3, precision="bf16")
 ONE_EPOCH = zoo.Recipe(epochs=1, batch_size=128, learning_rate=3e-3)
 SIGNAL = zoo.Recipe(steps=1000, batch_size=196, learning_rate=3e-3)
 
@@ -68,6 +72,7 @@ SETS = {
     "sine-inr": Wanted(SIREN, zoo.source("sine"), 64, 505, MIXED, SIGNAL),
     "fashion-cnn": Wanted(CNN, SMALL_FASHION, 160, 506, MOSTLY_TRAIN, ONE_EPOCH),
     "image-inr": Wanted(SIREN, DIGITS_AS_SIGNALS, 96, 507, MIXED, SIGNAL),
+    "many-mlp": Wanted(SMALL_MLP, SMALL_MNIST, 3200, 508, NEARLY_ALL_TRAIN, TWO_EPOCHS),
 }
 
 
