@@ -68,7 +68,14 @@ def made(networks: zoo.NetworkSet, encoder: str, seed: int) -> Aligner:
 
 
 def trained(
-    networks: zoo.NetworkSet, encoder: str, seed: int, folder: Path, data: Path | None, steps: int, pairs: int
+    networks: zoo.NetworkSet,
+    encoder: str,
+    seed: int,
+    folder: Path,
+    data: Path | None,
+    steps: int,
+    pairs: int,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Train one aligner unless it is there; what is known about its training.
 
@@ -80,11 +87,12 @@ def trained(
         data: Folder of idx files.
         steps: Steps of the optimizer.
         pairs: Held-out pairs on which the best step is chosen.
+        changes: Settings of the training that differ from those of the schedule.
     """
     if (folder / FACTS).exists():
         return dict(measure.read_json(folder / FACTS))
     looks = {"validate_every": max(1, steps // 4), "validation_pairs": pairs, "checkpoint_every": 100}
-    chosen = SCHEDULES[encoder].training | looks | {"seed": seed, "steps": steps}
+    chosen = SCHEDULES[encoder].training | looks | changes | {"seed": seed, "steps": steps}
     settings = RECOMMENDED[encoder].model_copy(update=chosen)
     started = process_time()
     found = train(made(networks, encoder, seed), [networks], settings, folder, data=data, resume=True)

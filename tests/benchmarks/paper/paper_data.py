@@ -3,8 +3,9 @@
     python tests/benchmarks/paper/paper_data.py --folder SETS --data IDX [--only NAME ...]
 
 IDX holds the folders mnist and fashion-mnist with their idx files. Sets that are complete are skipped, one that was cut
-off goes on. MLPs see whole images of 28x28, the others and the many small MLPs images of 14x14, by average pooling. ``--tiny`` makes small sets
-of scikit-learn's digits and of sine waves under the same names, which show that the scripts run and nothing else.
+off goes on. MLPs see whole images of 28x28, the others and the many small MLPs images of 14x14, by average pooling.
+``--tiny`` makes small sets of scikit-learn's digits and of sine waves under the same names, which show that the scripts
+run and nothing else.
 """
 
 from __future__ import annotations
