@@ -27,6 +27,8 @@ ROUNDS = 16
 """Most rounds. After as many as a text has tokens nothing changes any more, and most texts settle sooner."""
 MAX_LOGITS = 1 << 26
 """Logits of all texts above which networks write none: they take 512 MB in float64."""
+MAX_PRODUCTS = 10**13
+"""Products of weights and tokens in all rounds above which networks write none: they take a core some ten minutes."""
 LOGITS_AT_ONCE = 1 << 22
 """Logits of one forward call."""
 UNCHANGED = 1e-3
@@ -119,7 +121,9 @@ def _find_writers(task: Task, pair: AlignerInput, draw: Callable[[int], Batch]) 
     logits = _logits(reading, batch, pair.a)
     vocabulary = logits.shape[-1] if logits.shape[:-1] == tokens.shape else 0
     tables = {module.num_embeddings for module in task.model.modules() if isinstance(module, nn.Embedding)}
-    if vocabulary not in tables or SAMPLES * tokens.shape[1] * vocabulary > MAX_LOGITS:
+    written, weights = SAMPLES * tokens.shape[1], sum(tensor.numel() for tensor in pair.a.values())
+    too_much = written * vocabulary > MAX_LOGITS or 2 * ROUNDS * written * weights > MAX_PRODUCTS
+    if vocabulary not in tables or too_much:
         return None
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % vocabulary

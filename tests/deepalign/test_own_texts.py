@@ -84,12 +84,19 @@ def test_others_are_run_on_random_tokens(why):
     assert notes["probes"] == "16 random inputs as traced"
 
 
-def test_texts_of_one_token_of_two_inputs_or_of_large_vocabularies_are_not_written(monkeypatch):
+def test_texts_of_one_token_or_of_two_inputs_are_not_written():
     a, b = two(Reader)
     assert "write" not in deepalign(trace(a, ids()[:, :1]), a, b).notes["probes"]
     assert "write" not in deepalign(trace(a, tokens=ids(), others=ids(seed=1)), a, b).notes["probes"]
-    monkeypatch.setattr(own_texts, "MAX_LOGITS", 512 * LENGTH * WORDS - 1)
-    assert "write" not in deepalign(trace(a, ids()), a, b).notes["probes"]
+
+
+@pytest.mark.parametrize("limit", ["MAX_LOGITS", "MAX_PRODUCTS"])
+def test_large_vocabularies_and_large_networks_do_not_write_for_hours(limit, monkeypatch):
+    a, b = two(Reader)
+    least = 512 * LENGTH * {"MAX_LOGITS": WORDS, "MAX_PRODUCTS": 32 * sum(p.numel() for p in a.parameters())}[limit]
+    for allowed in (least, least - 1):
+        monkeypatch.setattr(own_texts, limit, allowed)
+        assert ("write" in deepalign(trace(a, ids()), a, b, probes=8).notes["probes"]) == (allowed == least)
 
 
 @pytest.fixture(scope="module")
