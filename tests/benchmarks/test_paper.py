@@ -148,3 +148,13 @@ def test_domain_aligners_are_measured_beside_what_needs_data(made, monkeypatch):
     assert {name: len(values) for name, values in found["barriers"].items()}["weight matching > sinkhorn"] == 1
     assert "domain aligner / probes" in found["ratios"]
     assert str(made) not in output.read_text()
+
+
+def test_blurred_stand_ins_are_measured_beside_plain_ones(made):
+    output = made / "blur.json"
+    few = ("--only", "mnist-mlp", "--pairs", 2, "--samples", 64)
+    call("blur", "--folder", made, *few, "--output", output)
+    found = json.loads(output.read_text())["mnist-mlp"]
+    assert found["ratio"][0] == pytest.approx(
+        found["barrier"]["stand-ins"] / found["barrier"]["stand-ins, not blurred"]
+    )
