@@ -29,7 +29,6 @@ def align_many(
     memory: switches.MemorySwitch = None,
     resume: switches.ResumeSwitch = None,
     dtype: switches.DtypeSwitch = None,
-    allow_missing: switches.MissingSwitch = None,
 ) -> None:
     """Bring several models to one common order of units.
 
@@ -42,7 +41,7 @@ def align_many(
         raise UsageError("align at least two checkpoints.")
     how = one_of("--method", method, ("reference", "merge_many", "universe"))
     wholly = {"--task": task is not None, "--method universe": method == "universe"}
-    switches.check_memory(memory, {**wholly, "--allow-missing": bool(allow_missing)})
+    switches.check_memory(memory, wholly)
     if reference >= len(models):
         raise UsageError(f"--reference {reference}: there are {plural(len(models), 'model')}, counted from 0.")
     targets = targets_in(models, output, job.force)
@@ -55,7 +54,6 @@ def align_many(
             solver=solving.solver,
             memory=memory,
             dtype=dtype,
-            allow_missing=allow_missing or (),
         )
         files.check_set(output, first=0, overwrite=job.force)
         check = run.check_function(files, 0) if memory is None else None

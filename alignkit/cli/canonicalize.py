@@ -27,7 +27,6 @@ def canonicalize(
     task: switches.TaskSwitch = None,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
-    allow_missing: switches.MissingSwitch = None,
 ) -> None:
     """Bring many networks to the order of one reference.
 
@@ -37,7 +36,7 @@ def canonicalize(
     networks; other solvers, some of which take data from --task, align one after the other. Files appear whole or not
     at all, and none is replaced without --force.
     """
-    switches.check_memory(memory, {"--task": task is not None, "--allow-missing": bool(allow_missing)})
+    switches.check_memory(memory, {"--task": task is not None})
     targets = targets_in(networks, output, job.force)
     with Runner("canonicalize", job, {}) as run:
         run.written += [str(path) for path in targets]
@@ -48,7 +47,6 @@ def canonicalize(
             solver=solving.solver,
             memory=memory,
             dtype=dtype,
-            allow_missing=allow_missing or (),
         )
         files.check_set(output, first=1, overwrite=job.force)
         reference_network, *others = files.weights

@@ -22,6 +22,7 @@ def check(
     against: Annotated[Path | None, typer.Option("--against", help="Weights that have to compute the same.")] = None,
     spec: Annotated[Path | None, typer.Option("--spec", help="JSON layouts to check instead of a trace.")] = None,
     outputs: switches.OutputsSwitch = None,
+    allow_missing: switches.MissingSwitch = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="How many random symmetries are applied.")] = 3,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the symmetries and of the noise.")] = 0,
 ) -> None:
@@ -43,8 +44,13 @@ def check(
         raise UsageError("--against compares two checkpoints: name the first one after the model.")
     with Runner("check", job, {}) as run:
         paths = [path for path in (first, against) if path is not None]
-        architecture = switches.ArchitectureSwitches(model=None if folder else model, outputs=outputs)
+        architecture = switches.ArchitectureSwitches(
+            model=None if folder else model, outputs=outputs, allow_missing=allow_missing
+        )
         files = run.open(paths, architecture, kinds)
+        for path, lacks in zip(paths, files.missing, strict=True) if against is not None else ():
+            if lacks:
+                raise UsageError(f"--against compares what two networks compute, and {path} lacks {lacks[0]!r}.")
         if files.example is None:
             raise UsageError(f"{model} is too large to be given weights here. Check one with fewer layers.")
         module, args, kwargs = files.example

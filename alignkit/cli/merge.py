@@ -60,7 +60,6 @@ def merge(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="MODEL", help="Which of the models gives the tokenizer.")
     ] = None,
-    allow_missing: switches.MissingSwitch = None,
     memory: switches.MemorySwitch = None,
     resume: switches.ResumeSwitch = None,
     dtype: switches.DtypeSwitch = None,
@@ -97,14 +96,13 @@ def _merge(plan: Plan, job: switches.JobSwitches, resume: Path | None) -> None:
     plan.data.check()
     wholly = {
         "--task": recipe.task,
-        "--allow-missing": recipe.allow_missing,
         f"--method {recipe.method}": recipe.method != "linear",
     }
     switches.check_memory(memory, {switch: bool(value) for switch, value in wholly.items()})
     with Runner("merge", job, {"--output": output}, like=plan.models[0], kept=resume) as run:
         files = run.open(
             plan.models, plan.architecture, plan.kinds, solver=plan.solving["solver"], memory=memory,
-            dtype=recipe.dtype, allow_missing=recipe.allow_missing, tokenizer=recipe.tokenizer,
+            dtype=recipe.dtype, tokenizer=recipe.tokenizer,
         )  # fmt: skip
         check = run.check_function(files, 1) if memory is None else None
         merged = alignkit.merge(

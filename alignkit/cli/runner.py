@@ -100,7 +100,6 @@ class Runner:
         balance: bool = True,
         bases: Mapping[int, int] | None = None,
         dtype: str | None = None,
-        allow_missing: Sequence[str] = (),
         tokenizer: str | None = None,
     ) -> NetworkFiles:
         """Open the networks, which ``solver`` aligns within an amount of memory, with symmetries of some ``kinds``.
@@ -130,7 +129,7 @@ class Runner:
                 memory=memory,
                 dtype=dtype,
                 download=architecture.allow_download,
-                allow_missing=allow_missing,
+                allow_missing=architecture.allow_missing or (),
                 tokenizer=tokenizer,
                 on_progress=self.on_progress,
             )

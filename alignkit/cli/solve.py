@@ -32,7 +32,6 @@ def solve(
     save_alignment: switches.SaveAlignmentSwitch = None,
     memory: switches.MemorySwitch = None,
     dtype: switches.DtypeSwitch = None,
-    allow_missing: switches.MissingSwitch = None,
     task: switches.TaskSwitch = None,
 ) -> None:
     """Bring the hidden units of B to the order of those of A.
@@ -42,7 +41,7 @@ def solve(
     Solvers that work with data take it from --task. Files appear whole or not at all, and none is replaced without
     --force. After Ctrl-C the best alignment so far is written, and the exit code is 130; a second writes nothing.
     """
-    switches.check_memory(memory, {"--task": task is not None, "--allow-missing": bool(allow_missing)})
+    switches.check_memory(memory, {"--task": task is not None})
     with Runner("solve", job, {"--output": output, "--save-alignment": save_alignment}, like=b) as run:
         files = run.open(
             [a, b],
@@ -51,14 +50,13 @@ def solve(
             solver=solving.solver,
             memory=memory,
             dtype=dtype,
-            allow_missing=allow_missing or (),
         )
         named = {"A": a, "B": b, "output": output}
         start = None if init is None else _read_start(init, files.graph)
         pair = files.bind()
         solution = alignkit.solve(pair, init=start, task=load_task(files, task), **solving.arguments)
         _stop_if_nothing_moved(solution)
-        network = pair.b if memory else files.weights[1]
+        network = files.weights[1]
         aligned = solution.apply(network)
         run.check_rounding(files, {1: aligned})
         with run.file_set.collecting():

@@ -26,7 +26,8 @@ TaskSwitch: TypeAlias = Annotated[
     typer.Option(
         "--task",
         help="Data and loss: package.module:function that returns a Task, a table of inputs and targets (.csv, .npz, "
-        ".safetensors, .pt ...), a folder of arrays, images or texts, or a .txt file.",
+        ".safetensors, .pt ...), a folder of arrays, images, idx files or texts, a data set of the library datasets, or "
+        "a .txt or .md file.",
     ),
 ]
 DtypeSwitch: TypeAlias = Annotated[
@@ -50,7 +51,8 @@ MissingSwitch: TypeAlias = Annotated[
     typer.Option(
         "--allow-missing",
         metavar="PATTERN",
-        help="Tensors that a checkpoint may lack, such as head.*; repeatable. They come from those that have them.",
+        help="Tensors that a checkpoint may lack, such as head.*; repeatable. Averages take them from those that have "
+        "them.",
     ),
 ]
 ResumeSwitch: TypeAlias = Annotated[
@@ -119,6 +121,7 @@ class ArchitectureSwitches:
         bool,
         typer.Option("--allow-download", help="Download models OWNER/NAME of the Hugging Face hub if need be."),
     ] = False
+    allow_missing: MissingSwitch = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.arguments import check_arguments
+from alignkit.checkpoints import Checkpoint
+from alignkit.checkpoints.filled import FilledCheckpoint
 from alignkit.checkpoints.fit import Fit, first_names, is_number
 from alignkit.checkpoints.writer import byte_counter
 from alignkit.errors import (
@@ -19,6 +21,7 @@ from alignkit.errors import (
     FoldError,
     ShapeMismatchError,
     TaskChoiceError,
+    TaskError,
     UsageError,
     VerificationError,
 )
@@ -27,6 +30,7 @@ from alignkit.graph.bind import fit_of, weights_of
 from alignkit.graph.proof.verify import Equivalence, same_function
 from alignkit.graph.rewrites import under_both_names, untied_heads
 from alignkit.graph.stored import Budget, StoredNetwork, parse_memory
+from alignkit.graph.stored.network import PatchedNetwork
 from alignkit.graph.stored.opening import open_as_given
 from alignkit.jobs.average import Method
 from alignkit.jobs.estimate import Estimate, Job, SolverNames, estimate
@@ -74,17 +78,28 @@ class NetworkFiles(OutputForms):
     def given(self) -> tuple[dict[str, Tensor], ...]:
         """The tensors of each network as its files hold them, without those that the model does not have.
 
-        They are in the dtype of outputs where that is wider. Zeros stand for tensors that may be missing.
+        They are in the dtype of outputs where that is wider. Zeros stand for tensors that may be missing; where a
+        fine-tune or its base lacks one, it counts as not changed.
         """
         advance = byte_counter(self.on_progress, "reading", sum(each.nbytes for each in self.checkpoints))
         networks = []
-        for checkpoint in self.checkpoints:
+        for checkpoint in self._filled:
             networks.append(checkpoint.read_all())
             advance(checkpoint.nbytes)
         own = [{name: t for name, t in tensors.items() if name not in self.unknown} for tensors in networks]
-        for tensors, names in zip(own, self.missing, strict=False):
-            tensors |= stand_ins(names, self.graph, self.checkpoints)
+        for tuned, base in self._unknown_changes.items():
+            for name in self._lacked(tuned, base):
+                own[tuned] |= {n: own[base][n] for n in self.graph.tensors[name].names if n in own[base]}
         return tuple(map(self._widened, own))
+
+    @cached_property
+    def _filled(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints, with zeros for what each lacks."""
+        lacks = self.missing or ((),) * len(self.checkpoints)
+        return tuple(
+            FilledCheckpoint(own, stand_ins(names, self.graph, self.checkpoints)) if names else own
+            for own, names in zip(self.checkpoints, lacks, strict=True)
+        )
 
     def _widened(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors in the dtype of outputs where that is wider; tied ones stay tied."""
@@ -129,8 +144,10 @@ class NetworkFiles(OutputForms):
         """The networks on disk, as their files hold them, within what folding leaves of the limit of memory."""
         assert self.memory is not None
         limit, own = parse_memory(self.memory), 0
-        labelled = dict(zip(map(str, self.paths), self.checkpoints, strict=True))
+        labelled = dict(zip(map(str, self.paths), self._filled, strict=True))
         networks = open_as_given(self.graph, labelled, Budget(limit))
+        for tuned, base in self._unknown_changes.items():
+            networks[tuned] = PatchedNetwork(networks[tuned], dict.fromkeys(self._lacked(tuned, base), networks[base]))
         if self.symmetries == "all":
             own = folding_bytes(networks, self.graph.balances if self.balance else ())
         several = len(networks) > 1  # which are matched, and not only folded
@@ -138,9 +155,30 @@ class NetworkFiles(OutputForms):
         return tuple(network.within(budget) for network in networks)
 
     def bind(self) -> Pair:
-        """Bind the first network and the second to the graph, as `SymmetryGraph.bind` does."""
-        a, b = self.weights
+        """Bind the first network and the second to the graph, as `SymmetryGraph.bind` does.
+
+        Tensors that one of them lacks are zero in both, so that nothing that is measured on the pair counts them.
+        """
+        a, b = map(self._without_lacked, self.weights)
         return self.graph.bind(a, b, on_progress=self.on_progress)
+
+    def _without_lacked(self, network: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a network with zeros for the tensors that some network lacks."""
+        if not (lacked := self._lacked(*range(len(self.missing)))):
+            return network
+        if isinstance(network, StoredNetwork):
+            return PatchedNetwork(network, dict.fromkeys(lacked))
+        known = self.graph.first_names
+        return {name: torch.zeros_like(t) if known[name] in lacked else t for name, t in network.items()}
+
+    def _lacked(self, *numbers: int) -> set[str]:
+        """Return the first names of the tensors that some of the networks of these numbers lack."""
+        return {name for number in numbers for name in self.missing[number]}
+
+    @property
+    def _unknown_changes(self) -> Mapping[int, int]:
+        """The fine-tunes, with their bases, that may lack tensors: what tuning changed in them is not known."""
+        return {tuned: base for tuned, base in self.bases.items() if self.missing and self._lacked(tuned, base)}
 
     @cached_property
     def example(self) -> Example | None:
@@ -155,6 +193,8 @@ class NetworkFiles(OutputForms):
     @check_arguments
     def module(self, index: int) -> nn.Module:
         """Return the model with the weights of one network, folded where the graph has folds.
+
+        Tensors that it lacks have random values.
 
         Raises:
             UsageError: There is only a spec, or the model is too large.
@@ -178,7 +218,9 @@ class NetworkFiles(OutputForms):
         fit = Fit({name: tuple(own[name].shape) for name in names.values()}, names, "the model")
         fit.check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, "the checkpoint")
         fit.raise_if_any(ShapeMismatchError, f"{self.paths[index]} does not fit the model")
-        module.load_state_dict(weights, strict=False)
+        lacked = self.missing[index] if self.missing else ()
+        present = {name: t for name, t in weights.items() if self.graph.first_names.get(name) not in lacked}
+        module.load_state_dict(present, strict=False)
         return module
 
     @check_arguments
@@ -205,10 +247,13 @@ class NetworkFiles(OutputForms):
 
         Raises:
             TaskChoiceError: There is nothing of this name.
-            TaskError: It makes no task.
+            TaskError: It makes no task, or a network lacks tensors, so that it cannot be run.
             UsageError: A file needs a model that can be run, and there is only a spec.
         """
         path = Path(source)
+        for own, lacks in zip(self.paths, self.missing, strict=False):
+            if lacks:
+                raise TaskError(f"--task {source} runs the networks, and {own} lacks {lacks[0]!r}: leave --task out.")
         if not path.exists():
             if ":" in source:
                 return Task.from_name(source)

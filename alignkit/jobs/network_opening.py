@@ -138,9 +138,10 @@ def open_networks(
             graph = written_graph
             ways["symmetries"] = "all" if graph.folds or graph.balances else "permutation"
         else:
-            like: dict[str, Any] = {}
-            for checkpoint in reversed(opened if allow_missing else opened[:1]):
-                like |= checkpoint.read_all() if read else checkpoint.shapes
+            like: dict[str, Any] = dict(opened[0].read_all() if read else opened[0].shapes)
+            for checkpoint in opened[1:]:  # what the first network lacks
+                lacked = [name for name in checkpoint if name in written_graph and name not in like]
+                like |= {name: checkpoint[name] if read else checkpoint.shapes[name] for name in lacked}
             own = {name: value for name, value in like.items() if name not in unknown}
             graph = SymmetryGraph.from_spec(written_graph, like=own)
         missing = find_missing(opened, graph, allow_missing)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor
 
 from alignkit.checkpoints import Checkpoint
+from alignkit.checkpoints.shard import TensorEntry
 from alignkit.errors import BindError, MergeError
 from alignkit.graph import SymmetryGraph, TensorNode
-from alignkit.graph.rewrites import under_both_names
+from alignkit.graph.rewrites import AxisOf, under_both_names
 from alignkit.jobs.average import Averaging, Method
 from alignkit.jobs.shares import SharesByPattern, no_match
 from alignkit.jobs.task_vectors import TASK_METHODS
@@ -24,7 +25,8 @@ def find_missing(
     """Return the first names of the tensors that each checkpoint lacks, where a pattern allows it.
 
     Raises:
-        BindError: The model has no tensor of such a name, or a checkpoint lacks others.
+        BindError: The model has no tensor of such a name, or a checkpoint lacks others, or one that folds and balances
+            of the graph change: what they move into it or out of it would be lost.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in graph.first_names):
@@ -41,7 +43,12 @@ def find_missing(
         if refused and len(lacks) < len(graph.tensors) and present.keys() <= graph.first_names.keys():
             raise BindError(
                 f"{checkpoint.path} is a partial checkpoint: it lacks {list_some(list(map(repr, refused)), 5)}. If "
-                f"it may, merge, solve, align-many and canonicalize take --allow-missing '{pattern_for(refused[0])}'."
+                f"it may, say --allow-missing '{pattern_for(refused[0])}'."
+            )
+        if rewritten := [node.name for node in lacks if node.name in set(_rewritten_tensors(graph))]:
+            raise BindError(
+                f"{checkpoint.path} lacks {list_some(list(map(repr, rewritten)), 5)}. With --symmetries all "
+                "something is moved into it or out of it, so that it has to be there: leave that switch out."
             )
         missing.append(tuple(node.name for node in lacks if may_lack(node)))
     return tuple(missing)
@@ -53,14 +60,31 @@ def pattern_for(name: str) -> str:
     return f"{module}.*" if module else name
 
 
-def stand_ins(names: Sequence[str], graph: SymmetryGraph, checkpoints: Sequence[Checkpoint]) -> dict[str, Tensor]:
-    """Return zeros for tensors that a network lacks: the distance is larger by the same for every alignment."""
-    tensors = {}
+def _rewritten_tensors(graph: SymmetryGraph) -> Iterator[str]:
+    """List the tensors that folds and balances of a graph change."""
+
+    def names(value: object) -> Iterator[str]:
+        if isinstance(value, str | AxisOf):
+            yield value if isinstance(value, str) else value.tensor
+        elif isinstance(value, tuple):
+            for part in value:
+                yield from names(part)
+
+    for rewrite in (*graph.folds, *graph.balances):
+        for each in fields(rewrite):
+            yield from (name for name in names(getattr(rewrite, each.name)) if name in graph.tensors)
+
+
+def stand_ins(
+    names: Collection[str], graph: SymmetryGraph, checkpoints: Sequence[Checkpoint]
+) -> dict[str, TensorEntry]:
+    """Return what zeros for tensors look like, by their first names: a distance is then the same for all alignments."""
+    entries = {}
     for first in names:
         node = graph.tensors[first]
         dtypes = [checkpoint.dtypes[n] for checkpoint in checkpoints for n in node.names if n in checkpoint]
-        tensors[first] = torch.zeros(node.shape, dtype=dtypes[0] if dtypes else torch.float32)
-    return tensors
+        entries[first] = TensorEntry(first, dtypes[0] if dtypes else torch.float32, node.shape)
+    return entries
 
 
 def tell_missing(labels: Sequence[object], missing: Sequence[Sequence[str]]) -> list[str]:
@@ -72,7 +96,7 @@ def tell_missing(labels: Sequence[object], missing: Sequence[Sequence[str]]) -> 
     ]
     if not said:
         return []
-    rest = "Zeros stand for them while units are aligned; an average takes them from the networks that have them"
+    rest = "They do not count while units are aligned; an average takes them from the networks that have them"
     return [f"{'; '.join(said)}. {rest}. What is written like a network has no tensors that it lacks."]
 
 

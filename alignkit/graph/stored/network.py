@@ -164,6 +164,30 @@ class CheckpointNetwork(StoredNetwork):
         return as_bits(near).index_select(0, places - low).view(entry.dtype)
 
 
+class PatchedNetwork(StoredNetwork):
+    """Another stored network with some tensors of others, by first names; those of None are zero."""
+
+    def __init__(self, source: StoredNetwork, others: Mapping[str, StoredNetwork | None]) -> None:
+        super().__init__(source.graph, source.budget)
+        self.source, self.others = source, dict(others)
+
+    def within(self, budget: Budget) -> Self:
+        """Return the same network within another budget."""
+        other = super().within(budget)
+        other.source = self.source.within(budget)
+        return other
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor."""
+        return (self.others.get(name) or self.source).dtype(name)
+
+    def rows(self, name: str, places: Places) -> Tensor:
+        """Read some rows of a tensor; of one without axes all of it."""
+        if (other := self.others.get(name, self.source)) is not None:
+            return other.rows(name, places)
+        return torch.zeros((), dtype=self.dtype(name)).expand(self.graph.tensors[name].shape)[places].contiguous()
+
+
 class AlignedNetwork(StoredNetwork):
     """Another stored network under an alignment; ``elements`` are those of `Alignment`."""
 
