@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import math
 import os
-import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.checkpoints.opening import open_file
 from alignkit.errors import MissingExtraError, ZooError
+from alignkit.tasks.idx import read_idx
 from alignkit.text import install_extra
 
 FOLDERS = ("mnist", "fashion-mnist")
 PREFIX = {"train": "train", "test": "t10k"}
 DIGITS_TEST = 450
 """Images of the test split, a quarter of the digits."""
-MAX_PIXELS = 1 << 30
-"""Maximum number of bytes of an idx file, unpacked; MNIST has 47 million."""
-UNSIGNED_BYTE = 8
-"""The code of an idx file's element type."""
 
 
 def read_images(name: str, folder: str | Path | None, split: str) -> tuple[Tensor, Tensor]:
@@ -54,8 +46,8 @@ def read_images(name: str, folder: str | Path | None, split: str) -> tuple[Tenso
             f"{name} is read from idx files: give the folder that holds {PREFIX[split]}-images-idx3-ubyte.gz and its "
             f"three companions, or a folder {name!r} with them."
         )
-    images = _read_idx(_find(name, Path(folder), f"{PREFIX[split]}-images-idx3-ubyte"), axes=3)
-    labels = _read_idx(_find(name, Path(folder), f"{PREFIX[split]}-labels-idx1-ubyte"), axes=1)
+    images = read_idx(_find(name, Path(folder), f"{PREFIX[split]}-images-idx3-ubyte"), 3, ZooError)
+    labels = read_idx(_find(name, Path(folder), f"{PREFIX[split]}-labels-idx1-ubyte"), 1, ZooError)
     if len(images) != len(labels):
         raise ZooError(f"{name} in {folder}: {len(images)} images of the {split} split, but {len(labels)} labels.")
     return images[:, None].float() / 255, labels.long()
@@ -73,21 +65,3 @@ def _find(name: str, folder: Path, stem: str) -> Path:
     looked = ", ".join(str(path) for path in wanted)
     why = "" if os.path.isdir(folder) else f" There is no folder {folder}."
     raise ZooError(f"{name}: the file {stem}.gz is missing. Looked for {looked}.{why}")
-
-
-def _read_idx(path: Path, axes: int) -> Tensor:
-    try:
-        with open_file(path) as packed, gzip.open(packed) if path.suffix == ".gz" else packed as stream:
-            head = stream.read(4 + 4 * axes)
-            if len(head) < 4 + 4 * axes or tuple(head[:4]) != (0, 0, UNSIGNED_BYTE, axes):
-                start = f"it starts with {head[:4].hex(' ')}"
-                raise ZooError(f"{path} is not an idx file of bytes with {axes} axes: {start}.")
-            shape = tuple(np.frombuffer(head, ">i4", axes, 4).tolist())
-            count = math.prod(shape)
-            # A few packed bytes can stand for very many: what the head does not tell is not unpacked.
-            data = stream.read(count + 1) if min(shape) >= 0 and count <= MAX_PIXELS else b""
-    except (OSError, EOFError, zlib.error) as error:
-        raise ZooError(f"{path} cannot be read: {error}.") from error
-    if len(data) != count:
-        raise ZooError(f"{path} is cut off, damaged or too large: {len(data)} values for {'x'.join(map(str, shape))}.")
-    return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(shape).copy())
