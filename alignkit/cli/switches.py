@@ -26,8 +26,8 @@ TaskSwitch: TypeAlias = Annotated[
     typer.Option(
         "--task",
         help="Data and loss: package.module:function that returns a Task, a table of inputs and targets (.csv, .npz, "
-        ".safetensors, .pt ...), a folder of arrays, images, idx files or texts, a data set of the library datasets, or "
-        "a .txt or .md file.",
+        ".safetensors, .pt ...), a folder of arrays, images, idx files or texts, a data set of the library datasets "
+        "or a .txt or .md file.",
     ),
 ]
 DtypeSwitch: TypeAlias = Annotated[
