@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from alignkit.jobs.transport_adapter import transport_adapter
     from alignkit.jobs.transport_optimizer import transport_optimizer
     from alignkit.jobs.transport_tensors import transport_tensors
+    from alignkit.jobs.widen import widen
     from alignkit.matching.soft_alignment import SoftAlignment
     from alignkit.plugins.hookspecs import hookimpl
     from alignkit.plugins.observers import progress
@@ -113,6 +114,7 @@ _HOMES = {
     "transport_adapter": "alignkit.jobs.transport_adapter",
     "transport_optimizer": "alignkit.jobs.transport_optimizer",
     "transport_tensors": "alignkit.jobs.transport_tensors",
+    "widen": "alignkit.jobs.widen",
     "write_weights": "alignkit.checkpoints.weights",
 }
 """Where each public name is defined."""
@@ -179,6 +181,7 @@ __all__ = [
     "transport_adapter",
     "transport_optimizer",
     "transport_tensors",
+    "widen",
     "write_weights",
 ]
 

@@ -51,6 +51,10 @@ class FoldError(AlignkitError, ValueError):
     """Weights cannot be folded, balanced or unfolded."""
 
 
+class WidenError(AlignkitError, ValueError):
+    """A network cannot be widened so that it computes the same."""
+
+
 class WeightsError(AlignkitError, ValueError):
     """A weights file cannot be read or written, or reading it would not be safe."""
 

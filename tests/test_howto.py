@@ -19,6 +19,7 @@ PAGES = (
     "canonicalize",
     "fold",
     "rotate",
+    "widen",
     "plug-in-a-solver",
 )
 

@@ -27,6 +27,7 @@ from alignkit.cli.solvers import solvers
 from alignkit.cli.trace import trace
 from alignkit.cli.train_deepalign import train_deepalign
 from alignkit.cli.transport import transport
+from alignkit.cli.widen import widen
 from alignkit.cli.zoo import zoo
 
 app = typer.Typer(
@@ -68,7 +69,7 @@ def options(
 
 for function in (
     *(solvers, solve, demo, trace, check, merge, compare),
-    *(align_many, distance, transport, zoo, canonicalize, fold, rotate, train_deepalign),
+    *(align_many, distance, transport, zoo, canonicalize, fold, rotate, widen, train_deepalign),
 ):
     app.command(function.__name__.replace("_", "-"))(function)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NOT_RUN = "Function check: not done, a spec cannot be run. With --model the function is checked."
 MAX_CHECKED = 1_000_000_000
 """Weights of all networks of a function check together: seconds for small networks, minutes for the largest."""
-TELL_FOLDS = ("check", "fold", "rotate")
+TELL_FOLDS = ("check", "fold", "rotate", "widen")
 """Jobs whose results tell themselves what was folded."""
 NOT_HELD = "Function check: not done, it holds the whole network, which --memory is there to avoid."
 

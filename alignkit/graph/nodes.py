@@ -163,6 +163,8 @@ class Provenance:
         limits: What keeps each space of units from a larger kind, where all symmetries were looked for.
         proved: Whether kinds, folds and balances were tried on weights while tracing; None where they were not looked
             for.
+        contracted: Positions of weights that read a space: values are multiplied with them and summed over its units,
+            where all symmetries were looked for. At all others a weight writes the space.
     """
 
     source: Literal["written", "traced"] = "written"
@@ -179,3 +181,4 @@ class Provenance:
     inputs: tuple[TracedInput, ...] = ()
     limits: tuple[SpaceLimit, ...] = ()
     proved: bool | None = None
+    contracted: tuple[AxisPositions, ...] = ()

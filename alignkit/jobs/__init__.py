@@ -47,6 +47,7 @@ from alignkit.jobs.transport import Transported
 from alignkit.jobs.transport_adapter import TransportedAdapter
 from alignkit.jobs.transport_optimizer import CarriedOptimizer, carry_optimizer, read_names
 from alignkit.jobs.transport_tensors import TransportedTensors
+from alignkit.jobs.widen import WidenedNetwork
 
 __all__ = [
     "DEMO_FILES",
@@ -78,6 +79,7 @@ __all__ = [
     "Transported",
     "TransportedAdapter",
     "TransportedTensors",
+    "WidenedNetwork",
     "carry_optimizer",
     "check_same",
     "estimate_demo",

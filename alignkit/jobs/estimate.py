@@ -24,13 +24,22 @@ from alignkit.text import Explained, list_some, plural, readable_bytes, shorten_
 
 Job: TypeAlias = Literal[
     "align-many", "canonicalize", "check", "compare", "demo", "distance", "fold", "merge", "rotate", "solve",
-    "transport",
+    "transport", "widen",
 ]  # fmt: skip
 SolverNames: TypeAlias = str | Sequence[str] | None
 
 SWEEPS = 3
 """Sweeps of weight matching that an estimate assumes: transformers take one or two, deep chains ten or more."""
-WRITTEN = {"merge": 3, "solve": 2, "transport": 2, "align-many": 2, "canonicalize": 2, "fold": 4, "rotate": 5}
+WRITTEN = {
+    "merge": 3,
+    "solve": 2,
+    "transport": 2,
+    "align-many": 2,
+    "canonicalize": 2,
+    "fold": 4,
+    "rotate": 5,
+    "widen": 6,
+}
 """Copies of a model that are in memory while a job writes, beside those that it read; 1 for other jobs."""
 LISTED = 12
 """Maximum number of tensors that the text names."""

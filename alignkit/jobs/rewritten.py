@@ -37,6 +37,21 @@ class FoldCheck:
         return f"outputs differ by {measured}, and by {self.rounded.error:.1g} once the weights are rounded"
 
 
+def call_or_random(
+    graph: SymmetryGraph, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
+    """Return an example call; random inputs of the shapes that a graph was traced with, where there is none.
+
+    None where these are not known either.
+    """
+    if args or kwargs:
+        return args, kwargs
+    if not (traced := graph.provenance.inputs):
+        return None
+    count = traced[0].shape[0] if traced[0].shape else 1
+    return call_arguments(traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs)
+
+
 class Rewriting:
     """One network while it is rewritten in place in ``wide``; the network itself stays.
 
@@ -86,11 +101,9 @@ class Rewriting:
         module = self.network if isinstance(self.network, nn.Module) else model
         if module is None:
             return None
-        if not args and not kwargs:
-            if not (traced := self.graph.provenance.inputs):
-                return None
-            count = traced[0].shape[0] if traced[0].shape else 1
-            args, kwargs = call_arguments(traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs)
+        if (call := call_or_random(self.graph, args, kwargs)) is None:
+            return None
+        args, kwargs = call
         plain = module_with(copy_module(module).to(torch.float64), {}, self.heads)
 
         def compare(values: Mapping[str, Tensor]) -> Equivalence:

@@ -1,4 +1,4 @@
-"""Exact rewrites of one network: folds carried out and undone, spaces balanced, phases wrapped; also of one on disk."""
+"""Exact rewrites of one network: folded and unfolded, balanced, phases wrapped, widened; folded on disk, too."""
 
 from alignkit.rewriting.axes import AxisChanges
 from alignkit.rewriting.balancing import BalancedSpace, balance_weights, follow_balances
@@ -7,6 +7,8 @@ from alignkit.rewriting.modules import module_with
 from alignkit.rewriting.phases import wrap_phases
 from alignkit.rewriting.stored import FoldedNetwork, folding_bytes
 from alignkit.rewriting.wide import WideWeights
+from alignkit.rewriting.widening import SCORES, UnitMap, Widening
 
 __all__ = ["AxisChanges", "BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "module_with"]
 __all__ += ["FoldedNetwork", "folding_bytes", "follow_balances", "unfold_weights", "wrap_phases"]
+__all__ += ["SCORES", "UnitMap", "Widening"]

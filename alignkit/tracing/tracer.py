@@ -222,6 +222,7 @@ def build_graph(
         limits=gauges.limits,
         joint=traced.joint,
         proved=False if symmetries == "all" else None,
+        contracted=gauges.contracted,
     )
     # Tied tensors have one layout; buffers that hold no units, and tensors that are never read, are fixed.
     saved = model.state_dict(keep_vars=True)

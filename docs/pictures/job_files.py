@@ -66,6 +66,11 @@ def mirror():
 def vit():
     """A vision transformer, and an example call."""
     return structures.VisionTransformer(48, 3, 2, 10), torch.rand(2, 3, 32, 32)
+
+
+def wide_vit():
+    """One that is twice as wide."""
+    return structures.VisionTransformer(96, 3, 2, 10), torch.rand(2, 3, 32, 32)
 '''
 
 
@@ -74,8 +79,8 @@ def networks() -> Path:
     """A folder with the networks of the how-to pages, their module and a spec.
 
     Perceptrons: a, b and c (three seeds), tuned (a, trained on), shuffled (a in another order). Residual networks with
-    BatchNorm: resnet-a, -b and -c, and resnet-mirror (a, trained on with mirrored images). A vision transformer with
-    random weights: vit.
+    BatchNorm: resnet-a, -b and -c, and resnet-mirror (a, trained on with mirrored images). Vision transformers with
+    random weights: vit, and wide-vit of twice the width.
     """
     path = Path(tempfile.mkdtemp())
     (path / "networks.py").write_text(MODULE)
@@ -100,7 +105,8 @@ def networks() -> Path:
             train(other, 9, 60, mirrored=True)
             save(other, path / "resnet-mirror.safetensors")
     torch.manual_seed(0)
-    save(perturbed(structures.VisionTransformer(48, 3, 2, 10)), path / "vit.safetensors")
+    for name, width in (("vit", 48), ("wide-vit", 96)):
+        save(perturbed(structures.VisionTransformer(width, 3, 2, 10)), path / f"{name}.safetensors")
     return path
 
 

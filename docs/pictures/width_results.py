@@ -1,16 +1,26 @@
-"""The table of networks of two widths, on the page of benchmarks."""
+"""The table of networks of two widths, on the page on widening."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from seed_results import NAMES
+
 RESULTS = Path(__file__).parents[1] / "results" / "widths.json"
 
 
 def table() -> str:
     """The excess of the average over its parents for each way to align, with the smallest and the largest."""
-    content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    rows = [f"| {r['row']} | {r['excess']:.3f} ({r['low']:.3f} to {r['high']:.3f}) |" for r in content["rows"]]
-    title = f"| narrow network, {content['pairs']} pairs | excess of the average (range) |"
-    return "\n".join([title, "|---|---:|", *rows])
+    kinds = json.loads(RESULTS.read_text(encoding="utf-8"))
+    kinds.sort(key=lambda kind: ["mlp", *NAMES].index(kind["kind"]))
+    names = {"mlp": "MLP", **NAMES}
+    titles = [f"{names[kind['kind']]}, {max(row['pairs'] for row in kind['rows'])} pairs" for kind in kinds]
+    lines = [f"| average | {' | '.join(titles)} |", "|---" + "|---:" * len(kinds) + "|"]
+    for name in dict.fromkeys(
+        row["row"] for kind in sorted(kinds, key=lambda k: -len(k["rows"])) for row in kind["rows"]
+    ):
+        cells = [next((row for row in kind["rows"] if row["row"] == name), None) for kind in kinds]
+        shown = ["" if c is None else f"{c['excess']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)

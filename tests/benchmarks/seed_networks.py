@@ -101,10 +101,10 @@ class Data:
         """Return two samples without labels, to trace a network."""
         return {name: tensor[:2] for name, tensor in next(self.batches(0, 2)).items() if name != "labels"}
 
-    def task(self, model: Any) -> alignkit.Task:
-        """Return the task of a network on held-out samples: 4,096 pieces of text or images."""
+    def task(self, model: Any, count: int = 16) -> alignkit.Task:
+        """Return the task of a network on held-out samples: by default 16 batches, 4,096 pieces of text or images."""
         batches = self.batches(99, 256, held_out=True)
-        return alignkit.Task(model, [next(batches) for _ in range(16)], "model")
+        return alignkit.Task(model, [next(batches) for _ in range(count)], "model")
 
 
 def new_model(kind: str, width: int, layers: int, seed: int) -> Any:

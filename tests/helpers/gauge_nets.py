@@ -49,7 +49,9 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         half = x.shape[-1] // 2
-        angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * 0.7 ** torch.arange(half, dtype=x.dtype)
+        angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * 0.7 ** (
+            torch.arange(half, dtype=x.dtype) * 2 / half
+        )
         if self.kind == "halves":
             cos, sin = (torch.cat([table, table], -1) for table in (angles.cos(), angles.sin()))
             return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
@@ -144,9 +146,12 @@ class Experts(nn.Module):
 class MLP(nn.Module):
     """Two layers with an activation between them."""
 
-    def __init__(self, activation: Function, *, bias: bool = True, width: int = WIDTH, out: int = WIDTH) -> None:
+    def __init__(
+        self, activation: Function, *, bias: bool = True, width: int | None = None, out: int | None = None
+    ) -> None:
         super().__init__()
-        self.up, self.down, self.activation = nn.Linear(width, HIDDEN, bias), nn.Linear(HIDDEN, out, bias), activation
+        self.up, self.down = nn.Linear(width or WIDTH, HIDDEN, bias), nn.Linear(HIDDEN, out or WIDTH, bias)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))

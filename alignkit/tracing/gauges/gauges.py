@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from alignkit.graph.kinds import KINDS
-from alignkit.graph.nodes import SpaceLimit
+from alignkit.graph.nodes import AxisPositions, SpaceLimit
 from alignkit.graph.rewrites import AxisOf, Balance, Blocked, Fold, Gain, OutputScale, Through, Zero
 from alignkit.tracing.gauges.facets import Findings
 from alignkit.tracing.gauges.turns import Turn
@@ -30,6 +31,7 @@ class Gauges:
         blocked: Parameters that cannot be folded.
         limits: What keeps each space from more.
         lost: Values whose rotary embeddings have to stay, because their planes cannot be turned.
+        contracted: Positions of parameters that read a space.
     """
 
     marks: Mapping[GroupKey, str]
@@ -40,6 +42,7 @@ class Gauges:
     blocked: tuple[Blocked, ...]
     limits: tuple[SpaceLimit, ...]
     lost: frozenset[Key]
+    contracted: tuple[AxisPositions, ...] = ()
 
 
 def find_gauges(
@@ -98,7 +101,18 @@ def find_gauges(
         tuple(dict.fromkeys(blocked for verdict in verdicts.values() for blocked in verdict.blocked)),
         tuple(sorted((x for x in limits if x.group), key=lambda x: order.index(x.group) if x.group in order else -1)),
         before.lost | keys,
+        _contracted(findings),
     )
+
+
+def _contracted(findings: Findings) -> tuple[AxisPositions, ...]:
+    """Return where values are multiplied with parameters and summed over a space."""
+    positions: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for facts in findings.facts.values():
+        for reading in facts.readings:
+            axis = findings.spaces.segments[reading.segment].axis
+            positions[axis.tensor, axis.axis].update(axis.positions(findings.shapes))
+    return tuple(AxisPositions.of(*axis, sorted(read)) for axis, read in positions.items())
 
 
 def _without(balance: Balance, biases: Iterable[Fold]) -> Balance:

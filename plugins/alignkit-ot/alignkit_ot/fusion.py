@@ -210,7 +210,8 @@ def _owner(module: nn.Module, name: str) -> str:
 def _differences(graph_a: SymmetryGraph, graph_b: SymmetryGraph) -> list[str]:
     """List what differs beside the sizes of groups, as text."""
     differences = [
-        f"units inside units do not fit: group {g.name!r} is owned by {g.parent!r}"
+        f"units inside units do not fit: group {g.name!r} is owned by {g.parent!r}. alignkit.widen makes the narrow "
+        "network as wide as the other, which any solver aligns"
         for g in graph_a.groups.values()
         if g.parent
     ]
