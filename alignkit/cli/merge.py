@@ -100,8 +100,9 @@ def _merge(plan: Plan, job: switches.JobSwitches, resume: Path | None) -> None:
     }
     switches.check_memory(memory, {switch: bool(value) for switch, value in wholly.items()})
     with Runner("merge", job, {"--output": output}, like=plan.models[0], kept=resume) as run:
+        bases = {} if method in ("linear", "slerp") else dict.fromkeys(range(len(plan.models)), 0)
         files = run.open(
-            plan.models, plan.architecture, plan.kinds, solver=plan.solving["solver"], memory=memory,
+            plan.models, plan.architecture, plan.kinds, solver=plan.solving["solver"], memory=memory, bases=bases,
             dtype=recipe.dtype, tokenizer=recipe.tokenizer,
         )  # fmt: skip
         check = run.check_function(files, 1) if memory is None else None

@@ -84,7 +84,7 @@ def transport(
         return carrying.adapter() if layouts is None else carrying.tensors(layouts)
     solver = None if alignment else solving.solver
     with Runner("transport", job, {"--output": output, "--save-alignment": save_alignment}, like=base_b) as run:
-        paths, bases = [base_a, tuned_a, base_b], {1: 0}
+        paths, bases = [base_a, tuned_a, base_b], {0: 0, 1: 0}
         files = run.open(paths, architecture, kinds, solver=solver, bases=bases, dtype=dtype)
         check = run.check_function(files, 2)
         before, after, target = files.weights

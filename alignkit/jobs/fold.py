@@ -44,6 +44,7 @@ class Folded(Explained):
         check: The function check; None where the network was not run.
         taken: What folds took out of the network, which `unfold` puts back.
         untied: Heads that were tied to an embedding, whose name stands beside them, and became tensors of their own.
+        like: What folding made of the base of a fine-tune, as which it was balanced.
     """
 
     network: nn.Module | Mapping[str, Tensor]
@@ -52,6 +53,7 @@ class Folded(Explained):
     check: FoldCheck | None
     taken: Taken
     untied: Mapping[str, str]
+    like: Folded | None = None
 
     @property
     def added(self) -> int:
@@ -196,7 +198,8 @@ def fold(
         balance: Whether scales and matrices between the two sides of a space are moved to the one place at which both
             sides are alike. Two networks that differ by them are then alike up to signs, phases and rotations.
         like: What folding made of the base of this network, if it is a fine-tune. Spaces get the scales and matrices
-            that balanced the base, so that the difference of the two is what was tuned and nothing else.
+            that balanced the base, so that the difference of the two is what was tuned and nothing else. Where a
+            fine-tune was balanced before it is left so, and one that has scales of its own is balanced by itself.
         model: A module of the architecture that is run for the function check, where the network is not one.
         memory: With a limit the network, a checkpoint then, stays on disk: tensors that folds and balances link are
             rewritten together when one of them is asked for. Nothing is run.
@@ -223,7 +226,7 @@ def fold(
         spaces = follow_balances(work.wide, graph, like.spaces)
     else:
         spaces = balance_weights(work.wide, graph) if balance else []
-    return Folded(work.result(), graph, tuple(spaces), work.check(model, args, kwargs), taken, work.untied)
+    return Folded(work.result(), graph, tuple(spaces), work.check(model, args, kwargs), taken, work.untied, like)
 
 
 def fold_stored(
@@ -236,4 +239,21 @@ def fold_stored(
 ) -> Folded:
     """Fold a network that stays on disk; see `fold`. Tensors that are narrower than a dtype are widened to it."""
     network = FoldedNetwork(source, graph.balances if balance else (), None if like is None else like.spaces, dtype)
-    return Folded(network, graph, network.spaces, None, network.taken, network.untied)
+    return Folded(network, graph, network.spaces, None, network.taken, network.untied, like)
+
+
+def folded_like(base: Folded, tuned: WeightsSource | Folded) -> WeightsSource:
+    """Return a fine-tune folded and balanced as its base was, so that what lies between the two is what was tuned.
+
+    Raises:
+        FoldError: It was balanced by itself, or for another graph, or cannot be folded.
+    """
+    origin = base if base.like is None else base.like
+    if not isinstance(tuned, Folded):
+        return fold(tuned, base.graph, like=origin).network
+    if tuned.graph != base.graph or (base.spaces and tuned is not base and tuned.like is not origin):
+        raise FoldError(
+            "the fine-tune was not folded as its base was, so that more lies between the two than what was tuned: give "
+            "it as it was trained, or alignkit.fold(tuned, graph, like=base)."
+        )
+    return tuned.network

@@ -18,12 +18,14 @@ from alignkit.graph.bind import WeightsSource, weights_of
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.align_many import ManyAlignment, align_many
 from alignkit.jobs.average import Averaging, Method
+from alignkit.jobs.fold import Folded, folded_like
 from alignkit.jobs.kept_solves import solve_kept
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.mergekit_methods import name_arithmetic
 from alignkit.jobs.shares import SharesByPattern
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models
 from alignkit.jobs.spread import fitted_models
+from alignkit.jobs.task_vectors import TASK_METHODS
 from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Report
 from alignkit.solver.solution import Solution
 from alignkit.tasks.interpolation import interpolate
@@ -95,7 +97,7 @@ class Merged(Explained):
 @check_arguments
 def merge(
     pair: Pair | SymmetryGraph,
-    *models: WeightsSource,
+    *models: WeightsSource | Folded,
     weights: SharesByPattern = None,
     method: Method = "linear",
     dtype: FloatDtype | None = None,
@@ -117,8 +119,9 @@ def merge(
 
     Args:
         pair: Two networks, ``graph.bind(a, b)``; or a graph, with two or more networks behind it.
-        models: The networks, if ``pair`` is a graph: modules, state dicts or checkpoint paths. The first keeps its
-            order of units.
+        models: The networks, if ``pair`` is a graph: modules, state dicts or checkpoint paths; where the graph has
+            folds or balances, what `alignkit.fold` made of them. The first keeps its order of units. Fine-tunes of a
+            base that was folded are given as they were trained, or folded ``like`` it.
         weights: Share of each network, or factor of each task vector, as in `alignkit.average`, also by patterns of
             names. None: equal ones. Layers of different shares are still aligned as one network: the average computes
             something in between, and nothing is proved about it.
@@ -140,12 +143,13 @@ def merge(
 
     Raises:
         MergeError: Shares or method are wrong, the networks cannot be averaged, or statistics cannot be recomputed.
+        FoldError: A fine-tune was not folded as its base was.
         AlignmentError: ``path`` holds the solves of another job.
         BindError: A network does not fit the graph.
         SolverError: The solver is unknown, an option is wrong, or it failed.
         TaskError: The networks do not fit the task's model, or it fails on a batch.
     """
-    graph, sources = graph_and_models("merge", pair, models)
+    graph, sources = graph_and_models("merge", pair, _networks_of(models, method))
     averaging = Averaging.of(len(sources), weights, method, dtype, density, arguments.get("seed") or 0)
     averaging = averaging.on(graph.first_names)
     mending = Mending(task, reset_batchnorm, repair)
@@ -177,6 +181,13 @@ def merge(
         plain, _ = mending.mend(unaligned.of_networks(networks), networks, shares)
         losses = _losses(task, mending, networks, aligned[-1], {"unaligned": plain, "aligned": network})
     return Merged(network, aligned, alignment, statistics, bound, losses, averaging.rounding, name_arithmetic(method))
+
+
+def _networks_of(models: Sequence[WeightsSource | Folded], method: Method) -> tuple[WeightsSource, ...]:
+    """Return networks, those of fine-tunes folded and balanced as their base was."""
+    if models and isinstance(base := models[0], Folded) and method in TASK_METHODS:
+        return (base.network, *(folded_like(base, tuned) for tuned in models[1:]))
+    return tuple(model.network if isinstance(model, Folded) else model for model in models)
 
 
 def _merge_stored(

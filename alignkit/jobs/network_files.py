@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class NetworkFiles(OutputForms):
         balance: Whether they are balanced, too.
         memory: With a limit the networks stay on disk, and are folded when they are asked for a tensor.
         bases: The number of the base of each network that is a fine-tune of another one. It is balanced as its base is.
+            A base may be among them: it is rewritten by the same numbers then, so that equals of it become equal.
         missing: First names of the tensors that each network lacks, and may lack.
     """
 
@@ -117,10 +118,16 @@ class NetworkFiles(OutputForms):
             FoldError: A network does not fit the graph, or cannot be folded; as for the next, the message names it.
             VerificationError: A folded network does not compute the same.
         """
-        done: dict[int, Folded] = {}
-        for index in sorted(range(len(self.paths)), key=self.bases.__contains__) if self.symmetries == "all" else ():
-            done[index] = self._fold(index, done[self.bases[index]] if index in self.bases else None)
-        return tuple(done[index] for index in sorted(done))
+        if self.symmetries != "all":
+            return ()
+        bases = {base: self._fold(base, None) for base in sorted(set(self.bases.values()))}
+        like = {base: replace(folded, network={}) for base, folded in bases.items()}  # spaces alone are followed
+        return tuple(
+            bases[index]
+            if index in bases and index not in self.bases
+            else self._fold(index, like[self.bases[index]] if index in self.bases else None)
+            for index in range(len(self.paths))
+        )
 
     def _fold(self, index: int, base: Folded | None) -> Folded:
         try:

@@ -19,7 +19,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
 from alignkit.jobs.average import widen, with_tensors
-from alignkit.jobs.fold import Folded, fold
+from alignkit.jobs.fold import Folded, folded_like
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.passage import alignment_sections
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
@@ -147,8 +147,8 @@ def transport(
     wanted = None if dtype is None else read_dtype(dtype)
     if not math.isfinite(scale):
         raise MergeError(f"scale is {scale}: give a finite number.")
-    if isinstance(a, Folded) and not isinstance(tuned, Folded):
-        tuned = fold(tuned, a.graph, like=a)
+    if isinstance(a, Folded):
+        tuned = folded_like(a, tuned)
     base_a, base_b = (network.network if isinstance(network, Folded) else network for network in (a, b))
     tuned = tuned.network if isinstance(tuned, Folded) else tuned
     bases = bound_pair("transport", pair, base_a, base_b)

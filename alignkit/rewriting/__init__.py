@@ -1,7 +1,7 @@
 """Exact rewrites of one network: folded and unfolded, balanced, phases wrapped, widened; folded on disk, too."""
 
 from alignkit.rewriting.axes import AxisChanges
-from alignkit.rewriting.balancing import BalancedSpace, balance_weights, follow_balances
+from alignkit.rewriting.balancing import BalancedSpace, balance_weights, follow_balances, multiply_spaces
 from alignkit.rewriting.folding import Taken, fold_weights, unfold_weights
 from alignkit.rewriting.modules import module_with
 from alignkit.rewriting.phases import wrap_phases
@@ -10,5 +10,5 @@ from alignkit.rewriting.wide import WideWeights
 from alignkit.rewriting.widening import SCORES, UnitMap, Widening
 
 __all__ = ["AxisChanges", "BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "module_with"]
-__all__ += ["FoldedNetwork", "folding_bytes", "follow_balances", "unfold_weights", "wrap_phases"]
+__all__ += ["FoldedNetwork", "folding_bytes", "follow_balances", "multiply_spaces", "unfold_weights", "wrap_phases"]
 __all__ += ["SCORES", "UnitMap", "Widening"]

@@ -22,7 +22,7 @@ from alignkit.text import list_some
 
 KEPT = 2
 """Components that are kept once they are rewritten: files hold queries, keys, values and outputs in turn."""
-COPIES: Mapping[BalanceKind, int] = {"scaled": 4, "monomial": 4, "complex_planes": 6, "invertible": 7}
+COPIES: Mapping[BalanceKind, int] = {"scaled": 5, "monomial": 4, "complex_planes": 7, "invertible": 7}
 """Copies in 64 bits of a component that may be alive at once while its spaces are balanced, as measured; folds alone
 take three."""
 

@@ -228,6 +228,18 @@ def test_a_fine_tune_is_balanced_as_its_base_is(name: str, pair: Pair) -> None:
 
 
 @networks
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare"])
+def test_fine_tunes_that_equal_their_base_change_nothing(name: str, method: str, pair: Pair) -> None:
+    run("fold", pair.file("a"), "-o", pair.file("folded"), *pair.given)
+    sides = [pair.file(side) for side in ("a", "a", "twin", "folded")]
+    run("merge", *sides, "-o", pair.file("m"), *pair.given, *ALL, "--method", method, "--density", "1")
+    assert close(pair.answer("m"), pair.answer("a"))
+    base, merged = read_weights(pair.file("folded")), read_weights(pair.file("m"))
+    largest = max(float(tensor.abs().max()) for tensor in base.values())
+    assert all(torch.allclose(merged[n].float(), t.float(), atol=1e-5 * largest) for n, t in base.items())
+
+
+@networks
 def test_folded_networks_stay_on_disk(name: str, pair: Pair) -> None:
     limit = ("--memory", "60MB")
     if name == "mixtral":

@@ -13,61 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import alignkit
-from alignkit import Alignment, SymmetryGraph
 from alignkit.errors import FoldError
 from alignkit.jobs import Folded
-from alignkit.rewriting import BalancedSpace, WideWeights, follow_balances, module_with
+from alignkit.rewriting import module_with
+from helpers.fine_tunes import between, copied, tuned_of
 from helpers.folding_nets import NETS, Net
 from helpers.gauge_nets import GatedMLP
 
 Weights = Mapping[str, Tensor]
-
-
-def random_gauge(graph: SymmetryGraph, seed: int) -> list[BalancedSpace]:
-    """Draw what may be moved from one side of each space to the other: factors of 0.3 to 3, matrices of condition 9."""
-    generator = torch.Generator().manual_seed(seed)
-    spaces = []
-    for balance in graph.balances:
-        shape = (graph.instances(balance.group), graph.groups[balance.group].size)
-        factor = torch.exp(2.2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1.1)
-        if balance.kind == "complex_planes":  # both units of a plane have one
-            adjacent = graph.groups[balance.group].kind == "adjacent_planes"
-            half = factor[:, : shape[1] // 2]
-            factor = half.repeat_interleave(2, -1) if adjacent else half.repeat(1, 2)
-        if balance.kind == "monomial":
-            factor *= 1.0 - 2.0 * torch.randint(2, shape, generator=generator)
-        write, read = factor, factor**-balance.degree
-        if balance.kind == "invertible":
-            normal = torch.randn(*shape, shape[1], generator=generator, dtype=torch.float64)
-            left, _, right = torch.linalg.svd(normal)
-            write, read = (left * factor[:, None]) @ right, (left / factor[:, None]) @ right
-        spaces.append(BalancedSpace(balance, 0.0, 0.0, 0, write, read))
-    return spaces
-
-
-def copied(net: Net, model: nn.Module, seed: int) -> nn.Module:
-    """Return a folded network under a random element of its whole group, the same for every network of a seed."""
-    folded = alignkit.fold(model, net.graph, balance=False).network
-    wide = WideWeights({net.graph.first_names[n]: t for n, t in folded.state_dict().items()})
-    follow_balances(wide, net.graph, random_gauge(net.graph, seed))
-    values = wide.rounded()
-    moved = module_with(folded, {n: values[first] for n, first in net.graph.first_names.items()})
-    return Alignment.random(net.graph, seed).apply(moved)
-
-
-def between(base: nn.Module, tuned: nn.Module, share: float) -> nn.Module:
-    other = tuned.state_dict()
-    return module_with(
-        base, {n: t + share * (other[n] - t) for n, t in base.state_dict().items() if t.is_floating_point()}
-    )
-
-
-def tuned_of(model: nn.Module, size: float = 0.1) -> nn.Module:
-    """Return a network some way off, as if it had been tuned."""
-    generator = torch.Generator().manual_seed(11)
-    state = {n: t for n, t in model.state_dict().items() if t.is_floating_point() and not n.endswith("running_var")}
-    noise = {n: size * torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in state.items()}
-    return module_with(model, {n: t + noise[n] for n, t in state.items()})
 
 
 def answer(network: nn.Module, net: Net) -> Tensor:
