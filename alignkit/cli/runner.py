@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -175,7 +175,7 @@ class Runner:
 
     def end_dry_run(self, estimate: Estimate) -> None:
         """Print an estimate, and end the command."""
-        self._print(estimate.explain(), estimate.facts())
+        self._print(estimate.explain(), estimate.facts(), self.switches.show)
         raise typer.Exit
 
     def check_function(self, files: NetworkFiles, first: int) -> Verification | None:
@@ -268,13 +268,13 @@ class Runner:
             notes |= fold_facts(files)
         rounded = files.rounding.facts() if files is not None and files.rounding.size else {}
         measured = {**notes, **self._function, "total_seconds": seconds, "peak_memory": peak}
-        self._print("\n".join(lines), {**(named or {}), **rounded, **result.facts(), **measured})
+        self._print("\n".join(lines), {**(named or {}), **rounded, **result.facts(), **measured}, self.switches.say)
 
-    def _print(self, text: str, facts: Mapping[str, Any]) -> None:
+    def _print(self, text: str, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
         if self.switches.as_json:
             typer.echo(json.dumps(facts, indent=2, allow_nan=False, default=str))
         else:
-            self.switches.say(text)
+            say(text)
 
 
 def written_with_record(path: str) -> str:

@@ -29,7 +29,8 @@ class TellingSwitches:
     """How much is said. Bars need a terminal, and stand on the standard error stream, as notes do."""
 
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print errors and warnings only, and what --json asks for.")
+        bool,
+        typer.Option("--quiet", "-q", help="Print errors and warnings only, and what a switch asks for."),
     ] = False
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print what is done meanwhile, and each step of solvers.")
@@ -40,9 +41,13 @@ class TellingSwitches:
             raise UsageError("--quiet and --verbose are opposites: give one of them.")
 
     def say(self, text: str) -> None:
-        """Print a result, as it is: without markup or line breaks of its own."""
+        """Print a result."""
         if not self.quiet:
-            Console(highlight=False, markup=False, soft_wrap=True).print(text)
+            self.show(text)
+
+    def show(self, text: str) -> None:
+        """Print what a switch asks for, as it is: without markup or line breaks of its own."""
+        Console(highlight=False, markup=False, soft_wrap=True).print(text)
 
     def note(self, text: str) -> None:
         """Print what is no result on the standard error stream."""

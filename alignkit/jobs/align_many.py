@@ -105,7 +105,7 @@ class ManyAlignment(Explained):
     def explain(self) -> str:
         """Say in a few lines what was done, what it was worth, and what could not move."""
         how, count = f"{self.method} with {self.solver}", len(self.alignments)
-        text = f"{plural(count, 'model')}, {how}, {plural(len(self.history), 'sweep')} in {self.seconds:.3g} s."
+        text = f"{plural(count, 'model')}, {how}, {plural(len(self.history), 'sweep')}."
         text += (
             f"\nMean squared distance of a pair: {self.spread_before:.6g} unaligned, {self.spread_after:.6g} aligned."
         )

@@ -102,11 +102,10 @@ class Canonical(Explained):
         return {name: tensor[index] for name, tensor in self.weights.items()}
 
     def explain(self) -> str:
-        """Say in two lines what it was worth and how long it took."""
+        """Say in two lines what it was worth, and how it was done."""
         how = "in batches" if self.batched else "one after the other"
         gain = f"{float(self.before.mean()):.6g} -> {float(self.after.mean()):.6g}"
-        speed = f"{self.seconds:.3g} s, {self.networks_per_second:.0f} networks a second, {how}."
-        return f"{plural(len(self), 'network')}, mean squared distance to the reference {gain}.\n{speed}"
+        return f"{plural(len(self), 'network')}, mean squared distance to the reference {gain}.\nAligned {how}."
 
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""

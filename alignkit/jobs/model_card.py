@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,7 @@ def model_card(
         about: A sentence on what it is.
         roles: What each network was in the job, such as its weight.
         ways: How the job was done, by what is said.
-        came_out: The numbers that were reached, as ``result.explain()`` says them. Seconds are left out, so that a job
-            that is repeated writes the same card.
+        came_out: The numbers that were reached, as ``result.explain()`` says them.
         tags: More tags for the hub; it always has ``alignkit``.
         recipe: What repeats the job, as YAML takes it.
     """
@@ -58,7 +56,6 @@ def model_card(
     front |= licences[0] if agree else {}
     front["tags"] = ["alignkit", *tags]
     again = "" if recipe is None else f"\n## Recipe\n\n```yaml\n{_yaml(recipe)}\n```\n"
-    came_out = re.sub(r" in \S+ s\.", ".", re.sub(r" in \S+ s and ", " in ", came_out))
     rows = []
     for name, role, read in zip(names, roles, files.inputs, strict=True):
         digests = ", ".join(f"`{file.sha256}`" for file in read.files if file.name != CONFIG)

@@ -85,9 +85,8 @@ class SolvedPairs(Explained):
         return {pair.index: pair.reason for pair in self.pairs if pair.reason}
 
     def explain(self) -> str:
-        """Say in a few lines what it was worth, how long it took, and what went wrong."""
-        speed = f"{self.seconds:.3g} s, {len(self.solutions) / max(self.seconds, 1e-9):.3g} pairs a second"
-        lines = [f"{self.solver}: {len(self.solutions)} of {plural(len(self), 'pair')} solved in {speed}."]
+        """Say in a few lines what it was worth, and what went wrong."""
+        lines = [f"{self.solver}: {len(self.solutions)} of {plural(len(self), 'pair')} solved."]
         if self.solutions:
             before, after = self._means
             lines.append(f"Mean squared distance {before:.6g} -> {after:.6g}.")

@@ -124,9 +124,8 @@ class ProgressBar:
     @hookimpl
     def alignkit_solve_step(self, problem: Problem, solver: Solver[Any], step: Step) -> None:
         """Move the line on."""
-        most = getattr(solver.options, "max_steps", None)  # one-step solvers have none
         texts: dict[str, Any] = {
-            "step": f"step {step.iteration}" + ("" if most is None else f"/{most}"),
+            "step": _place_of(step, getattr(solver.options, "max_steps", None)),
             "objective": f"objective {step.objective:.6g}",
         }
         known: dict[str, Any] = {} if step.share is None else {"completed": step.share, "total": 1.0}
@@ -159,6 +158,13 @@ class ProgressBar:
             if key in self._lines:  # it may have finished just now
                 self._progress.update(self._lines[key], visible=True)
                 self._progress.start()  # does nothing where bars are on the screen already
+
+
+def _place_of(step: Step, most: int | None) -> str:
+    """Say where a solve is: by its steps, of which there are ``most``; or by its runs, each of which has as many."""
+    if step.note and step.share is not None and (most is None or step.share != step.iteration / most):
+        return step.note
+    return f"step {step.iteration}" + ("" if most is None else f"/{most}")
 
 
 class LogLines:

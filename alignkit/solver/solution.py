@@ -168,7 +168,7 @@ class Solution:
         share = f", {100 * (before - after) / before:.1f} %" if before > 0 else ""
         lines = [
             f"{self.solver}: squared distance {before:.6g} -> {after:.6g} (gain {before - after:.6g}{share}) "
-            f"in {self.seconds:.3g} s and {plural(len(self.history), 'step')}.",
+            f"in {plural(len(self.history), 'step')}.",
             self.status.value + (f" {self.detail}" if self.detail else ""),
             *(f"  {name}: {text}" for name, text in self.notes.items()),
         ]

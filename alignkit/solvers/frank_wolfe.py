@@ -100,14 +100,15 @@ class FrankWolfe(Solver[FrankWolfeOptions]):
                 break
             if run:
                 shuffled = shuffle_elements(graph, best.elements, options.shuffle, generator)
-                best.offer(shuffled, f"shuffle {run}")
+                best.offer(shuffled, f"shuffle {run}/{options.restarts}", run / (options.restarts + 1))
                 inner = relaxation.point(random_point(graph, generator))
                 start = relaxation.between(inner, relaxation.corner(shuffled), 0.5)
             else:
                 start = self._start(relaxation, problem, frame)
             end, made, settled = ascend(relaxation, start, options, 0.0 if run else options.concavity)
             steps, converged = steps + made, converged and settled
-            best.offer(best_element(graph, end.masses), f"run {run + 1}", (run + 1) / (options.restarts + 1))
+            done, of = run + 1, options.restarts + 1
+            best.offer(best_element(graph, end.masses), f"run {done}/{of}", done / of)
         status = Status.OK if converged else Status.MAX_STEPS
         return Outcome(frame.leave(Alignment(graph, best.elements)), status, {"steps": float(steps)})
 
@@ -203,7 +204,7 @@ class _Best:
     def __post_init__(self) -> None:
         self.ascent, self.classes = Ascent(self.objective), colour_roots(self.objective.graph)
 
-    def offer(self, elements: Mapping[str, Tensor | None], note: str, share: float | None = None) -> None:
+    def offer(self, elements: Mapping[str, Tensor | None], note: str, share: float = 0.0) -> None:
         """Polish an alignment and keep it if it is the best; report how far the best is, and the share of the runs."""
         if self.options.polish:
             run = self.ascent.run(elements, self.classes)

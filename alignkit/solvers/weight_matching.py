@@ -82,7 +82,8 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             if run.distance < best.distance:
                 best = run
             share = (runs + 1) / (options.restarts + 1)
-            report(Step(runs, best.distance, f"restart {runs}", Alignment(problem.graph, best.elements), share))
+            note, alignment = f"restart {runs}/{options.restarts}", Alignment(problem.graph, best.elements)
+            report(Step(runs, best.distance, note, alignment, share))
             runs += 1
         status = Status.OK if best.converged else Status.MAX_STEPS
         stats = {"runs": float(runs), "sweeps": float(len(best.steps))}

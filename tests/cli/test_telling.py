@@ -45,6 +45,21 @@ def test_quiet_still_prints_the_json_that_was_asked_for(folder, call):
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("call", [*JOBS, "fold", "demo"])
+def test_quiet_still_prints_the_estimate_that_was_asked_for(folder, call):
+    told = [said(*CALLS.get(call, ["demo"]), "--dry-run", *quiet).stdout for quiet in ([], ["-q"])]
+    estimates = [re.sub(r"[\d.e-]+ s\b", "", text) for text in told]  # which are measured anew
+    assert estimates[0] == estimates[1] != ""
+
+
+@pytest.mark.parametrize("call", [call for call in JOBS if call != "compare"])  # its table has a column of seconds
+def test_a_job_that_is_repeated_says_the_same_but_for_its_last_line_of_seconds(folder, call):
+    told = [said(*CALLS[call], "--force").stdout for _ in range(2)]
+    first, second = (re.sub(r"(?m)^\d+\.\d\d s(, .* of memory)?\.$", "", text) for text in told)
+    assert first == second
+    assert not re.search(r"\d s\b|second\b", first)
+
+
 @pytest.mark.parametrize("call", [call for call in JOBS if call not in ("check", "canonicalize")])
 def test_verbose_tells_steps_beside_the_result(folder, call):
     result = said(*CALLS[call], "-v")

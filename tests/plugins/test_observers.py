@@ -8,11 +8,13 @@ from contextlib import suppress
 from io import StringIO
 
 import pytest
+import torch
 from rich.console import Console
 
 from alignkit.errors import PluginError, SolverError
+from alignkit.graph import SymmetryGraph
 from alignkit.jobs.solve import solve
-from alignkit.plugins.observers import logged, progress, watched
+from alignkit.plugins.observers import _place_of, logged, progress, watched
 from alignkit.plugins.plugin_registry import registry
 from alignkit.solver import IterativeOptions, Outcome, Solver, Status, Step
 from alignkit.testing import mlp, planted_pair
@@ -68,6 +70,14 @@ def test_a_bar_shows_solver_step_and_objective(pair, screen):
         solve(pair, solver=Looks())
     for text in ("steps", "2/1000", "objective 50"):
         assert text in shown(screen)
+
+
+@pytest.mark.parametrize(("name", "text"), [("weight_matching", "restart 2/2"), ("frank_wolfe", "run 3/3")])
+def test_restarts_are_counted_as_restarts(name, text):
+    a, b = (torch.nn.Sequential(torch.nn.Linear(9, 12), torch.nn.ReLU(), torch.nn.Linear(12, 4)) for _ in range(2))
+    graph = SymmetryGraph.from_spec({"0.weight": "h .", "0.bias": "h", "2.weight": ". h", "2.bias": "."}, like=a)
+    last = solve(graph, a, b, solver=name, restarts=2).history[-1]
+    assert _place_of(last, 1000) == text
 
 
 def test_a_slow_solver_that_reports_nothing_gets_its_bar_too(pair, screen):
