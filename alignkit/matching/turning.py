@@ -29,9 +29,8 @@ class Turning:
     """Rotations of one group, turned by momentum whose planes all turn alike.
 
     A generator turns planes at different speeds. Gradients are large for few of them, and so every step turns all by
-    about the same angle, those alone excepted for which there is next to no gradient. On transformers of two seeds this
-    leaves a fifth less in as many steps as one step size for the whole matrix does (docs/symmetries.md). What is done
-    does not depend on the axes that units are given in.
+    about the same angle, those alone excepted for which there is next to no gradient. What is done does not depend on
+    the axes that units are given in.
 
     What is kept of earlier gradients is carried along by half of each turn (the parallel transport of the group), so
     that aligning A to B turns the inverse of what aligning B to A does.

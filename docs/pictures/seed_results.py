@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "seeds.json"
-NAMES = {"gpt2": "GPT-2, tied head", "llama": "Llama, grouped queries", "llama-tied": "Llama, tied head", "vit": "ViT"}
+NAMES = {
+    "gpt2": "GPT-2, tied head",
+    "llama": "Llama, grouped queries",
+    "llama-tied": "Llama, tied head",
+    "vit": "ViT, MNIST",
+    "vit-fashion": "ViT, Fashion-MNIST",
+}
+FAMILIES = {"GPT-2": ("gpt2",), "Llama": ("llama", "llama-tied"), "ViT": ("vit", "vit-fashion")}
+"""The kinds of networks of each table."""
 
 PARTS = ("plain", "permutations", "all symmetries", "start")
 """How the names of rows begin, in the order of the table."""
@@ -19,9 +27,14 @@ def results() -> list[dict[str, Any]]:
     return sorted(content, key=lambda kind: ([*NAMES].index(kind["kind"]), kind["width"], kind["layers"]))
 
 
-def table() -> str:
+def tables() -> str:
+    """One table for each family of networks."""
+    each = ([kind for kind in results() if kind["kind"] in names] for names in FAMILIES.values())
+    return "\n\n".join(f"{family}:\n\n{table(kinds)}" for family, kinds in zip(FAMILIES, each, strict=True))
+
+
+def table(kinds: list[dict[str, Any]]) -> str:
     """The excess of each way to average, for each kind of network; empty where it was not measured."""
-    kinds = results()
     titles = [f"{NAMES[kind['kind']]}, {kind['layers']} layers, width {kind['width']}" for kind in kinds]
     lines = ["| average | same architecture? | " + " | ".join(titles) + " |", "|---|---|" + "---:|" * len(kinds)]
     by_name = [{row["row"]: row for row in kind["rows"]} for kind in kinds]
@@ -62,5 +75,5 @@ def facts() -> str:
                 solver = best["row"].removeprefix("permutations, ")
                 share, seconds = rows[name]["excess"] / best["excess"], rows[name]["cpu_seconds"]
                 parts.append(f"{how} {share:.2f} of the excess of {solver} is left, in {seconds:.1f} CPU s a pair")
-        sentences.append(f"- {NAMES[kind['kind']]}, width {kind['width']}: {'; '.join(parts)}.")
+        sentences.append(f"- {NAMES[kind['kind']]}, {kind['layers']} layers, width {kind['width']}: {'; '.join(parts)}.")
     return "\n".join(sentences)

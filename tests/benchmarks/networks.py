@@ -13,13 +13,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from alignkit.zoo.sources import MOMENTS
+
 CACHE = Path(tempfile.gettempdir()) / "alignkit-benchmarks"
 
 
-def mnist_folder() -> Path | None:
-    """The folder with the MNIST idx files, below ALIGNKIT_DATA; None when it is not set."""
+def mnist_folder(name: str = "mnist") -> Path | None:
+    """The folder with the idx files of MNIST, or of Fashion-MNIST, below ALIGNKIT_DATA; None when it is not set."""
     root = os.environ.get("ALIGNKIT_DATA")
-    folder = Path(root) / "mnist" if root else None
+    folder = Path(root) / name if root else None
     return folder if folder is not None and folder.is_dir() else None
 
 
@@ -31,15 +33,21 @@ def read_idx(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())
 
 
-def mnist(part: str) -> tuple[Tensor, Tensor]:
-    """Images as float32 ``[n, 784]``, normalised, and labels as int64 ``[n]``; part is "train" or "t10k"."""
-    folder = mnist_folder()
+def mnist(part: str, name: str = "mnist") -> tuple[Tensor, Tensor]:
+    """Images as float32 ``[n, 784]``, normalised, and labels as int64 ``[n]``.
+
+    Args:
+        part: "train" or "t10k".
+        name: "mnist" or "fashion-mnist".
+    """
+    folder = mnist_folder(name)
     if folder is None:
         raise SystemExit(
-            "Set ALIGNKIT_DATA to a folder with mnist/train-images-idx3-ubyte.gz and its three companions."
+            f"Set ALIGNKIT_DATA to a folder with {name}/train-images-idx3-ubyte.gz and its three companions."
         )
     images = read_idx(folder / f"{part}-images-idx3-ubyte.gz").float().reshape(-1, 784) / 255
-    return (images - 0.1307) / 0.3081, read_idx(folder / f"{part}-labels-idx1-ubyte.gz").long()
+    middle, spread = MOMENTS[name]
+    return (images - middle) / spread, read_idx(folder / f"{part}-labels-idx1-ubyte.gz").long()
 
 
 def mlp(widths: tuple[int, ...]) -> nn.Sequential:

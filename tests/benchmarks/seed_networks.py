@@ -1,6 +1,7 @@
 """Small transformers from several seeds: GPT-2 with a tied head, a Llama, and a ViT, of transformers' own classes.
 
-The text models predict the next character of the sources of Python's standard library, the ViT the digits of MNIST.
+The text models predict the next character of the sources of Python's standard library, a ViT names the digits of MNIST
+or the clothes of Fashion-MNIST.
 Seeds differ in weights and in the order of the data. A network that is there is not trained again.
 """
 
@@ -35,12 +36,14 @@ class Kind:
         steps: Steps of training.
         rate: Largest learning rate.
         decay: Weight decay.
+        images: The data set of a ViT; None for text.
     """
 
     config: Callable[[int, int], dict[str, Any]]
     steps: int
     rate: float
     decay: float
+    images: str | None = None
 
 
 def _gpt2(width: int, layers: int) -> dict[str, Any]:
@@ -69,7 +72,8 @@ KINDS = {
     "gpt2": Kind(_gpt2, 1000, 2e-3, 0.01),
     "llama": Kind(lambda width, layers: _llama(width, layers, False), 1000, 2e-3, 0.01),
     "llama-tied": Kind(lambda width, layers: _llama(width, layers, True), 1000, 2e-3, 0.01),
-    "vit": Kind(_vit, 936, 2e-3, 0.05),
+    "vit": Kind(_vit, 936, 2e-3, 0.05, "mnist"),
+    "vit-fashion": Kind(_vit, 936, 2e-3, 0.05, "fashion-mnist"),
 }
 
 
@@ -77,12 +81,13 @@ class Data:
     """Training batches and held-out batches of one kind, which carry their labels."""
 
     def __init__(self, kind: str) -> None:
-        self.is_text = kind != "vit"
-        if self.is_text:
+        images = KINDS[kind].images
+        self.is_text = images is None
+        if images is None:
             codes = text()
             self.train, self.held_out = codes[:-HELD_OUT], codes[-HELD_OUT:]
         else:
-            self.train, self.held_out = mnist("train"), mnist("t10k")
+            self.train, self.held_out = mnist("train", images), mnist("t10k", images)
 
     def batches(self, seed: int, size: int, *, held_out: bool = False) -> Iterator[Batch]:
         """Yield random batches without an end."""
