@@ -17,6 +17,11 @@ NAMES = {
 FAMILIES = {"GPT-2": ("gpt2",), "Llama": ("llama", "llama-tied"), "ViT": ("vit", "vit-fashion")}
 """The kinds of networks of each table."""
 
+SHARES = {
+    "all symmetries": "from weights alone",
+    "all symmetries, then 200 steps without labels": "with 200 steps without labels",
+}
+"""Rows that are held against permutations, in words."""
 PARTS = ("plain", "permutations", "all symmetries", "start")
 """How the names of rows begin, in the order of the table."""
 
@@ -59,21 +64,25 @@ def row_names(kinds: list[dict[str, Any]]) -> list[str]:
 
 
 def facts() -> str:
-    """What the parents lose, and how much symmetries leave of the excess of the best permutations with as much data."""
+    """What the parents lose, and how much symmetries leave of the excess of the best permutations."""
     sentences = []
     for kind in results():
         rows = {row["row"]: row for row in kind["rows"]}
         low, high = min(kind["parents"]), max(kind["parents"])
         parts = [f"the {kind['seeds']} parents have losses of {low:.3f} to {high:.3f}"]
-        for name, how, data in (
-            ("all symmetries", "from weights alone", False),
-            ("all symmetries, then 200 steps without labels", "with 200 steps without labels", True),
-        ):
-            rivals = [row for n, row in rows.items() if n.startswith(PARTS[1]) and n.endswith("with data") == data]
-            if name in rows and rivals:
-                best = min(rivals, key=lambda row: float(row["excess"]))
-                solver = best["row"].removeprefix("permutations, ")
-                share, seconds = rows[name]["excess"] / best["excess"], rows[name]["cpu_seconds"]
-                parts.append(f"{how} {share:.2f} of the excess of {solver} is left, in {seconds:.1f} CPU s a pair")
-        sentences.append(f"- {NAMES[kind['kind']]}, {kind['layers']} layers, width {kind['width']}: {'; '.join(parts)}.")
+        for name, how in SHARES.items():
+            if name in rows:
+                left, seconds = rows[name]["excess"], rows[name]["cpu_seconds"]
+                best = [best_permutations(rows, data) for data in (False, True) if data <= ("steps" in name)]
+                shares = " and ".join(f"{left / row['excess']:.2f} of that of permutations by {solver}" for solver, row in best)
+                parts.append(f"{how} an excess of {left:.3f} is left, {shares}, in {seconds:.1f} CPU s a pair")
+        name = f"{NAMES[kind['kind']]}, {kind['layers']} layers, width {kind['width']}"
+        sentences.append(f"- {name}: {'; '.join(parts)}.")
     return "\n".join(sentences)
+
+
+def best_permutations(rows: dict[str, dict[str, Any]], data: bool) -> tuple[str, dict[str, Any]]:
+    """The solver of permutations with the least excess, from weights alone or with data, and its row."""
+    rivals = {name: row for name, row in rows.items() if name.startswith(PARTS[1])}
+    best = min((row for name, row in rivals.items() if name.endswith("with data") == data), key=lambda r: r["excess"])
+    return best["row"].removeprefix("permutations, ").replace(", with", " with"), best
