@@ -74,7 +74,9 @@ def facts() -> str:
             if name in rows:
                 left, seconds = rows[name]["excess"], rows[name]["cpu_seconds"]
                 best = [best_permutations(rows, data) for data in (False, True) if data <= ("steps" in name)]
-                shares = " and ".join(f"{left / row['excess']:.2f} of that of permutations by {solver}" for solver, row in best)
+                shares = " and ".join(
+                    f"{left / row['excess']:.2f} of that of permutations by {solver}" for solver, row in best
+                )
                 parts.append(f"{how} an excess of {left:.3f} is left, {shares}, in {seconds:.1f} CPU s a pair")
         name = f"{NAMES[kind['kind']]}, {kind['layers']} layers, width {kind['width']}"
         sentences.append(f"- {name}: {'; '.join(parts)}.")
