@@ -31,6 +31,7 @@ from alignkit.jobs.average import check_alike
 from alignkit.jobs.running_statistics import RunningStatistics, keeps_statistics
 from alignkit.jobs.shares import shares_of
 from alignkit.tasks.batches import Batch, Batches, tensors_in
+from alignkit.tasks.input_batches import InputBatches
 from alignkit.tasks.task import Task
 from alignkit.text import describe_error
 
@@ -54,8 +55,9 @@ def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
 
     Args:
         model: A network; it is left as it is. Without running statistics there is nothing to do.
-        batches: The data, as for `alignkit.Task` (targets are not looked at); or a task; or one tensor of inputs. Large
-            batches come closest to the statistics of all data at once.
+        batches: The data: a DataLoader, or a list of batches, or one batch. A batch is a tensor, a dict of keyword
+            arguments (with labels or without), a tuple of arguments, or a pair of inputs and targets, which are not
+            looked at. Or a task. Large batches come closest to the statistics of all data at once.
 
     Returns:
         A copy with new running statistics, in the same training mode.
@@ -67,7 +69,7 @@ def reset_batchnorm(model: ModuleT, batches: Any) -> ModuleT:
     """
     fresh = _copied(model)
     if any(map(keeps_statistics, fresh.modules())):
-        _repair_layers(fresh, _batches_of(batches), {})
+        _repair_layers(fresh, _batches_of(batches, fresh), {})
     return fresh
 
 
@@ -90,8 +92,7 @@ def repair(
     Args:
         merged: The merged network; it is left as it is.
         parents: The networks that it was merged from, with units in the same order: ``[a, solution.apply(b)]``.
-        batches: The data, as for `alignkit.Task` (targets are not looked at); or a task; or one tensor of inputs. A few
-            thousand samples do, in batches of some hundred.
+        batches: The data, as for `reset_batchnorm`. A few thousand samples do, in batches of some hundred.
         weights: Share of each parent, as in `alignkit.average`.
 
     Returns:
@@ -106,7 +107,7 @@ def repair(
     labels = ["the merged network", *(f"parent {at}" for at in range(len(parents)))]
     check_alike([weights_of(merged), *map(weights_of, parents)], labels)
     check_hidden_state(dict(zip(labels, [merged, *parents], strict=True)), MergeError)
-    data = _batches_of(batches)
+    data = _batches_of(batches, merged)
     fixed = _copied(merged)
     outputs: list[tuple[Tensor, str]] = []
     feeding: set[str] = set()  # paths of layers whose output is the input of a norm, as seen on two samples
@@ -314,10 +315,8 @@ def _checked_moments(moments: dict[str, Moments]) -> dict[str, Moments]:
     return moments
 
 
-def _batches_of(batches: Any) -> Batches:
+def _batches_of(batches: Any, model: nn.Module) -> Batches:
     if isinstance(batches, Task):
         assert isinstance(batches.batches, Batches)
         return batches.batches
-    if isinstance(batches, Tensor) and batches.ndim:
-        return Batches((batches, torch.zeros(len(batches))))
-    return batches if isinstance(batches, Batches) else Batches(batches)
+    return batches if isinstance(batches, Batches) else InputBatches(batches, model)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from alignkit.errors import AlignkitError, TaskError
 from alignkit.process_state import FILTERS, SWITCHES, free_to_draw, watched_state
-from alignkit.text import describe_error, dtype_name, readable_bytes
+from alignkit.text import describe_error, dtype_name, readable_bytes, with_article
 
 DEFAULT_ROWS = 1024
 """Samples in one forward call when the data comes as two whole tensors and no chunk is given: fast and small enough for
@@ -123,9 +123,10 @@ class Batches:
             ``"labels"``, which are inputs and targets at once.
         chunk: Maximum number of samples in one batch; larger ones are cut. None keeps the pairs of an iterable as they
             are and cuts two whole tensors into pieces of ``DEFAULT_ROWS``.
+        is_whole: Whether the source is two whole tensors; None: it is if its second entry is a tensor.
     """
 
-    def __init__(self, source: Any, chunk: int | None = None) -> None:
+    def __init__(self, source: Any, chunk: int | None = None, *, is_whole: bool | None = None) -> None:
         if chunk is not None and chunk < 1:
             raise TaskError(f"chunk is {chunk}: give a positive number of samples, or None.")
         if isinstance(source, Dataset):
@@ -133,10 +134,11 @@ class Batches:
         is_sequence = hasattr(source, "__len__") and hasattr(source, "__getitem__")
         if isinstance(source, (Tensor, Mapping)) or not (isinstance(source, Iterable) or is_sequence):
             raise TaskError(
-                f"batches is a {type(source).__name__}: give (inputs, targets), a list of such pairs or a DataLoader."
+                f"batches is {with_article(type(source).__name__)}: give (inputs, targets), a list of such pairs or a DataLoader."
             )
         # One pair (inputs, targets) and not a list of pairs: its second entry is a tensor.
-        self._whole = isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[1], Tensor)
+        is_pair = isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[1], Tensor)
+        self._whole = is_pair if is_whole is None else is_whole
         self._chunk = (chunk or DEFAULT_ROWS) if self._whole else chunk
         self._pairs: Iterable[Any] = [source] if self._whole else _Indexed(source) if is_sequence else _Kept(source)
 
@@ -150,14 +152,7 @@ class Batches:
         index = -1
         for index, pair in enumerate(self._pairs):
             name = "the data" if self._whole else f"batch {index}"
-            if isinstance(pair, Mapping):
-                if "labels" not in pair:
-                    raise TaskError(f'{name} is a dict without "labels". Give pairs (inputs, targets).')
-                pair = pair, pair["labels"]
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                what = f"{len(pair)} entries" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
-                raise TaskError(f"{name} is not a pair (inputs, targets) but {what}.")
-            batch = Batch(pair[0], pair[1], name)
+            batch = Batch(*self.read(pair, name), name)
             if any(tensor.is_nested for tensor in batch.tensors):
                 raise TaskError(f"{name} holds a nested tensor: pad its samples, or give them in batches of one shape.")
             if odd := [tensor for tensor in batch.tensors if tensor.layout != torch.strided]:
@@ -166,12 +161,24 @@ class Batches:
                 raise TaskError(f"{name} is empty: it holds 0 samples.")
             if any(tensor.is_meta for tensor in batch.tensors):
                 raise TaskError(f"{name} is on the meta device and has no values.")
-            counts = [len(side) if side.ndim else 0 for side in pair if isinstance(side, Tensor)]
+            sides = batch.inputs, batch.targets
+            counts = [len(side) if side.ndim else 0 for side in sides if isinstance(side, Tensor)]
             if len(set(counts)) > 1:
                 raise TaskError(f"{name} has {counts[0]} inputs but {counts[1]} targets.")
             yield from batch.pieces(self._chunk or batch.size)
         if index < 0:
             raise TaskError("there are no batches: the list or loader is empty.")
+
+    def read(self, pair: Any, name: str) -> tuple[Any, Any]:
+        """Return inputs and targets of one entry of the source; raise `TaskError` where it has not got both."""
+        if isinstance(pair, Mapping):
+            if "labels" not in pair:
+                raise TaskError(f'{name} is a dict without "labels". Give pairs (inputs, targets).')
+            return pair, pair["labels"]
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            what = f"{len(pair)} entries" if isinstance(pair, (tuple, list)) else with_article(type(pair).__name__)
+            raise TaskError(f"{name} is not a pair (inputs, targets) but {what}.")
+        return pair[0], pair[1]
 
 
 class _Indexed:

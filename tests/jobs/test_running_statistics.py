@@ -146,8 +146,8 @@ def test_statistics_that_do_not_fit_their_type_are_refused(name):
     [
         ([(torch.randn(4, 3), torch.zeros(4)), (torch.randn(4, 5), torch.zeros(4))], TaskError, "batch 1"),
         ([(torch.randn(4, 3, device="meta"), torch.zeros(4))], TaskError, "batch 0 is on the meta device"),
-        ([(torch.randn(4, 3), torch.zeros(4)), 7], TaskError, "batch 1 is not a pair"),
-        ({"x": torch.randn(4, 3)}, TaskError, "batches is a dict"),
+        ([(torch.randn(4, 3), torch.zeros(4)), 7], TaskError, "batch 1 is an int: give tensors"),
+        (7, TaskError, "batches is an int"),
     ],
     ids=["width", "meta", "no pair", "no batches"],
 )
@@ -177,3 +177,69 @@ def test_what_was_passed_stays_as_it_is(name):
     assert all(module.training for module in (*model.modules(), *fixed.modules()))
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in fixed.modules())
     assert all(torch.equal(fixed.state_dict()[key], before[key]) for key in before if "running" not in key)
+
+
+class TakesTwo(nn.Module):
+    """Adds what it is given, as a model with two inputs does, and normalises it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, first, second):
+        return self.norm(first + second)
+
+
+class TakesNames(TakesTwo):
+    """The same with a second input that may be left out."""
+
+    def forward(self, first, second=0.0):
+        return super().forward(first, second)
+
+
+X, Y = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0)).unbind()
+LABELS = torch.zeros(12).long()
+HALVES = (X[:6], X[6:]), (Y[:6], Y[6:])
+ONE_INPUT = {
+    "tensor": X,
+    "tensors": [X[:6], X[6:]],
+    "two tensors of a generator": (half for half in HALVES[0]),
+    "pair": (X, LABELS),
+    "pairs": [(X[:6], LABELS[:6]), (X[6:], LABELS[6:])],
+    "tuples of one": [(X[:6],), (X[6:],)],
+    "loader without labels": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X), 6),
+    "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, LABELS), 6),
+    "dict": {"first": X},
+    "dicts": [{"first": X[:6]}, {"first": X[6:]}],
+    "dicts with labels": [{"first": X[:6], "labels": LABELS[:6]}, {"first": X[6:], "labels": LABELS[6:]}],
+    "pairs of a dict": [({"first": X}, LABELS)],
+}
+TWO_INPUTS = {
+    "tuple": (X, Y),
+    "tuples": [(X[:6], Y[:6]), (X[6:], Y[6:])],
+    "tuples with targets": [(X[:6], Y[:6], LABELS[:6]), (X[6:], Y[6:], LABELS[6:])],
+    "pairs": [((X[:6], Y[:6]), LABELS[:6]), ((X[6:], Y[6:]), LABELS[6:])],
+    "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y, LABELS), 6),
+    "dict": {"first": X, "second": Y},
+    "dicts with labels": [{"first": X, "second": Y, "labels": LABELS}],
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "seen", "batches"),
+    [
+        *((TakesNames, X, batches) for batches in ONE_INPUT.values()),
+        *((TakesTwo, X + Y, batches) for batches in TWO_INPUTS.values()),
+    ],
+    ids=[*ONE_INPUT, *(f"two inputs, {name}" for name in TWO_INPUTS)],
+)
+def test_batches_are_inputs_with_what_goes_with_them_or_without(model, seen, batches):
+    fixed = reset_batchnorm(model(), batches)
+    assert torch.allclose(fixed.norm.running_mean, seen.mean(0), atol=1e-6)
+    assert torch.allclose(fixed.norm.running_var, seen.var(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [(X, Y, LABELS, LABELS), (), "words", None, [(X, Y, LABELS), LABELS, X, X]])
+def test_what_is_no_batch_of_inputs_is_refused(batch):
+    with pytest.raises(TaskError, match="batch 0"):
+        reset_batchnorm(TakesTwo(), [batch])
