@@ -133,9 +133,8 @@ class Batches:
             raise TaskError("batches is a Dataset of single samples: wrap it in a torch.utils.data.DataLoader.")
         is_sequence = hasattr(source, "__len__") and hasattr(source, "__getitem__")
         if isinstance(source, (Tensor, Mapping)) or not (isinstance(source, Iterable) or is_sequence):
-            raise TaskError(
-                f"batches is {with_article(type(source).__name__)}: give (inputs, targets), a list of such pairs or a DataLoader."
-            )
+            what = with_article(type(source).__name__)
+            raise TaskError(f"batches is {what}: give (inputs, targets), a list of such pairs or a DataLoader.")
         # One pair (inputs, targets) and not a list of pairs: its second entry is a tensor.
         is_pair = isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[1], Tensor)
         self._whole = is_pair if is_whole is None else is_whole
