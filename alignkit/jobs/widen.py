@@ -38,6 +38,7 @@ class WidenedNetwork(Explained):
         check: What running the narrow network and the widened one showed.
         numbers: How many numbers the narrow network has.
         untied: Heads that were tied to an embedding, whose name stands beside them, and became tensors of their own.
+        unused: Tensors of another size that the traced runs never read. They are zero.
     """
 
     network: nn.Module
@@ -46,6 +47,7 @@ class WidenedNetwork(Explained):
     check: FoldCheck
     numbers: int
     untied: Mapping[str, str]
+    unused: tuple[str, ...]
 
     def __repr__(self) -> str:
         return f"WidenedNetwork({self.numbers} -> {self.numbers_after} numbers)"
@@ -66,6 +68,8 @@ class WidenedNetwork(Explained):
         for (before, after, words), count in Counter(row[1:] for row in self._rows()).items():
             lines.append(f"{count} x {before} -> {after} units, which are {words}.")
         lines += [f"{head} is no longer tied to {source}." for head, source in self.untied.items()]
+        if self.unused:
+            lines.append(f"The traced runs never read {list_some(self.unused, 4)}: zero.")
         lines.append(f"Numbers: {self.numbers} -> {self.numbers_after}.")
         return "\n".join([*lines, f"Function check: {self.check.explain()}."])
 
@@ -75,6 +79,7 @@ class WidenedNetwork(Explained):
             "groups": {name: [before, after] for name, before, after, _ in self._rows()},
             "folds": list(map(str, self.graph.folds)),
             "untied": dict(self.untied),
+            "unused": list(self.unused),
             "numbers_before": self.numbers,
             "numbers_after": self.numbers_after,
             "function_error": self.check.exact.error,
@@ -145,7 +150,8 @@ def widen(
     }
     check = FoldCheck(exact, proof.compare(rounded))
     numbers = sum(prod(node.shape) for node in graph.tensors.values())
-    return WidenedNetwork(proof.module(wider, rounded), wider_graph, widening.maps, check, numbers, work.untied)
+    made, unused = proof.module(wider, rounded), tuple(sorted(widening.unused))
+    return WidenedNetwork(made, wider_graph, widening.maps, check, numbers, work.untied, unused)
 
 
 @dataclass(frozen=True)

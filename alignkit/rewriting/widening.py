@@ -30,6 +30,13 @@ softmax that divides by the root of the size of heads leaves a product too small
 divides by a number of its own leaves it as it is."""
 
 
+NO_GROUP = "that belong to no group"
+FREE_OUTPUTS = (
+    "What a model returns belongs to no group: outputs= of the trace names the outputs that count. "
+    "SymmetryGraph.report() tells what else stays."
+)
+
+
 @dataclass(frozen=True, eq=False)
 class UnitMap:
     """How the units of a group become more units.
@@ -104,7 +111,9 @@ class Widening:
     def __post_init__(self) -> None:
         if problems := (self._missing() or [*self._groups(), *self._tensors()]):
             listed = "\n".join(f"  - {text}" for text in problems)
-            raise WidenError(f"the network cannot be widened exactly, {plural(len(problems), 'problem')}:\n{listed}")
+            advice = f"\n{FREE_OUTPUTS}" if NO_GROUP in listed else ""
+            told = f"the network cannot be widened exactly, {plural(len(problems), 'problem')}:\n{listed}{advice}"
+            raise WidenError(told)
 
     @cached_property
     def maps(self) -> dict[str, UnitMap]:
@@ -124,11 +133,20 @@ class Widening:
         }
         return frozenset(name for name in self.maps.keys() - read if self.graph.rotates(name))
 
+    @cached_property
+    def unused(self) -> frozenset[str]:
+        """Tensors of another size that neither trace ever read: zeros stand for them."""
+        never = {*self.graph.provenance.unused} & {*self.wider.provenance.unused}
+        return frozenset(n for n in never if self.graph.tensors[n].shape != self.wider.tensors[n].shape)
+
     def tensors(self, scores: float) -> dict[str, Tensor]:
         """Return the weights in the wider shapes, in float64 where they move; ``scores`` is one of `SCORES`."""
         result = {}
         for name, node in self.graph.tensors.items():
             value, shape = self.weights[name], self.wider.tensors[name].shape
+            if name in self.unused:
+                result[name] = value.new_zeros(shape)
+                continue
             if not any(group in self.maps for group in node.groups) and tuple(value.shape) == shape:
                 result[name] = value
                 continue
@@ -193,14 +211,16 @@ class Widening:
         problems = []
         for name, node in self.graph.tensors.items():
             other = self.wider.tensors[name]
+            if name in self.unused:
+                continue
             own = [[(dim.axis, dim.group) for dim in block.dims] for block in node.blocks]
             if own != [[(dim.axis, dim.group) for dim in block.dims] for block in other.blocks]:
                 problems.append(f"tensor {name!r} is {node.notation()!r} here and {other.notation()!r} there")
                 continue
             for block, target in zip(node.blocks, other.blocks, strict=True):
                 problems += [
-                    f"tensor {name!r}, axis {dim.axis}: {dim.size} positions, and {wider.size} in the wider network, "
-                    "that belong to no group"
+                    f"tensor {name!r}, axis {dim.axis}: {dim.size} positions, {wider.size} in the wider network, "
+                    + NO_GROUP
                     for at, (dim, wider) in enumerate(zip(block.dims, target.dims, strict=True))
                     if dim.group is None and dim.size != wider.size and not self._is_level(name, block, at)
                 ]

@@ -63,7 +63,7 @@ def rows(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table of one kind and size; put it into a JSON file."""
+    """Print the table of one kind and size; put it into a JSON file row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--width", type=int, default=128)
@@ -80,11 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, example = new_model(*size, 0), data.example()
     graphs = alignkit.trace(model, **example), alignkit.trace(model, symmetries="all", **example)
     result: dict[str, Any] = {"kind": given.kind, "width": given.width, "layers": given.layers, "rows": []}
-    for row in rows(networks, given.counts, lambda network: data.task(network).evaluate(network).loss, graphs):
+    for row in rows(networks, given.counts, lambda network: data.quick_task(network).evaluate(network).loss, graphs):
         print(row, flush=True)
         result["rows"].append(row)
-    if given.json is not None:
-        keep(given.json, result)
+        if given.json is not None:
+            keep(given.json, result)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from seed_networks import Data, keep, new_model, trained
 WIDTHS = 64, 128
 LAYERS = {"gpt2": 2, "llama": 2, "llama-tied": 2, "vit": 3}
 NARROW, WIDE = (64, 64, 64, 10), (64, 128, 128, 10)
-HELD_OUT, BATCHES = 450, 4
+HELD_OUT = 450
 SOLVERS = ("weight_matching", "frank_wolfe", "activation_matching", "deepalign", "sinkhorn")
 WITH_DATA = ("activation_matching", "deepalign", "sinkhorn")
 
@@ -155,7 +155,7 @@ def transformers(kind: str, pairs: int, folder: Path) -> Merging:
         for seed in range(pairs)
     ]
     folded = [(alignkit.fold(wide, whole).network, narrow) for wide, narrow in networks]
-    return Merging(folded, widen, rows, lambda network: data.task(network, BATCHES).evaluate(network).loss)
+    return Merging(folded, widen, rows, lambda network: data.quick_task(network).evaluate(network).loss)
 
 
 def with_weights(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:

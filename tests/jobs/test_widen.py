@@ -24,7 +24,7 @@ WIDER = {
     "more heads": cases_of_sizes(HEADS=4),
     "between": cases_of_sizes(WIDTH=9, SIZE=6, HIDDEN=7, HEADS=3),
 }
-UNMATCHED = dict.fromkeys(("swiglu", "fused swiglu", "norms of queries"), "positions, and .* that belong to no group")
+UNMATCHED = dict.fromkeys(("swiglu", "fused swiglu", "norms of queries"), "positions, .* that belong to no group")
 BOTH = dict.fromkeys(("autoencoder", "linear autoencoder"), "does not compute the same: outputs differ")
 ROTARY = (
     "llama",
@@ -144,6 +144,32 @@ def test_a_widened_network_is_found_again_under_any_symmetry(name: str) -> None:
     assert differ(solution.apply(b), small, x) < 1e-4
 
 
+class Encoder(nn.Module):
+    """Returns its stream beside the scores, and has a parameter that eval mode never reads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, width), nn.Linear(width, 3)
+        self.mask = nn.Parameter(torch.ones(1, width))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.embed(x) + (self.mask if self.training else 0)
+        return {"stream": y, "scores": self.head(torch.nn.functional.gelu(y))}
+
+
+def test_what_a_model_returns_stays_unless_it_does_not_count() -> None:
+    x = torch.randn(6, 4)
+    small, large = (perturbed(Encoder(width)).eval() for width in (5, 9))
+    graph, wider = (alignkit.trace(model, x, symmetries="all") for model in (small, large))
+    with pytest.raises(WidenError, match=r"(?s)5 positions, 9 in the wider network.*outputs= of the trace"):
+        widen(small, graph, large, wider, x)
+    graph, wider = (alignkit.trace(model, x, symmetries="all", outputs="scores") for model in (small, large))
+    widened = widen(small, graph, large, wider, x)
+    torch.testing.assert_close(widened.network(x)["scores"], small(x)["scores"])
+    assert widened.unused == ("mask",) and "never read mask: zero." in widened.explain()
+    assert not widened.network.mask.any()
+
+
 class TestRefused:
     """What cannot be widened, or not be proved."""
 
@@ -161,7 +187,7 @@ class TestRefused:
             ((4, 6, 3), (4, 5, 3), "group 'layer.0' has 6 units, and 5 in the wider network"),
             ((4, 6, 3), (4, 6, 6, 3), "only the wider network has the tensor '4.weight'"),
             ((4, 6, 6, 3), (4, 6, 3), "only the narrow network has the tensor '4.weight'"),
-            ((4, 6, 3), (4, 6, 5), "tensor '2.weight', axis 0: 3 positions, and 5 in the wider network"),
+            ((4, 6, 3), (4, 6, 5), "tensor '2.weight', axis 0: 3 positions, 5 in the wider network"),
         ],
     )
     def test_architectures_that_differ_in_more(self, narrow: tuple[int], wider: tuple[int], match: str) -> None:
