@@ -12,13 +12,15 @@ import alignkit
 from alignkit.cli import switches
 from alignkit.cli.outputs import targets_in
 from alignkit.cli.runner import Runner, load_task
+from alignkit.errors import UsageError
 from alignkit.text import plural
 
 
 @switches.command
 def canonicalize(
     reference: Annotated[Path, typer.Argument(help="The network whose order of units all take.")],
-    networks: Annotated[list[Path], typer.Argument(help="Checkpoints of the same architecture.")],
+    *,
+    networks: Annotated[list[Path] | None, typer.Argument(help="Checkpoints of the same architecture.")] = None,
     output: switches.OutputFolderSwitch,
     architecture: switches.ArchitectureSwitches,
     kinds: switches.SymmetrySwitches,
@@ -36,6 +38,9 @@ def canonicalize(
     networks; other solvers, some of which take data from --task, align one after the other. Files appear whole or not
     at all, and none is replaced without --force.
     """
+    if not networks:
+        one = "one network alone comes to a form of its own by alignkit canonical-form"
+        raise UsageError(f"canonicalize brings networks to a reference: name some behind {reference}; {one}.")
     switches.check_memory(memory, {"--task": task is not None})
     targets = targets_in(networks, output, job.force)
     with Runner("canonicalize", job, {}) as run:

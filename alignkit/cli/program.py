@@ -13,6 +13,7 @@ import typer
 
 import alignkit
 from alignkit.cli.align_many import align_many
+from alignkit.cli.canonical_form import canonical_form
 from alignkit.cli.canonicalize import canonicalize
 from alignkit.cli.check import check
 from alignkit.cli.compare import compare
@@ -69,7 +70,7 @@ def options(
 
 for function in (
     *(solvers, solve, demo, trace, check, merge, compare),
-    *(align_many, distance, transport, zoo, canonicalize, fold, rotate, widen, train_deepalign),
+    *(align_many, distance, transport, zoo, canonicalize, canonical_form, fold, rotate, widen, train_deepalign),
 ):
     app.command(function.__name__.replace("_", "-"))(function)
 

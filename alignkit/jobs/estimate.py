@@ -23,8 +23,8 @@ from alignkit.matching.similarities import room_for_similarities
 from alignkit.text import Explained, list_some, plural, readable_bytes, shorten_list
 
 Job: TypeAlias = Literal[
-    "align-many", "canonicalize", "check", "compare", "demo", "distance", "fold", "merge", "rotate", "solve",
-    "transport", "widen",
+    "align-many", "canonical-form", "canonicalize", "check", "compare", "demo", "distance", "fold", "merge", "rotate",
+    "solve", "transport", "widen",
 ]  # fmt: skip
 SolverNames: TypeAlias = str | Sequence[str] | None
 
@@ -35,6 +35,7 @@ WRITTEN = {
     "solve": 2,
     "transport": 2,
     "align-many": 2,
+    "canonical-form": 2,
     "canonicalize": 2,
     "fold": 4,
     "rotate": 5,

@@ -152,7 +152,8 @@ class NetworkFiles(OutputForms):
         assert self.memory is not None
         limit, own = parse_memory(self.memory), 0
         labelled = dict(zip(map(str, self.paths), self._filled, strict=True))
-        networks = open_as_given(self.graph, labelled, Budget(limit))
+        opened = dict(zip(labelled, open_as_given(self.graph, labelled, Budget(limit)), strict=True))
+        networks = [opened[str(path)] for path in self.paths]  # a path may be named twice
         for tuned, base in self._unknown_changes.items():
             networks[tuned] = PatchedNetwork(networks[tuned], dict.fromkeys(self._lacked(tuned, base), networks[base]))
         if self.symmetries == "all":

@@ -35,6 +35,7 @@ CALLS: dict[str, tuple[list[object], list[str], str, list[str]]] = {
     "fold": (["fold", A, *NET], [A], "fold", ["out"]),
     "tensors": (["transport", A, THING, B, *GIVEN, "--layouts", "@0.weight:0"], [A, B, THING], "transport", ["out"]),
     "align-many": (["align-many", A, B, C, *GIVEN], [A, B, C], "align-many", ["out/a", "out/b", "out/c"]),
+    "canonical-form": (["canonical-form", A, *GIVEN], [A], "canonical-form", ["out"]),
     "canonicalize": (["canonicalize", A, B, C, *GIVEN], [A, B, C], "canonicalize", ["out/b", "out/c"]),
 }  # fmt: skip
 SETS = ("align-many", "canonicalize")

@@ -228,6 +228,19 @@ def test_a_fine_tune_is_balanced_as_its_base_is(name: str, pair: Pair) -> None:
 
 
 @networks
+def test_twins_have_one_canonical_form(name: str, pair: Pair) -> None:
+    forms = {}
+    for side in ("a", "twin"):
+        said = run("canonical-form", pair.file(side), "-o", pair.file(f"form-{side}"), *pair.given, *ALL)
+        assert f"Folded {pair.file(side)}: " in said and "Function check of" in said
+        assert close(pair.answer(f"form-{side}"), pair.answer("a"))
+        forms[side] = read_weights(pair.file(f"form-{side}"))
+    if "Every unit has its place" in said:
+        size = max(float(tensor.abs().max()) for tensor in forms["a"].values())
+        assert all(torch.allclose(t, forms["twin"][n], atol=1e-4 * size) for n, t in forms["a"].items())
+
+
+@networks
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare"])
 def test_fine_tunes_that_equal_their_base_change_nothing(name: str, method: str, pair: Pair) -> None:
     run("fold", pair.file("a"), "-o", pair.file("folded"), *pair.given)
@@ -254,6 +267,7 @@ def test_folded_networks_stay_on_disk(name: str, pair: Pair) -> None:
         left, right = (read_weights(f"{at}/{given[1]}" if in_folder else at) for at in (on_disk, in_memory))
         assert left.keys() == right.keys()
         assert all(torch.allclose(t.float(), right[n].float(), atol=2e-5) for n, t in left.items())
+    assert "the same" in run("distance", given[0], given[0], *pair.given, *ALL, *limit, "--same")
     apart = [json.loads(run("distance", *given, *pair.given, *ALL, *more, "--json")) for more in (limit, ())]
     assert apart[0]["squared_distance_after"] == pytest.approx(apart[1]["squared_distance_after"], rel=1e-4)
 

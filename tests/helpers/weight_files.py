@@ -66,5 +66,6 @@ JOBS: dict[str, tuple[list[str], str]] = {
     "align-many": (["align-many", A, B, C, "-o", "out", *GIVEN], "out"),
     "transport": (["transport", A, TUNED, B, "-o", "out.safetensors", *GIVEN], "out.safetensors"),
     "distance": (["distance", A, B, *GIVEN], ""),
+    "canonical-form": (["canonical-form", A, "-o", "out.safetensors", *GIVEN], "out.safetensors"),
     "canonicalize": (["canonicalize", A, B, C, "-o", "out", *GIVEN], "out"),
 }
