@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import alignkit
 from alignkit.cli.merge_recipe import Plan
@@ -14,6 +14,12 @@ from alignkit.cli.runner import Runner
 from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SolverSwitches, SymmetrySwitches
 from alignkit.cli.values import one_of
 from alignkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from alignkit.jobs import NetworkFiles
+
+ADAPTER_ROLES = ("the adapter", "the base that it was trained on", "the base that it was carried to")
+"""What was read, in the model card of an adapter that was carried."""
 
 
 def refuse(what: str, given: Mapping[str, bool]) -> None:
@@ -41,8 +47,14 @@ class Carrying:
         """Carry a LoRA adapter, and write a folder that peft loads."""
         adapter = alignkit.jobs.Adapter.read(self.thing)
 
-        def write(carried: Any, record: alignkit.jobs.Record) -> None:
-            carried.adapter.on_base(str(self.base_b)).write(self.output, overwrite=self.job.force, record=record)
+        def write(carried: Any, record: alignkit.jobs.Record, files: NetworkFiles) -> None:
+            sources = [alignkit.jobs.adapter_source(self.thing), *alignkit.jobs.card_sources(files)]
+            about = "A LoRA adapter that was carried from one base to another."
+            card = alignkit.jobs.model_card(
+                sources, self.output, about, ADAPTER_ROLES, {}, carried.explain(), ("lora",)
+            )
+            adapter = carried.adapter.on_base(str(self.base_b))
+            adapter.write(self.output, overwrite=self.job.force, record=record, card=card)
 
         self._carry(True, write, lambda *sides, **given: alignkit.transport_adapter(*sides, adapter=adapter, **given))
 
@@ -51,7 +63,7 @@ class Carrying:
         texts: Any = layouts if layouts.startswith("@") else alignkit.jobs.read_spec(layouts)
         tensors = alignkit.read_weights(self.thing)
 
-        def write(carried: Any, record: alignkit.jobs.Record) -> None:
+        def write(carried: Any, record: alignkit.jobs.Record, files: NetworkFiles) -> None:
             constants = {f"{name}.constant": tensor for name, tensor in carried.constants.items()}
             alignkit.jobs.write_described(self.output, {**carried.tensors, **constants}, record)
 
@@ -71,7 +83,7 @@ class Carrying:
         state = alignkit.checkpoints.read_optimizer(self.thing)
         ordered = None if names is None else alignkit.jobs.read_names(names)
 
-        def write(carried: Any, record: alignkit.jobs.Record) -> None:
+        def write(carried: Any, record: alignkit.jobs.Record, files: NetworkFiles) -> None:
             alignkit.checkpoints.write_optimizer(self.output, carried.state)
             alignkit.jobs.write_sidecar(self.output, record)
 
@@ -85,7 +97,7 @@ class Carrying:
     def _carry(
         self,
         folder: bool,
-        write: Callable[[Any, alignkit.jobs.Record], None],
+        write: Callable[[Any, alignkit.jobs.Record, NetworkFiles], None],
         call: Callable[..., Any],
         *,
         with_model: bool = False,
@@ -106,7 +118,7 @@ class Carrying:
             carried = call(files.graph, *sides, alignment=known, **extra, **self.solving.arguments)
             record = run.record(files, carried, more=[self.thing])
             with run.file_set.collecting():
-                write(carried, record)
+                write(carried, record, files)
                 if self.save_alignment is not None:
                     carried.alignment.save(self.save_alignment)
             named = {"base A": self.base_a, "carried": self.thing, "base B": self.base_b, "output": self.output}
@@ -130,8 +142,14 @@ def merge_adapters(plan: Plan, job: JobSwitches) -> None:
         inputs = [alignkit.jobs.input_of_path(path) for path in adapters]
         record = alignkit.jobs.make_record("merge", recipe.parameters(), inputs, merged.facts())
         run.tell_changes(record, plan.earlier)
+        sources = [alignkit.jobs.adapter_source(path) for path in adapters]
+        roles = [f"weight {value:g}" for value in weights.get("*") or [1 / len(adapters)] * len(adapters)]
+        card = alignkit.jobs.model_card(
+            sources, output, f"A merge of {len(adapters)} LoRA adapters.", roles, {"Method": method}, merged.explain(),
+            ("merge", "lora"), recipe.parameters(),
+        )  # fmt: skip
         with run.file_set.collecting():
-            merged.adapter.write(output, overwrite=job.force, record=record)
+            merged.adapter.write(output, overwrite=job.force, record=record, card=card)
         names = [str(path) for path in adapters]
         named = {"adapters": names, "output": output}
         run.finish(merged, f"Merge of {', '.join(names)}", named=named)

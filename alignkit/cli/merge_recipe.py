@@ -85,7 +85,14 @@ class Plan:
         about = f"A merge of {len(recipe.models)} networks{'' if recipe.align else ', as they were'}."
         roles = [*(["base"] if is_task else []), *weights]
         return alignkit.jobs.model_card(
-            files, self.output, about, roles, ways, came_out, ("merge",), recipe.parameters()
+            alignkit.jobs.card_sources(files),
+            self.output,
+            about,
+            roles,
+            ways,
+            came_out,
+            ("merge",),
+            recipe.parameters(),
         )
 
 

@@ -95,8 +95,8 @@ def transport(
         )  # fmt: skip
         record = run.record(files, carried)
         card = alignkit.jobs.model_card(
-            files, output, "A fine-tune that was carried from one base to another.", ROLES, {"Scale": f"{scale:g}"},
-            carried.explain(),
+            alignkit.jobs.card_sources(files), output, "A fine-tune that was carried from one base to another.", ROLES,
+            {"Scale": f"{scale:g}"}, carried.explain(),
         )  # fmt: skip
         with run.file_set.collecting():
             files.write(output, carried.network, like=2, overwrite=job.force, record=record, card=card)

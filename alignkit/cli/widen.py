@@ -53,7 +53,7 @@ def widen(
         small, large = narrow.given_module(0), wider.given_module(0)
         widened = alignkit.widen(small, narrow.graph, large, wider.graph, *example[1], **example[2])
         card = alignkit.jobs.model_card(
-            narrow,
+            alignkit.jobs.card_sources(narrow),
             output,
             f"`{network}` in the shapes of `{like}`. It computes what `{network}` computes.",
             ["the narrow network"],

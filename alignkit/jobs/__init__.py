@@ -25,7 +25,7 @@ from alignkit.jobs.memory_use import peak_memory
 from alignkit.jobs.mending import Statistics
 from alignkit.jobs.merge import Merged
 from alignkit.jobs.merge_adapters import MergedAdapters
-from alignkit.jobs.model_card import model_card
+from alignkit.jobs.model_card import CardSource, adapter_source, card_sources, model_card
 from alignkit.jobs.network_files import NetworkFiles
 from alignkit.jobs.network_opening import is_folder_or_id
 from alignkit.jobs.recipe import MergeRecipe, merge_recipe
@@ -53,6 +53,7 @@ __all__ = [
     "DEMO_FILES",
     "Adapter",
     "Canonical",
+    "CardSource",
     "CarriedOptimizer",
     "Checked",
     "Comparison",
@@ -80,6 +81,8 @@ __all__ = [
     "TransportedAdapter",
     "TransportedTensors",
     "WidenedNetwork",
+    "adapter_source",
+    "card_sources",
     "carry_optimizer",
     "check_same",
     "estimate_demo",

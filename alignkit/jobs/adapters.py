@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints.folder import RUN_RECORD
+from alignkit.checkpoints.folder import CARD, RUN_RECORD
 from alignkit.checkpoints.opening import read_file
 from alignkit.checkpoints.staging import staged
 from alignkit.checkpoints.weights import read_weights, write_weights
@@ -130,13 +130,15 @@ class Adapter:
         return cls(config, read_weights(files[0]), str(folder))
 
     @check_arguments
-    def write(self, folder: str | Path, *, overwrite: bool = False, record: Record | None = None) -> None:
-        """Write a folder that peft loads, whole or not at all; a ``record`` says what made it.
+    def write(
+        self, folder: str | Path, *, overwrite: bool = False, record: Record | None = None, card: str | None = None
+    ) -> None:
+        """Write a folder that peft loads, whole or not at all; a ``record`` and a model ``card`` say what made it.
 
         Raises:
             WeightsError: It cannot be written, exists, or holds other files.
         """
-        replaces = {Path(name) for name in (CONFIG, RUN_RECORD, *WEIGHTS)}
+        replaces = {Path(name) for name in (CONFIG, RUN_RECORD, CARD, *WEIGHTS)}
         with staged(Path(folder), folder=True, overwrite=overwrite, replaces=replaces) as temporary:
             text = json.dumps(dict(self.config), indent=2, sort_keys=True)
             (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -144,6 +146,8 @@ class Adapter:
             write_weights(temporary / WEIGHTS[0], self.tensors, {"format": "pt", **header})
             if record is not None:
                 (temporary / RUN_RECORD).write_text(record.to_json(), encoding="utf-8")
+            if card is not None:
+                (temporary / CARD).write_text(card, encoding="utf-8")
 
     @property
     def base_weights(self) -> list[str]:

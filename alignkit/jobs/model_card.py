@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +12,75 @@ import yaml
 
 import alignkit
 from alignkit.arguments import check_arguments
-from alignkit.checkpoints import Checkpoint, is_hub_id
+from alignkit.checkpoints import is_hub_id
 from alignkit.checkpoints.folder import CARD, CONFIG, RUN_RECORD
 from alignkit.checkpoints.opening import read_file
 from alignkit.errors import UsageError
+from alignkit.jobs import adapters
 from alignkit.jobs.network_files import NetworkFiles
+from alignkit.jobs.record import RecordedInput, input_of_path
 from alignkit.jobs.yaml_text import MAX_YAML, YamlText
 
 FENCE = "---"
+LIBRARIES = ("transformers", "diffusers", "timm")
+NAME_FIELDS = ("_name_or_path", "name_or_path")
+"""Fields of a configuration in which libraries keep what a network was loaded from."""
 LICENCE = ("license", "license_name", "license_link")
 """Fields of a card that say what its licence is."""
 
 
+@dataclass(frozen=True)
+class CardSource:
+    """What a card says of a network, or of an adapter, that was read.
+
+    Attributes:
+        name: Path or id, as the user gave it.
+        read: Its files with their check sums.
+        said: The texts in the header of its own card.
+        library: The library that loads it, if it is known.
+        origin: The id on the hub of what it was made from, if it is known: itself, or what its configuration names.
+    """
+
+    name: str
+    read: RecordedInput
+    said: Mapping[str, str]
+    library: str | None
+    origin: str | None
+
+
+@check_arguments
+def card_sources(files: NetworkFiles) -> list[CardSource]:
+    """Return what a card says of networks."""
+    sources = []
+    for path, checkpoint, read in zip(map(str, files.paths), files.checkpoints, files.inputs, strict=True):
+        said = read_front_matter(checkpoint.folder)
+        library = said.get("library_name") or (files.model or "").partition(":")[0]
+        known = library in LIBRARIES or "library_name" in said
+        origin = path.partition("@")[0] if is_hub_id(path) else _origin(checkpoint.config, NAME_FIELDS)
+        sources.append(CardSource(path, read, said, library if known else None, origin))
+    return sources
+
+
+@check_arguments
+def adapter_source(folder: Path) -> CardSource:
+    """Return what a card says of an adapter."""
+    said, origin = read_front_matter(folder), _origin(folder / adapters.CONFIG, (adapters.BASE_NAME,))
+    return CardSource(str(folder), input_of_path(folder), said, "peft", origin)
+
+
+def _origin(config: Path | None, fields: Sequence[str]) -> str | None:
+    """Return the id on the hub that a field of a configuration names."""
+    try:
+        values = {} if config is None else json.loads(read_file(config, MAX_YAML))
+    except (OSError, ValueError, RecursionError):
+        return None
+    named = [values.get(field) for field in fields] if isinstance(values, dict) else []
+    return next((name for name in named if isinstance(name, str) and is_hub_id(name)), None)
+
+
 @check_arguments
 def model_card(
-    files: NetworkFiles,
+    sources: Sequence[CardSource],
     output: Path,
     about: str,
     roles: Sequence[str],
@@ -36,30 +92,30 @@ def model_card(
     """Write the ``README.md`` of a folder that a job made of several networks.
 
     Args:
-        files: The networks.
+        sources: What was read; see `card_sources`.
         output: The folder, whose name is the title.
         about: A sentence on what it is.
-        roles: What each network was in the job, such as its weight.
+        roles: What each of them was in the job, such as its weight.
         ways: How the job was done, by what is said.
         came_out: The numbers that were reached, as ``result.explain()`` says them.
         tags: More tags for the hub; it always has ``alignkit``.
         recipe: What repeats the job, as YAML takes it.
     """
-    said = [read_front_matter(checkpoint) for checkpoint in files.checkpoints]
-    names = [str(path) for path in files.paths]
+    names, said = [source.name for source in sources], [source.said for source in sources]
     licences = [{field: card[field] for field in LICENCE if field in card} for card in said]
     agree = bool(licences[0]) and all(licence == licences[0] for licence in licences)
-    library = said[0].get("library_name") or (files.model or "").partition(":")[0]
-    front: dict[str, Any] = {"base_model": [name.partition("@")[0] for name in names if is_hub_id(name)]}
-    if library in ("transformers", "diffusers", "timm") or said[0].get("library_name"):
-        front["library_name"] = library
+    origins = [source.origin for source in sources if source.origin is not None]
+    front: dict[str, Any] = {"base_model": list(dict.fromkeys(origins))}
+    if sources[0].library is not None:
+        front["library_name"] = sources[0].library
     front |= licences[0] if agree else {}
     front["tags"] = ["alignkit", *tags]
     again = "" if recipe is None else f"\n## Recipe\n\n```yaml\n{_yaml(recipe)}\n```\n"
     rows = []
-    for name, role, read in zip(names, roles, files.inputs, strict=True):
-        digests = ", ".join(f"`{file.sha256}`" for file in read.files if file.name != CONFIG)
-        rows.append("| `{}` | {} | {} |".format(name.replace("|", "\\|"), role, digests))
+    for source, role in zip(sources, roles, strict=True):
+        configurations = (CONFIG, adapters.CONFIG)
+        digests = ", ".join(f"`{file.sha256}`" for file in source.read.files if file.name not in configurations)
+        rows.append("| `{}` | {} | {} |".format(source.name.replace("|", "\\|"), role, digests))
     lines = [
         FENCE,
         _yaml(front),
@@ -78,12 +134,12 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def read_front_matter(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the texts in the YAML header of a network's card; nothing where there is none that can be read."""
-    if checkpoint.folder is None:
+def read_front_matter(folder: Path | None) -> dict[str, str]:
+    """Return the texts in the YAML header of the card in a folder; nothing where there is none that can be read."""
+    if folder is None:
         return {}
     try:
-        text = read_file(checkpoint.folder / CARD, MAX_YAML).decode()
+        text = read_file(folder / CARD, MAX_YAML).decode()
         opening, _, rest = text.partition("\n")
         header, closing, _ = rest.partition(f"\n{FENCE}")
         if opening.strip() != FENCE or not closing:

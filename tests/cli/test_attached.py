@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import alignkit
@@ -109,3 +110,49 @@ def test_switches_that_do_not_go_together_are_refused(folder: Path) -> None:
     assert not Path("out").exists()
     said = run("transport", *NAMES, "-o", "x.safetensors", *GIVEN, "--layouts", "nowhere.json", code=1)
     assert "nowhere.json cannot be read" in said
+
+
+# ---------------------------------------------------------------------- what made them
+
+
+def front_matter(card: Path) -> dict[str, object]:
+    return yaml.safe_load(card.read_text().split("---")[1])
+
+
+def made_adapters(origin: str | None) -> None:
+    """Write two adapters; ``origin`` is the base that their configurations name."""
+    for seed, name in enumerate(("one", "two")):
+        random_adapter(layers(), seed=seed).on_base(origin).write(name)
+        Path(name, "README.md").write_text(f"---\nlicense: mit\n---\n# card of {name}\n")
+
+
+CALLS = {
+    "merge": (["merge", "one", "two"], ["weight 0.5", "weight 0.5"]),
+    "transport": (
+        ["transport", "a.safetensors", "one", "b.safetensors", *GIVEN],
+        ["the adapter", "the base that it was trained on", "the base that it was carried to"],
+    ),
+}
+
+
+@pytest.mark.parametrize("origin", ["somebody/base", "a/local/folder", "base.safetensors", None])
+@pytest.mark.parametrize("job", CALLS)
+def test_an_adapter_has_a_record_and_a_card(folder: Path, job: str, origin: str | None) -> None:
+    made_adapters(origin)
+    call, roles = CALLS[job]
+    run(*call, "-o", "out")
+    card = Path("out/README.md").read_text()
+    header = front_matter(Path("out/README.md"))
+    assert header["base_model"] == (["somebody/base"] if origin == "somebody/base" else [])
+    assert header["library_name"] == "peft"
+    assert {"alignkit", "lora"} <= set(header["tags"])  # type: ignore[arg-type]
+    assert header.get("license") == ("mit" if job == "merge" else None)
+    assert "card of one" not in card
+    assert all(f"| {role} |" in card for role in roles)
+    record = alignkit.jobs.read_record("out")
+    assert record.job == job
+    digests = [file.sha256 for each in record.inputs for file in each.files if file.name != "adapter_config.json"]
+    assert digests and all(digest in card for digest in digests)
+    run(*call, "-o", "out", "--force")
+    assert Path("out/README.md").read_text() == card
+    Adapter.read("out")

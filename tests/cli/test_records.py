@@ -317,3 +317,23 @@ def test_the_merged_folder_is_loaded_by_its_library(transformers_folders: Path) 
 
 def test_the_jobs_that_write_are_those_with_records() -> None:
     assert {call[0] for call, output in JOBS.values() if output} <= {call[0] for call, *_ in CALLS.values()}
+
+
+@pytest.mark.parametrize("field", ["_name_or_path", "name_or_path"])
+@pytest.mark.parametrize(
+    ("origins", "said"),
+    [
+        (("owner/one", "owner/two"), ["owner/one", "owner/two"]),
+        (("owner/one", "owner/one"), ["owner/one"]),
+        (("./somewhere", "owner/two"), ["owner/two"]),
+        ((7, None), []),
+    ],
+)
+def test_a_card_names_where_local_folders_come_from(
+    transformers_folders: Path, field: str, origins: tuple[object, object], said: list[str]
+) -> None:
+    for name, origin in zip("ab", origins, strict=True):
+        config = Path(name, "config.json")
+        config.write_text(json.dumps({**json.loads(config.read_text()), field: origin}))
+    run("merge", "a", "b", "-o", "m")
+    assert front_matter(Path("m/README.md"))["base_model"] == said
