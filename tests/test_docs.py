@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,17 @@ def test_tests_that_pages_name_are_there(file: str, test: str) -> None:
 
 def test_every_fuzzer_is_on_the_page_of_reliability() -> None:
     assert set(FUZZERS) == set(re.findall(r"^\| `(\w+)` \| ", TEXTS["reliability.md"], re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("urls", "link"),
+    [
+        ("", ""),
+        ('[project.urls]\nRepository = "https://here.example/alignkit"', "https://here.example/alignkit"),
+        ('[project.urls]\nhomepage = "https://page.example"\nSource = "https://here.example"', "https://here.example"),
+        ('[project.urls]\nFunding = "https://money.example"', ""),
+    ],
+)
+def test_pages_link_the_repository_that_the_metadata_name(urls: str, link: str) -> None:
+    page_foot = runpy.run_path(str(ROOT / "docs" / "pictures" / "version.py"))
+    assert page_foot["repository"](f'[project]\nname = "alignkit"\n{urls}') == link
