@@ -42,6 +42,7 @@ class Carrying:
     job: JobSwitches
     alignment: Path | None
     save_alignment: Path | None
+    memory: str | None
 
     def adapter(self) -> None:
         """Carry a LoRA adapter, and write a folder that peft loads."""
@@ -108,13 +109,20 @@ class Carrying:
             run.written.insert(0, str(self.output))
             solver = None if self.alignment else self.solving.solver
             files = run.open(
-                [self.base_a, self.base_b], self.architecture, self.kinds, solver=solver, balance=not as_trained
+                [self.base_a, self.base_b],
+                self.architecture,
+                self.kinds,
+                solver=solver,
+                balance=not as_trained,
+                memory=self.memory,
             )
-            check = run.check_function(files, 1)
+            in_memory = self.memory is None
+            check = run.check_function(files, 1) if in_memory else None
             known = None if self.alignment is None else alignkit.Alignment.load(self.alignment, files.graph)
             example = files.own_example(0) if with_model else None
             extra = {"model": example and example[0]} if with_model else {}
-            sides = files.given if as_trained else files.folded or files.given
+            given = files.given if in_memory else files.weights
+            sides = given if as_trained else files.folded or given
             carried = call(files.graph, *sides, alignment=known, **extra, **self.solving.arguments)
             record = run.record(files, carried, more=[self.thing])
             with run.file_set.collecting():
@@ -123,7 +131,7 @@ class Carrying:
                     carried.alignment.save(self.save_alignment)
             named = {"base A": self.base_a, "carried": self.thing, "base B": self.base_b, "output": self.output}
             title = f"{self.thing} carried to {self.base_b}"
-            run.finish(carried, title, files, named=named, pair=files.bind(), check=check)
+            run.finish(carried, title, files, named=named, pair=files.bind() if in_memory else None, check=check)
 
 
 def merge_adapters(plan: Plan, job: JobSwitches) -> None:

@@ -47,6 +47,7 @@ def transport(
         typer.Option("--names", help="JSON list of all parameters in the order in which the optimiser got them."),
     ] = None,
     dtype: switches.DtypeSwitch = None,
+    memory: switches.MemorySwitch = None,
 ) -> None:
     """Carry a fine-tune, an adapter or a probe over to another base.
 
@@ -77,16 +78,17 @@ def transport(
             },
         )
         carrying = Carrying(
-            base_a, tuned_a, base_b, output, architecture, kinds, solving, job, alignment, save_alignment
+            base_a, tuned_a, base_b, output, architecture, kinds, solving, job, alignment, save_alignment, memory
         )  # fmt: skip
         if optimizer:
             return carrying.optimizer(names)
         return carrying.adapter() if layouts is None else carrying.tensors(layouts)
+    switches.check_memory(memory, {"--task": data.task is not None})
     solver = None if alignment else solving.solver
     with Runner("transport", job, {"--output": output, "--save-alignment": save_alignment}, like=base_b) as run:
         paths, bases = [base_a, tuned_a, base_b], {0: 0, 1: 0}
-        files = run.open(paths, architecture, kinds, solver=solver, bases=bases, dtype=dtype)
-        check = run.check_function(files, 2)
+        files = run.open(paths, architecture, kinds, solver=solver, bases=bases, dtype=dtype, memory=memory)
+        check = run.check_function(files, 2) if memory is None else None
         before, after, target = files.weights
         known = None if alignment is None else alignkit.Alignment.load(alignment, files.graph)
         carried = alignkit.transport(
@@ -103,5 +105,5 @@ def transport(
             if save_alignment is not None:
                 carried.alignment.save(save_alignment)
         named = {"base A": base_a, "tuned A": tuned_a, "base B": base_b, "output": output, "task": data.task or "none"}
-        pair = files.graph.bind(before, target)
+        pair = files.graph.bind(before, target) if memory is None else None
         return run.finish(carried, f"{tuned_a} carried to {base_b}", files, named=named, pair=pair, check=check)

@@ -250,7 +250,8 @@ def folded_like(base: Folded, tuned: WeightsSource | Folded) -> WeightsSource:
     """
     origin = base if base.like is None else base.like
     if not isinstance(tuned, Folded):
-        return fold(tuned, base.graph, like=origin).network
+        memory = base.network.budget.memory if isinstance(base.network, StoredNetwork) else None
+        return fold(tuned, base.graph, like=origin, memory=memory).network
     if tuned.graph != base.graph or (base.spaces and tuned is not base and tuned.like is not origin):
         raise FoldError(
             "the fine-tune was not folded as its base was, so that more lies between the two than what was tuned: give "

@@ -250,7 +250,13 @@ def settings_of(stages: Sequence[Solver[Any]], seed: int) -> dict[str, Any]:
     return {f"{i} {stage.name}": options for i, (stage, options) in enumerate(zip(stages, every, strict=True), 1)}
 
 
-def bound_pair(call: str, pair: Pair | SymmetryGraph, a: WeightsSource | None, b: WeightsSource | None) -> Pair:
+def bound_pair(
+    call: str,
+    pair: Pair | SymmetryGraph,
+    a: WeightsSource | None,
+    b: WeightsSource | None,
+    memory: int | str | None = None,
+) -> Pair:
     """Return the pair that a job works on: ``pair``, or a graph bound to ``a`` and ``b``; ``call`` is for messages.
 
     Raises:
@@ -262,7 +268,7 @@ def bound_pair(call: str, pair: Pair | SymmetryGraph, a: WeightsSource | None, b
         return pair
     if a is None or b is None:
         raise BindError(f"a graph alone says nothing about weights: call {call}(graph, a, b).")
-    return pair.bind(a, b)
+    return pair.bind(a, b, memory=memory)
 
 
 def graph_and_models(

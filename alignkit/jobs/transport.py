@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,10 @@ from alignkit.graph.bind import Weights, WeightsSource, fit_of, weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.folded import check_folded
 from alignkit.graph.hidden_state import check_hidden_state
+from alignkit.graph.stored import StoredNetwork
+from alignkit.graph.stored.opening import open_stored
 from alignkit.jobs.average import widen, with_tensors
+from alignkit.jobs.carried_network import CarriedNetwork, TaskVector, carried
 from alignkit.jobs.fold import Folded, folded_like
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.passage import alignment_sections
@@ -35,6 +39,7 @@ TITLE = "A fine-tune carried to another base"
 class Transported(Explained):
     """A fine-tune on another base: ``network`` is the tuned base B, a module where one was given, else a state dict.
 
+    With a limit of memory it stays on disk, and ``rounding`` is known once it was read.
     ``alignment`` brings base B to base A; there is no ``solution`` where it was given. ``length`` is that of the task
     vector, ``||tuned A - base A||`` in float64, ``scale`` its factor. ``statistics`` says what became of running
     statistics such as those of BatchNorm. ``losses`` are those of a task on base A, tuned A, base B and the network.
@@ -42,7 +47,7 @@ class Transported(Explained):
     have no difference that could be carried. ``rounding`` is what the network lost when it was rounded to its dtypes.
     """
 
-    network: nn.Module | dict[str, Tensor]
+    network: nn.Module | Mapping[str, Tensor]
     alignment: Alignment
     solution: Solution | None
     length: float
@@ -103,6 +108,7 @@ def transport(
     task: Task | None = None,
     reset_batchnorm: bool = True,
     repair: bool = False,
+    memory: int | str | None = None,
     **arguments: Any,
 ) -> Transported:
     """Carry a fine-tune from base A to base B: ``base_b + scale * P^-1 # (tuned_a - base_a)``.
@@ -129,6 +135,8 @@ def transport(
             `alignkit.reset_batchnorm` does.
         repair: Whether the result is repaired on the inputs of the task instead, as `alignkit.repair` does. Its one
             parent is base B.
+        memory: With a limit all three networks, which are paths then, stay on disk, as in `SymmetryGraph.bind`, and so
+            does the result: it is computed when it is asked for a tensor, or written in pieces. There is no task then.
         arguments: Further arguments of `alignkit.solve`: a device, a seed, options.
 
     Returns:
@@ -151,38 +159,44 @@ def transport(
         tuned = folded_like(a, tuned)
     base_a, base_b = (network.network if isinstance(network, Folded) else network for network in (a, b))
     tuned = tuned.network if isinstance(tuned, Folded) else tuned
-    bases = bound_pair("transport", pair, base_a, base_b)
+    bases = bound_pair("transport", pair, base_a, base_b, memory)
+    if bases.is_stored and task is not None:
+        raise MergeError("networks on disk are carried without a task: leave memory= out.")
     if task is not None:  # before anything is solved
         task.checked(bases.b)
     solution = completed(solve(bases, solver=solver, task=task, **arguments)) if alignment is None else None
     given = solution if alignment is None else alignment
     assert given is not None
     order = given if isinstance(given, Alignment) else given.alignment
+    if order.graph != bases.graph:
+        raise MergeError("the alignment belongs to another graph than the networks.")
+    if isinstance(bases.a, StoredNetwork) and isinstance(bases.b, StoredNetwork):
+        (stored,) = open_stored(bases.graph, {"tuned": tuned}, bases.a.budget)
+        change = TaskVector(bases.a, stored)
+        result = CarriedNetwork(bases.b, change.under(order.inverse().elements), scale, wanted, rounding)
+        left_alone, told = change.whole_numbers, Statistics.unmended(bases.graph.tensors)
+        return Transported(result, order, solution, change.length, scale, told, None, left_alone, rounding)
     fit = fit_of(bases.graph)
     after = fit.check_tensors(weights_of(tuned), "tuned")
     fit.check_dtypes({"tuned": {name: tensor.dtype for name, tensor in after.items()}})
-    if order.graph != bases.graph:
-        fit.problems.append("the alignment belongs to another graph")
     fit.raise_if_any(MergeError, "the models do not fit the graph")
     check_folded(bases.graph, {"tuned": after}, MergeError)
     check_hidden_state({"base A": bases.module_a, "tuned": tuned}, MergeError)
-    back, carried = order.inverse(), {}
+    back, values = order.inverse(), {}
     lengths: list[float] = []
     left: list[str] = []
     with torch.no_grad():
         for name, target in bases.b.items():
             if not is_number(target):
-                carried[name] = target.detach().clone()
+                values[name] = target.detach().clone()
                 if not is_counter(name) and not torch.equal(after[name].cpu(), bases.a[name].cpu()):
                     left.append(name)
                 continue
             vector = widen(after[name], target.device) - widen(bases.a[name], target.device)
             lengths.append(length(vector))
-            moved = widen(target, target.device) + scale * back.apply_tensor(name, vector)
-            if name.endswith("running_var"):
-                moved = torch.where(moved > 0, moved, widen(target, target.device))
-            carried[name] = rounding.narrow(moved, wanted or target.dtype, name, MergeError)
-    named = {name: carried[first] for name, first in bases.graph.first_names.items()}
+            moved = back.apply_tensor(name, vector)
+            values[name] = carried(name, target, moved, scale, wanted or target.dtype, rounding)
+    named = {name: values[first] for name, first in bases.graph.first_names.items()}
     if bases.module_b is not None:
         network: nn.Module | dict[str, Tensor] = with_tensors(bases.module_b, named)
     else:

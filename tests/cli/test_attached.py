@@ -53,7 +53,9 @@ def test_modules_and_all_symmetries(folder: Path) -> None:
     made = things()
     run("transport", *NAMES, "-o", "one.safetensors", *MODEL, "--layouts", "@1", "--save-alignment", "p.safetensors")
     run("transport", *NAMES, "-o", "two.safetensors", *MODEL, "--layouts", "@1", "--alignment", "p.safetensors")
-    assert equal(read_weights("one.safetensors"), read_weights("two.safetensors"))
+    run("transport", *NAMES, "-o", "disk.safetensors", *MODEL, "--layouts", "@1", "--memory", "20MB")
+    for other in ("two", "disk"):
+        assert equal(read_weights("one.safetensors"), read_weights(f"{other}.safetensors"))
     arguments = ("transport", *NAMES, "-o", "all.safetensors", *MODEL, "--symmetries", "all", "--layouts")
     assert "scaled in two ways" in run(*arguments, "@1", code=1)
     assert not Path("all.safetensors").exists()
@@ -64,11 +66,15 @@ def test_modules_and_all_symmetries(folder: Path) -> None:
     assert all(torch.allclose(t, expected.tensors[n], atol=1e-6) for n, t in read_weights("all.safetensors").items())
 
 
+@pytest.mark.parametrize("memory", [(), ("--memory", "20MB")])
 @pytest.mark.parametrize("given", [GIVEN, (*MODEL, "--symmetries", "all")])
-def test_an_adapter_is_carried_and_peft_s_folder_written(folder: Path, given: tuple[str, ...]) -> None:
+def test_an_adapter_is_carried_and_peft_s_folder_written(
+    folder: Path, given: tuple[str, ...], memory: tuple[str, ...]
+) -> None:
     adapter = random_adapter(layers())
     adapter.write("lora")
-    said = run("transport", "a.safetensors", "lora", "b.safetensors", "-o", "carried", *given, "--report", "r.md")
+    call = ("transport", "a.safetensors", "lora", "b.safetensors", "-o", "carried", *given, *memory)
+    said = run(*call, "--report", "r.md")
     assert "Factors of 2 weights carried" in said
     assert Path("r.md").exists()
     a, b = read_weights(NAMES[0]), read_weights(NAMES[2])

@@ -52,7 +52,10 @@ def trained(name: str, keep: Callable[[dict[str, Any]], Any]) -> tuple[nn.Module
     return model, optimizer, twin
 
 
-@pytest.mark.parametrize("given", [(*GIVEN, "--names", "names.json"), MODEL, (*MODEL, "--symmetries", "all")])
+WAYS = [(*GIVEN, "--names", "names.json"), MODEL, (*MODEL, "--symmetries", "all")]
+
+
+@pytest.mark.parametrize("given", [*WAYS, *((*way, "--memory", "20MB") for way in WAYS)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("kept", KEPT)
 def test_training_goes_on_in_the_order_of_the_twin(folder: Path, kept: str, name: str, given: tuple[str, ...]) -> None:

@@ -268,6 +268,16 @@ def test_folded_networks_stay_on_disk(name: str, pair: Pair) -> None:
         assert left.keys() == right.keys()
         assert all(torch.allclose(t.float(), right[n].float(), atol=2e-5) for n, t in left.items())
     assert "the same" in run("distance", given[0], given[0], *pair.given, *ALL, *limit, "--same")
+    tuned = {n: 1.01 * t if t.is_floating_point() else t for n, t in read_weights(given[0]).items()}
+    open_networks(given[0], model=None if pair.is_folder else pair.given[1]).write(
+        pair.here / pair.file("tuned"), tuned, like=0
+    )
+    for how, more in {"disk": limit, "memory": ()}.items():
+        sides = (given[0], pair.file("tuned"), given[1])
+        run("transport", *sides, "-o", pair.file(f"carried-{how}"), *pair.given, *ALL, *more)
+    left, right = (read_weights(pair.file(f"carried-{how}")) for how in ("disk", "memory"))
+    assert left.keys() == right.keys()
+    assert all(torch.allclose(t.float(), right[n].float(), atol=2e-5) for n, t in left.items())
     apart = [json.loads(run("distance", *given, *pair.given, *ALL, *more, "--json")) for more in (limit, ())]
     assert apart[0]["squared_distance_after"] == pytest.approx(apart[1]["squared_distance_after"], rel=1e-4)
 

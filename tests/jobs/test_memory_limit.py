@@ -27,6 +27,8 @@ JOBS = {
     "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[0]), out.pieces, overwrite=True)",
     "fold": "out = alignkit.fold(paths[0], graph, memory=limit).network; "
     "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[0]), out.pieces, overwrite=True)",
+    "transport": "out = alignkit.transport(graph, paths[0], paths[1], tuned=paths[2], memory=limit).network; "
+    "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[1]), out.pieces, overwrite=True)",
     "merge aligned": "out = alignkit.merge(graph, *paths[:2], memory=limit).network; "
     "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[0]), out.pieces, overwrite=True)",
 }
@@ -85,7 +87,7 @@ def test_the_limit_of_memory_is_kept(folder: Path, job: str) -> None:
     assert peak_of(job, folder, LIMIT) <= LIMIT
 
 
-@pytest.mark.parametrize("job", ["solve", "distance", "merge aligned", "canonicalize"])
+@pytest.mark.parametrize("job", ["solve", "distance", "merge aligned", "canonicalize", "transport"])
 @pytest.mark.parametrize(("mark", "limit"), [("-", 12_000_000), ("~", 136_000_000)])
 def test_the_limit_of_memory_is_kept_for_other_kinds(tmp_path: Path, mark: str, limit: int, job: str) -> None:
     """Signs pass a few rows at a time; a tensor that is rotated, of 16 MB in 64 bits, is held whole."""
