@@ -110,7 +110,7 @@ def test_numbers_of_numpy_arrive_as_those_of_python(seed: Any) -> None:
     ],
 )
 def test_a_tensor_of_one_number_is_no_sequence(call: Any) -> None:
-    with pytest.raises(AlignkitError, match=r"batches is a Tensor|iterator"):
+    with pytest.raises(AlignkitError, match=r"batches is a Tensor|iterator|no tensor with an axis of samples"):
         call(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.tensor(1))
 
 

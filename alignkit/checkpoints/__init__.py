@@ -4,6 +4,7 @@ from alignkit.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from alignkit.checkpoints.converted import Conversion, ConvertedCheckpoint, Rearranged, prefix_conversion
 from alignkit.checkpoints.documents import format_of
 from alignkit.checkpoints.file_set import FileSet, written_together
+from alignkit.checkpoints.foreign import check_is_there
 from alignkit.checkpoints.hub import is_hub_id
 from alignkit.checkpoints.optimizer_file import read_optimizer, write_optimizer
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
@@ -14,6 +15,7 @@ from alignkit.checkpoints.writer import ByteProgress, OnProgress, write_checkpoi
 __all__ = ["ByteProgress", "Checkpoint", "Conversion", "ConvertedCheckpoint", "FileSet", "OnProgress", "Rearranged"]
 __all__ += ["KNOWN_SUFFIXES", "Shard", "TensorEntry", "file_kind", "format_of", "is_hub_id", "open_checkpoint"]
 __all__ += [
+    "check_is_there",
     "prefix_conversion",
     "prepare_output",
     "read_optimizer",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.folder import CONFIG, INDEX_SUFFIX, find_weights, inside, read_index, side_files
+from alignkit.checkpoints.foreign import advice_for_suffix, missing_advice, refuse_address, refuse_content
 from alignkit.checkpoints.hub import locate
 from alignkit.checkpoints.opening import is_folder, read_file
 from alignkit.checkpoints.pickle_file import open_pickle
@@ -236,11 +237,12 @@ def open_checkpoint(path: str | Path, *, key: str | None = None, download: bool 
             code from a file.
         MissingExtraError: It is an id of the hub, and ``huggingface_hub`` is not installed.
     """
+    refuse_address(path)
     path = locate(path, download=download)
     try:
         folder, weights = (path, find_weights(path)) if is_folder(path) else (None, path)
     except FileNotFoundError as error:
-        raise WeightsError(f"{path} does not exist.") from error
+        raise WeightsError(f"{path} does not exist.{missing_advice(path)}") from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
     if weights.name.endswith(INDEX_SUFFIX):
@@ -264,8 +266,8 @@ def _open_shard(path: Path, key: str | None) -> Shard:
     """Open one weights file, by its suffix."""
     kind = file_kind(path)
     if kind is None:
-        help_text = "Convert the file, or rename it if it is one of these"
-        raise WeightsError(f"{path}: weights files end in {KNOWN_SUFFIXES}. {help_text}.")
+        raise WeightsError(f"{path}: weights files end in {KNOWN_SUFFIXES}. {advice_for_suffix(path)}.")
+    refuse_content(path)
     if kind == "pickle":
         return open_pickle(path, key)
     if key is not None:

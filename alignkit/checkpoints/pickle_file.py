@@ -186,7 +186,8 @@ def load_pickle(path: Path, part: Callable[[Mapping[Any, Any]], Mapping[Any, Any
 
 def _mapping(path: Path, archive: TorchArchive) -> Mapping[Any, Any]:
     if not isinstance(archive.content, Mapping):
-        kind = with_article(type(archive.content).__name__)
+        one = isinstance(archive.content, StoredTensor)
+        kind = "one tensor" if one else with_article(type(archive.content).__name__)
         raise WeightsError(f"{path} holds {kind}, not a state dict of named tensors. {SAVE_ALONE}")
     return archive.content
 

@@ -57,6 +57,8 @@ class Runner:
         like: Path | None = None,
         kept: Path | None = None,
     ) -> None:
+        if like is not None:  # before its form is asked for
+            alignkit.checkpoints.check_is_there(like)
         folder = like is not None and (
             os.path.isdir(like) or like.name.endswith(".index.json") or alignkit.checkpoints.is_hub_id(like)
         )
