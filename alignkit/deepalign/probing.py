@@ -12,7 +12,8 @@ from torch import nn
 from alignkit.activations import find_readings, random_batch
 from alignkit.activations.random_inputs import traced_batch
 from alignkit.deepalign.aligner import AlignerInput, Probing
-from alignkit.deepalign.input_domain import InputDomain, shape_text
+from alignkit.deepalign.input_domain import MIDDLE_INPUTS, InputDomain, shape_text
+from alignkit.deepalign.midpoint import SAMPLES
 from alignkit.errors import AlignkitError, SolverError, TaskError
 from alignkit.solver import Problem
 from alignkit.tasks.batches import Batch, tensors_in
@@ -32,6 +33,7 @@ class Probed:
         task: Runs the pair.
         draw: Draws so many random inputs, the same at every call; None where the inputs are data of a task.
         alike: What random inputs are that are like those that the networks learned from, in words; else nothing.
+        middle_count: How many of them midpoint steps take.
     """
 
     pair: AlignerInput
@@ -39,6 +41,7 @@ class Probed:
     task: Task | None = None
     draw: Callable[[int], Batch] | None = None
     alike: str = ""
+    middle_count: int = SAMPLES
 
 
 def find_probing(
@@ -151,6 +154,5 @@ def _probe_domain(domain: InputDomain, problem: Problem, count: int) -> Probed:
     except (TaskError, RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = f"it was trained on {shape} inputs, on which the model does not run ({type(error).__name__})"
         raise SolverError(f"the aligner does not know these networks: {reason}. {ANOTHER_ALIGNER}") from error
-    return Probed(
-        pair, f"{count} inputs of the domain that the aligner knows, {shape}", task, draw, "inputs of the domain"
-    )
+    why = f"{count} inputs of the domain that the aligner knows, {shape}"
+    return Probed(pair, why, task, draw, "inputs of the domain", MIDDLE_INPUTS)

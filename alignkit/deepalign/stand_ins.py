@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from alignkit.deepalign.aligner import AlignerInput
-from alignkit.deepalign.input_domain import InputDomain
+from alignkit.deepalign.input_domain import MIDDLE_INPUTS, InputDomain
 from alignkit.deepalign.midpoint import SAMPLES
 from alignkit.deepalign.probing import Probed
 from alignkit.tasks.batches import Batch, map_tensors
@@ -70,9 +70,9 @@ def find_middle_inputs(probed: Probed, *, anything: bool) -> MiddleInputs | None
         batches = first_batches(task, SAMPLES)
         return MiddleInputs(task, batches, f"{sum(batch.size for batch in batches)} inputs of the task")
     if probed.alike:
-        batch = probed.draw(SAMPLES)
+        batch = probed.draw(probed.middle_count)
         task = Task(task.model, [(batch.inputs, batch.targets)], task.loss, device=task.device, chunk=ROWS)
-        return MiddleInputs(task, first_batches(task, SAMPLES), f"{SAMPLES} {probed.alike}")
+        return MiddleInputs(task, first_batches(task, batch.size), f"{batch.size} {probed.alike}")
     chosen = stand_ins(task, pair, probed.draw)
     if chosen is not None:
         why = f"{SAMPLES} of {DRAWN} random inputs, on which both networks are sure"
@@ -83,10 +83,10 @@ def find_middle_inputs(probed: Probed, *, anything: bool) -> MiddleInputs | None
 
 def domain_inputs(domain: InputDomain, model: nn.Module, device: torch.device, seed: int) -> MiddleInputs:
     """Draw what midpoint steps run on from a domain, for networks of an architecture."""
-    inputs = domain.draw(SAMPLES, torch.Generator().manual_seed(seed))
+    inputs = domain.draw(MIDDLE_INPUTS, torch.Generator().manual_seed(seed))
     loss = "cross_entropy" if domain.classes else "mse"
-    task = Task(model, [(inputs, torch.zeros(SAMPLES, dtype=torch.long))], loss, device=device)
-    return MiddleInputs(task, first_batches(task, SAMPLES), f"{SAMPLES} inputs of the domain")
+    task = Task(model, [(inputs, torch.zeros(len(inputs), dtype=torch.long))], loss, device=device, chunk=ROWS)
+    return MiddleInputs(task, first_batches(task, len(inputs)), f"{len(inputs)} inputs of the domain")
 
 
 def stand_ins(task: Task, pair: AlignerInput, draw: Callable[[int], Batch]) -> Task | None:

@@ -28,8 +28,8 @@ HIGHEST_RATE = 1e6
 class GradientOptions(IterativeOptions):
     """Options of solvers that follow gradients; a step follows one."""
 
-    batch_size: int = Field(256, ge=1)
-    """Samples of the task in a gradient step."""
+    batch_size: int | None = Field(None, ge=1)
+    """Samples of the task in a gradient step. None is 256."""
     samples: int = Field(10_000, ge=1)
     """Maximum number of samples of the task to learn from: its first."""
     score_samples: int = Field(2048, ge=1)
@@ -40,10 +40,9 @@ class GradientOptions(IterativeOptions):
     """Stop when this many alignments in a row were not better than the best. A start that was given (``init``, or the
     end of the stage before in a chain) has to be improved on first."""
 
-    @property
-    def sample_counts(self) -> tuple[int, int, int]:
-        """How many samples to learn from, in a batch, and to compare on, as `PathLoss` takes them."""
-        return self.samples, self.batch_size, self.score_samples
+    def sample_counts(self, batch_size: int) -> tuple[int, int, int]:
+        """Return how many samples to learn from, in a batch, and to compare on, as `PathLoss` takes them."""
+        return self.samples, self.batch_size or batch_size, self.score_samples
 
 
 def falling(rate: float, fraction: float) -> float:

@@ -29,6 +29,10 @@ LAMBDAS = {"midpoint": MIDDLE, "outputs": MIDDLE, "interpolation": (0.25, 0.5, 0
 CONFIDENCE, SOFT_CONFIDENCE = 1.5, 4.0
 """Logits of what a start puts together. Soft starts know of second choices, and need not be as undecided: after 150
 steps the mean barrier of 8 pairs of MNIST MLPs was 0.0063 with 4, and 0.0080 with 1.5. After 500 it was not lower."""
+BATCH, SOFT_BATCH = 128, 512
+"""Samples in a gradient step. The first steps from a soft start, which is good already, do harm where gradients are
+noisy: on 12 pairs of MNIST MLPs that no table holds the mean barrier after 150 steps was 0.0113 with 128 samples and
+0.0091 with 512."""
 RATE = 0.2
 """Learning rate of logits where nothing rotates."""
 ROUNDED = 1e-20
@@ -63,8 +67,8 @@ class SinkhornOptions(GradientOptions):
     is softened where it is surer. None is 1.5, and 4 for a soft start."""
     scalings: int = Field(9, ge=1)
     """Maximum number of times that a step scales rows and columns, from the factors of the step before."""
-    batch_size: int = Field(128, ge=1)
-    """Samples of the task in a gradient step."""
+    batch_size: int | None = Field(None, ge=1)
+    """Samples of the task in a gradient step. None is 128, and 512 from a soft start."""
     check_every: int = Field(20, ge=1)
     """Steps between two roundings."""
     patience: int = Field(4, ge=1)
@@ -142,7 +146,8 @@ class Sinkhorn(Solver[SinkhornOptions]):
             task = "pass task=alignkit.Task(model, batches, loss)"
             raise SolverError(f"objective={kind!r} works with data: {task}, or take objective='distance'.")
         goal = by_outputs if kind == "outputs" else by_labels
-        path = PathLoss(problem.task, problem.bound, LAMBDAS[kind], problem.generator(), options.sample_counts, goal)
+        counts = options.sample_counts(BATCH if problem.soft_init is None else SOFT_BATCH)
+        path = PathLoss(problem.task, problem.bound, LAMBDAS[kind], problem.generator(), counts, goal)
         return Descent(problem, kind, path, options.distance_weight)
 
 

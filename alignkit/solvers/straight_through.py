@@ -29,6 +29,8 @@ MOMENTUM, MEMORY = 0.9, 0.999
 NEGLIGIBLE = 1e-4
 """Gradients below this fraction of the first root mean square barely move a weight. Adam brings all others to one size,
 and without a limit it would do so with rounding errors where the loss does not depend on a weight (biases of keys)."""
+BATCH = 256
+"""Samples in a gradient step."""
 
 
 class StraightThroughOptions(GradientOptions):
@@ -87,7 +89,8 @@ class StraightThrough(Solver[StraightThroughOptions]):
     def _path(self, problem: Problem) -> PathLoss:
         assert problem.task is not None, "needs.check asked for a task"
         goal = by_outputs if self.options.objective == "outputs" else by_labels
-        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), self.options.sample_counts, goal)
+        counts = self.options.sample_counts(BATCH)
+        return PathLoss(problem.task, problem.bound, MIDDLE, problem.generator(), counts, goal)
 
 
 class IsotropicAdam:

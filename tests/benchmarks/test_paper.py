@@ -125,13 +125,23 @@ def test_inr_phases_hold_every_column_and_both_oracles(made):
     assert found["shared start"]["hidden weights moved"] > 0
 
 
+def test_more_networks_and_steps_are_rows_of_their_own(made):
+    output = made / "many.json"
+    few = ("--pairs", 1, "--samples", 64, "--runs", "2:16", "4:16")
+    call("many", "--folder", made, "--set", "mnist-mlp", *few, "--aligners", made / "many", "--output", output)
+    rows = json.loads(output.read_text())["rows"]
+    assert [rows[f"Deep-Align {run}"]["training"]["networks"] for run in ("2:16", "4:16")] == [2, 4]
+    assert all(row["barrier"] >= 0 for row in rows.values())
+
+
 def test_soft_starts_take_half_the_steps(made):
     output = made / "soft.json"
     few = ("--pairs", 1, "--samples", 64, "--images", 64, "--steps", 4)
     call("soft_starts", "--folder", made, "--set", "mnist-mlp", *few, "--output", output)
     starts = json.loads(output.read_text())["mnist-mlp"]["starts"]
     ends = {name: entry["steps"][-1] for name, entry in starts.items()}
-    assert ends == {"weight matching": 4, "probes on data": 4, "probes only, soft": 2, "probes on data, soft": 2}
+    soft = ("probes only, soft", "probes on data, soft", "probes on data, soft, by outputs")
+    assert ends == dict.fromkeys(("weight matching", "probes on data"), 4) | dict.fromkeys(soft, 2)
     assert all(later <= earlier for entry in starts.values() for earlier, later in pairwise(entry["mean"]))
 
 

@@ -87,7 +87,7 @@ def test_networks_of_the_domain_need_no_data_in_any_order_of_units(build, solved
     exact = solved(planted.bind(), architecture.input_shape)
     assert exact.alignment == planted.answer
     assert "of the domain that the aligner knows" in exact.notes["probes"]
-    assert exact.notes["midpoint steps"] == "512 inputs of the domain"
+    assert exact.notes["midpoint steps"] == "1024 inputs of the domain"
     pair = planted_pair(architecture, seed=5, noise=0.4).bind()
     plain = solved(pair, architecture.input_shape).alignment
     move_a, move_b = (Alignment.random(pair.graph, seed) for seed in (7, 8))

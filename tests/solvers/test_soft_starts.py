@@ -20,6 +20,7 @@ from alignkit.solver import Outcome, Problem, Solver, SolverOptions, Step
 from alignkit.solvers.moving_alignment import MovingAlignment
 from alignkit.solvers.sinkhorn import Sinkhorn
 from alignkit.solvers.straight_through import FreeWeights, StraightThrough
+from alignkit.tasks.path_loss import PathLoss
 from alignkit.testing import KIND_ARCHITECTURES, attention, convnet, independent_pair, mlp, planted_pair
 from alignkit.testing.contract import reproduction
 
@@ -280,3 +281,25 @@ def test_its_dtype_and_gradients_do_not_matter(dtype):
         one, two = (solve_from(pair, solver, init) for init in (soft, other))
         assert one.alignment == two.alignment
         assert [step.objective for step in one.history] == [step.objective for step in two.history]
+
+
+@pytest.mark.parametrize(
+    ("init", "options", "size"), [("hard", {}, 128), ("soft", {}, 512), ("soft", {"batch_size": 7}, 7)]
+)
+def test_steps_from_soft_starts_see_more_samples(monkeypatch, init, options, size):
+    seen = []
+
+    class Watched(PathLoss):
+        def on(self, batch):
+            seen.append(batch.size)
+            return super().on(batch)
+
+    monkeypatch.setattr("alignkit.solvers.sinkhorn.PathLoss", Watched)
+    pair = independent_pair(mlp(3, 4, 2), seed=0)
+    inputs = pair.architecture.inputs(600)
+    task = alignkit.Task(pair.a, (inputs, pair.a(inputs).detach()), "mse")
+    start = Alignment.identity(pair.graph)
+    starts = {"hard": start, "soft": SoftAlignment.from_alignment(start)}
+    solver = Sinkhorn(max_steps=2, check_every=2, score_samples=600, **options)
+    alignkit.solve(pair.bind(), solver=solver, task=task, init=starts[init])
+    assert max(seen[-2:]) == size  # the rest of an epoch is a smaller batch
