@@ -20,6 +20,7 @@ from starts import carried
 
 import alignkit
 import alignkit.zoo as zoo
+from alignkit.solvers.sinkhorn import SOFT_BATCH
 
 PROBES, ON_DATA = "probes only", "probes on data"
 WITHOUT_LABELS = f"{ON_DATA}, soft, by outputs"
@@ -91,6 +92,7 @@ def main() -> None:
             "command": f"python tests/benchmarks/paper/soft_starts.py --set {arguments.set} {switches}",
             "about": f"{networks.manifest.plan.architecture.describe()}, {networks.manifest.plan.source.describe()}",
             **counts,
+            "soft_samples": SOFT_BATCH,
             "starts": from_starts(networks, arguments.data, **counts),
         }
         measure.write_json(arguments.output, results)
