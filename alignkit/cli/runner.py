@@ -136,7 +136,7 @@ class Runner:
                 on_progress=self.on_progress,
             )
         self._lines += [f"Note: {note}" for note in files.notes]
-        if memory is not None:
+        if memory is not None and self.job not in TELL_FOLDS:
             self._lines.append(NOT_HELD)
         if self.switches.dry_run:
             writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]

@@ -91,7 +91,8 @@ class Folded(Explained):
 
     def explain(self) -> str:
         """Say in a few lines what was done, what was not, and what it did to the outputs."""
-        checked = "not done, it runs the network on inputs" if self.check is None else self.check.explain()
+        why = "holds the whole network" if isinstance(self.network, StoredNetwork) else "runs the network on inputs"
+        checked = f"not done, it {why}" if self.check is None else self.check.explain()
         return "\n".join([*self.done, *self.remarks, f"Function check: {checked}."])
 
     def facts(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def test_it_is_the_fold_in_memory_bit_for_bit(name: str, balance: bool, dtype: t
     for (left, old), (right, own) in zip(stored.taken, whole.taken, strict=True):
         assert left == right and all(torch.equal(a, b) for a, b in zip(old, own, strict=False))
     net.graph.bind(stored.network, stored.network)
+    assert "Function check: not done, it holds the whole network." in stored.explain()
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama, tied", "gemma"])
