@@ -435,6 +435,25 @@ def phases_words(*names: str) -> str:
     return f"With phases wrapped, {', and '.join(parts)}. Training moves hidden weights by {shares} of their size."
 
 
+def limit_words(*names: str) -> str:
+    """What the oracles say of where alignment of INRs ends, in words."""
+    found = {name: read(f"{name}-phases") for name in names}
+    noise = max(next(iter(found.values()))["noise"], key=float)
+    parts = []
+    for name, one in found.items():
+        most, shared, apart = one["noise"][noise], one["shared start"]["barrier"], one["barriers"]["phases wrapped"]
+        parts.append(
+            f"on {name} {most['found']:.0%} of the units are found, the right order leaves a barrier of "
+            f"{most['barrier, order known']:.2f}, and two trainings have {shared:.2f} from one start and {apart:.2f} "
+            "from two"
+        )
+    return (
+        f"Where the limit is: of a reordered copy with {float(noise):.0%} noise, about as much as training moves "
+        f"hidden weights, {'; '.join(parts)}. So weights may move as far without a barrier where both networks begin "
+        "alike, and a barrier can be left where the order is right."
+    )
+
+
 def svg(figure: plt.Figure) -> str:
     """The picture as text for the page."""
     buffer = io.StringIO()
