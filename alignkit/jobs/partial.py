@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from fnmatch import fnmatchcase
@@ -17,6 +18,9 @@ from alignkit.jobs.average import Averaging, Method
 from alignkit.jobs.shares import SharesByPattern, no_match
 from alignkit.jobs.task_vectors import TASK_METHODS
 from alignkit.text import list_some
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+"""In names of files that hold a part of a network."""
 
 
 def find_missing(
@@ -41,9 +45,12 @@ def find_missing(
         lacks = [node for node in graph.tensors.values() if not any(name in present for name in node.names)]
         refused = [node.name for node in lacks if not may_lack(node)]
         if refused and len(lacks) < len(graph.tensors) and present.keys() <= graph.first_names.keys():
+            is_shard = _SHARD.search(checkpoint.path.name) is not None
             raise BindError(
-                f"{checkpoint.path} is a partial checkpoint: it lacks {list_some(list(map(repr, refused)), 5)}. If "
-                f"it may, say --allow-missing '{pattern_for(refused[0])}'."
+                f"{checkpoint.path} is {'one file of several' if is_shard else 'a partial checkpoint'}: it lacks "
+                f"{list_some(list(map(repr, refused)), 5)}. "
+                + (f"Name the folder {checkpoint.path.parent}, or its index. " if is_shard else "")
+                + f"If it may, say --allow-missing '{pattern_for(refused[0])}'."
             )
         if rewritten := [node.name for node in lacks if node.name in set(_rewritten_tensors(graph))]:
             raise BindError(

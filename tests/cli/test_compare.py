@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import alignkit
 from helpers.command_line import run
-from helpers.weight_files import GIVEN
+from helpers.weight_files import GIVEN, A, B
 
 
 def test_compare_shows_a_table_and_draws_it(folder):
@@ -50,3 +51,12 @@ def test_compare_refuses_what_is_no_task(folder):
     assert "failed: FileNotFoundError: no data here" in said
     said = run("compare", "a.safetensors", "b.safetensors", *GIVEN, "--solver", "weight_machting", code=2)
     assert "Did you mean 'weight_matching'" in said
+
+
+def test_names_stay_whole_on_a_terminal_of_80_columns(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = run("compare", A, B, "--model", "job_nets:net", "--task", "job_nets:task", "--repair")
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 80
+    words = {line.split()[0] for line in lines if line.strip()}
+    assert set(alignkit.list_solvers()) <= words

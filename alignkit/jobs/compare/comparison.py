@@ -60,6 +60,8 @@ class _ComparisonContent(Content, extra="ignore"):
 FORMAT = Format("alignkit.comparison", "comparison", "Comparison.to_json", ComparisonError, _ComparisonContent)
 NARROWEST, WIDEST = 80, 160
 """Columns of the table as text: names stay whole in all of them."""
+LONGEST = 24
+"""Columns of a word of a solver's name that are kept together on a terminal that is too narrow for the table."""
 ERROR = "ERROR"
 """Status of a row that could not be run or evaluated; every other status is the name of a `Status`."""
 FINISHED = ("OK", "MAX_STEPS")
@@ -258,8 +260,9 @@ class Comparison:
     def table(self) -> rich.table.Table:
         """Return the comparison as a rich table: a line for each solver, means over the seeds."""
         (first, *others), *rows = self._cells
-        drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        drawn.add_column(first, overflow="fold")
+        drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+        words = [word for row in rows for word in row[0].split()]
+        drawn.add_column(first, overflow="fold", min_width=min(LONGEST, max(map(len, words), default=0)))
         for heading in others:  # on a narrow terminal names are folded, numbers never cut
             drawn.add_column(heading, justify="right", no_wrap=True, overflow="fold")
         for row in rows:
@@ -382,6 +385,6 @@ COLUMNS = (
     Column("repaired\nloss", _mean("repaired_loss", "{:.4f}", unless="repaired_metric"), always=False),
     Column("repaired\nmetric", _mean("repaired_metric", "{:.4f}"), always=False),
     Column("seconds", _mean("seconds", "{:.2g}")),
-    Column("peak\nmemory", _mean("peak_memory", "{:.1f} MB", scale=2**-20), always=False),
+    Column("peak\nMB", _mean("peak_memory", "{:.1f}", scale=2**-20), always=False),
     Column("status", lambda average: ", ".join(sorted({row.status for row in average.rows} - {"OK"})), always=False),
 )
