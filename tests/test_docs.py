@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import runpy
 import subprocess
@@ -161,3 +162,24 @@ def test_every_fuzzer_is_on_the_page_of_reliability() -> None:
 def test_pages_link_the_repository_that_the_metadata_name(urls: str, link: str) -> None:
     page_foot = runpy.run_path(str(ROOT / "docs" / "pictures" / "version.py"))
     assert page_foot["repository"](f'[project]\nname = "alignkit"\n{urls}') == link
+
+
+AVERAGES = {
+    "as they are": ["plain"],
+    "the best permutation, from weights alone": ["permutations, weight_matching", "permutations, frank_wolfe"],
+    "permuted by [what they write](docs/deepalign.md#own-texts), no data": ["permutations, deepalign"],
+    "`--symmetries all`, from weights alone": ["all symmetries"],
+    "then 200 steps on what they write, no data": ["all symmetries, deepalign"],
+    "then 200 steps on text without labels": ["all symmetries, then 200 steps without labels"],
+}
+"""Rows of the README's table of transformers, and those of ``docs/results/seeds.json`` of which each is the best."""
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_the_readme_says_what_was_measured_of_transformers(average: str) -> None:
+    measured = json.loads((ROOT / "docs" / "results" / "seeds.json").read_text(encoding="utf-8"))
+    best = []
+    for kind in ("gpt2", "llama"):
+        rows = next(table["rows"] for table in measured if (table["kind"], table["width"]) == (kind, 128))
+        best.append(min(row["excess"] for row in rows if row["row"] in AVERAGES[average]))
+    assert f"| {average} | {best[0]:.2f} | {best[1]:.2f} |" in README

@@ -19,6 +19,7 @@ FAMILIES = {"GPT-2": ("gpt2",), "Llama": ("llama", "llama-tied"), "ViT": ("vit",
 
 SHARES = {
     "all symmetries": "from weights alone",
+    "all symmetries, deepalign": "with texts that the networks write",
     "all symmetries, then 200 steps without labels": "with 200 steps without labels",
 }
 """Rows that are held against permutations, in words."""
@@ -88,3 +89,32 @@ def best_permutations(rows: dict[str, dict[str, Any]], data: bool) -> tuple[str,
     rivals = {name: row for name, row in rows.items() if name.startswith(PARTS[1])}
     best = min((row for name, row in rivals.items() if name.endswith("with data") == data), key=lambda r: r["excess"])
     return best["row"].removeprefix("permutations, ").replace(", with", " with"), best
+
+
+OWN_TEXTS = ("permutations, weight_matching", "permutations, deepalign", "all symmetries", "all symmetries, deepalign")
+
+
+def own_texts() -> str:
+    """What texts that networks write are worth where there are no data, beside what weights alone are worth."""
+    titles = ("weight matching", "Deep-Align", "weight matching, all symmetries", "Deep-Align, all symmetries")
+    lines = [f"| networks | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
+    shares: dict[str, list[float]] = {}
+    pairs: set[int] = set()
+    for kind in results():
+        rows = {row["row"]: row for row in kind["rows"]}
+        if kind["kind"] in FAMILIES["ViT"] or any(name not in rows for name in OWN_TEXTS):
+            continue
+        excess = [rows[name]["excess"] for name in OWN_TEXTS]
+        name = f"{NAMES[kind['kind']]}, width {kind['width']}"
+        lines.append(f"| {name} | {' | '.join(shown(rows[row]) for row in OWN_TEXTS)} |")
+        pairs.update(rows[row]["pairs"] for row in OWN_TEXTS)
+        shares[name] = [excess[1] / excess[0], excess[3] / excess[2]]
+    permuted, turned = (
+        " to ".join(dict.fromkeys([f"{min(values):.2f}", f"{max(values):.2f}"]))
+        for values in zip(*shares.values(), strict=True)
+    )
+    return "\n".join(lines) + (
+        f"\n\nLosses of averages above the mean of their parents, without any data, over {min(pairs)} to {max(pairs)} "
+        f"pairs with 95 % intervals of a bootstrap over networks. Own texts leave {permuted} of the excess of weight "
+        f"matching by permutations, and {turned} of that by all symmetries."
+    )

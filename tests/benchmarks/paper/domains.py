@@ -25,6 +25,7 @@ from universal import rounded
 
 import alignkit.zoo as zoo
 from alignkit.deepalign import load_aligner, save_aligner
+from alignkit.deepalign.input_domain import MIDDLE_INPUTS
 from alignkit.training import learn_domain, settings_for, starting_aligner, train
 from alignkit.training.pairs import describe_networks
 
@@ -171,6 +172,7 @@ def measured(name: str, checkpoints: Mapping[int, Path], arguments: argparse.Nam
         "aligners": {seed: load_aligner(path).fingerprint for seed, path in checkpoints.items()},
         "kilobytes": round(first.stat().st_size / 1000),
         "sinkhorn steps": arguments.sinkhorn_steps,
+        "drawn": MIDDLE_INPUTS,
         **summary(found, ends),
     }
 
