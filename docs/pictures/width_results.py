@@ -10,10 +10,10 @@ from seed_results import NAMES
 RESULTS = Path(__file__).parents[1] / "results" / "widths.json"
 
 
-def table() -> str:
-    """The excess of the average over its parents for each way to align, with the smallest and the largest."""
-    kinds = json.loads(RESULTS.read_text(encoding="utf-8"))
-    kinds.sort(key=lambda kind: ["mlp", *NAMES].index(kind["kind"]))
+def table(*wanted: str) -> str:
+    """The excess of the average over its parents for each way to align, of those kinds that were measured."""
+    known = {kind["kind"]: kind for kind in json.loads(RESULTS.read_text(encoding="utf-8"))}
+    kinds = [known[kind] for kind in wanted if kind in known]
     names = {"mlp": "MLP", **NAMES}
     titles = [f"{names[kind['kind']]}, {max(row['pairs'] for row in kind['rows'])} pairs" for kind in kinds]
     lines = [f"| average | {' | '.join(titles)} |", "|---" + "|---:" * len(kinds) + "|"]
