@@ -7,9 +7,10 @@ import platform
 import sys
 import warnings
 from importlib.metadata import version as version_of
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import alignkit
 from alignkit.cli.align_many import align_many
@@ -68,11 +69,19 @@ def options(
         warnings.showwarning = lambda message, *_, **__: typer.echo(f"Warning: {message}", err=True)
 
 
+class PlainUsage(typer.core.TyperCommand):
+    """A command whose usage line names arguments as everybody writes them: ``MODELS...``."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line, without the braces around what is required."""
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+
 for function in (
     *(solvers, solve, demo, trace, check, merge, compare),
     *(align_many, distance, transport, zoo, canonicalize, canonical_form, fold, rotate, widen, train_deepalign),
 ):
-    app.command(function.__name__.replace("_", "-"))(function)
+    app.command(function.__name__.replace("_", "-"), cls=PlainUsage)(function)
 
 
 def main() -> None:

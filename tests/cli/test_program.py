@@ -78,7 +78,7 @@ def test_every_help_starts_with_an_example(command: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_installed_program_ends_with_an_exit_code_and_no_traceback() -> None:
-    call = [sys.executable, "-c", "from alignkit.cli import main; main()", "solve", "a.pt", "b.pt", "--spec", "s"]
+    call = [sys.executable, "-c", "from alignkit.cli import main; main()", "solve", "a.pt", __file__, "--spec", "s"]
     done = subprocess.run([*call, "-o", "out.txt"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: --output out.txt: end its name in")
@@ -145,3 +145,10 @@ def test_usage_lines_have_arguments_in_capitals(name: str) -> None:
     usage = run(name, "--help").splitlines()[0]
     arguments = usage.partition("[OPTIONS]")[2]
     assert arguments == arguments.upper()
+
+
+@pytest.mark.parametrize("name", [command.name for command in app.registered_commands])
+def test_usage_lines_have_no_braces(name):
+    usage = run(name, "--help").splitlines()[0]
+    assert usage.startswith(f"Usage: alignkit {name}") or name in usage
+    assert "{" not in usage
