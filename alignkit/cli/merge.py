@@ -13,6 +13,7 @@ from alignkit.cli.attached import merge_adapters, refuse
 from alignkit.cli.merge_recipe import Plan, read_plan
 from alignkit.cli.runner import Runner, task_arguments
 from alignkit.cli.values import one_of
+from alignkit.errors import UsageError
 
 
 @switches.command
@@ -74,6 +75,9 @@ def merge(
     its inputs. LoRA adapters of one base are averaged by what they add to each weight. The output appears whole or not
     at all, and none is replaced without --force. All this can stand in a recipe, and alignkit.json is one.
     """
+    for path in models or ():
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            raise UsageError(f"{path} is a recipe: say --recipe {path}, and where the result goes by --output.")
     plan = read_plan(recipe, job)
     if all(map(alignkit.jobs.Adapter.is_at, plan.models)):
         others = {"--task": plan.data.task, "--repair": plan.data.repair, "--memory": plan.recipe.memory}

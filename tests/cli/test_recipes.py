@@ -261,3 +261,10 @@ def test_the_tokenizer_is_that_of_the_model_that_is_named(transformers_folders: 
         path.unlink()
     (b / "chat_template.jinja").unlink()
     assert "it has no files of a tokenizer" in run("merge", "a", "b", "-o", "n", "--tokenizer", "b", code=2)
+
+
+@pytest.mark.parametrize("name", ["merge.yaml", "merge.yml"])
+def test_a_recipe_among_the_models_is_told_its_switch(folder: Path, name: str) -> None:
+    (folder / name).write_text(PLAIN)
+    for call in (["merge", name, "out"], ["merge", name], ["merge", A, name, "-o", "m.safetensors"]):
+        assert f"{name} is a recipe: say --recipe {name}" in run(*call, code=2)
