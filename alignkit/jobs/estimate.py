@@ -145,7 +145,7 @@ class Estimate(Explained):
             *(f"Reads {path}" for path in self.reads),
             *(f"Would write {path}" for path in self.writes),
             *self._plan_of_folds(),
-            f"{len(self.groups)} groups:" if rows else "No group: no unit may change its place.",
+            f"{plural(len(self.groups), 'group')}:" if rows else "No group: no unit may change its place.",
             *rows,
             f"{len(moved)} of {tensors} tensors move" + (f": {list_some(moved, LISTED)}." if moved else "."),
             *([f"{plural(scalars, 'single number')}, such as counters, stay."] if scalars else []),

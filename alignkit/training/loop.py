@@ -23,7 +23,7 @@ from alignkit.arguments import check_arguments
 from alignkit.checkpoints.staging import make_folder
 from alignkit.deepalign import Aligner, save_aligner
 from alignkit.errors import MissingExtraError, TrainingError
-from alignkit.text import install_extra
+from alignkit.text import install_extra, plural
 from alignkit.training.held_out import HeldOut
 from alignkit.training.losses import StepLosses
 from alignkit.training.pairs import Networks, Pool, describe_networks, seeded
@@ -69,7 +69,7 @@ class TrainingResult:
             sets: The sets of networks, to name them.
         """
         ended = "Stopped early" if self.stopped else "Done"
-        lines = [f"{ended} after {self.steps} steps; the best was step {self.best_step}."]
+        lines = [f"{ended} after {plural(self.steps, 'step')}; the best was step {self.best_step}."]
         if self.score is None:
             lines.append("No held-out pairs: give sets a validation split of 2 networks or more to keep the best step.")
         else:
