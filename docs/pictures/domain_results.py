@@ -73,6 +73,7 @@ def words() -> str:
     kinds = {tuple(measured["trained on"]): measured for measured in RESULTS.values()}
     trained = "; ".join(f"{', '.join(one['trained on'])} ({one['kilobytes']} kB)" for one in kinds.values())
     seeds = [list(measured["seeds"].values()) for measured in RESULTS.values()]
+    trainings = sorted({len(values) for values in seeds}, reverse=True)
     spread = max(max(values) / min(values) for values in seeds)
     last = RESULTS[GOALS]
     steps = last["sinkhorn steps"]
@@ -80,8 +81,9 @@ def words() -> str:
     ours, data = (ratio(f"domain aligner / {other}") for other in ("probes", "probes, 512 inputs"))
     without, labelled, from_weights = (last["barrier"][name] for name in ("domain aligner", FROM_OURS, FROM_WEIGHTS))
     return (
-        f"Aligners were trained on: {trained}. Barriers are means over {len(seeds[0])} trainings with other seeds, "
-        f"whose means differ by a factor of at most {spread:.2f}. Sinkhorn takes {steps} steps from weight matching, "
+        f"Aligners were trained on: {trained}. Barriers are means over {' or '.join(map(str, trainings))} trainings "
+        f"with other seeds, whose means differ by a factor of at most {spread:.2f}. Sinkhorn takes {steps} steps from "
+        "weight matching, "
         f"and {steps // 2} from the soft alignment of the first domain aligner, on the first {last['sinkhorn pairs']} "
         f"pairs. Midpoint steps of the aligner ran on {' or '.join(map(str, drawn))} drawn inputs. Intervals are "
         "bootstraps over networks.\n\n"
