@@ -13,7 +13,7 @@ from alignkit.errors import MissingExtraError, TaskError
 from alignkit.jobs.task_images import ImageBatches
 from alignkit.jobs.task_tables import TARGETS
 from alignkit.models import Example
-from alignkit.text import describe_error, list_some
+from alignkit.text import describe_error, install_extra, list_some
 
 SPLITS, SAVED, PARQUET, ARROW = "dataset_dict.json", "state.json", ".parquet", ".arrow"
 """What ``save_to_disk`` writes of several splits, and of one; and the suffixes of files of rows."""
@@ -38,7 +38,7 @@ def read_dataset(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         missing = f"--task {path} is a data set of the library datasets, which cannot be imported ({error})"
-        raise MissingExtraError(f"{missing}: pip install datasets.") from error
+        raise MissingExtraError(f"{missing}: {install_extra('data')}.") from error
     try:
         if path.is_dir() and not _parquet_files(path):
             rows = datasets.load_from_disk(str(path))

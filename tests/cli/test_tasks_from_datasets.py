@@ -259,7 +259,7 @@ def test_a_missing_library_is_told(folder, monkeypatch, name):
     path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
     told = run(*MERGE, "--task", name, code=1)
-    assert f"--task {name} is a data set of the library datasets" in told and "pip install datasets." in told
+    assert f"--task {name} is a data set of the library datasets" in told and "alignkit[data]" in told
 
 
 # ---------------------------------------------------------------------- texts
