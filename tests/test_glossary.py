@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -10,8 +11,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-
-import alignkit
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -74,10 +73,10 @@ def exists(name: str) -> bool:
     classes, others = definitions()
     first, _, rest = name.partition(".")
     if first == "alignkit":
-        value: object = alignkit
-        for part in rest.split("."):
-            value = getattr(value, part, None)
-        return value is not None
+        try:
+            return pkgutil.resolve_name(name) is not None
+        except (AttributeError, ImportError):
+            return False
     return rest in classes[first] if rest and first in classes else name in classes or name in others
 
 
