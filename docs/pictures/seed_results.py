@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ FAMILIES = {"GPT-2": ("gpt2",), "Llama": ("llama", "llama-tied"), "ViT": ("vit",
 """The kinds of networks of each table."""
 
 SHARES = {
-    "all symmetries": "from weights alone",
-    "all symmetries, deepalign": "with texts that the networks write",
-    "all symmetries, then 200 steps without labels": "with 200 steps without labels",
+    "all symmetries": ("from weights alone", "(weight_matching|frank_wolfe)"),
+    "all symmetries, deepalign": ("without data by deepalign", "deepalign"),
+    "all symmetries, then 200 steps without labels": ("with 200 steps without labels", ".*, with data"),
 }
-"""Rows that are held against permutations, in words."""
+"""Rows that are held against permutations, in words; and the permutation solvers that know as much."""
 PARTS = ("plain", "permutations", "all symmetries", "start")
 """How the names of rows begin, in the order of the table."""
+OWN_TEXTS = ("permutations, weight_matching", "permutations, deepalign", "all symmetries", "all symmetries, deepalign")
 
 
 def results() -> list[dict[str, Any]]:
@@ -71,27 +73,21 @@ def facts() -> str:
         rows = {row["row"]: row for row in kind["rows"]}
         low, high = min(kind["parents"]), max(kind["parents"])
         parts = [f"the {kind['seeds']} parents have losses of {low:.3f} to {high:.3f}"]
-        for name, how in SHARES.items():
-            if name in rows:
+        for name, (how, rivals) in SHARES.items():
+            if name in rows and (best := best_permutations(rows, rivals)) is not None:
                 left, seconds = rows[name]["excess"], rows[name]["cpu_seconds"]
-                best = [best_permutations(rows, data) for data in (False, True) if data <= ("steps" in name)]
-                shares = " and ".join(
-                    f"{left / row['excess']:.2f} of that of permutations by {solver}" for solver, row in best
-                )
-                parts.append(f"{how} an excess of {left:.3f} is left, {shares}, in {seconds:.1f} CPU s a pair")
+                solver = best["row"].removeprefix("permutations, ").removesuffix(", with data")
+                share = f"{left / best['excess']:.2f} of that of permutations by {solver}"
+                parts.append(f"{how} an excess of {left:.3f} is left, {share}, in {seconds:.1f} CPU s a pair")
         name = f"{NAMES[kind['kind']]}, {kind['layers']} layers, width {kind['width']}"
         sentences.append(f"- {name}: {'; '.join(parts)}.")
     return "\n".join(sentences)
 
 
-def best_permutations(rows: dict[str, dict[str, Any]], data: bool) -> tuple[str, dict[str, Any]]:
-    """The solver of permutations with the least excess, from weights alone or with data, and its row."""
-    rivals = {name: row for name, row in rows.items() if name.startswith(PARTS[1])}
-    best = min((row for name, row in rivals.items() if name.endswith("with data") == data), key=lambda r: r["excess"])
-    return best["row"].removeprefix("permutations, ").replace(", with", " with"), best
-
-
-OWN_TEXTS = ("permutations, weight_matching", "permutations, deepalign", "all symmetries", "all symmetries, deepalign")
+def best_permutations(rows: dict[str, dict[str, Any]], solvers: str) -> dict[str, Any] | None:
+    """The row with the least excess of the permutation solvers whose names match; None if none was measured."""
+    rivals = [row for name, row in rows.items() if re.fullmatch(f"permutations, {solvers}", name)]
+    return min(rivals, key=lambda row: float(row["excess"]), default=None)
 
 
 def own_texts() -> str:
