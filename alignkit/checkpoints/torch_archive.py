@@ -23,7 +23,7 @@ from alignkit.errors import WeightsError
 from alignkit.text import first_line, list_some, readable_bytes
 
 SAVE_ALONE = "Save the state dict alone: torch.save(model.state_dict(), path)."
-BY_KEY = "Or say where it is, key='state_dict' (--key state_dict): then nothing else is read."
+BY_KEY = "Or, if the file holds one already, say where: key='state_dict' (--key state_dict); then nothing else is read."
 _SAVE_AGAIN = "Read it with torch.load(path, weights_only=True), and write it again with torch.save."
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """How the plain stream begins."""
