@@ -24,7 +24,7 @@ def dtypes_below(place):
 @pytest.mark.parametrize("dtype", ["bfloat16", "fp16", "float64"])
 @pytest.mark.parametrize("job", WRITING)
 def test_every_command_that_writes_takes_a_dtype_and_tells_what_it_rounds(folder, job, dtype, memory):
-    if memory and job == "transport":
+    if memory and job == "canonical-form":
         pytest.skip("it has no --memory")
     arguments, output = JOBS[job]
     within = ["--memory", "1MB"] if memory else []

@@ -319,6 +319,7 @@ def test_the_jobs_that_write_are_those_with_records() -> None:
     assert {call[0] for call, output in JOBS.values() if output} <= {call[0] for call, *_ in CALLS.values()}
 
 
+@pytest.mark.models("transformers")
 @pytest.mark.parametrize("field", ["_name_or_path", "name_or_path"])
 @pytest.mark.parametrize(
     ("origins", "said"),

@@ -60,7 +60,7 @@ def test_a_job_that_is_repeated_says_the_same_but_for_its_last_line_of_seconds(f
     assert not re.search(r"\d s\b|second\b", first)
 
 
-@pytest.mark.parametrize("call", [call for call in JOBS if call not in ("check", "canonicalize")])
+@pytest.mark.parametrize("call", [call for call in JOBS if call not in ("check", "canonicalize", "canonical-form")])
 def test_verbose_tells_steps_beside_the_result(folder, call):
     result = said(*CALLS[call], "-v")
     assert re.search(r"\[ +\d+\.\d\d s\] weight_matching step 1: objective ", result.stderr)
