@@ -12,9 +12,9 @@ RESULTS = Path(__file__).parents[1] / "results" / "many-seeds.json"
 
 
 def results() -> list[dict[str, Any]]:
-    """One entry for each kind and size of network."""
+    """One entry for each kind and size of network, in the order of their names and sizes."""
     content: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return content
+    return sorted(content, key=lambda kind: ([*NAMES].index(kind["kind"]), kind["width"]))
 
 
 def table() -> str:
