@@ -83,7 +83,7 @@ def _ties(trimmed: Sequence[Vector], weights: Sequence[float]) -> Vector:
     agrees = stacked.sign() == elected
     shares = torch.tensor([abs(weight) for weight in weights], dtype=stacked.dtype, device=stacked.device)
     total = (agrees * shares.reshape(-1, *[1] * (stacked.ndim - 1))).sum(0)
-    mean = torch.where(total > 0, (stacked * agrees).sum(0) / total.clamp_min(torch.finfo(stacked.dtype).tiny), 0.0)
+    mean = torch.where(total > 0, (stacked * agrees).sum(0) / torch.where(total > 0, total, 1.0), 0.0)
     return mean * float(shares.sum())
 
 
