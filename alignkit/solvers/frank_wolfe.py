@@ -204,7 +204,7 @@ class _Best:
     def __post_init__(self) -> None:
         self.ascent, self.classes = Ascent(self.objective), colour_roots(self.objective.graph)
 
-    def offer(self, elements: Mapping[str, Tensor | None], note: str, share: float = 0.0) -> None:
+    def offer(self, elements: Mapping[str, Tensor | None], note: str, share: float | None = None) -> None:
         """Polish an alignment and keep it if it is the best; report how far the best is, and the share of the runs."""
         if self.options.polish:
             run = self.ascent.run(elements, self.classes)
