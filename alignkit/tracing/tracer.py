@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from alignkit.arguments import check_arguments
 from alignkit.errors import OutputError, TraceError
 from alignkit.graph import AxisPositions, Provenance, SymmetryGraph, TracedInput, Untie
+from alignkit.graph.nodes import SpaceLimit
 from alignkit.graph.proof.model_run import example_call
 from alignkit.plugins import plugin_registry
 from alignkit.rewriting import module_with
@@ -204,7 +205,7 @@ def build_graph(
             break
     layouts, sizes = write_layouts(traced, names, gauges.marks)
     shapes = {name: ref.shape for name, ref in tensors.items()}
-    layouts, sizes = add_sign_families(layouts, sizes, shapes, gauges.signs)
+    layouts, sizes, unwritten = add_sign_families(layouts, sizes, shapes, gauges.signs, gauges.lone)
     layouts |= {name: " ".join("." * len(tensors[name].shape)) for name in gauges.constants}
     layout_of = {tensors[name].key: layout for name, layout in layouts.items()}
     provenance = Provenance(
@@ -219,7 +220,7 @@ def build_graph(
         choosing=run.choosing,
         outputs=outputs,
         inputs=inputs,
-        limits=gauges.limits,
+        limits=tuple(_with_unwritten(limit, unwritten) for limit in gauges.limits),
         joint=traced.joint,
         proved=False if symmetries == "all" else None,
         contracted=gauges.contracted,
@@ -238,6 +239,13 @@ def build_graph(
         balances=gauges.balances,
         blocked=gauges.blocked,
     )
+
+
+def _with_unwritten(limit: SpaceLimit, unwritten: Collection[str]) -> SpaceLimit:
+    """Return what keeps a space from more, and that it has signs which cannot be written, if it has."""
+    if limit.group not in unwritten and limit.group.rpartition(".")[0] not in unwritten:
+        return limit
+    return replace(limit, reason="; ".join(filter(None, (limit.reason, "some of its signs have no notation"))))
 
 
 def interpret(

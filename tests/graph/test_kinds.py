@@ -23,7 +23,22 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=list(Heal
 seeds = st.integers(0, 2**31)
 MARKED = [kind for kind, facts in KINDS.items() if facts.mark]
 ROTATING = [kind for kind in MARKED if KINDS[kind].rotates]
-graphs_of_kinds = st.one_of(graphs((kind, "permutation")) for kind in MARKED) | graphs(tuple(KINDS))
+
+
+def products(signs: int, owner: str) -> SymmetryGraph:
+    """Units that own several signs: each has a factor with one of them, and what reads the units has all."""
+    unit = "u[e]" if "e" in owner else "u"
+    own = [f"-s{i}[u]" for i in range(signs)]
+    spec = {f"factor{i}": f"{owner} ({unit} {sign}) ." for i, sign in enumerate(own)}
+    spec |= {"gate": f"{owner} {unit} .", "down": f"{owner} . ({unit} {' '.join(own)})"}
+    like = dict.fromkeys(spec, (2, 5, 3) if "e" in owner else (1, 5, 3)) | {"down": (2 if "e" in owner else 1, 3, 5)}
+    return SymmetryGraph.from_spec(spec, like, sizes={f"s{i}": 1 for i in range(signs)})
+
+
+graphs_of_products = st.builds(products, st.integers(1, 3), st.sampled_from([".", "e", "=e"]))
+graphs_of_kinds = (
+    st.one_of(graphs((kind, "permutation")) for kind in MARKED) | graphs(tuple(KINDS)) | graphs_of_products
+)
 
 
 def family(kind: GroupKind, size: int = 4) -> SymmetryGraph:

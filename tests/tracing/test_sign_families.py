@@ -220,6 +220,147 @@ def test_a_stream_whose_gains_stay_has_signs() -> None:
 )
 def test_signs_are_written_where_they_are(layout: str, place: AxisOf, written: str) -> None:
     size = {"h+h": 6, "2+(h 4)": 14, "(2 (h+1))": 8, "(5 h)": 15}[layout]
-    layouts, sizes = add_sign_families({"w": layout}, {"h": 3}, {"w": (size,)}, {"h": [place]})
+    layouts, sizes, unwritten = add_sign_families({"w": layout}, {"h": 3}, {"w": (size,)}, {"h": [[place]]})
     assert layouts["w"] == written
-    assert ("h.sign" in sizes) == ("sign" in written)
+    assert ("h.sign" in sizes) == ("sign" in written) == (not unwritten)
+
+
+def test_a_sign_has_a_name_of_its_own() -> None:
+    layouts = {"w": "h", "h.sign.weight": "h"}
+    signs = {"h": [[AxisOf("w", 0)], [AxisOf("w", 0), AxisOf("h.sign.weight", 0)]]}
+    written, sizes, _ = add_sign_families(layouts, {"h": 3, "h.sign2": 4}, dict.fromkeys(layouts, (3,)), signs)
+    assert written["w"] == "(h -h.sign.2[h] -h.sign2.2[h])"
+    assert written["h.sign.weight"] == "(h -h.sign2.2[h])"
+    assert sizes["h.sign.2"] == sizes["h.sign2.2"] == 1
+
+
+class Product(nn.Module):
+    """Units that are products of odd functions, and of what a gate lets through."""
+
+    def __init__(self, factors: int, gates: int = 0, readers: int = 1) -> None:
+        super().__init__()
+        self.factors, self.gates = (nn.ModuleList(nn.Linear(3, 4) for _ in range(n)) for n in (factors, gates))
+        self.readers = nn.ModuleList(nn.Linear(4, 2) for _ in range(readers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = torch.stack([*(f(x).tanh() for f in self.factors), *(g(x).sigmoid() for g in self.gates)]).prod(0)
+        return torch.cat([reader(units) for reader in self.readers], -1)
+
+
+class Written(Product):
+    """The same, multiplied one by one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = torch.ones(4, dtype=x.dtype)
+        for factor in self.factors:
+            units = units * factor(x).tanh()
+        for gate in self.gates:
+            units = units * gate(x).sigmoid()
+        return torch.cat([reader(units) for reader in self.readers], -1)
+
+
+def in_order(results: Tensor) -> Tensor:
+    """Return a sum in which each has a share of its own."""
+    return sum((i + 1) * result for i, result in enumerate(results))
+
+
+class Stacked(nn.Module):
+    """Units of experts in one tensor, with an order that matters and signs of some of their mentions."""
+
+    def __init__(self, factors: int, *, alone: bool = False, places: int = 3) -> None:
+        super().__init__()
+        self.up = nn.ParameterList(torch.randn(places, 3, 4) for _ in range(factors))
+        self.gate = nn.Parameter(torch.randn(places, 3, 4))
+        self.down = nn.Parameter(torch.randn(places, 4, 2))
+        self.probe = nn.Linear(4, 2) if alone else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x.expand(len(self.gate), *x.shape)
+        units = torch.bmm(seen, self.gate).sigmoid()
+        for up in self.up:
+            units = units * torch.bmm(seen, up).tanh()
+        result = in_order(torch.bmm(units, self.down))
+        return result if self.probe is None else result + self.probe(units[1])
+
+
+OWNERS: Mapping[str, tuple[Callable[[], nn.Module], int]] = {
+    "two factors": (lambda: Written(2), 2),
+    "three factors": (lambda: Written(3), 3),
+    "two factors and a gate": (lambda: Written(2, 1), 2),
+    "two readers": (lambda: Written(2, 1, 2), 2),
+    "stack": (lambda: Stacked(1), 1),
+    "stack, two factors": (lambda: Stacked(2), 2),
+    "stack, read alone": (lambda: Stacked(1, alone=True), 1),
+    "stack, two factors, read alone": (lambda: Stacked(2, alone=True), 2),
+}
+"""Networks, and how many signs each of their units has."""
+ROWS = torch.randn(40, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def owners(name: str) -> tuple[nn.Module, SymmetryGraph]:
+    torch.manual_seed(0)
+    model = perturbed(OWNERS[name][0]()).double().eval()
+    return model, alignkit.trace(model, ROWS[:2], symmetries="all")
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_each_unit_owns_all_of_its_signs(name: str) -> None:
+    model, graph = owners(name)
+    signs = {group for group in graph.groups if graph.groups[group].kind == "signed"}
+    units = {graph.groups[sign].parent for sign in signs}
+    assert {sum(graph.groups[sign].parent == unit for sign in signs) for unit in units} == {OWNERS[name][1]}
+    assert units == {limit.group for limit in graph.provenance.limits} & {*graph.groups}
+    with torch.no_grad():
+        for seed in range(3):
+            torch.testing.assert_close(Alignment.random(graph, seed).apply(model)(ROWS), model(ROWS))
+    assert SymmetryGraph.from_spec(graph.spec(), model) == SymmetryGraph(graph.tensors, graph.groups)
+    assert SymmetryGraph.from_json(graph.to_json()) == graph
+    graph.verify(model, ROWS[:2])
+
+
+@pytest.mark.parametrize("name", [name for name in OWNERS if "stack" not in name])
+def test_all_signs_of_a_product_are_found(name: str) -> None:
+    """All ways to change the signs of one unit are tried: as many change nothing as elements of its families say."""
+    model, _ = owners(name)
+    weights = dict(model.named_parameters())
+    places = [n for n in weights if n.startswith(("factors", "gates")) and "weight" in n]
+    readers = [n for n in weights if n.startswith("readers") and "weight" in n]
+    wanted, exact = model(ROWS).detach(), 0
+    for signs in product((1, -1), repeat=len(places) + len(readers)):
+        other = perturbed(model, 0)
+        other.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            for place, sign in zip(places + readers, signs, strict=True):
+                other.get_parameter(place)[(slice(None), 1) if place in readers else (1,)] *= sign
+                if place not in readers:
+                    other.get_parameter(place.replace("weight", "bias"))[1] *= sign
+            exact += float((other(ROWS) - wanted).abs().max()) < 1e-10
+    assert exact == 2 ** OWNERS[name][1]
+
+
+@pytest.mark.parametrize("solver", ["weight_matching", "frank_wolfe", "sinkhorn"])
+@pytest.mark.parametrize("name", OWNERS)
+def test_several_planted_signs_are_undone(name: str, solver: str) -> None:
+    model, graph = owners(name)
+    planted = Alignment.random(graph, 7)
+    solution = alignkit.solve(graph, model, planted.apply(model), solver=solver)
+    assert solution.objective_after <= 1e-18 * max(1.0, solution.objective_before)
+    assert solution.alignment == planted.inverse()
+
+
+class Unlike(Stacked):
+    """A stack of which one place has a reader of its own behind a function that is not odd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x.expand(len(self.gate), *x.shape)
+        units = torch.bmm(seen, self.gate).sigmoid() * torch.bmm(seen, self.up[0]).tanh()
+        return in_order(torch.bmm(units, self.down)) + self.probe(units[1].relu())
+
+
+def test_places_of_a_stack_that_differ_have_no_signs_and_the_report_says_so() -> None:
+    torch.manual_seed(0)
+    model = perturbed(Unlike(1, alone=True)).double()
+    graph = alignkit.trace(model, ROWS[:2], symmetries="all")
+    assert not any(group.kind == "signed" for group in graph.groups.values())
+    assert "the groups of a stack have one kind" in graph.report()
+    graph.verify(model, ROWS[:2])

@@ -64,15 +64,17 @@ def _reduce(row: Mapping[int, Fraction], rows: Mapping[int, Mapping[int, Fractio
 def odd_solutions(equations: Iterable[Form], unknowns: Sequence[int]) -> list[frozenset[int]]:
     """Return a basis of the sets of unknowns for which all forms are even, where these are 1 and all others 0.
 
-    A sum of two sets is what is in one of them and not in both.
+    A sum of two sets is what is in one of them and not in both. Each set has one unknown to itself, if possible one of
+    the first.
     """
+    position = {unknown: at for at, unknown in enumerate(unknowns)}
     reduced: dict[int, frozenset[int]] = {}  # rows in echelon form, by the unknown that they lead with
     for equation in equations:
         row = frozenset(unknown for unknown, count in equation if count % 2)
         for lead, known in reduced.items():
             row = row ^ known if lead in row else row
         if row:
-            lead = min(row)
+            lead = max(row, key=lambda unknown: position[unknown])
             reduced = {other: known ^ row if lead in known else known for other, known in reduced.items()}
             reduced[lead] = row
     free = [unknown for unknown in unknowns if unknown not in reduced]
@@ -81,20 +83,23 @@ def odd_solutions(equations: Iterable[Form], unknowns: Sequence[int]) -> list[fr
 
 def rest_modulo(members: Iterable[frozenset[int]], span: Iterable[frozenset[int]]) -> list[frozenset[int]]:
     """Return of some sets what is left once sums of others are left out: a basis, none where nothing is."""
-    reduced: dict[int, frozenset[int]] = {}
+    chosen = _echelon(span)
+    rests = [_without(row, chosen) for row in members]
+    return [row for row, is_new in zip(rests, map(bool, _echelon(rests)), strict=True) if is_new]
 
-    def rest(row: frozenset[int]) -> frozenset[int]:
-        for lead in sorted(reduced):
-            row = row ^ reduced[lead] if lead in row else row
-        return row
 
-    left = []
-    for number, rows in enumerate((span, members)):
-        for row in rows:
-            if row := rest(row):
-                reduced[min(row)] = row
-                left += [row] * number
-    return left
+def _echelon(rows: Iterable[frozenset[int]]) -> list[frozenset[int]]:
+    """Return each row without the sums of those before it: empty where it is one of them."""
+    reduced: list[frozenset[int]] = []
+    for row in rows:
+        reduced.append(_without(row, reduced))
+    return reduced
+
+
+def _without(row: frozenset[int], echelon: Iterable[frozenset[int]]) -> frozenset[int]:
+    for known in sorted(filter(None, echelon), key=min):
+        row = row ^ known if min(known) in row else row
+    return row
 
 
 def is_even(equations: Iterable[Form], odd: Iterable[int]) -> bool:

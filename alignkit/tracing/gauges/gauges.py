@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from alignkit.graph.kinds import KINDS
 from alignkit.graph.nodes import AxisPositions, SpaceLimit
 from alignkit.graph.rewrites import AxisOf, Balance, Blocked, Fold, Gain, OutputScale, Through, Zero
 from alignkit.tracing.gauges.facets import Findings
 from alignkit.tracing.gauges.turns import Turn
-from alignkit.tracing.gauges.verdicts import folds_of_biases, judge
+from alignkit.tracing.gauges.verdicts import Verdict, folds_of_biases, judge
 from alignkit.tracing.interpreter import LabelledStep
 from alignkit.tracing.labels.writes import Key
 from alignkit.tracing.reading.axes import GroupKey
-from alignkit.tracing.reading.sign_families import sign_name
+
+SignPlaces: TypeAlias = tuple[tuple[AxisOf, ...], ...]
+"""The places at which units may change a sign, for each of the signs that they have."""
+ONE_KIND = "the groups of a stack have one kind"
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Gauges:
 
     Attributes:
         marks: The mark of the kind of each group that has one.
-        signs: For groups whose units may change their sign at some places only, these places; by name.
+        signs: For groups whose units may change signs at some places only, these places for each sign; by name.
+        lone: Groups at one place of a stack that tensors mention by themselves, with the name of those of the stack.
         constants: Gains and scales of spaces that rotate: once folded they are 1 at each unit, and stay.
         folds: What has to be done to weights first.
         balances: Spaces whose scales or matrices may be moved.
@@ -35,7 +40,8 @@ class Gauges:
     """
 
     marks: Mapping[GroupKey, str]
-    signs: Mapping[str, tuple[AxisOf, ...]]
+    signs: Mapping[str, SignPlaces]
+    lone: Mapping[str, str]
     constants: tuple[str, ...]
     folds: tuple[Fold, ...]
     balances: tuple[Balance, ...]
@@ -67,19 +73,19 @@ def find_gauges(
     group_names = {group: name for group, name in names.items() if isinstance(group, int)} | places
     known = {space: group_names.get(space, "") for space in findings.spaces.leaves}
     verdicts = judge(findings, known, refuted)
-    taken = {*names.values(), *findings.shapes}
-    signs = {
-        known[space]: verdict.odd
-        for space, verdict in verdicts.items()
-        if verdict.odd and space in names and space not in places and sign_name(known[space]) not in taken
-    }
-    marks: dict[GroupKey, str] = {}
-    for group in names:
-        kinds = {verdicts[g].kind for g in ((group,) if isinstance(group, int) else group) if g in verdicts}
-        kind = next(iter(kinds)) if len(kinds) == 1 else None
-        if kind is not None:
-            marks[group] = KINDS[kind].mark
+    stack_of = {group: names[stack] for stack in names if isinstance(stack, tuple) for group in stack}
+    signs, marks = dict[str, SignPlaces](), dict[GroupKey, str]()
     fixed = {space for space, verdict in verdicts.items() if verdict.kind is None}
+    for key, name in sorted(names.items(), key=lambda item: isinstance(item[0], int)):  # stacks, then parts of them
+        spaces = [space for space in ((key,) if isinstance(key, int) else key) if space in verdicts]
+        places_of_signs = _signs_of_all([verdicts[space] for space in spaces], findings)
+        if len({verdicts[space].kind for space in spaces}) > 1 or places_of_signs is None:
+            verdicts |= {space: replace(verdicts[space], kind="permutation", reason=ONE_KIND) for space in spaces}
+        elif places_of_signs and key not in stack_of:
+            signs[name] = places_of_signs
+        kind = verdicts[spaces[0]].kind if spaces else None
+        if kind is not None:
+            marks[key] = KINDS[kind].mark
     turns = (x for x in history if isinstance(x.step, Turn))
     keys = {
         ref.key
@@ -95,6 +101,7 @@ def find_gauges(
     return Gauges(
         marks,
         signs,
+        {name: stack_of[key] for key, name in names.items() if isinstance(key, int) and key in stack_of},
         tuple(_vector_of(fold) for v in rotating for fold in v.folds if isinstance(fold, Gain | OutputScale)),
         (*dict.fromkeys(fold for verdict in verdicts.values() for fold in verdict.folds), *biases),
         tuple(_without(balance, biases) for verdict in verdicts.values() for balance in verdict.balances),
@@ -103,6 +110,18 @@ def find_gauges(
         before.lost | keys,
         _contracted(findings),
     )
+
+
+def _signs_of_all(verdicts: Sequence[Verdict], findings: Findings) -> SignPlaces | None:
+    """Return the places of signs that all groups of a stack have alike, None where they differ."""
+    if len({len(verdict.signs) for verdict in verdicts}) > 1:
+        return None
+    spaces = defaultdict[AxisOf, set[int]](set)
+    for segment in findings.spaces.segments:
+        spaces[segment.axis].add(segment.space)
+    together = [Counter(at for axes in same for at in axes) for same in zip(*(v.signs for v in verdicts), strict=True)]
+    alike = all(count == len(spaces[axis]) for axes in together for axis, count in axes.items())
+    return tuple(tuple(axes) for axes in together) if alike else None
 
 
 def _contracted(findings: Findings) -> tuple[AxisPositions, ...]:
@@ -126,5 +145,5 @@ def _vector_of(fold: Gain | OutputScale) -> str:
     return fold.gain if isinstance(fold, Gain) else fold.scale
 
 
-NO_GAUGES = Gauges({}, {}, (), (), (), (), (), frozenset())
+NO_GAUGES = Gauges({}, {}, {}, (), (), (), (), (), frozenset())
 """Permutations only."""

@@ -29,6 +29,7 @@ from alignkit.graph.rewrites import (
     uses_at,
 )
 from alignkit.rewriting import WideWeights, balance_weights, fold_weights
+from alignkit.tracing.gauges.verdicts import SIGNS
 
 DRAWS = 2
 """Random elements that are tried; a wrong kind changes outputs by more than a percent in each."""
@@ -72,7 +73,9 @@ def refute(
         if moved and changes(Alignment(graph, {**identity, **moved}).apply(folded)):
             for name, element in moved.items():
                 if changes(Alignment(graph, {**identity, name: element}).apply(folded)):
-                    failed[name] = frozenset((graph.groups[name].kind,))
+                    group = graph.groups[name]
+                    space, what = (group.parent, SIGNS) if group.parent and group.size == 1 else (name, group.kind)
+                    failed[space] = failed.get(space, frozenset()) | {what}
     if graph.balances and changes(_balance(folded, graph, graph.balances)):
         for balance in graph.balances:
             if changes(_balance(folded, graph, [balance])):

@@ -22,10 +22,9 @@ from alignkit.graph.rewrites import (
 )
 from alignkit.tracing.gauges.degrees import is_even, odd_solutions, rest_modulo, solutions
 from alignkit.tracing.gauges.facets import MEAN_KEEPING, Findings, Norm, SpaceFacts, SpaceReading
-from alignkit.tracing.reading.sign_families import sign_name
 
 SIGNS = "signs"
-"""What is tried of a space beside its kind: signs that some of its places have."""
+"""What is tried of a space beside its kind: signs that its units own."""
 LARGEST_FIRST: tuple[GroupKind, ...] = ("orthogonal", "centred", "planes", "adjacent_planes")
 
 
@@ -34,8 +33,8 @@ class Verdict:
     """What the second pass concludes about one space.
 
     ``kind`` is None where nothing but positions stays, as for rotary planes with a gain: the space is no group then.
-    ``reason`` says what keeps it from more. ``odd`` are the places at which units of a space that is permuted may
-    change their sign, where they may at some places only.
+    ``reason`` says what keeps it from more. ``signs`` are the places at which units of a space that is permuted may
+    change their sign, where they may at some places only, or have several signs: one entry a sign.
     """
 
     kind: GroupKind | None
@@ -43,7 +42,7 @@ class Verdict:
     folds: tuple[Fold, ...] = ()
     balances: tuple[Balance, ...] = ()
     blocked: tuple[Blocked, ...] = ()
-    odd: tuple[AxisOf, ...] = ()
+    signs: tuple[tuple[AxisOf, ...], ...] = ()
 
 
 def judge(findings: Findings, names: Mapping[int, str], refuted: Mapping[str, frozenset[str]]) -> dict[int, Verdict]:
@@ -62,13 +61,7 @@ def judge(findings: Findings, names: Mapping[int, str], refuted: Mapping[str, fr
     blocked = [blocked for judge in judges.values() for blocked in judge.find_blocked()]
     for judge in judges.values():
         judge.blocked = tuple(one for one in dict.fromkeys(blocked) if one.tensor in judge.gains)
-    return {space: judge.verdict(_refuted_of(judge.name, refuted)) for space, judge in sorted(judges.items())}
-
-
-def _refuted_of(name: str, refuted: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """Return what was refuted of a space, and of the signs that its units own."""
-    own, of_signs = (refuted.get(group, frozenset()) for group in (name, sign_name(name)))
-    return own | frozenset(SIGNS if what == "signed" else what for what in of_signs)
+    return {space: judge.verdict(refuted.get(judge.name, frozenset())) for space, judge in sorted(judges.items())}
 
 
 @dataclass
@@ -101,14 +94,16 @@ class _Judge:
             return Verdict(None, reason, blocked=blocked)
         equations = self.facts.equations + self.facts.of_signs
         signed = not self.facts.unknown and bool(self.segments) and is_even(equations, self.segments)
-        kind = "signed" if signed and "signed" not in refuted else "permutation"
+        signed = signed and "signed" not in refuted
         folds = () if "folds" in refuted else self._folds()
         balances = self._balances() if is_balanced else ()
-        odd = self._signs(balances) if kind == "permutation" and not refuted & {"signed", SIGNS} else ()
-        return Verdict(kind, reason, folds, balances, blocked, odd)
+        signs = () if refuted & {"signed", SIGNS} else self._signs(balances)
+        if signed and len(signs) < 2:
+            return Verdict("signed", reason, folds, balances, blocked)
+        return Verdict("permutation", reason, folds, balances, blocked, signs)
 
-    def _signs(self, balances: Iterable[Balance]) -> tuple[AxisOf, ...]:
-        """Return where units may change their sign, if that is not everywhere; nothing where signs are not free.
+    def _signs(self, balances: Iterable[Balance]) -> tuple[tuple[AxisOf, ...], ...]:
+        """Return where units may change each of their signs; nothing where signs are not free.
 
         Gains of norms and scales keep their sign: that of a gain and of all that reads it may be chosen. So may signs
         between the two sides of a balance, which are chosen there.
@@ -125,8 +120,10 @@ class _Judge:
             for balance in balances
             if balance.kind == "monomial"
         ]
-        left = rest_modulo(odd_solutions(equations, self.segments), chosen)
-        return self._axes(sorted(left[0])) if len(left) == 1 else ()
+        read = {reading.segment for reading in self.facts.readings}  # has the signs of all factors that it reads
+        unknowns = sorted(self.segments, key=lambda segment: segment in read)
+        left = rest_modulo(odd_solutions(equations, unknowns), chosen)
+        return tuple(self._axes(sorted(places)) for places in left)
 
     @property
     def gains(self) -> set[str]:
@@ -265,7 +262,7 @@ def folds_of_biases(
 
     def is_bias(segment: int) -> bool:
         name = names[segments[segment].space]
-        return len(shapes[segments[segment].axis.tensor]) == 1 and "folds" not in _refuted_of(name, refuted)
+        return len(shapes[segments[segment].axis.tensor]) == 1 and "folds" not in refuted.get(name, frozenset())
 
     yield from (Zero(segments[segment].axis) for segment in sorted(filter(is_bias, findings.zeros)))
     for facts in findings.facts.values():
