@@ -62,6 +62,16 @@ def results(made, script: str, *arguments: object) -> dict:
     return json.loads(output.read_text())
 
 
+@pytest.mark.parametrize(
+    "script", sorted(path.stem for path in FOLDER.glob("*.py") if "def main()" in path.read_text())
+)
+def test_scripts_read_sets_and_data_by_the_same_switches(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call(script, "--help")
+    help_text = capsys.readouterr().out
+    assert ended.value.code == 0 and "--folder FOLDER" in help_text and "--data DATA" in help_text
+
+
 def test_table_holds_every_method_and_seed_and_adds_only_what_is_missing(made, monkeypatch):
     size = ("--set", "mnist-mlp", "--pairs", 2, "--samples", 64, "--images", 64, "--sinkhorn-steps", 2)
     first = results(made, "table", *size, "--only", "naive", "Deep-Align")

@@ -9,7 +9,6 @@ OUT/SET/ENCODER-SEED.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
@@ -122,13 +121,8 @@ def checkpoints(aligners: Path, name: str, encoder: str) -> list[tuple[dict[str,
 
 def main() -> None:
     """Train the aligners of one set."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="where aligners are written")
-    parser.add_argument("--set", required=True, help="name of a set of networks")
+    parser = measure.switches(__doc__, "aligners", "set", seeds=SEEDS)
     parser.add_argument("--encoder", choices=list(SCHEDULES), default="dws")
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--pairs", type=int, default=8, help="held-out pairs on which the best step is chosen")
     arguments = parser.parse_args()

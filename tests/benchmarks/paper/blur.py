@@ -9,7 +9,6 @@ The blur was chosen on the sets ``domain-28-64x3`` and ``domain-28-gelu-96x2``, 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import data as made
@@ -48,13 +47,7 @@ def summary(found: Measured) -> dict[str, Any]:
 
 def main() -> None:
     """Measure held-out sets that are not in the output yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--only", nargs="*", help="names of sets; all held-out ones if left out")
-    parser.add_argument("--pairs", type=int, default=36)
-    parser.add_argument("--samples", type=int, default=1000, help="test samples of a barrier")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser = measure.switches(__doc__, "output", "only", pairs=36, samples=1000)
     arguments = parser.parse_args()
     measure.single_thread()
     results: dict[str, Any] = measure.read_json(arguments.output) if arguments.output.exists() else {}

@@ -9,7 +9,6 @@ classes. Methods that take data have training images of all classes.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,16 +67,10 @@ def parents(sets: Sequence[zoo.NetworkSet], count: int, test: alignkit.Task) -> 
 
 def main() -> None:
     """Measure what is not in the output yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="what aligners.py made")
+    parser = measure.switches(
+        __doc__, "aligners", "output", "only", pairs=6, images=2000, sinkhorn_steps=columns.SINKHORN_STEPS
+    )
     parser.add_argument("--trained-on", default="mnist-mlp", help="set that the aligners were trained on")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--only", nargs="*", help="names of columns; all if left out")
-    parser.add_argument("--pairs", type=int, default=6, help="at most as many as a set has networks")
-    parser.add_argument("--images", type=int, default=2000, help="training samples of methods that take data")
-    parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
     arguments = parser.parse_args()
     measure.single_thread()
     sets = [zoo.NetworkSet.open(arguments.folder / name) for name in ("split-a", "split-b")]

@@ -9,11 +9,11 @@ makes the sets of domain aligners alone.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import measure
 import torch
 
 import alignkit.zoo as zoo
@@ -126,11 +126,9 @@ def is_complete(folder: Path) -> bool:
 
 def main() -> None:
     """Make all sets, or those that are named."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the sets are written")
-    parser.add_argument("--data", type=Path, required=True, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--device", default="cpu")
+    parser = measure.switches(__doc__)
     parser.add_argument("--only", nargs="*", choices=list(WANTED), help="names of sets; all if left out")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--domains", action="store_true", help="the sets of domain aligners")
     arguments = parser.parse_args()
     if arguments.device == "cpu":

@@ -57,11 +57,11 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     result = {"about": networks.manifest.plan.architecture.describe(), "pairs": len(chosen), "barriers": barriers}
     if name in arguments.sinkhorn:
         few = chosen[: arguments.sinkhorn_pairs]
-        methods = ends(checkpoints[0], arguments.steps)
+        methods = ends(checkpoints[0], arguments.sinkhorn_steps)
         found = measure.measure(name, networks, methods, pairs=few, images=columns.SINKHORN_IMAGES, **settings)
         print(name, measure.means(found), flush=True)
         result["sinkhorn"] = {
-            "steps": arguments.steps,
+            "steps": arguments.sinkhorn_steps,
             "barriers": {method: columns.rounded(values) for method, values in found.barriers.items()},
         }
     return result
@@ -69,19 +69,12 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure sets that are not in the output yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folder mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="what domains.py trained")
+    parser = measure.switches(
+        __doc__, "aligners", "output", seeds=(0, 1, 2), pairs=36, sinkhorn_pairs=12,
+        sinkhorn_steps=columns.SINKHORN_STEPS, skip=12, samples=1000,
+    )  # fmt: skip
     parser.add_argument("--sets", nargs="+", required=True)
     parser.add_argument("--sinkhorn", nargs="*", default=(), help="sets on which Sinkhorn follows")
-    parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
-    parser.add_argument("--pairs", type=int, default=36)
-    parser.add_argument("--sinkhorn-pairs", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=columns.SINKHORN_STEPS)
-    parser.add_argument("--skip", type=int, default=12, help="networks of large sets that are left out")
-    parser.add_argument("--samples", type=int, default=1000, help="test samples of a barrier")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     measure.single_thread()
     results: dict[str, Any] = measure.read_json(arguments.output) if arguments.output.exists() else {}

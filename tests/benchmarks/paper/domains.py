@@ -112,19 +112,11 @@ def summary(found: Measured, ends: Measured) -> dict[str, Any]:
 
 def main() -> None:
     """Measure sets that are not in the output yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="where aligners are, or are written")
-    parser.add_argument("--only", nargs="*", help="names of sets; all if left out")
-    parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
+    parser = measure.switches(
+        __doc__, "aligners", "output", "only", seeds=(0, 1, 2), pairs=36, sinkhorn_pairs=12,
+        sinkhorn_steps=columns.SINKHORN_STEPS, skip=12, samples=1000,
+    )  # fmt: skip
     parser.add_argument("--training-steps", type=int, default=60)
-    parser.add_argument("--pairs", type=int, default=36)
-    parser.add_argument("--sinkhorn-pairs", type=int, default=12, help="pairs of methods that end in Sinkhorn")
-    parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
-    parser.add_argument("--skip", type=int, default=12, help="networks of large sets that are left out")
-    parser.add_argument("--samples", type=int, default=1000, help="test samples of a barrier")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     measure.single_thread()
     arguments.aligners.mkdir(parents=True, exist_ok=True)

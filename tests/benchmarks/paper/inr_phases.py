@@ -9,7 +9,6 @@ known; and a network with noise, reordered, which says how much noise alignment 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +126,7 @@ def mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     """Measure one set."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folder mnist")
-    parser.add_argument("--set", default="sine-inr", help="name of a set of networks")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--samples", type=int, default=512, help="places of the signal")
+    parser = measure.switches(__doc__, "output", set="sine-inr", pairs=12, samples=512)
     arguments = parser.parse_args()
     measure.single_thread()
     networks = zoo.NetworkSet.open(arguments.folder / arguments.set)

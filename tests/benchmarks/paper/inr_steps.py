@@ -7,9 +7,7 @@ Zero steps are the start itself. Sinkhorn plans its temperature for the number o
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import columns
@@ -40,14 +38,7 @@ def after_steps(column: columns.Column, steps: int) -> columns.Column:
 
 def main() -> None:
     """Measure what is not in the output yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folder mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="what aligners.py made")
-    parser.add_argument("--set", default="sine-inr", help="name of a set of networks")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--samples", type=int, default=512, help="places of the signal")
+    parser = measure.switches(__doc__, "aligners", "output", set="sine-inr", pairs=12, samples=512)
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
     arguments = parser.parse_args()
     measure.single_thread()

@@ -10,9 +10,7 @@ measured again; an aligner whose training was cut off goes on.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import aligners
@@ -57,16 +55,9 @@ def rows_of(networks: zoo.NetworkSet, methods: Sequence[Method], **settings: Any
 
 def main() -> None:
     """Measure what needs no training, then train and measure one run after the other."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="where aligners are written")
-    parser.add_argument("--set", required=True, help="name of a set of networks")
+    parser = measure.switches(__doc__, "aligners", "output", "set", pairs=48, samples=2000)
     parser.add_argument("--runs", nargs="*", default=(), help="NETWORKS:STEPS of each training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=48)
-    parser.add_argument("--samples", type=int, default=2000, help="test samples of a barrier")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     measure.single_thread()
     networks = zoo.NetworkSet.open(arguments.folder / arguments.set)

@@ -6,6 +6,7 @@ A method is a name and the arguments of `alignkit.solve`. All methods see the sa
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,22 @@ LINE_POINTS = 11
 RESET_POINTS = 5
 """Places on the line where statistics of BatchNorm are recomputed."""
 BOOTSTRAPS = 2000
+SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "folder": {"type": Path, "required": True, "help": "sets of networks, as data.py and paper_data.py make them"},
+    "data": {"type": Path, "help": "holds the folders mnist and fashion-mnist"},
+    "aligners": {"type": Path, "required": True, "help": "trained aligners, as aligners.py and domains.py write them"},
+    "output": {"type": Path, "required": True, "help": "JSON file; what it holds is not measured again"},
+    "set": {"required": True, "help": "name of a set of networks"},
+    "only": {"nargs": "*", "help": "names of sets or columns; all if left out"},
+    "seeds": {"type": int, "nargs": "*", "help": "seeds of the training of aligners"},
+    "pairs": {"type": int, "help": "pairs of networks"},
+    "sinkhorn_pairs": {"type": int, "help": "pairs that Sinkhorn aligns, the first ones"},
+    "sinkhorn_steps": {"type": int, "help": "steps of Sinkhorn"},
+    "samples": {"type": int, "help": "test samples of a barrier"},
+    "images": {"type": int, "help": "training samples of methods that take data"},
+    "skip": {"type": int, "help": "networks of large sets that are left out"},
+}
+"""What scripts of this folder take under one name."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +258,21 @@ def write_json(path: Path, facts: Any) -> None:
 def read_json(path: Path) -> Any:
     """Results that were written before."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def switches(doc: str | None, *names: str, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser with the switches of this folder: ``--folder``, ``--data``, those named, and those with a default.
+
+    Args:
+        doc: The docstring of a script.
+        names: Names in `SWITCHES`.
+        defaults: Defaults by such names.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    for name in ("folder", "data", *names, *defaults):
+        given = {"default": defaults[name], "required": False} if name in defaults else {}
+        parser.add_argument(f"--{name.replace('_', '-')}", **{**SWITCHES[name], **given})
+    return parser
 
 
 def single_thread() -> None:

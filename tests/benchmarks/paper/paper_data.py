@@ -10,11 +10,11 @@ run and nothing else.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
 
+import measure
 import torch
 from data import is_complete
 
@@ -118,9 +118,7 @@ def make(folder: Path, data: Path | None, names: list[str], *, small: bool = Fal
 
 def main() -> None:
     """Make all sets, or those that are named."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the sets are written")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
+    parser = measure.switches(__doc__)
     parser.add_argument("--only", nargs="*", choices=list(SETS), default=list(SETS), help="names of sets")
     parser.add_argument("--tiny", action="store_true", help="small sets of digits and waves")
     arguments = parser.parse_args()

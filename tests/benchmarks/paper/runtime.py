@@ -8,7 +8,6 @@ CPU seconds of one thread, without reading networks. ``--pairs`` counts what the
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -92,18 +91,11 @@ def in_a_pool(folder: Path, data: Path | None, images: int, method: Method, pair
 
 def main() -> None:
     """Time what is not in the output yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="what aligners.py made")
-    parser.add_argument("--set", default="mnist-mlp", help="name of a set of networks")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--only", nargs="*", help="names of columns; all if left out")
-    parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--sinkhorn-pairs", type=int, default=10)
+    parser = measure.switches(
+        __doc__, "aligners", "output", "only", set="mnist-mlp", pairs=1000, sinkhorn_pairs=10, images=2000,
+        sinkhorn_steps=columns.SINKHORN_STEPS,
+    )  # fmt: skip
     parser.add_argument("--pool-pairs", type=int, default=200, help="pairs that a pool of processes aligns; 0: no pool")
-    parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
-    parser.add_argument("--images", type=int, default=2000, help="training samples of methods that take data")
     arguments = parser.parse_args()
     measure.single_thread()
     folder = arguments.folder / arguments.set

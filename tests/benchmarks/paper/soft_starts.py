@@ -8,7 +8,6 @@ how far outputs are from the mean of both. Sets that the output holds already ar
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -72,15 +71,8 @@ def summary(barriers: list[float], seconds: list[float], curves: list[list[tuple
 
 def main() -> None:
     """Measure one set."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py or data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--set", required=True, help="name of a set of networks")
-    parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--samples", type=int, default=2000, help="test samples of a barrier")
-    parser.add_argument("--images", type=int, default=2000, help="training samples of probes")
+    parser = measure.switches(__doc__, "output", "set", pairs=6, samples=2000, images=2000)
     parser.add_argument("--steps", type=int, default=columns.SINKHORN_STEPS, help="steps from alignments")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     measure.single_thread()
     results: dict[str, Any] = measure.read_json(arguments.output) if arguments.output.exists() else {}

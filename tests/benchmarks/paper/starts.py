@@ -9,7 +9,6 @@ of weight matching is a sweep over the groups. Each curve is the best rounded al
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from time import process_time
@@ -156,14 +155,7 @@ def aligned_with(starts: list[columns.Column]) -> Mapping[str, Any]:
 
 def main() -> None:
     """Measure all starts."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="what aligners.py made")
-    parser.add_argument("--set", default="mnist-mlp", help="name of a set of networks")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=2000)
+    parser = measure.switches(__doc__, "aligners", "output", set="mnist-mlp", pairs=8, samples=2000)
     parser.add_argument("--steps", type=int, default=200, help="steps of Sinkhorn")
     arguments = parser.parse_args()
     measure.single_thread()

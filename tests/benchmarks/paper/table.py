@@ -8,8 +8,6 @@ measured again, so that one can be added later. ``--trained-on`` takes aligners 
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import columns
@@ -20,19 +18,11 @@ import alignkit.zoo as zoo
 
 def main() -> None:
     """Measure one set."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what paper_data.py made")
-    parser.add_argument("--data", type=Path, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--aligners", type=Path, required=True, help="what aligners.py made")
-    parser.add_argument("--set", required=True, help="name of a set of networks")
+    parser = measure.switches(
+        __doc__, "aligners", "output", "set", "only", pairs=24, sinkhorn_pairs=8, samples=2000, images=2000,
+        sinkhorn_steps=columns.SINKHORN_STEPS,
+    )  # fmt: skip
     parser.add_argument("--trained-on", help="set that the aligners were trained on; the same if left out")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--only", nargs="*", help="names of columns; all if left out")
-    parser.add_argument("--pairs", type=int, default=24)
-    parser.add_argument("--sinkhorn-pairs", type=int, default=8, help="pairs that Sinkhorn aligns, the first ones")
-    parser.add_argument("--samples", type=int, default=2000, help="test samples of a barrier")
-    parser.add_argument("--images", type=int, default=2000, help="training samples of methods that take data")
-    parser.add_argument("--sinkhorn-steps", type=int, default=columns.SINKHORN_STEPS)
     arguments = parser.parse_args()
     measure.single_thread()
     networks = zoo.NetworkSet.open(arguments.folder / arguments.set)

@@ -8,7 +8,6 @@ networks.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,18 +98,12 @@ def joined(before: Measured, found: Measured) -> Measured:
 
 def main() -> None:
     """Measure all held-out sets that exist in the folder."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="what data.py made")
-    parser.add_argument("--data", type=Path, required=True, help="holds the folders mnist and fashion-mnist")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file; sets in it are not measured again")
-    parser.add_argument("--only", nargs="*", help="names of sets; all held-out ones if left out")
+    parser = measure.switches(__doc__, "output", "only", pairs=36, samples=2000)
     parser.add_argument("--split", default="test", help="whose networks; validation ones are for choosing settings")
     parser.add_argument("--checkpoint", type=Path, help="an aligner in place of the shipped one")
     parser.add_argument(
         "--seeds", type=Path, nargs="*", default=[], help="the aligner trained from seed 1, 2 and so on"
     )
-    parser.add_argument("--pairs", type=int, default=36)
-    parser.add_argument("--samples", type=int, default=2000, help="test samples of a barrier")
     parser.add_argument("--sinkhorn", action="store_true", help="measure Sinkhorn too, the slowest by far")
     parser.add_argument(
         "--again", nargs="*", default=[], help="methods to measure again in sets that are there already"
