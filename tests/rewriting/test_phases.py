@@ -46,7 +46,7 @@ def test_planted_phases_signs_and_orders_are_found(widths, frequency):
     assert {group.kind for group in graph.groups.values()} == {"signed"}
     other = Alignment.random(graph, 3).apply(moved_by_half_periods(model, frequency))
     assert torch.allclose(model(x), other(x), atol=1e-3)
-    a, b = (wrap_phases(network, graph, frequency, x) for network in (model, other))
+    a, b = (wrap_phases(network, graph, x) for network in (model, other))
     assert torch.allclose(a(x), model(x), atol=1e-3)
     for name, tensor in a.state_dict().items():
         if name.endswith("bias") and name in {f"{2 * at}.bias" for at in range(len(widths))}:
@@ -54,26 +54,38 @@ def test_planted_phases_signs_and_orders_are_found(widths, frequency):
     assert solve(graph, a, b, restarts=9).objective_after < 1e-6 * solve(graph, model, other).objective_before
 
 
+@pytest.mark.parametrize("frequency", [-3.0, 0.5, 2 * math.pi])
+def test_each_layer_may_have_its_own_frequency(frequency):
+    model, x = siren((10, 12), 3.0), torch.randn(64, 2)
+    model[3] = Sine(frequency)
+    for layer in model[:-1:2]:
+        layer.bias.data += torch.linspace(-9, 9, len(layer.bias))
+    wrapped = wrap_phases(model, trace(model, x, symmetries="all"), x)
+    assert torch.allclose(wrapped(x), model(x), atol=1e-4)
+    for layer, own in ((wrapped[0], 3.0), (wrapped[2], abs(frequency))):
+        assert float(layer.bias.detach().abs().max()) <= math.pi / 2 / own + 1e-6
+
+
 def test_phases_follow_those_of_another_network():
     model, x = siren((10, 12), 3.0), torch.randn(64, 2)
     graph = trace(model, x, symmetries="all")
     other = moved_by_half_periods(model, 3.0, seed=5)
-    again = wrap_phases(other, graph, 3.0, x, like=model)
+    again = wrap_phases(other, graph, x, like=model)
     for name, tensor in model.state_dict().items():
         assert torch.allclose(again.state_dict()[name], tensor, atol=1e-5)
-    by_group = wrap_phases(other, graph, dict.fromkeys(graph.groups, 3.0), x, like=model)
-    assert torch.equal(by_group[0].bias, again[0].bias)
 
 
-def test_what_are_no_sines_of_the_frequency_is_refused():
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Softsign()])
+@pytest.mark.parametrize("places", [(1, 3), (1,), (3,)])
+def test_units_that_are_not_sines_are_refused(activation, places):
+    model, x = siren((10, 12), 1.0), torch.randn(64, 2)
+    for place in places:
+        model[place] = activation
+    with pytest.raises(FoldError, match="are no sines"):
+        wrap_phases(model, trace(model, x, symmetries="all"), x)
+
+
+def test_a_graph_without_signs_is_refused():
     model, x = siren((10, 12), 3.0), torch.randn(64, 2)
-    model[0].bias.data += 5
-    graph = trace(model, x, symmetries="all")
-    with pytest.raises(FoldError, match="sines of this frequency"):
-        wrap_phases(model, graph, 2.0, x)
-    tanh = siren((10, 12), 1.0, activation=nn.Tanh())
-    tanh[0].bias.data += 5
-    with pytest.raises(FoldError, match="sines of this frequency"):
-        wrap_phases(tanh, trace(tanh, x, symmetries="all"), 1.0, x)
     with pytest.raises(FoldError, match='symmetries="all"'):
-        wrap_phases(model, trace(model, x), 3.0, x)
+        wrap_phases(model, trace(model, x), x)

@@ -41,7 +41,6 @@ class Signal:
         self.zero = sum(float(batch.targets.square().sum()) for batch in batches) / sum(
             batch.targets.numel() for batch in batches
         )
-        self.frequency = networks.manifest.plan.architecture.omega  # type: ignore[union-attr]
         self.graph = alignkit.trace(networks.model(), self.inputs, symmetries="all")
 
     def module(self, weights: Any) -> nn.Module:
@@ -56,7 +55,7 @@ class Signal:
 
     def wrapped(self, module: nn.Module, like: nn.Module | None = None) -> nn.Module:
         """The network with its phases wrapped."""
-        return wrap_phases(module, self.graph, self.frequency, self.inputs, like)
+        return wrap_phases(module, self.graph, self.inputs, like)
 
     def matched(self, a: nn.Module, b: nn.Module) -> nn.Module:
         """B aligned to A by permutations and signs."""
