@@ -21,6 +21,7 @@ from alignkit.matching.families import best_element
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.goals import by_outputs
 from alignkit.tasks.line import Line
+from alignkit.tasks.merged_runs import merged_runs
 from alignkit.tasks.task import Task
 
 SAMPLES = 512
@@ -37,7 +38,8 @@ def meet_in_the_middle(
 
     Steps count only if they pay after assignment: else, and where the networks already agree in the middle, scores stay
     as they are. Units may come in any order. Swapping A and B transposes the result only as far as soft alignments are
-    hard; the mean of both ways takes twice the time and was no better.
+    hard; the mean of both ways takes twice the time and was no better. BatchNorm takes the statistics of each batch
+    (`alignkit.tasks.merged_runs`).
 
     Args:
         task: Runs the networks. Its loss tells what outputs are: logits, or numbers.
@@ -69,7 +71,8 @@ class _Middle:
     def __init__(self, task: Task, batches: Sequence[Batch], pair: AlignerInput, sharpness: float) -> None:
         self.pair, self.graph, self.sharpness = pair, pair.graph, sharpness
         samples = sum(batch.size for batch in batches)
-        self.parts = [(batch.size / samples, by_outputs(task, pair.a, pair.b, batch)) for batch in batches]
+        runs = merged_runs(task)
+        self.parts = [(batch.size / samples, by_outputs(runs(batch), pair.a, pair.b, batch)) for batch in batches]
         """The share of each batch in the mean deviation, and its deviation by the weights in the middle."""
 
     def deviation_of(self, scores: Scores) -> float:

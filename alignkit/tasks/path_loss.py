@@ -1,4 +1,7 @@
-"""The task's loss on the line between A and aligned B, on minibatches and on a fixed set of samples."""
+"""The task's loss on the line between A and aligned B, on minibatches and on a fixed set of samples.
+
+BatchNorm takes the statistics of each batch (`alignkit.tasks.merged_runs`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.goals import Goal, by_labels
 from alignkit.tasks.line import Line
+from alignkit.tasks.merged_runs import merged_runs
 from alignkit.tasks.minibatches import Minibatches
 from alignkit.tasks.task import Task
 
@@ -50,13 +54,14 @@ class PathLoss:
         )
         task.checked(self.between(self.b, 0.5))
         samples, batch_size, score_samples = counts
+        self.runs = merged_runs(task)
         self.minibatches = Minibatches(task, samples, batch_size, generator)
         self._ends = self.named(self.a), self.named(self.b)
         self._scores = [(batch.size, self.on(batch)) for batch in self.minibatches.fixed(score_samples)]
 
     def on(self, batch: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Return the loss of weights between A and B, as `named` returns them, on one batch; differentiable."""
-        return self.goal(self.task, *self._ends, batch)
+        return self.goal(self.runs(batch), *self._ends, batch)
 
     def between(self, moved: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
         """Compute the weights at lambda = ``share`` between A and the moved tensors of B, under every name."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from alignkit import Alignment, Task, average, solve
+from alignkit import Alignment, Task, average, solve, trace
 from alignkit.deepalign import AlignerInput
 from alignkit.deepalign.midpoint import meet_in_the_middle
 from alignkit.deepalign.scores import standardise
@@ -75,3 +78,14 @@ def test_midpoint_steps_do_not_depend_on_how_the_data_is_cut():
     for name, scores in start.items():
         assert not torch.allclose(found[0][name], scores)
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_batches_of_single_inputs_are_run_with_running_statistics():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    singles = [(torch.randn(1, 6), torch.zeros(1).long()) for _ in range(4)]
+    other = copy.deepcopy(model)
+    nn.init.normal_(other[0].weight)
+    solution = solve(
+        trace(model, singles[0][0]), model, other, solver="deepalign", task=Task(model, singles, "cross_entropy")
+    )
+    assert solution.notes["midpoint steps"] == "4 inputs of the task"

@@ -7,7 +7,7 @@ Aligners that are not in OUT yet are trained there, one for each domain and seed
 ``--skip`` are left out, as those that settings were chosen on. A row is a set of networks and the domain of an aligner;
 where the networks learned other images of the same shape, the aligner does not refuse them. The last columns end in
 Sinkhorn with labels: from weight matching, and in half the steps from the soft alignment of the domain aligner, which
-has seen no data.
+has seen no data; and in the same without labels, by outputs.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from alignkit.training.pairs import describe_networks
 OURS = "domain aligner"
 DATA = Method("probes, 512 inputs", "deepalign", {"encoder": "probes"}, data=True)
 FROM_WEIGHTS, FROM_OURS = "weight matching > sinkhorn", f"{OURS} > sinkhorn"
+BY_OUTPUTS = f"{FROM_OURS}, by outputs"
 SETTINGS = {"pairs": 2, "samples": 5000}
 RATIOS = (
     (STAND_INS.name, PROBES.name),
     (OURS, PROBES.name),
     (OURS, DATA.name),
     (FROM_OURS, FROM_WEIGHTS),
+    (BY_OUTPUTS, FROM_WEIGHTS),
 )
 
 
@@ -60,11 +62,12 @@ def domain_methods(checkpoints: Mapping[int, Path]) -> list[Method]:
 
 
 def with_sinkhorn(checkpoint: Path, steps: int) -> list[Method]:
-    """What ends in Sinkhorn, which learns from labels; the aligner does not look at the data."""
+    """What ends in Sinkhorn, which learns from data; the aligner does not look at them."""
     ours = {"encoder": "learned", "checkpoint": checkpoint, "inputs": "random", "max_steps": steps // 2}
     return [
         Method(FROM_WEIGHTS, "weight_matching > sinkhorn", {"max_steps": steps}, data=True),
         Method(FROM_OURS, "deepalign > sinkhorn", ours, data=True),
+        Method(BY_OUTPUTS, "deepalign > sinkhorn", {**ours, "objective": "outputs"}, data=True),
     ]
 
 
@@ -165,6 +168,7 @@ def measured(name: str, checkpoints: Mapping[int, Path], arguments: argparse.Nam
         "kilobytes": round(first.stat().st_size / 1000),
         "sinkhorn steps": arguments.sinkhorn_steps,
         "drawn": MIDDLE_INPUTS,
+        "samples": arguments.samples,
         **summary(found, ends),
     }
 
