@@ -98,11 +98,7 @@ def _merge(plan: Plan, job: switches.JobSwitches, resume: Path | None) -> None:
     recipe, output, memory = plan.recipe, plan.output, plan.recipe.memory
     method = one_of("--method", recipe.method, ("linear", "slerp", "task_arithmetic", "ties", "dare"))
     plan.data.check()
-    wholly = {
-        "--task": recipe.task,
-        f"--method {recipe.method}": recipe.method != "linear",
-    }
-    switches.check_memory(memory, {switch: bool(value) for switch, value in wholly.items()})
+    switches.check_memory(memory, {"--task": bool(recipe.task)})
     with Runner("merge", job, {"--output": output}, like=plan.models[0], kept=resume) as run:
         bases = {} if method in ("linear", "slerp") else dict.fromkeys(range(len(plan.models)), 0)
         files = run.open(

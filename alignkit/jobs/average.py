@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Literal, TypeVar, overload
 
 import numpy as np
@@ -34,6 +35,8 @@ from alignkit.text import dtype_name, plural
 Method = Literal["linear", "slerp", "task_arithmetic", "ties", "dare"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+WHOLE: Mapping[str, int] = {"slerp": 5, "ties": 9, "dare": 6}
+"""Methods that look at whole tensors, and copies in 64 bits of each network's that may be alive, as measured."""
 STRAIGHT = 0.9995
 """Above this cosine, of either sign, two tensors are almost parallel and slerp is the straight line, as in mergekit.
 The two differ by 1.3e-4 of their length at most."""
@@ -138,8 +141,8 @@ class Averaging:
         check_method(self.method, len(models))
         first = models[0]
         if stored := [model for model in models if isinstance(model, StoredNetwork)]:
-            if len(stored) != len(models) or self.method != "linear":
-                raise MergeError("networks on disk are averaged with each other, by method='linear'.")
+            if len(stored) != len(models):
+                raise MergeError("networks on disk are averaged with each other: give all of them as paths.")
             return AverageNetwork(stored, self.on(stored[0].graph.first_names))
         sides = [weights_of(model) for model in models]
         labels = [f"model {at}" for at in range(len(sides))]
@@ -149,6 +152,25 @@ class Averaging:
         tied = {name: averaging.of_tensors(name, [side[name] for side in fitting]) for name in fitting[0]}
         averages = {name: tied[kept] for name, kept in first_names(sides[0]).items()}
         return with_tensors(first, averages) if isinstance(first, nn.Module) else averages
+
+    def takes_whole(self, name: str, dtype: torch.dtype) -> bool:
+        """Tell whether a tensor is averaged as a whole: what is made of an entry depends on all others."""
+        return self.method in WHOLE and is_number(dtype) and not is_statistic(name)
+
+    def check_memory(self, networks: Sequence[StoredNetwork]) -> None:
+        """Raise a `MergeError` if tensors that are averaged as a whole do not fit the limit of networks on disk."""
+        first, sizes = networks[0], {name: prod(node.shape) for name, node in networks[0].graph.tensors.items()}
+        whole = [name for name in sizes if self.takes_whole(name, first.dtype(name))]
+        if not whole:
+            return
+        largest = max(whole, key=sizes.__getitem__)
+        needed = 8 * WHOLE[self.method] * len(networks) * sizes[largest]
+        if (limit := first.budget.memory) < needed:
+            raise MergeError(
+                f"the limit of memory does not suffice: method={self.method!r} looks at all of {largest!r} at once, in "
+                f"{WHOLE[self.method] * len(networks)} copies of 64 bits. Give {math.ceil((needed - limit) / 1e6)} MB "
+                "more; 'linear' and 'task_arithmetic' take a few rows at a time."
+            )
 
     def dtype_of(self, own: torch.dtype) -> torch.dtype:
         """Return the dtype in which an average is kept, where the first network has ``own``."""
@@ -230,13 +252,15 @@ def average(
 
 
 class AverageNetwork(StoredNetwork):
-    """The average of networks on one graph that stay on disk, with a share for each; the shares add up to 1."""
+    """The average of networks on one graph that stay on disk, made when it is asked for a tensor; the last is kept."""
 
     def __init__(self, networks: Sequence[StoredNetwork], averaging: Averaging) -> None:
         super().__init__(networks[0].graph, networks[0].budget)
         if any(network.graph != networks[0].graph for network in networks):
             raise MergeError("the networks were bound to different graphs.")
+        averaging.check_memory(networks)
         self._networks, self._averaging = tuple(networks), averaging
+        self._whole: dict[str, Tensor] = {}
 
     @classmethod
     def of(cls, networks: Sequence[StoredNetwork], weights: Shares = None) -> AverageNetwork:
@@ -249,10 +273,18 @@ class AverageNetwork(StoredNetwork):
 
     def rows(self, name: str, places: Places) -> Tensor:
         """Read some rows of a tensor; of one without axes all of it."""
-        return self._averaging.of_tensors(name, [network.rows(name, places) for network in self._networks])
+        if not self._averaging.takes_whole(name, self._networks[0].dtype(name)):
+            return self._averaging.of_tensors(name, [network.rows(name, places) for network in self._networks])
+        if name not in self._whole:
+            self._whole.clear()
+            self._whole[name] = self._averaging.of_tensors(name, [network[name] for network in self._networks])
+            self.release()
+        return self._whole[name][places] if self._whole[name].ndim else self._whole[name]
 
     def part(self, name: str, block: Block, at: int, places: Places) -> Tensor:
         """Read some units of the first dim of a block."""
+        if self._averaging.takes_whole(name, self._networks[0].dtype(name)):
+            return super().part(name, block, at, places)
         parts = [network.part(name, block, at, places) for network in self._networks]
         return self._averaging.of_tensors(name, parts)
 

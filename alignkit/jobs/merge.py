@@ -136,7 +136,8 @@ def merge(
             `alignkit.reset_batchnorm` does.
         repair: Whether averages are repaired on the inputs of the task instead, as `alignkit.repair` does.
         memory: With a limit the checkpoints stay on disk, as in `SymmetryGraph.bind`, and so does the average: it is
-            computed when it is asked for a tensor, or written in pieces. There is no task then.
+            computed when it is asked for a tensor, or written in pieces; for SLERP, TIES and DARE a whole tensor at a
+            time. There is no task then.
         path: A file to which solves are written, so that a killed run resumes where it was: see `alignkit.align_many`.
         on_progress: Called as in `SymmetryGraph.bind` for two networks, as in `alignkit.align_many` for more.
         arguments: Further arguments of `alignkit.solve` or `alignkit.align_many`: a device, a seed, options.
@@ -154,8 +155,8 @@ def merge(
     averaging = averaging.on(graph.first_names)
     mending = Mending(task, reset_batchnorm, repair)
     if memory is not None or any(isinstance(source, StoredNetwork) for source in sources):
-        if task is not None or method != "linear":
-            raise MergeError("networks on disk are merged by method='linear' and without a task: leave memory= out.")
+        if task is not None:
+            raise MergeError("networks on disk are merged without a task: leave memory= out.")
         return _merge_stored(graph, sources, averaging, memory, on_progress, solver=solver, path=path, **arguments)
     kinds = {isinstance(source, nn.Module) for source in sources}
     if len(kinds) > 1:
@@ -201,6 +202,7 @@ def _merge_stored(
 ) -> Merged:
     """Merge networks that stay on disk; nothing of the average is computed yet."""
     networks = fitted_models(graph, sources, memory)
+    averaging.check_memory([network for network in networks if isinstance(network, StoredNetwork)])
     alignment: Solution | ManyAlignment
     if len(networks) > 2:
         alignment = align_many(graph, *networks, path=path, on_progress=on_progress, **arguments)
@@ -211,7 +213,8 @@ def _merge_stored(
         aligned = [networks[0], alignment.apply(networks[1])]
     statistics = Statistics.unmended(() if averaging.keeps_one else graph.tensors)
     average = averaging.of_networks(aligned)
-    return Merged(average, aligned, alignment, statistics, rounding=averaging.rounding)
+    arithmetic = name_arithmetic(averaging.method)
+    return Merged(average, aligned, alignment, statistics, rounding=averaging.rounding, arithmetic=arithmetic)
 
 
 def _losses(

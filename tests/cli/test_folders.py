@@ -94,7 +94,7 @@ def test_memory_keeps_checkpoints_on_disk_and_finds_the_same(transformers_folder
     ("more", "said"),
     [
         (["--memory", "lots"], "not an amount of memory"),
-        (["--memory", "1GB", "--method", "slerp"], "--method slerp"),
+        (["--memory", "1GB", "--task", "job_nets:task"], "--memory does not go with --task"),
     ],
 )
 def test_memory_is_refused_where_it_cannot_be_kept(more: list[str], said: str, folder: Path) -> None:

@@ -119,7 +119,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "another tokenizer": ("tokenizer: c", "'c' is not one of the models. There are a.safetensors, b.safetensors"),
     "no tokenizer": ("tokenizer: b.safetensors", "b.safetensors: it has no files of a tokenizer"),
     "repair without data": ("repair: true", "--repair runs the networks on data"),
-    "memory beside slerp": ("memory: 50MB\nmethod: slerp", "--memory does not go with --method slerp"),
+    "memory beside a task": ("memory: 50MB\ntask: job_nets:task", "--memory does not go with --task"),
 }  # fmt: skip
 
 

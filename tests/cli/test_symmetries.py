@@ -258,12 +258,14 @@ def test_folded_networks_stay_on_disk(name: str, pair: Pair) -> None:
     if name == "mixtral":
         pytest.skip("its experts are stored one by one, which --memory refuses")
     given = [pair.file(side) for side in "ab"]
-    for job in ("merge", "solve", "align-many", "canonicalize"):
+    methods = {f"merge --method {method}": "merge" for method in ("task_arithmetic", "ties", "dare", "slerp")}
+    for words in ("merge", *methods, "solve", "align-many", "canonicalize"):
+        job, *more = words.split()
         in_folder = job in ("align-many", "canonicalize")
         on_disk, in_memory = (f"{job}-{how}" if in_folder else pair.file(f"{job}-{how}") for how in ("disk", "memory"))
-        said = run(job, *given, "-o", on_disk, *pair.given, *ALL, *limit)
+        said = run(job, *given, "-o", on_disk, *pair.given, *ALL, *more, *limit, "--force")
         assert f"Folded {given[0]}: " in said
-        run(job, *given, "-o", in_memory, *pair.given, *ALL)
+        run(job, *given, "-o", in_memory, *pair.given, *ALL, *more, "--force")
         left, right = (read_weights(f"{at}/{given[1]}" if in_folder else at) for at in (on_disk, in_memory))
         assert left.keys() == right.keys()
         assert all(torch.allclose(t.float(), right[n].float(), atol=2e-5) for n, t in left.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 import alignkit
 from alignkit import Alignment, SymmetryGraph, write_weights
-from alignkit.errors import FoldError
+from alignkit.errors import FoldError, MergeError
 from alignkit.graph import AxisOf, Balance, Gain, Mean
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the peak is that of Linux")]
@@ -29,9 +30,13 @@ JOBS = {
     "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[0]), out.pieces, overwrite=True)",
     "transport": "out = alignkit.transport(graph, paths[0], paths[1], tuned=paths[2], memory=limit).network; "
     "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[1]), out.pieces, overwrite=True)",
+    "task vectors": "out = alignkit.merge(graph, *paths, method='task_arithmetic', memory=limit, solver='identity')"
+    ".network; "
+    "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[0]), out.pieces, overwrite=True)",
     "merge aligned": "out = alignkit.merge(graph, *paths[:2], memory=limit).network; "
     "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[0]), out.pieces, overwrite=True)",
 }
+WRITE = "write_checkpoint(folder / 'm.safetensors', open_checkpoint(paths[0]), out.pieces, overwrite=True)"
 SCRIPT = """
 import resource, sys
 from pathlib import Path
@@ -66,8 +71,8 @@ def write_networks(folder: Path, mark: str, units: int, inputs: int) -> None:
 
 
 def peak_of(job: str, folder: Path, limit: int) -> int:
-    """Return the bytes that a job takes at most, beyond what its process takes anyway."""
-    more = f"\n{JOBS[job]}\nprint(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
+    """Return the bytes that a job, by its name or as code, takes at most, beyond what its process takes anyway."""
+    more = f"\n{JOBS.get(job, job)}\nprint(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
     command = [sys.executable, "-c", SCRIPT + more, str(folder), str(limit)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
@@ -92,6 +97,20 @@ def test_the_limit_of_memory_is_kept(folder: Path, job: str) -> None:
 def test_the_limit_of_memory_is_kept_for_other_kinds(tmp_path: Path, mark: str, limit: int, job: str) -> None:
     """Signs pass a few rows at a time; a tensor that is rotated, of 16 MB in 64 bits, is held whole."""
     write_networks(tmp_path, mark, 512, 4000)
+    assert peak_of(job, tmp_path, limit) <= limit
+
+
+@pytest.mark.parametrize("method", ["slerp", "ties", "dare"])
+def test_the_limit_of_memory_is_kept_by_methods_that_look_at_whole_tensors(tmp_path: Path, method: str) -> None:
+    write_networks(tmp_path, "", 512, 4000)
+    paths = "paths[:2]" if method == "slerp" else "paths"
+    graph = SymmetryGraph.from_json((tmp_path / "graph.json").read_text())
+    given = [tmp_path / f"{name}.safetensors" for name in ("ab" if method == "slerp" else "abc")]
+    limit = 20_000_000
+    with pytest.raises(MergeError, match="MB more") as refused:
+        alignkit.merge(graph, *given, method=method, memory=limit)
+    limit += 1_000_000 * int(re.findall(r"Give (\d+) MB more", str(refused.value))[0])
+    job = f"out = alignkit.merge(graph, *{paths}, method='{method}', memory=limit, solver='identity').network; {WRITE}"
     assert peak_of(job, tmp_path, limit) <= limit
 
 

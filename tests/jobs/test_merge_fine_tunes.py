@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 import alignkit
-from alignkit import Alignment, fold
+from alignkit import Alignment, fold, write_weights
 from alignkit.errors import FoldError
+from alignkit.graph.stored import StoredNetwork
 from helpers.fine_tunes import copied, tuned_of
 from helpers.folding_nets import NETS, Net
 
@@ -94,3 +96,21 @@ def test_a_fine_tune_that_was_balanced_by_itself_is_refused() -> None:
     with pytest.raises(FoldError, match="give it as it was trained"):
         alignkit.transport(net.graph, base, base, tuned=tuned)
     assert apart(alignkit.merge(net.graph, base, tuned).network, base.network) > 0  # a plain average has no base
+
+
+@every_net
+@every_method
+def test_on_disk_it_is_the_same_as_in_memory(name: str, method: str, tmp_path: Path) -> None:
+    net = NETS[name]()
+    models = {"base": net.model, "one": tuned_of(net.model, 0.05), "two": tuned_of(net.model, 0.1)}
+    states = {key: {net.graph.first_names[n]: t for n, t in m.state_dict().items()} for key, m in models.items()}
+    paths = {key: tmp_path / f"{key}.safetensors" for key in states}
+    for key, state in states.items():
+        write_weights(paths[key], state)
+    whole = alignkit.merge(net.graph, fold(states["base"], net.graph), states["one"], states["two"], method=method)
+    base = fold(paths["base"], net.graph, memory="5MB")
+    stored = alignkit.merge(net.graph, base, paths["one"], paths["two"], method=method, memory="5MB")
+    assert isinstance(stored.network, StoredNetwork) and stored.arithmetic == whole.arithmetic
+    exact = not any(map(net.graph.rotates, net.graph.groups))
+    for key, tensor in stored.network.items():
+        assert torch.equal(tensor, whole.network[key]) if exact else torch.allclose(tensor, whole.network[key])

@@ -38,3 +38,21 @@ def test_parts_of_a_projection_are_balanced(cut: str) -> None:
     assert {limit.kind for limit in graph.provenance.limits} == {"orthogonal"}, graph.report()
     assert [balance.kind for balance in graph.balances] == ["invertible", "invertible"], graph.report()
     assert graph.provenance.proved
+
+
+@pytest.mark.parametrize("fixed", ["q", "k", "v", "qk", "qv", "kv", "qkv"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_parts_whose_dimensions_stay_leave_what_heads_have(cut: str, fixed: str) -> None:
+    """Positions of the parts that are alike may lie anywhere on the axis; whatever is found holds."""
+
+    def run(m: Parts, x: Tensor) -> Tensor:
+        steps = torch.arange(1, 3, dtype=x.dtype)
+        parts = (part.transpose(1, 2) for part in CUTS[cut](m.get_submodule("qkv")(x)))
+        parts = [part * steps if name in fixed else part for name, part in zip("qkv", parts, strict=True)]
+        return m.get_submodule("out")(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)).mean(1)
+
+    torch.manual_seed(0)
+    model, x = Parts(run, qkv=nn.Linear(4, 12), out=nn.Linear(4, 2)).double().eval(), torch.randn(2, 5, 4).double()
+    graph = alignkit.trace(model, x, symmetries="all")
+    assert graph.groups and graph.provenance.proved
+    graph.verify(alignkit.fold(model, graph, x).network, x)

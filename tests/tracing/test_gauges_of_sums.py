@@ -82,3 +82,16 @@ def test_other_sums_take_them_away(name: str) -> None:
     assert limits or not graph.groups, graph.report()
     assert all(limit.kind in ("permutation", "centred") for limit in limits)
     assert graph.provenance.proved or not graph.groups
+
+
+def test_a_scale_behind_another_one_stays() -> None:
+    def run(m: Parts, x: Tensor) -> Tensor:
+        first = m.get_submodule("first")(x) * m.get_parameter("inner") + m.get_parameter("shift")
+        return m.get_submodule("out")(((first + m.get_submodule("second")(x)) * m.get_parameter("outer")).relu())
+
+    torch.manual_seed(0)
+    vectors = {name: nn.Parameter(torch.randn(6)) for name in ("inner", "shift", "outer")}
+    model = Parts(run, first=L(4, 6), second=L(4, 6), out=L(6, 3), **vectors).eval()
+    graph = alignkit.trace(model, x := torch.randn(5, 4), symmetries="all")
+    assert len(graph.folds) == 1 and graph.provenance.proved
+    graph.verify(alignkit.fold(model, graph, x).network, x)

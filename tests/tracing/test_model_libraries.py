@@ -185,6 +185,26 @@ def test_language_models(config: str, model: str, options: dict[str, Any], expec
     assert graph.provenance.tensors == "fake"
 
 
+TINY = {"num_hidden_layers": 1, "intermediate_size": 48, "vocab_size": 97}
+ODD: dict[str, dict[str, Any]] = {
+    "mamba": {**TINY, "hidden_size": 32, "state_size": 4},
+    "jamba": {**TINY, "hidden_size": 32, "num_hidden_layers": 2, "num_experts": 2, "mamba_d_state": 4},
+    "mobilebert": {**TINY, "num_attention_heads": 4, "intra_bottleneck_size": 32, "hidden_size": 64},
+}
+"""Architectures whose spaces share parameters, or have scales behind scales."""
+
+
+@pytest.mark.models("transformers")
+@pytest.mark.parametrize("kind", ODD)
+def test_all_symmetries_of_odd_architectures_are_proved(kind: str) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **ODD[kind])).eval()
+    graph = trace(model, IDS, symmetries="all")
+    assert graph.groups and graph.provenance.proved
+
+
 @pytest.mark.models("transformers")
 @pytest.mark.parametrize("shared", [2, 1])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

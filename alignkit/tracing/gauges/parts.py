@@ -96,10 +96,12 @@ class Spaces:
                 for owner in np.unique(owners[here]).tolist():
                     for turn in np.unique(turns[owners == owner]).tolist():
                         chosen = (owners == owner) & (turns == turn)
-                        fresh = rows[chosen & (self._source[rows] < 0)]
-                        places = np.flatnonzero(chosen.any(0))
-                        self._source[fresh] = len(self.segments)
-                        self.segments.append(ParameterSegment(space, _axis_of(name, axis, places, labels.shape[axis])))
+                        for places in _describable(np.flatnonzero(chosen.any(0)), labels.shape[axis]):
+                            own = rows[:, places]
+                            fresh = own[chosen[:, places] & (self._source[own] < 0)]
+                            self._source[fresh] = len(self.segments)
+                            described = _axis_of(name, axis, places, labels.shape[axis])
+                            self.segments.append(ParameterSegment(space, described))
         return self.parts(labels)
 
     def parts(self, labels: Labels) -> tuple[Part, ...]:
@@ -172,9 +174,21 @@ def _occurrences(classes: IntArray) -> IntArray:
     return counts
 
 
+def _runs(places: IntArray) -> list[IntArray]:
+    return np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+
+
+def _describable(places: IntArray, size: int) -> list[IntArray]:
+    """Cut positions of an axis into parts that `AxisOf` can describe: one where they come regularly to its end."""
+    runs = _runs(places)
+    every = set(np.diff([run[0] for run in runs]).tolist())
+    regular = len({len(run) for run in runs}) == len(every) == 1 and len(runs) * max(every) == size
+    return [places] if regular else runs
+
+
 def _axis_of(name: str, axis: int, places: IntArray, size: int) -> AxisOf:
     """Describe positions of an axis: all, a run, or a run that comes again and again."""
-    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    runs = _runs(places)
     start, length = int(places[0]), len(runs[0])
     if len(places) == size:
         return AxisOf(name, axis)

@@ -113,7 +113,8 @@ class _Judge:
         vectors = self.gains | self._scales()
         still = self.facts.gains | {segment for segment in self.segments if self._axis(segment).tensor in vectors}
         equations = [*self.facts.equations, *self.facts.of_signs]
-        still |= set(self.segments) - {segment for form in equations for segment, _ in form}  # nothing is known of it
+        mentioned = {segment for form in equations for segment, _ in form}
+        still |= mentioned.symmetric_difference(self.segments)  # nothing is known of it, or it is another space's
         equations += [((segment, 1),) for segment in sorted(still)]
         chosen = [
             frozenset(segment for segment in self.segments if self._axis(segment) in (*balance.writes, *balance.reads))
@@ -121,7 +122,7 @@ class _Judge:
             if balance.kind == "monomial"
         ]
         read = {reading.segment for reading in self.facts.readings}  # has the signs of all factors that it reads
-        unknowns = sorted(self.segments, key=lambda segment: segment in read)
+        unknowns = sorted(mentioned.union(self.segments), key=lambda segment: (segment in read, segment))
         left = rest_modulo(odd_solutions(equations, unknowns), chosen)
         return tuple(self._axes(sorted(places)) for places in left)
 
@@ -170,7 +171,7 @@ class _Judge:
     def _folds(self) -> tuple[Fold, ...]:
         """Return the folds of the norms, scales and means of a space."""
         folds: list[Fold] = []
-        shifts = set()
+        shifts, places_taken = set(), set[AxisOf]()
         stay = {blocked.tensor for blocked in self.blocked}
         for norm in {norm.gain: norm for norm in self._norms() if norm.gain not in stay}.values():
             places = ((self.findings.place_for(r.segment, norm.gain), r.bias) for r in self._readings(norm))
@@ -185,7 +186,10 @@ class _Judge:
         for space, scale, writers in self.findings.output_scales:
             if space == self.space:
                 scaled = (self.findings.place_for(segment, scale) for segment in sorted(writers))
-                folds.append(OutputScale(scale, tuple(dict.fromkeys(place for place in scaled if place is not None))))
+                written = tuple(dict.fromkeys(place for place in scaled if place is not None))
+                if places_taken.isdisjoint(written):  # a scale behind another one stays
+                    folds.append(OutputScale(scale, written))
+                    places_taken.update(written)
         if self.facts.kinds == MEAN_KEEPING and all(reading.facet.centred for reading in self.facts.readings):
             folds.append(self._mean(shifts | stay))
         return tuple(folds)
@@ -270,6 +274,8 @@ def folds_of_biases(
             for segment in sorted(filter(is_bias, reading.facet.mixed)) if reading.bias else ():
                 axis = segments[segment].axis
                 size = findings.spaces.size_of(segments[segment].space)
-                count = len(list(axis.positions(shapes)))
+                count, reader = len(list(axis.positions(shapes))), segments[reading.segment].axis
                 assert reading.bias is not None
-                yield Through(axis, segments[reading.segment].axis, reading.bias, count // size)
+                # Where heads alone move, queries and keys are not told from values, and their bias has more positions.
+                if count <= len(reader.positions(shapes)):
+                    yield Through(axis, reader, reading.bias, count // size)
