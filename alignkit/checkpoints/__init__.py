@@ -8,7 +8,7 @@ from alignkit.checkpoints.foreign import check_is_there
 from alignkit.checkpoints.hub import is_hub_id
 from alignkit.checkpoints.optimizer_file import read_optimizer, write_optimizer
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
-from alignkit.checkpoints.staging import prepare_output, write_text
+from alignkit.checkpoints.staging import check_writable, prepare_output, write_text
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.checkpoints.writer import ByteProgress, OnProgress, write_checkpoint
 
@@ -16,6 +16,7 @@ __all__ = ["ByteProgress", "Checkpoint", "Conversion", "ConvertedCheckpoint", "F
 __all__ += ["KNOWN_SUFFIXES", "Shard", "TensorEntry", "file_kind", "format_of", "is_hub_id", "open_checkpoint"]
 __all__ += [
     "check_is_there",
+    "check_writable",
     "prefix_conversion",
     "prepare_output",
     "read_optimizer",

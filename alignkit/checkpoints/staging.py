@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,10 @@ from alignkit.checkpoints.file_set import (
 )
 from alignkit.checkpoints.unfinished import flush, strangers
 from alignkit.errors import WeightsError
+from alignkit.text import readable_bytes
 
+SPARE = 1 << 20
+"""Bytes that have to be free beyond the size of an output: folders and block sizes."""
 KINDS = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
 
 
@@ -63,6 +67,30 @@ def staged(
             files.drop(member)
             raise
         alone.publish()
+
+
+def check_writable(output: Path) -> None:
+    """Raise the `WeightsError` of `staged` where no file can be made for an output; what is tried is removed.
+
+    Folders that are missing are taken for ones that will be made.
+    """
+    output = place = prepare_output(output)
+    while not place.absolute().parent.is_dir():
+        place = place.absolute().parent
+        if place.exists():
+            raise WeightsError(f"cannot write {output}: {place} is a file.")
+    place = place / "output" if place.is_dir() else place
+    with FileSet() as tried, failing_to_write(output):
+        tried.add(place, folder=False, overwrite=True)
+
+
+def check_room(output: Path, needed: int) -> None:
+    """Raise `WeightsError` unless the disk of an output has so many bytes left, and some to spare."""
+    needed += SPARE
+    place = place_of(output).parent
+    if (free := shutil.disk_usage(place).free) < needed:
+        room = f"it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left"
+        raise WeightsError(f"cannot write {output}: {room}.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,12 +13,8 @@ from alignkit.arguments import check_arguments
 from alignkit.checkpoints.checkpoint import Checkpoint
 from alignkit.checkpoints.folder import CARD, RUN_RECORD, files_of_weights
 from alignkit.checkpoints.shard import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, ValuesOf, file_kind
-from alignkit.checkpoints.staging import check_output, place_of, prepare_output, staged
+from alignkit.checkpoints.staging import check_output, check_room, prepare_output, staged
 from alignkit.errors import WeightsError
-from alignkit.text import readable_bytes
-
-_SPARE = 1 << 20
-"""Bytes that have to be free beyond the size of the output: folders and block sizes."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +98,7 @@ def write_checkpoint(
     """
     output = Path(output)
     replaces = check_place(output, like, overwrite)
-    needed = _SPARE + max(like.nbytes, sum(shard.path.stat().st_size for shard in like.shards))
-    if like.folder is not None:
-        needed += sum(path.stat().st_size for path in map(like.source_of_side, like.side_files) if path is not None)
-    if (free := shutil.disk_usage(place_of(output).parent).free) < needed:
-        room = f"it takes {readable_bytes(needed)}, its disk has {readable_bytes(free)} left"
-        raise WeightsError(f"cannot write {output}: {room}.")
+    check_room(output, bytes_like(like))
     tensor, advance = like.stored_values(tensor), byte_counter(on_progress, "writing", like.nbytes)
 
     with staged(output, folder=like.folder is not None, overwrite=overwrite, replaces=replaces) as temporary:
@@ -126,6 +117,14 @@ def write_checkpoint(
             target = temporary / shard.path.relative_to(like.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shard.write(target, tensor, advance)
+
+
+def bytes_like(like: Checkpoint) -> int:
+    """Return the bytes that an output in the form of a checkpoint takes."""
+    needed = max(like.nbytes, sum(shard.path.stat().st_size for shard in like.shards))
+    if like.folder is None:
+        return needed
+    return needed + sum(path.stat().st_size for path in map(like.source_of_side, like.side_files) if path is not None)
 
 
 def check_place(output: Path, like: Checkpoint, overwrite: bool) -> frozenset[Path]:

@@ -45,8 +45,8 @@ def align_many(
     if reference >= len(models):
         raise UsageError(f"--reference {reference}: there are {plural(len(models), 'model')}, counted from 0.")
     targets = targets_in(models, output, job.force)
-    with Runner("align-many", job, {}, kept=resume) as run:
-        run.written += [str(path) for path in targets]
+    with Runner("align-many", job, {"--output": output}, fills_from=0, kept=resume) as run:
+        run.written[:1] = map(str, targets)
         files = run.open(
             models,
             architecture,
@@ -55,7 +55,6 @@ def align_many(
             memory=memory,
             dtype=dtype,
         )
-        files.check_set(output, first=0, overwrite=job.force)
         check = run.check_function(files, 0) if memory is None else None
         networks = files.weights
         many = alignkit.align_many(

@@ -43,8 +43,8 @@ def canonicalize(
         raise UsageError(f"canonicalize brings networks to a reference: name some behind {reference}; {one}.")
     switches.check_memory(memory, {"--task": task is not None})
     targets = targets_in(networks, output, job.force)
-    with Runner("canonicalize", job, {}) as run:
-        run.written += [str(path) for path in targets]
+    with Runner("canonicalize", job, {"--output": output}, fills_from=1) as run:
+        run.written[:] = map(str, targets)
         files = run.open(
             [reference, *networks],
             architecture,
@@ -53,7 +53,6 @@ def canonicalize(
             memory=memory,
             dtype=dtype,
         )
-        files.check_set(output, first=1, overwrite=job.force)
         reference_network, *others = files.weights
         data = load_task(files, task)
         canonical = alignkit.canonicalize(

@@ -15,7 +15,7 @@ import typer
 
 import alignkit
 from alignkit.cli import switches
-from alignkit.cli.outputs import check_free
+from alignkit.cli.outputs import check_picture
 from alignkit.cli.runner import Runner, load_task
 from alignkit.cli.values import solver_options
 
@@ -55,7 +55,7 @@ def compare(
 
     The identity is always there, and with a task activation matching too. A solver that fails is a row with the reason.
     """
-    check_free({"--picture": picture}, job.force)
+    check_picture(picture, job.force)
     options = solver_options(compared.option)
     pool = nullcontext() if jobs == 1 else _workers(jobs)
     with Runner("compare", job, {}, kept=resume) as run, pool as executor:

@@ -26,6 +26,7 @@ def check_free(paths: Mapping[str, Path | None], force: bool) -> None:
         if key in switches:
             raise UsageError(f"{switch} and {switches[key]} name the same file {path}.")
         switches[key] = switch
+        alignkit.checkpoints.check_writable(path)
 
 
 def check_weights(paths: Mapping[str, Path | None], force: bool, *, folder: bool = False) -> None:
@@ -48,6 +49,7 @@ def check_weights(paths: Mapping[str, Path | None], force: bool, *, folder: bool
             raise UsageError(f"{switch} {path}: {wrong}")
         if path.is_dir() and any(path.iterdir()) and not force:
             raise UsageError(f"{switch} {path} exists. {REPLACE} it.")
+        alignkit.checkpoints.check_writable(path)
         del files[switch]
     records = {
         f"the record of {switch}": alignkit.jobs.sidecar(path)
@@ -55,6 +57,13 @@ def check_weights(paths: Mapping[str, Path | None], force: bool, *, folder: bool
         if path is not None and alignkit.checkpoints.file_kind(path) == "pickle"
     }
     check_free({**files, **records}, force)
+
+
+def check_picture(path: Path | None, force: bool) -> None:
+    """Refuse a picture with a suffix that is not one of a picture, and one that would replace something."""
+    if path is not None:
+        alignkit.plotting.check_picture(path)
+    check_free({"--picture": path}, force)
 
 
 def check_report(path: Path | None, force: bool) -> None:
@@ -93,4 +102,5 @@ def targets_in(networks: Sequence[Path], output: Path, force: bool) -> list[Path
     existing = [name for name in names if (output / name).exists()]
     if existing and not force:
         raise UsageError(f"{output} holds {list_some(existing, 5)} already. {REPLACE} them.")
+    alignkit.checkpoints.check_writable(output)
     return [output / name for name in names]

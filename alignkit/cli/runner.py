@@ -17,7 +17,7 @@ import typer
 
 import alignkit
 from alignkit.cli.folded import fold_facts, fold_lines, fold_sections
-from alignkit.cli.outputs import check_report, check_weights
+from alignkit.cli.outputs import check_free, check_report, check_weights
 from alignkit.cli.switches import ArchitectureSwitches, JobSwitches, SymmetrySwitches, TaskSwitches, deciding
 from alignkit.errors import VerificationError
 from alignkit.text import list_some, readable_bytes
@@ -45,6 +45,7 @@ class Runner:
         switches: What every job command takes.
         outputs: Files of weights and alignments that are written, by their switch.
         like: An input; where it is a folder, ``--output`` may be one.
+        fills_from: For a folder of networks at ``--output``, which was checked: the number of the first of them.
         kept: What is written on the way, and stays when the command is interrupted.
     """
 
@@ -55,6 +56,7 @@ class Runner:
         outputs: Mapping[str, Path | None],
         *,
         like: Path | None = None,
+        fills_from: int | None = None,
         kept: Path | None = None,
     ) -> None:
         if like is not None:  # before its form is asked for
@@ -62,13 +64,15 @@ class Runner:
         folder = like is not None and (
             os.path.isdir(like) or like.name.endswith(".index.json") or alignkit.checkpoints.is_hub_id(like)
         )
-        check_weights(dict(outputs), switches.force, folder=folder)
+        if fills_from is None:
+            check_weights(dict(outputs), switches.force, folder=folder)
         check_report(switches.report, switches.force)
         self.job, self.switches = job, switches
+        check_free({"--resume": kept}, force=True)
         self.written = [str(path) for path in (*outputs.values(), kept) if path is not None]
         self.file_set = alignkit.checkpoints.FileSet()
         self.kept = kept
-        self._output, self._like = outputs.get("--output"), like
+        self._output, self._like, self._fills_from = outputs.get("--output"), like, fills_from
         self._function: dict[str, float | None] = {}
         self._lines: list[str] = []
 
@@ -135,6 +139,7 @@ class Runner:
                 tokenizer=tokenizer,
                 on_progress=self.on_progress,
             )
+        self._check_places(files)
         self._lines += [f"Note: {note}" for note in files.notes]
         if memory is not None and self.job not in TELL_FOLDS:
             self._lines.append(NOT_HELD)
@@ -145,9 +150,17 @@ class Runner:
             self._tell_plan(files.plan(self.job, solver=solver))  # type: ignore[arg-type]
         if self.job not in TELL_FOLDS and files.folded:
             self._lines += fold_lines(files)
-        if self._output is not None and self._like is not None:
-            files.check_place(self._output, like=list(paths).index(self._like), overwrite=self.switches.force)
         return files
+
+    def _check_places(self, files: NetworkFiles) -> None:
+        """Refuse outputs that would be refused once they are written."""
+        if self._output is None:
+            return
+        if self._fills_from is not None:
+            files.check_set(self._output, first=self._fills_from, overwrite=self.switches.force)
+        elif self._like is not None:
+            like = list(files.paths).index(self._like)
+            files.check_place(self._output, like=like, overwrite=self.switches.force)
 
     def record(
         self,

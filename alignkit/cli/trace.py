@@ -11,7 +11,7 @@ import typer
 import alignkit
 from alignkit.cli import switches
 from alignkit.cli.failures import saying_what_is_there
-from alignkit.cli.outputs import check_free
+from alignkit.cli.outputs import check_free, check_picture
 from alignkit.cli.runner import look_in_this_folder
 from alignkit.cli.telling import TellingSwitches
 from alignkit.errors import UsageError
@@ -35,6 +35,7 @@ def trace(
     The model is built with random weights; nothing is downloaded. With --symmetries all the report also says what may
     change its sign or rotate, what has to be folded for it, and what keeps a space from more.
     """
+    check_picture(picture, force)
     check_free({"--spec": spec, "--json": as_json, "--picture": picture}, force)
     kinds.check()
     look_in_this_folder()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.documents import Format
 from alignkit.checkpoints.file_set import written_together
-from alignkit.checkpoints.staging import make_folder, write_text
+from alignkit.checkpoints.staging import check_writable, make_folder, write_text
 from alignkit.checkpoints.weights import write_weights
 from alignkit.errors import MissingExtraError, UsageError
 from alignkit.jobs.compare.compare import compare
@@ -97,6 +97,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, force: bool = False, progress
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise MissingExtraError(f"the demo needs scikit-learn and matplotlib: {install_extra('demo')}.") from error
+    check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: name a folder for the demo's results.")
     there = [name for name in FILES if (folder / name).exists()]

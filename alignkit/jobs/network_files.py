@@ -339,6 +339,11 @@ class NetworkFiles(OutputForms):
         """
         return make_record(job, parameters, (*self.inputs, *map(input_of_path, more)), results)
 
+    @property
+    def _stays_on_disk(self) -> bool:
+        """Whether networks are written in pieces."""
+        return self.memory is not None
+
     def _tied_heads(self, index: int) -> dict[str, str]:
         """Return the heads that the graph unties and that a network has tied, with their embeddings."""
         ties = untied_heads(self.graph.folds)

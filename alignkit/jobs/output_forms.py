@@ -14,9 +14,9 @@ from alignkit.checkpoints import Checkpoint, OnProgress, write_checkpoint, writt
 from alignkit.checkpoints.dtypes import Rounding
 from alignkit.checkpoints.folder import CARD, CONFIG, RUN_RECORD
 from alignkit.checkpoints.shard import Values, ValuesOf, as_whole, file_kind
-from alignkit.checkpoints.staging import check_output, fills_folder, prepare_output, staged
+from alignkit.checkpoints.staging import check_output, check_room, check_writable, fills_folder, prepare_output, staged
 from alignkit.checkpoints.weights import write_weights
-from alignkit.checkpoints.writer import byte_counter, check_place
+from alignkit.checkpoints.writer import byte_counter, bytes_like, check_place
 from alignkit.errors import WeightsError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.stored import StoredNetwork
@@ -94,6 +94,11 @@ class OutputForms:
             if record is not None:
                 write_sidecar(output, record)
 
+    @property
+    def _stays_on_disk(self) -> bool:
+        """Whether networks are written in pieces."""
+        return False
+
     def _tied_heads(self, index: int) -> dict[str, str]:
         """Return the heads that outputs have beside the embeddings to which a network has tied them."""
         return {}
@@ -148,10 +153,16 @@ class OutputForms:
         """Raise the `WeightsError` that `write` would; return the files that a folder there may hold."""
         if file_kind(output) == "pickle":
             check_output(prepare_output(sidecar(output)), folder=False, overwrite=overwrite)
-        if self._keeps_form(output, like):
-            return check_place(output, self.checkpoints[like], overwrite)
-        check_output(prepare_output(output), folder=False, overwrite=overwrite)
-        return frozenset()
+        own = self.checkpoints[like]
+        if self._stays_on_disk or self._keeps_form(output, like):  # in pieces no other kind of file can be written
+            replaces = check_place(output, own, overwrite)
+        else:
+            check_output(prepare_output(output), folder=False, overwrite=overwrite)
+            replaces = frozenset()
+        check_writable(output)
+        if output.absolute().parent.is_dir():  # a folder that is made for several networks is not there yet
+            check_room(output, bytes_like(own))
+        return replaces
 
     def write_set(
         self,
@@ -192,11 +203,13 @@ class OutputForms:
 
     def check_set(self, folder: Path, *, first: int, overwrite: bool = False) -> frozenset[Path]:
         """Raise the `WeightsError` that `write_set` would; return the paths of the files that it may replace."""
+        numbers = range(first, len(self.paths))
+        check_room(folder, sum(bytes_like(self.checkpoints[number]) for number in numbers))
         if not folder.is_dir():
             check_output(folder, folder=True, overwrite=False)
             return frozenset()
         replaces: set[Path] = set()
-        for number in range(first, len(self.paths)):
+        for number in numbers:
             name = self.paths[number].name
             inside = self.check_place(folder / name, like=number, overwrite=overwrite)
             beside = {Path(name), sidecar(Path(name))}

@@ -135,6 +135,21 @@ def plot_alignment(
 
 
 @check_arguments
+def check_picture(path: str | PathLike[str]) -> str:
+    """Return the format that the suffix of a picture names.
+
+    Raises:
+        TaskError: The suffix is not that of a picture.
+        MissingExtraError: matplotlib is not installed.
+    """
+    path = Path(path)
+    known = sorted(_new_figure(None, 0).canvas.get_supported_filetypes())
+    if (kind := path.suffix.lstrip(".").lower()) not in known:
+        raise TaskError(f"{path}: a picture cannot be written as {path.suffix!r}. Known: {', '.join(known)}.")
+    return kind
+
+
+@check_arguments
 def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
     """Write a figure to a file, whole or not at all.
 
@@ -143,10 +158,7 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
         WeightsError: The folder does not exist or cannot be written to.
     """
     path = Path(path)
-    kind = path.suffix.lstrip(".").lower()
-    known = sorted(figure.canvas.get_supported_filetypes())
-    if kind not in known:
-        raise TaskError(f"{path}: a picture cannot be written as {path.suffix!r}. Known: {', '.join(known)}.")
+    kind = check_picture(path)
     with staged(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=80)
 
