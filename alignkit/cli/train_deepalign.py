@@ -73,6 +73,9 @@ def train_deepalign(
     telling: TellingSwitches,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, show the estimate, and write nothing.")
+    ] = False,
 ) -> None:
     """Train an aligner on sets of networks.
 
@@ -91,6 +94,12 @@ def train_deepalign(
         alignkit.training.learn_domain(aligner, opened, training.data, training.seed)
     settings = alignkit.training.settings_for(aligner.encoder, training.seed, training.steps, changes)
     folder = logging.log or output.with_name(f"{output.stem}-training")
+    if dry_run:
+        estimate = alignkit.training.estimate_training(
+            aligner, opened, settings, folder, data=training.data, resume=logging.resume
+        )
+        telling.show(json.dumps(estimate.facts(), indent=2) if as_json else estimate.explain())
+        return
     with saying_what_is_there(lambda: _what_is_there(folder, output)), _training_bar(settings.steps, telling) as report:
         result = alignkit.training.train(
             aligner, opened, settings, folder, data=training.data, resume=logging.resume,

@@ -93,6 +93,9 @@ def zoo(
     shard: Annotated[int, typer.Option("--shard", min=1, help="Networks in one file.")] = 64,
     device: Annotated[str | None, typer.Option("--device", help="Where to train, such as cuda.")] = None,
     chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Networks trained together.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, show the estimate, and write nothing.")
+    ] = False,
 ) -> None:
     """Train many small networks into a data set.
 
@@ -104,13 +107,18 @@ def zoo(
     shares = numbers("--splits", splits, float)
     if len(shares) != 3:
         raise UsageError(f"--splits {splits}: give three shares, such as 0.8,0.1,0.1.")
+    plan = alignkit.zoo.plan_set(
+        networks.architecture, learning.source, count, recipe=recipe.recipe, seed=seed, shard=shard, shares=shares
+    )
+    alignkit.checkpoints.check_writable(output)
+    if dry_run:
+        estimate = alignkit.zoo.estimate_set(output, plan, data=learning.data, device=device, chunk=chunk)
+        telling.show(estimate.explain())
+        return
     counted = TextColumn("{task.completed:.0f} of {task.total:.0f} networks")
     bars = telling.bar(counted, TimeElapsedColumn(), TimeRemainingColumn(), total=count, start="training")
     before = _count_networks(output)
     with saying_what_is_there(lambda: _what_is_there(output, count)), bars as update:
-        plan = alignkit.zoo.plan_set(
-            networks.architecture, learning.source, count, recipe=recipe.recipe, seed=seed, shard=shard, shares=shares
-        )
 
         def report(trained: float, total: int) -> None:
             update(completed=trained, total=total)

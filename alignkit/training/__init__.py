@@ -2,6 +2,7 @@
 
 from alignkit.training.augment import Augmentations, find_freedoms
 from alignkit.training.card import training_card
+from alignkit.training.estimating import TrainingEstimate, estimate_training
 from alignkit.training.loop import Report, TrainingResult, train
 from alignkit.training.pairs import Networks, describe_networks
 from alignkit.training.records import BEST, CHECKPOINT, METRICS, MetricsRow, read_metrics
@@ -17,10 +18,12 @@ __all__ = [
     "MetricsRow",
     "Networks",
     "Report",
+    "TrainingEstimate",
     "TrainingResult",
     "TrainingSettings",
     "command_line",
     "describe_networks",
+    "estimate_training",
     "find_freedoms",
     "learn_domain",
     "read_metrics",

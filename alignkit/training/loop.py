@@ -130,11 +130,16 @@ def train(
         raise TrainingError(f"validation_points is {settings.validation_points}: give an odd number.")
     if not settings.supervised + settings.alignment + settings.interpolation:
         raise TrainingError("all three losses have weight 0, so there is nothing to learn from.")
-    if not resume and os.path.lexists(Path(folder) / CHECKPOINT):
-        raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
+    check_log(folder, resume=resume)
     trainer = _Trainer(aligner, sets, settings, Path(folder), None if data is None else Path(data))
     with closing(Metrics(trainer.folder, len(sets), trainer.state.step, tensorboard=tensorboard)) as metrics:
         return trainer.run(metrics, report)
+
+
+def check_log(folder: str | Path, *, resume: bool) -> None:
+    """Raise a `TrainingError` where a folder holds the checkpoint of a run that is not to be resumed."""
+    if not resume and os.path.lexists(Path(folder) / CHECKPOINT):
+        raise TrainingError(f"{folder} holds the checkpoint of a run: resume it, or choose another folder.")
 
 
 class _Trainer:

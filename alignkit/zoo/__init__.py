@@ -5,6 +5,7 @@ memory.
 """
 
 from alignkit.zoo.architectures import Architecture, Cnn, Lstm, Mlp, ResNet, Siren, Vit, architecture
+from alignkit.zoo.estimating import SetEstimate, estimate_set
 from alignkit.zoo.manifest import Manifest, NetworkRecord, SetPlan, plan_set, read_manifest
 from alignkit.zoo.network_set import NetworkSet
 from alignkit.zoo.recipe import Recipe
@@ -23,6 +24,7 @@ __all__ = [
     "NetworkSet",
     "Recipe",
     "ResNet",
+    "SetEstimate",
     "SetPlan",
     "SignalSource",
     "SineSource",
@@ -31,6 +33,7 @@ __all__ = [
     "Trained",
     "Vit",
     "architecture",
+    "estimate_set",
     "plan_set",
     "read_manifest",
     "source",

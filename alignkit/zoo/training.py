@@ -97,7 +97,7 @@ def train(
     architecture = architecture.for_source(source.shape, source.outputs)
     recipe = complete_recipe(recipe, architecture, source)
     where = usable_device(device or "cpu")
-    size = chunk or (architecture.cpu_chunk if where.type == "cpu" else GPU_CHUNK)
+    size = chunk_size(architecture, where, chunk)
     states: list[State] = []
     records: list[NetworkRecord] = []
     for start in range(first, first + count, size):
@@ -123,6 +123,11 @@ def train(
             raise ZooError(f"networks {lost} of {name} did not stay finite: lower the learning rate.")
     weights = {name: torch.cat([state[name] for state in states]) for name in states[0]}
     return Trained(weights, tuple(records), recipe)
+
+
+def chunk_size(architecture: Architecture, where: torch.device, chunk: int | None) -> int:
+    """Return how many networks are trained together on a device."""
+    return chunk or (architecture.cpu_chunk if where.type == "cpu" else GPU_CHUNK)
 
 
 class Stack:

@@ -84,7 +84,17 @@ def write_set(
 
 
 def _begin(folder: Path, plan: SetPlan) -> Manifest:
-    """Return the manifest of a folder: that of an earlier run with this plan, or a new one.
+    """Return the manifest of a folder: that of an earlier run with this plan, or a new one; see `manifest_of`."""
+    if (known := manifest_of(folder, plan)) is not None:
+        return known
+    make_folder(folder)
+    manifest = Manifest(plan=plan, splits=plan.split())
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def manifest_of(folder: Path, plan: SetPlan) -> Manifest | None:
+    """Return the manifest that an earlier run with a plan left in a folder; None where it may begin.
 
     Raises:
         ZooError: The folder holds something else, or a data set with another plan.
@@ -110,7 +120,4 @@ def _begin(folder: Path, plan: SetPlan) -> Manifest:
         return manifest
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ZooError(f"{folder} exists and holds no network data set. Choose a new folder or an empty one.")
-    make_folder(folder)
-    manifest = Manifest(plan=plan, splits=plan.split())
-    write_manifest(folder, manifest)
-    return manifest
+    return None

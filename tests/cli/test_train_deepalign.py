@@ -119,3 +119,12 @@ def test_several_sets_of_one_domain_make_an_aligner_that_needs_no_data(zoo_folde
     assert "the domain that the aligner knows, 1x8x8" in solution.notes["probes"]
     wrong = run(zoo_folder, "-o", tmp_path / "dws.safetensors", "--encoder", "dws", "--domain")
     assert wrong.exit_code == 2 and "has no use for a domain" in " ".join(wrong.output.split())
+
+
+def test_a_dry_run_says_how_long_it_takes_and_writes_nothing(zoo_folder, tmp_path):
+    call = (zoo_folder, "-o", tmp_path / "aligner.safetensors", "--encoder", "dws", *SWITCHES)
+    shown = run(*call, "--dry-run")
+    assert shown.exit_code == 0 and "nothing was trained or written" in shown.output and "Time: about" in shown.output
+    facts = json.loads(run(*call, "--dry-run", "--json").output)
+    assert facts["seconds"] > 0 and facts["settings"]["steps"] >= 1
+    assert not list(tmp_path.iterdir())

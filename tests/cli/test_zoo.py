@@ -52,3 +52,27 @@ def test_a_second_run_says_that_nothing_was_left_to_do(tmp_path: Path) -> None:
     assert run(*call) == f"All were there already.\n{first}"
     said = run(*call[:-3], "3", *call[-2:], code=1)
     assert "count is 2 there and 3 now. A set does not grow" in said
+
+
+def test_a_dry_run_says_what_a_set_would_take_and_writes_nothing(tmp_path: Path) -> None:
+    call = (
+        "zoo",
+        tmp_path / "set",
+        "--source",
+        "digits",
+        "--count",
+        "3",
+        "--shard",
+        "2",
+        "--steps",
+        "5",
+        "--widths",
+        "8",
+    )
+    said = run(*call, "--dry-run")
+    assert "nothing was trained or written" in said and "3 networks: mlp 8 relu, 5 steps each" in said
+    assert "2 files of networks" in said and "Time: about" in said
+    assert not list(tmp_path.iterdir())
+    run(*call)
+    assert "3 of 3 are there already" in run(*call, "--dry-run")
+    assert "other settings" in run(*call[:-1], "9", "--dry-run", code=1)
