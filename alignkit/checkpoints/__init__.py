@@ -8,7 +8,7 @@ from alignkit.checkpoints.foreign import check_is_there
 from alignkit.checkpoints.hub import is_hub_id
 from alignkit.checkpoints.optimizer_file import read_optimizer, write_optimizer
 from alignkit.checkpoints.shard import KNOWN_SUFFIXES, Shard, TensorEntry, file_kind
-from alignkit.checkpoints.staging import check_writable, prepare_output, write_text
+from alignkit.checkpoints.staging import check_writable, prepare_output, scratch_beside, write_text
 from alignkit.checkpoints.weights import read_weights, write_weights
 from alignkit.checkpoints.writer import ByteProgress, OnProgress, write_checkpoint
 
@@ -21,6 +21,7 @@ __all__ += [
     "prepare_output",
     "read_optimizer",
     "read_weights",
+    "scratch_beside",
     "write_checkpoint",
     "write_optimizer",
     "write_text",

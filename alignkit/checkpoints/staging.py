@@ -84,6 +84,22 @@ def check_writable(output: Path) -> None:
         tried.add(place, folder=False, overwrite=True)
 
 
+@contextmanager
+def scratch_beside(output: Path) -> Iterator[Path]:
+    """Give a temporary folder beside an output, which disappears with the block.
+
+    What a killed run left is removed by the next one.
+
+    Raises:
+        WeightsError: It cannot be made.
+    """
+    place = prepare_output(output.absolute().with_name(f"{output.name}.scratch"))
+    with FileSet() as files:
+        with failing_to_write(place):
+            folder = files.add(place, folder=True, overwrite=True).hidden
+        yield folder
+
+
 def check_room(output: Path, needed: int) -> None:
     """Raise `WeightsError` unless the disk of an output has so many bytes left, and some to spare."""
     needed += SPARE

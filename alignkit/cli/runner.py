@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -146,11 +147,22 @@ class Runner:
         if self.switches.dry_run:
             writes = [*self.written, *([str(self.switches.report)] if self.switches.report else [])]
             self.end_dry_run(files.estimate(self.job, solver=solver, writes=writes))  # type: ignore[arg-type]
+        files = replace(files, scratch=self._scratch(files))
         if files.paths:
             self._tell_plan(files.plan(self.job, solver=solver))  # type: ignore[arg-type]
         if self.job not in TELL_FOLDS and files.folded:
             self._lines += fold_lines(files)
         return files
+
+    def _scratch(self, files: NetworkFiles) -> Path | None:
+        """Return a folder beside the output for what is folded on disk, where the disk has room for both."""
+        if files.memory is None or files.symmetries != "all" or self._output is None:
+            return None
+        needed = 2 * sum(checkpoint.nbytes for checkpoint in files.checkpoints)
+        place = self._output.absolute().parent
+        if not place.is_dir() or shutil.disk_usage(place).free < needed:
+            return None
+        return self._stack.enter_context(alignkit.checkpoints.scratch_beside(self._output))
 
     def _check_places(self, files: NetworkFiles) -> None:
         """Refuse outputs that would be refused once they are written."""

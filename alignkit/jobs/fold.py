@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -184,6 +185,7 @@ def fold(
     like: Folded | None = None,
     model: nn.Module | None = None,
     memory: int | str | None = None,
+    scratch: str | Path | None = None,
     **kwargs: Any,
 ) -> Folded:
     """Carry out the folds of a graph on one network, and balance its spaces. It computes the same.
@@ -204,6 +206,8 @@ def fold(
         model: A module of the architecture that is run for the function check, where the network is not one.
         memory: With a limit the network, a checkpoint then, stays on disk: tensors that folds and balances link are
             rewritten together when one of them is asked for. Nothing is run.
+        scratch: With a limit of memory an empty folder for what was rewritten, so that nothing is twice: as much as the
+            network at most. Who gives it removes it when the folded network is not needed any more.
         **kwargs: Example inputs by name.
 
     Raises:
@@ -220,7 +224,8 @@ def fold(
             raise FoldError("a function check holds the whole network: leave its inputs out, or memory=.")
         sources = open_as_given(graph, {"the network": network}, Budget(limit := parse_memory(memory)))
         left = limit - folding_bytes(sources, graph.balances if balance else ())
-        return fold_stored(sources[0].within(Budget(left)), graph, balance=balance, like=like)
+        place = None if scratch is None else Path(scratch)
+        return fold_stored(sources[0].within(Budget(left)), graph, balance=balance, like=like, scratch=place)
     work = Rewriting(network, graph)
     taken = fold_weights(work.wide, graph.folds)
     if like is not None:
@@ -237,9 +242,11 @@ def fold_stored(
     balance: bool = True,
     like: Folded | None = None,
     dtype: torch.dtype | None = None,
+    scratch: Path | None = None,
 ) -> Folded:
     """Fold a network that stays on disk; see `fold`. Tensors that are narrower than a dtype are widened to it."""
-    network = FoldedNetwork(source, graph.balances if balance else (), None if like is None else like.spaces, dtype)
+    spaces = None if like is None else like.spaces
+    network = FoldedNetwork(source, graph.balances if balance else (), spaces, dtype, scratch)
     return Folded(network, graph, network.spaces, None, network.taken, network.untied, like)
 
 

@@ -60,6 +60,7 @@ class NetworkFiles(OutputForms):
         symmetries: What was traced. With ``"all"`` the networks are folded when they are read.
         balance: Whether they are balanced, too.
         memory: With a limit the networks stay on disk, and are folded when they are asked for a tensor.
+        scratch: A folder for what was folded on disk, so that it is not folded again; None: it is.
         bases: The number of the base of each network that is a fine-tune of another one. It is balanced as its base is.
             A base may be among them: it is rewritten by the same numbers then, so that equals of it become equal.
         missing: First names of the tensors that each network lacks, and may lack.
@@ -73,6 +74,7 @@ class NetworkFiles(OutputForms):
     balance: bool = True
     bases: Mapping[int, int] = field(default_factory=dict)
     memory: str | None = None
+    scratch: Path | None = None
     missing: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
@@ -133,7 +135,11 @@ class NetworkFiles(OutputForms):
         try:
             if self.memory is not None:
                 source, balance = self._stored[index], self.balance
-                return fold_stored(source, self.graph, balance=balance, like=base, dtype=self.dtype)
+                place = None
+                if self.scratch is not None:
+                    place = self.scratch / str(len(list(self.scratch.iterdir())))
+                    place.mkdir()
+                return fold_stored(source, self.graph, balance=balance, like=base, dtype=self.dtype, scratch=place)
             module, args, kwargs = self.own_example(index) or (None, (), {})
             return fold(self.given[index], self.graph, *args, balance=self.balance, like=base, model=module, **kwargs)
         except (FoldError, VerificationError) as error:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from alignkit.checkpoints import Checkpoint, open_checkpoint, write_weights
 from alignkit.checkpoints.fit import all_finite, is_number
 from alignkit.errors import FoldError
 from alignkit.graph.parts import Places
 from alignkit.graph.rewrites import Balance, BalanceKind, Fold, Mean, Through, Zero, untied_heads
 from alignkit.graph.stored import StoredNetwork
+from alignkit.graph.stored.network import read_rows
 from alignkit.rewriting.balancing import BalancedSpace, balance_weights, follow_balances
 from alignkit.rewriting.components import Component, components_of, tensors_of
 from alignkit.rewriting.folding import Taken, fold_weights
@@ -37,6 +40,7 @@ class FoldedNetwork(StoredNetwork):
         balances: The spaces that are balanced.
         like: How they were balanced in the base of the network, where it is a fine-tune.
         dtype: Floating-point dtype of narrower tensors; None: their own.
+        scratch: A folder for what was rewritten, so that nothing is twice. None: it is rewritten when it is asked for.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class FoldedNetwork(StoredNetwork):
         balances: Iterable[Balance] = (),
         like: Iterable[BalancedSpace] | None = None,
         dtype: torch.dtype | None = None,
+        scratch: Path | None = None,
     ) -> None:
         super().__init__(source.graph, source.budget)
         self.source, self.widened = source, dtype
@@ -52,7 +57,8 @@ class FoldedNetwork(StoredNetwork):
         self.balances = tuple(balances if self.like is None else self.like)
         self.components = components_of(self.graph, self.balances)
         self._component_of = {name: part for part in self.components for name in part.tensors}
-        self._kept: dict[tuple[str, ...], dict[str, Tensor]] = {}
+        self._kept: dict[tuple[str, ...], Mapping[str, Tensor]] = {}
+        self.scratch = scratch
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a tensor."""
@@ -71,8 +77,11 @@ class FoldedNetwork(StoredNetwork):
             fold_weights(wide, component.folds)
             rows = wide.rounded()[name]
         else:
-            whole = self._rewritten(component)[name]
-            rows = whole[places] if whole.ndim else whole
+            rewritten = self._rewritten(component)
+            if isinstance(rewritten, Checkpoint):
+                rows = read_rows(rewritten, name, places)
+            else:
+                rows = rewritten[name][places] if rewritten[name].ndim else rewritten[name]
         if self.on_read is not None:
             self.on_read(rows.nbytes)
         return rows
@@ -86,14 +95,22 @@ class FoldedNetwork(StoredNetwork):
             raise FoldError(f"{name!r} holds NaN or infinity.")
         return rows
 
-    def _rewritten(self, component: Component) -> dict[str, Tensor]:
-        """Return the tensors of a component, rewritten; the last few are kept."""
+    def _rewritten(self, component: Component) -> Mapping[str, Tensor]:
+        """Return the tensors of a component, rewritten; the last few are kept, or all in files."""
         if component.tensors not in self._kept:
-            while len(self._kept) >= KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[component.tensors] = self._rewrite(component)[0]
+            self._keep(component, self._rewrite(component)[0])
             self.release()
         return self._kept[component.tensors]
+
+    def _keep(self, component: Component, rewritten: dict[str, Tensor]) -> None:
+        if self.scratch is not None:
+            path = self.scratch / f"{len(list(self.scratch.iterdir()))}.safetensors"
+            write_weights(path, rewritten)
+            self._kept[component.tensors] = open_checkpoint(path)
+            return
+        while len(self._kept) >= KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[component.tensors] = rewritten
 
     def _rewrite(self, component: Component) -> tuple[dict[str, Tensor], Taken, list[BalancedSpace]]:
         """Rewrite a component, and return its tensors, what its folds took out and how its spaces were balanced."""
@@ -113,7 +130,9 @@ class FoldedNetwork(StoredNetwork):
         spaces: dict[Balance, BalancedSpace] = {}
         for component in self.components:
             if component.is_rewritten and not component.by_rows:
-                _, old, balanced = self._rewrite(component)
+                rewritten, old, balanced = self._rewrite(component)
+                if self.scratch is not None:
+                    self._keep(component, rewritten)
                 taken |= {_what(fold): vectors for fold, vectors in old if not isinstance(fold, Mean)}
                 spaces |= {space.balance: space for space in balanced}
                 self.release()

@@ -169,6 +169,26 @@ def test_a_full_disk_is_told_first(name: str, memory: bool, folder: Path, monkey
     assert "its disk has 1" in refused([*CALLS[name][0], *("--memory", "1MB") * memory])
 
 
+def test_what_was_folded_on_the_way_leaves_no_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where the job ends well, nor where it fails in the middle."""
+    call = ["solve", A, B, "-o", PAIR, *MODEL, *ALL, "--memory", "20MB"]
+    before = {path.name for path in folder.iterdir()}
+    held: list[set[str]] = []
+    solve = alignkit.solve
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        held.append({path.name for path in folder.iterdir()} - before)
+        return solve(*args, **kwargs)
+
+    monkeypatch.setattr(alignkit, "solve", look)
+    run(*call)
+    assert any("scratch" in name for name in held[0])
+    assert {path.name for path in folder.iterdir()} - before - {"__pycache__"} == {PAIR}
+    monkeypatch.setattr(alignkit, "solve", lambda *_, **__: 1 / 0)
+    run(*call, "--force", code=3)
+    assert {path.name for path in folder.iterdir()} - before - {"__pycache__"} == {PAIR}
+
+
 def test_another_kind_of_file_is_refused_first_where_networks_stay_on_disk(folder: Path) -> None:
     """In memory it is written: the suffix says the kind."""
     call = ["fold", A, "-o", "out.pt", *MODEL]

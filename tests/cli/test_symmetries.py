@@ -280,6 +280,7 @@ def test_folded_networks_stay_on_disk(name: str, pair: Pair) -> None:
     left, right = (read_weights(pair.file(f"carried-{how}")) for how in ("disk", "memory"))
     assert left.keys() == right.keys()
     assert all(torch.allclose(t.float(), right[n].float(), atol=2e-5) for n, t in left.items())
+    assert not [path for path in pair.here.rglob(".*") if "scratch" in path.name]
     apart = [json.loads(run("distance", *given, *pair.given, *ALL, *more, "--json")) for more in (limit, ())]
     assert apart[0]["squared_distance_after"] == pytest.approx(apart[1]["squared_distance_after"], rel=1e-4)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from alignkit.checkpoints import open_checkpoint
 from alignkit.errors import BindError, FoldError, UsageError
 from alignkit.graph.rewrites import Untie
 from alignkit.graph.stored import StoredNetwork
-from alignkit.rewriting.components import components_of
+from alignkit.rewriting.components import Component, components_of
+from alignkit.rewriting.stored import FoldedNetwork
 from helpers.folding_nets import NETS, WORDS, Net
 
 every_net = pytest.mark.parametrize("name", NETS)
@@ -36,11 +39,16 @@ def same(network: StoredNetwork, tensors: dict[str, Tensor]) -> bool:
 @every_net
 @pytest.mark.parametrize("balance", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_it_is_the_fold_in_memory_bit_for_bit(name: str, balance: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_files", [False, True])
+def test_it_is_the_fold_in_memory_bit_for_bit(
+    name: str, balance: bool, dtype: torch.dtype, in_files: bool, tmp_path: Path
+) -> None:
     net = NETS[name]()
     state = saved(net, tmp_path / "a.safetensors", dtype)
     whole = fold(state, net.graph, balance=balance)
-    stored = fold(tmp_path / "a.safetensors", net.graph, balance=balance, memory="2MB")
+    (tmp_path / "scratch").mkdir()
+    scratch = tmp_path / "scratch" if in_files else None
+    stored = fold(tmp_path / "a.safetensors", net.graph, balance=balance, memory="2MB", scratch=scratch)
     assert isinstance(stored.network, StoredNetwork) and same(stored.network, whole.network)
     assert stored.facts() == whole.facts() and stored.untied == whole.untied and stored.check is None
     for left, right in zip(stored.spaces, whole.spaces, strict=True):
@@ -71,7 +79,8 @@ def test_rows_are_those_of_the_whole_tensor(
 ) -> None:
     net, path = NETS[name](), tmp_path_factory.mktemp("rows") / "a.safetensors"
     whole = fold(saved(net, path, torch.float32), net.graph).network
-    network = fold(path, net.graph, memory="2MB").network
+    scratch = tmp_path_factory.mktemp("scratch") if data.draw(st.booleans()) else None
+    network = fold(path, net.graph, memory="2MB", scratch=scratch).network
     for _ in range(5):
         tensor = data.draw(st.sampled_from([n for n in sorted(network) if network.graph.tensors[n].shape]))
         count = network.graph.tensors[tensor].shape[0]
@@ -82,6 +91,26 @@ def test_rows_are_those_of_the_whole_tensor(
         else:
             places = torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=5)))
             assert torch.equal(network.rows(tensor, places), whole[tensor][places])
+
+
+@every_net
+def test_with_a_folder_nothing_is_rewritten_twice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = NETS[name]()
+    saved(net, tmp_path / "a.safetensors")
+    rewritten: Counter[tuple[str, ...]] = Counter()
+    rewrite = FoldedNetwork._rewrite
+
+    def counted(self: FoldedNetwork, component: Component) -> Any:
+        rewritten[component.tensors] += 1
+        return rewrite(self, component)
+
+    monkeypatch.setattr(FoldedNetwork, "_rewrite", counted)
+    (tmp_path / "scratch").mkdir()
+    network = fold(tmp_path / "a.safetensors", net.graph, memory="2MB", scratch=tmp_path / "scratch").network
+    for _ in range(3):
+        for tensor in network:
+            network[tensor]
+    assert set(rewritten.values()) <= {1}
 
 
 @every_net

@@ -152,16 +152,19 @@ class CheckpointNetwork(StoredNetwork):
 
     def read(self, stored: str, places: Places) -> Tensor:
         """Read some rows of a tensor by its name in the checkpoint."""
-        if isinstance(places, slice):
-            if places == slice(None):
-                return self.checkpoint[stored]
-            return self.checkpoint.rows(stored, places.start, places.stop)
-        entry = self.checkpoint.entry(stored)
-        if not len(places) or entry.nbytes >= _NARROW * entry.shape[0]:
-            return self.checkpoint.take(stored, places)
-        low = int(places.min())
-        near = self.checkpoint.rows(stored, low, int(places.max()) + 1)
-        return as_bits(near).index_select(0, places - low).view(entry.dtype)
+        return read_rows(self.checkpoint, stored, places)
+
+
+def read_rows(checkpoint: Checkpoint, name: str, places: Places) -> Tensor:
+    """Read some rows of a tensor of a checkpoint; of one without axes all of it."""
+    if isinstance(places, slice):
+        return checkpoint[name] if places == slice(None) else checkpoint.rows(name, places.start, places.stop)
+    entry = checkpoint.entry(name)
+    if not len(places) or entry.nbytes >= _NARROW * entry.shape[0]:
+        return checkpoint.take(name, places)
+    low = int(places.min())
+    near = checkpoint.rows(name, low, int(places.max()) + 1)
+    return as_bits(near).index_select(0, places - low).view(entry.dtype)
 
 
 class PatchedNetwork(StoredNetwork):
