@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alignkit import SymmetryGraph
 from alignkit.errors import AlignmentError, VerificationError
+from alignkit.graph.proof.verify import same_function
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
@@ -169,6 +170,15 @@ def test_inputs_by_name_and_inputs_that_are_changed_in_place() -> None:
 def test_a_random_model_is_named_as_such() -> None:
     with pytest.raises(VerificationError, match="the model is random: two runs of it differ"):
         check(lambda y: y + torch.rand(()))
+
+
+def test_a_random_model_is_not_taken_for_two_that_differ() -> None:
+    model = Wrapped(lambda y: y + torch.rand(()))
+    with pytest.raises(VerificationError, match="the model is random: two runs of it differ"):
+        same_function(model, model, X)
+    plain, other = Wrapped(lambda y: y), Wrapped(lambda y: y + 1)
+    other.load_state_dict(plain.state_dict())
+    assert same_function(plain, plain, X).same and not same_function(plain, other, X).same
 
 
 def test_a_model_that_is_nan_now_and_then_is_random() -> None:

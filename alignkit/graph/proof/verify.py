@@ -21,6 +21,7 @@ from alignkit.graph.proof.other_inputs import other_runs
 from alignkit.graph.structure import GraphStructure
 from alignkit.text import dtype_name, list_some, shorten_list
 
+RANDOM = "the model is random: two runs of it differ. Fix its seed, or turn its randomness off."
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 """Largest relative difference of outputs that still counts as rounding, by the dtype of the run.
 
@@ -118,7 +119,7 @@ def verify(
         problem = "the unpermuted model returns NaN or infinity, so nothing can be compared"
         raise VerificationError(f"{problem}. Try other weights or inputs.")
     if not relative_difference(run.call(copy_module(run.model)), run.outputs) <= tolerance:
-        raise VerificationError("the model is random: two runs of it differ. Fix its seed, or turn its randomness off.")
+        raise VerificationError(RANDOM)
 
     worst = 0.0
     for draw in range(draws):
@@ -203,7 +204,8 @@ def same_function(a: nn.Module, b: nn.Module, *args: Any, outputs: Sequence[str]
         **kwargs: Example inputs by name.
 
     Raises:
-        VerificationError: The outputs differ in number or shape, are not floating-point tensors, or hold NaN.
+        VerificationError: The outputs differ in number or shape, are not floating-point tensors, or hold NaN; or two
+            runs of one model differ.
     """
     args, kwargs = example_call(args, kwargs)
     runs = run_in_widest(lambda dtype: [ModelRun(model, args, kwargs, dtype, outputs) for model in (a, b)])
@@ -212,4 +214,7 @@ def same_function(a: nn.Module, b: nn.Module, *args: Any, outputs: Sequence[str]
         raise VerificationError("the two models return no floating-point tensors of the same shapes to compare.")
     if any(not bool(torch.isfinite(t).all()) for t in (*left, *right)):
         raise VerificationError("a model returns NaN or infinity, so nothing can be compared.")
-    return Equivalence(relative_difference(left, right), TOLERANCE[runs[0].dtype], dtype_name(runs[0].dtype))
+    compared = Equivalence(relative_difference(left, right), TOLERANCE[runs[0].dtype], dtype_name(runs[0].dtype))
+    if not compared.same and relative_difference(left, runs[0].on(runs[0].arguments).outputs) > compared.tolerance:
+        raise VerificationError(RANDOM)
+    return compared
