@@ -23,7 +23,9 @@ from alignkit.errors import AlignkitError, ArgumentError
 NOT_CHECKED = {
     "alignkit.hookimpl": "of pluggy",
     "alignkit.matching.linear_assignment": "called thousands of times by a solve; it checks its matrix itself",
+    "alignkit.checkpoints.check_writable": "for the other rooms",
     "alignkit.checkpoints.prepare_output": "for the other rooms",
+    "alignkit.checkpoints.scratch_beside": "for the other rooms",
     "alignkit.checkpoints.write_text": "for the other rooms",
     "alignkit.training.describe_networks": "for the other rooms",
 }
