@@ -26,10 +26,10 @@ def words() -> str:
         if "sinkhorn" in one:
             steps, ends = one["sinkhorn"]["steps"], one["sinkhorn"]["barriers"]
             weights, labels, outputs = (np.mean(values) for values in ends.values())
-            pairs = len(next(iter(ends.values())))
+            pairs, images = len(next(iter(ends.values()))), one["sinkhorn"]["options"]["samples"]
             parts.append(
-                f"Sinkhorn ends at {weights:.4f} after {steps} steps from weight matching, and from the aligner after "
-                f"{steps // 2} at {labels:.4f} with labels, and at {outputs:.4f} without, by outputs ({pairs} pairs; "
-                f"the goal is 0.006)."
+                f"Sinkhorn on all {images:,} training images ends at {weights:.4f} after {steps:,} steps from weight "
+                f"matching, and from the aligner after {steps // 2} at {labels:.4f} with labels, and at {outputs:.4f} "
+                f"without, by outputs ({pairs} pairs, {one['sinkhorn']['samples']:,} test images; the goal is 0.006)."
             )
     return " ".join(parts)

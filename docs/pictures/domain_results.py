@@ -17,10 +17,12 @@ GOALS = "domain-28-128x3, mnist 28x28"
 OURS = "domain aligner"
 COLUMNS = ("weight matching, best of 10", "probes", "probes, stand-ins", OURS, "probes, 512 inputs")
 FROM_WEIGHTS, FROM_OURS = "weight matching > sinkhorn", "domain aligner > sinkhorn"
+BY_OUTPUTS = f"{FROM_OURS}, by outputs"
 NEEDED = {
     COLUMNS[-1]: "512 inputs",
     FROM_WEIGHTS: "weight matching, then Sinkhorn",
     FROM_OURS: "domain aligner, then Sinkhorn in half the steps",
+    BY_OUTPUTS: "the same by outputs, without labels",
 }
 
 
@@ -36,16 +38,16 @@ def ratio(name: str) -> float:
 
 def table() -> str:
     """Mean barriers, a row a set of held-out networks."""
-    names = (*COLUMNS, FROM_WEIGHTS, FROM_OURS)
+    names = (*COLUMNS, FROM_WEIGHTS, FROM_OURS, BY_OUTPUTS)
     shown = [NEEDED.get(name, name) for name in names]
-    lines = [f"| networks | pairs | {' | '.join(shown)} |", "|---|" + "---:|" * (len(shown) + 1)]
+    lines = [f"| networks | pairs | test images | {' | '.join(shown)} |", "|---|" + "---:|" * (len(shown) + 2)]
 
     def row(measured: dict[str, Any]) -> str:
         cells = [f"{measured['barrier'][name]:.4f}" for name in names]
-        return f"| {about(measured)} | {measured['pairs']} | {' | '.join(cells)} |"
+        return f"| {about(measured)} | {measured['pairs']} | {measured['samples']:,} | {' | '.join(cells)} |"
 
     means = [geometric([measured["barrier"][name] for measured in RESULTS.values()]) for name in names]
-    mean = f"| geometric mean of these | | {' | '.join(f'{mean:.4f}' for mean in means)} |"
+    mean = f"| geometric mean of these | | | {' | '.join(f'{mean:.4f}' for mean in means)} |"
     return "\n".join([*lines, *map(row, RESULTS.values()), mean, *map(row, FOREIGN.values())])
 
 

@@ -283,6 +283,33 @@ def many_words() -> str:
     )
 
 
+def many_night() -> str:
+    """What more networks and more steps were worth, and what a night would give if it went on like that."""
+    rows = read("many-networks")["rows"]
+    facts = {name: row["training"] for name, row in rows.items() if "training" in row}
+    barrier = {(fact["networks"], fact["steps"]): rows[name]["barrier"] for name, fact in facts.items()}
+    most = max(networks for networks, _ in barrier)
+    beside = [
+        f"after {steps:,} steps {value:.4f} on {networks:,} and {barrier[most, steps]:.4f} on {most:,}"
+        for (networks, steps), value in barrier.items()
+        if networks < most and (most, steps) in barrier
+    ]
+    curve = sorted((steps, value) for (networks, steps), value in barrier.items() if networks == most)
+    (steps, before), (last, now) = curve[-2:]
+    each = np.mean([fact["cpu_seconds"] / fact["steps"] for fact in facts.values()])
+    night = NIGHT / 2 / each
+    expected = now * (now / before) ** (np.log(night / last) / np.log(last / steps))
+    return (
+        f"Mean barriers by the number of networks: {'; '.join(beside)}. By the number of steps, on {most:,} networks: "
+        f"{', '.join(f'{value:.4f} after {count:,}' for count, value in curve)}. Probes without training have "
+        f"{rows['probes']['barrier']:.4f}, on data {rows['probes on data']['barrier']:.4f}. A step took "
+        f"{1000 * each:.0f} milliseconds of CPU time, so that one core makes {night:,.0f} steps in ten hours, and two "
+        f"cores two such trainings. If the barrier went on to fall with steps as from {steps:,} to {last:,}, it would "
+        f"be {expected:.3f} then. That is a power law through two points, continued by a factor of {night / last:.0f}; "
+        "no such night was spent."
+    )
+
+
 def soft_table() -> str:
     """Barriers after Sinkhorn from soft alignments in half the steps, and from alignments."""
     found = read("soft-starts")

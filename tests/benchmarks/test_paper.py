@@ -168,6 +168,13 @@ def test_domain_aligners_are_measured_beside_what_needs_data(made, monkeypatch):
     assert {name: len(values) for name, values in found["barriers"].items()}["weight matching > sinkhorn"] == 1
     assert "domain aligner / probes" in found["ratios"]
     assert str(made) not in output.read_text()
+    output = made / "inputs.json"
+    few = ("--seeds", 0, 1, "--pairs", 2, "--sinkhorn-pairs", 1, "--sinkhorn-steps", 2, "--samples", 64)
+    sets = ("--sets", "mnist-mlp", "--sinkhorn", "mnist-mlp")
+    call("domain_inputs", "--folder", made, "--aligners", made / "domains", *few, *sets, "--output", output)
+    found = json.loads(output.read_text())["mnist-mlp"]
+    assert set(found["barriers"]) == {"512", "1024"} and set(found["barriers"]["512"]) == {"seed 0", "seed 1"}
+    assert {len(values) for values in found["sinkhorn"]["barriers"].values()} == {1}
 
 
 def test_blurred_stand_ins_are_measured_beside_plain_ones(made):

@@ -107,9 +107,23 @@ DOMAIN_SETS = [
 DOMAINS = {
     "mnist 14x14": (
         ("mlp-128x3", "domain-14-32x4", "domain-14-gelu-96x3"),
-        ("mlp-48x6", "mlp-tanh-128x2", "cnn-12-24-24", "vit-24", "lstm-32", "resnet-12"),
+        (
+            "mlp-48x6",
+            "mlp-tanh-128x2",
+            "mlp-96x4",
+            "mlp-192-48",
+            "mlp-256x2",
+            "mlp-gelu-80x3",
+            "cnn-12-24-24",
+            "vit-24",
+            "lstm-32",
+            "resnet-12",
+        ),
     ),
-    "mnist 28x28": (("domain-28-64x3", "domain-28-gelu-96x2"), ("domain-28-128x3", "mlp-fashion-128x3")),
+    "mnist 28x28": (
+        ("domain-28-64x3", "domain-28-gelu-96x2"),
+        ("domain-28-128x3", "mlp-784-128x3", "mlp-fashion-128x3"),
+    ),
     "fashion-mnist 28x28": (("domain-fashion-64x3", "domain-fashion-gelu-96x2"), ("mlp-fashion-128x3",)),
 }
 """For each domain the sets that its aligner is trained on, and those that it is judged on: of other shapes, other

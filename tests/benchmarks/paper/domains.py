@@ -61,11 +61,11 @@ def domain_methods(checkpoints: Mapping[int, Path]) -> list[Method]:
     return [WEIGHTS_BEST, PROBES, STAND_INS, *ours, DATA]
 
 
-def with_sinkhorn(checkpoint: Path, steps: int) -> list[Method]:
-    """What ends in Sinkhorn, which learns from data; the aligner does not look at them."""
-    ours = {"encoder": "learned", "checkpoint": checkpoint, "inputs": "random", "max_steps": steps // 2}
+def with_sinkhorn(checkpoint: Path, steps: int, **options: Any) -> list[Method]:
+    """What ends in Sinkhorn with these options, which learns from data; the aligner does not look at them."""
+    ours = {"encoder": "learned", "checkpoint": checkpoint, "inputs": "random", "max_steps": steps // 2, **options}
     return [
-        Method(FROM_WEIGHTS, "weight_matching > sinkhorn", {"max_steps": steps}, data=True),
+        Method(FROM_WEIGHTS, "weight_matching > sinkhorn", {"max_steps": steps, **options}, data=True),
         Method(FROM_OURS, "deepalign > sinkhorn", ours, data=True),
         Method(BY_OUTPUTS, "deepalign > sinkhorn", {**ours, "objective": "outputs"}, data=True),
     ]
