@@ -21,7 +21,8 @@ def words() -> str:
         seeds = ", ".join(f"{np.mean(values):.4f}" for values in list(one["barriers"].values())[-1].values())
         before, after = (f"{means[count]:.4f} with {int(count):,}" for count in one["barriers"])
         parts.append(
-            f"On {name} ({one['pairs']} pairs) the mean barrier is {before} inputs and {after} (each seed: {seeds})."
+            f"On {name} ({one['pairs']} pairs, {one['samples']:,} test images) the mean barrier is {before} inputs and "
+            f"{after} (each seed: {seeds})."
         )
         if "sinkhorn" in one:
             steps, ends = one["sinkhorn"]["steps"], one["sinkhorn"]["barriers"]
