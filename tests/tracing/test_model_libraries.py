@@ -188,7 +188,17 @@ def test_language_models(config: str, model: str, options: dict[str, Any], expec
 TINY = {"num_hidden_layers": 1, "intermediate_size": 48, "vocab_size": 97}
 ODD: dict[str, dict[str, Any]] = {
     "mamba": {**TINY, "hidden_size": 32, "state_size": 4},
-    "jamba": {**TINY, "hidden_size": 32, "num_hidden_layers": 2, "num_experts": 2, "mamba_d_state": 4},
+    "jamba": {
+        **TINY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_experts": 2,
+        "mamba_d_state": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
     "mobilebert": {**TINY, "num_attention_heads": 4, "intra_bottleneck_size": 32, "hidden_size": 64},
 }
 """Architectures whose spaces share parameters, or have scales behind scales."""
