@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,19 @@ def table() -> str:
     shown = [NEEDED.get(name, name) for name in names]
     lines = [f"| networks | pairs | test images | {' | '.join(shown)} |", "|---|" + "---:|" * (len(shown) + 2)]
 
-    def row(measured: dict[str, Any]) -> str:
+    def row(name: str, measured: dict[str, Any]) -> str:
         cells = [f"{measured['barrier'][name]:.4f}" for name in names]
-        return f"| {about(measured)} | {measured['pairs']} | {measured['samples']:,} | {' | '.join(cells)} |"
+        return f"| {about(name, measured)} | {measured['pairs']} | {measured['samples']:,} | {' | '.join(cells)} |"
 
     means = [geometric([measured["barrier"][name] for measured in RESULTS.values()]) for name in names]
     mean = f"| geometric mean of these | | | {' | '.join(f'{mean:.4f}' for mean in means)} |"
-    return "\n".join([*lines, *map(row, RESULTS.values()), mean, *map(row, FOREIGN.values())])
+    return "\n".join([*lines, *starmap(row, RESULTS.items()), mean, *starmap(row, FOREIGN.items())])
 
 
-def about(measured: dict[str, Any]) -> str:
-    """What the networks are, and whose aligner it is where that learned other images."""
+def about(name: str, measured: dict[str, Any]) -> str:
+    """The name of a set, what its networks are, and whose aligner it is where that learned other images."""
     other = "" if measured["source"] == measured["domain"] else f", by the aligner of {measured['domain']}"
-    return f"{measured['about']}{other}"
+    return f"{name.partition(', ')[0]}: {measured['about']}{other}"
 
 
 def ratios() -> str:
@@ -67,12 +68,12 @@ def ratios() -> str:
     names = [name for name in RESULTS[GOALS]["ratios"] if is_measured("ratios", name)]
     lines = [f"| networks | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
 
-    def row(measured: dict[str, Any]) -> str:
-        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*measured["ratios"][name]) for name in names]
-        return f"| {about(measured)} | {' | '.join(cells)} |"
+    def row(name: str, measured: dict[str, Any]) -> str:
+        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*measured["ratios"][ratio]) for ratio in names]
+        return f"| {about(name, measured)} | {' | '.join(cells)} |"
 
     mean = f"| geometric mean of these | {' | '.join(f'{ratio(name):.2f}' for name in names)} |"
-    return "\n".join([*lines, *map(row, RESULTS.values()), mean, *map(row, FOREIGN.values())])
+    return "\n".join([*lines, *starmap(row, RESULTS.items()), mean, *starmap(row, FOREIGN.items())])
 
 
 def words() -> str:
@@ -98,7 +99,17 @@ def words() -> str:
         f"probes on 512 inputs ({data:.2f}). On {last['about']} at most 0.013 without data ({without:.4f}), and at "
         f"most 0.006 with labels and Sinkhorn after it ({labelled:.4f}, by outputs {last['barrier'][BY_OUTPUTS]:.4f}; "
         f"from weight matching {from_weights:.4f})."
-        f"{foreign_words()}"
+        f"{stand_in_words()}{foreign_words()}"
+    )
+
+
+def stand_in_words() -> str:
+    """On which sets stand-ins do harm, by the interval."""
+    name = f"{COLUMNS[2]} / {COLUMNS[1]}"
+    worse = [row.partition(", ")[0] for row, measured in RESULTS.items() if measured["ratios"][name][1] > 1]
+    return (
+        f"\n\nStand-ins are {ratio(name):.2f} of probes alone without any training, and surely worse "
+        f"{'on ' + ', '.join(worse) if worse else 'nowhere'}."
     )
 
 
@@ -134,6 +145,7 @@ def seconds() -> str:
     shown = {
         name: np.mean([measured["milliseconds"].get(name, np.nan) for measured in RESULTS.values()])
         for name in next(iter(RESULTS.values()))["milliseconds"]
-        if not name.startswith("domain aligner, seed") or name.endswith("seed 0")
+        if is_measured("milliseconds", name)
+        and (not name.startswith("domain aligner, seed") or name.endswith("seed 0"))
     }
     return ", ".join(f"{name.removesuffix(', seed 0')} {time:.0f}" for name, time in shown.items())
