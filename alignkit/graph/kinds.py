@@ -66,6 +66,11 @@ def component_count(kind: GroupKind, size: int) -> int:
     return math.factorial(size) * (2**size if kind == "signed" else 1)
 
 
+def moves(kind: GroupKind, size: int) -> bool:
+    """Tell whether the group of a kind on ``size`` units has other elements than the identity: one unit has a sign."""
+    return dimension(kind, size) > 0 or component_count(kind, size) > 1
+
+
 def log10_component_count(kind: GroupKind, size: int) -> float:
     """Return the decimal logarithm of `component_count`."""
     if KINDS[kind].rotates:

@@ -20,6 +20,7 @@ from alignkit.graph import Pair
 from alignkit.graph.bind import LazyWeights
 from alignkit.graph.description import group_table, why_fixed
 from alignkit.graph.elements.alignment import Alignment, check_same_graph
+from alignkit.graph.kinds import moves
 from alignkit.graph.owned import Owned
 from alignkit.graph.proof.verify import Verification
 from alignkit.graph.structure import GraphStructure
@@ -307,7 +308,7 @@ class Solution:
 def _why_nothing_moved(solution: Solution) -> str:
     if not solution.graph.groups:
         return "Nothing moved: the graph has no groups, so no unit may change its place."
-    if all(group.size == 1 for group in solution.graph.groups.values()):
+    if not any(moves(group.kind, group.size) for group in solution.graph.groups.values()):
         return "Nothing moved: every group has one unit only."
     if solution.objective_before == 0:
         return "Nothing moved: B equals A."

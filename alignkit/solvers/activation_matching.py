@@ -15,7 +15,7 @@ from alignkit.activations import cross_moments, find_readings, probe_batches
 from alignkit.activations.moments import CrossMoments
 from alignkit.activations.random_inputs import PROBE_ROWS
 from alignkit.graph.elements.alignment import Alignment
-from alignkit.graph.kinds import KINDS
+from alignkit.graph.kinds import KINDS, moves
 from alignkit.graph.symmetry_graph import SymmetryGraph
 from alignkit.matching.families import nested_assignment
 from alignkit.matching.oracles import best_of_kind
@@ -80,7 +80,7 @@ class ActivationMatching(Solver[ActivationMatchingOptions]):
         if streams:
             status = _ascend_on_both(problem, observed, elements, streams, self.options.weights)
         report(Step(1, observed.objective(elements), alignment=Alignment(problem.graph, elements)))
-        by_weights = [name for name, group in groups.items() if group.size > 1 and name not in observed.seen]
+        by_weights = [n for n, group in groups.items() if moves(group.kind, group.size) and n not in observed.seen]
         if by_weights and not streams:
             status = _match_by_weights(problem, elements, frozenset(by_weights))
             note = f"not seen in activations, matched by weights: {', '.join(by_weights)}"

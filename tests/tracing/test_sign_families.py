@@ -338,12 +338,13 @@ def test_all_signs_of_a_product_are_found(name: str) -> None:
     assert exact == 2 ** OWNERS[name][1]
 
 
-@pytest.mark.parametrize("solver", ["weight_matching", "frank_wolfe", "sinkhorn"])
+@pytest.mark.parametrize("solver", ["weight_matching", "frank_wolfe", "sinkhorn", "activation_matching"])
 @pytest.mark.parametrize("name", OWNERS)
 def test_several_planted_signs_are_undone(name: str, solver: str) -> None:
     model, graph = owners(name)
     planted = Alignment.random(graph, 7)
-    solution = alignkit.solve(graph, model, planted.apply(model), solver=solver)
+    task = alignkit.Task(model, [(ROWS, model(ROWS).detach())], "mse") if solver == "activation_matching" else None
+    solution = alignkit.solve(graph, model, planted.apply(model), solver=solver, task=task)
     assert solution.objective_after <= 1e-18 * max(1.0, solution.objective_before)
     assert solution.alignment == planted.inverse()
 
