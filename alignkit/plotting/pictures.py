@@ -143,7 +143,7 @@ def check_picture(path: str | PathLike[str]) -> str:
         MissingExtraError: matplotlib is not installed.
     """
     path = Path(path)
-    known = sorted(_new_figure(None, 0).canvas.get_supported_filetypes())
+    known = sorted(_new_figure(path, 0).canvas.get_supported_filetypes())
     if (kind := path.suffix.lstrip(".").lower()) not in known:
         raise TaskError(f"{path}: a picture cannot be written as {path.suffix!r}. Known: {', '.join(known)}.")
     return kind

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from alignkit.graph.module_copy import copy_module
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.task import Task
 
@@ -28,7 +27,9 @@ def merged_runs(task: Task) -> Callable[[Batch], Task]:
     if not any(isinstance(module, _BatchNorm) for module in task.model.modules()):
         return lambda batch: task
     changed = copy.copy(task)
-    changed.model = copy_module(task.model)
+    # Tensors of the task's model say shapes and dtypes, and can be shared: weights come with each call.
+    shared = {id(tensor): tensor for tensor in (*task.model.parameters(), *task.model.buffers())}
+    changed.model = copy.deepcopy(task.model, shared)
     for module in changed.model.modules():
         if isinstance(module, _BatchNorm):
             module.training, module.track_running_stats = True, False
