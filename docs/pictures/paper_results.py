@@ -254,9 +254,9 @@ def short() -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def many_table() -> str:
+def many_table(experiment: str) -> str:
     """Barriers of the paper's network by the networks and steps of its training, beside methods without training."""
-    rows = read("many-networks")["rows"]
+    rows = read(experiment)["rows"]
     lines = [
         "| method | networks | steps | best step | CPU s of training | barrier | 95 % interval |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -272,9 +272,9 @@ def many_table() -> str:
     return "\n".join(lines)
 
 
-def many_words() -> str:
+def many_words(experiment: str) -> str:
     """What was run, in words."""
-    results = read("many-networks")
+    results = read(experiment)
     about, pairs = results["about"], next(iter(results["rows"].values()))["pairs"]
     return (
         f"`{results['command']}`\n\n"

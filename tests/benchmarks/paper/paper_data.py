@@ -24,6 +24,7 @@ MIXED = (2 / 3, 1 / 12, 1 / 4)
 MOSTLY_TRAIN = (0.85, 0.05, 0.1)
 ONLY_TEST = (0.0, 0.0, 1.0)
 NEARLY_ALL_TRAIN = (0.95, 0.02, 0.03)
+MANY_TRAIN = (0.8, 0.1, 0.1)
 FIRST_CLASSES = (0, 1, 2, 3, 4)
 LAST_CLASSES = (5, 6, 7, 8, 9)
 TINY_STEPS = 30
@@ -53,6 +54,7 @@ class Wanted:
 MLP = zoo.architecture("mlp", widths=(128, 128, 128))
 CNN = zoo.architecture("cnn", channels=(8, 16))
 SIREN = zoo.architecture("siren", widths=(32, 32))
+SMALL_CNN = zoo.architecture("cnn", channels=(4, 8))
 SMALL_MLP = zoo.architecture("mlp", widths=(64, 64, 64))
 MNIST, FASHION = zoo.source("mnist"), zoo.source("fashion-mnist")
 SMALL_MNIST, SMALL_FASHION = zoo.source("mnist", size=14), zoo.source("fashion-mnist", size=14)
@@ -61,6 +63,7 @@ SPLIT_B = zoo.source("mnist", classes=LAST_CLASSES, share=0.95)
 DIGITS_AS_SIGNALS = zoo.SignalSource(images=zoo.ImageSource(name="mnist", size=14), views=2)
 SIX_EPOCHS = zoo.Recipe(epochs=6, batch_size=256, learning_rate=4e-3, precision="bf16")
 TWO_EPOCHS = zoo.Recipe(epochs=2, batch_size=256, learning_rate=4e-3, precision="bf16")
+HALF_EPOCH = zoo.Recipe(steps=150, batch_size=256, learning_rate=4e-3, precision="bf16")
 ONE_EPOCH = zoo.Recipe(epochs=1, batch_size=128, learning_rate=3e-3)
 SIGNAL = zoo.Recipe(steps=1000, batch_size=196, learning_rate=3e-3)
 
@@ -74,6 +77,7 @@ SETS = {
     "fashion-cnn": Wanted(CNN, SMALL_FASHION, 160, 506, MOSTLY_TRAIN, ONE_EPOCH),
     "image-inr": Wanted(SIREN, DIGITS_AS_SIGNALS, 96, 507, MIXED, SIGNAL),
     "many-mlp": Wanted(SMALL_MLP, SMALL_MNIST, 3200, 508, NEARLY_ALL_TRAIN, TWO_EPOCHS),
+    "many-cnn": Wanted(SMALL_CNN, SMALL_MNIST, 640, 509, MANY_TRAIN, HALF_EPOCH),
 }
 
 
