@@ -39,7 +39,7 @@ def meet_in_the_middle(
     Steps count only if they pay after assignment: else, and where the networks already agree in the middle, scores stay
     as they are. Units may come in any order. Swapping A and B transposes the result only as far as soft alignments are
     hard; the mean of both ways takes twice the time and was no better. BatchNorm takes the statistics of each batch
-    (`alignkit.tasks.merged_runs`).
+    in the middle (`alignkit.tasks.merged_runs`).
 
     Args:
         task: Runs the networks. Its loss tells what outputs are: logits, or numbers.
@@ -72,7 +72,7 @@ class _Middle:
         self.pair, self.graph, self.sharpness = pair, pair.graph, sharpness
         samples = sum(batch.size for batch in batches)
         runs = merged_runs(task)
-        self.parts = [(batch.size / samples, by_outputs(runs(batch), pair.a, pair.b, batch)) for batch in batches]
+        self.parts = [(batch.size / samples, by_outputs(runs, pair.a, pair.b, batch)) for batch in batches]
         """The share of each batch in the mean deviation, and its deviation by the weights in the middle."""
 
     def deviation_of(self, scores: Scores) -> float:
@@ -80,7 +80,7 @@ class _Middle:
         alignment = Alignment(self.graph, best_element(self.graph, scores))
         with torch.no_grad():
             weights = self._weights(alignment.apply_tensor)
-            return sum(share * float(deviation(weights)) for share, deviation in self.parts)
+            return sum(share * float(deviation(0.5, weights)) for share, deviation in self.parts)
 
     def slopes(self, scores: Scores) -> dict[str, Tensor]:
         """Compute the gradient of the deviation between A and softly aligned B with respect to the scores.
@@ -100,7 +100,7 @@ class _Middle:
             leaves = {name: ends.get(id(tensor), tensor) for name, tensor in weights.items()}
             pulled = [torch.zeros_like(tensor) for tensor in moving]
             for share, deviation in self.parts:
-                gradients = torch.autograd.grad(share * deviation(leaves), list(ends.values()), allow_unused=True)
+                gradients = torch.autograd.grad(share * deviation(0.5, leaves), list(ends.values()), allow_unused=True)
                 for total, gradient in zip(pulled, gradients, strict=True):
                     if gradient is not None:
                         total += gradient

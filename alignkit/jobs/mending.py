@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from alignkit.graph.bind import Weights, weights_of
 from alignkit.jobs.average import with_tensors
 from alignkit.jobs.repair import repair, reset_batchnorm
 from alignkit.jobs.running_statistics import is_statistic
+from alignkit.tasks.interpolation import Interpolation, interpolate
 from alignkit.tasks.task import Task
 from alignkit.text import list_some
 
@@ -121,6 +122,15 @@ class Mending:
         fresh = mended.state_dict()
         values = {name: fresh[name].to(tensor) if name in fresh else tensor for name, tensor in state.items()}
         return with_tensors(network, values) if isinstance(network, nn.Module) else values, done
+
+    def line(self, a: Weights, b: Weights, points: int, label: str | None = None) -> Interpolation:
+        """Evaluate the task on the line from A to B, the networks between them mended; see `alignkit.interpolate`."""
+        assert self.task is not None, "a line is evaluated by a task"
+
+        def mend(weights: Weights, share: float) -> Weights:
+            return cast(Weights, self.mend(weights, [a, b], [1 - share, share])[0])
+
+        return interpolate(self.task, a, b, points, label, mend=mend if self.changes(a) else None)
 
     def _module(self, network: Weights) -> nn.Module:
         """Return a network as a module that runs on the inputs of the task: itself where it has the task's dtypes."""

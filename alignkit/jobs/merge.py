@@ -28,7 +28,6 @@ from alignkit.jobs.spread import fitted_models
 from alignkit.jobs.task_vectors import TASK_METHODS
 from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Report
 from alignkit.solver.solution import Solution
-from alignkit.tasks.interpolation import interpolate
 from alignkit.tasks.task import Task
 from alignkit.text import Explained
 
@@ -226,12 +225,6 @@ def _losses(
     both = Losses({how: task.evaluate(network) for how, network in averages.items()}, task.metric_name)
     if len(networks) > 2:
         return MergeLosses(parents, both)
-    lines = []
-    for label, end in {"identity": networks[1], "aligned": last}.items():
-        ends = networks[0], end
-
-        def mend(weights: Any, share: float, ends: tuple[Any, Any] = ends) -> Any:
-            return mending.mend(weights, ends, [1 - share, share])[0]
-
-        lines.append(interpolate(task, *ends, POINTS, label, mend=mend if mending.changes(networks[0]) else None))
+    ends = {"identity": networks[1], "aligned": last}
+    lines = [mending.line(networks[0], end, POINTS, label) for label, end in ends.items()]
     return MergeLosses(parents, both, Lines(*lines))

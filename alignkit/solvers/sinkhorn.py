@@ -177,7 +177,8 @@ class Descent:
         batch = self.path.minibatches.draw()
         drawn, coin = torch.rand(2, generator=self.generator).tolist()
         is_middle = self.kind in ("midpoint", "outputs") or (self.kind == "mixed" and coin < 0.5)
-        loss = self.path.on(batch)(self.path.between(moved, 0.5 if is_middle else 1 - drawn))
+        share = 0.5 if is_middle else 1 - drawn
+        loss = self.path.on(batch)(share, self.path.between(moved, share))
         return loss + self.distance_weight * self.distance(soft).to(loss.device) if self.distance_weight else loss
 
     def distance(self, soft: Moved) -> Tensor:

@@ -74,7 +74,7 @@ class StraightThrough(Solver[StraightThroughOptions]):
         def descend(fraction: float) -> tuple[Tensor, Alignment]:
             current = free.project()
             middle = {n: t.requires_grad_(t.is_floating_point()) for n, t in free.middle(current).items()}
-            loss = path.on(path.minibatches.draw())(path.named(middle))
+            loss = path.on(path.minibatches.draw())(*MIDDLE, path.named(middle))
             free.step(loss, middle, fraction)
             return loss.cpu(), current  # the next projection needs finite weights, and waits for the device anyway
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -12,21 +11,23 @@ from torch import Tensor
 from alignkit.errors import TaskError
 from alignkit.tasks.batches import Batch, tensors_in
 from alignkit.tasks.measures import cross_entropy, next_token
+from alignkit.tasks.merged_runs import Runs
 from alignkit.tasks.task import Task
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """Complete weights as `alignkit.Task.checked` returns them."""
-Goal: TypeAlias = Callable[[Task, Weights, Weights, Batch], Callable[[Weights], Tensor]]
-"""From a task, the weights of two networks and a batch on the task's device to the loss of other weights on the batch,
-the mean over its samples."""
+LossOnLine: TypeAlias = Callable[[float, Weights], Tensor]
+"""From lambda and weights at this place of the line to their loss on a batch, the mean over its samples."""
+Goal: TypeAlias = Callable[[Runs, Weights, Weights, Batch], LossOnLine]
+"""From what runs networks on the line, the weights of A and B, and a batch on the task's device to the loss on it."""
 
 
-def by_labels(task: Task, a: Weights, b: Weights, batch: Batch) -> Callable[[Weights], Tensor]:
+def by_labels(runs: Runs, a: Weights, b: Weights, batch: Batch) -> LossOnLine:
     """Return the loss of the task, which compares outputs with targets; a `Goal`."""
-    return lambda weights: task.loss_on(weights, batch)
+    return lambda share, weights: runs(share, batch).loss_on(weights, batch)
 
 
-def by_outputs(task: Task, a: Weights, b: Weights, batch: Batch) -> Callable[[Weights], Tensor]:
+def by_outputs(runs: Runs, a: Weights, b: Weights, batch: Batch) -> LossOnLine:
     """Return how far outputs are from the mean of those of both networks, in float64; a `Goal` that needs no targets.
 
     For logits it is the Kullback-Leibler divergence from the mean of both distributions, in nats a sample or token; for
@@ -36,9 +37,12 @@ def by_outputs(task: Task, a: Weights, b: Weights, batch: Batch) -> Callable[[We
     Raises:
         TaskError: The model returns no floating-point tensor.
     """
-    run = partial(judged_outputs, task, batch)
+
+    def run(share: float, weights: Weights) -> tuple[Tensor, int | None]:
+        return judged_outputs(runs(share, batch), batch, weights)
+
     with torch.no_grad():
-        (of_a, axis), (of_b, _) = run(a), run(b)
+        (of_a, axis), (of_b, _) = run(0, a), run(1, b)
         if axis is None:
             mean = torch.lerp(of_a, of_b, 0.5)
             spread = (mean - mean.mean(0)).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
@@ -46,8 +50,8 @@ def by_outputs(task: Task, a: Weights, b: Weights, batch: Batch) -> Callable[[We
             wanted = torch.lerp(of_a.softmax(axis), of_b.softmax(axis), 0.5)
             entropy = torch.special.entr(wanted).sum(axis).mean()
     if axis is None:
-        return lambda weights: (run(weights)[0] - mean).square().mean() / spread
-    return lambda weights: -(wanted * run(weights)[0].log_softmax(axis)).sum(axis).mean() - entropy
+        return lambda share, weights: (run(share, weights)[0] - mean).square().mean() / spread
+    return lambda share, weights: -(wanted * run(share, weights)[0].log_softmax(axis)).sum(axis).mean() - entropy
 
 
 def judged_outputs(task: Task, batch: Batch, weights: Weights) -> tuple[Tensor, int | None]:

@@ -1,12 +1,12 @@
 """The task's loss on the line between A and aligned B, on minibatches and on a fixed set of samples.
 
-BatchNorm takes the statistics of each batch (`alignkit.tasks.merged_runs`).
+Between A and B BatchNorm takes the statistics of each batch (`alignkit.tasks.merged_runs`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from alignkit.errors import TaskError
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.tasks.batches import Batch
-from alignkit.tasks.goals import Goal, by_labels
+from alignkit.tasks.goals import Goal, LossOnLine, by_labels
 from alignkit.tasks.line import Line
 from alignkit.tasks.merged_runs import merged_runs
 from alignkit.tasks.minibatches import Minibatches
@@ -59,9 +59,9 @@ class PathLoss:
         self._ends = self.named(self.a), self.named(self.b)
         self._scores = [(batch.size, self.on(batch)) for batch in self.minibatches.fixed(score_samples)]
 
-    def on(self, batch: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """Return the loss of weights between A and B, as `named` returns them, on one batch; differentiable."""
-        return self.goal(self.runs(batch), *self._ends, batch)
+    def on(self, batch: Batch) -> LossOnLine:
+        """Return the loss at lambda of the weights there, as `named` returns them, on one batch; differentiable."""
+        return self.goal(self.runs, *self._ends, batch)
 
     def between(self, moved: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
         """Compute the weights at lambda = ``share`` between A and the moved tensors of B, under every name."""
@@ -85,7 +85,7 @@ class PathLoss:
         total, count = 0.0, 0
         with torch.no_grad():
             for size, loss in self._scores:
-                losses = [float(loss(self.between(moved, share))) for share in self.lambdas]
+                losses = [float(loss(share, self.between(moved, share))) for share in self.lambdas]
                 total += size * sum(losses) / len(losses)
                 count += size
         if not math.isfinite(total):

@@ -12,10 +12,10 @@ from alignkit.deepalign.midpoint import meet_in_the_middle
 from alignkit.deepalign.stand_ins import domain_inputs
 from alignkit.graph import Pair
 from alignkit.graph.elements.alignment import Alignment
+from alignkit.jobs.mending import Mending
 from alignkit.jobs.solve_many import solve_many
 from alignkit.matching.families import best_element
 from alignkit.matching.objective import Objective
-from alignkit.tasks.interpolation import interpolate
 from alignkit.training.pairs import Pool
 from alignkit.training.settings import TrainingSettings
 
@@ -75,7 +75,10 @@ class HeldOut:
         return _mean(ratios), barriers
 
     def _barriers(self, align: Callable[[Sequence[AlignerInput]], Iterable[Alignment]]) -> tuple[float, ...]:
-        """Measure the mean barrier of each set after an alignment of its pairs, which share a graph."""
+        """Measure the mean barrier of each set after an alignment of its pairs, which share a graph.
+
+        Networks between two get running statistics of their own, as merges do.
+        """
         means = []
         for pool, pairs in zip(self.pools, self.pairs, strict=True):
             barriers = []
@@ -83,8 +86,8 @@ class HeldOut:
                 first_names = pair.graph.first_names
                 moved = {name: alignment.apply_tensor(name, tensor) for name, tensor in pair.b.items()}
                 a, b = ({name: side[first] for name, first in first_names.items()} for side in (pair.a, moved))
-                line = interpolate(pool.task("test", left), a, b, points=self.settings.validation_points)
-                barriers.append(line.barrier)
+                mending = Mending(pool.task("test", left), resets=True, repairs=False)
+                barriers.append(mending.line(a, b, self.settings.validation_points).barrier)
             means.append(_mean(barriers))
         return tuple(means)
 

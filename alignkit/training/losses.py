@@ -22,7 +22,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.matching.objective import Objective
 from alignkit.tasks.batches import Batch
 from alignkit.tasks.line import Line
-from alignkit.tasks.task import Task
+from alignkit.tasks.merged_runs import Runs, merged_runs
 from alignkit.training.held_out import on_cpu
 from alignkit.training.pairs import Pool, seeded
 from alignkit.training.settings import TrainingSettings
@@ -85,7 +85,7 @@ def alignment_loss(graph: SymmetryGraph, a: Sequence[StateDict], moved: Sequence
 
 
 def interpolation_loss(
-    tasks: Sequence[Task],
+    runs: Sequence[Runs],
     graph: SymmetryGraph,
     a: Sequence[StateDict],
     moved: Sequence[StateDict],
@@ -95,7 +95,7 @@ def interpolation_loss(
     """Compute the loss of the task at ``(1 - lambda) A + lambda F # B``; mean over pairs. [Navon24], L_LMC.
 
     Args:
-        tasks: For each pair, what runs the model and measures the loss; batches of the tasks are not used.
+        runs: For each pair, what runs the networks on the line and measures the loss.
         graph: The graph.
         a: StateDict of A of each pair, by the first name of each tensor.
         moved: What `move_softly` returns.
@@ -103,9 +103,10 @@ def interpolation_loss(
         batches: Samples for each pair, on the task's device.
     """
     losses = []
-    for task, left, right, share, batch in zip(tasks, a, moved, lambdas, batches, strict=True):
+    for run, left, right, share, batch in zip(runs, a, moved, lambdas, batches, strict=True):
         weights = Line(left, right).at(share)
-        losses.append(task.loss_on({name: weights[first] for name, first in graph.first_names.items()}, batch))
+        named = {name: weights[first] for name, first in graph.first_names.items()}
+        losses.append(run(share, batch).loss_on(named, batch))
     return torch.stack(losses).mean()
 
 
@@ -142,8 +143,8 @@ class StepLosses(nn.Module):
                     generators = [seeded(*seed, "task") for seed in seeds]
                     lambdas = [1 - float(torch.rand((), generator=generator)) for generator in generators]
                     batches = [pool.minibatch(left, one) for left, one in zip(lefts, generators, strict=True)]
-                    tasks = [pool.task("train", left) for left in lefts]
-                    losses["interpolation"] = interpolation_loss(tasks, graph, a, moved, lambdas, batches)
+                    runs = [merged_runs(pool.task("train", left)) for left in lefts]
+                    losses["interpolation"] = interpolation_loss(runs, graph, a, moved, lambdas, batches)
         if labelled:
             seeds = [(settings.seed, step, i, "labelled") for i in numbers]
             pairs, answers = zip(*(pool.labelled(*seed, probed=probed) for seed in seeds), strict=True)

@@ -12,6 +12,7 @@ from alignkit import Alignment, Task, average, fold, solve, trace
 from alignkit.deepalign import own_texts
 from alignkit.tasks.goals import by_outputs
 from alignkit.tasks.measures import next_token
+from alignkit.tasks.merged_runs import merged_runs
 from helpers.folding_nets import gpt, llama, tokens
 
 WORDS, LENGTH = 12, 6
@@ -174,6 +175,7 @@ def test_rotations_are_turned_by_own_texts(build):
 
     def deviation(found):
         middle = average([left, found.apply(right)])
-        return by_outputs(task, *map(task.checked, (left, right)), next(iter(task.batches)))(middle.state_dict())
+        loss = by_outputs(merged_runs(task), *map(task.checked, (left, right)), next(iter(task.batches)))
+        return loss(0.5, middle.state_dict())
 
     assert deviation(solution) < deviation(deepalign(graph, left, right, midpoint_steps=0))

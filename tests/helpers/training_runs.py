@@ -25,13 +25,13 @@ class Small:
         self.inputs = torch.randn(512, 8, generator=generator)
         self.labels = (self.inputs[:, :3].prod(1) > 0).long() + 2 * (self.inputs[:, 4] > 0).long()
         self.width, self.kinds, self.validation = width, kinds, validation
-        self.graph = builders.mlp(perceptron(width))
+        self.graph = builders.mlp(self.model())
         self.networks = [self._trained(seed) for seed in range(count)]
 
     def _trained(self, seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = perceptron(self.width)
+            model = self.model().train()
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
             for _ in range(150):
                 optimizer.zero_grad()

@@ -18,6 +18,7 @@ from alignkit.solvers.moving_alignment import MovingAlignment, rotations_of_pair
 from alignkit.solvers.sinkhorn import Sinkhorn
 from alignkit.solvers.straight_through import StraightThrough
 from alignkit.tasks.goals import by_outputs
+from alignkit.tasks.merged_runs import merged_runs
 from alignkit.testing import KIND_ARCHITECTURES, decoder, independent_pair, mlp, planted_pair
 from alignkit.testing.contract import reproduction
 
@@ -206,4 +207,4 @@ class TestOutputs:
         task = Task(model, (torch.ones(4, 2), torch.ones(4)), "mse")
         weights = task.checked(model)
         with pytest.raises(TaskError, match="outputs in the middle are compared, and the model returns dict"):
-            by_outputs(task, weights, weights, next(iter(task.batches)))
+            by_outputs(merged_runs(task), weights, weights, next(iter(task.batches)))

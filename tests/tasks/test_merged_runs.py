@@ -1,29 +1,62 @@
-"""The network between two is judged with statistics of its own where it has BatchNorm, as merges get them anew."""
+"""Networks between two have BatchNorm statistics of their own, as merges get them anew; A and B have those given."""
 
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import kl_div
 
-from alignkit import Alignment, Task, interpolate, reset_batchnorm, solve, trace
-from alignkit.tasks.goals import by_labels, by_outputs
+from alignkit import Alignment, Task, average, interpolate, reset_batchnorm, solve, trace
+from alignkit.deepalign import AlignerInput
+from alignkit.deepalign.midpoint import meet_in_the_middle
+from alignkit.deepalign.scores import standardise
+from alignkit.tasks.goals import by_outputs
+from alignkit.tasks.merged_runs import LEAST_BATCH, merged_runs
+from alignkit.tasks.minibatches import first_batches
 from alignkit.tasks.path_loss import PathLoss
 
-
-def network(norm: type[nn.Module]) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3), norm(8), nn.ReLU(), nn.Conv2d(8, 8, 3), norm(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
-    ).eval()
+ALL = (96, 96, 96)
+"""Samples to learn from, in a minibatch, and to score on."""
 
 
-@pytest.fixture(params=[nn.BatchNorm2d, nn.SyncBatchNorm])
-def networks(request):
-    """Two networks, and the second with running statistics that fit nothing: those of a merge are reset anyway."""
+class Activated(nn.BatchNorm2d):
+    """A norm with its activation, as libraries of models have them."""
+
+    def forward(self, inputs):
+        return super().forward(inputs).relu()
+
+
+NORMS = {
+    "BatchNorm1d": (nn.BatchNorm1d, nn.Conv1d, (8,)),
+    "BatchNorm2d": (nn.BatchNorm2d, nn.Conv2d, (8, 8)),
+    "BatchNorm3d": (nn.BatchNorm3d, nn.Conv3d, (6, 6, 6)),
+    "SyncBatchNorm": (nn.SyncBatchNorm, nn.Conv2d, (8, 8)),
+    "without scales": (lambda width: nn.BatchNorm2d(width, affine=False), nn.Conv2d, (8, 8)),
+    "derived": (Activated, nn.Conv2d, (8, 8)),
+}
+
+
+@pytest.fixture(params=NORMS)
+def norm(request):
+    return NORMS[request.param]
+
+
+@pytest.fixture
+def networks(norm):
+    """Two networks, and the second with running statistics that fit nothing."""
+    normed, convolution, sides = norm
+    places = math.prod(side - 4 for side in sides)
+
+    def network():
+        layers = convolution(1, 8, 3), normed(8), nn.ReLU(), convolution(8, 8, 3), normed(8), nn.ReLU()
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * places, 4)).eval()
+
     torch.manual_seed(0)
-    a, b = network(request.param), network(request.param)
+    a, b = network(), network()
     strange = copy.deepcopy(b)
     for name, buffer in strange.named_buffers():
         if name.endswith("running_mean"):
@@ -32,47 +65,99 @@ def networks(request):
 
 
 @pytest.fixture(params=[None, 40])
-def task(request, networks):
+def task(request, norm, networks):
     generator = torch.Generator().manual_seed(1)
-    inputs, targets = torch.randn(96, 1, 8, 8, generator=generator), torch.randint(4, (96,), generator=generator)
+    inputs, targets = torch.randn(96, 1, *norm[2], generator=generator), torch.randint(4, (96,), generator=generator)
     return Task(networks[0], (inputs, targets), "cross_entropy", chunk=request.param)
 
 
-@pytest.mark.parametrize("goal", [by_labels, by_outputs])
-def test_scores_do_not_depend_on_running_statistics(networks, task, goal):
+def inputs_of(task):
+    return torch.cat([batch.inputs for batch in task.batches])
+
+
+def reset_middle(task, a, b):
+    """The average of two networks with the statistics of all inputs."""
+    return reset_batchnorm(average([a, b]), [inputs_of(task)]).eval()
+
+
+def test_labels_do_not_see_running_statistics_between_two(networks, task):
     a, *others = networks
-    graph = trace(a, torch.randn(2, 1, 8, 8))
-    moved, counts = Alignment.random(graph, 3), (96, 96, 96)
-    usual, strange = (
-        PathLoss(task, graph.bind(a, b), (0.5,), torch.Generator(), counts, goal).score(moved) for b in others
-    )
+    graph = trace(a, inputs_of(task)[:2])
+    moved = Alignment.random(graph, 3)
+    usual, strange = (PathLoss(task, graph.bind(a, b), (0.5,), torch.Generator(), ALL).score(moved) for b in others)
     assert usual == strange
 
 
-def test_labels_score_a_merge_as_it_is_once_its_statistics_are_reset(networks):
+def test_labels_score_a_merge_as_it_is_once_its_statistics_are_reset(networks, task):
     a, _, strange = networks
-    inputs, targets = torch.randn(96, 1, 8, 8), torch.randint(4, (96,))
-    task, graph = Task(a, (inputs, targets), "cross_entropy"), trace(a, inputs[:2])
-    pair = graph.bind(a, strange)
-    score = PathLoss(task, pair, (0.5,), torch.Generator(), (96, 96, 96)).score(Alignment.identity(graph))
-    middle = copy.deepcopy(a)
-    middle.load_state_dict({name: (t + strange.state_dict()[name]) / 2 for name, t in a.state_dict().items()})
-    reset = task.evaluate(reset_batchnorm(middle, [inputs])).loss
-    assert score == pytest.approx(reset, rel=0.01)
-    assert abs(interpolate(task, a, strange, points=3).losses[1] - reset) > 0.02
+    graph = trace(a, inputs_of(task)[:2])
+    path = PathLoss(task, graph.bind(a, strange), (0.5,), torch.Generator(), ALL)
+    reset = task.evaluate(reset_middle(task, a, strange)).loss
+    assert path.score(Alignment.identity(graph)) == pytest.approx(reset, rel=0.005)
+    assert abs(interpolate(task, a, strange, points=3).losses[1] - reset) > 0.01
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_labels_score_the_ends_exactly_as_the_task_does(networks, task, share):
+    a, _, strange = networks
+    graph = trace(a, inputs_of(task)[:2])
+    moved = Alignment.random(graph, 3)
+    path = PathLoss(task, graph.bind(a, strange), (float(share),), torch.Generator(), ALL)
+    end = [a, moved.apply(strange)][share]
+    assert path.score(moved) == pytest.approx(task.evaluate(end).loss, abs=1e-6)
+
+
+def test_outputs_of_the_ends_are_those_of_the_task(networks, task):
+    a, _, strange = networks
+    graph = trace(a, inputs_of(task)[:2])
+    with torch.no_grad():
+        wanted = (a(inputs_of(task)).softmax(1) + strange(inputs_of(task)).softmax(1)) / 2
+        middle = reset_middle(task, a, strange)(inputs_of(task))
+    by_hand = float(kl_div(middle.log_softmax(1), wanted, reduction="batchmean"))
+    path = PathLoss(task, graph.bind(a, strange), (0.5,), torch.Generator(), ALL, by_outputs)
+    assert path.score(Alignment.identity(graph)) == pytest.approx(by_hand, rel=0.02, abs=1e-4)
+    batch = next(iter(task.batches))
+    both = task.checked(a), task.checked(strange)
+    loss = by_outputs(merged_runs(task), *both, batch)
+    with torch.no_grad():
+        for share, end in enumerate(both):
+            wanted = (a(batch.inputs).softmax(1) + strange(batch.inputs).softmax(1)) / 2
+            alone = [a, strange][share](batch.inputs).log_softmax(1)
+            expected = float(kl_div(alone, wanted, reduction="batchmean"))
+            assert float(loss(share, end)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_midpoint_steps_follow_what_the_ends_do_with_their_own_statistics(networks, task):
+    a, *others = networks
+    graph = trace(a, inputs_of(task)[:2])
+    generator = torch.Generator().manual_seed(2)
+    start = {
+        name: standardise(torch.randn(group.size, group.size, generator=generator, dtype=torch.float64))
+        for name, group in graph.groups.items()
+    }
+    usual, strange = (
+        meet_in_the_middle(task, first_batches(task, 96), AlignerInput(graph, task.checked(a), task.checked(b)), start)
+        for b in others
+    )
+    assert any(not torch.equal(usual[name], strange[name]) for name in graph.groups)
 
 
 def test_sinkhorn_finds_the_same_whatever_running_statistics_are(networks, task):
     a, *others = networks
-    graph = trace(a, torch.randn(2, 1, 8, 8))
+    graph = trace(a, inputs_of(task)[:2])
     start, options = Alignment.identity(graph), {"max_steps": 40, "check_every": 4, "patience": 40}
     usual, strange = (solve(graph, a, b, solver="sinkhorn", task=task, init=start, **options) for b in others)
     assert usual.alignment == strange.alignment != start
 
 
-def test_networks_with_running_statistics_alone_are_run_as_they_are_on_few_inputs(networks):
-    a, b, _ = networks
-    single = [(torch.randn(1, 1, 8, 8), torch.zeros(1).long()) for _ in range(4)]
-    task, graph = Task(a, single, "cross_entropy"), trace(a, torch.randn(2, 1, 8, 8))
-    score = PathLoss(task, graph.bind(a, b), (0.0,), torch.Generator(), (4, 1, 4)).score(Alignment.identity(graph))
-    assert score == pytest.approx(task.evaluate(a).loss)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_few_inputs_are_run_with_running_statistics(networks, task, share):
+    a, _, strange = networks
+    run = merged_runs(task)
+    few, many = (next(iter(task.batches)).head(count) for count in (LEAST_BATCH - 1, LEAST_BATCH))
+    weights = task.checked(average([a, strange]))
+    with torch.no_grad():
+        as_it_is = [task.outputs(weights, batch.inputs) for batch in (few, many)]
+        found = [run(share, batch).outputs(weights, batch.inputs) for batch in (few, many)]
+    assert torch.equal(found[0], as_it_is[0])
+    assert torch.equal(found[1], as_it_is[1]) == (share != 0.5)

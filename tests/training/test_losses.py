@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from alignkit import Alignment, SymmetryGraph, Task, builders
+from alignkit import Alignment, SymmetryGraph, Task, average, builders, reset_batchnorm, trace
 from alignkit.deepalign.consensus import soft_elements
 from alignkit.deepalign.relaxation import relax
 from alignkit.matching.families import best_element
 from alignkit.tasks.batches import Batch
+from alignkit.tasks.merged_runs import merged_runs
 from alignkit.testing import attention, convnet, mlp, planted_pair, residual
 from alignkit.training.augment import Augmentations, augment, find_freedoms
 from alignkit.training.losses import alignment_loss, interpolation_loss, move_softly, supervised_loss
@@ -51,15 +52,15 @@ def losses_of(planted, relaxed):
     """All three losses of one planted pair."""
     a, b = weights_of(planted, planted.a), weights_of(planted, planted.b)
     inputs = planted.architecture.inputs(32)
-    with torch.no_grad():
-        targets = planted.a(inputs)
-    task = Task(planted.a, (inputs, targets), "mse")
-    moved = move_softly(relaxed, [b])
+    task = Task(planted.a, (inputs, inputs), "mse")
+    moved, runs = move_softly(relaxed, [b]), merged_runs(task)
+    with torch.no_grad():  # what A does where it takes the place of a network between two
+        targets = runs(0.5, next(iter(task.batches))).outputs(task.checked(planted.a), inputs)
     batch = Batch(inputs, targets, "samples")
     return {
         "supervised": supervised_loss(relaxed, [planted.answer]),
         "alignment": alignment_loss(planted.graph, [a], moved),
-        "interpolation": interpolation_loss([task], planted.graph, [a], moved, [0.5], [batch]),
+        "interpolation": interpolation_loss([runs], planted.graph, [a], moved, [0.5], [batch]),
     }
 
 
@@ -256,3 +257,21 @@ def test_the_same_seed_changes_a_network_in_the_same_way():
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["0.weight"], other["0.weight"])
     assert torch.equal(one["1.running_var"], weights["1.running_var"])
+
+
+# ---------------------------------------------------------------------- networks with running statistics
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_the_loss_between_networks_is_that_of_merges_with_statistics_of_their_own(share):
+    torch.manual_seed(0)
+    a, b = (nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval() for _ in range(2))
+    b[1].running_mean += 3
+    inputs, targets = torch.randn(64, 6), torch.randint(3, (64,))
+    task, graph = Task(a, (inputs, targets), "cross_entropy"), trace(a, inputs[:2])
+    weights = [{name: side.state_dict()[name] for name in graph.tensors} for side in (a, b)]
+    runs, batches = [merged_runs(task)], [Batch(inputs, targets, "samples")]
+    loss = interpolation_loss(runs, graph, weights[:1], weights[1:], [share], batches)
+    merged = average([a, b], [1 - share, share])
+    expected = b if share == 1 else reset_batchnorm(merged, [inputs])
+    assert float(loss) == pytest.approx(task.evaluate(expected).loss, rel=0.02)
