@@ -24,7 +24,7 @@ WIDTHS_OF = {"mlp": "widths", "siren": "widths", "cnn": "channels"}
 class NetworkSwitches:
     """What is trained."""
 
-    family: Annotated[str, typer.Option("--family", help="One of mlp, cnn, resnet, vit, siren, lstm.")] = "mlp"
+    family: Annotated[str, typer.Option("--family", help="One of mlp, cnn, resnet, vit, gpt, siren, lstm.")] = "mlp"
     widths: Annotated[str | None, typer.Option("--widths", help="Hidden widths or channels: 128,128,128.")] = None
     option: Annotated[
         list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the family: depth=3, activation=gelu.")

@@ -4,7 +4,7 @@
 memory.
 """
 
-from alignkit.zoo.architectures import Architecture, Cnn, Lstm, Mlp, ResNet, Siren, Vit, architecture
+from alignkit.zoo.architectures import Architecture, Cnn, Gpt, Lstm, Mlp, ResNet, Siren, Vit, architecture
 from alignkit.zoo.estimating import SetEstimate, estimate_set
 from alignkit.zoo.manifest import Manifest, NetworkRecord, SetPlan, plan_set, read_manifest
 from alignkit.zoo.network_set import NetworkSet
@@ -16,6 +16,7 @@ from alignkit.zoo.writing import write_set
 __all__ = [
     "Architecture",
     "Cnn",
+    "Gpt",
     "ImageSource",
     "Lstm",
     "Manifest",

@@ -16,7 +16,7 @@ from alignkit.arguments import check_arguments
 from alignkit.errors import ZooChoiceError, ZooError
 from alignkit.text import describe_validation
 from alignkit.zoo.frozen import Frozen
-from alignkit.zoo.modules import ResidualBlock, RowReader, Sine, VisionTransformer
+from alignkit.zoo.modules import ResidualBlock, RowReader, RowTransformer, Sine, VisionTransformer
 
 Positive = Annotated[int, Field(ge=1)]
 Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -181,33 +181,62 @@ class ResNet(Architecture):
         return nn.Sequential(layers)
 
 
-class Vit(Architecture):
-    """A small vision transformer: patches, learned positions, pre-norm encoder blocks, mean over tokens."""
+class Transformer(Architecture):
+    """What transformers of the zoo have in common: a residual stream, and blocks of attention and an MLP."""
 
-    family: Literal["vit"] = "vit"
     dim: Positive = 32
     """Size of the residual stream."""
     heads: Positive = 4
     depth: Positive = 2
-    """Encoder blocks."""
+    """Blocks."""
     hidden: Positive | None = None
     """Units of the MLP of a block; None is twice the size of the residual stream."""
+
+    def describe(self) -> str:
+        """Return a name such as ``"gpt dim 32 heads 4 depth 2 hidden 64"``."""
+        return f"{self.family} dim {self.dim} heads {self.heads} depth {self.depth} hidden {self._units}"
+
+    @property
+    def _units(self) -> int:
+        return self.hidden or 2 * self.dim
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """Return the size of the stream, heads, depth and units of an MLP, checked to fit each other."""
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} cannot be divided among {self.heads} heads")
+        return self.dim, self.heads, self.depth, self._units
+
+
+class Vit(Transformer):
+    """A small vision transformer: patches, learned positions, pre-norm encoder blocks, mean over tokens."""
+
+    family: Literal["vit"] = "vit"
     patch: Positive = 7
     """Side of a patch, in pixels."""
 
     def describe(self) -> str:
         """Return a name such as ``"vit dim 32 heads 4 depth 2 hidden 64 patch 7"``."""
-        hidden = self.hidden or 2 * self.dim
-        return f"vit dim {self.dim} heads {self.heads} depth {self.depth} hidden {hidden} patch {self.patch}"
+        return f"{super().describe()} patch {self.patch}"
 
     def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        channels, height, width = shape
-        if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} cannot be divided among {self.heads} heads")
+        (channels, height, width), sizes = shape, self._sizes()
         if height % self.patch or width % self.patch:
             raise ValueError(f"{height}x{width} pixels cannot be cut into patches of {self.patch}x{self.patch}")
-        tokens, hidden = (height // self.patch) * (width // self.patch), self.hidden or 2 * self.dim
-        return VisionTransformer(channels, tokens, self.patch, self.dim, self.heads, self.depth, hidden, outputs)
+        tokens = (height // self.patch) * (width // self.patch)
+        return VisionTransformer(channels, tokens, self.patch, *sizes, outputs)
+
+
+class Gpt(Transformer):
+    """A small GPT that reads an image row by row, each row a token that sees those before it.
+
+    The last token is classified.
+    """
+
+    family: Literal["gpt"] = "gpt"
+
+    def _module(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        _, rows, columns = shape
+        return RowTransformer(rows, columns, *self._sizes(), outputs)
 
 
 class Siren(Architecture):
@@ -249,7 +278,7 @@ class Lstm(Architecture):
         return RowReader(shape[2], self.hidden, self.layers, outputs)
 
 
-AnyArchitecture = Annotated[Mlp | Cnn | ResNet | Vit | Siren | Lstm, Field(discriminator="family")]
+AnyArchitecture = Annotated[Mlp | Cnn | ResNet | Vit | Gpt | Siren | Lstm, Field(discriminator="family")]
 _ADAPTER: TypeAdapter[Architecture] = TypeAdapter(AnyArchitecture)
 
 
@@ -258,7 +287,7 @@ def architecture(family: str, **fields: Any) -> Architecture:
     """Make an architecture by the name of its family.
 
     Args:
-        family: ``"mlp"``, ``"cnn"``, ``"resnet"``, ``"vit"``, ``"siren"`` or ``"lstm"``.
+        family: ``"mlp"``, ``"cnn"``, ``"resnet"``, ``"vit"``, ``"gpt"``, ``"siren"`` or ``"lstm"``.
         fields: As the class of that family takes them.
 
     Raises:

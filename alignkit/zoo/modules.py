@@ -47,28 +47,34 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention ``[n, tokens, dim]`` to the same shape, in operations that vmap batches."""
+    """Multi-head self-attention ``[n, tokens, dim]`` to the same shape, in operations that vmap batches.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    Where it is causal a token sees only itself and those before it.
+    """
+
+    def __init__(self, dim: int, heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix the tokens."""
         projected = [layer(tokens) for layer in (self.query, self.key, self.value)]
         query, key, value = (x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2) for x in projected)
-        weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
-        mixed: Tensor = self.out((weights @ value).transpose(1, 2).flatten(2))
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        if self.causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(later, -math.inf)
+        mixed: Tensor = self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
         return mixed
 
 
 class EncoderBlock(nn.Module):
     """Pre-norm attention and a two-layer MLP, both added to the residual stream."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, causal: bool = False) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads, causal)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(OrderedDict(up=nn.Linear(dim, hidden), act=nn.GELU(), down=nn.Linear(hidden, dim)))
 
@@ -96,6 +102,24 @@ class VisionTransformer(nn.Module):
         """Classify images."""
         tokens = self.patches(images).flatten(2).transpose(1, 2) + self.positions
         scores: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
+        return scores
+
+
+class RowTransformer(nn.Module):
+    """A GPT over the rows of an image, classified at the last one: ``[n, 1, h, w]`` to ``[n, outputs]``."""
+
+    def __init__(self, rows: int, columns: int, dim: int, heads: int, depth: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.rows = nn.Linear(columns, dim)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, rows, dim))
+        self.blocks = nn.Sequential(*(EncoderBlock(dim, heads, hidden, causal=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images."""
+        tokens = self.blocks(self.rows(images.squeeze(1)) + self.positions)
+        scores: Tensor = self.head(self.norm(tokens[:, -1]))
         return scores
 
 

@@ -58,6 +58,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "cnn": {"epochs": 3, "learning_rate": 5e-3},
     "resnet": {"epochs": 3, "learning_rate": 1e-2},
     "vit": {"epochs": 8, "learning_rate": 3e-3, "clip": 1.0},
+    "gpt": {"epochs": 8, "learning_rate": 3e-3, "clip": 1.0},
     "siren": {"epochs": 4, "learning_rate": 1e-3},
     "lstm": {"epochs": 5, "learning_rate": 1e-2, "clip": 1.0},
 }

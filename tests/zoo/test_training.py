@@ -17,6 +17,7 @@ SMALL = {
     "cnn": zoo.Cnn(channels=(4, 6), dense_widths=(8,)),
     "resnet": zoo.ResNet(width=4, blocks=(1, 1)),
     "vit": zoo.Vit(dim=8, heads=2, depth=1, patch=4),
+    "gpt": zoo.Gpt(dim=8, heads=2, depth=1, hidden=12),
     "siren": zoo.Siren(widths=(8, 8)),
     "lstm": zoo.Lstm(hidden=6, layers=2),
 }
@@ -151,6 +152,7 @@ def test_an_architecture_that_makes_no_sense_is_refused(family: str, fields: dic
     [
         (zoo.Cnn(channels=(4, 4, 4, 4)), "nothing of the image"),
         (zoo.Vit(dim=9, heads=2), "9 cannot be divided among 2 heads"),
+        (zoo.Gpt(dim=9, heads=2), "9 cannot be divided among 2 heads"),
         (zoo.Vit(dim=8, heads=2, patch=3), "cannot be cut into patches of 3x3"),
         (zoo.Mlp(outputs=3), "outputs 3 were given, but the source needs .* outputs 10"),
         (zoo.Cnn(shape=(3, 8, 8)), "shape .3, 8, 8. and outputs None were given"),
@@ -171,3 +173,15 @@ def test_a_device_that_is_not_there_and_a_precision_that_does_not_fit_are_errors
         zoo.train(SMALL["mlp"], DIGITS, 1, device="xpu:7", recipe=zoo.Recipe(steps=1))
     with pytest.raises(ZooError, match="BatchNorm cannot be trained in bf16"):
         zoo.train(SMALL["resnet"], DIGITS, 1, recipe=zoo.Recipe(steps=1, precision="bf16"))
+
+
+def test_rows_of_a_gpt_see_no_later_rows():
+    model = zoo.Gpt(dim=8, heads=2, depth=2).for_source((1, 5, 4), 3).build().eval()
+    seen = []
+    model.blocks.register_forward_hook(lambda module, inputs, tokens: seen.append(tokens))
+    images = torch.randn(2, 1, 5, 4)
+    model(images)
+    model(images + torch.eye(5)[3, :, None])
+    before, after = seen
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert (before[:, 3:] != after[:, 3:]).any(-1).all()

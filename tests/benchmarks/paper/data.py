@@ -98,6 +98,7 @@ SIX_EPOCHS = zoo.Recipe(epochs=6, batch_size=256, learning_rate=4e-3, precision=
 DOMAIN_SETS = [
     Wanted("domain-14-32x4", mlp(32, 32, 32, 32), SMALL, 20, FEW, FAST, 103),
     Wanted("domain-14-gelu-96x3", mlp(96, 96, 96, activation="gelu"), SMALL, 20, FEW, FAST, 104),
+    Wanted("gpt-24", zoo.Gpt(dim=24, heads=3, depth=2), SMALL, 9, HELD_OUT, VIT, 831),
     Wanted("domain-28-64x3", mlp(64, 64, 64), FULL, 12, FEW, FAST, 801),
     Wanted("domain-28-gelu-96x2", mlp(96, 96, activation="gelu"), FULL, 12, FEW, FAST, 802),
     Wanted("domain-28-128x3", mlp(128, 128, 128), FULL, 12, HELD_OUT, SIX_EPOCHS, 813),
@@ -116,6 +117,7 @@ DOMAINS = {
             "mlp-gelu-80x3",
             "cnn-12-24-24",
             "vit-24",
+            "gpt-24",
             "lstm-32",
             "resnet-12",
         ),
