@@ -39,7 +39,7 @@ def meet_in_the_middle(
     Steps count only if they pay after assignment: else, and where the networks already agree in the middle, scores stay
     as they are. Units may come in any order. Swapping A and B transposes the result only as far as soft alignments are
     hard; the mean of both ways takes twice the time and was no better. BatchNorm takes the statistics of each batch
-    in the middle (`alignkit.tasks.merged_runs`).
+    (`alignkit.tasks.goals.by_outputs`).
 
     Args:
         task: Runs the networks. Its loss tells what outputs are: logits, or numbers.

@@ -1,6 +1,6 @@
 """Running networks on the line between two: in between BatchNorm takes the statistics of each batch.
 
-Merges get running statistics anew. A and B have their own.
+Merges get running statistics anew. A and B have theirs.
 """
 
 from __future__ import annotations
