@@ -2,11 +2,13 @@
 
 A *fold* is an exact rewrite that moves a parameter into another, so that more symmetries are left: a norm's gain into
 the weights that read it. A *balance* names two sides of a hidden space between which a scale or a matrix may be moved,
-so that it can be moved to one place in every network. Both are data here; `alignkit.rewriting` carries them out.
+so that it can be moved to one place in every network; a *phase* does so for half periods of sine units. All are data
+here; `alignkit.rewriting` carries them out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +23,7 @@ ValueT = TypeVar("ValueT")
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 BlockReason = Literal["no_bias", "not_contracted", "post_norm", "norm_of_branch", "modulated", "tied"]
 BalanceKind = Literal["scaled", "monomial", "invertible", "complex_planes"]
+SpaceKind: TypeAlias = BalanceKind | Literal["half_periods"]
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,56 @@ class Balance:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Biases of sine or cosine units, which may move by half periods: ``sin(u + pi)`` is ``-sin(u)``.
+
+    What reads a unit takes its other sign for each half period, without a change of the function. One more in the bias
+    adds ``frequency`` times all ``factors`` to the argument of the sine.
+
+    Attributes:
+        group: The group of the units.
+        bias: Its biases, a number for each unit.
+        reads: Axes whose signs change. Nothing where squares of units are read.
+        frequency: A number of the code, such as the 30 of SIRENs.
+        factors: Tensors of one number, or of one for each unit in the order of the biases.
+    """
+
+    group: str
+    bias: AxisOf
+    reads: tuple[AxisOf, ...]
+    frequency: float = 1.0
+    factors: tuple[str, ...] = ()
+
+    @property
+    def writes(self) -> tuple[AxisOf, ...]:
+        """What writes the space, and moves."""
+        return (self.bias,)
+
+    @property
+    def kind(self) -> SpaceKind:
+        """What is moved, as a balance has it."""
+        return "half_periods"
+
+    def check(self, shapes: Shapes) -> None:
+        """Raise `GraphError` where a tensor or axis does not exist, stands on both sides, or has another size."""
+        if not math.isfinite(self.frequency) or not self.frequency:
+            raise GraphError(
+                f"the phases of {self.group!r} have the frequency {self.frequency}: a number other than 0."
+            )
+        _check_vector(shapes, self.bias.tensor, [AxisOf(self.bias.tensor, self.bias.axis)])
+        for factor in self.factors:
+            _check_vector(shapes, factor, self.writes, one=True)
+        _check_disjoint((self.bias, *self.reads), shapes, f"the phases of {self.group!r}")
+
+    def __str__(self) -> str:
+        period = " / ".join(["pi", *([] if self.frequency == 1 else [f"{self.frequency:g}"]), *self.factors])
+        return f"{self.group} (half periods, {period}): {self.bias} against signs of {_list(self.reads) or 'nothing'}"
+
+
+AnyBalance: TypeAlias = Balance | Phase
+
+
+@dataclass(frozen=True)
 class Blocked:
     """A fold that cannot be done: the parameter stays, and the space around it has the smaller group.
 
@@ -320,8 +373,23 @@ def uses_at(node: TensorNode, group: str, place: AxisOf) -> list[Use]:
     ]
 
 
+def fits(tensors: Mapping[str, TensorNode], phase: Phase) -> bool:
+    """Tell whether the biases of a phase are one number for each unit, and what reads units is named as a whole."""
+    shapes = {name: node.shape for name, node in tensors.items()}
+    for place in (phase.bias, *phase.reads):
+        uses = uses_at(tensors[place.tensor], phase.group, place)
+        named = sum(prod(dim.size for dim in use.block.dims) for use in uses)
+        shape = shapes[place.tensor]
+        others = prod(shape) // shape[place.axis]
+        if not uses or named != len(place.positions(shapes)) * others:
+            return False
+        if place is phase.bias and (len(uses) != 1 or uses[0].unit_count != named):
+            return False
+    return True
+
+
 def check_rewrites(
-    tensors: Mapping[str, TensorNode], groups: Iterable[str], folds: Sequence[Fold], balances: Sequence[Balance]
+    tensors: Mapping[str, TensorNode], groups: Iterable[str], folds: Sequence[Fold], balances: Sequence[AnyBalance]
 ) -> None:
     """Hold folds and balances against the tensors and groups of a graph.
 
@@ -347,6 +415,8 @@ def check_rewrites(
         for place in (*balance.writes, *balance.reads):
             if not uses_at(tensors[place.tensor], balance.group, place):
                 raise GraphError(f"group {balance.group!r} does not act on {place}, where it is to be balanced.")
+        if isinstance(balance, Phase) and not fits(tensors, balance):
+            raise GraphError(f"the phases of {balance.group!r} name positions that are not its units, each once.")
 
 
 def _check_disjoint(places: Iterable[AxisOf], shapes: Shapes, what: str) -> None:

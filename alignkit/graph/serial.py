@@ -16,7 +16,7 @@ from alignkit.graph.kinds import GroupKind
 from alignkit.graph.layout import Axis, Units
 from alignkit.graph.nodes import Group, Provenance, Role, TensorNode
 from alignkit.graph.notation import format_layout, parse_layout
-from alignkit.graph.rewrites import FOLDS, Balance, Blocked
+from alignkit.graph.rewrites import FOLDS, AnyBalance, Blocked
 from alignkit.graph.sizes import resolve_sizes
 from alignkit.graph.structure import GraphStructure
 
@@ -65,7 +65,7 @@ FORMAT = Format(
 )
 _PROVENANCE = TypeAdapter(Provenance)
 _FOLDS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in FOLDS}
-_BALANCES, _BLOCKED = TypeAdapter(list[Balance]), TypeAdapter(list[Blocked])
+_BALANCES, _BLOCKED = TypeAdapter(list[AnyBalance]), TypeAdapter(list[Blocked])
 
 
 def build_network(graph: GraphStructure) -> nx.MultiDiGraph:

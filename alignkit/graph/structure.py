@@ -19,7 +19,7 @@ from alignkit.graph.kinds import KINDS, PLANES, GroupKind, component_count, dime
 from alignkit.graph.layout import StackPlaces, Units, factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
-from alignkit.graph.rewrites import Balance, Blocked, Fold, check_rewrites, in_order
+from alignkit.graph.rewrites import AnyBalance, Blocked, Fold, check_rewrites, in_order
 from alignkit.graph.uses import Use, uses_of_block
 from alignkit.text import plural, show_value
 
@@ -43,7 +43,7 @@ class GraphStructure:
         groups: Mapping[str, Group],
         provenance: Provenance | None = None,
         folds: Sequence[Fold] = (),
-        balances: Sequence[Balance] = (),
+        balances: Sequence[AnyBalance] = (),
         blocked: Sequence[Blocked] = (),
     ) -> None:
         for values, kind in ((tensors, TensorNode), (groups, Group)):
@@ -107,7 +107,7 @@ class GraphStructure:
         return self._folds
 
     @property
-    def balances(self) -> tuple[Balance, ...]:
+    def balances(self) -> tuple[AnyBalance, ...]:
         """Spaces with scales or matrices that `alignkit.fold` brings to one place in every network."""
         return self._balances
 

@@ -23,7 +23,7 @@ from alignkit.graph.drawing import diagrams
 from alignkit.graph.nodes import Provenance
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.proof.verify import Verification, verify
-from alignkit.graph.rewrites import Balance, Blocked, Fold
+from alignkit.graph.rewrites import AnyBalance, Blocked, Fold
 from alignkit.graph.serial import build_network, graph_from_json, graph_to_json
 from alignkit.graph.spec import Like, read_spec, write_spec
 from alignkit.graph.stored.budget import Budget
@@ -47,7 +47,7 @@ class SymmetryGraph(GraphStructure):
         groups: The groups that the layouts mention, by name.
         provenance: Where the graph comes from.
         folds: What has to be done to weights before the graph holds for them.
-        balances: Spaces whose scales or matrices may be moved from one side to the other.
+        balances: Spaces whose scales or matrices may be moved from one side to the other, and phases of sines.
         blocked: Parameters that cannot be folded.
 
     Raises:
@@ -64,7 +64,7 @@ class SymmetryGraph(GraphStructure):
         sizes: Mapping[str, int] | None = None,
         provenance: Provenance | None = None,
         folds: Sequence[Fold] = (),
-        balances: Sequence[Balance] = (),
+        balances: Sequence[AnyBalance] = (),
         blocked: Sequence[Blocked] = (),
     ) -> SymmetryGraph:
         """Build a graph from the notation.
@@ -76,7 +76,7 @@ class SymmetryGraph(GraphStructure):
             sizes: Sizes of groups that the shapes leave open, for example ``{"heads": 12}``.
             provenance: Where the spec comes from.
             folds: What has to be done to weights first; the layouts are those of folded weights.
-            balances: Spaces whose scales or matrices may be moved from one side to the other.
+            balances: Spaces whose scales or matrices may be moved from one side to the other, and phases of sines.
             blocked: Parameters that cannot be folded.
 
         Raises:

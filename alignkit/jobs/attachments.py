@@ -143,7 +143,8 @@ class _Words:
         for units in layout.units():
             for balance in self.graph.balances:
                 if balance.group in self.graph.copies[units.group]:
-                    ways = (f"'@{place.tensor}:{place.axis}'" for place in (balance.writes[0], balance.reads[0]))
+                    ends = (balance.writes[0], *balance.reads[:1])
+                    ways = (f"'@{place.tensor}:{place.axis}'" for place in ends)
                     problem = f"{word!r}: what writes these units and what reads them is scaled in two ways"
                     raise MergeError(f"{problem}. Say {' to be like what writes them, or '.join(ways)} for a reader.")
         scaled = {place for fold in self.graph.folds if isinstance(fold, OutputScale) for place in fold.writers}

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.dtypes import coarser_dtype
 from alignkit.checkpoints.fit import is_counter, is_number
-from alignkit.graph import Pair, SymmetryGraph
+from alignkit.graph import Pair, Phase, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.elements.element import flipped, order_of
@@ -22,7 +22,7 @@ from alignkit.jobs.fold import fold
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
-from alignkit.rewriting import WideWeights, balance_weights
+from alignkit.rewriting import WideWeights, balance_weights, bring_near
 from alignkit.solver.solution import Solution
 from alignkit.text import Explained, dtype_name, list_some
 
@@ -58,6 +58,7 @@ BALANCED = {
     "monomial": "scales",
     "invertible": "invertible matrices",
     "complex_planes": "scales of planes",
+    "half_periods": "phases",
 }
 """What balancing takes out of a space of a kind."""
 
@@ -224,6 +225,7 @@ def distance(
     bound = _folded_pair(pair, a, b)
     balanced = _balanced(bound)
     solution = completed(solve(balanced, solver=solver, **arguments))
+    balanced = _near(balanced, solution.alignment)
     measured = Distance(_measure(balanced, solution.alignment), solution, tolerance)
     return replace(measured, undone=tuple(_undone(bound, balanced, measured))) if measured.same else measured
 
@@ -245,6 +247,15 @@ def _balanced(pair: Pair) -> Pair:
         balance_weights(side, pair.graph)
     left, right = (side.rounded() for side in sides)
     return Pair(pair.graph, left, right)
+
+
+def _near(pair: Pair, alignment: Alignment) -> Pair:
+    """Return the pair with the phases of B brought to the nearest of those of A, now that the order is known."""
+    if not any(isinstance(balance, Phase) for balance in pair.graph.balances) or pair.is_stored:
+        return pair
+    side = WideWeights(pair.b)
+    bring_near(side, pair.graph, alignment.inverse().apply(pair.a))  # in the order of B
+    return Pair(pair.graph, pair.a, side.rounded())
 
 
 def _undone(folded: Pair, balanced: Pair, measured: Distance) -> Iterator[str]:

@@ -68,12 +68,15 @@ class Folded(Explained):
     def done(self) -> list[str]:
         """What was folded and what was balanced, in a sentence each."""
         lines = [f"{count_folds(self.graph.folds)}."]
-        if self.spaces:
-            empty = sum(space.empty for space in self.spaces)
+        if balanced := [space for space in self.spaces if space.biases is None]:
+            empty = sum(space.empty for space in balanced)
             told = f" {plural(empty, 'unit or direction', 'units or directions')} had an empty side." if empty else ""
-            before, after = (sum(getattr(space, key) for space in self.spaces) for key in ("before", "after"))
+            before, after = (sum(getattr(space, key) for space in balanced) for key in ("before", "after"))
             squares = f"their sum of squares {before:.6g} -> {after:.6g}"
-            lines.append(f"{plural(len(self.spaces), 'space')} balanced, {squares}.{told}")
+            lines.append(f"{plural(len(balanced), 'space')} balanced, {squares}.{told}")
+        if phases := [space for space in self.spaces if space.biases is not None]:
+            moved = plural(sum(space.moved for space in phases), "bias", "biases")
+            lines.append(f"Phases of {plural(len(phases), 'space')}: {moved} moved by half periods.")
         return lines
 
     @property
@@ -108,6 +111,7 @@ class Folded(Explained):
                     "before": s.before,
                     "after": s.after,
                     "empty": s.empty,
+                    "moved": s.moved,
                 }
                 for s in self.spaces
             ],
@@ -160,9 +164,11 @@ def fold_tables(folded: Folded) -> tuple[Section, ...]:
     """List folds and balanced spaces, as sections of a report."""
     folds = tuple((type(fold).__name__, str(fold)) for fold in folded.graph.folds)
     spaces = tuple(
-        (s.balance.group, s.balance.kind, number(s.before), number(s.after), str(s.empty)) for s in folded.spaces
-    )
-    columns = ("space", "kind", "sum of squares before", "after", "empty")
+        (s.balance.group, s.balance.kind.replace("_", " "), number(s.before), number(s.after), str(s.empty),
+         str(s.moved))
+        for s in folded.spaces
+    )  # fmt: skip
+    columns = ("space", "kind", "sum of squares before", "after", "empty", "moved")
     return (
         Section("Folds", (Table(("fold", "what it did"), folds) if folds else Text("None."),)),
         Section("Balanced spaces", (Table(columns, spaces) if spaces else Text("None."),)),
@@ -199,7 +205,8 @@ def fold(
         *args: Example inputs for the function check; a single dict holds inputs by name. None: random ones of the
             shapes that the graph was traced with, where it was.
         balance: Whether scales and matrices between the two sides of a space are moved to the one place at which both
-            sides are alike. Two networks that differ by them are then alike up to signs, phases and rotations.
+            sides are alike, and biases of sine units by half periods to the nearest of 0. Two networks that differ by
+            them are then alike up to signs, phases of planes and rotations.
         like: What folding made of the base of this network, if it is a fine-tune. Spaces get the scales and matrices
             that balanced the base, so that the difference of the two is what was tuned and nothing else. Where a
             fine-tune was balanced before it is left so, and one that has scales of its own is balanced by itself.

@@ -22,6 +22,7 @@ from alignkit.jobs.fold import Folded, folded_like
 from alignkit.jobs.kept_solves import solve_kept
 from alignkit.jobs.mending import Mending, Statistics
 from alignkit.jobs.mergekit_methods import name_arithmetic
+from alignkit.jobs.near_phases import with_near_phases
 from alignkit.jobs.shares import SharesByPattern
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models
 from alignkit.jobs.spread import fitted_models
@@ -168,11 +169,14 @@ def merge(
         bound = None
         given: dict[str, Any] = {"solver": solver, "task": task, "path": path, "on_progress": on_progress}
         alignment = align_many(graph, *networks, **given, **arguments)
-        aligned = alignment.apply(networks)
+        first, *others = alignment.apply(networks)
     else:
         bound = pair if isinstance(pair, Pair) else graph.bind(*networks, on_progress=on_progress)
         alignment = completed(solve_kept(bound, path, solver=solver, task=task, **arguments))
-        aligned = [networks[0], alignment.apply(networks[1])]
+        first, others = networks[0], [alignment.apply(networks[1])]
+    if method not in TASK_METHODS:  # what lies between a fine-tune and its base is what was tuned
+        others = [with_near_phases(graph, first, other) for other in others]
+    aligned = [first, *others]
     shares = averaging.parents()
     network, statistics = mending.mend(averaging.of_networks(aligned), aligned, shares)
     losses = None

@@ -1,14 +1,15 @@
-"""Exact rewrites of one network: folded and unfolded, balanced, phases wrapped, widened; folded on disk, too."""
+"""Exact rewrites of one network: folded and unfolded, balanced, phases moved, widened; folded on disk, too."""
 
 from alignkit.rewriting.axes import AxisChanges
-from alignkit.rewriting.balancing import BalancedSpace, balance_weights, follow_balances, multiply_spaces
+from alignkit.rewriting.balancing import balance_weights, follow_balances, multiply_spaces
 from alignkit.rewriting.folding import Taken, fold_weights, unfold_weights
 from alignkit.rewriting.modules import module_with
-from alignkit.rewriting.phases import wrap_phases
+from alignkit.rewriting.near_phases import bring_near
+from alignkit.rewriting.spaces import BalancedSpace
 from alignkit.rewriting.stored import FoldedNetwork, folding_bytes
 from alignkit.rewriting.wide import WideWeights
 from alignkit.rewriting.widening import SCORES, UnitMap, Widening
 
 __all__ = ["AxisChanges", "BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "module_with"]
-__all__ += ["FoldedNetwork", "folding_bytes", "follow_balances", "multiply_spaces", "unfold_weights", "wrap_phases"]
+__all__ += ["FoldedNetwork", "bring_near", "folding_bytes", "follow_balances", "multiply_spaces", "unfold_weights"]
 __all__ += ["SCORES", "UnitMap", "Widening"]

@@ -12,8 +12,9 @@ from alignkit.errors import FoldError
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.rewrites import AxisOf, Fold, Gain, Mean, OutputScale, Shift, Through, uses_at
 from alignkit.graph.uses import Use
-from alignkit.rewriting.balancing import BalancedSpace, multiply_units
+from alignkit.rewriting.balancing import multiply_units
 from alignkit.rewriting.folding import Taken, repeated
+from alignkit.rewriting.spaces import BalancedSpace
 from alignkit.rewriting.wide import WideWeights
 
 Likes = Mapping[int, tuple[str, int]]

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from networkx import Graph, connected_components
 from torch import Tensor
 
-from alignkit.graph.rewrites import Balance, uses_at
+from alignkit.graph.rewrites import AnyBalance, Balance, Phase, uses_at
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.uses import Use
+from alignkit.rewriting.phases import bring_phases, follow_phases
+from alignkit.rewriting.spaces import BalancedSpace
 from alignkit.rewriting.wide import WideWeights
 
 SETTLED = 1e-13
@@ -35,28 +37,10 @@ with planted factors of 0.3 to 3 at least 0.29."""
 Side = Float[Tensor, "instances units rest"]
 
 
-@dataclass(frozen=True, eq=False)
-class BalancedSpace:
-    """What balancing did to a space.
-
-    ``before`` and ``after`` are the sums of squares of all that writes or reads it. ``empty`` counts units, planes or
-    directions that nothing writes or nothing reads: the other side was set to 0, too. What writes the space was
-    multiplied by ``write``, what reads it by ``read``: a factor for each unit, ``[instances, units]``, or a matrix for
-    each instance.
-    """
-
-    balance: Balance
-    before: float
-    after: float
-    empty: int
-    write: Tensor
-    read: Tensor
-
-
 def balance_weights(
-    weights: WideWeights, graph: GraphStructure, balances: Iterable[Balance] | None = None
+    weights: WideWeights, graph: GraphStructure, balances: Iterable[AnyBalance] | None = None
 ) -> list[BalancedSpace]:
-    """Balance spaces of a graph in place, all of ``graph.balances`` by default.
+    """Balance spaces of a graph in place, all of ``graph.balances`` by default, and bring phases to the nearest of 0.
 
     The function of the network stays. Of all balanced networks it becomes the one nearest to what it was, up to signs
     that no group holds, so that balancing twice is balancing once, and commutes with isometries such as permutations of
@@ -65,7 +49,17 @@ def balance_weights(
     Raises:
         FoldError: A tensor holds whole numbers.
     """
-    spaces = [_Space(weights, graph, balance) for balance in (graph.balances if balances is None else balances)]
+    wanted = list(graph.balances if balances is None else balances)
+    # First, since balances choose signs by those that phases change.
+    spaces = [bring_phases(weights, graph, phase) for phase in wanted if isinstance(phase, Phase)]
+    spaces += _balance_sides(weights, graph, [balance for balance in wanted if isinstance(balance, Balance)])
+    known = {space.balance: space for space in spaces}
+    return [known[balance] for balance in wanted]
+
+
+def _balance_sides(weights: WideWeights, graph: GraphStructure, balances: Iterable[Balance]) -> list[BalancedSpace]:
+    """Balance spaces in place between their two sides."""
+    spaces = [_Space(weights, graph, balance) for balance in balances]
     before = [space.squares() for space in spaces]
     for component in _sharing(spaces):
         # Successive over-relaxation with the factor that is best for a chain (Young, "Iterative methods for solving
@@ -90,17 +84,20 @@ def follow_balances(
 
     What would balance it tells where it stands. If that is nearer to nothing than to what balanced the base, it was
     balanced before, and is left as it is. If it is far from both, the fine-tune has scales or an order of its own, and
-    is balanced by itself.
+    is balanced by itself. So are phases.
 
     Raises:
         FoldError: A tensor holds whole numbers.
     """
     known = {space.balance: space for space in spaces}
-    followed: dict[Balance, BalancedSpace] = {}
-    for component in _sharing([_Space(weights, graph, balance) for balance in known]):
+    followed: dict[AnyBalance, BalancedSpace] = {
+        balance: follow_phases(weights, graph, space) for balance, space in known.items() if isinstance(balance, Phase)
+    }
+    sides = [_Space(weights, graph, balance) for balance in known if isinstance(balance, Balance)]
+    for component in _sharing(sides):
         names = {use.tensor for space in component for use in graph.uses[space.balance.group]}
         trial = WideWeights({name: weights[name] for name in names if name in weights})
-        alone = balance_weights(trial, graph, [space.balance for space in component])
+        alone = _balance_sides(trial, graph, [space.balance for space in component])
         like = [known[space.balance] for space in component]
         as_it_is = [replace(space, write=own.write, read=own.read) for space, own in zip(like, component, strict=True)]
         far_from_base, far_from_nothing = (_how_far(alone, way) for way in (like, as_it_is))
@@ -134,6 +131,7 @@ def multiply_spaces(
     """
     multiplied = []
     for known in spaces:
+        assert isinstance(known.balance, Balance)
         space = _Space(weights, graph, known.balance)
         before = space.squares()
         space.write, space.read = _reversible(known)

@@ -10,7 +10,19 @@ from math import prod
 
 from networkx import Graph, connected_components
 
-from alignkit.graph.rewrites import AxisOf, Balance, Fold, Gain, Mean, OutputScale, Shift, Through, Untie, Zero
+from alignkit.graph.rewrites import (
+    AnyBalance,
+    AxisOf,
+    Fold,
+    Gain,
+    Mean,
+    OutputScale,
+    Phase,
+    Shift,
+    Through,
+    Untie,
+    Zero,
+)
 from alignkit.graph.structure import GraphStructure
 
 
@@ -27,7 +39,7 @@ class Component:
 
     tensors: tuple[str, ...]
     folds: tuple[Fold, ...] = ()
-    balances: tuple[Balance, ...] = ()
+    balances: tuple[AnyBalance, ...] = ()
     vectors: tuple[str, ...] = ()
 
     @property
@@ -45,7 +57,7 @@ class Component:
         return sum(prod(graph.tensors[name].shape) for name in self.tensors)
 
 
-def components_of(graph: GraphStructure, balances: Sequence[Balance]) -> tuple[Component, ...]:
+def components_of(graph: GraphStructure, balances: Sequence[AnyBalance]) -> tuple[Component, ...]:
     """Split the tensors of a graph into components, for its folds and some of its balances."""
     alone = _vectors_alone(graph, balances)
     links: Graph = Graph()
@@ -57,7 +69,7 @@ def components_of(graph: GraphStructure, balances: Sequence[Balance]) -> tuple[C
     return tuple(_component(graph, part, balances) for part in sorted(parts, key=lambda part: order[part[0]]))
 
 
-def _component(graph: GraphStructure, names: Sequence[str], balances: Sequence[Balance]) -> Component:
+def _component(graph: GraphStructure, names: Sequence[str], balances: Sequence[AnyBalance]) -> Component:
     own = set(names)
     folds = tuple(part for fold in graph.folds if (part := restricted(fold, own)) is not None)
     vectors = {vector for fold in folds if (vector := _vector(fold)) is not None} - own
@@ -73,10 +85,11 @@ def _vector(fold: Fold) -> str | None:
     return None
 
 
-def _vectors_alone(graph: GraphStructure, balances: Iterable[Balance]) -> set[str]:
+def _vectors_alone(graph: GraphStructure, balances: Iterable[AnyBalance]) -> set[str]:
     """Return the gains, scales and shifts that nothing changes but the fold that takes them out."""
     named = Counter(name for fold in graph.folds for name in set(tensors_of(fold)))
     balanced = {place.tensor for balance in balances for place in (*balance.writes, *balance.reads)}
+    balanced |= {factor for balance in balances if isinstance(balance, Phase) for factor in balance.factors}
     vectors = {vector for fold in graph.folds if (vector := _vector(fold)) is not None}
     return {vector for vector in vectors if named[vector] == 1 and vector not in balanced}
 
@@ -114,11 +127,12 @@ def _linked_by_folds(folds: Iterable[Fold], alone: set[str]) -> Iterator[list[st
                 yield list(tensors_of(fold))
 
 
-def _linked_by(graph: GraphStructure, balance: Balance) -> list[str]:
+def _linked_by(graph: GraphStructure, balance: AnyBalance) -> list[str]:
     """Return the tensors of a balanced space; signs are chosen by all that the group acts on."""
     if balance.kind == "monomial":
         return list(graph.tensors_of(balance.group))
-    return [place.tensor for place in (*balance.writes, *balance.reads)]
+    factors = balance.factors if isinstance(balance, Phase) else ()
+    return [*(place.tensor for place in (*balance.writes, *balance.reads)), *factors]
 
 
 def restricted(fold: Fold, names: set[str]) -> Fold | None:

@@ -14,18 +14,25 @@ from alignkit.checkpoints import Checkpoint, open_checkpoint, write_weights
 from alignkit.checkpoints.fit import all_finite, is_number
 from alignkit.errors import FoldError
 from alignkit.graph.parts import Places
-from alignkit.graph.rewrites import Balance, BalanceKind, Fold, Mean, Through, Zero, untied_heads
+from alignkit.graph.rewrites import AnyBalance, Fold, Mean, SpaceKind, Through, Zero, untied_heads
 from alignkit.graph.stored import StoredNetwork
 from alignkit.graph.stored.network import read_rows
-from alignkit.rewriting.balancing import BalancedSpace, balance_weights, follow_balances
+from alignkit.rewriting.balancing import balance_weights, follow_balances
 from alignkit.rewriting.components import Component, components_of, tensors_of
 from alignkit.rewriting.folding import Taken, fold_weights
+from alignkit.rewriting.spaces import BalancedSpace
 from alignkit.rewriting.wide import WideWeights
 from alignkit.text import list_some
 
 KEPT = 2
 """Components that are kept once they are rewritten: files hold queries, keys, values and outputs in turn."""
-COPIES: Mapping[BalanceKind, int] = {"scaled": 5, "monomial": 4, "complex_planes": 7, "invertible": 7}
+COPIES: Mapping[SpaceKind, int] = {
+    "scaled": 5,
+    "monomial": 4,
+    "complex_planes": 7,
+    "invertible": 7,
+    "half_periods": 3,
+}
 """Copies in 64 bits of a component that may be alive at once while its spaces are balanced, as measured; folds alone
 take three."""
 
@@ -46,7 +53,7 @@ class FoldedNetwork(StoredNetwork):
     def __init__(
         self,
         source: StoredNetwork,
-        balances: Iterable[Balance] = (),
+        balances: Iterable[AnyBalance] = (),
         like: Iterable[BalancedSpace] | None = None,
         dtype: torch.dtype | None = None,
         scratch: Path | None = None,
@@ -124,10 +131,10 @@ class FoldedNetwork(StoredNetwork):
         return {name: rounded[name] for name in component.tensors}, taken, spaces
 
     @cached_property
-    def _changes(self) -> tuple[dict[object, tuple[Tensor, ...]], dict[Balance, BalancedSpace]]:
+    def _changes(self) -> tuple[dict[object, tuple[Tensor, ...]], dict[AnyBalance, BalancedSpace]]:
         """What folds took out, and how spaces were balanced; all that is not rewritten by rows is rewritten for it."""
         taken: dict[object, tuple[Tensor, ...]] = {}
-        spaces: dict[Balance, BalancedSpace] = {}
+        spaces: dict[AnyBalance, BalancedSpace] = {}
         for component in self.components:
             if component.is_rewritten and not component.by_rows:
                 rewritten, old, balanced = self._rewrite(component)
@@ -164,7 +171,7 @@ def _what(fold: Fold) -> object:
     return type(fold), next(tensors_of(fold)), fold.bias if isinstance(fold, Zero | Through) else None
 
 
-def folding_bytes(networks: Sequence[StoredNetwork], balances: Sequence[Balance]) -> int:
+def folding_bytes(networks: Sequence[StoredNetwork], balances: Sequence[AnyBalance]) -> int:
     """Return the bytes that rewriting networks of one graph takes, beside what reads them.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,9 +17,10 @@ from torch.utils import _pytree as pytree
 
 from alignkit.arguments import check_arguments
 from alignkit.errors import OutputError, TraceError
-from alignkit.graph import AxisPositions, Provenance, SymmetryGraph, TracedInput, Untie
+from alignkit.graph import AxisPositions, Phase, Provenance, SymmetryGraph, TracedInput, Untie
 from alignkit.graph.nodes import SpaceLimit
 from alignkit.graph.proof.model_run import example_call
+from alignkit.graph.rewrites import fits
 from alignkit.plugins import plugin_registry
 from alignkit.rewriting import module_with
 from alignkit.text import dtype_name, list_some
@@ -42,6 +44,7 @@ from alignkit.tracing.recording.run import RecordedRun, record
 from alignkit.tracing.rules.table import RuleTable
 
 Symmetries: TypeAlias = Literal["permutation", "all"]
+UNWRITTEN_SIGNS, UNWRITTEN_PHASES = "some of its signs have no notation", "some of its phases have no notation"
 
 
 @check_arguments
@@ -199,7 +202,7 @@ def build_graph(
         )
         names = group_names(traced.axes, {name: ref.shape for name, ref in tensors.items()}, traced.symmetry)
         if history is not None:
-            findings = run_laws(traced, labels, tensors, history, run.results)
+            findings = run_laws(traced, labels, tensors, history, run.results, _scalars(model, run))
             gauges = find_gauges(findings, names, history, refuted, gauges)
         if gauges.lost == lost:
             break
@@ -220,7 +223,7 @@ def build_graph(
         choosing=run.choosing,
         outputs=outputs,
         inputs=inputs,
-        limits=tuple(_with_unwritten(limit, unwritten) for limit in gauges.limits),
+        limits=tuple(_with_reason(limit, unwritten, UNWRITTEN_SIGNS) for limit in gauges.limits),
         joint=traced.joint,
         proved=False if symmetries == "all" else None,
         contracted=gauges.contracted,
@@ -230,7 +233,7 @@ def build_graph(
     spec = {
         name: layout_of.get(ref.key, " ".join("." * len(ref.shape))) for name, ref in run.state.items() if name in saved
     }
-    return SymmetryGraph.from_spec(
+    graph = SymmetryGraph.from_spec(
         spec,
         model,
         sizes=sizes,
@@ -239,13 +242,34 @@ def build_graph(
         balances=gauges.balances,
         blocked=gauges.blocked,
     )
+    return _with_phases(graph, gauges.phases) if gauges.phases else graph
 
 
-def _with_unwritten(limit: SpaceLimit, unwritten: Collection[str]) -> SpaceLimit:
-    """Return what keeps a space from more, and that it has signs which cannot be written, if it has."""
-    if limit.group not in unwritten and limit.group.rpartition(".")[0] not in unwritten:
+def _with_phases(graph: SymmetryGraph, phases: Iterable[Phase]) -> SymmetryGraph:
+    """Add the phases of a trace to its graph, but for those of biases whose units have no notation of their own."""
+    kept = [phase for phase in phases if fits(graph.tensors, phase)]
+    left = {phase.group for phase in phases if phase not in kept}
+    limits = tuple(_with_reason(limit, left, UNWRITTEN_PHASES) for limit in graph.provenance.limits)
+    provenance, balances = replace(graph.provenance, limits=limits), (*graph.balances, *kept)
+    return SymmetryGraph(graph.tensors, graph.groups, provenance, graph.folds, balances, graph.blocked)
+
+
+def _scalars(model: nn.Module, run: RecordedRun) -> dict[tuple[int, ...], str]:
+    """Return the first names of tensors of one number that a checkpoint holds and the run does not write, by key."""
+    written = {ref.storage for step in run.steps for ref in step.written}
+    names: dict[tuple[int, ...], str] = {}
+    for name in model.state_dict(keep_vars=True):
+        ref = run.state.get(name)
+        if ref is not None and math.prod(ref.shape) == 1 and ref.storage not in written and name not in run.replaced:
+            names.setdefault(ref.key, name)
+    return names
+
+
+def _with_reason(limit: SpaceLimit, groups: Collection[str], reason: str) -> SpaceLimit:
+    """Return what keeps a space from more, with a further reason if it is one of some groups."""
+    if limit.group not in groups and limit.group.rpartition(".")[0] not in groups:
         return limit
-    return replace(limit, reason="; ".join(filter(None, (limit.reason, "some of its signs have no notation"))))
+    return replace(limit, reason="; ".join(filter(None, (limit.reason, reason))))
 
 
 def interpret(

@@ -22,7 +22,7 @@ from alignkit.arguments import check_arguments
 from alignkit.graph import SymmetryGraph, Use
 from alignkit.graph.bind import StateDict
 from alignkit.graph.proof.model_run import call_arguments
-from alignkit.graph.rewrites import AxisOf, BalanceKind, uses_at
+from alignkit.graph.rewrites import AxisOf, Balance, BalanceKind, uses_at
 from alignkit.tasks.batches import Batch
 from alignkit.tracing import trace
 
@@ -115,7 +115,7 @@ def find_freedoms(graph: SymmetryGraph, model: nn.Module, batch: Batch) -> tuple
             if all((*made, *used)):
                 freedoms.append(Freedom(group, kind, units, tuple(chain(*made)), tuple(chain(*used)), degree))
 
-    for balance in traced.balances:
+    for balance in (balance for balance in traced.balances if isinstance(balance, Balance)):
         for kind in _KINDS_OF_BALANCE[balance.kind]:
             add(balance.group, kind, balance.writes, balance.reads, balance.degree)
     for name, group in traced.groups.items():

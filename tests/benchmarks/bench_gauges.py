@@ -4,9 +4,10 @@
 
 A copy of a network is folded and gets everything that changes none of its outputs: a random isometry (orders, signs,
 Haar rotations, phases), factors between what writes and what reads (0.1 to 10, with signs where they are free;
-matrices of condition 10), and random gains, shifts, means and biases where folds take them out. Both are folded and
-balanced and solved. The residual is what is left of the norm of all weights. Then every weight gets noise before the
-copy is made, as a share of the root mean square of its tensor. Unrelated pairs are two networks with random weights.
+matrices of condition 10), half periods of sines, and random gains, shifts, means and biases where folds take them out.
+Both are folded and balanced and solved, and phases of sines brought near. The residual is what is left of the norm of
+all weights. Then every weight gets noise before the copy is made, as a share of the root mean square of its tensor.
+Unrelated pairs are two networks with random weights.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from torch.nn.functional import silu
 
 import alignkit
 from alignkit import Alignment, SymmetryGraph
-from alignkit.graph import Gain, Mean, OutputScale, Shift, Through, Zero
+from alignkit.graph import Balance, Gain, Mean, OutputScale, Phase, Shift, Through, Zero
+from alignkit.graph.phases import move_phases
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.rewrites import AxisOf, Fold, uses_at
+from alignkit.jobs.near_phases import with_near_phases
 from alignkit.rewriting import WideWeights, module_with, unfold_weights
+from alignkit.zoo.modules import Sine
 from seed_networks import new_model
 
 LEVELS = (1e-3, 1e-2, 0.03, 0.1)
@@ -114,6 +118,7 @@ TOKENS: Callable[[], dict[str, Tensor]] = lambda: {"input_ids": torch.randint(60
 KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "MLP, ReLU": (mlp(nn.ReLU()), lambda: torch.randn(4, 20)),
     "MLP, tanh": (mlp(nn.Tanh()), lambda: torch.randn(4, 20)),
+    "SIREN": (mlp(Sine(30.0)), lambda: torch.randn(4, 20)),
     "MLP, SwiGLU": (Gated, lambda: torch.randn(4, 12)),
     "ResNet": (resnet, lambda: torch.randn(2, 3, 16, 16)),
     "LSTM": (Recurrent, lambda: torch.randn(3, 5, 10)),
@@ -155,7 +160,8 @@ def planted(given: Subject, seed: int) -> dict[str, Tensor]:
     graph = given.graph
     folded = alignkit.fold(given.model.state_dict(), graph, balance=False).network
     wide = WideWeights(Alignment.random(graph, seed).apply(folded))
-    for balance in graph.balances:
+    move_phases(graph, [balance for balance in graph.balances if isinstance(balance, Phase)], wide, generator)
+    for balance in (balance for balance in graph.balances if isinstance(balance, Balance)):
         write, read = factors(graph, balance, generator)
         for places, factor in ((balance.writes, write), (balance.reads, read)):
             for place in places:
@@ -227,8 +233,11 @@ def noisy(weights: dict[str, Tensor], level: float, seed: int) -> dict[str, Tens
     return changed
 
 
-def residual(solution: alignkit.Solution, norm: float) -> float:
+def residual(graph: SymmetryGraph, a: Any, b: Any, solution: alignkit.Solution, norm: float) -> float:
     """Return what is left of the norm of the weights."""
+    if any(isinstance(balance, Phase) for balance in graph.balances):
+        aligned = with_near_phases(graph, a, solution.apply(b))
+        return math.sqrt(sum(float((a[name] - tensor).square().sum()) for name, tensor in aligned.items())) / norm
     return math.sqrt(max(0.0, solution.objective_after)) / norm
 
 
@@ -245,9 +254,10 @@ def run(kind: str, draws: int, unrelated: int) -> dict[str, Any]:
         a = alignkit.fold(given.model.state_dict(), graph).network
         norm = math.sqrt(sum(float(t.double().square().sum()) for t in a.values() if t.is_floating_point()))
         copy = planted(given, 100 + seed)
-        solution = alignkit.solve(graph, a, alignkit.fold(copy, graph).network)
+        b = alignkit.fold(copy, graph).network
+        solution = alignkit.solve(graph, a, b)
         seconds.append(process_time() - began)
-        residuals.append(residual(solution, norm))
+        residuals.append(residual(graph, a, b, solution, norm))
         if residuals[-1] > SAME:
             continue
         for level in LEVELS:
@@ -255,8 +265,8 @@ def run(kind: str, draws: int, unrelated: int) -> dict[str, Any]:
             other = alignkit.fold(planted(changed, 100 + seed), graph).network
             found = alignkit.solve(graph, a, other)
             known = alignkit.solve(graph, a, other, init=solution.alignment)
-            ratio = residual(found, norm) / residual(known, norm)
-            noise[level].append({"residual": residual(found, norm), "ratio": ratio})
+            left, least = (residual(graph, a, other, one, norm) for one in (found, known))
+            noise[level].append({"residual": left, "ratio": left / least})
     false = 0
     for seed in range(unrelated):
         pair = [alignkit.fold(subject_weights(kind, 1000 + 2 * seed + at), graph).network for at in range(2)]

@@ -7,6 +7,8 @@ from torch import nn
 
 import alignkit
 from alignkit import Alignment, SymmetryGraph
+from alignkit.graph import Balance, Phase
+from alignkit.graph.phases import move_phases
 from alignkit.rewriting import BalancedSpace, WideWeights, module_with, multiply_spaces
 from helpers.folding_nets import Net
 
@@ -15,7 +17,7 @@ def random_gauge(graph: SymmetryGraph, seed: int) -> list[BalancedSpace]:
     """Draw what may be moved from one side of each space to the other: factors of 0.3 to 3, matrices of condition 9."""
     generator = torch.Generator().manual_seed(seed)
     spaces = []
-    for balance in graph.balances:
+    for balance in (balance for balance in graph.balances if isinstance(balance, Balance)):
         shape = (graph.instances(balance.group), graph.groups[balance.group].size)
         factor = torch.exp(2.2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1.1)
         if balance.kind == "complex_planes":  # both units of a plane have one
@@ -38,7 +40,9 @@ def copied(net: Net, model: nn.Module, seed: int) -> nn.Module:
     folded = alignkit.fold(model, net.graph, balance=False).network
     wide = WideWeights({net.graph.first_names[n]: t for n, t in folded.state_dict().items()})
     multiply_spaces(wide, net.graph, random_gauge(net.graph, seed))
-    values = wide.rounded()
+    values = {name: tensor.clone() for name, tensor in wide.rounded().items()}
+    phases = [balance for balance in net.graph.balances if isinstance(balance, Phase)]
+    move_phases(net.graph, phases, values, torch.Generator().manual_seed(seed))
     moved = module_with(folded, {n: values[first] for n, first in net.graph.first_names.items()})
     return Alignment.random(net.graph, seed).apply(moved)
 

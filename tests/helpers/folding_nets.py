@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from alignkit import SymmetryGraph
-from alignkit.graph import AxisOf, Balance, Fold, Gain, Mean, OutputScale, Shift, Through, Untie, Zero
+from alignkit.graph import AxisOf, Balance, Fold, Gain, Mean, OutputScale, Phase, Shift, Through, Untie, Zero
 
 WORDS, LENGTH, WIDTH = 11, 5, 8
 
@@ -36,7 +36,7 @@ def finished(
     spec: dict[str, str],
     inputs: tuple[Tensor, ...],
     folds: list[Fold],
-    balances: list[Balance],
+    balances: Sequence[Balance | Phase],
     seed: int = 0,
     **sizes: int,
 ) -> Net:
@@ -378,6 +378,29 @@ def mlp(activation: str = "relu", seed: int = 0, depth: int = 3) -> Net:
     return finished(nn.Sequential(*layers), spec, floats(7, 5), [], balances, seed)
 
 
+class Sines(nn.Module):
+    """Two layers of sines, of which the second keeps its frequency in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+        self.register_buffer("frequency", torch.tensor(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sin(9 * self.first(x))
+        return self.last(torch.sin(self.frequency * self.second(x)))
+
+
+def sines(seed: int = 0) -> Net:
+    spec = {"first.weight": "-u0 .", "first.bias": "-u0", "second.weight": "-u1 -u0", "second.bias": "-u1"}
+    spec["last.weight"] = ". -u1"
+    phases = [
+        Phase("u0", AxisOf("first.bias", 0), (AxisOf("second.weight", 1),), 9.0),
+        Phase("u1", AxisOf("second.bias", 0), (AxisOf("last.weight", 1),), 1.0, ("frequency",)),
+    ]
+    return finished(Sines(), spec, floats(7, 5), [], phases, seed)
+
+
 def batchnorm(seed: int = 0) -> Net:
     """Convolutions with BatchNorm: scales stand in gamma and beta."""
     model = nn.Sequential(
@@ -445,6 +468,7 @@ NETS: dict[str, Callable[..., Net]] = {
     **{f"mlp, {name}": lambda seed=0, name=name: mlp(name, seed) for name in ACTIVATIONS},
     "deep mlp": lambda seed=0: mlp("relu", seed, depth=6),
     "batchnorm": batchnorm,
+    "sines": sines,
     "lora": lora,
     "router": router,
 }

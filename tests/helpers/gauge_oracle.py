@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from alignkit.graph import SymmetryGraph
-from alignkit.graph.rewrites import Balance, Fold, Gain, Mean, OutputScale, Shift, Through, Zero
+from alignkit.graph.rewrites import Balance, Fold, Gain, Mean, OutputScale, Phase, Shift, Through, Zero
 
 RANK = 1e-10
 """Singular values below this share of the largest are rounding: those of null directions are near 1e-16, others were
@@ -60,8 +60,10 @@ def _folded(graph: SymmetryGraph, fold: Fold) -> int:
     raise AssertionError(fold)
 
 
-def _balanced(graph: SymmetryGraph, balance: Balance) -> int:
-    """Return the dimension of what a balance removes beside isometries."""
+def _balanced(graph: SymmetryGraph, balance: Balance | Phase) -> int:
+    """Return the dimension of what a balance removes beside isometries; half periods are steps."""
+    if isinstance(balance, Phase):
+        return 0
     size, instances = graph.groups[balance.group].size, graph.instances(balance.group)
     each = {"invertible": size * (size + 1) // 2, "complex_planes": size // 2}
     return instances * each.get(balance.kind, size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import alignkit
 from alignkit import Alignment, SymmetryGraph, fold, transport_tensors
 from alignkit.errors import AlignkitError, AlignmentError, BindError, MergeError, ShapeMismatchError, SpecError
-from alignkit.graph import Gain, OutputScale, Shift, Through, Zero
+from alignkit.graph import Gain, OutputScale, Phase, Shift, Through, Zero
 from alignkit.reports import write_report
 from helpers.folding_nets import NETS, Net
 from helpers.gauge_cases import CASES
@@ -29,8 +29,10 @@ def copied(model: nn.Module, graph: SymmetryGraph, seed: int) -> tuple[nn.Module
 def rewritten(net: Net) -> set[str]:
     """Tensors that folds take out, or add to, which is no linear change."""
     names: set[str] = set()
-    for step in net.graph.folds:
+    for step in (*net.graph.folds, *net.graph.balances):
         match step:
+            case Phase(_, bias):
+                names.add(bias.tensor)
             case Gain(gain, _, _, shift):
                 names |= {gain, shift or gain}
             case OutputScale(scale):

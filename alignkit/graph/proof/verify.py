@@ -16,10 +16,12 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.hidden_state import check_constants
 from alignkit.graph.kinds import KINDS, GroupKind
 from alignkit.graph.module_copy import copy_module
+from alignkit.graph.phases import move_phases
 from alignkit.graph.proof.model_run import ModelRun, example_call, run_in_widest
 from alignkit.graph.proof.other_inputs import other_runs
+from alignkit.graph.rewrites import Phase
 from alignkit.graph.structure import GraphStructure
-from alignkit.text import dtype_name, list_some, shorten_list
+from alignkit.text import dtype_name, list_some, plural, shorten_list
 
 RANDOM = "the model is random: two runs of it differ. Fix its seed, or turn its randomness off."
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
@@ -54,7 +56,8 @@ class Verification:
     ``error`` is the largest change of an output element over all draws, relative to the largest output element,
     ``tolerance`` the largest that passes, ``dtype`` that of the run, ``"float64"`` wherever the model runs in it.
     ``others`` says which sizes of the example were changed as well, ``refused`` which the model takes no other of, and
-    ``kinds`` what groups there are: of more than one kind each was drawn alone, too.
+    ``kinds`` what groups there are: of more than one kind each was drawn alone, too. ``phases`` counts the spaces whose
+    biases moved by random half periods.
     """
 
     error: float
@@ -64,6 +67,7 @@ class Verification:
     others: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     kinds: tuple[GroupKind, ...] = ("permutation",)
+    phases: int = 0
 
     def explain(self) -> str:
         """Say in a sentence what was tried and what it changed."""
@@ -72,6 +76,8 @@ class Verification:
         drawn = f"{self.draws} random {_noun(self.kinds)} of all groups"
         if len(self.kinds) > 1:
             drawn += f", and of those alone that are {' or '.join(KINDS[kind].words for kind in self.kinds)},"
+        if self.phases:
+            drawn += f" and random half periods of {plural(self.phases, 'space')} of sines"
         return (
             f"{drawn} change the outputs by at most {self.error:.1g} of their size "
             f"(tolerance {self.tolerance:.0e}, {self.dtype}).{others}{refused}"
@@ -90,7 +96,8 @@ def verify(
 
     The model runs in eval mode, in float64 where its operations allow it and in float32 otherwise; casts that it makes
     inside to a narrower type are to float64 instead. Parameters and saved buffers are moved as the graph says. Elements
-    of the whole group are drawn, and of a graph with several kinds of groups elements that move those of one kind.
+    of the whole group are drawn, and of a graph with several kinds of groups elements that move those of one kind. With
+    each, biases of sine units move by random half periods, where the graph has phases.
 
     A symmetry has to hold for every input. So one of the random symmetries is tried on other sizes of the example too,
     changed one at a time: the batch, and each length, height or number, smaller and larger. Values that the model
@@ -136,7 +143,11 @@ def verify(
             continue
         others.append(size)
         worst = max(worst, _proved_change(graph, other, Alignment.random(graph, seed), f" with {size}"))
-    return Verification(worst, tolerance, dtype, draws, tuple(others), tuple(refused), kinds)
+    return Verification(worst, tolerance, dtype, draws, tuple(others), tuple(refused), kinds, len(_phases(graph)))
+
+
+def _phases(graph: GraphStructure) -> list[Phase]:
+    return [balance for balance in graph.balances if isinstance(balance, Phase)]
 
 
 def _only(alignment: Alignment, groups: Collection[str]) -> Alignment:
@@ -153,13 +164,20 @@ def _proved_change(graph: GraphStructure, run: ModelRun, alignment: Alignment, w
         VerificationError: By more than rounding. The message names the groups that do so by themselves.
     """
 
-    def change(element: Alignment) -> float:
-        return relative_difference(run.call(element.apply(run.model)), run.outputs)
+    def change(element: Alignment, phases: Sequence[Phase] = ()) -> float:
+        moved = element.apply(run.model)
+        tensors = {name: tensor.data for name, tensor in moved.state_dict(keep_vars=True).items()}
+        move_phases(graph, phases, tensors, torch.Generator().manual_seed(0))
+        return relative_difference(run.call(moved), run.outputs)
 
     tolerance, dtype = TOLERANCE[run.dtype], dtype_name(run.dtype)
-    error = change(alignment)
+    error = change(alignment, _phases(graph))
     if error <= tolerance:
         return error
+    still = Alignment.identity(graph)
+    if wrong := [phase for phase in _phases(graph) if not change(still, [phase]) <= tolerance]:
+        told = f"moving these biases by half periods changes the outputs{where} (tolerance {tolerance:.0e} in {dtype})"
+        raise VerificationError("\n".join([f"{told}:", *shorten_list([f"- {phase}" for phase in wrong], 5)]))
     guilty = [name for name in graph.groups if not change(_only(alignment, {name})) <= tolerance]
     is_permuted = all(group.kind == "permutation" for group in graph.groups.values())
     moving = "permuting" if is_permuted else "permuting or rotating"

@@ -17,6 +17,7 @@ from alignkit.jobs.average import average
 from alignkit.jobs.compare.comparison import ERROR, ComparisonRow
 from alignkit.jobs.executors import packed, unpacked
 from alignkit.jobs.memory_use import peak_memory
+from alignkit.jobs.near_phases import with_near_phases
 from alignkit.jobs.repair import repair
 from alignkit.jobs.row_file import RowFile, RowsHeader, digest_of, digest_of_task
 from alignkit.jobs.solve import completed, settings_of, solve
@@ -114,12 +115,13 @@ def run_job(setup: ComparisonSetup, job: Job) -> ComparisonRow:
     if test is None:
         return row
     try:
-        line = interpolate(test, pair.a, solution.apply(pair.b), evaluation.points, label=job.name)
+        near_b = with_near_phases(pair.graph, pair.a, solution.apply(pair.b))
+        line = interpolate(test, pair.a, near_b, evaluation.points, label=job.name)
         row = replace(row, line=line)
         if evaluation.repair:
             assert pair.module_a is not None  # `compare` takes repair=True for modules alone
             assert pair.module_b is not None
-            parents = [pair.module_a, solution.apply(pair.module_b)]
+            parents = [pair.module_a, with_near_phases(pair.graph, pair.a, solution.apply(pair.module_b))]
             repaired = test.evaluate(repair(average(parents), parents, setup.task))
             row = replace(row, repaired_loss=repaired.loss, repaired_metric=repaired.metric)
     except Exception as error:  # the model, the data and the loss are the user's

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from alignkit.graph.kinds import GroupKind
 from alignkit.graph.rewrites import AxisOf, BlockReason
@@ -91,6 +91,50 @@ class SpaceReading:
     where: str
 
 
+Key: TypeAlias = tuple[tuple[int, ...], int, int, tuple[int, ...]]
+"""A part of a value."""
+
+
+def key_of(ref: TensorRef, part: Part) -> Key:
+    """Return the part of a value as a key."""
+    return ref.key, part.space, part.source, part.dims
+
+
+@dataclass(frozen=True)
+class Added:
+    """A bias in a value: the segment of the parameter, and what one more in it adds to the value."""
+
+    segment: int
+    frequency: float = 1.0
+    factors: tuple[str, ...] = ()
+
+
+@dataclass
+class Trails:
+    """Which biases are added to values, see `alignkit.tracing.gauges.bias_trails`.
+
+    Attributes:
+        scalars: The names of tensors of one number that a network keeps.
+        values: The biases in each part of a value.
+        unknowns: The number that stands in forms for each bias in each frequency with which it reached a sine.
+        forms: For what sines returned, the unknowns that change its sign.
+        stuck: What else reads a bias, by its segment.
+        without: Spaces that reached a sine without a bias.
+    """
+
+    scalars: Mapping[tuple[int, ...], str] = field(default_factory=dict)
+    values: dict[Key, tuple[Added, ...]] = field(default_factory=dict)
+    unknowns: dict[Added, int] = field(default_factory=dict)
+    forms: dict[Key, Form] = field(default_factory=dict)
+    stuck: dict[int, Obstacle] = field(default_factory=dict)
+    without: set[int] = field(default_factory=set)
+
+    def stop(self, biases: Iterable[Added], cause: Obstacle) -> None:
+        """Record what keeps biases where they are."""
+        for bias in biases:
+            self.stuck.setdefault(bias.segment, cause)
+
+
 @dataclass
 class SpaceFacts:
     """What is known of one space.
@@ -135,6 +179,7 @@ class Findings:
     zero_values: set[tuple[int, ...]] = field(default_factory=set)
     zero_ranges: dict[tuple[int, ...], tuple[int, tuple[range, ...]]] = field(default_factory=dict)
     scores: dict[tuple[int, ...], frozenset[int]] = field(default_factory=dict)
+    trails: Trails = field(default_factory=Trails)
     _facets: dict[tuple[int, ...], dict[tuple[int, int, tuple[int, ...]], Facet]] = field(default_factory=dict)
     _keys_of_storage: dict[int, set[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(set))
 
@@ -205,6 +250,11 @@ class Findings:
         axis = self.spaces.segments[segment].axis
         places = (axis, AxisOf(axis.tensor, axis.axis))
         return next((at for at in places if len(at.positions(self.shapes)) == prod(self.shapes[vector])), None)
+
+    def require_of_scales(self, space: int, form: Form) -> None:
+        """Require that each unknown of a form is zero, but for signs."""
+        for unknown, _ in form:
+            self.require(space, ((unknown, 1),), signs=False)
 
     def is_vector(self, facet: Facet) -> bool:
         """Return whether a value is a parameter with one number for each unit of the space, or such plus a number."""

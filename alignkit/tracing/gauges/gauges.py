@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from alignkit.graph.kinds import KINDS
 from alignkit.graph.nodes import AxisPositions, SpaceLimit
-from alignkit.graph.rewrites import AxisOf, Balance, Blocked, Fold, Gain, OutputScale, Through, Zero
+from alignkit.graph.rewrites import AxisOf, Balance, Blocked, Fold, Gain, OutputScale, Phase, Through, Zero
 from alignkit.tracing.gauges.facets import Findings
 from alignkit.tracing.gauges.turns import Turn
 from alignkit.tracing.gauges.verdicts import Verdict, folds_of_biases, judge
@@ -33,6 +33,7 @@ class Gauges:
         constants: Gains and scales of spaces that rotate: once folded they are 1 at each unit, and stay.
         folds: What has to be done to weights first.
         balances: Spaces whose scales or matrices may be moved.
+        phases: Biases of sine units that half periods may move.
         blocked: Parameters that cannot be folded.
         limits: What keeps each space from more.
         lost: Values whose rotary embeddings have to stay, because their planes cannot be turned.
@@ -45,6 +46,7 @@ class Gauges:
     constants: tuple[str, ...]
     folds: tuple[Fold, ...]
     balances: tuple[Balance, ...]
+    phases: tuple[Phase, ...]
     blocked: tuple[Blocked, ...]
     limits: tuple[SpaceLimit, ...]
     lost: frozenset[Key]
@@ -105,6 +107,7 @@ def find_gauges(
         tuple(_vector_of(fold) for v in rotating for fold in v.folds if isinstance(fold, Gain | OutputScale)),
         (*dict.fromkeys(fold for verdict in verdicts.values() for fold in verdict.folds), *biases),
         tuple(_without(balance, biases) for verdict in verdicts.values() for balance in verdict.balances),
+        tuple(phase for verdict in verdicts.values() for phase in verdict.phases),
         tuple(dict.fromkeys(blocked for verdict in verdicts.values() for blocked in verdict.blocked)),
         tuple(sorted((x for x in limits if x.group), key=lambda x: order.index(x.group) if x.group in order else -1)),
         before.lost | keys,
@@ -145,5 +148,5 @@ def _vector_of(fold: Gain | OutputScale) -> str:
     return fold.gain if isinstance(fold, Gain) else fold.scale
 
 
-NO_GAUGES = Gauges({}, {}, {}, (), (), (), (), (), frozenset())
+NO_GAUGES = Gauges({}, {}, {}, (), (), (), (), (), (), frozenset())
 """Permutations only."""

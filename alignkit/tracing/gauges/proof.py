@@ -13,15 +13,18 @@ from alignkit.graph import SymmetryGraph
 from alignkit.graph.bind import weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.module_copy import copy_module
+from alignkit.graph.phases import move_phases
 from alignkit.graph.proof.model_run import ModelRun, run_in_widest
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import TOLERANCE, relative_difference
 from alignkit.graph.rewrites import (
+    AnyBalance,
     Balance,
     Fold,
     Gain,
     Mean,
     OutputScale,
+    Phase,
     Shift,
     Through,
     Untie,
@@ -29,7 +32,7 @@ from alignkit.graph.rewrites import (
     uses_at,
 )
 from alignkit.rewriting import WideWeights, balance_weights, fold_weights
-from alignkit.tracing.gauges.verdicts import SIGNS
+from alignkit.tracing.gauges.verdicts import PHASES, SIGNS
 
 DRAWS = 2
 """Random elements that are tried; a wrong kind changes outputs by more than a percent in each."""
@@ -78,9 +81,20 @@ def refute(
                     failed[space] = failed.get(space, frozenset()) | {what}
     if graph.balances and changes(_balance(folded, graph, graph.balances)):
         for balance in graph.balances:
-            if changes(_balance(folded, graph, [balance])):
+            if isinstance(balance, Balance) and changes(_balance(folded, graph, [balance])):
                 failed[balance.group] = failed.get(balance.group, frozenset()) | {BALANCES}
+    phases = [balance for balance in graph.balances if isinstance(balance, Phase)]
+    if phases and changes(_turn(folded, graph, phases)):
+        for phase in phases:
+            if changes(_turn(folded, graph, [phase])):
+                failed[phase.group] = failed.get(phase.group, frozenset()) | {PHASES}
     return failed
+
+
+def _turn(weights: _Weights, graph: SymmetryGraph, phases: Iterable[Phase]) -> dict[str, Tensor]:
+    moved = {name: tensor.clone() for name, tensor in weights.items()}
+    move_phases(graph, phases, moved, torch.Generator().manual_seed(0))
+    return moved
 
 
 def _fold(weights: _Weights, folds: Iterable[Fold]) -> dict[str, Tensor]:
@@ -89,7 +103,7 @@ def _fold(weights: _Weights, folds: Iterable[Fold]) -> dict[str, Tensor]:
     return wide.rounded()
 
 
-def _balance(weights: _Weights, graph: SymmetryGraph, balances: Iterable[Balance]) -> dict[str, Tensor]:
+def _balance(weights: _Weights, graph: SymmetryGraph, balances: Iterable[AnyBalance]) -> dict[str, Tensor]:
     wide = WideWeights(weights)
     balance_weights(wide, graph, balances)
     return wide.rounded()

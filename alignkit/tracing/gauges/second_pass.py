@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from alignkit.tracing.gauges.facets import Facet, Findings
+from alignkit.tracing.gauges.bias_trails import follow_biases
+from alignkit.tracing.gauges.facets import Added, Facet, Findings, Obstacle, Trails, key_of
 from alignkit.tracing.gauges.laws.built_in import BUILT_IN
 from alignkit.tracing.gauges.laws.pointwise import apply_function
 from alignkit.tracing.gauges.operation import Operation
@@ -30,6 +31,7 @@ def run_laws(
     tensors: Mapping[str, TensorRef],
     history: Sequence[LabelledStep],
     results: Sequence[tuple[str, TensorRef]],
+    scalars: Mapping[tuple[int, ...], str],
 ) -> Findings:
     """Return what the operations of a run admit on the spaces that the first pass found.
 
@@ -39,18 +41,28 @@ def run_laws(
         tensors: Parameters, by name.
         history: The steps with their labels.
         results: The model's outputs: each is read once more.
+        scalars: The names of tensors of one number that a network keeps and no step writes.
     """
     spaces = Spaces(traced)
     consumers = Counter(ref.key for labelled in history for ref in _read_by(labelled.step))
     consumers.update(ref.key for _, ref in results)
     shapes = {name: ref.shape for name, ref in tensors.items()}
-    findings = Findings(spaces, shapes, consumers, {ref.key: name for name, ref in tensors.items()})
+    names = {ref.key: name for name, ref in tensors.items()}
+    findings = Findings(spaces, shapes, consumers, names, trails=Trails(scalars))
     for name, first in labels.items():
         for part in spaces.add_parameter(name, first):
             facet = Facet(((part.source, 1),), "vector", part.source, writers=frozenset((part.source,)))
             findings.set(tensors[name], part, facet)
+            if findings.is_vector(facet):
+                findings.trails.values[key_of(tensors[name], part)] = (Added(part.source),)
     for labelled in history:
-        _run_law(Operation(labelled, findings))
+        op = Operation(labelled, findings)
+        follow_biases(op)
+        _run_law(op)
+    returned = {ref.key for _, ref in results}
+    for key, biases in findings.trails.values.items():
+        if key[0] in returned:
+            findings.trails.stop(biases, Obstacle("an output", ""))
     return findings
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from alignkit.graph.kinds import PLANES, GroupKind
 from alignkit.graph.rewrites import (
@@ -16,15 +17,16 @@ from alignkit.graph.rewrites import (
     Gain,
     Mean,
     OutputScale,
+    Phase,
     Shift,
     Through,
     Zero,
 )
-from alignkit.tracing.gauges.degrees import is_even, odd_solutions, rest_modulo, solutions
-from alignkit.tracing.gauges.facets import MEAN_KEEPING, Findings, Norm, SpaceFacts, SpaceReading
+from alignkit.tracing.gauges.degrees import Form, combine, is_even, odd_solutions, rest_modulo, solutions
+from alignkit.tracing.gauges.facets import MEAN_KEEPING, Added, Findings, Norm, SpaceFacts, SpaceReading
 
-SIGNS = "signs"
-"""What is tried of a space beside its kind: signs that its units own."""
+SIGNS, PHASES = "signs", "phases"
+"""What is tried of a space beside its kind: signs that its units own, and half periods of its biases."""
 LARGEST_FIRST: tuple[GroupKind, ...] = ("orthogonal", "centred", "planes", "adjacent_planes")
 
 
@@ -41,6 +43,7 @@ class Verdict:
     reason: str = ""
     folds: tuple[Fold, ...] = ()
     balances: tuple[Balance, ...] = ()
+    phases: tuple[Phase, ...] = ()
     blocked: tuple[Blocked, ...] = ()
     signs: tuple[tuple[AxisOf, ...], ...] = ()
 
@@ -97,10 +100,14 @@ class _Judge:
         signed = signed and "signed" not in refuted
         folds = () if "folds" in refuted else self._folds()
         balances = self._balances() if is_balanced else ()
+        phases, stay = self._phases()
+        if PHASES in refuted:
+            phases, stay = (), "its phases change the outputs"
+        reason = "; ".join(filter(None, (reason, stay)))
         signs = () if refuted & {"signed", SIGNS} else self._signs(balances)
         if signed and len(signs) < 2:
-            return Verdict("signed", reason, folds, balances, blocked)
-        return Verdict("permutation", reason, folds, balances, blocked, signs)
+            return Verdict("signed", reason, folds, balances, phases, blocked)
+        return Verdict("permutation", reason, folds, balances, phases, blocked, signs)
 
     def _signs(self, balances: Iterable[Balance]) -> tuple[tuple[AxisOf, ...], ...]:
         """Return where units may change each of their signs; nothing where signs are not free.
@@ -110,21 +117,71 @@ class _Judge:
         """
         if self.facts.unknown:
             return ()
-        vectors = self.gains | self._scales()
-        still = self.facts.gains | {segment for segment in self.segments if self._axis(segment).tensor in vectors}
-        equations = [*self.facts.equations, *self.facts.of_signs]
-        mentioned = {segment for form in equations for segment, _ in form}
-        still |= mentioned.symmetric_difference(self.segments)  # nothing is known of it, or it is another space's
-        equations += [((segment, 1),) for segment in sorted(still)]
+        equations, unknowns = self._equations_of_signs()
         chosen = [
             frozenset(segment for segment in self.segments if self._axis(segment) in (*balance.writes, *balance.reads))
             for balance in balances
             if balance.kind == "monomial"
         ]
-        read = {reading.segment for reading in self.facts.readings}  # has the signs of all factors that it reads
-        unknowns = sorted(mentioned.union(self.segments), key=lambda segment: (segment in read, segment))
         left = rest_modulo(odd_solutions(equations, unknowns), chosen)
         return tuple(self._axes(sorted(places)) for places in left)
+
+    def _equations_of_signs(self, turning: Collection[int] = ()) -> tuple[list[Form], list[int]]:
+        """Return what signs of segments have to fulfil, and all unknowns, those last that follow from others.
+
+        Args:
+            turning: Unknowns of biases that move by half periods; all others stay.
+        """
+        vectors = self.gains | self._scales()
+        still = self.facts.gains | {segment for segment in self.segments if self._axis(segment).tensor in vectors}
+        equations = [*self.facts.equations, *self.facts.of_signs]
+        mentioned = {segment for form in equations for segment, _ in form}
+        still |= mentioned.symmetric_difference(self.segments)  # nothing is known of it, or it is another space's
+        equations += [((segment, 1),) for segment in sorted(still.difference(turning))]
+        read = {reading.segment for reading in self.facts.readings}  # has the signs of all factors that it reads
+        return equations, sorted(mentioned.union(self.segments), key=lambda segment: (segment in read, segment))
+
+    def _phases(self) -> tuple[tuple[Phase, ...], str]:
+        """Return the biases that half periods move, and what keeps others that reach sines from it."""
+        trails, phases, stays = self.findings.trails, [], {}
+        for segment in self.segments:
+            reached = {bias: unknown for bias, unknown in trails.unknowns.items() if bias.segment == segment}
+            if segment in trails.stuck:
+                if reached or self.space in trails.without:
+                    stays[segment] = str(trails.stuck[segment])
+            elif reached:
+                slowest = min(reached, key=lambda bias: abs(bias.frequency))
+                reads = None if self.facts.unknown else self._turned(segment, reached, slowest)
+                if reads is None:
+                    stays[segment] = "no signs of what reads its units make up for it"
+                else:
+                    phases.append(Phase(self.name, self._axis(segment), reads, slowest.frequency, slowest.factors))
+        said = (f"{self._axis(at).tensor} does not move by half periods: {why}" for at, why in stays.items())
+        return tuple(phases), next(said, "")
+
+    def _turned(self, segment: int, reached: Mapping[Added, int], slowest: Added) -> tuple[AxisOf, ...] | None:
+        """Return the axes that change their sign with half a period of a bias; None where none can.
+
+        Args:
+            segment: The bias.
+            reached: The frequencies with which it reached sines, with their unknowns.
+            slowest: The lowest of them. All others have to be multiples of it.
+        """
+        times = {unknown: bias.frequency / slowest.frequency for bias, unknown in reached.items()}
+        counts = [len(list(self._axis(segment).positions(self.findings.shapes)))]
+        sizes = [prod(self.findings.shapes.get(name, ())) for name in slowest.factors]
+        if any(bias.factors != slowest.factors for bias in reached) or not {*sizes} <= {1, *counts}:
+            return None
+        if any(not time.is_integer() for time in times.values()):
+            return None
+        first, turning = reached[slowest], set(reached.values())
+        equations, unknowns = self._equations_of_signs(turning)
+        equations += [((segment, 1),)]  # the bias moves, and does not change its sign
+        for unknown, time in times.items():
+            equations.append(combine([(1, ((unknown, 1),)), (int(time) % 2, ((first, 1),))]))
+        ordered = [first, *(unknown for unknown in unknowns if unknown != first)]
+        turned = next((odd for odd in odd_solutions(equations, ordered) if first in odd), None)
+        return None if turned is None else self._axes(sorted(turned - turning))
 
     @property
     def gains(self) -> set[str]:

@@ -19,7 +19,7 @@ from torch import nn
 
 import alignkit
 import alignkit.zoo as zoo
-from alignkit.rewriting import wrap_phases
+from alignkit.jobs.near_phases import with_near_phases
 
 ROUNDS = 3
 """Solves with phases wrapped in between."""
@@ -54,8 +54,12 @@ class Signal:
         return alignkit.interpolate(self.test, a, b, points=measure.LINE_POINTS).barrier
 
     def wrapped(self, module: nn.Module, like: nn.Module | None = None) -> nn.Module:
-        """The network with its phases wrapped."""
-        return wrap_phases(module, self.graph, self.inputs, like)
+        """The network with its phases nearest to 0, or to those of another one."""
+        if like is not None:
+            return with_near_phases(self.graph, like, module)
+        folded = alignkit.fold(module, self.graph, self.inputs).network
+        assert isinstance(folded, nn.Module)
+        return folded
 
     def matched(self, a: nn.Module, b: nn.Module) -> nn.Module:
         """B aligned to A by permutations and signs."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 from alignkit.tracing.gauges.degrees import ZERO, Form, combine
-from alignkit.tracing.gauges.facets import MEAN_KEEPING, Carrier, Facet, Norm, same_degree
+from alignkit.tracing.gauges.facets import MEAN_KEEPING, Carrier, Facet, Norm, key_of, same_degree
 from alignkit.tracing.gauges.laws.table import LawSet
 from alignkit.tracing.gauges.operation import Operation
 from alignkit.tracing.gauges.parts import Part
@@ -36,7 +36,9 @@ def apply_function(op: Operation, symmetry: Symmetry = "none") -> None:
         degree = ZERO
         if carriers and symmetry in ("odd", "positive"):
             degree = same_degree(op.findings, result.space, carriers)
-        op.set(output, result, Facet(degree))
+        turned = op.findings.trails.forms.get(key_of(output, result), ZERO)
+        op.findings.require_of_scales(result.space, turned)
+        op.set(output, result, Facet(combine([(1, degree), (1, turned)])))
 
 
 LAWS.law("tanh", "sin", "erf", "asin", "atan", "sinh", "asinh", "softsign", "sign", "erfinv", "trunc",
