@@ -85,6 +85,7 @@ def words() -> str:
     spread = max(max(values) / min(values) for values in seeds)
     last = RESULTS[GOALS]
     steps = last["sinkhorn steps"]
+    networks = sorted({measured["networks"] for measured in RESULTS.values()})
     drawn = sorted({measured["drawn"] for measured in RESULTS.values()})
     ours, data = (ratio(f"domain aligner / {other}") for other in ("probes", "probes, 512 inputs"))
     without, labelled, from_weights = (last["barrier"][name] for name in ("domain aligner", FROM_OURS, FROM_WEIGHTS))
@@ -94,7 +95,7 @@ def words() -> str:
         "weight matching, "
         f"and {steps // 2} from the soft alignment of the first domain aligner, on the first {last['sinkhorn pairs']} "
         f"pairs. Midpoint steps of the aligner ran on {' or '.join(map(str, drawn))} drawn inputs. Intervals are "
-        "bootstraps over networks.\n\n"
+        f"bootstraps over networks, {networks[0]} to {networks[-1]} a set.\n\n"
         f"These goals were set beforehand: at most 0.75 of probes alone (measured: {ours:.2f}), and within 1.15 of "
         f"probes on 512 inputs ({data:.2f}). On {last['about']} at most 0.013 without data ({without:.4f}), and at "
         f"most 0.006 with labels and Sinkhorn after it ({labelled:.4f}, by outputs {last['barrier'][BY_OUTPUTS]:.4f}; "
