@@ -143,7 +143,7 @@ STAYS: Mapping[str, SineCase] = {
     "a shifted sine": SineCase(lambda m, u: u.sin() + 1, {}, "no signs"),
     "a sine that is activated": SineCase(lambda m, u: functional.gelu(u.sin()), {}, "no signs"),
     "a computed frequency": SineCase(
-        lambda m, u: torch.sin(m.log.exp() * u), {}, "aten.mul", held={"log": _parameter(1)}
+        lambda m, u: torch.sin(m.log.exp() * u), {}, "no number of the code", held={"log": _parameter(1)}
     ),
     "a frequency that the input says": SineCase(lambda m, u: torch.sin(u.mean() * u), {}, "aten."),
     "a mean over the batch": SineCase(lambda m, u: torch.sin(u - u.mean(0)), {}, "aten.mean"),

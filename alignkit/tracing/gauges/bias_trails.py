@@ -29,6 +29,8 @@ _CHANNEL_TERMS = {"convolution", "_convolution", "native_batch_norm", "_native_b
                   "native_group_norm"}  # fmt: skip
 """Ops that add a ``bias`` to channels, dimension 1."""
 
+NO_FREQUENCY = "multiplied by what is no number of the code and no parameter or buffer of the checkpoint"
+
 
 def follow_biases(op: Operation) -> None:
     """Follow all biases that an op reads; those that do not go on as they were added are stuck there."""
@@ -41,8 +43,9 @@ def follow_biases(op: Operation) -> None:
             trails.stop(trails.values.pop(key), op.cause())
     if reads or name_of(op.step) in _PERIODIC:
         taken = set() if isinstance(op.step, Leak) else _take(op)
+        words = NO_FREQUENCY if name_of(op.step) in ("mul", "div") else ""
         for key in reads.keys() - taken:
-            trails.stop(reads[key], op.cause())
+            trails.stop(reads[key], op.cause(words))
 
 
 def _take(op: Operation) -> set[Key]:
