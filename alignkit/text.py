@@ -58,6 +58,11 @@ def shorten_list(lines: Sequence[str], most: int, hint: str = "") -> list[str]:
     return [f"  {line}" for line in [*lines[:most], *more]]
 
 
+def timed_seconds(seconds: float) -> str:
+    """Say how long something takes of which a few steps were timed."""
+    return f"about {seconds:.2g} s (a few steps were timed; right within a factor of two or so)"
+
+
 def readable_bytes(number: float) -> str:
     """Write a number of bytes with a unit: ``3.2 GB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -13,7 +13,7 @@ from typing import Any
 
 from alignkit.arguments import check_arguments
 from alignkit.deepalign.aligner import Aligner
-from alignkit.text import Explained, plural
+from alignkit.text import Explained, plural, timed_seconds
 from alignkit.training.loop import check_log, train
 from alignkit.training.pairs import Networks, describe_networks
 from alignkit.training.records import MetricsRow
@@ -53,7 +53,7 @@ class TrainingEstimate(Explained):
                 f"{plural(settings.steps, 'step')} of {plural(settings.pairs, 'pair')}, with a look at held-out pairs "
                 f"every {settings.validate_every} steps.",
                 f"Would write checkpoints and metrics into {self.folder}.",
-                f"Time: about {self.seconds:.2g} s (a few steps were timed; right within a factor of two or so).",
+                f"Time: {timed_seconds(self.seconds)}.",
             ]
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from alignkit.arguments import check_arguments, usable_device
-from alignkit.text import Explained, plural, readable_bytes
+from alignkit.text import Explained, plural, readable_bytes, timed_seconds
 from alignkit.zoo.manifest import SetPlan
 from alignkit.zoo.recipe import complete_recipe
 from alignkit.zoo.training import SPLITS, Stack, chunk_size
@@ -58,7 +58,7 @@ class SetEstimate(Explained):
                 there,
                 f"Would write {plural(self.files, 'file')} of networks into {self.folder}, "
                 f"{readable_bytes(self.bytes)}, and manifest.json.",
-                f"Time: about {self.seconds:.2g} s ({TIMED} steps were timed; right within a factor of two or so).",
+                f"Time: {timed_seconds(self.seconds)}.",
             ]
         )
 
