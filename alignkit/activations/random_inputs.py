@@ -49,19 +49,26 @@ def traced_batch(traced: Sequence[TracedInput], count: int, generator: torch.Gen
     Raises:
         ValueError: Some inputs were passed by position and some by name.
     """
+    positional, keywords = traced_call(traced, count, generator)
+    if keywords and positional:
+        raise ValueError("positional and keyword inputs together cannot be one batch")
+    inputs: Any = keywords or (positional[0] if len(positional) == 1 else positional)
+    size = next((tensor.shape[0] for tensor in (*positional, *keywords.values()) if tensor.ndim), 1)
+    return Batch(inputs, torch.zeros(size), "probes")
+
+
+def traced_call(
+    traced: Sequence[TracedInput], count: int, generator: torch.Generator
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Draw random arguments, by position and by name, of the shapes that a graph was traced on; see `traced_batch`."""
     resizable = all(len(one.shape) > 1 and one.shape[0] == traced[0].shape[0] for one in traced)
     drawn: list[tuple[str | None, Tensor]] = []
     for one in traced:
         span = None if one.low is None or one.high is None else (one.low, one.high)
         shape = (count, *one.shape[1:]) if resizable else one.shape
         drawn.append((one.name, _draw(shape, getattr(torch, one.dtype), span, generator)))
-    keywords = {name: tensor for name, tensor in drawn if name is not None}
-    positional = [tensor for name, tensor in drawn if name is None]
-    if keywords and positional:
-        raise ValueError("positional and keyword inputs together cannot be one batch")
-    inputs: Any = keywords or (positional[0] if len(positional) == 1 else tuple(positional))
-    size = next((tensor.shape[0] for _, tensor in drawn if tensor.ndim), 1)
-    return Batch(inputs, torch.zeros(size), "probes")
+    named = {name: tensor for name, tensor in drawn if name is not None}
+    return tuple(tensor for name, tensor in drawn if name is None), named
 
 
 def _draw(shape: Sequence[int], dtype: torch.dtype, span: tuple[int, int] | None, generator: torch.Generator) -> Tensor:

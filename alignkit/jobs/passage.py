@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.activations.random_inputs import traced_batch
+from alignkit.activations.random_inputs import traced_call
 from alignkit.activations.readings import hooked
 from alignkit.checkpoints.dtypes import narrow
 from alignkit.checkpoints.fit import is_number
@@ -23,7 +23,7 @@ from alignkit.graph.kinds import KINDS
 from alignkit.graph.layout import Axis
 from alignkit.graph.nodes import TensorNode
 from alignkit.graph.notation import format_layout
-from alignkit.graph.proof.model_run import ModelRun, call_arguments
+from alignkit.graph.proof.model_run import ModelRun
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import TOLERANCE, relative_difference
 from alignkit.jobs.attachments import Attachments, Place
@@ -34,7 +34,7 @@ from alignkit.reports.sections import facts_section, function_section, uncovered
 from alignkit.rewriting import AxisChanges
 from alignkit.rewriting.axes import Likes
 from alignkit.solver.solution import Solution
-from alignkit.text import did_you_mean
+from alignkit.text import describe_error, did_you_mean
 
 SAME = TOLERANCE[torch.float64]
 
@@ -177,10 +177,10 @@ class Passage:
             listed = did_you_mean(path, [name for name, _ in self.model.named_modules()])
             raise MergeError(f"'@{path}': the network has no module and no tensor of this name.{listed}")
         moving, other = Alignment.random(self.graph, 1), perturbed(self.model).to(torch.float64)
+        plain = _output(other, self.graph, path)
         folded_other = fold(other, self.graph).network
         assert isinstance(folded_other, nn.Module)
-        networks = other, folded_other, moving.apply(folded_other)
-        plain, folded, moved = (_output(network, self.graph, path) for network in networks)
+        folded, moved = (_output(net, self.graph, path) for net in (folded_other, moving.apply(folded_other)))
         for axis in (-1, 1) if plain.ndim > 2 else (-1,):
             place = self._explained(moving, folded.movedim(axis, -1), moved.movedim(axis, -1))
             if place is None:
@@ -235,11 +235,16 @@ def _output(network: Any, graph: SymmetryGraph, path: str) -> Tensor:
         problem = f"'@{path}': the graph was not traced, so that nothing is known about inputs of the network"
         raise MergeError(f"{problem}. Name a tensor and its axis, as in '@fc.weight:0'.")
     count = traced[0].shape[0] if traced[0].shape else 1
-    args, kwargs = call_arguments(traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs)
-    run = ModelRun(network, args, kwargs, torch.float64)
+    args, kwargs = traced_call(traced, count, torch.Generator().manual_seed(0))
     outputs: list[Tensor] = []
-    with hooked(run.model, [path], lambda _, call: outputs.extend(call.outputs[:1])):
-        run.call(run.model)
+    try:
+        run = ModelRun(network, args, kwargs, torch.float64)
+        with hooked(run.model, [path], lambda _, call: outputs.extend(call.outputs[:1])):
+            run.call(run.model)
+    except Exception as error:  # any model can fail in any way
+        problem = f"'@{path}': the network does not run on inputs drawn at random, in the shapes of the trace"
+        problem += f": {describe_error(error)}"
+        raise MergeError(f"{problem}. Name a tensor and its axis, as in '@fc.weight:0'.") from error
     if not outputs or outputs[0].ndim < 2 or not outputs[0].is_floating_point():
         raise MergeError(f"'@{path}': no numbers come out there when the network runs. Name a tensor and its axis.")
     return outputs[0].double()

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.activations.random_inputs import traced_batch
 from alignkit.errors import FoldError, VerificationError
 from alignkit.graph import SymmetryGraph
 from alignkit.graph.bind import WeightsSource, fit_of, weights_of
 from alignkit.graph.module_copy import copy_module
-from alignkit.graph.proof.model_run import call_arguments
 from alignkit.graph.proof.verify import Equivalence, same_function
 from alignkit.graph.rewrites import under_both_names, untied_heads
+from alignkit.jobs.example_inputs import example_or_random
 from alignkit.rewriting import WideWeights, fold_weights, module_with
 
 
@@ -35,21 +34,6 @@ class FoldCheck:
         """Say in a sentence by how much outputs differ."""
         measured = f"{self.exact.error:.1g} of their size (tolerance {self.exact.tolerance:.0e}, {self.exact.dtype})"
         return f"outputs differ by {measured}, and by {self.rounded.error:.1g} once the weights are rounded"
-
-
-def call_or_random(
-    graph: SymmetryGraph, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
-    """Return an example call; random inputs of the shapes that a graph was traced with, where there is none.
-
-    None where these are not known either.
-    """
-    if args or kwargs:
-        return args, kwargs
-    if not (traced := graph.provenance.inputs):
-        return None
-    count = traced[0].shape[0] if traced[0].shape else 1
-    return call_arguments(traced_batch(traced, count, torch.Generator().manual_seed(0)).inputs)
 
 
 class Rewriting:
@@ -96,14 +80,13 @@ class Rewriting:
             kwargs: Example inputs by name.
 
         Raises:
-            VerificationError: It does not compute the same before it is rounded.
+            VerificationError: It does not compute the same before it is rounded, or does not run on the inputs.
         """
         module = self.network if isinstance(self.network, nn.Module) else model
         if module is None:
             return None
-        if (call := call_or_random(self.graph, args, kwargs)) is None:
+        if (call := example_or_random(self.graph, args, kwargs)) is None:
             return None
-        args, kwargs = call
         plain = module_with(copy_module(module).to(torch.float64), {}, self.heads)
 
         def compare(values: Mapping[str, Tensor]) -> Equivalence:
@@ -111,7 +94,8 @@ class Rewriting:
                 module_with(plain, {name: side[first] for name, first in self.graph.first_names.items()})
                 for side in (self.tensors, values)
             )
-            return same_function(before, after, *args, outputs=self.graph.provenance.outputs, **kwargs)
+            with call.running():
+                return same_function(before, after, *call.args, outputs=self.graph.provenance.outputs, **call.kwargs)
 
         exact = compare({**self.tensors, **self.wide.wide})
         if not exact.same:

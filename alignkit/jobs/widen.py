@@ -19,8 +19,9 @@ from alignkit.graph.kinds import KINDS
 from alignkit.graph.module_copy import copy_module
 from alignkit.graph.proof.verify import Equivalence, same_function
 from alignkit.graph.rewrites import untied_heads
+from alignkit.jobs.example_inputs import ExampleCall, example_or_random
 from alignkit.jobs.fold import count_folds
-from alignkit.jobs.rewritten import FoldCheck, Rewriting, call_or_random
+from alignkit.jobs.rewritten import FoldCheck, Rewriting
 from alignkit.reports import Facts, Report, Section, Table, Text
 from alignkit.reports.sections import facts_section
 from alignkit.rewriting import SCORES, UnitMap, Widening, fold_weights, module_with
@@ -129,12 +130,12 @@ def widen(
     """
     if any(one.provenance.proved is None for one in (graph, wider_graph)):
         raise WidenError('widths need graphs that say what reads a space: trace both with symmetries="all".')
-    if (call := call_or_random(graph, args, kwargs)) is None:
+    if (call := example_or_random(graph, args, kwargs)) is None:
         raise WidenError("nothing is known of the inputs, so that the widened network cannot be proved. Give some.")
     work, into = Rewriting(network, graph), Rewriting(wider, wider_graph).tensors
     fold_weights(work.wide, graph.folds)
     widening = Widening(graph, wider_graph, {**work.tensors, **work.wide.wide})
-    proof = _Proof(network, wider, wider_graph, *call)
+    proof = _Proof(network, wider, wider_graph, call)
     errors = []
     for scores in SCORES if widening.unread else SCORES[:1]:
         values = widening.tensors(scores)
@@ -161,8 +162,7 @@ class _Proof:
     network: nn.Module
     wider: nn.Module
     graph: SymmetryGraph
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    call: ExampleCall
 
     def module(self, module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
         """Return a copy of a module of the wider architecture with other weights."""
@@ -173,7 +173,10 @@ class _Proof:
         """Compare the outputs of both networks in float64."""
         given, target = (copy_module(module).to(torch.float64) for module in (self.network, self.wider))
         outputs = self.graph.provenance.outputs
-        return same_function(given, self.module(target, values), *self.args, outputs=outputs, **self.kwargs)
+        with self.call.running():
+            return same_function(
+                given, self.module(target, values), *self.call.args, outputs=outputs, **self.call.kwargs
+            )
 
 
 def _why(widening: Widening, error: float, tolerance: float) -> str:
