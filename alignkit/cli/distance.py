@@ -31,7 +31,8 @@ def distance(
 
     Example: alignkit distance a.safetensors b.safetensors --model torchvision:resnet18
 
-    With --symmetries all signs, scales and rotations count as well, and what made the networks differ is told.
+    With --symmetries all signs, scales, rotations and phases of sines count as well, and what made the networks differ
+    is told.
     """
     switches.check_memory(memory, {"--task": task is not None})
     with Runner("distance", job, {"--save-alignment": save_alignment}) as run:

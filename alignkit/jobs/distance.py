@@ -69,7 +69,7 @@ class Distance(Explained):
 
     They are folded and balanced first, where their graph has folds and balances. Up to ``tolerance``, a relative
     difference of an element, networks count as the same. ``undone`` says what made them differ then, in words:
-    permutation, signs, scales, rotation and others; nothing where they were equal as they were given.
+    permutation, signs, scales, phases, rotation and others; nothing where they were equal as they were given.
     """
 
     tensors: Mapping[str, TensorDistance]

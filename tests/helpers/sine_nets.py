@@ -131,6 +131,89 @@ MOVES: Mapping[str, SineCase] = {
     "relu behind a layer": SineCase(lambda m, u: torch.relu(m.next(torch.sin(u))), ONE, held={"next": _layer}),
 }
 """Networks whose biases move."""
+
+
+class Attended(nn.Module):
+    """Sines in heads that look at each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = torch.sin(3 * self.up(x)).view(*x.shape[:2], 2, 4).transpose(1, 2)
+        return self.down(((heads @ heads.mT / 2).softmax(-1) @ heads).transpose(1, 2).flatten(2))
+
+
+class Recurrent(nn.Module):
+    """A recurrent network of sines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.keep = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.last = nn.Linear(HIDDEN, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), HIDDEN, dtype=x.dtype, device=x.device)
+        for step in x.unbind(1):
+            state = torch.sin(self.read(step) + self.keep(state))
+        return self.last(state)
+
+
+class Modulated(nn.Module):
+    """Sines whose frequencies and phases come out of another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.up, self.down = nn.Linear(WIDTH, 2 * HIDDEN), nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frequency, phase = self.map(x.mean(0)).chunk(2, -1)
+        return self.down(torch.sin((15 * frequency + 30) * self.up(x) + phase))
+
+
+class Wavelets(nn.Module):
+    """Cosines within windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wave, self.window, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.cos(9 * self.wave(x)) * torch.exp(-(self.window(x) ** 2)))
+
+
+class Gated(nn.Module):
+    """One half of a layer goes through a sine, the other through a tanh."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 2 * HIDDEN), nn.Linear(HIDDEN, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wave, gate = self.up(x).chunk(2, -1)
+        return self.down(torch.sin(4 * wave) * torch.tanh(gate))
+
+
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(7 * x)
+
+
+def _images() -> nn.Module:
+    layers = [nn.Conv2d(2, 5, 3, padding=1), Sine(), nn.ConvTranspose2d(5, 4, 3, 2), Sine(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4 * 81, 2))
+
+
+FAMILIES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "attention": (Attended, (2, 4, WIDTH), 1),
+    "recurrent": (Recurrent, (2, 4, WIDTH), 1),
+    "modulated": (Modulated, (5, WIDTH), 1),
+    "wavelets": (Wavelets, (5, WIDTH), 1),
+    "gated": (Gated, (5, WIDTH), 1),
+    "images": (_images, (3, 2, 4, 4), 2),
+}
+"""Networks of other shapes, with the shapes of their inputs and the number of biases that move."""
 STAYS: Mapping[str, SineCase] = {
     "no bias": SineCase(lambda m, u: u.sin(), {}, bias=False),
     "tanh": SineCase(lambda m, u: u.tanh(), {}),

@@ -14,7 +14,7 @@ from alignkit.graph.phases import move_phases
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.rewriting import module_with
 from alignkit.tracing.gauges.proof import refute
-from helpers.sine_nets import MOVES, STAYS, SineCase
+from helpers.sine_nets import FAMILIES, MOVES, STAYS, SineCase
 
 CASES = {**MOVES, **STAYS}
 
@@ -53,6 +53,21 @@ def test_planted_half_periods_are_undone_by_folding(name: str, seed: int) -> Non
     one, other = (alignkit.fold(network, graph, x).network for network in (model, copy))
     torch.testing.assert_close(other.state_dict(), one.state_dict(), rtol=0, atol=1e-9)
     assert "half periods of" in graph.verify(one, x).explain()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_of_other_shapes(name: str) -> None:
+    build, shape, count = FAMILIES[name]
+    torch.manual_seed(0)
+    model, x = perturbed(build().double().eval()), torch.randn(shape).double()
+    graph = alignkit.trace(model, x, symmetries="all")
+    assert len(phases_of(graph)) == count, graph.report()
+    moved = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    move_phases(graph, phases_of(graph), moved, torch.Generator().manual_seed(1))
+    one, other = (alignkit.fold(network, graph, x).network for network in (model, module_with(model, moved)))
+    torch.testing.assert_close(other.state_dict(), one.state_dict(), rtol=0, atol=1e-9)
+    graph.verify(one, x)
+    assert alignkit.trace(build().eval().to("meta"), x.float().to("meta"), symmetries="all") == graph
 
 
 @pytest.mark.parametrize("name", MOVES)
