@@ -18,7 +18,10 @@ def fold(
     architecture: switches.ArchitectureSwitches,
     job: switches.JobSwitches,
     balance: Annotated[
-        bool, typer.Option("--balance/--no-balance", help="Bring scales and matrices of spaces to one place.")
+        bool,
+        typer.Option(
+            "--balance/--no-balance", help="Bring scales and matrices of spaces, and phases of sines, to one place."
+        ),
     ] = True,
     keep_tied: Annotated[
         bool, typer.Option("--keep-tied", help="Leave a head tied to the embedding, and the last gain in its norm.")

@@ -264,7 +264,7 @@ class Balance:
             raise GraphError(f"the balance of {self.group!r} needs tensors that write and tensors that read it.")
         if self.degree < 1 or (self.degree > 1 and self.kind != "scaled"):
             raise GraphError(f"the balance of {self.group!r} has degree {self.degree}: 1, or more where it is scaled.")
-        _check_disjoint((*self.writes, *self.reads), shapes, f"the balance of {self.group!r}")
+        check_disjoint((*self.writes, *self.reads), shapes, f"the balance of {self.group!r}")
 
     def __str__(self) -> str:
         return f"{self.group} ({self.kind.replace('_', ' ')}): {_list(self.writes)} against {_list(self.reads)}"
@@ -310,7 +310,7 @@ class Phase:
         _check_vector(shapes, self.bias.tensor, [AxisOf(self.bias.tensor, self.bias.axis)])
         for factor in self.factors:
             _check_vector(shapes, factor, self.writes, one=True)
-        _check_disjoint((self.bias, *self.reads), shapes, f"the phases of {self.group!r}")
+        check_disjoint((self.bias, *self.reads), shapes, f"the phases of {self.group!r}")
 
     def __str__(self) -> str:
         period = " / ".join(["pi", *([] if self.frequency == 1 else [f"{self.frequency:g}"]), *self.factors])
@@ -373,53 +373,7 @@ def uses_at(node: TensorNode, group: str, place: AxisOf) -> list[Use]:
     ]
 
 
-def fits(tensors: Mapping[str, TensorNode], phase: Phase) -> bool:
-    """Tell whether the biases of a phase are one number for each unit, and what reads units is named as a whole."""
-    shapes = {name: node.shape for name, node in tensors.items()}
-    for place in (phase.bias, *phase.reads):
-        uses = uses_at(tensors[place.tensor], phase.group, place)
-        named = sum(prod(dim.size for dim in use.block.dims) for use in uses)
-        shape = shapes[place.tensor]
-        others = prod(shape) // shape[place.axis]
-        if not uses or named != len(place.positions(shapes)) * others:
-            return False
-        if place is phase.bias and (len(uses) != 1 or uses[0].unit_count != named):
-            return False
-    return True
-
-
-def check_rewrites(
-    tensors: Mapping[str, TensorNode], groups: Iterable[str], folds: Sequence[Fold], balances: Sequence[AnyBalance]
-) -> None:
-    """Hold folds and balances against the tensors and groups of a graph.
-
-    Raises:
-        GraphError: A tensor, axis or group does not exist, sizes differ, two folds move gains into one place, or a
-            group does not act where its space is to be balanced. The message names tensor and axis.
-    """
-    shapes = {name: node.shape for name, node in tensors.items()}
-    for rewrite in (*folds, *balances):
-        rewrite.check(shapes)
-    for kind, places in {
-        "the folds of gains": [place for fold in folds if isinstance(fold, Gain) for place in fold.readers],
-        "the folds of scales": [place for fold in folds if isinstance(fold, OutputScale) for place in fold.writers],
-    }.items():
-        _check_disjoint(places, shapes, kind)
-    known = set(groups)
-    for balance in balances:
-        if balance.group not in known:
-            raise GraphError(
-                f"a balance names the group {balance.group!r}, which is not a group of this graph."
-                + did_you_mean(balance.group, known)
-            )
-        for place in (*balance.writes, *balance.reads):
-            if not uses_at(tensors[place.tensor], balance.group, place):
-                raise GraphError(f"group {balance.group!r} does not act on {place}, where it is to be balanced.")
-        if isinstance(balance, Phase) and not fits(tensors, balance):
-            raise GraphError(f"the phases of {balance.group!r} name positions that are not its units, each once.")
-
-
-def _check_disjoint(places: Iterable[AxisOf], shapes: Shapes, what: str) -> None:
+def check_disjoint(places: Iterable[AxisOf], shapes: Shapes, what: str) -> None:
     """Raise `GraphError` where two places share a position of an axis."""
     taken: dict[tuple[str, int], set[int]] = {}
     for place in places:

@@ -19,7 +19,8 @@ from alignkit.graph.kinds import KINDS, PLANES, GroupKind, component_count, dime
 from alignkit.graph.layout import StackPlaces, Units, factor_size
 from alignkit.graph.nodes import Group, Provenance, TensorNode
 from alignkit.graph.notation import format_layout, is_group_name
-from alignkit.graph.rewrites import AnyBalance, Blocked, Fold, check_rewrites, in_order
+from alignkit.graph.rewrite_checks import check_rewrites
+from alignkit.graph.rewrites import AnyBalance, Blocked, Fold, in_order
 from alignkit.graph.uses import Use, uses_of_block
 from alignkit.text import plural, show_value
 

@@ -20,7 +20,7 @@ from alignkit.errors import OutputError, TraceError
 from alignkit.graph import AxisPositions, Phase, Provenance, SymmetryGraph, TracedInput, Untie
 from alignkit.graph.nodes import SpaceLimit
 from alignkit.graph.proof.model_run import example_call
-from alignkit.graph.rewrites import fits
+from alignkit.graph.rewrite_checks import fits
 from alignkit.plugins import plugin_registry
 from alignkit.rewriting import module_with
 from alignkit.text import dtype_name, list_some

@@ -236,6 +236,7 @@ STAYS: Mapping[str, SineCase] = {
     "a number that is computed of one": SineCase(
         lambda m, u: torch.sin(2 * m.w0 * u), {}, "aten.mul", held={"w0": _parameter(1)}
     ),
+    "a number beyond all": SineCase(lambda m, u: torch.sin(1e200 * (1e200 * u)).nan_to_num() + u, {}),
     "a tangent": SineCase(lambda m, u: torch.tan(u), {}),
     "cut off": SineCase(lambda m, u: torch.sin(u.clamp(-1, 1)), {}),
     "a mixed product": SineCase(lambda m, u: u.sin() * u.tanh(), {}, "aten.tanh"),

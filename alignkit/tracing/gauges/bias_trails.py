@@ -8,6 +8,7 @@ anything else reads stays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -37,10 +38,9 @@ def follow_biases(op: Operation) -> None:
     trails = op.findings.trails
     keys = {key_of(ref, part) for ref in op.inputs for part in op.parts(ref)}
     reads = {key: trails.values[key] for key in keys if trails.values.get(key)}
-    written = {ref.key for ref in op.step.written}
-    for key in [key for key in trails.values if any(key[0][0] == ref.storage for ref in op.step.written)]:
-        if key[0] not in written:  # it shares elements with what is written
-            trails.stop(trails.values.pop(key), op.cause())
+    for written in op.step.written:
+        for key in [key for key in trails.values if key[0][0] == written.storage and key[0] != written.key]:
+            trails.stop(trails.values.pop(key), op.cause())  # it shares elements with what is written
     if reads or name_of(op.step) in _PERIODIC:
         taken = set() if isinstance(op.step, Leak) else _take(op)
         words = NO_FREQUENCY if name_of(op.step) in ("mul", "div") else ""
@@ -110,7 +110,7 @@ def _add_up(
 def _multiply(op: Operation, *, divides: bool) -> set[Key]:
     """Multiply by a number of the code, or by one or a vector that a network keeps."""
     value, other = op.arg("self"), op.arg("other")
-    if isinstance(value, TensorRef) and isinstance(other, int | float) and other:
+    if isinstance(value, TensorRef) and isinstance(other, int | float) and other and math.isfinite(other):
         return _add_up(op, {value.key: 1 / other if divides else float(other)})
     if divides or not isinstance(value, TensorRef) or not isinstance(other, TensorRef):
         return set()

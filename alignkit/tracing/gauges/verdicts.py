@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 
 from alignkit.graph.kinds import PLANES, GroupKind
 from alignkit.graph.rewrites import (
@@ -167,6 +167,8 @@ class _Judge:
             reached: The frequencies with which it reached sines, with their unknowns.
             slowest: The lowest of them. All others have to be multiples of it.
         """
+        if not all(isfinite(bias.frequency) for bias in reached):
+            return None
         times = {unknown: bias.frequency / slowest.frequency for bias, unknown in reached.items()}
         counts = [len(list(self._axis(segment).positions(self.findings.shapes)))]
         sizes = [prod(self.findings.shapes.get(name, ())) for name in slowest.factors]
