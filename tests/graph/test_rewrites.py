@@ -262,3 +262,13 @@ class TestFoldedWeights:
             graph.bind(ones, ones)
         zeros = {**ones, "norm.weight": torch.zeros(6)}
         graph.bind(zeros, zeros)
+
+
+def test_graphs_that_were_written_before_there_were_phases_are_read() -> None:
+    """Fields of balances, and so files and fingerprints, are those of then."""
+    spec = {"up.weight": "h .", "up.bias": "h", "down.weight": ". h"}
+    shapes = {"up.weight": (5, 3), "up.bias": (5,), "down.weight": (2, 5)}
+    sides = (AxisOf("up.weight", 0), AxisOf("up.bias", 0)), (AxisOf("down.weight", 1),)
+    graph = SymmetryGraph.from_spec(spec, shapes, balances=[Balance("h", *sides, "scaled")])
+    assert graph.fingerprint == "d342852b5f9894a0914489c0da369911"
+    assert SymmetryGraph.from_json(graph.to_json()) == graph

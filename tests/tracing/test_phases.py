@@ -124,11 +124,3 @@ def test_a_law_that_lets_a_bias_through_is_taken_back_and_told(monkeypatch: pyte
     graph = alignkit.trace(model, x, symmetries="all")
     assert not graph.balances and graph.groups["first"].kind == "signed"
     assert "its phases change the outputs" in graph.report()
-
-
-def test_old_graphs_are_read() -> None:
-    model, x = example(MOVES["sine"])
-    graph = alignkit.trace(model, x, symmetries="all")
-    plain = SymmetryGraph(graph.tensors, graph.groups, graph.provenance, graph.folds, (), graph.blocked)
-    assert '"balances": []' in plain.to_json() or '"balances":[]' in plain.to_json()
-    assert SymmetryGraph.from_json(plain.to_json()) == plain
