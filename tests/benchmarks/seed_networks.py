@@ -1,7 +1,7 @@
-"""Small transformers from several seeds: GPT-2 with a tied head, a Llama, and a ViT, of transformers' own classes.
+"""Small transformers from several seeds: GPT-2 with a tied head, a Llama, and two ViTs, of transformers' own classes.
 
 The text models predict the next character of the sources of Python's standard library, a ViT names the digits of MNIST
-or the clothes of Fashion-MNIST.
+or the clothes of Fashion-MNIST. ViT reads its class token; SigLIP's vision tower the mean of its patches.
 Seeds differ in weights and in the order of the data. A network that is there is not trained again.
 """
 
@@ -68,11 +68,24 @@ def _vit(width: int, layers: int) -> dict[str, Any]:
     return {"model_type": "vit", "architectures": ["ViTForImageClassification"], **sizes, **images, **none}
 
 
+def _siglip(width: int, layers: int) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}
+    images = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_attention_heads": HEADS}
+    vision = {**sizes, **images, "vision_use_head": False}
+    return {
+        "model_type": "siglip",
+        "architectures": ["SiglipForImageClassification"],
+        "vision_config": vision,
+        "num_labels": 10,
+    }
+
+
 KINDS = {
     "gpt2": Kind(_gpt2, 1000, 2e-3, 0.01),
     "llama": Kind(lambda width, layers: _llama(width, layers, False), 1000, 2e-3, 0.01),
     "llama-tied": Kind(lambda width, layers: _llama(width, layers, True), 1000, 2e-3, 0.01),
     "vit": Kind(_vit, 936, 2e-3, 0.05, "mnist"),
+    "siglip": Kind(_siglip, 936, 2e-3, 0.05, "mnist"),
     "vit-fashion": Kind(_vit, 936, 2e-3, 0.05, "fashion-mnist"),
 }
 
