@@ -13,9 +13,10 @@ NAMES = {
     "llama": "Llama, grouped queries",
     "llama-tied": "Llama, tied head",
     "vit": "ViT, MNIST",
+    "siglip": "SigLIP's vision tower, MNIST",
     "vit-fashion": "ViT, Fashion-MNIST",
 }
-FAMILIES = {"GPT-2": ("gpt2",), "Llama": ("llama", "llama-tied"), "ViT": ("vit", "vit-fashion")}
+FAMILIES = {"GPT-2": ("gpt2",), "Llama": ("llama", "llama-tied"), "ViT": ("vit", "siglip", "vit-fashion")}
 """The kinds of networks of each table."""
 
 SHARES = {
