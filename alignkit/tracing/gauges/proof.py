@@ -76,8 +76,8 @@ def refute(
         if moved and changes(Alignment(graph, {**identity, **moved}).apply(folded)):
             for name, element in moved.items():
                 if changes(Alignment(graph, {**identity, name: element}).apply(folded)):
-                    group = graph.groups[name]
-                    space, what = (group.parent, SIGNS) if group.parent and group.size == 1 else (name, group.kind)
+                    space = _space_of(name, graph)
+                    what = graph.groups[name].kind if space == name else SIGNS
                     failed[space] = failed.get(space, frozenset()) | {what}
     if graph.balances and changes(_balance(folded, graph, graph.balances)):
         for balance in graph.balances:
@@ -127,7 +127,14 @@ def _groups_of(fold: Fold, graph: SymmetryGraph) -> set[str]:
     groups = {group: units for group in graph.groups if (units := graph.unit_count(group))}
     acting = ({g for g in groups if uses_at(graph.tensors[place.tensor], g, place)} for place in places)
     members = set().union(*acting)
+    members = {_space_of(group, graph) for group in members}
     return {group for group in members if not any(graph.groups[other].parent == group for other in members)}
+
+
+def _space_of(group: str, graph: SymmetryGraph) -> str:
+    """Return the space that a group is found for: the units, for the signs that each of them owns."""
+    parent = graph.groups[group].parent
+    return parent if parent is not None and graph.groups[group].size == 1 else group
 
 
 def _with_weights(graph: SymmetryGraph, model: nn.Module, weights: _Weights) -> nn.Module:

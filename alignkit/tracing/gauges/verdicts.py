@@ -194,6 +194,16 @@ class _Judge:
         """Return the scales behind what writes this space, such as those of LayerScale."""
         return {scale for space, scale, _ in self.findings.output_scales if space == self.space}
 
+    def _scaled(self) -> dict[str, set[int]]:
+        """Return all that writes this space before each scale; without those that multiply something else as well."""
+        elsewhere = {scale for space, scale, _ in self.findings.output_scales if space != self.space}
+        elsewhere |= {norm.gain for _, norm in self.findings.norms}
+        scaled: dict[str, set[int]] = {}
+        for _, scale, writers in self.findings.output_scales:
+            if scale not in elsewhere:
+                scaled.setdefault(scale, set()).update(writers)
+        return scaled
+
     def _norms(self) -> list[Norm]:
         return [norm for space, norm in self.findings.norms if space == self.space]
 
@@ -242,13 +252,12 @@ class _Judge:
             if shift is not None:
                 shifts.add(norm.gain)
             folds.append(Gain(norm.gain, tuple(biases), norm.offset, shift))
-        for space, scale, writers in self.findings.output_scales:
-            if space == self.space:
-                scaled = (self.findings.place_for(segment, scale) for segment in sorted(writers))
-                written = tuple(dict.fromkeys(place for place in scaled if place is not None))
-                if places_taken.isdisjoint(written):  # a scale behind another one stays
-                    folds.append(OutputScale(scale, written))
-                    places_taken.update(written)
+        for scale, writers in self._scaled().items():
+            scaled = (self.findings.place_for(segment, scale) for segment in sorted(writers))
+            written = tuple(dict.fromkeys(place for place in scaled if place is not None))
+            if places_taken.isdisjoint(written):  # a scale behind another one stays
+                folds.append(OutputScale(scale, written))
+                places_taken.update(written)
         if self.facts.kinds == MEAN_KEEPING and all(reading.facet.centred for reading in self.facts.readings):
             folds.append(self._mean(shifts | stay))
         return tuple(folds)
