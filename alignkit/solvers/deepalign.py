@@ -132,7 +132,8 @@ class DeepAlign(Solver[DeepAlignOptions]):
             if rotates:
                 alignment = self._turn(replace(problem, init=agreed, task=middle.task))
             else:
-                scores = meet_in_the_middle(middle.task, middle.batches, probed.pair, scores, schedule)
+                steps = replace(schedule, rate=middle.length * schedule.rate)
+                scores = meet_in_the_middle(middle.task, middle.batches, probed.pair, scores, steps)
                 alignment = Alignment(problem.graph, best_element(problem.graph, scores))
         report(Step(1 if middle is None else 2, problem.objective.distance2(alignment), alignment=alignment))
         soft = (

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from alignkit import Alignment, Task, interpolate, solve, trace
-from alignkit.deepalign.stand_ins import MAX_NUMBERS, blurred, evenly_sure
+from alignkit.deepalign.aligner import USUAL
+from alignkit.deepalign.consensus import consensus
+from alignkit.deepalign.midpoint import meet_in_the_middle
+from alignkit.deepalign.probes import probe_similarities
+from alignkit.deepalign.probing import find_probing
+from alignkit.deepalign.stand_ins import MAX_NUMBERS, blurred, evenly_sure, find_middle_inputs
+from alignkit.matching.families import best_element
+from alignkit.solver import Problem
 from alignkit.tasks.batches import Batch
 from alignkit.testing import convnet, mlp, planted_pair, residual
 
@@ -39,6 +48,24 @@ def test_networks_that_are_sure_meet_in_the_middle_without_data(build):
     move_a, move_b = (Alignment.random(pair.graph, seed) for seed in (7, 8))
     moved = pair.graph.bind(move_a.apply(pair.module_a), move_b.apply(pair.module_b))
     assert solved(moved, architecture).alignment == move_a @ plain.alignment @ move_b.inverse()
+
+
+@pytest.mark.parametrize("build", [mlp_of_four, convnet, residual])
+def test_steps_on_stand_ins_are_half_as_long_as_on_the_same_inputs_as_data(build):
+    pair, architecture = sure_pair(build)
+    first = architecture.inputs(8)
+    task = Task(pair.module_a, (first, torch.zeros(8).long()), "cross_entropy")
+    random = Problem(pair, task=task)
+    probed = find_probing(random, 128, "random", None)
+    middle = find_middle_inputs(probed, anything=False)
+    start = consensus(random.objective, probe_similarities(probed.pair, probed.pair.probing), USUAL)
+
+    def after(share):
+        schedule = replace(USUAL, rate=share * USUAL.rate)
+        return best_element(pair.graph, meet_in_the_middle(middle.task, middle.batches, probed.pair, start, schedule))
+
+    found = solve(pair, solver="deepalign", task=task, inputs="random").alignment
+    assert found == Alignment(pair.graph, after(0.5))
 
 
 @pytest.mark.parametrize("build", [mlp_of_four, convnet, residual])
