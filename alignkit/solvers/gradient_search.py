@@ -30,8 +30,9 @@ class GradientOptions(IterativeOptions):
 
     batch_size: int | None = Field(None, ge=1)
     """Samples of the task in a gradient step. None is 256."""
-    samples: int = Field(10_000, ge=1)
-    """Maximum number of samples of the task to learn from: its first."""
+    samples: int | None = Field(None, ge=1)
+    """Maximum number of samples of the task to learn from: its first. None is 10,000, and up to 60,000 of samples so
+    small that all take no more than 256 MB."""
     score_samples: int = Field(2048, ge=1)
     """Samples on which alignments are compared."""
     check_every: int = Field(10, ge=1)
@@ -40,7 +41,7 @@ class GradientOptions(IterativeOptions):
     """Stop when this many alignments in a row were not better than the best. A start that was given (``init``, or the
     end of the stage before in a chain) has to be improved on first."""
 
-    def sample_counts(self, batch_size: int) -> tuple[int, int, int]:
+    def sample_counts(self, batch_size: int) -> tuple[int | None, int, int]:
         """Return how many samples to learn from, in a batch, and to compare on, as `PathLoss` takes them."""
         return self.samples, self.batch_size or batch_size, self.score_samples
 

@@ -30,8 +30,8 @@ class PathLoss:
         pair: The two networks.
         lambdas: Where on the line alignments are scored.
         generator: A CPU generator, for the order of samples.
-        counts: Maximum number of samples to learn from; samples in a minibatch; samples on which alignments are
-            scored, the same for all.
+        counts: Maximum number of samples to learn from, None as for `Minibatches`; samples in a minibatch; samples on
+            which alignments are scored, the same for all.
         goal: What the loss is. Without it that of the task, by its targets.
 
     Raises:
@@ -44,7 +44,7 @@ class PathLoss:
         pair: Pair,
         lambdas: Sequence[float],
         generator: torch.Generator,
-        counts: tuple[int, int, int],
+        counts: tuple[int | None, int, int],
         goal: Goal = by_labels,
     ) -> None:
         self.task, self.graph, self.lambdas, self.goal = task, pair.graph, tuple(lambdas), goal
