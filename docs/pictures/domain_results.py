@@ -105,12 +105,14 @@ def words() -> str:
 
 
 def stand_in_words() -> str:
-    """On which sets stand-ins do harm, by the interval."""
+    """On which sets stand-ins do harm, by the interval, and where they are worth least."""
     name = f"{COLUMNS[2]} / {COLUMNS[1]}"
     worse = [row.partition(", ")[0] for row, measured in RESULTS.items() if measured["ratios"][name][1] > 1]
+    last = max(RESULTS, key=lambda row: RESULTS[row]["ratios"][name][0])
+    least = f"{last.partition(', ')[0]} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*RESULTS[last]["ratios"][name])
     return (
         f"\n\nStand-ins are {ratio(name):.2f} of probes alone without any training, and surely worse "
-        f"{'on ' + ', '.join(worse) if worse else 'nowhere'}."
+        f"{'on ' + ', '.join(worse) if worse else 'nowhere'}. They are worth least on {least}."
     )
 
 
