@@ -1,4 +1,4 @@
-"""Small networks of one's own with signs, scales and rotations, in a module that the command line can name."""
+"""Small networks of one's own with signs, scales, rotations and phases, in a module that the command line can name."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ def relu():
 def tanh():
     layers = nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3)
     return nn.Sequential(*layers).eval(), torch.randn(5, 4)
+
+
+class Sine(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.linear, self.w0 = nn.Linear(inputs, outputs), 5.0
+
+    def forward(self, x):
+        return torch.sin(self.w0 * self.linear(x))
+
+
+def siren():
+    return nn.Sequential(Sine(4, 7), Sine(7, 6), nn.Linear(6, 3)).eval(), torch.randn(5, 4)
 
 
 class Recurrent(nn.Module):
@@ -53,4 +66,4 @@ def stream():
 '''
 _NAMES: dict[str, Any] = {}
 exec(MODULE, _NAMES)
-NETS: dict[str, Callable[[], Any]] = {name: _NAMES[name] for name in ("relu", "tanh", "lstm", "stream")}
+NETS: dict[str, Callable[[], Any]] = {name: _NAMES[name] for name in ("relu", "tanh", "siren", "lstm", "stream")}
