@@ -21,6 +21,7 @@ from alignkit.graph.rewrites import AnyBalance, Balance, Phase, uses_at
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.uses import Use
 from alignkit.rewriting.phases import bring_phases, follow_phases
+from alignkit.rewriting.recurrent import recurrent_scales
 from alignkit.rewriting.spaces import BalancedSpace
 from alignkit.rewriting.wide import WideWeights
 
@@ -69,8 +70,10 @@ def _balance_sides(weights: WideWeights, graph: GraphStructure, balances: Iterab
             change = max(space.balance_once(relaxation) for space in component)
             if len(component) == 1 or change < SETTLED:
                 break
-    for space in spaces:
-        space.settle_signs(graph)
+    for _ in spaces:  # signs of one space may go with those that another one chooses
+        changed = [space.settle_signs(graph) for space in spaces]
+        if not any(changed):
+            break
     return [
         BalancedSpace(s.balance, old, s.squares(), s.empty, s.write, s.read)
         for s, old in zip(spaces, before, strict=True)
@@ -181,6 +184,8 @@ class _Space:
             [use for at in places for use in uses_at(graph.tensors[at.tensor], balance.group, at)]
             for places in (balance.writes, balance.reads)
         )
+        both = ((w, r) for w in self.writes for r in self.reads if _block_of(w) == _block_of(r))
+        self.between = [(writer, reader) for writer, reader in both if writer.at != reader.at]
         self.adjacent = graph.groups[balance.group].kind == "adjacent_planes"
         self.empty = 0
         shape = (graph.instances(balance.group), graph.groups[balance.group].size)
@@ -194,6 +199,8 @@ class _Space:
 
     def balance_once(self, relaxation: float) -> float:
         """Balance the space, scales with a relaxation, and return by how much it changed, relative to its size."""
+        if self.between:
+            return self._balance_recurrent()
         x, y = (torch.cat([self._part(use) for use in side], -1) for side in (self.writes, self.reads))
         match self.balance.kind:
             case "scaled" | "monomial":
@@ -223,16 +230,39 @@ class _Space:
         size = max(float(x.norm()), float(y.norm()))
         return max(float((new_x - x).norm()), float((new_y - y).norm())) / size if size else 0.0
 
-    def settle_signs(self, graph: GraphStructure) -> None:
+    def _balance_recurrent(self) -> float:
+        """Balance a space that a tensor writes and reads at once, and return the logarithm of its largest factor."""
+        blocks = {_block_of(use) for use, _ in self.between}
+        outside = [[use for use in side if _block_of(use) not in blocks] for side in (self.writes, self.reads)]
+        written, read = (
+            sum((self._part(use).square().sum(-1).cpu() for use in side), torch.zeros_like(self.write)).flatten()
+            for side in outside
+        )
+        between = torch.zeros(len(written), len(written), dtype=torch.float64)
+        for writer, reader in self.between:
+            view = writer.block.view(self.weights[writer.tensor])
+            squares = view.movedim((writer.at, reader.at), (0, 1)).square()
+            between += squares.reshape(*between.shape, -1).sum(-1).cpu()
+        scales, self.empty = recurrent_scales(written, read, between)
+        inverse = torch.where(scales > 0, 1 / torch.where(scales > 0, scales, 1.0), 0.0)
+        for side, factor in ((self.writes, scales), (self.reads, inverse)):
+            for use in side:
+                multiply_units(self.weights[use.tensor], use, factor[None])
+        self.write, self.read = self.write * scales, self.read * inverse
+        moved = scales[scales > 0].log().abs()
+        return float(moved.max()) if len(moved) else 0.0
+
+    def settle_signs(self, graph: GraphStructure) -> bool:
         """Choose the signs of units where factors may have any, and the kind of the group holds none.
 
         What writes a unit gets the sign with which it goes with what else the unit has: the up branch of a gated MLP
-        with its gate. Orders and rotations of other spaces change nothing about that.
+        with its gate. Orders and rotations of other spaces change nothing about that. Return whether one changed.
         """
         if self.balance.kind != "monomial" or graph.groups[self.balance.group].kind == "signed":
-            return
-        own = {(use.tensor, use.block.offsets, use.at) for use in (*self.writes, *self.reads)}
-        others = [u for u in graph.uses[self.balance.group] if (u.tensor, u.block.offsets, u.at) not in own]
+            return False
+        # What stands between units of one space changes with the signs of others, and tells nothing.
+        own = {_block_of(use) for use in (*self.writes, *self.reads)}
+        others = [use for use in graph.uses[self.balance.group] if _block_of(use) not in own]
         agreement = torch.zeros_like(self.write)
         for use in self.writes:
             for other in (other for other in others if _beside(other) == _beside(use)):
@@ -241,6 +271,7 @@ class _Space:
         for use in (*self.writes, *self.reads):
             multiply_units(self.weights[use.tensor], use, signs)
         self.write, self.read = self.write * signs, self.read * signs
+        return bool((signs < 0).any())
 
     def _target(self, use: Use) -> Tensor:
         return use.block.view(self.weights[use.tensor]).permute(*use.chain, *use.rest)
@@ -291,6 +322,10 @@ def balanced_matrices(x: Side, y: Side) -> tuple[Side, Side, int]:
     rotation = turned @ back
     empty = x.shape[0] * x.shape[1] - int((values > 0).sum())
     return rotation @ new_x, rotation @ new_y, empty
+
+
+def _block_of(use: Use) -> tuple[str, tuple[int, ...]]:
+    return use.tensor, use.block.offsets
 
 
 def _beside(use: Use) -> list[tuple[str | None, int]]:

@@ -28,6 +28,7 @@ from helpers.gauge_nets import (
     FusedAttention,
     GatedMLP,
     HandLayerNorm,
+    Loop,
     LowRank,
     Modulated,
     PatchNet,
@@ -179,6 +180,7 @@ CASES: Mapping[str, Case] = {
         "convolution", _convolutions(nn.ReLU(), nn.MaxPool2d(2, 1, 1), nn.AvgPool2d(2, 1)), _maps, {"layer.4": "signed"}
     ),
     "rnn": Case("recurrent", _cells(nn.RNN), _steps, {"layer.l0": "signed"}, {}, {TWO_BIASES: 4}),
+    "leaky loop": Case("recurrent, scaled", lambda: Loop(nn.LeakyReLU(0.5)), lambda: 9 * torch.randn(400, 3)),
     "lstm": Case("recurrent", _cells(nn.LSTM), _steps, {}, {}, {TWO_BIASES: 16}),
     "gru": Case("recurrent", _cells(nn.GRU), _steps, {}, {}, {TWO_BIASES: 8}),
     "swiglu": Case(

@@ -255,6 +255,21 @@ class PatchNet(nn.Module):
         return self.head(torch.cat([x[:, 0], x.mean(1)], -1) if self.both else x.mean(1))
 
 
+class Loop(nn.Module):
+    """One layer that reads again what it writes."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.read, self.again, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.read(x)
+        for _ in range(3):
+            state = self.again(self.activation(state))
+        return self.head(self.activation(state))
+
+
 class Cells(nn.Module):
     """A recurrent layer, the states of all steps read by a linear layer."""
 

@@ -283,7 +283,8 @@ class _Judge:
             if len(solution) == len(self.segments) and set(map(abs, solution.values())) == {1}:
                 sides = self._sides({segment: int(value) for segment, value in solution.items()})
                 word: BalanceKind = "complex_planes" if kind in PLANES else "invertible"
-                return (Balance(self.name, *sides, word),) if all(sides) else ()
+                known = all(sides) and not self._on_both(*sides)
+                return (Balance(self.name, *sides, word),) if known else ()
         return ()
 
     def _balances(self) -> tuple[Balance, ...]:
@@ -308,10 +309,17 @@ class _Judge:
             if set(whole.values()) - high != {1} or len(high) != 1:
                 continue
             degree = -high.pop()
+            if (both := self._on_both(writes, reads)) and (degree != 1 or any(axis.segment for axis in both)):
+                continue
             odd = [segment for segment, value in whole.items() if value % 2]
             signs = degree == 1 and is_even(self.facts.equations + self.facts.of_signs, odd)
             balances.append(Balance(self.name, writes, reads, "monomial" if signs else "scaled", degree))
         return tuple(balances)
+
+    def _on_both(self, writes: Iterable[AxisOf], reads: Collection[AxisOf]) -> list[AxisOf]:
+        """Return the axes of tensors that stand between units of this space, as recurrent weights do."""
+        pairs = ((w, r) for w in writes for r in reads if w.tensor == r.tensor and w.axis != r.axis)
+        return [axis for pair in pairs for axis in pair]
 
     def _sides(self, degrees: Mapping[int, int]) -> tuple[tuple[AxisOf, ...], tuple[AxisOf, ...]]:
         """Return the axes that write, by the sign of their degrees those that read; readers are contracted."""
