@@ -238,16 +238,18 @@ class _Space:
             sum((self._part(use).square().sum(-1).cpu() for use in side), torch.zeros_like(self.write)).flatten()
             for side in outside
         )
-        between = torch.zeros(len(written), len(written), dtype=torch.float64)
+        count = len(written)
+        between = torch.zeros(count * count, dtype=torch.float64)
         for writer, reader in self.between:
-            view = writer.block.view(self.weights[writer.tensor])
-            squares = view.movedim((writer.at, reader.at), (0, 1)).square()
-            between += squares.reshape(*between.shape, -1).sum(-1).cpu()
-        scales, self.empty = recurrent_scales(written, read, between)
+            squares = writer.block.view(self.weights[writer.tensor]).square().cpu()
+            rows, columns = (use.broadcast(torch.arange(count)) for use in (writer, reader))
+            between.index_add_(0, (rows * count + columns).expand(squares.shape).flatten(), squares.flatten())
+        flat, self.empty = recurrent_scales(written, read, between.view(count, count))
+        scales = flat.view_as(self.write)
         inverse = torch.where(scales > 0, 1 / torch.where(scales > 0, scales, 1.0), 0.0)
         for side, factor in ((self.writes, scales), (self.reads, inverse)):
             for use in side:
-                multiply_units(self.weights[use.tensor], use, factor[None])
+                multiply_units(self.weights[use.tensor], use, factor)
         self.write, self.read = self.write * scales, self.read * inverse
         moved = scales[scales > 0].log().abs()
         return float(moved.max()) if len(moved) else 0.0

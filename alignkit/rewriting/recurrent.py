@@ -15,6 +15,8 @@ MAX_STEPS = 200
 """Newton steps; ten are usual, and each brings a scale by a factor of e at most."""
 SETTLED = 1e-13
 """A step that changes no logarithm of a scale by more than this is the last."""
+NEAR = 1e-5
+"""Steps up to this are taken as they are: what they gain is rounding of the sum."""
 RIDGE = 1e-14
 """Share of the largest curvature that is added to all: units that only read each other have a common scale."""
 
@@ -47,9 +49,9 @@ def recurrent_scales(written: Units, read: Units, between: Float[Tensor, "units 
         bent = (curvature + RIDGE * curvature.max()).diag() - scaled - scaled.T
         step = -torch.linalg.solve(bent, slope) / 2
         step = step / step.abs().max().clamp(min=1.0)
-        while (new := _value(logarithms + step, written, read, between)) > value and float(step.abs().max()) > SETTLED:
+        while (new := _value(logarithms + step, written, read, between)) > value and float(step.abs().max()) > NEAR:
             step = step / 2
-        logarithms, value = logarithms + step, min(new, value)
+        logarithms, value = logarithms + step, new
         if float(step.abs().max()) <= SETTLED:
             break
     scales = torch.zeros(len(full), dtype=logarithms.dtype, device=logarithms.device)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
 import alignkit
+from alignkit import SymmetryGraph
+from alignkit.graph import AxisOf, Balance
+from alignkit.rewriting import WideWeights, balance_weights
 from alignkit.rewriting.recurrent import recurrent_scales
 
 UNITS = 5
@@ -63,7 +66,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def with_scales(model: nn.Module, graph: alignkit.SymmetryGraph) -> nn.Module:
+def with_scales(model: nn.Module, graph: SymmetryGraph) -> nn.Module:
     """Return a copy of a network whose units have other scales, and what reads them the inverse of these."""
     generator = torch.Generator().manual_seed(5)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -95,6 +98,42 @@ def test_that_scales_of_recurrent_units_are_found_and_undone(name: str) -> None:
     for first, second, again in zip(*(network.parameters() for network in (*folded, twice)), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(first, again, rtol=1e-9, atol=1e-11)
+
+
+def test_that_scales_of_units_inside_heads_are_undone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"first": (6, 3), "state": (6, 6), "each": (2, 3, 3), "last": (4, 6)}
+    weights = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
+    spec = {
+        "first": "(heads d[heads]) .",
+        "state": "(heads d[heads]) (heads d[heads])",
+        "each": "heads d[heads] d[heads]",
+        "last": ". (heads d[heads])",
+    }
+    places = [AxisOf("first", 0), AxisOf("state", 0), AxisOf("each", 1)], [AxisOf(n, 1) for n in ("last", "state")]
+    balance = Balance("d", tuple(places[0]), (*places[1], AxisOf("each", 2)), "scaled")
+    graph = SymmetryGraph.from_spec(spec, sizes, balances=(balance,))
+    scales = torch.exp(torch.randn(6, generator=generator, dtype=torch.float64))
+    inside = scales.view(2, 3)
+    other = {
+        "first": scales[:, None] * weights["first"],
+        "state": scales[:, None] * weights["state"] / scales,
+        "each": inside[:, :, None] * weights["each"] / inside[:, None],
+        "last": weights["last"] / scales,
+    }
+
+    def computed(tensors: dict[str, Tensor]) -> Tensor:
+        step = tensors["state"] + torch.block_diag(*tensors["each"])
+        return tensors["last"] @ step @ step @ tensors["first"]
+
+    balanced = []
+    for tensors in (weights, other):
+        wide = WideWeights(tensors)
+        balance_weights(wide, graph)
+        balanced.append(wide.rounded())
+        torch.testing.assert_close(computed(balanced[-1]), computed(weights))
+    torch.testing.assert_close(*balanced)
+    assert not torch.allclose(balanced[0]["state"], weights["state"])
 
 
 @given(seed=st.integers(0, 10_000), units=st.integers(1, 7), share=st.floats(0, 1))

@@ -1,4 +1,4 @@
-"""A scale of units that several places share: folded into all that writes them, or left as it is."""
+"""Scales and gains of units: folded in all places that share them, or in none; and signs beside folded ones."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ class Scaled(nn.Module):
         self.a, self.b, self.c = nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 3)
         self.d, self.e = nn.Linear(2, 6), nn.Linear(6, 3)
         self.v, self.w = nn.Parameter(1 + torch.rand(sizes)), nn.Parameter(1 + torch.rand(6))
+        self.norm = nn.LayerNorm(6)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+        nn.init.normal_(self.norm.bias)
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,3 +56,28 @@ def test_that_a_shared_scale_is_folded_everywhere_or_nowhere(case: str, sizes: t
     torch.testing.assert_close(moved(x), model(x), rtol=1e-9, atol=1e-9)
     if sizes != (1,):
         assert bool((folded.v == 1).all()) == (case in FOLDED)
+
+
+EVEN: dict[str, Callable[[Scaled, Tensor], Tensor]] = {
+    "a norm of squares": lambda s, x: s.c(s.norm(s.a(x).square())),
+    "a norm of products": lambda s, x: s.c(s.norm(s.a(x) * s.d(x))),
+    "a scaled square": lambda s, x: s.c(s.v * torch.tanh(s.a(x)).square()),
+    "scaled products": lambda s, x: s.c(s.v * (s.w * s.a(x) * s.d(x) * s.d(x))),
+    "a norm of a scaled square": lambda s, x: s.c(s.norm(s.v * s.a(x).square())),
+}
+
+
+@pytest.mark.parametrize("case", EVEN)
+def test_that_what_folds_leave_at_one_has_no_sign(case: str) -> None:
+    torch.manual_seed(1)
+    model, x = Scaled(EVEN[case], (6,)).double(), torch.randn(16, 2, dtype=torch.float64)
+    graph = alignkit.trace(model, x, symmetries="all")
+    folded = alignkit.fold(model, graph).network
+    moved = alignkit.Alignment.random(graph, 1).apply(folded)
+    torch.testing.assert_close(moved(x), model(x), rtol=1e-9, atol=1e-9)
+    for fold in graph.folds:
+        for name in (getattr(fold, "gain", None), getattr(fold, "scale", None)):
+            if name is not None:
+                assert bool((moved.get_parameter(name) == 1).all())
+    distance = alignkit.distance(graph, model, moved)
+    assert distance.same, distance.explain()

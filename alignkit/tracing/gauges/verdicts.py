@@ -97,8 +97,11 @@ class _Judge:
             return Verdict(None, reason, blocked=blocked)
         equations = self.facts.equations + self.facts.of_signs
         signed = not self.facts.unknown and bool(self.segments) and is_even(equations, self.segments)
-        signed = signed and "signed" not in refuted
         folds = () if "folds" in refuted else self._folds()
+        # What a fold leaves at 1 has no sign of its own.
+        left = {fold.gain for fold in folds if isinstance(fold, Gain)}
+        left |= {fold.scale for fold in folds if isinstance(fold, OutputScale)}
+        signed = signed and "signed" not in refuted and left.isdisjoint(self._axis(s).tensor for s in self.segments)
         balances = self._balances() if is_balanced else ()
         phases, stay = self._phases()
         if PHASES in refuted:
@@ -309,17 +312,16 @@ class _Judge:
             if set(whole.values()) - high != {1} or len(high) != 1:
                 continue
             degree = -high.pop()
-            if (both := self._on_both(writes, reads)) and (degree != 1 or any(axis.segment for axis in both)):
+            if degree != 1 and self._on_both(writes, reads):
                 continue
             odd = [segment for segment, value in whole.items() if value % 2]
             signs = degree == 1 and is_even(self.facts.equations + self.facts.of_signs, odd)
             balances.append(Balance(self.name, writes, reads, "monomial" if signs else "scaled", degree))
         return tuple(balances)
 
-    def _on_both(self, writes: Iterable[AxisOf], reads: Collection[AxisOf]) -> list[AxisOf]:
-        """Return the axes of tensors that stand between units of this space, as recurrent weights do."""
-        pairs = ((w, r) for w in writes for r in reads if w.tensor == r.tensor and w.axis != r.axis)
-        return [axis for pair in pairs for axis in pair]
+    def _on_both(self, writes: Iterable[AxisOf], reads: Collection[AxisOf]) -> bool:
+        """Return whether a tensor stands between units of this space, as recurrent weights do."""
+        return any(w.tensor == r.tensor and w.axis != r.axis for w in writes for r in reads)
 
     def _sides(self, degrees: Mapping[int, int]) -> tuple[tuple[AxisOf, ...], tuple[AxisOf, ...]]:
         """Return the axes that write, by the sign of their degrees those that read; readers are contracted."""
