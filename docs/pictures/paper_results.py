@@ -297,7 +297,7 @@ def many_night() -> str:
     curve = sorted((steps, value) for (networks, steps), value in barrier.items() if networks == most)
     (steps, before), (last, now) = curve[-2:]
     each = np.mean([fact["cpu_seconds"] / fact["steps"] for fact in facts.values()])
-    night = NIGHT / 2 / each
+    night = round(NIGHT / 2 / each, -4)
     expected = now * (now / before) ** (np.log(night / last) / np.log(last / steps))
     return (
         f"Mean barriers by the number of networks: {'; '.join(beside)}. By the number of steps, on {most:,} networks: "

@@ -97,9 +97,11 @@ def seconds() -> str:
 
 def counts() -> str:
     """How many networks and pairs."""
-    pairs = sorted({measured["pairs"] for measured in RESULTS.values()})
-    networks = sorted({measured["networks"] for measured in RESULTS.values()})
-    return f"{networks[0]} to {networks[-1]} held-out networks a shape, {pairs[0]} to {pairs[-1]} pairs"
+    networks, pairs = (
+        " to ".join(dict.fromkeys([f"{min(counted)}", f"{max(counted)}"]))
+        for counted in zip(*((measured["networks"], measured["pairs"]) for measured in RESULTS.values()), strict=True)
+    )
+    return f"{networks} held-out networks a shape, {pairs} pairs"
 
 
 def figure() -> str:
