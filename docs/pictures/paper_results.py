@@ -402,7 +402,7 @@ def steps_figure(*names: str) -> str:
             if drawn:
                 ax.plot(*zip(*drawn, strict=True), color=f"C{at}", marker="o", markersize=4, label=label)
         ax.set(title=f"{results['about']['architecture']},\n{results['about']['source']}", xlabel="Sinkhorn steps")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
     axes[0, 0].set_ylabel("barrier")
     shown = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, fontsize="small")
