@@ -269,7 +269,7 @@ class Runner:
         """
         self._stack.close()  # the peak of memory is known once the measurement ends
         seconds, peak = perf_counter() - self._started, self._memory.peak
-        used = "" if peak is None else f", {readable_bytes(peak)} of memory"
+        used = f", {readable_bytes(peak)} of memory" if peak else ""  # 0 is a lower bound that says nothing
         if self.switches.report is not None:
             summary = {name: str(value) for name, value in (named or {}).items()} | {"in all": f"{seconds:.2f} s{used}"}
             report = result.report(title, facts=summary, **report_arguments)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from alignkit import write_weights
+from alignkit.jobs.memory_use import MemoryReading
 from helpers.command_line import run
 from helpers.weight_files import GIVEN, JOBS, A, weights
 
@@ -41,6 +44,17 @@ def test_a_report_is_written_after_the_work(job: str, kind: str, folder: Path) -
         assert "src=" not in text.replace('src="data:image/png;base64,', "")
     elif call[0] not in ("check", "canonical-form"):  # whose reports have no pictures
         assert list((folder / "r_files").glob("*.png"))
+
+
+@pytest.mark.parametrize("peak", [None, 0, 5_000_000])
+@pytest.mark.parametrize("job", JOBS)
+def test_memory_is_told_where_a_rise_was_seen(
+    job: str, peak: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.jobs.peak_memory", lambda: nullcontext(MemoryReading(peak)))
+    said = run(*JOBS[job][0], "--report", "r.md")
+    for text in (said, (folder / "r.md").read_text()):
+        assert re.findall(r"\d \w+ of memory", text) == (["5 MB of memory"] if peak else [])
 
 
 @pytest.mark.parametrize("job", JOBS)
