@@ -6,7 +6,7 @@ Weight matching is this; Frank-Wolfe, straight-through and activation matching p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -29,6 +29,9 @@ RTOL, MAX_SWEEPS = 1e-9, 1000
 """Where a caller has no opinion: to the end. A run seldom takes more than 20 sweeps."""
 ROUNDING = 1e-12
 """Gains below this part of the squares of the tensors that they come from are rounding of products in float64."""
+NEARLY, EXACT, SLOW = 1e-6, 1e-24, 0.99
+"""Networks whose squared distance is below the first part of their squares are copies, perhaps with noise. Rotations of
+these go on by their true distance until it is below the second part, or a sweep leaves more than the third of it."""
 TINY = 1e-300
 """In place of the squared norms of networks whose weights are all 0."""
 
@@ -118,7 +121,32 @@ class Ascent:
             report(replace(steps[-1], alignment=Alignment._of_valid(self.graph, known_elements(elements))))
             if before - distance <= self.rtol * distance:
                 dirty.clear()
+        for known, distance in self._polished(known_elements(elements), free):
+            elements.update(known)
+            steps.append(Step(len(steps) + 1, distance))
+            report(replace(steps[-1], alignment=Alignment._of_valid(self.graph, known)))
         return AscentRun(known_elements(elements), max(distance, 0.0), tuple(steps), not dirty)
+
+    def _polished(self, elements: dict[str, Tensor], roots: set[str]) -> Iterator[tuple[dict[str, Tensor], float]]:
+        """Yield better and better rotations of copies, with their distances: gains of these are lost in rounding."""
+        groups = [name for root in self.graph.roots if root in roots for name in self.graph.tree(root)]
+        turning = [name for name in groups if self.graph.rotates(name)]
+        if not turning or self.beside or len(elements) < len(self.graph.groups):
+            return
+        distance, squares = self._distance(elements), max(self.objective.squares, TINY)
+        for _ in range(self.max_sweeps):
+            if not EXACT * squares < distance < NEARLY * squares:
+                break
+            before = distance
+            for group in turning:
+                similarity = self.objective.similarity(group, elements).cpu()
+                best = best_of_kind(self.graph.groups[group].kind, similarity, self.objective.backend)
+                turned = {**elements, group: best.reshape(self.graph.element_shape(group))}
+                if (reached := self._distance(turned)) < distance:
+                    elements, distance = turned, reached
+            if not distance < SLOW * before:
+                break
+            yield elements, distance
 
     def _averages(self, elements: Mapping[str, Tensor | None]) -> bool:
         """Tell whether groups that are not known yet have a mean that says something of their units."""

@@ -39,6 +39,19 @@ def test_planted_elements_are_found_to_the_last_digits(kind: str, seed: int) -> 
     assert solution.objective_after < 1e-24 * solution.objective_before
 
 
+@pytest.mark.parametrize("seed", [0, 8, 10])
+def test_rotations_that_settle_slowly_are_found_to_the_last_digits(seed: int) -> None:
+    # Each rotation between two others brings the networks nearer by a small part of what is left.
+    generator = torch.Generator().manual_seed(seed)
+    spec = {"first": "~x .", "second": "~y ~x", "third": "~z ~y", "last": ". ~z"}
+    sizes = {"first": (6, 3), "second": (6, 6), "third": (6, 6), "last": (2, 6)}
+    graph = SymmetryGraph.from_spec(spec, sizes)
+    a = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
+    solution = alignkit.solve(graph, a, Alignment.random(graph, seed).apply(a))
+    assert solution.objective_after < 1e-23 * solution.objective_before
+    assert solution.history == tuple(sorted(solution.history, key=lambda step: -step.objective))
+
+
 @kinds
 @pytest.mark.parametrize("noise", [1e-3, 0.1])
 def test_noise_is_not_taken_for_a_symmetry(kind: str, noise: float) -> None:
