@@ -299,14 +299,21 @@ def many_night() -> str:
     each = np.mean([fact["cpu_seconds"] / fact["steps"] for fact in facts.values()])
     night = round(NIGHT / 2 / each, -4)
     expected = now * (now / before) ** (np.log(night / last) / np.log(last / steps))
+    longest = next(fact for fact in facts.values() if (fact["networks"], fact["steps"]) == (most, last))
+    stopped = ""
+    if last < longest["settings"]["steps"]:
+        stopped = (
+            f"The longest of these stopped by itself, {longest['best_step']:,} steps being the best of {last:,}: "
+            "barriers of validation networks fell no further. "
+        )
     return (
         f"Mean barriers by the number of networks: {'; '.join(beside)}. By the number of steps, on {most:,} networks: "
         f"{', '.join(f'{value:.4f} after {count:,}' for count, value in curve)}. Probes without training have "
         f"{rows['probes']['barrier']:.4f}, on data {rows['probes on data']['barrier']:.4f}. A step took "
         f"{1000 * each:.0f} milliseconds of CPU time, so that one core makes {night:,.0f} steps in ten hours, and two "
-        f"cores two such trainings. If the barrier went on to fall with steps as from {steps:,} to {last:,}, it would "
-        f"be {expected:.3f} then. That is a power law through two points, continued by a factor of {night / last:.0f}; "
-        "no such night was spent."
+        f"cores two such trainings. {stopped}If the barrier went on to fall with steps as from {steps:,} to {last:,}, "
+        f"it would be {expected:.3f} in a night. That is a power law through two points, continued by a factor of "
+        f"{night / last:.0f}; no such night was spent."
     )
 
 
