@@ -22,6 +22,7 @@ from alignkit.graph.kinds import KINDS
 from alignkit.jobs.passage import alignment_sections
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Check, Facts, Report, Section, Table
+from alignkit.rewriting import WideWeights, spaces_apart
 from alignkit.solver.solution import Solution
 from alignkit.text import Explained, list_some, plural, show_value
 
@@ -103,7 +104,8 @@ def carry_optimizer(
         arguments: Further arguments of `alignkit.solve`: a device, a seed, options.
 
     Raises:
-        MergeError: The state cannot be moved, see `transport_optimizer`; before anything is solved.
+        MergeError: The state cannot be moved, see `transport_optimizer`, before anything is solved; or the networks
+            differ by scales or phases.
         BindError: The networks do not fit the graph.
         SolverError: The solver is unknown or failed.
     """
@@ -116,6 +118,10 @@ def carry_optimizer(
     order = given if isinstance(given, Alignment) else given.alignment
     if order.graph != graph:
         raise MergeError("the alignment belongs to another graph than the networks.")
+    aligned = {name: order.apply_tensor(name, tensor) for name, tensor in bound.b.items()}
+    if apart := spaces_apart(graph, WideWeights(bound.a), WideWeights(aligned)):
+        problem = f"the networks differ by scales or phases of {list_some(apart, 3)}"
+        raise MergeError(f"{problem}, and the state of an optimiser moves with orders and signs alone.")
     return CarriedOptimizer(transport_optimizer(state, order.inverse(), names=names), order, solution)
 
 

@@ -1,7 +1,7 @@
 """Exact rewrites of one network: folded and unfolded, balanced, phases moved, widened; folded on disk, too."""
 
 from alignkit.rewriting.axes import AxisChanges
-from alignkit.rewriting.balancing import balance_weights, follow_balances, multiply_spaces
+from alignkit.rewriting.balancing import balance_weights, follow_balances, multiply_spaces, spaces_apart
 from alignkit.rewriting.folding import Taken, fold_weights, unfold_weights
 from alignkit.rewriting.modules import module_with
 from alignkit.rewriting.near_phases import bring_near
@@ -12,4 +12,4 @@ from alignkit.rewriting.widening import SCORES, UnitMap, Widening
 
 __all__ = ["AxisChanges", "BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "module_with"]
 __all__ += ["FoldedNetwork", "bring_near", "folding_bytes", "follow_balances", "multiply_spaces", "unfold_weights"]
-__all__ += ["SCORES", "UnitMap", "Widening"]
+__all__ += ["SCORES", "UnitMap", "Widening", "spaces_apart"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from alignkit.graph.rewrites import AnyBalance, Balance, Phase, uses_at
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.uses import Use
-from alignkit.rewriting.phases import bring_phases, follow_phases
+from alignkit.rewriting.phases import bring_phases, follow_phases, phases_apart
 from alignkit.rewriting.recurrent import recurrent_scales
 from alignkit.rewriting.spaces import BalancedSpace
 from alignkit.rewriting.wide import WideWeights
@@ -108,6 +108,15 @@ def follow_balances(
         way = alone if min(far_from_base, far_from_nothing) > FOREIGN else way
         followed |= {space.balance: space for space in multiply_spaces(weights, graph, way)}
     return [followed[balance] for balance in known]
+
+
+def spaces_apart(graph: GraphStructure, a: WideWeights, b: WideWeights) -> list[str]:
+    """Return the groups in which two networks of one order differ by scales, matrices or phases; both are balanced."""
+    phases = [balance for balance in graph.balances if isinstance(balance, Phase)]
+    apart = [phase.group for phase in phases if phases_apart(a, graph, phase, b)]
+    sides = [balance for balance in graph.balances if isinstance(balance, Balance)]
+    pairs = zip(*(_balance_sides(weights, graph, sides) for weights in (a, b)), strict=True)
+    return apart + [one.balance.group for one, other in pairs if _how_far([one], [other]) > FOREIGN]
 
 
 def _how_far(spaces: Sequence[BalancedSpace], others: Sequence[BalancedSpace]) -> float:

@@ -50,6 +50,12 @@ def follow_phases(weights: WideWeights, graph: GraphStructure, base: BalancedSpa
     return moved_phases(weights, graph, phase, ways[far.index(min(far))])
 
 
+def phases_apart(weights: WideWeights, graph: GraphStructure, phase: Phase, others: WideWeights) -> bool:
+    """Return whether biases of two networks of one order are further apart than those of a network and a fine-tune."""
+    apart = biases_of(graph, phase, weights) - biases_of(graph, phase, others)
+    return float((apart / _half_periods(weights, graph, phase)).square().mean().sqrt()) > FOREIGN
+
+
 def _half_periods(weights: WideWeights, graph: GraphStructure, phase: Phase) -> Tensor:
     return half_periods_of(graph, phase, {**weights.weights, **weights.wide})  # factors may be whole numbers
 

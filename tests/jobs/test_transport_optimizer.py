@@ -13,6 +13,8 @@ import alignkit
 from alignkit import Alignment, transport_optimizer
 from alignkit.errors import MergeError
 from alignkit.graph.kinds import KINDS
+from alignkit.graph.phases import move_phases
+from alignkit.jobs import carry_optimizer
 from alignkit.testing import KIND_ARCHITECTURES
 
 MADE: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -59,6 +61,38 @@ def test_training_goes_on_in_the_other_order(name: str, activation: nn.Module) -
     train(other, carried, 2, 4)
     for key, tensor in symmetry.apply(model).state_dict().items():
         torch.testing.assert_close(other.state_dict()[key], tensor, rtol=1e-9, atol=1e-11)
+
+
+class Sine(nn.Module):
+    """A module that takes the sine."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(), Sine()], ids=["relu", "leaky", "sine"])
+def test_networks_that_differ_by_scales_or_phases_are_refused(activation: nn.Module, noise: float) -> None:
+    model = network(activation)
+    optimiser = torch.optim.AdamW(model.parameters())
+    train(model, optimiser, 1, 2)
+    graph = alignkit.trace(model, torch.randn(2, 4).double(), symmetries="all")
+    weights = {name: tensor + noise * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    twin = Alignment.random(graph, 3).apply(weights)
+    carried = carry_optimizer(graph, model.state_dict(), twin, state=optimiser.state_dict(), names=[*weights])
+    assert carried.alignment == Alignment.random(graph, 3).inverse()
+    apart = {name: tensor.clone() for name, tensor in twin.items()}
+    if isinstance(activation, Sine):
+        move_phases(graph, graph.balances, apart, torch.Generator().manual_seed(0))
+    else:
+        apart["0.weight"], apart["0.bias"], apart["2.weight"] = (
+            factor * apart[name] for factor, name in ((3, "0.weight"), (3, "0.bias"), (1 / 3, "2.weight"))
+        )
+    with pytest.raises(MergeError, match=r"differ by scales or phases of layer\.0"):
+        carry_optimizer(
+            graph, model.state_dict(), apart, state=optimiser.state_dict(), names=[*weights],
+            alignment=carried.alignment,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("named", [True, False])
