@@ -133,6 +133,7 @@ class Averages:
         rows["all symmetries"] = self.turned(weights)
         rows["all symmetries, from activations"] = self.turned(seen, batches=few)
         rows["all symmetries, deepalign"] = self.turned(["deepalign"])
+        rows["all symmetries, deepalign, with data"] = self.turned(["deepalign"], batches=few)
         rows["all symmetries, then 200 steps without labels"] = self.turned([*weights, unlabelled], batches=many)
         rows["all symmetries, then 200 steps with labels"] = self.turned([*weights, labelled], batches=many)
         rows["all symmetries, from activations, then 200 steps without labels"] = self.turned(
