@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from alignkit.jobs.rotate import rotate
     from alignkit.jobs.solve import solve
     from alignkit.jobs.solve_many import solve_many
+    from alignkit.jobs.stretch import stretch
     from alignkit.jobs.transport import transport
     from alignkit.jobs.transport_adapter import transport_adapter
     from alignkit.jobs.transport_optimizer import transport_optimizer
@@ -109,6 +110,7 @@ _HOMES = {
     "rotate": "alignkit.jobs.rotate",
     "solve": "alignkit.jobs.solve",
     "solve_many": "alignkit.jobs.solve_many",
+    "stretch": "alignkit.jobs.stretch",
     "trace": "alignkit.tracing",
     "transport": "alignkit.jobs.transport",
     "transport_adapter": "alignkit.jobs.transport_adapter",
@@ -176,6 +178,7 @@ __all__ = [
     "rotate",
     "solve",
     "solve_many",
+    "stretch",
     "trace",
     "transport",
     "transport_adapter",

@@ -57,6 +57,15 @@ def merge(
     density: Annotated[
         float, typer.Option("--density", help="Entries of task vectors that ties and dare keep, up to 1.")
     ] = 0.5,
+    stretch: Annotated[
+        int,
+        typer.Option(
+            "--stretch",
+            metavar="STEPS",
+            help="Move free scales and matrices of the second model for so many steps on the inputs of --task. With "
+            "--symmetries all.",
+        ),
+    ] = 0,
     align: Annotated[bool, typer.Option("--align/--no-align", help="Align the units before merging.")] = True,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="MODEL", help="Which of the models gives the tokenizer.")
@@ -83,6 +92,7 @@ def merge(
         others = {"--task": plan.data.task, "--repair": plan.data.repair, "--memory": plan.recipe.memory}
         others |= {
             "--no-align": not plan.recipe.align,
+            "--stretch": bool(plan.recipe.stretch),
             "--dtype": plan.recipe.dtype,
             "--tokenizer": plan.recipe.tokenizer,
             "--resume": resume is not None,
@@ -98,6 +108,8 @@ def _merge(plan: Plan, job: switches.JobSwitches, resume: Path | None) -> None:
     recipe, output, memory = plan.recipe, plan.output, plan.recipe.memory
     method = one_of("--method", recipe.method, ("linear", "slerp", "task_arithmetic", "ties", "dare"))
     plan.data.check()
+    if recipe.stretch and recipe.task is None:
+        raise UsageError("--stretch runs the networks on data: say --task package.module:function.")
     switches.check_memory(memory, {"--task": bool(recipe.task)})
     with Runner("merge", job, {"--output": output}, like=plan.models[0], kept=resume) as run:
         bases = {} if method in ("linear", "slerp") else dict.fromkeys(range(len(plan.models)), 0)
@@ -108,7 +120,8 @@ def _merge(plan: Plan, job: switches.JobSwitches, resume: Path | None) -> None:
         check = run.check_function(files, 1) if memory is None else None
         merged = alignkit.merge(
             files.graph, *files.weights, weights=files.weights_for(recipe.weights, method), method=method,
-            dtype=recipe.dtype, density=recipe.density, path=resume, on_progress=run.on_progress,
+            dtype=recipe.dtype, density=recipe.density, stretch=recipe.stretch, path=resume,
+            on_progress=run.on_progress,
             **task_arguments(files, plan.data), **plan.solving,
         )  # fmt: skip
         run.check_rounding(files, dict(enumerate(merged.aligned)))

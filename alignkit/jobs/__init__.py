@@ -43,6 +43,7 @@ from alignkit.jobs.rewritten import FoldCheck
 from alignkit.jobs.rotate import Rotated
 from alignkit.jobs.solved_pairs import SolvedPair, SolvedPairs
 from alignkit.jobs.spec_file import read_spec, read_spec_or_graph
+from alignkit.jobs.stretch import Stretched
 from alignkit.jobs.transport import Transported
 from alignkit.jobs.transport_adapter import TransportedAdapter
 from alignkit.jobs.transport_optimizer import CarriedOptimizer, carry_optimizer, read_names
@@ -77,6 +78,7 @@ __all__ = [
     "SolvedPair",
     "SolvedPairs",
     "Statistics",
+    "Stretched",
     "Transported",
     "TransportedAdapter",
     "TransportedTensors",

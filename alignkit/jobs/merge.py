@@ -26,6 +26,8 @@ from alignkit.jobs.near_phases import with_near_phases
 from alignkit.jobs.shares import SharesByPattern
 from alignkit.jobs.solve import SolverLike, completed, graph_and_models
 from alignkit.jobs.spread import fitted_models
+from alignkit.jobs.stretch import Stretched, check_stretchable
+from alignkit.jobs.stretch import stretch as stretch_spaces
 from alignkit.jobs.task_vectors import TASK_METHODS
 from alignkit.reports import Check, Facts, Lines, Losses, MergeLosses, Names, Report
 from alignkit.solver.solution import Solution
@@ -49,6 +51,7 @@ class Merged(Explained):
         losses: The task on the networks and on their averages, if there is a task.
         rounding: What the average lost when it was rounded to its dtypes; of a network on disk once it was read.
         arithmetic: Whose functions did the arithmetic, such as ``"mergekit 0.1.5"``; None for a weighted average.
+        stretched: What became of scales and matrices, if they were to move.
     """
 
     network: nn.Module | Mapping[str, Tensor]
@@ -59,6 +62,7 @@ class Merged(Explained):
     losses: MergeLosses | None = None
     rounding: Rounding = field(default_factory=Rounding)
     arithmetic: str | None = None
+    stretched: Stretched | None = None
 
     def __repr__(self) -> str:
         return f"Merged({self.alignment!r})"
@@ -69,6 +73,8 @@ class Merged(Explained):
         if isinstance(self.alignment, Solution):
             before, after = self.alignment.objective_before, self.alignment.objective_after
             text.append(f"Squared distance of the two: {before:.6g} unaligned, {after:.6g} aligned.")
+        if self.stretched is not None:
+            text.append(self.stretched.explain())
         if self.losses is not None:
             text.append(self.losses.explain())
         if self.arithmetic is not None:
@@ -78,7 +84,8 @@ class Merged(Explained):
     def facts(self) -> dict[str, Any]:
         """Return what came out as plain values, as JSON takes them."""
         task = {} if self.losses is None else {"task": self.losses.facts()}
-        how = {} if self.arithmetic is None else {"arithmetic": self.arithmetic}
+        how: dict[str, Any] = {} if self.arithmetic is None else {"arithmetic": self.arithmetic}
+        how |= {} if self.stretched is None else {"stretched": self.stretched.facts()}
         return {**self.alignment.facts(), **task, **how, **self.rounding.facts(), **self.statistics.facts()}
 
     @check_arguments
@@ -106,6 +113,7 @@ def merge(
     task: Task | None = None,
     reset_batchnorm: bool = True,
     repair: bool = False,
+    stretch: int = 0,
     memory: int | str | None = None,
     path: str | PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
@@ -135,6 +143,8 @@ def merge(
         reset_batchnorm: Whether running statistics of averages are recomputed on the inputs of the task, as
             `alignkit.reset_batchnorm` does.
         repair: Whether averages are repaired on the inputs of the task instead, as `alignkit.repair` does.
+        stretch: Steps in which scales and matrices of the second network move, as `alignkit.stretch` does, on inputs of
+            the task; for two networks that are averaged or taken together by SLERP.
         memory: With a limit the checkpoints stay on disk, as in `SymmetryGraph.bind`, and so does the average: it is
             computed when it is asked for a tensor, or written in pieces; for SLERP, TIES and DARE a whole tensor at a
             time. There is no task then.
@@ -155,13 +165,15 @@ def merge(
     averaging = averaging.on(graph.first_names)
     mending = Mending(task, reset_batchnorm, repair)
     if memory is not None or any(isinstance(source, StoredNetwork) for source in sources):
-        if task is not None:
-            raise MergeError("networks on disk are merged without a task: leave memory= out.")
+        if task is not None or stretch:
+            raise MergeError("networks on disk are merged without a task, and not stretched: leave memory= out.")
         return _merge_stored(graph, sources, averaging, memory, on_progress, solver=solver, path=path, **arguments)
     kinds = {isinstance(source, nn.Module) for source in sources}
     if len(kinds) > 1:
         raise MergeError("merge takes modules or state dicts, not both: the average has the form of its parts.")
     networks: list[Any] = [source if isinstance(source, nn.Module) else weights_of(source) for source in sources]
+    if stretch:
+        _check_stretch(graph, stretch, len(networks), method, task)
     if task is not None:  # before anything is solved
         task.checked(networks[0])
     alignment: Solution | ManyAlignment
@@ -176,6 +188,10 @@ def merge(
         first, others = networks[0], [alignment.apply(networks[1])]
     if method not in TASK_METHODS:  # what lies between a fine-tune and its base is what was tuned
         others = [with_near_phases(graph, first, other) for other in others]
+    stretched = None
+    if stretch and task is not None:
+        stretched = stretch_spaces(graph, first, others[0], task=task, steps=stretch, seed=arguments.get("seed") or 0)
+        others = [stretched.network]
     aligned = [first, *others]
     shares = averaging.parents()
     network, statistics = mending.mend(averaging.of_networks(aligned), aligned, shares)
@@ -184,7 +200,8 @@ def merge(
         unaligned = replace(averaging, rounding=Rounding())
         plain, _ = mending.mend(unaligned.of_networks(networks), networks, shares)
         losses = _losses(task, mending, networks, aligned[-1], {"unaligned": plain, "aligned": network})
-    return Merged(network, aligned, alignment, statistics, bound, losses, averaging.rounding, name_arithmetic(method))
+    arithmetic = name_arithmetic(method)
+    return Merged(network, aligned, alignment, statistics, bound, losses, averaging.rounding, arithmetic, stretched)
 
 
 def _networks_of(models: Sequence[WeightsSource | Folded], method: Method) -> tuple[WeightsSource, ...]:
@@ -192,6 +209,17 @@ def _networks_of(models: Sequence[WeightsSource | Folded], method: Method) -> tu
     if models and isinstance(base := models[0], Folded) and method in TASK_METHODS:
         return (base.network, *(folded_like(base, tuned) for tuned in models[1:]))
     return tuple(model.network if isinstance(model, Folded) else model for model in models)
+
+
+def _check_stretch(graph: SymmetryGraph, steps: int, count: int, method: Method, task: Task | None) -> None:
+    """Refuse to stretch what cannot be, before anything is solved."""
+    if steps < 0:
+        raise MergeError(f"stretch={steps}: give a number of steps, or 0.")
+    if task is None:
+        raise MergeError("stretch= moves scales until the average does what both networks do: give a task.")
+    if count > 2 or method in TASK_METHODS:
+        raise MergeError('stretch= is for two networks and method="linear" or "slerp": one goes to the other.')
+    check_stretchable(graph)
 
 
 def _merge_stored(

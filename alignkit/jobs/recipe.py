@@ -55,6 +55,8 @@ class MergeRecipe(BaseModel):
     task: Name | None = None
     reset_batchnorm: bool = True
     repair: bool = False
+    stretch: Annotated[int, Field(ge=0)] = 0
+    """Steps in which scales and matrices move, on the inputs of the task."""
     dtype: Name | None = None
     tokenizer: Name | None = None
     """Which of the models gives the tokenizer; without it the first does."""

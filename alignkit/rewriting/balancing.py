@@ -167,11 +167,16 @@ def _reversible(space: BalancedSpace) -> tuple[Tensor, Tensor]:
 def multiply_units(tensor: Tensor, use: Use, factor: Tensor) -> None:
     """Multiply the units of a use of a tensor in place: by a factor each, ``[instances, units]``, or by a matrix."""
     view = use.block.view(tensor)
+    view.copy_(multiplied(view, use, factor))
+
+
+def multiplied(part: Tensor, use: Use, factor: Tensor) -> Tensor:
+    """Return the elements of a block whose units are multiplied: by a factor each, or by a matrix; differentiable."""
     if factor.ndim == 2:
-        view *= use.broadcast(factor.to(view))
-        return
-    target = view.permute(*use.chain, *use.rest)
-    target.copy_((factor.to(view) @ use.unfold(view)).reshape(target.shape))
+        return part * use.broadcast(factor.to(part))
+    order = [*use.chain, *use.rest]
+    products = (factor.to(part) @ use.unfold(part)).reshape([part.shape[dim] for dim in order])
+    return products.permute([order.index(dim) for dim in range(part.ndim)])
 
 
 def _sharing(spaces: Sequence[_Space]) -> list[list[_Space]]:

@@ -81,7 +81,14 @@ class PathLoss:
         Raises:
             TaskError: It is not finite.
         """
-        moved = {name: alignment.apply_tensor(name, tensor) for name, tensor in self.b.items()}
+        return self.score_of({name: alignment.apply_tensor(name, tensor) for name, tensor in self.b.items()})
+
+    def score_of(self, moved: Mapping[str, Tensor]) -> float:
+        """Compute the same for tensors of B, by first name, that were moved in another way.
+
+        Raises:
+            TaskError: It is not finite.
+        """
         total, count = 0.0, 0
         with torch.no_grad():
             for size, loss in self._scores:

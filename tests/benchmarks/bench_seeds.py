@@ -68,6 +68,7 @@ class Averages:
 
     def __init__(self, kind: str, width: int, layers: int, data: Data) -> None:
         self.model, self.data = new_model(kind, width, layers, 0), data
+        self.batch = 16 if data.is_text else 256
         example = data.example()
         self.graph = alignkit.trace(self.model, **example)
         self.whole = alignkit.trace(self.model, symmetries="all", **example)
@@ -85,8 +86,7 @@ class Averages:
         A piece of text asks for 64 characters and an image for one class. On GPT-2 64 pieces a step gave nothing; on a
         ViT 64 images left twice what 256 leave.
         """
-        batch = 16 if self.data.is_text else 256
-        seen = {"samples": 200 * batch, "batch_size": batch, "score_samples": 128}
+        seen = {"samples": 200 * self.batch, "batch_size": self.batch, "score_samples": 128}
         return solver(max_steps=200, check_every=50, patience=10, **seen, **options)
 
     def unfolding(self, a: Any, b: Any) -> Any:
@@ -107,15 +107,20 @@ class Averages:
         graph: SymmetryGraph | None = None,
         balance: bool = True,
         batches: int = 0,
+        stretch: int = 0,
         **options: Any,
     ) -> Average:
-        """Return the average of folded networks by all symmetries of a graph, solved by a chain."""
+        """Return the average of folded networks by all symmetries of a graph, solved by a chain, then stretched."""
 
         def average(a: Any, b: Any) -> Any:
             left, right = (alignkit.fold(network, self.whole, balance=balance).network for network in (a, b))
             task = self.task(left, batches) if batches else None
             solution = alignkit.solve(graph or self.whole, left, right, solver=chain, task=task, **options)
-            return alignkit.average([left, solution.apply(right)])
+            right = solution.apply(right)
+            if stretch:
+                seen = {"samples": stretch * self.batch, "batch_size": self.batch}
+                right = alignkit.stretch(self.whole, left, right, task=task, steps=stretch, **seen).network
+            return alignkit.average([left, right])
 
         return average
 
@@ -135,6 +140,9 @@ class Averages:
         rows["all symmetries, deepalign"] = self.turned(["deepalign"])
         rows["all symmetries, deepalign, with data"] = self.turned(["deepalign"], batches=few)
         rows["all symmetries, then 200 steps without labels"] = self.turned([*weights, unlabelled], batches=many)
+        rows["all symmetries, then 200 steps without labels, 100 that stretch"] = self.turned(
+            [*weights, unlabelled], batches=many, stretch=100
+        )
         rows["all symmetries, then 200 steps with labels"] = self.turned([*weights, labelled], batches=many)
         rows["all symmetries, from activations, then 200 steps without labels"] = self.turned(
             [ActivationMatching(max_batches=few), unlabelled], batches=many
