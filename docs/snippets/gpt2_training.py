@@ -39,6 +39,13 @@ def testing():
     return alignkit.Task(net()[0], [batch], "model")
 
 
+def training():
+    """Some of the text that both networks learned from."""
+    pieces = train[: 512 * 64].reshape(-1, 64)
+    batch = {"input_ids": pieces, "labels": pieces}
+    return alignkit.Task(net()[0], [batch], "model")
+
+
 def main(seed, steps=400):
     torch.manual_seed(seed)
     model = net()[0].train()
