@@ -31,7 +31,7 @@ HARMLESS = re.compile(
     r"|^momentum$|^label_smoothing$|^_?(loss|criterion)(_fn|_fct|_function|_type)?$"
     # what lightning, accelerate and transformers write into modules and configurations
     r"|^_?(torchdynamo|is_torch_compile|trainer|fabric|old_forward|is_hf|hf_|example_input|compiled_call|compile_kwargs|flat_weight|commit_hash)"
-    r"|^_weight_conversions$|^_use_kernels$"
+    r"|^_weight_conversions$|^_use_kernels$|_tied_weights_keys$"
     r"|_implementation|transformers_version|architectures|label2id|id2label|problem_type|token_id"
     r"|^(use_)?return_dict$|^output_(attentions|hidden_states)$"
 )

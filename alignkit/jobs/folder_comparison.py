@@ -10,7 +10,7 @@ import torch
 from alignkit.checkpoints import Checkpoint
 from alignkit.checkpoints.dtypes import coarser_dtype
 from alignkit.errors import BindError, UsageError
-from alignkit.models import Configuration, differing_files, list_differences, source_of
+from alignkit.models import Configuration, differing_files, list_differences, says_ties, source_of
 from alignkit.text import list_some, plural
 
 
@@ -19,13 +19,14 @@ class FolderWarning(UserWarning):
 
 
 def compare_folders(
-    checkpoints: Sequence[Checkpoint], ignored: Sequence[str] = ()
+    checkpoints: Sequence[Checkpoint], ignored: Sequence[str] = (), *, unties: bool = False
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Compare what the folders of networks say about them with what the first one says.
 
     Args:
         checkpoints: The networks; those without a ``config.json`` are taken to have that of the first.
         ignored: Fields that may differ.
+        unties: Whether heads that are tied to embeddings get weights of their own, so that some may have them before.
 
     Returns:
         The name of the model of each network; and sentences about differences that do not change a function.
@@ -45,7 +46,8 @@ def compare_folders(
         if other is None:
             notes.append(f"{names[1]} has no config.json of a model, so only its tensors were held against {names[0]}.")
             continue
-        differing = {name: both for name, both in first.differences(other).items() if name not in ignored}
+        both_values = first.differences(other).items()
+        differing = {n: both for n, both in both_values if not (n in ignored or unties and says_ties(n))}
         told = {name: both for name, both in differing.items() if first.is_told(name, both)}
         if refused := {name: both for name, both in differing.items() if name not in told}:
             raise BindError(

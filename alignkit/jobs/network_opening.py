@@ -28,8 +28,7 @@ from alignkit.jobs.folder_comparison import FolderWarning, compare_folders, no_a
 from alignkit.jobs.network_files import NetworkFiles, with_weights
 from alignkit.jobs.partial import find_missing, tell_missing
 from alignkit.jobs.spec_file import read_spec_or_graph
-from alignkit.models import conversion_of, load_model, tokenizer_files
-from alignkit.rewriting.modules import TIES
+from alignkit.models import Configuration, conversion_of, load_model, tokenizer_files
 from alignkit.text import did_you_mean, list_some
 from alignkit.tracing import trace
 from alignkit.tracing.tracer import Symmetries
@@ -156,10 +155,12 @@ def open_networks(
         ways["missing"] = find_missing(opened, graph, allow_missing)
         notes += [*told, *tell_missing(paths, ways["missing"])]
         return NetworkFiles(graph, locations, opened, model, unknown, notes=tuple(notes), **ways)
-    # A head that was untied from the embedding before is what this graph makes of it.
-    ignored = (*ignore_config, TIES) if symmetries == "all" and not keep_tied else tuple(ignore_config)
-    own_models, differing = compare_folders(opened, ignored)
-    module, graph = _traced(own_models[0], **wanted)
+    # A head that was untied from the embedding before is what the graph of a tied one makes of it.
+    unties = symmetries == "all" and not keep_tied
+    own_models, differing = compare_folders(opened, ignore_config, unties=unties)
+    tied = [own for own in dict.fromkeys(own_models) if unties and Configuration.read(own).ties]
+    traced = (*tied, *own_models)[0]
+    module, graph = _traced(traced, **wanted)
     opened, told = _as_held(opened, graph.first_names, prefix, module)
     unknown = tuple(name for name in opened[0] if name not in graph.first_names)
     refuse_lost(unknown, opened)
@@ -168,8 +169,8 @@ def open_networks(
     configurations = {read_file(checkpoint.config) for checkpoint in opened if checkpoint.config is not None}
     ways["missing"] = find_missing(opened, graph, allow_missing)
     told += tell_missing(paths, ways["missing"])
-    runs_own = own_models if ignored and len(configurations) > 1 else ()
-    return NetworkFiles(graph, locations, opened, own_models[0], unknown, runs_own, (*notes, *told, *differing), **ways)
+    runs_own = own_models if (ignore_config or unties) and len(configurations) > 1 else ()
+    return NetworkFiles(graph, locations, opened, traced, unknown, runs_own, (*notes, *told, *differing), **ways)
 
 
 def _folder_of_tokenizer(wanted: str, paths: Sequence[str | Path], opened: Sequence[Checkpoint]) -> Path:

@@ -6,6 +6,7 @@ bits (Ashkboos et al., "QuaRot: outlier-free 4-bit inference in rotated LLMs", 2
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -199,13 +200,20 @@ def rotate(
 
 
 def _why(graph: SymmetryGraph) -> str:
-    """Say what keeps the space that acts on most tensors from rotating, as part of a sentence."""
+    """Say what keeps the space of most tensors from rotating, as part of a sentence; an output of it fixes it."""
+    if graph.provenance.proved is None and not graph.provenance.limits:
+        return ': trace it with symmetries="all"'
     roots = {name for name, group in graph.groups.items() if group.parent is None}
     limits = [limit for limit in graph.provenance.limits if limit.group in roots and limit.reason]
     most = max(limits, key=lambda limit: len(graph.tensors_of(limit.group)), default=None)
+    returned = Counter(pin.op for pin in graph.provenance.pinned if pin.op.partition(" ")[0] == "output")
+    for output, axes in returned.most_common(1):
+        if most is None or axes > len(graph.tensors_of(most.group)):
+            count = "if it does not count, name those that do, by outputs= of alignkit.trace or --outputs"
+            return f": it is the {output} of the model, which stays; {count}"
     if most is not None:
         return f": {most.group} is {most.kind}, {most.reason}"
-    return "" if graph.provenance.proved is not None else ': trace it with symmetries="all"'
+    return ""
 
 
 def _peak(tensor: Tensor) -> float:

@@ -92,6 +92,11 @@ class Configuration:
         every = dict(fields_of(FIELDS_OF[source](content, model), name))
         return cls(path, model, {field: value for field, value in every.items() if not _matches(NO_MATTER, field)})
 
+    @property
+    def ties(self) -> bool:
+        """Whether a head is the embedding; parts of a model may say it for themselves."""
+        return any(says_ties(field) and value is True for field, value in self.fields.items())
+
     def differences(self, other: Configuration) -> dict[str, tuple[Any, Any]]:
         """Return the fields that differ, with the values of both; None for a field that is not there."""
         if self.model.partition(":")[0] != other.model.partition(":")[0]:
@@ -119,6 +124,11 @@ def list_differences(differences: Mapping[str, tuple[Any, Any]], names: tuple[st
         for field, (mine, theirs) in differences.items()
     ]
     return list_some(parts, most)
+
+
+def says_ties(field: str) -> bool:
+    """Tell whether a field, by its dotted name, says that a head is the embedding."""
+    return field.rpartition(".")[2] == TIES
 
 
 def _matches(pattern: re.Pattern[str], field: str) -> bool:

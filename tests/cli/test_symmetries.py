@@ -158,6 +158,23 @@ class TestTiedHeads:
         assert "lm_head.weight is no longer tied to transformer.wte.weight: 640 numbers more." in said
         assert json.loads((pair.here / "m" / "config.json").read_text())["tie_word_embeddings"] is False
 
+    @pytest.mark.parametrize("memory", [(), ("--memory", "50MB")])
+    def test_a_reference_may_have_a_head_of_its_own_beside_a_tied_one(
+        self, name: str, memory: tuple[str, ...], pair: Pair
+    ) -> None:
+        said = run("distance", "twin", "a", *ALL, *memory, "--tolerance", "1e-4", "--same")
+        assert "the same up to" in said
+        run("solve", "twin", "a", "-o", "solved", *ALL, *memory)
+        run("merge", "twin", "a", "-o", "merged", *ALL, *memory)
+        run("transport", "twin", "twin", "a", "-o", "carried", *ALL, *memory)
+        for made in ("solved", "merged", "carried"):
+            assert close(pair.answer(made), pair.answer("a"))
+        assert "tie_word_embeddings" in run("distance", "twin", "a", *ALL, *memory, "--keep-tied", code=1)
+
+    def test_a_network_is_checked_against_one_with_a_head_of_its_own(self, name: str, pair: Pair) -> None:
+        for one, other in (("a", "twin"), ("twin", "a")):
+            assert "Passed" in run("check", one, "--against", other, *ALL)
+
     def test_models_that_were_loaded_and_built_are_one_architecture(self, name: str, pair: Pair) -> None:
         tokens = torch.arange(6)[None]
         task = alignkit.Task(type(pair.model)(pair.model.config), [{"input_ids": tokens, "labels": tokens}], "model")

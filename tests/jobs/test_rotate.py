@@ -154,6 +154,21 @@ class TestRefused:
         with pytest.raises(AlignmentError, match="leave nothing to be rotated"):
             rotate(*self.stream(), residual="none", heads="none")
 
+    def test_a_stream_that_is_an_output(self) -> None:
+        class WithStates(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.decoder = Decoder(nn.RMSNorm)
+
+            def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+                return {"logits": self.decoder(tokens), "states": self.decoder.blocks[0](self.decoder.embed(tokens))}
+
+        model, tokens = WithStates().eval(), torch.randint(20, (2, 5))
+        with pytest.raises(AlignmentError, match=r"output states of the model.*outputs= .*--outputs"):
+            rotate(model, alignkit.trace(model, tokens, symmetries="all"))
+        counted = alignkit.trace(model, tokens, symmetries="all", outputs="logits")
+        assert "decoder.embed" in rotate(model, counted).spaces
+
     @staticmethod
     def stream() -> tuple[nn.Module, SymmetryGraph]:
         model, inputs = NETS["stream"]()
