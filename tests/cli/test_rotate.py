@@ -28,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("family", "ways"),
     [
-        *((family, ()) for family in ("gpt2", "llama", "vit")),
+        *((family, ()) for family in ("gpt2", "llama", "vit", "mixtral")),
         *((family, RANDOM) for family in ("gpt2", "gpt_neox tied")),
     ],
 )

@@ -30,18 +30,24 @@ MIXTURES: dict[str, tuple[dict[str, Any], str, int, int]] = {
 }
 
 
+def mixture(name: str, implementation: str) -> Any:
+    import transformers
+
+    fields = {"num_key_value_heads": 2} | SIZES | MIXTURES[name][0]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(vocab_size=64, **fields)
+    model = perturbed(getattr(transformers, f"{name}ForCausalLM")(config).eval())
+    if implementation != "default":
+        model.set_experts_implementation(implementation)
+    return model
+
+
 @pytest.mark.models("transformers")
 @pytest.mark.parametrize("implementation", ["default", "batched_mm", "eager"])
 @pytest.mark.parametrize("name", MIXTURES)
 def test_each_expert_has_its_units_and_routers_pick_experts_in_any_order(name: str, implementation: str) -> None:
-    import transformers
-
-    fields, path, experts, width = MIXTURES[name]
-    config = getattr(transformers, f"{name}Config")(vocab_size=64, **{"num_key_value_heads": 2} | SIZES | fields)
-    torch.manual_seed(0)
-    model = perturbed(getattr(transformers, f"{name}ForCausalLM")(config).eval())
-    if implementation != "default":
-        model.set_experts_implementation(implementation)
+    _, path, experts, width = MIXTURES[name]
+    model = mixture(name, implementation)
     graph = trace(model, IDS, outputs="logits")
     tensor = f"model.layers.1.{path}.down_proj"
     units = [group for name, group in graph.groups.items() if group.size == width and tensor in graph.tensors_of(name)]
@@ -51,3 +57,12 @@ def test_each_expert_has_its_units_and_routers_pick_experts_in_any_order(name: s
     if units[0].parent is not None:
         assert graph.unit_count(units[0].parent) == experts
     graph.verify(model, IDS, draws=2)
+
+
+@pytest.mark.models("transformers")
+@pytest.mark.parametrize("implementation", ["default", "batched_mm"])
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen2Moe", "GptOss", "DeepseekV3"])
+def test_the_stream_of_a_mixture_rotates_however_its_experts_run(name: str, implementation: str) -> None:
+    graph = trace(mixture(name, implementation), IDS, outputs="logits", symmetries="all")
+    assert graph.groups["model.embed_tokens"].kind == "orthogonal"
+    assert graph.provenance.proved

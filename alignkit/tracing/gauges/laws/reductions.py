@@ -8,6 +8,7 @@ from math import prod
 
 from alignkit.tracing.gauges.degrees import combine
 from alignkit.tracing.gauges.facets import MEAN_KEEPING, Carrier, Facet, Norm
+from alignkit.tracing.gauges.laws.movement import matching
 from alignkit.tracing.gauges.laws.pointwise import apply_function, join
 from alignkit.tracing.gauges.laws.table import LawSet
 from alignkit.tracing.gauges.operation import Operation
@@ -35,12 +36,8 @@ def add_up(op: Operation) -> None:
             if prod(ref.shape[d] for d in gone) == op.findings.spaces.size_of(carrier.part.space):
                 op.findings.means[op.output.key] = ref.key
     for output, result in op.results():
-        for carrier in op.carriers(ref):
-            if (
-                carrier.part.space == result.space
-                and carrier.part.source == result.source
-                and gone.isdisjoint(carrier.part.dims)
-            ):
+        for carrier in matching(op, result, [ref]):
+            if gone.isdisjoint(carrier.part.dims):
                 level = carrier.facet.level and op.step.op.endswith("mean")
                 kept = replace(carrier.facet, segment=None, writers=frozenset(), mixed=frozenset(), level=level)
                 op.set(output, result, kept)
