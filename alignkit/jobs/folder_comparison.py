@@ -47,7 +47,7 @@ def compare_folders(
             notes.append(f"{names[1]} has no config.json of a model, so only its tensors were held against {names[0]}.")
             continue
         both_values = first.differences(other).items()
-        differing = {n: both for n, both in both_values if not (n in ignored or unties and says_ties(n))}
+        differing = {n: both for n, both in both_values if not (n in ignored or (unties and says_ties(n)))}
         told = {name: both for name, both in differing.items() if first.is_told(name, both)}
         if refused := {name: both for name, both in differing.items() if name not in told}:
             raise BindError(
