@@ -25,6 +25,11 @@ class _Tensors(Protocol):
     def __getitem__(self, name: str) -> Tensor: ...
 
 
+def phases_in(graph: GraphStructure) -> list[Phase]:
+    """Return the phases of a graph."""
+    return [balance for balance in graph.balances if isinstance(balance, Phase)]
+
+
 def _bias_use(graph: GraphStructure, phase: Phase) -> Use:
     (use,) = uses_at(graph.tensors[phase.bias.tensor], phase.group, phase.bias)
     return use

@@ -12,17 +12,19 @@ from torch import Tensor
 from alignkit.arguments import check_arguments
 from alignkit.checkpoints.dtypes import coarser_dtype
 from alignkit.checkpoints.fit import is_counter, is_number
-from alignkit.graph import Pair, Phase, SymmetryGraph
+from alignkit.graph import Pair, SymmetryGraph
 from alignkit.graph.bind import WeightsSource
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.elements.element import flipped, order_of
 from alignkit.graph.owned import ReadOnly
 from alignkit.graph.parts import as_tensors, common_parts
+from alignkit.graph.phases import phases_in
+from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.fold import fold
 from alignkit.jobs.solve import SolverLike, bound_pair, completed, solve
 from alignkit.reports import Facts, Report, Section, Table
 from alignkit.reports.sections import number
-from alignkit.rewriting import WideWeights, balance_weights, bring_near
+from alignkit.rewriting import NearNetwork, WideWeights, balance_weights, bring_near
 from alignkit.solver.solution import Solution
 from alignkit.text import Explained, dtype_name, list_some
 
@@ -251,10 +253,13 @@ def _balanced(pair: Pair) -> Pair:
 
 def _near(pair: Pair, alignment: Alignment) -> Pair:
     """Return the pair with the phases of B brought to the nearest of those of A, now that the order is known."""
-    if not any(isinstance(balance, Phase) for balance in pair.graph.balances) or pair.is_stored:
+    if not phases_in(pair.graph):
         return pair
+    in_order_of_b = alignment.inverse()
+    if isinstance(pair.a, StoredNetwork) and isinstance(pair.b, StoredNetwork):
+        return Pair(pair.graph, pair.a, NearNetwork(pair.b, pair.a.under(in_order_of_b.elements)))
     side = WideWeights(pair.b)
-    bring_near(side, pair.graph, alignment.inverse().apply(pair.a))  # in the order of B
+    bring_near(side, pair.graph, in_order_of_b.apply(pair.a))
     return Pair(pair.graph, pair.a, side.rounded())
 
 

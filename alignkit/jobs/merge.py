@@ -242,6 +242,8 @@ def _merge_stored(
         pair = Pair(graph, networks[0], networks[1], on_progress=on_progress)
         alignment = completed(solve_kept(pair, path, **arguments))
         aligned = [networks[0], alignment.apply(networks[1])]
+    if averaging.method not in TASK_METHODS:
+        aligned = [aligned[0], *(with_near_phases(graph, aligned[0], other) for other in aligned[1:])]
     statistics = Statistics.unmended(() if averaging.keeps_one else graph.tensors)
     average = averaging.of_networks(aligned)
     arithmetic = name_arithmetic(averaging.method)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TypeVar, cast
 
-from alignkit.graph import Phase, SymmetryGraph
+from alignkit.graph import SymmetryGraph
 from alignkit.graph.bind import Weights, fit_of, weights_of
+from alignkit.graph.phases import phases_in
 from alignkit.graph.stored import StoredNetwork
 from alignkit.jobs.rewritten import Rewriting
-from alignkit.rewriting import bring_near
+from alignkit.rewriting import NearNetwork, bring_near
 
 WeightsT = TypeVar("WeightsT", bound=Weights)
 
@@ -17,11 +18,14 @@ def with_near_phases(graph: SymmetryGraph, reference: Weights, network: WeightsT
     """Return a network whose units are in the order of a reference, its biases moved by half periods nearest to it.
 
     Folding alone brings phases to the nearest of 0, so that a bias that is half a half period away from it goes to one
-    side here and to the other there. Units change their sign where that helps. Networks on disk are left as they are.
+    side here and to the other there. Units change their sign where that helps. A network on disk is moved when it is
+    asked for a tensor.
     """
-    has_phases = any(isinstance(balance, Phase) for balance in graph.balances)
-    if not has_phases or isinstance(network, StoredNetwork):
+    if not phases_in(graph):
         return network
+    if isinstance(network, StoredNetwork):
+        assert isinstance(reference, StoredNetwork), "networks on disk are aligned to networks on disk"
+        return cast(WeightsT, NearNetwork(network, reference))
     work = Rewriting(network, graph)
     bring_near(work.wide, graph, fit_of(graph).check_tensors(weights_of(reference), "the reference"))
     return cast(WeightsT, work.result())

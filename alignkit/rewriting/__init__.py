@@ -4,6 +4,7 @@ from alignkit.rewriting.axes import AxisChanges
 from alignkit.rewriting.balancing import balance_weights, follow_balances, multiply_spaces, spaces_apart
 from alignkit.rewriting.folding import Taken, fold_weights, unfold_weights
 from alignkit.rewriting.modules import module_with
+from alignkit.rewriting.near_network import NearNetwork
 from alignkit.rewriting.near_phases import bring_near
 from alignkit.rewriting.spaces import BalancedSpace
 from alignkit.rewriting.stored import FoldedNetwork, folding_bytes
@@ -13,4 +14,4 @@ from alignkit.rewriting.widening import SCORES, UnitMap, Widening
 
 __all__ = ["AxisChanges", "BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "module_with"]
 __all__ += ["FoldedNetwork", "bring_near", "folding_bytes", "follow_balances", "multiply_spaces", "unfold_weights"]
-__all__ += ["SCORES", "Stretching", "UnitMap", "Widening", "spaces_apart"]
+__all__ += ["NearNetwork", "SCORES", "Stretching", "UnitMap", "Widening", "spaces_apart"]

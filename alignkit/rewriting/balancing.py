@@ -17,12 +17,14 @@ from jaxtyping import Float
 from networkx import Graph, connected_components
 from torch import Tensor
 
+from alignkit.graph.phases import phases_in
 from alignkit.graph.rewrites import AnyBalance, Balance, Phase, uses_at
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.uses import Use
 from alignkit.rewriting.phases import bring_phases, follow_phases, phases_apart
 from alignkit.rewriting.recurrent import recurrent_scales
 from alignkit.rewriting.spaces import BalancedSpace
+from alignkit.rewriting.unit_signs import unit_signs
 from alignkit.rewriting.wide import WideWeights
 
 SETTLED = 1e-13
@@ -71,13 +73,33 @@ def _balance_sides(weights: WideWeights, graph: GraphStructure, balances: Iterab
             if len(component) == 1 or change < SETTLED:
                 break
     for _ in spaces:  # signs of one space may go with those that another one chooses
-        changed = [space.settle_signs(graph) for space in spaces]
-        if not any(changed):
+        if not _settle_signs(weights, graph, spaces):
             break
     return [
         BalancedSpace(s.balance, old, s.squares(), s.empty, s.write, s.read)
         for s, old in zip(spaces, before, strict=True)
     ]
+
+
+def _settle_signs(weights: WideWeights, graph: GraphStructure, spaces: Sequence[_Space]) -> bool:
+    """Choose the signs of units where factors may have any, and the kind of the group holds none.
+
+    Return whether one changed.
+    """
+    changed = False
+    signed = [space for space in spaces if space.balance.kind == "monomial"]
+    for group in dict.fromkeys(space.balance.group for space in signed):
+        if graph.groups[group].kind == "signed":
+            continue
+        own = [space for space in signed if space.balance.group == group]
+        for space, signs in zip(
+            own, unit_signs(weights, graph, group, [(s.writes, s.reads) for s in own]), strict=True
+        ):
+            for use in (*space.writes, *space.reads):
+                multiply_units(weights[use.tensor], use, signs)
+            space.write, space.read = space.write * signs, space.read * signs
+            changed = changed or bool((signs < 0).any())
+    return changed
 
 
 def follow_balances(
@@ -112,8 +134,7 @@ def follow_balances(
 
 def spaces_apart(graph: GraphStructure, a: WideWeights, b: WideWeights) -> list[str]:
     """Return the groups in which two networks of one order differ by scales, matrices or phases; both are balanced."""
-    phases = [balance for balance in graph.balances if isinstance(balance, Phase)]
-    apart = [phase.group for phase in phases if phases_apart(a, graph, phase, b)]
+    apart = [phase.group for phase in phases_in(graph) if phases_apart(a, graph, phase, b)]
     sides = [balance for balance in graph.balances if isinstance(balance, Balance)]
     pairs = zip(*(_balance_sides(weights, graph, sides) for weights in (a, b)), strict=True)
     return apart + [one.balance.group for one, other in pairs if _how_far([one], [other]) > FOREIGN]
@@ -268,27 +289,6 @@ class _Space:
         moved = scales[scales > 0].log().abs()
         return float(moved.max()) if len(moved) else 0.0
 
-    def settle_signs(self, graph: GraphStructure) -> bool:
-        """Choose the signs of units where factors may have any, and the kind of the group holds none.
-
-        What writes a unit gets the sign with which it goes with what else the unit has: the up branch of a gated MLP
-        with its gate. Orders and rotations of other spaces change nothing about that. Return whether one changed.
-        """
-        if self.balance.kind != "monomial" or graph.groups[self.balance.group].kind == "signed":
-            return False
-        # What stands between units of one space changes with the signs of others, and tells nothing.
-        own = {_block_of(use) for use in (*self.writes, *self.reads)}
-        others = [use for use in graph.uses[self.balance.group] if _block_of(use) not in own]
-        agreement = torch.zeros_like(self.write)
-        for use in self.writes:
-            for other in (other for other in others if _beside(other) == _beside(use)):
-                agreement += (self._part(use) * self._part(other)).sum(-1).cpu()
-        signs = 1.0 - 2.0 * (agreement < 0)
-        for use in (*self.writes, *self.reads):
-            multiply_units(self.weights[use.tensor], use, signs)
-        self.write, self.read = self.write * signs, self.read * signs
-        return bool((signs < 0).any())
-
     def _target(self, use: Use) -> Tensor:
         return use.block.view(self.weights[use.tensor]).permute(*use.chain, *use.rest)
 
@@ -342,11 +342,6 @@ def balanced_matrices(x: Side, y: Side) -> tuple[Side, Side, int]:
 
 def _block_of(use: Use) -> tuple[str, tuple[int, ...]]:
     return use.tensor, use.block.offsets
-
-
-def _beside(use: Use) -> list[tuple[str | None, int]]:
-    """List the groups and sizes of the other dims of a use: two that have the same hold the same space."""
-    return [(use.block.dims[at].group, use.block.dims[at].size) for at in use.rest]
 
 
 def _as_planes(side: Side, adjacent: bool) -> Float[Tensor, "instances planes both"]:

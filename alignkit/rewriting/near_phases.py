@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from alignkit.graph.phases import biases_of, half_periods_of
+from alignkit.graph.phases import biases_of, half_periods_of, phases_in
 from alignkit.graph.rewrites import Phase, uses_at
 from alignkit.graph.structure import GraphStructure
 from alignkit.rewriting.phases import moved_phases
@@ -17,7 +17,9 @@ MAX_SWEEPS = 10
 """Layers that share weights choose in turn; two or three sweeps are usual."""
 
 
-def bring_near(weights: WideWeights, graph: GraphStructure, like: Mapping[str, Tensor]) -> None:
+def bring_near(
+    weights: WideWeights, graph: GraphStructure, like: Mapping[str, Tensor], phases: Iterable[Phase] | None = None
+) -> None:
     """Move biases in place by the half periods that bring a network nearest to another one of the same order.
 
     Units that may change their sign do so where it helps: a unit with its other sign and half a period more has the
@@ -28,10 +30,11 @@ def bring_near(weights: WideWeights, graph: GraphStructure, like: Mapping[str, T
         weights: The weights of the network that is moved.
         graph: The graph of both.
         like: The tensors of the other one, by first name.
+        phases: Those that are moved. None: all of the graph.
     """
-    phases = [balance for balance in graph.balances if isinstance(balance, Phase)]
+    moving = list(phases_in(graph) if phases is None else phases)
     for _ in range(MAX_SWEEPS):
-        moved = [_move_units(weights, graph, phase, like) for phase in phases]
+        moved = [_move_units(weights, graph, phase, like) for phase in moving]
         if not any(moved):
             break
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 import alignkit
 from alignkit import Alignment, SymmetryGraph
 from alignkit.checkpoints import write_weights
+from alignkit.errors import FoldError
 from alignkit.graph import Phase
 from alignkit.graph.phases import half_periods_of, move_phases
+from alignkit.graph.stored import Budget, StoredNetwork
 from alignkit.jobs.near_phases import with_near_phases
-from alignkit.rewriting import module_with
+from alignkit.rewriting import NearNetwork, module_with
 
 WIDTHS = (2, 24, 20)
 
@@ -107,6 +109,21 @@ def test_biases_at_the_edge_are_brought_near_once_the_order_is_known() -> None:
     torch.testing.assert_close(near(X.double()), folded[1](X.double()), rtol=0, atol=1e-9)
     merged = alignkit.merge(graph, *folded).network
     torch.testing.assert_close(merged(X.double()), edge(X.double()), rtol=0, atol=0.02)
+
+
+def test_networks_on_disk_are_brought_as_near(tmp_path: Path) -> None:
+    graph, edge, copy = edge_copies(1e-3)
+    folded = [alignkit.fold(network.state_dict(), graph).network for network in (edge, copy)]
+    for name, network in zip("ab", folded, strict=True):
+        write_weights(tmp_path / f"{name}.safetensors", network)
+    pair = graph.bind(tmp_path / "a.safetensors", tmp_path / "b.safetensors", memory="2MB")
+    assert alignkit.distance(pair).after == pytest.approx(alignkit.distance(graph.bind(*folded)).after)
+    merged, expected = alignkit.merge(pair).network, alignkit.merge(graph, *folded).network
+    for name, tensor in expected.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-12)
+    assert isinstance(pair.a, StoredNetwork) and isinstance(pair.b, StoredNetwork)
+    with pytest.raises(FoldError, match=r"Give at least 0\.\d+ MB"):
+        NearNetwork(pair.b.within(Budget(10_000)), pair.a)
 
 
 def test_comparisons_look_at_the_line_between_near_phases() -> None:

@@ -16,7 +16,7 @@ from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.hidden_state import check_constants
 from alignkit.graph.kinds import KINDS, GroupKind
 from alignkit.graph.module_copy import copy_module
-from alignkit.graph.phases import move_phases
+from alignkit.graph.phases import move_phases, phases_in
 from alignkit.graph.proof.model_run import ModelRun, example_call, run_in_widest
 from alignkit.graph.proof.other_inputs import other_runs
 from alignkit.graph.rewrites import Phase
@@ -143,11 +143,7 @@ def verify(
             continue
         others.append(size)
         worst = max(worst, _proved_change(graph, other, Alignment.random(graph, seed), f" with {size}"))
-    return Verification(worst, tolerance, dtype, draws, tuple(others), tuple(refused), kinds, len(_phases(graph)))
-
-
-def _phases(graph: GraphStructure) -> list[Phase]:
-    return [balance for balance in graph.balances if isinstance(balance, Phase)]
+    return Verification(worst, tolerance, dtype, draws, tuple(others), tuple(refused), kinds, len(phases_in(graph)))
 
 
 def _only(alignment: Alignment, groups: Collection[str]) -> Alignment:
@@ -171,11 +167,11 @@ def _proved_change(graph: GraphStructure, run: ModelRun, alignment: Alignment, w
         return relative_difference(run.call(moved), run.outputs)
 
     tolerance, dtype = TOLERANCE[run.dtype], dtype_name(run.dtype)
-    error = change(alignment, _phases(graph))
+    error = change(alignment, phases_in(graph))
     if error <= tolerance:
         return error
     still = Alignment.identity(graph)
-    if wrong := [phase for phase in _phases(graph) if not change(still, [phase]) <= tolerance]:
+    if wrong := [phase for phase in phases_in(graph) if not change(still, [phase]) <= tolerance]:
         told = f"moving these biases by half periods changes the outputs{where} (tolerance {tolerance:.0e} in {dtype})"
         raise VerificationError("\n".join([f"{told}:", *shorten_list([f"- {phase}" for phase in wrong], 5)]))
     guilty = [name for name in graph.groups if not change(_only(alignment, {name})) <= tolerance]

@@ -13,7 +13,7 @@ from alignkit.graph import SymmetryGraph
 from alignkit.graph.bind import weights_of
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.module_copy import copy_module
-from alignkit.graph.phases import move_phases
+from alignkit.graph.phases import move_phases, phases_in
 from alignkit.graph.proof.model_run import ModelRun, run_in_widest
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.proof.verify import TOLERANCE, relative_difference
@@ -83,7 +83,7 @@ def refute(
         for balance in graph.balances:
             if isinstance(balance, Balance) and changes(_balance(folded, graph, [balance])):
                 failed[balance.group] = failed.get(balance.group, frozenset()) | {BALANCES}
-    phases = [balance for balance in graph.balances if isinstance(balance, Phase)]
+    phases = phases_in(graph)
     if phases and changes(_turn(folded, graph, phases)):
         for phase in phases:
             if changes(_turn(folded, graph, [phase])):

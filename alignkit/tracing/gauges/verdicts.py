@@ -108,7 +108,8 @@ class _Judge:
             phases, stay = (), "its phases change the outputs"
         reason = "; ".join(filter(None, (reason, stay)))
         signs = () if refuted & {"signed", SIGNS} else self._signs(balances)
-        if signed and len(signs) < 2:
+        chosen = sum(balance.kind == "monomial" for balance in balances)
+        if signed and len(signs) + chosen < 2:  # units have one sign, which changes at all places at once
             return Verdict("signed", reason, folds, balances, phases, blocked)
         return Verdict("permutation", reason, folds, balances, phases, blocked, signs)
 
@@ -139,7 +140,9 @@ class _Judge:
         still = self.facts.gains | {segment for segment in self.segments if self._axis(segment).tensor in vectors}
         equations = [*self.facts.equations, *self.facts.of_signs]
         mentioned = {segment for form in equations for segment, _ in form}
-        still |= mentioned.symmetric_difference(self.segments)  # nothing is known of it, or it is another space's
+        known = mentioned.union(segment for form in self.facts.of_scales for segment, _ in form)
+        still |= set(self.segments) - known  # nothing is known of it
+        still |= mentioned.difference(self.segments)  # it is another space's
         equations += [((segment, 1),) for segment in sorted(still.difference(turning))]
         read = {reading.segment for reading in self.facts.readings}  # has the signs of all factors that it reads
         return equations, sorted(mentioned.union(self.segments), key=lambda segment: (segment in read, segment))

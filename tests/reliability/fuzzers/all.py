@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fuzzers import alignments, arguments, commands, files, graphs, modules, options, plugins, state_dicts, tasks
+from fuzzers import (
+    alignments,
+    arguments,
+    commands,
+    files,
+    graphs,
+    modules,
+    options,
+    plugins,
+    state_dicts,
+    symmetries,
+    tasks,
+)
 from fuzzers.engine import Fuzzer
 
 FUZZERS = {
@@ -15,6 +27,7 @@ FUZZERS = {
         Fuzzer("alignments", alignments.make, 5),
         Fuzzer("options", options.make, 1),
         Fuzzer("modules", modules.make, 0.6),
+        Fuzzer("symmetries", symmetries.make, 0.4),
         Fuzzer("commands", commands.make, 0.7),
         Fuzzer("files", files.make, 3),
         Fuzzer("tasks", tasks.make, 3),
