@@ -50,9 +50,9 @@ class NearNetwork(StoredNetwork):
         for part in parts:
             needed = 8 * COPIES * sum(prod(self.graph.tensors[name].shape) for name in part)
             if needed > self.budget.memory:
-                names = list_some([repr(name) for name in sorted(part)], 4)
+                listed = list_some([repr(name) for name in sorted(part)], 4)
                 raise FoldError(
-                    f"memory={self.budget.memory} bytes do not suffice: phases of {names} are brought near those of "
+                    f"memory={self.budget.memory} bytes do not suffice: phases of {listed} are brought near those of "
                     f"the first network together, in several copies of 64 bits. Give at least {needed / 1e6:.2g} MB."
                 )
 

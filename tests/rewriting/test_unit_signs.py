@@ -51,6 +51,9 @@ NETS: dict[str, Callable[[], RandomNetwork]] = {
     "a gate of cosines": lambda: chain(Gated(3, 5, 4, "cosine", True), nn.Linear(4, 2)),
     "a gate of absolute values": lambda: chain(Gated(3, 5, 4, "abs", False), nn.Linear(4, 2)),
     "a gate of tanh": lambda: chain(Gated(3, 5, 4, "tanh", False), nn.Linear(4, 2)),
+    "a gate of cosines between sines": lambda: chain(
+        nn.Linear(3, 6), Activation("sine"), Gated(6, 4, 4, "cosine", False), nn.Linear(4, 2)
+    ),
     "a gain and a product": gain_and_product,
 }
 

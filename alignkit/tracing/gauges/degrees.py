@@ -8,12 +8,13 @@ those modulo 2 its signs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
 Form: TypeAlias = tuple[tuple[int, int], ...]
 """A sum of multiples of unknown degrees: pairs of an unknown and its factor, ascending."""
+_Order: TypeAlias = Callable[[int], tuple[bool, int]]
 
 ZERO: Form = ()
 
@@ -81,24 +82,34 @@ def odd_solutions(equations: Iterable[Form], unknowns: Sequence[int]) -> list[fr
     return [frozenset({u, *(lead for lead, row in reduced.items() if u in row)}) for u in free]
 
 
-def rest_modulo(members: Iterable[frozenset[int]], span: Iterable[frozenset[int]]) -> list[frozenset[int]]:
-    """Return of some sets what is left once sums of others are left out: a basis, none where nothing is."""
-    chosen = _echelon(span)
-    rests = [_without(row, chosen) for row in members]
-    return [row for row, is_new in zip(rests, map(bool, _echelon(rests)), strict=True) if is_new]
+def rest_modulo(
+    members: Iterable[frozenset[int]], span: Iterable[frozenset[int]], out: Collection[int] = ()
+) -> list[frozenset[int]]:
+    """Return of some sets what is left once sums of others are left out: a basis, none where nothing is.
+
+    Unknowns in ``out`` are left out of the basis first.
+    """
+
+    def order(unknown: int) -> tuple[bool, int]:
+        return unknown not in out, unknown
+
+    chosen = _echelon(span, order)
+    rests = [_without(row, chosen, order) for row in members]
+    return [row for row, is_new in zip(rests, map(bool, _echelon(rests, order)), strict=True) if is_new]
 
 
-def _echelon(rows: Iterable[frozenset[int]]) -> list[frozenset[int]]:
+def _echelon(rows: Iterable[frozenset[int]], order: _Order) -> list[frozenset[int]]:
     """Return each row without the sums of those before it: empty where it is one of them."""
     reduced: list[frozenset[int]] = []
     for row in rows:
-        reduced.append(_without(row, reduced))
+        reduced.append(_without(row, reduced, order))
     return reduced
 
 
-def _without(row: frozenset[int], echelon: Iterable[frozenset[int]]) -> frozenset[int]:
-    for known in sorted(filter(None, echelon), key=min):
-        row = row ^ known if min(known) in row else row
+def _without(row: frozenset[int], echelon: Iterable[frozenset[int]], order: _Order) -> frozenset[int]:
+    leads = {min(known, key=order): known for known in echelon if known}
+    for lead in sorted(leads, key=order):
+        row = row ^ leads[lead] if lead in row else row
     return row
 
 

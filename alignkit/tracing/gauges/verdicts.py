@@ -24,6 +24,7 @@ from alignkit.graph.rewrites import (
 )
 from alignkit.tracing.gauges.degrees import Form, combine, is_even, odd_solutions, rest_modulo, solutions
 from alignkit.tracing.gauges.facets import MEAN_KEEPING, Added, Findings, Norm, SpaceFacts, SpaceReading
+from alignkit.tracing.reading.axes import GroupKey, groups_on
 
 SIGNS, PHASES = "signs", "phases"
 """What is tried of a space beside its kind: signs that its units own, and half periods of its biases."""
@@ -108,8 +109,13 @@ class _Judge:
             phases, stay = (), "its phases change the outputs"
         reason = "; ".join(filter(None, (reason, stay)))
         signs = () if refuted & {"signed", SIGNS} else self._signs(balances)
-        chosen = sum(balance.kind == "monomial" for balance in balances)
-        if signed and len(signs) + chosen < 2:  # units have one sign, which changes at all places at once
+        everywhere = set(self._axes(self.segments))
+        factors = [balance for balance in balances if balance.kind == "monomial"]
+        if (
+            signed
+            and len(odd_solutions(*self._equations_of_signs())) < 2
+            and all({*balance.writes, *balance.reads} == everywhere for balance in factors)
+        ):  # units have one sign, which changes at all places at once
             return Verdict("signed", reason, folds, balances, phases, blocked)
         return Verdict("permutation", reason, folds, balances, phases, blocked, signs)
 
@@ -117,18 +123,39 @@ class _Judge:
         """Return where units may change each of their signs; nothing where signs are not free.
 
         Gains of norms and scales keep their sign: that of a gain and of all that reads it may be chosen. So may signs
-        between the two sides of a balance, which are chosen there.
+        between the two sides of a balance, which are chosen there if anything tells them.
         """
         if self.facts.unknown:
             return ()
-        equations, unknowns = self._equations_of_signs()
-        chosen = [
-            frozenset(segment for segment in self.segments if self._axis(segment) in (*balance.writes, *balance.reads))
-            for balance in balances
-            if balance.kind == "monomial"
-        ]
-        left = rest_modulo(odd_solutions(equations, unknowns), chosen)
+        odd = odd_solutions(*self._equations_of_signs())
+        chosen, telling = [], set[int]()
+        for balance in balances:
+            places = {segment for segment in self.segments if self._axis(segment) in (*balance.writes, *balance.reads)}
+            tell = self._telling(places, balance.writes, frozenset().union(*odd))
+            if balance.kind == "monomial" and tell:
+                chosen.append(frozenset(places))
+                telling |= tell
+        left = rest_modulo(odd, chosen, telling)
         return tuple(self._axes(sorted(places)) for places in left)
+
+    def _telling(self, places: Collection[int], writes: Collection[AxisOf], odd: frozenset[int]) -> set[int]:
+        """Return the segments of a balance that tell the sign of its factors, see `alignkit.rewriting.unit_signs`.
+
+        Args:
+            places: All segments of the balance.
+            writes: The axes that write its space.
+            odd: Segments that have signs.
+        """
+        axes = self.findings.spaces.traced.axes
+
+        def beside(segment: int) -> list[tuple[int, list[GroupKey]]]:
+            tensor, own = self._axis(segment).tensor, self._axis(segment).axis
+            sizes = self.findings.shapes[tensor]
+            return [(sizes[at], groups_on(axis)) for at, axis in enumerate(axes[tensor]) if at != own]
+
+        others = [beside(segment) for segment in self.segments if segment not in odd and segment not in places]
+        written = {segment for segment in places if self._axis(segment) in writes and beside(segment) in others}
+        return written | {segment for segment in places if not any(groups for _, groups in beside(segment))}
 
     def _equations_of_signs(self, turning: Collection[int] = ()) -> tuple[list[Form], list[int]]:
         """Return what signs of segments have to fulfil, and all unknowns, those last that follow from others.
