@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import alignkit
+from helpers.random_layers import Attention
 from helpers.trace_models import Parts
 
 Cut = Callable[[Tensor], Sequence[Tensor]]
@@ -56,3 +57,12 @@ def test_parts_whose_dimensions_stay_leave_what_heads_have(cut: str, fixed: str)
     graph = alignkit.trace(model, x, symmetries="all")
     assert graph.groups and graph.provenance.proved
     graph.verify(alignkit.fold(model, graph, x).network, x)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_rotary_positions_of_a_value_that_is_copied_first_are_found_once(norms: bool) -> None:
+    layers = [nn.Linear(3, 5), Attention(5, 2, 2, 4, True, False, norms), nn.Linear(5, 3)]
+    model, x = nn.Sequential(*layers).double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    graph = alignkit.trace(model, x, symmetries="all")
+    assert not graph.provenance.unused
+    assert graph.verify(alignkit.fold(model, graph).network, x).error < 1e-9

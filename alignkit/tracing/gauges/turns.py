@@ -67,6 +67,8 @@ def replace_turns(steps: Sequence[OpRecord], data: Collection[int], kept: Collec
         for x in step.outputs:
             if x.key not in kept and (turn := search.find_turn(x)):
                 region, kind = turn
+                if isinstance(replaced[region[-1]], Turn):  # found before, from what x is a copy of
+                    continue
                 last = steps[region[-1]]
                 alias = torch.ops.aten.alias.default
                 replaced[region[-1]] = Turn(alias, (x,), {}, last.outputs[0], last.where, kind=kind)
