@@ -14,4 +14,4 @@ from alignkit.rewriting.widening import SCORES, UnitMap, Widening
 
 __all__ = ["AxisChanges", "BalancedSpace", "Taken", "WideWeights", "balance_weights", "fold_weights", "module_with"]
 __all__ += ["FoldedNetwork", "bring_near", "folding_bytes", "follow_balances", "multiply_spaces", "unfold_weights"]
-__all__ += ["NearNetwork", "SCORES", "Stretching", "UnitMap", "Widening", "spaces_apart"]
+__all__ += ["SCORES", "NearNetwork", "Stretching", "UnitMap", "Widening", "spaces_apart"]
