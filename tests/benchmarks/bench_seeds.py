@@ -139,6 +139,7 @@ class Averages:
         rows["all symmetries, from activations"] = self.turned(seen, batches=few)
         rows["all symmetries, deepalign"] = self.turned(["deepalign"])
         rows["all symmetries, deepalign, with data"] = self.turned(["deepalign"], batches=few)
+        rows["all symmetries, deepalign, with 512 inputs"] = self.turned(["deepalign"], batches=4 * few)
         rows["all symmetries, then 200 steps without labels"] = self.turned([*weights, unlabelled], batches=many)
         rows["all symmetries, then 200 steps without labels, 100 that stretch"] = self.turned(
             [*weights, unlabelled], batches=many, stretch=100
