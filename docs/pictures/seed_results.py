@@ -22,7 +22,10 @@ FAMILIES = {"GPT-2": ("gpt2",), "Llama": ("llama", "llama-tied"), "ViT": ("vit",
 SHARES = {
     "all symmetries": ("from weights alone", "(weight_matching|frank_wolfe)"),
     "all symmetries, deepalign": ("without data by deepalign", "deepalign"),
-    "all symmetries, deepalign, with data": ("from 128 inputs by deepalign", "(activation_matching|deepalign), with data"),
+    "all symmetries, deepalign, with data": (
+        "from 128 inputs by deepalign",
+        "(activation_matching|deepalign), with data",
+    ),
     "all symmetries, then 200 steps without labels": ("with 200 steps without labels", ".*, with data"),
 }
 """Rows that are held against permutations, in words; and the permutation solvers that know as much."""
