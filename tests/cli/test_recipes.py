@@ -37,6 +37,10 @@ SAME: dict[str, tuple[str, list[object]]] = {
     "a dtype": ("dtype: bfloat16", ["--dtype", "bfloat16"]),
     "memory": ("memory: 50MB", ["--memory", "50MB"]),
     "a task": ("model: job_nets:net\ntask: job_nets:task", ["--model", "job_nets:net", "--task", "job_nets:task"]),
+    "stretched": (
+        "model: job_nets:net\ntask: job_nets:task\nsymmetries: all\nstretch: 5",
+        ["--model", "job_nets:net", "--task", "job_nets:task", "--symmetries", "all", "--stretch", 5],
+    ),
 }
 
 
@@ -119,6 +123,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "another tokenizer": ("tokenizer: c", "'c' is not one of the models. There are a.safetensors, b.safetensors"),
     "no tokenizer": ("tokenizer: b.safetensors", "b.safetensors: it has no files of a tokenizer"),
     "repair without data": ("repair: true", "--repair runs the networks on data"),
+    "a stretch without data": ("stretch: 5", "--stretch runs the networks on data"),
+    "a stretch below 0": ("stretch: -1", "line 4: stretch: -1"),
+    "a stretch of permutations": ("task: job_nets:task\nstretch: 5", "no scale or matrix of this graph is free"),
     "memory beside a task": ("memory: 50MB\ntask: job_nets:task", "--memory does not go with --task"),
 }  # fmt: skip
 
