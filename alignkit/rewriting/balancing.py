@@ -185,10 +185,22 @@ def _reversible(space: BalancedSpace) -> tuple[Tensor, Tensor]:
     return (left * values[..., None, :]) @ right, (left / values[..., None, :]) @ right
 
 
+def sides_of(graph: GraphStructure, balance: Balance) -> tuple[list[Use], list[Use]]:
+    """List where a group acts on what writes its space, and on what reads it."""
+    writes, reads = (
+        [use for at in places for use in uses_at(graph.tensors[at.tensor], balance.group, at)]
+        for places in (balance.writes, balance.reads)
+    )
+    return writes, reads
+
+
 def multiply_units(tensor: Tensor, use: Use, factor: Tensor) -> None:
     """Multiply the units of a use of a tensor in place: by a factor each, ``[instances, units]``, or by a matrix."""
     view = use.block.view(tensor)
-    view.copy_(multiplied(view, use, factor))
+    if factor.ndim == 2:  # without a copy: fold --memory counts them
+        view *= use.broadcast(factor.to(view))
+    else:
+        view.copy_(multiplied(view, use, factor))
 
 
 def multiplied(part: Tensor, use: Use, factor: Tensor) -> Tensor:
@@ -215,10 +227,7 @@ class _Space:
 
     def __init__(self, weights: WideWeights, graph: GraphStructure, balance: Balance) -> None:
         self.weights, self.balance = weights, balance
-        self.writes, self.reads = (
-            [use for at in places for use in uses_at(graph.tensors[at.tensor], balance.group, at)]
-            for places in (balance.writes, balance.reads)
-        )
+        self.writes, self.reads = sides_of(graph, balance)
         both = ((w, r) for w in self.writes for r in self.reads if _block_of(w) == _block_of(r))
         self.between = [(writer, reader) for writer, reader in both if writer.at != reader.at]
         self.adjacent = graph.groups[balance.group].kind == "adjacent_planes"

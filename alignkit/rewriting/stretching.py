@@ -11,13 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from alignkit.graph.rewrites import Balance, uses_at
+from alignkit.graph.rewrites import Balance
 from alignkit.graph.structure import GraphStructure
-from alignkit.graph.uses import Use
-from alignkit.rewriting.balancing import multiplied
+from alignkit.rewriting.balancing import multiplied, sides_of
 from alignkit.rewriting.spaces import BalancedSpace
-
-Sides = tuple[list[Use], list[Use]]
 
 
 class Stretching:
@@ -31,15 +28,10 @@ class Stretching:
     def __init__(self, graph: GraphStructure, weights: Mapping[str, Tensor]) -> None:
         self.graph, self.given = graph, weights
         self.balances = [balance for balance in graph.balances if isinstance(balance, Balance)]
-        self._sides: list[Sides] = []
+        self._sides = [sides_of(graph, balance) for balance in self.balances]
         self.generators: list[Tensor] = []
         """``[instances, units]``, ``[instances, planes]`` or ``[instances, units, units]``; they take gradients."""
         for balance in self.balances:
-            writes, reads = (
-                [use for place in places for use in uses_at(graph.tensors[place.tensor], balance.group, place)]
-                for places in (balance.writes, balance.reads)
-            )
-            self._sides.append((writes, reads))
             size = graph.groups[balance.group].size
             numbers = {"invertible": (size, size), "complex_planes": (size // 2,)}.get(balance.kind, (size,))
             like = weights[balance.writes[0].tensor]
