@@ -126,6 +126,7 @@ def list_differences(differences: Mapping[str, tuple[Any, Any]], names: tuple[st
     return list_some(parts, most)
 
 
+@check_arguments
 def says_ties(field: str) -> bool:
     """Tell whether a field, by its dotted name, says that a head is the embedding."""
     return field.rpartition(".")[2] == TIES
