@@ -12,7 +12,9 @@ Names and sub-packages are imported at their first use, so that ``import alignki
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -189,11 +191,20 @@ __all__ = [
 ]
 
 
+def _import(room: str) -> ModuleType:
+    """Import a room, and leave Python's random state as it was: libraries such as rich draw when they are imported."""
+    state = random.getstate()
+    try:
+        return import_module(room)
+    finally:
+        random.setstate(state)
+
+
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return import_module(_ROOMS[name])
+        return _import(_ROOMS[name])
     if name in _HOMES:
-        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        value = globals()[name] = getattr(_import(_HOMES[name]), name)
         return value
     raise AttributeError(f"module 'alignkit' has no attribute {name!r}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -295,3 +297,27 @@ def test_what_another_thread_does_at_the_same_time_is_not_held_against_a_block(n
 
     with warnings.catch_warnings(), watched_state("this block"), ThreadPoolExecutor(1) as pool:
         pool.submit(elsewhere).result()
+
+
+FIRST_USE = """
+import random
+import numpy as np, torch
+import alignkit
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+before = states()
+{use}
+assert states() == before
+"""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "; ".join(f"alignkit.{room}" for room in alignkit._ROOMS),
+        "str(alignkit.compare(alignkit.trace(a, torch.ones(1, 3)).bind(a, b)))",
+    ],
+)
+def test_the_first_use_in_a_process_draws_no_random_numbers_of_its_own(use):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST_USE.format(use=use)], check=True, timeout=300)

@@ -167,7 +167,10 @@ def transport_optimizer(
     graph = alignment.graph
     if graph.folds:
         problem = "the state of an optimiser belongs to the parameters as they were trained, and this graph folds some"
-        raise MergeError(f"{problem} into others. Trace with symmetries='permutation' for it.")
+        raise MergeError(
+            f"{problem} into others. Align by permutations for it: alignkit.trace(..., "
+            "symmetries='permutation'), or --symmetries permutation."
+        )
     if not {"state", "param_groups"} <= state.keys():
         raise MergeError("this is not the state of an optimiser: it has no 'state' and 'param_groups'.")
     ids = [number for group in state["param_groups"] for number in group["params"]]
