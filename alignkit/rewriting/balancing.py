@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from alignkit.graph.rewrites import AnyBalance, Balance, Phase, uses_at
 from alignkit.graph.structure import GraphStructure
 from alignkit.graph.uses import Use
 from alignkit.rewriting.phases import bring_phases, follow_phases, phases_apart
-from alignkit.rewriting.recurrent import recurrent_scales
+from alignkit.rewriting.recurrent import READS, WRITES, recurrent_scales
 from alignkit.rewriting.spaces import BalancedSpace
 from alignkit.rewriting.unit_signs import unit_signs
 from alignkit.rewriting.wide import WideWeights
@@ -228,8 +229,11 @@ class _Space:
     def __init__(self, weights: WideWeights, graph: GraphStructure, balance: Balance) -> None:
         self.weights, self.balance = weights, balance
         self.writes, self.reads = sides_of(graph, balance)
-        both = ((w, r) for w in self.writes for r in self.reads if _block_of(w) == _block_of(r))
-        self.between = [(writer, reader) for writer, reader in both if writer.at != reader.at]
+        uses = [(use, WRITES) for use in self.writes] + [(use, READS) for use in self.reads]
+        self.between = [
+            (one, other) for one, other in combinations(uses, 2) if _block_of(one[0]) == _block_of(other[0])
+        ]
+        """Where a tensor stands between units of the space, with what it does to those of each of its axes."""
         self.adjacent = graph.groups[balance.group].kind == "adjacent_planes"
         self.empty = 0
         shape = (graph.instances(balance.group), graph.groups[balance.group].size)
@@ -237,9 +241,8 @@ class _Space:
         self.write = self.read = one.diag_embed() if balance.kind == "invertible" else one
 
     def squares(self) -> float:
-        return sum(
-            float(use.block.view(self.weights[use.tensor]).square().sum()) for use in (*self.writes, *self.reads)
-        )
+        blocks = {_block_of(use): use for use in (*self.writes, *self.reads)}
+        return sum(float(use.block.view(self.weights[use.tensor]).square().sum()) for use in blocks.values())
 
     def balance_once(self, relaxation: float) -> float:
         """Balance the space, scales with a relaxation, and return by how much it changed, relative to its size."""
@@ -275,20 +278,23 @@ class _Space:
         return max(float((new_x - x).norm()), float((new_y - y).norm())) / size if size else 0.0
 
     def _balance_recurrent(self) -> float:
-        """Balance a space that a tensor writes and reads at once, and return the logarithm of its largest factor."""
-        blocks = {_block_of(use) for use, _ in self.between}
+        """Balance a space that a tensor stands in, and return the logarithm of its largest factor."""
+        blocks = {_block_of(use) for (use, _), _ in self.between}
         outside = [[use for use in side if _block_of(use) not in blocks] for side in (self.writes, self.reads)]
         written, read = (
             sum((self._part(use).square().sum(-1).cpu() for use in side), torch.zeros_like(self.write)).flatten()
             for side in outside
         )
         count = len(written)
-        between = torch.zeros(count * count, dtype=torch.float64)
-        for writer, reader in self.between:
-            squares = writer.block.view(self.weights[writer.tensor]).square().cpu()
-            rows, columns = (use.broadcast(torch.arange(count)) for use in (writer, reader))
-            between.index_add_(0, (rows * count + columns).expand(squares.shape).flatten(), squares.flatten())
-        flat, self.empty = recurrent_scales(written, read, between.view(count, count))
+        between: dict[tuple[int, int], Tensor] = {}
+        for (row, row_power), (column, column_power) in self.between:
+            squares = row.block.view(self.weights[row.tensor]).square().cpu()
+            rows, columns = (use.broadcast(torch.arange(count)) for use in (row, column))
+            summed = torch.zeros(count * count, dtype=torch.float64)
+            summed.index_add_(0, (rows * count + columns).expand(squares.shape).flatten(), squares.flatten())
+            powers = row_power, column_power
+            between[powers] = between.get(powers, 0) + summed.view(count, count)
+        flat, self.empty = recurrent_scales(written, read, between)
         scales = flat.view_as(self.write)
         inverse = torch.where(scales > 0, 1 / torch.where(scales > 0, scales, 1.0), 0.0)
         for side, factor in ((self.writes, scales), (self.reads, inverse)):

@@ -25,7 +25,8 @@ from alignkit.rewriting.wide import WideWeights
 from alignkit.text import list_some
 
 KEPT = 2
-"""Components that are kept once they are rewritten: files hold queries, keys, values and outputs in turn."""
+"""So many of the largest components, or more of smaller ones, are kept once they are rewritten: files hold queries,
+keys, values and outputs in turn."""
 COPIES: Mapping[SpaceKind, int] = {
     "scaled": 5,
     "monomial": 4,
@@ -65,6 +66,8 @@ class FoldedNetwork(StoredNetwork):
         self.components = components_of(self.graph, self.balances)
         self._component_of = {name: part for part in self.components for name in part.tensors}
         self._kept: dict[tuple[str, ...], Mapping[str, Tensor]] = {}
+        self._room = KEPT * max((part.numbers(self.graph) for part in self.components if part.is_rewritten), default=0)
+        """How many numbers are kept."""
         self.scratch = scratch
 
     def dtype(self, name: str) -> torch.dtype:
@@ -103,7 +106,7 @@ class FoldedNetwork(StoredNetwork):
         return rows
 
     def _rewritten(self, component: Component) -> Mapping[str, Tensor]:
-        """Return the tensors of a component, rewritten; the last few are kept, or all in files."""
+        """Return the tensors of a component, rewritten; the last ones are kept, or all in files."""
         if component.tensors not in self._kept:
             self._keep(component, self._rewrite(component)[0])
             self.release()
@@ -115,9 +118,9 @@ class FoldedNetwork(StoredNetwork):
             write_weights(path, rewritten)
             self._kept[component.tensors] = open_checkpoint(path)
             return
-        while len(self._kept) >= KEPT:
-            del self._kept[next(iter(self._kept))]
         self._kept[component.tensors] = rewritten
+        while sum(tensor.numel() for kept in self._kept.values() for tensor in kept.values()) > self._room:
+            del self._kept[next(iter(self._kept))]
 
     def _rewrite(self, component: Component) -> tuple[dict[str, Tensor], Taken, list[BalancedSpace]]:
         """Rewrite a component, and return its tensors, what its folds took out and how its spaces were balanced."""

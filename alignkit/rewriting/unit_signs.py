@@ -9,6 +9,7 @@ together: linear equations modulo 2.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -65,12 +66,12 @@ def unit_signs(
 def _evidence(weights: WideWeights, graph: GraphStructure, group: str, spaces: Sequence[Sides]) -> Iterator[_Evidence]:
     """Yield what tells signs, the best first: agreement, then weights that the fewest spaces flip."""
     flipped = [{_place_of(use) for side in sides for use in side} for sides in spaces]
-    blocks = {place[:2] for places in flipped for place in places}
-    # What stands between units of one space changes with the signs of others, and tells nothing.
-    others = [use for use in graph.uses[group] if (use.tensor, use.block.offsets) not in blocks]
+    blocks = Counter(place[:2] for place in set().union(*flipped))
+    others = [use for use in graph.uses[group] if _place_of(use)[:2] not in blocks]
     for writes, _ in spaces:
         by_flips: dict[tuple[bool, ...], Tensor] = {}
-        for use in writes:
+        # What stands between units of one space changes with the signs of others, and tells nothing.
+        for use in (use for use in writes if blocks[_place_of(use)[:2]] == 1):
             for other in (other for other in others if _beside(other) == _beside(use)):
                 flips = tuple(_place_of(use) in places for places in flipped)
                 product = (_part(weights, use) * _part(weights, other)).sum(-1)

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from alignkit.graph.elements.alignment import Alignment
 from alignkit.graph.kinds import KINDS
+from alignkit.matching.principal_axes import CanonicalForm
 from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots, shuffle_elements
+
+ALIKE = 1e-2
+"""Networks whose tensors differ by less of their squares may be copies, perhaps with noise."""
 
 
 class WeightMatchingOptions(IterativeOptions):
@@ -71,6 +75,9 @@ class WeightMatching(Solver[WeightMatchingOptions]):
         if problem.init is None and best.distance > unaligned:
             # Nearly aligned networks can be left in a worse place than they were: start where they are.
             best = ascent.run(problem.start.elements, classes, sweep)
+        if problem.init is None and best.distance > ascent.negligible and may_be_copies(problem):
+            run = ascent.run(between_forms(problem).elements, classes)
+            best = min(best, run, key=lambda each: each.distance)
         runs, idle = 1, 0
         while runs <= options.restarts and idle < options.patience and best.distance > ascent.negligible:
             if runs == 1 and not is_centre:
@@ -93,3 +100,18 @@ class WeightMatching(Solver[WeightMatchingOptions]):
         """Return the coordinate ascent that every run of a solve uses."""
         objective = problem.objective.with_products(self.options.products)
         return Ascent(objective, self.options.rtol, self.options.max_steps)
+
+
+def may_be_copies(problem: Problem) -> bool:
+    """Tell whether each tensor of B is as large as that of A, so that B may be a copy that no start led to."""
+    if problem.bound.is_stored:
+        return False
+    sums = problem.objective.sums.values()
+    return all(abs(each.squares_a - each.squares_b) <= ALIKE * (each.squares_a + each.squares_b) for each in sums)
+
+
+def between_forms(problem: Problem) -> Alignment:
+    """Return what brings the canonical form of B to that of A: where all of them are told, a copy to its original."""
+    forms = (CanonicalForm.of(problem.graph, side, tolerance=0) for side in (problem.a, problem.b))
+    to_a, to_b = (form.alignment for form in forms)
+    return to_a.inverse() @ to_b

@@ -183,7 +183,8 @@ def _gated(draft: _Draft, read: int) -> None:
 
 
 def _modulation(draft: _Draft, read: int) -> None:
-    other = draft.dice.randrange(len(draft.widths))
+    takes_words = any(isinstance(part, nn.Embedding) for part in draft.parts)
+    other = draft.dice.randrange(int(takes_words), len(draft.widths))
     draft.add(Modulation(draft.widths[read], draft.widths[other]), (read, other), draft.widths[read])
 
 

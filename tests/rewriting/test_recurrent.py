@@ -16,9 +16,10 @@ import alignkit
 from alignkit import SymmetryGraph
 from alignkit.graph import AxisOf, Balance
 from alignkit.rewriting import WideWeights, balance_weights
-from alignkit.rewriting.recurrent import recurrent_scales
+from alignkit.rewriting.recurrent import READS, WRITES, recurrent_scales
 
 UNITS = 5
+POWERS = st.sampled_from([(WRITES, READS), (WRITES, WRITES), (READS, READS)])
 
 
 class Layers(nn.Module):
@@ -53,6 +54,23 @@ class Loop(nn.Module):
         return self.head(state)
 
 
+class Paired(nn.Module):
+    """Weights that only write the units on both of their axes, with a tied head, or only read them, in a form."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.tied = tied
+        self.head, self.gate = nn.Linear(3, UNITS, bias=False), nn.Linear(UNITS, UNITS)
+        self.shift, self.mix = nn.Linear(UNITS, UNITS), nn.Linear(UNITS, UNITS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = self.head(x)
+        if self.tied:
+            return self.mix(units * self.gate(units).sigmoid() + self.shift(units)) @ self.head.weight
+        units = units.relu()
+        return (self.mix(units) * units).sum(-1) + self.gate(units).sigmoid().sum(-1)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "one layer": (Layers, (4, 6, 3)),
     "two layers": (lambda: Layers(num_layers=2), (4, 6, 3)),
@@ -62,6 +80,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "leaky": (lambda: Loop(lambda s, h, _: leaky_relu(s.again(h))), (8, 3)),
     "residual": (lambda: Loop(lambda s, h, _: h + s.again(h).relu()), (8, 3)),
     "scaled": (lambda: Loop(lambda s, h, _: (s.scale * s.again(h)).relu()), (8, 3)),
+    "written twice": (lambda: Paired(tied=True), (8, 3)),
+    "read twice": (lambda: Paired(tied=False), (8, 3)),
     "convolved": (lambda: Loop(lambda s, h, _: s.again(h).relu(), convolve=True), (4, 3, 7)),
 }
 
@@ -70,9 +90,10 @@ def with_scales(model: nn.Module, graph: SymmetryGraph) -> nn.Module:
     """Return a copy of a network whose units have other scales, and what reads them the inverse of these."""
     generator = torch.Generator().manual_seed(5)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for group in graph.groups:
-        scales = 10 ** (2 * torch.rand(graph.groups[group].size, generator=generator, dtype=torch.float64) - 1)
-        (balance,) = [balance for balance in graph.balances if balance.group == group]
+    assert graph.balances
+    for balance in graph.balances:
+        size = graph.groups[balance.group].size
+        scales = 10 ** (2 * torch.rand(size, generator=generator, dtype=torch.float64) - 1)
         for places, factor in ((balance.writes, scales), (balance.reads, 1 / scales)):
             for at in places:
                 positions = list(at.positions({at.tensor: tuple(weights[at.tensor].shape)}))
@@ -136,22 +157,26 @@ def test_that_scales_of_units_inside_heads_are_undone() -> None:
     assert not torch.allclose(balanced[0]["state"], weights["state"])
 
 
-@given(seed=st.integers(0, 10_000), units=st.integers(1, 7), share=st.floats(0, 1))
-def test_that_scales_make_the_sum_of_squares_the_least(seed: int, units: int, share: float) -> None:
+@given(seed=st.integers(0, 10_000), units=st.integers(1, 7), share=st.floats(0, 1), powers=st.sets(POWERS))
+def test_that_scales_make_the_sum_of_squares_the_least(
+    seed: int, units: int, share: float, powers: set[tuple[int, int]]
+) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(*sizes: int) -> Tensor:
         values = 10 ** (4 * torch.rand(sizes, generator=generator, dtype=torch.float64) - 2)
         return torch.where(torch.rand(sizes, generator=generator) < share, 0.0, values)
 
-    written, read, between = drawn(units), drawn(units), drawn(units, units)
+    written, read, between = drawn(units), drawn(units), {each: drawn(units, units) for each in powers}
     scales, empty = recurrent_scales(written, read, between)
     used = scales > 0
     assert empty == int((~used).sum())
     assert not bool((written > 0)[~used].logical_and((read > 0)[~used]).any())
-    ratio = torch.where(used[:, None] & used, scales[:, None] / torch.where(used, scales, 1.0), 0.0)
-    scaled = between * ratio.square()
-    scaled.fill_diagonal_(0)
-    writes = written * scales.square() + scaled.sum(1)
-    reads = torch.where(used, read / torch.where(used, scales, 1.0).square(), 0.0) + scaled.sum(0)
-    torch.testing.assert_close(writes, reads, rtol=1e-9, atol=1e-12)
+    inverse = torch.where(used, 1 / torch.where(used, scales, 1.0), 0.0)
+    by_power = {WRITES: scales.square(), READS: inverse.square()}
+    writes, reads = written * by_power[WRITES], read * by_power[READS]
+    for (row, column), squares in between.items():
+        scaled = by_power[row][:, None] * squares * by_power[column]
+        for power, sums in ((row, scaled.sum(1)), (column, scaled.sum(0))):
+            writes, reads = (writes + sums, reads) if power == WRITES else (writes, reads + sums)
+    torch.testing.assert_close(writes, reads, rtol=1e-8, atol=1e-10)

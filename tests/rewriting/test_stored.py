@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkit import fold, write_weights
+from alignkit import SymmetryGraph, fold, write_weights
 from alignkit.checkpoints import open_checkpoint
 from alignkit.errors import BindError, FoldError, UsageError
-from alignkit.graph.rewrites import Untie
+from alignkit.graph.rewrites import AxisOf, Balance, Untie
 from alignkit.graph.stored import StoredNetwork
 from alignkit.rewriting.components import Component, components_of
 from alignkit.rewriting.stored import FoldedNetwork
@@ -93,24 +93,51 @@ def test_rows_are_those_of_the_whole_tensor(
             assert torch.equal(network.rows(tensor, places), whole[tensor][places])
 
 
-@every_net
-def test_with_a_folder_nothing_is_rewritten_twice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net = NETS[name]()
-    saved(net, tmp_path / "a.safetensors")
-    rewritten: Counter[tuple[str, ...]] = Counter()
+@pytest.fixture
+def rewritten(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, ...]]:
+    """Count how often each component is rewritten."""
+    counts: Counter[tuple[str, ...]] = Counter()
     rewrite = FoldedNetwork._rewrite
 
     def counted(self: FoldedNetwork, component: Component) -> Any:
-        rewritten[component.tensors] += 1
+        counts[component.tensors] += 1
         return rewrite(self, component)
 
     monkeypatch.setattr(FoldedNetwork, "_rewrite", counted)
+    return counts
+
+
+@every_net
+def test_with_a_folder_nothing_is_rewritten_twice(
+    name: str, tmp_path: Path, rewritten: Counter[tuple[str, ...]]
+) -> None:
+    net = NETS[name]()
+    saved(net, tmp_path / "a.safetensors")
     (tmp_path / "scratch").mkdir()
     network = fold(tmp_path / "a.safetensors", net.graph, memory="2MB", scratch=tmp_path / "scratch").network
     for _ in range(3):
         for tensor in network:
             network[tensor]
     assert set(rewritten.values()) <= {1}
+
+
+@pytest.mark.parametrize("widths", [(40, 3, 4, 5), (6, 6), (3, 9, 2)])
+def test_components_that_are_small_beside_the_largest_are_not_rewritten_twice(
+    widths: tuple[int, ...], tmp_path: Path, rewritten: Counter[tuple[str, ...]]
+) -> None:
+    sizes = {f"{side}{at}": shape for at, n in enumerate(widths) for side, shape in (("in", (n, 3)), ("out", (2, n)))}
+    spec = {name: f"h{name[2:]} ." if name.startswith("in") else f". h{name[3:]}" for name in sizes}
+    balances = [
+        Balance(f"h{at}", (AxisOf(f"in{at}", 0),), (AxisOf(f"out{at}", 1),), "scaled") for at in range(len(widths))
+    ]
+    graph = SymmetryGraph.from_spec(spec, sizes, balances=tuple(balances))
+    write_weights(tmp_path / "a.safetensors", {name: torch.randn(size) for name, size in sizes.items()})
+    network = fold(tmp_path / "a.safetensors", graph, memory="2MB").network
+    rewritten.clear()  # it was looked at as a whole
+    for _ in range(3):
+        for tensor in network:
+            network[tensor]
+    assert list(rewritten.values()) == [1] * len(widths)
 
 
 @every_net

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import alignkit
 from alignkit.rewriting import module_with
 from helpers.planted import copied
-from helpers.random_layers import Activation, Channels, Combined, Gated, Scale, Shift
+from helpers.random_layers import Activation, Channels, Combined, Gated, Modulation, Recurrent, Scale, Shift
 from helpers.random_networks import RandomNetwork, draw_weights
 
 
@@ -38,6 +38,12 @@ def gain_and_product() -> RandomNetwork:
     return RandomNetwork(parts, steps, {3: nn.Linear(4, 2), 5: nn.Linear(4, 2)})
 
 
+def modulated_state() -> RandomNetwork:
+    """Weights between units of a state whose signs are chosen, beside recurrent ones whose signs stay."""
+    parts = [Recurrent(nn.RNN(3, 4, batch_first=True)), Scale(vector(4)), Modulation(4, 4)]
+    return RandomNetwork(parts, [(0, (0,)), (1, (1,)), (2, (2, 2))], {3: nn.Linear(4, 2, bias=False)})
+
+
 NETS: dict[str, Callable[[], RandomNetwork]] = {
     "a scale behind a function": lambda: chain(
         nn.Linear(3, 5), Activation("sigmoid"), Scale(vector(5)), nn.Linear(5, 2)
@@ -54,6 +60,7 @@ NETS: dict[str, Callable[[], RandomNetwork]] = {
     "a gate of cosines between sines": lambda: chain(
         nn.Linear(3, 6), Activation("sine"), Gated(6, 4, 4, "cosine", False), nn.Linear(4, 2)
     ),
+    "a state that modulates itself": modulated_state,
     "a gain and a product": gain_and_product,
 }
 
@@ -68,6 +75,8 @@ def test_copies_with_other_signs_are_the_same(name: str, seed: int) -> None:
     folded = alignkit.fold(net.state_dict(), graph).network
     copy, element = copied(graph, {key: folded[key] for key in graph.tensors}, seed)
     torch.testing.assert_close(run(net, copy, x), run(net, folded, x), rtol=1e-9, atol=1e-9)
+    for name, tensor in alignkit.fold(folded, graph).network.items():
+        torch.testing.assert_close(tensor, folded[name], rtol=1e-8, atol=1e-8)
     back = element.inverse().apply(alignkit.fold(copy, graph).network)
     torch.testing.assert_close(run(net, back, x), run(net, folded, x), rtol=1e-9, atol=1e-9)
     measured = alignkit.distance(graph, net.state_dict(), copy)

@@ -153,9 +153,11 @@ class _Judge:
             sizes = self.findings.shapes[tensor]
             return [(sizes[at], groups_on(axis)) for at, axis in enumerate(axes[tensor]) if at != own]
 
+        between = self._between(*self._axes(places))
+        alone = {segment for segment in places if self._axis(segment).tensor not in between}
         others = [beside(segment) for segment in self.segments if segment not in odd and segment not in places]
-        written = {segment for segment in places if self._axis(segment) in writes and beside(segment) in others}
-        return written | {segment for segment in places if not any(groups for _, groups in beside(segment))}
+        written = {segment for segment in alone if self._axis(segment) in writes and beside(segment) in others}
+        return written | {segment for segment in alone if not any(groups for _, groups in beside(segment))}
 
     def _equations_of_signs(self, turning: Collection[int] = ()) -> tuple[list[Form], list[int]]:
         """Return what signs of segments have to fulfil, and all unknowns, those last that follow from others.
@@ -316,7 +318,7 @@ class _Judge:
             if len(solution) == len(self.segments) and set(map(abs, solution.values())) == {1}:
                 sides = self._sides({segment: int(value) for segment, value in solution.items()})
                 word: BalanceKind = "complex_planes" if kind in PLANES else "invertible"
-                known = all(sides) and not self._on_both(*sides)
+                known = all(sides) and not self._between(*sides[0], *sides[1])
                 return (Balance(self.name, *sides, word),) if known else ()
         return ()
 
@@ -342,16 +344,20 @@ class _Judge:
             if set(whole.values()) - high != {1} or len(high) != 1:
                 continue
             degree = -high.pop()
-            if degree != 1 and self._on_both(writes, reads):
+            between = self._between(*writes, *reads)
+            if between and (degree != 1 or max(between.values()) > 2):
                 continue
             odd = [segment for segment, value in whole.items() if value % 2]
             signs = degree == 1 and is_even(self.facts.equations + self.facts.of_signs, odd)
             balances.append(Balance(self.name, writes, reads, "monomial" if signs else "scaled", degree))
         return tuple(balances)
 
-    def _on_both(self, writes: Iterable[AxisOf], reads: Collection[AxisOf]) -> bool:
-        """Return whether a tensor stands between units of this space, as recurrent weights do."""
-        return any(w.tensor == r.tensor and w.axis != r.axis for w in writes for r in reads)
+    def _between(self, *places: AxisOf) -> dict[str, int]:
+        """Return the tensors that stand between units of this space, as recurrent weights do, and on how many axes."""
+        axes: dict[str, set[int]] = defaultdict(set)
+        for place in places:
+            axes[place.tensor].add(place.axis)
+        return {tensor: len(on) for tensor, on in axes.items() if len(on) > 1}
 
     def _sides(self, degrees: Mapping[int, int]) -> tuple[tuple[AxisOf, ...], tuple[AxisOf, ...]]:
         """Return the axes that write, by the sign of their degrees those that read; readers are contracted."""

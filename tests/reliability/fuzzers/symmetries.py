@@ -105,7 +105,7 @@ class Checked:
         for name in "bc":
             expected = alignkit.distance(self.graph.bind(folded["a"], folded[name]))
             found = alignkit.distance(self.graph.bind(stored["a"], stored[name], memory="2MB"))
-            close = abs(expected.after - found.after) <= 1e-6 * expected.before
+            close = abs(expected.after - found.after) <= 1e-6 * max(expected.before, 1e-9)
             expect(close, f"{name} on disk is {found.after:.6g} away, in memory {expected.after:.6g}")
             expect(expected.same == found.same, f"{name} is {found.verdict} on disk, {expected.verdict} in memory")
             merged = alignkit.merge(self.graph, stored["a"], stored[name], memory="2MB").network
