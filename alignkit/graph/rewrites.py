@@ -9,6 +9,7 @@ here; `alignkit.rewriting` carries them out.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -265,6 +266,16 @@ class Balance:
         if self.degree < 1 or (self.degree > 1 and self.kind != "scaled"):
             raise GraphError(f"the balance of {self.group!r} has degree {self.degree}: 1, or more where it is scaled.")
         check_disjoint((*self.writes, *self.reads), shapes, f"the balance of {self.group!r}")
+        most = 2 if self.kind in ("scaled", "monomial") and self.degree == 1 else 1
+        axes: dict[str, set[int]] = defaultdict(set)
+        for place in (*self.writes, *self.reads):
+            axes[place.tensor].add(place.axis)
+        tensor = max(axes, key=lambda name: len(axes[name]))
+        if len(axes[tensor]) > most:
+            raise GraphError(
+                f"the balance of {self.group!r} stands at {len(axes[tensor])} axes of tensor {tensor!r}: at most "
+                f"{most} can be balanced, two for factors of degree 1 and one otherwise."
+            )
 
     def __str__(self) -> str:
         return f"{self.group} ({self.kind.replace('_', ' ')}): {_list(self.writes)} against {_list(self.reads)}"

@@ -45,7 +45,8 @@ class WeightMatching(Solver[WeightMatchingOptions]):
 
     Coordinate ascent on ``<A, P # B>`` ([Ainsworth23], Algorithm 1), for any graph. A step is taken only when
     the true objective improves, so runs are monotone and end. The algorithm is `alignkit.solvers.coordinate_ascent`;
-    this class adds where to start, and restarts.
+    this class adds where to start, and restarts. Networks whose tensors are equally large may be copies: where the
+    first run does not bring them together, another one starts from their canonical forms.
     """
 
     name = "weight_matching"
@@ -77,7 +78,9 @@ class WeightMatching(Solver[WeightMatchingOptions]):
             best = ascent.run(problem.start.elements, classes, sweep)
         if problem.init is None and best.distance > ascent.negligible and may_be_copies(problem):
             run = ascent.run(between_forms(problem).elements, classes)
-            best = min(best, run, key=lambda each: each.distance)
+            if run.distance < best.distance:
+                best = run
+                report(Step(1, best.distance, "from canonical forms", Alignment(problem.graph, best.elements)))
         runs, idle = 1, 0
         while runs <= options.restarts and idle < options.patience and best.distance > ascent.negligible:
             if runs == 1 and not is_centre:

@@ -24,7 +24,7 @@ from alignkit.graph import (
     Untie,
     Zero,
 )
-from alignkit.graph.rewrites import FOLDS, REASONS
+from alignkit.graph.rewrites import FOLDS, REASONS, BalanceKind
 from helpers.documents import unsealed
 
 SHAPES = {
@@ -142,6 +142,21 @@ class TestChecks:
     def test_a_balance_that_does_not_fit_is_refused(self, balance: Balance, message: str) -> None:
         with pytest.raises(GraphError, match=message):
             graph_with(balances=(balance,))
+
+    @pytest.mark.parametrize(("kind", "degree", "most"), [("scaled", 1, 2), ("scaled", 2, 1), ("invertible", 1, 1)])
+    def test_a_tensor_stands_between_units_on_two_axes_at_most(self, kind: BalanceKind, degree: int, most: int) -> None:
+        sizes = {"in": (4, 3), "cube": (4, 4, 4), "square": (4, 4), "out": (2, 4)}
+        spec = {"in": "h .", "cube": "h h h", "square": "h h", "out": ". h"}
+        for tensor, count in (("cube", 3), ("square", 2)):
+            reads = (AxisOf("out", 1), *(AxisOf(tensor, axis) for axis in range(count)))
+            balance = Balance("h", (AxisOf("in", 0),), reads, kind, degree)
+            if count > most:
+                with pytest.raises(
+                    GraphError, match=f"'h' stands at {count} axes of tensor '{tensor}': at most {most}"
+                ):
+                    SymmetryGraph.from_spec(spec, sizes, balances=(balance,))
+            else:
+                SymmetryGraph.from_spec(spec, sizes, balances=(balance,))
 
     def test_tied_tensors_go_by_their_first_name(self) -> None:
         shared = torch.zeros(9, 6)

@@ -92,6 +92,29 @@ def test_products_in_float32_find_planted_orders_and_stay_monotone(seed: int) ->
     assert narrow.objective_after == pytest.approx(wide.objective_after, rel=0.02)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+@pytest.mark.parametrize(("width", "depth"), [(3, 2), (6, 3), (8, 5)])
+def test_copies_of_chains_of_rotations_are_found(width: int, depth: int, noise: float) -> None:
+    """Each space of a chain is rotated by itself, and only its two ends stay: most starts end in another optimum."""
+    generator = torch.Generator().manual_seed(width)
+    sizes = [2, *[width] * (depth + 1), 2]
+    names = [f"layer{at}" for at in range(len(sizes) - 1)]
+    a = {
+        name: torch.randn(sizes[at + 1], sizes[at], generator=generator, dtype=torch.float64)
+        for at, name in enumerate(names)
+    }
+    marks = [".", *(f"~s{at}" for at in range(depth + 1)), "."]
+    graph = SymmetryGraph.from_spec({name: f"{marks[at + 1]} {marks[at]}" for at, name in enumerate(names)}, a)
+    planted = Alignment.random(graph, 1)
+    b = planted.apply({n: t + noise * torch.randn(t.shape, generator=generator).double() for n, t in a.items()})
+    pair = graph.bind(a, b)
+    solution = solve(pair, solver="weight_matching")
+    truth = solve(pair, solver="weight_matching", init=planted.inverse())
+    size = sum(float(tensor.square().sum()) for tensor in a.values())
+    assert solution.objective_after <= 1.001 * truth.objective_after + 1e-12 * size
+    assert solution.history[-1].objective == pytest.approx(solution.objective_after, rel=1e-6, abs=1e-12 * size)
+
+
 def test_too_few_steps_are_told() -> None:
     solution = solve(noisy_pair(0, 1.0), solver="weight_matching", max_steps=1)
     assert solution.status is Status.MAX_STEPS
