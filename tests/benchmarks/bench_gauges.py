@@ -28,8 +28,8 @@ from torch.nn.functional import silu
 
 import alignkit
 from alignkit import Alignment, SymmetryGraph
-from alignkit.graph import Balance, Gain, Mean, OutputScale, Phase, Shift, Through, Zero
-from alignkit.graph.phases import move_phases
+from alignkit.graph import Balance, Gain, Mean, OutputScale, Shift, Through, Zero
+from alignkit.graph.phases import move_phases, phases_in
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.graph.rewrites import AxisOf, Fold, uses_at
 from alignkit.jobs.near_phases import with_near_phases
@@ -160,7 +160,7 @@ def planted(given: Subject, seed: int) -> dict[str, Tensor]:
     graph = given.graph
     folded = alignkit.fold(given.model.state_dict(), graph, balance=False).network
     wide = WideWeights(Alignment.random(graph, seed).apply(folded))
-    move_phases(graph, [balance for balance in graph.balances if isinstance(balance, Phase)], wide, generator)
+    move_phases(graph, phases_in(graph), wide, generator)
     for balance in (balance for balance in graph.balances if isinstance(balance, Balance)):
         write, read = factors(graph, balance, generator)
         for places, factor in ((balance.writes, write), (balance.reads, read)):
@@ -235,7 +235,7 @@ def noisy(weights: dict[str, Tensor], level: float, seed: int) -> dict[str, Tens
 
 def residual(graph: SymmetryGraph, a: Any, b: Any, solution: alignkit.Solution, norm: float) -> float:
     """Return what is left of the norm of the weights."""
-    if any(isinstance(balance, Phase) for balance in graph.balances):
+    if phases_in(graph):
         aligned = with_near_phases(graph, a, solution.apply(b))
         return math.sqrt(sum(float((a[name] - tensor).square().sum()) for name, tensor in aligned.items())) / norm
     return math.sqrt(max(0.0, solution.objective_after)) / norm

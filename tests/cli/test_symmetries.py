@@ -17,8 +17,7 @@ from torch import Tensor
 
 import alignkit
 from alignkit import Alignment, open_networks, read_weights, write_weights
-from alignkit.graph import Phase
-from alignkit.graph.phases import move_phases
+from alignkit.graph.phases import move_phases, phases_in
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.jobs.near_phases import with_near_phases
 from helpers.command_line import run
@@ -51,8 +50,7 @@ class Pair:
         self.model = models[0].eval()
         files = open_networks(here / self.file("a"), model=None if self.is_folder else self.given[1], symmetries="all")
         twin = {name: tensor.clone() for name, tensor in files.weights[0].items()}
-        phases = [balance for balance in files.graph.balances if isinstance(balance, Phase)]
-        move_phases(files.graph, phases, twin, torch.Generator().manual_seed(5))
+        move_phases(files.graph, phases_in(files.graph), twin, torch.Generator().manual_seed(5))
         files.write(here / self.file("twin"), Alignment.random(files.graph, 5).apply(twin), like=0)
 
     def file(self, name: str) -> str:

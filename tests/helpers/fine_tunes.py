@@ -7,8 +7,8 @@ from torch import nn
 
 import alignkit
 from alignkit import Alignment, SymmetryGraph
-from alignkit.graph import Balance, Phase
-from alignkit.graph.phases import move_phases
+from alignkit.graph import Balance
+from alignkit.graph.phases import move_phases, phases_in
 from alignkit.rewriting import BalancedSpace, WideWeights, module_with, multiply_spaces
 from helpers.folding_nets import Net
 
@@ -35,14 +35,20 @@ def random_gauge(graph: SymmetryGraph, seed: int) -> list[BalancedSpace]:
     return spaces
 
 
+def gauged(network: nn.Module, graph: SymmetryGraph, seed: int) -> nn.Module:
+    """Return an equal network whose scales and matrices are random."""
+    wide = WideWeights({graph.first_names[name]: tensor for name, tensor in network.state_dict().items()})
+    multiply_spaces(wide, graph, random_gauge(graph, seed))
+    values = wide.rounded()
+    return module_with(network, {name: values[first] for name, first in graph.first_names.items()})
+
+
 def copied(net: Net, model: nn.Module, seed: int) -> nn.Module:
     """Return a folded network under a random element of its whole group, the same for every network of a seed."""
     folded = alignkit.fold(model, net.graph, balance=False).network
-    wide = WideWeights({net.graph.first_names[n]: t for n, t in folded.state_dict().items()})
-    multiply_spaces(wide, net.graph, random_gauge(net.graph, seed))
-    values = {name: tensor.clone() for name, tensor in wide.rounded().items()}
-    phases = [balance for balance in net.graph.balances if isinstance(balance, Phase)]
-    move_phases(net.graph, phases, values, torch.Generator().manual_seed(seed))
+    state = gauged(folded, net.graph, seed).state_dict()
+    values = {net.graph.first_names[name]: tensor.clone() for name, tensor in state.items()}
+    move_phases(net.graph, phases_in(net.graph), values, torch.Generator().manual_seed(seed))
     moved = module_with(folded, {n: values[first] for n, first in net.graph.first_names.items()})
     return Alignment.random(net.graph, seed).apply(moved)
 

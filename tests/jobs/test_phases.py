@@ -13,8 +13,7 @@ import alignkit
 from alignkit import Alignment, SymmetryGraph
 from alignkit.checkpoints import write_weights
 from alignkit.errors import FoldError
-from alignkit.graph import Phase
-from alignkit.graph.phases import half_periods_of, move_phases
+from alignkit.graph.phases import half_periods_of, move_phases, phases_in
 from alignkit.graph.stored import Budget, StoredNetwork
 from alignkit.jobs.near_phases import with_near_phases
 from alignkit.rewriting import NearNetwork, module_with
@@ -49,16 +48,12 @@ BUILDS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def phases_of(graph: SymmetryGraph) -> list[Phase]:
-    return [balance for balance in graph.balances if isinstance(balance, Phase)]
-
-
 def copied(graph: SymmetryGraph, model: nn.Module, seed: int, noise: float = 0.0) -> nn.Module:
     """Return a copy under a random element with random half periods, in float64 until it is done."""
     generator = torch.Generator().manual_seed(seed)
     wide = {name: tensor.double() for name, tensor in model.state_dict().items()}
     wide = {n: t + noise * t.std() * torch.randn(t.shape, generator=generator).double() for n, t in wide.items()}
-    move_phases(graph, phases_of(graph), wide, generator)
+    move_phases(graph, phases_in(graph), wide, generator)
     moved = Alignment.random(graph, seed).apply(wide)
     return module_with(model, {name: tensor.to(model.state_dict()[name].dtype) for name, tensor in moved.items()})
 
@@ -92,7 +87,7 @@ def edge_copies(noise: float) -> tuple[SymmetryGraph, nn.Module, nn.Module]:
     model = siren().double()
     graph = alignkit.trace(model, X.double(), symmetries="all")
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    _, phase = phases_of(graph)
+    _, phase = phases_in(graph)
     half = half_periods_of(graph, phase, weights)[0, 0] / 2
     weights[phase.bias.tensor][::4] = half * (1 - 1e-6)
     edge = module_with(model, weights)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import alignkit
-from alignkit import SymmetryGraph, Task, fold, stretch
+from alignkit import Task, fold, stretch
 from alignkit.errors import BindError, FoldError, MergeError, TaskError
 from alignkit.graph import Balance
 from alignkit.reports import write_report
-from alignkit.rewriting import WideWeights, module_with, multiply_spaces
-from helpers.fine_tunes import random_gauge
+from helpers.fine_tunes import gauged
 from helpers.folding_nets import NETS, Net
 
 FREE = [name for name, build in NETS.items() if any(isinstance(b, Balance) for b in build().graph.balances)]
@@ -37,14 +36,6 @@ def folded(name: str, seed: int = 0) -> nn.Module:
     network = fold(net.model, net.graph).network
     assert isinstance(network, nn.Module)
     return network
-
-
-def gauged(network: nn.Module, graph: SymmetryGraph, seed: int) -> nn.Module:
-    """Return an equal network whose scales and matrices are random."""
-    wide = WideWeights({graph.first_names[name]: tensor for name, tensor in network.state_dict().items()})
-    multiply_spaces(wide, graph, random_gauge(graph, seed))
-    values = wide.rounded()
-    return module_with(network, {name: values[first] for name, first in graph.first_names.items()})
 
 
 @every_net

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkit import Alignment, SymmetryGraph
 from alignkit.graph import AxisOf, Phase
-from alignkit.graph.phases import biases_of, half_periods_of, move_by_half_periods, move_phases
+from alignkit.graph.phases import biases_of, half_periods_of, move_by_half_periods, move_phases, phases_in
 from alignkit.rewriting import WideWeights, balance_weights, bring_near, follow_balances
 
 SPEC = {"up": "-h .", "bias": "-h", "shift": "-h", "down": ". -h", "frequency": "."}
@@ -54,7 +54,7 @@ FREQUENCIES = st.one_of(st.floats(0.1, 40), st.floats(-40, -0.1))
 def test_copies_come_to_one_place_and_stay_there(seed: int, other: int, frequency: float) -> None:
     graph, weights = drawn(seed, frequency)
     moved = {name: tensor.clone() for name, tensor in weights.items()}
-    move_phases(graph, [b for b in graph.balances if isinstance(b, Phase)], moved, torch.Generator().manual_seed(other))
+    move_phases(graph, phases_in(graph), moved, torch.Generator().manual_seed(other))
     torch.testing.assert_close(function_of(moved), function_of(weights), rtol=0, atol=1e-9)
     one, two = brought(graph, weights), brought(graph, moved)
     torch.testing.assert_close(function_of(one), function_of(weights), rtol=0, atol=1e-9)
@@ -86,7 +86,7 @@ def test_networks_of_one_order_come_near_to_each_other(seed: int, other: int, fr
     signs = 1 - 2 * torch.randint(2, (5,), generator=generator).double()
     flipped = {**noisy, "up": noisy["up"] * signs[:, None], "down": noisy["down"] * signs}
     flipped |= {name: noisy[name] * signs for name in ("bias", "shift")}
-    move_phases(graph, [b for b in graph.balances if isinstance(b, Phase)], flipped, generator)
+    move_phases(graph, phases_in(graph), flipped, generator)
     like = brought(graph, weights)
     wide = WideWeights(brought(graph, flipped))
     bring_near(wide, graph, like)
@@ -106,7 +106,7 @@ def test_a_fine_tune_ends_beside_its_base(way: str) -> None:
     if way == "folded":
         tuned = brought(graph, tuned)
     if way == "moved by half periods":
-        move_phases(graph, [b for b in graph.balances if isinstance(b, Phase)], tuned, generator)
+        move_phases(graph, phases_in(graph), tuned, generator)
     wide = WideWeights(tuned)
     follow_balances(wide, graph, spaces)
     ended = wide.rounded()

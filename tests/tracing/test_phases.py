@@ -10,7 +10,7 @@ import alignkit
 from alignkit import SymmetryGraph
 from alignkit.errors import VerificationError
 from alignkit.graph import AxisOf, Phase
-from alignkit.graph.phases import move_phases
+from alignkit.graph.phases import move_phases, phases_in
 from alignkit.graph.proof.perturb import perturbed
 from alignkit.rewriting import module_with
 from alignkit.tracing.gauges.proof import refute
@@ -24,16 +24,12 @@ def example(case: SineCase, seed: int = 0) -> tuple[nn.Module, Tensor]:
     return perturbed(case.build().double().eval(), seed), case.example().double()
 
 
-def phases_of(graph: SymmetryGraph) -> list[Phase]:
-    return [balance for balance in graph.balances if isinstance(balance, Phase)]
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_biases_that_move_and_their_frequencies_are_found(name: str) -> None:
     case = CASES[name]
     model, x = example(case)
     graph = alignkit.trace(model, x, symmetries="all")
-    found = {phase.bias.tensor: (phase.frequency, phase.factors) for phase in phases_of(graph)}
+    found = {phase.bias.tensor: (phase.frequency, phase.factors) for phase in phases_in(graph)}
     assert found == case.phases, graph.report()
     assert case.reason in graph.report()
     # Laws alone say the same: nothing that they let through was taken back by the proof.
@@ -46,7 +42,7 @@ def test_planted_half_periods_are_undone_by_folding(name: str, seed: int) -> Non
     model, x = example(MOVES[name], seed)
     graph = alignkit.trace(model, x, symmetries="all")
     moved = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    move_phases(graph, phases_of(graph), moved, torch.Generator().manual_seed(seed))
+    move_phases(graph, phases_in(graph), moved, torch.Generator().manual_seed(seed))
     copy = module_with(model, moved)
     assert any(not torch.equal(moved[bias], model.state_dict()[bias]) for bias in MOVES[name].phases)
     torch.testing.assert_close(copy(x), model(x), rtol=0, atol=1e-9)
@@ -61,9 +57,9 @@ def test_networks_of_other_shapes(name: str) -> None:
     torch.manual_seed(0)
     model, x = perturbed(build().double().eval()), torch.randn(shape).double()
     graph = alignkit.trace(model, x, symmetries="all")
-    assert len(phases_of(graph)) == count, graph.report()
+    assert len(phases_in(graph)) == count, graph.report()
     moved = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    move_phases(graph, phases_of(graph), moved, torch.Generator().manual_seed(1))
+    move_phases(graph, phases_in(graph), moved, torch.Generator().manual_seed(1))
     one, other = (alignkit.fold(network, graph, x).network for network in (model, module_with(model, moved)))
     torch.testing.assert_close(other.state_dict(), one.state_dict(), rtol=0, atol=1e-9)
     graph.verify(one, x)
@@ -76,7 +72,7 @@ def test_graphs_with_phases_are_written_and_read(name: str) -> None:
     graph = alignkit.trace(model, x, symmetries="all")
     again = SymmetryGraph.from_json(graph.to_json())
     assert again == graph and again.balances == graph.balances
-    assert all(str(phase) in graph.report() for phase in phases_of(graph))
+    assert all(str(phase) in graph.report() for phase in phases_in(graph))
 
 
 WRONG = {
