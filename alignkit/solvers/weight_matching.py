@@ -16,8 +16,9 @@ from alignkit.matching.principal_axes import CanonicalForm
 from alignkit.solver import IterativeOptions, Needs, Outcome, Problem, Report, Returns, Solver, Status, Step
 from alignkit.solvers.coordinate_ascent import Ascent, colour_roots, shuffle_elements
 
-ALIKE = 1e-2
-"""Networks whose tensors differ by less of their squares may be copies, perhaps with noise."""
+ALIKE, FAR = 1e-2, 1e-3
+"""Networks whose tensors differ by less than the first part of their squares may be copies, perhaps with noise. Those
+whose distance is less than the second part of these are brought together already, as fine-tunes of one base are."""
 
 
 class WeightMatchingOptions(IterativeOptions):
@@ -76,7 +77,7 @@ class WeightMatching(Solver[WeightMatchingOptions]):
         if problem.init is None and best.distance > unaligned:
             # Nearly aligned networks can be left in a worse place than they were: start where they are.
             best = ascent.run(problem.start.elements, classes, sweep)
-        if problem.init is None and best.distance > ascent.negligible and may_be_copies(problem):
+        if problem.init is None and best.distance > FAR * problem.objective.squares and may_be_copies(problem):
             run = ascent.run(between_forms(problem).elements, classes)
             if run.distance < best.distance:
                 best = run
