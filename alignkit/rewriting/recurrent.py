@@ -49,17 +49,14 @@ def recurrent_scales(written: Units, read: Units, between: Between) -> tuple[Uni
     written, read = written[used], read[used]
     between = {powers: squares[used][:, used] for powers, squares in between.items()}
     logarithms = torch.zeros_like(written)
-    value, _, _ = _sum_of_squares(logarithms, written, read, between)
     for _ in range(MAX_STEPS if len(used) else 0):
-        _, slope, bent = _sum_of_squares(logarithms, written, read, between)
+        value, slope, bent = _sum_of_squares(logarithms, written, read, between)
         bent.diagonal().add_(RIDGE * bent.diagonal().max())
         step = -torch.linalg.solve(bent, slope) / 2
         step = step / step.abs().max().clamp(min=1.0)
-        while (new := _sum_of_squares(logarithms + step, written, read, between)[0]) > value and float(
-            step.abs().max()
-        ) > NEAR:
+        while float(step.abs().max()) > NEAR and _sum_of_squares(logarithms + step, written, read, between)[0] > value:
             step = step / 2
-        logarithms, value = logarithms + step, new
+        logarithms = logarithms + step
         if float(step.abs().max()) <= SETTLED:
             break
     scales = torch.zeros(len(full), dtype=logarithms.dtype, device=logarithms.device)
