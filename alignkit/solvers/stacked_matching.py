@@ -21,7 +21,7 @@ from alignkit.graph.elements.action import act_on_blocks
 from alignkit.graph.parts import Places, as_tensors, parts_of_block
 from alignkit.matching.assignment import assignment_value, linear_assignment
 from alignkit.matching.products import Product
-from alignkit.solvers.coordinate_ascent import ROUNDING, TINY, colour_roots
+from alignkit.solvers.coordinate_ascent import ROUNDING, RTOL, TINY, colour_roots
 
 STACK_ELEMENTS = 1 << 23
 """Maximum number of weights in a stack of networks: 64 MB in float64."""
@@ -81,11 +81,12 @@ class StackedMatching:
         uses = {group: [use for use in graph.uses[group] if use.tensor in self.a] for group in graph.groups}
         self.terms = {group: [_Term(self, use) for use in own] for group, own in uses.items()}
 
-    def run(self, rtol: float, max_sweeps: int, start: Mapping[str, Tensor] | None = None) -> StackedRun:
+    def run(self, rtol: float | None, max_sweeps: int, start: Mapping[str, Tensor] | None = None) -> StackedRun:
         """Update until nothing improves; the arguments are those of `Ascent`.
 
         ``start`` are indices ``[pairs, n]`` of every group; without it no group is known at first.
         """
+        rtol = RTOL if rtol is None else rtol
         self.elements.update(start or {})
         run = StackedRun(self.elements)
         dirty = {name: torch.ones(self.count, dtype=torch.bool) for name in self.graph.groups}

@@ -24,8 +24,9 @@ whose distance is less than the second part of these are brought together alread
 class WeightMatchingOptions(IterativeOptions):
     """Options of weight matching; a step is one sweep over all groups."""
 
-    rtol: float = Field(1e-9, ge=0)
-    """Stop when a sweep lowers the squared distance by less than this fraction."""
+    rtol: float | None = Field(None, ge=0)
+    """Stop when a sweep lowers the squared distance by less than this fraction. None: 1e-9, or 1e-5 where spaces
+    rotate, whose last digits take most of the sweeps."""
     restarts: int = Field(0, ge=0)
     """Further runs, each in a random order of groups and from the best alignment so far with some units shuffled. The
     best run is kept."""
