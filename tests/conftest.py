@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import hypothesis
 import pytest
 import torch
 
 from helpers import torchvision_shim
 
+hypothesis.settings.register_profile("alignkit", deadline=None)  # no test depends on the clock
+hypothesis.settings.load_profile("alignkit")
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # One process a core already.
 

@@ -49,7 +49,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 @given(rearrangements())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_tensors_in_other_pieces_are_read_and_written(
     tmp_path_factory: pytest.TempPathFactory, case: tuple[Rearranged, dict[str, Tensor], dict[str, Tensor]]
 ) -> None:

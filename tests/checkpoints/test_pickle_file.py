@@ -78,7 +78,7 @@ def views(draw: st.DrawFn) -> Tensor:
     return base
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), views(), max_size=4), st.booleans()
 )

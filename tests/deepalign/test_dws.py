@@ -122,7 +122,7 @@ def test_swapping_the_networks_transposes_scores(name, dtype):
         torch.testing.assert_close(back[group].T, forth[group], atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(graph=graphs(), seed=st.integers(0, 99))
 def test_symmetries_hold_on_random_graphs(graph, seed):
     assume(graph.groups)
@@ -213,7 +213,7 @@ def test_exact_where_norms_are_as_torch_starts_them():
     assert found == shuffle.inverse()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(graph=graphs(), seed=st.integers(0, 99))
 def test_exact_on_random_graphs(graph, seed):
     assume(graph.groups)

@@ -17,7 +17,7 @@ from alignkit.graph.elements import action
 from helpers.documents import unsealed
 from helpers.graph_strategies import all_alignments, distinct_weights, graphs, slow_apply
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 seeds = st.integers(0, 2**31)
 
 HEADS = SymmetryGraph.from_spec(

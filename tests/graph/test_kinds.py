@@ -19,7 +19,7 @@ from alignkit.testing import KIND_ARCHITECTURES, planted_pair
 from helpers.documents import unsealed
 from helpers.graph_strategies import distinct_weights, graphs, slow_apply
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 seeds = st.integers(0, 2**31)
 MARKED = [kind for kind, facts in KINDS.items() if facts.mark]
 ROTATING = [kind for kind in MARKED if KINDS[kind].rotates]

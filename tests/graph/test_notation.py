@@ -96,7 +96,7 @@ def test_a_long_layout_is_cut_in_the_message() -> None:
     assert len(str(caught.value)) < 500
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text() | st.text("ab1.()[]+: ", max_size=24))
 def test_any_text_is_refused_or_read_and_written_stably(text: str) -> None:
     try:
@@ -115,7 +115,7 @@ atoms = st.sampled_from(["a", "b[a]", "c:3", "2", "."])
 sentences = st.recursive(atoms, lambda inner: joined(" ", inner, 1) | joined("+", inner, 2), max_leaves=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sentences)
 def test_every_sentence_of_the_grammar_is_read(text: str) -> None:
     layout = parse_layout(text)

@@ -17,7 +17,7 @@ from alignkit.graph import Pair
 from alignkit.graph.owned import Owned, ReadOnly
 from helpers.graph_strategies import distinct_weights, graphs
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 GRAPH = SymmetryGraph.from_spec({"w": "h .", "v": ". h"}, {"w": (4, 2), "v": (3, 4)})
 FORMS = {
     "tensors": lambda indices: indices,

@@ -15,7 +15,7 @@ from helpers.documents import unsealed
 from helpers.graph_strategies import graphs
 from helpers.small_graphs import ATTENTION, MLP, TRACED
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 class TestJson:

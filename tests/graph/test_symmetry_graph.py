@@ -18,7 +18,7 @@ from alignkit.graph import Group, TensorNode, builders, parse_layout
 from helpers.graph_strategies import all_alignments, graphs
 from helpers.small_graphs import ATTENTION, MLP
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 class TestSizes:

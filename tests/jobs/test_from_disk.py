@@ -141,7 +141,7 @@ def test_similarities_from_disk_are_those_in_memory(tmp_path: Path, name: str, p
                 torch.testing.assert_close(*(tree.objective.pair_similarity(use, own) for tree in trees))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(graph=graphs(), data=st.data())
 def test_any_graph_is_worked_in_pieces(graph: SymmetryGraph, data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -264,7 +264,7 @@ def equal(networks: Sequence[Mapping[str, Tensor]], others: Sequence[Mapping[str
     return all(one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in two) for one, two in pairs)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(graph=graphs(kinds=tuple(KINDS)), data=st.data())
 def test_reordered_networks_on_disk_are_those_in_memory(graph: SymmetryGraph, data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))

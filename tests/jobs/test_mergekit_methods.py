@@ -126,7 +126,7 @@ def test_a_merge_does_not_depend_on_whether_mergekit_is_installed(install, case)
 
 
 @pytest.mark.models("mergekit")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(merges())
 @example(([torch.zeros(2), torch.ones(2), -torch.ones(2)], {"weights": [1.0, 1.0], "method": "ties", "density": 1.0}))
 def test_the_mergekit_that_is_installed_means_the_same(case):

@@ -43,7 +43,7 @@ def test_the_best_permutation_is_found(backend: str, size: int) -> None:
 
 
 @every_backend
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whole_numbers_with_many_ties(backend: str, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 5))
@@ -132,7 +132,7 @@ def hostile_matrices(draw: st.DrawFn) -> np.ndarray:
 
 
 @every_backend
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(matrix=hostile_matrices(), dtype=st.sampled_from([torch.float64, torch.float32]))
 def test_prices_prove_that_no_permutation_is_better(backend: str, matrix: np.ndarray, dtype: torch.dtype) -> None:
     similarity = torch.from_numpy(matrix).clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
@@ -144,7 +144,7 @@ def test_prices_prove_that_no_permutation_is_better(backend: str, matrix: np.nda
 
 
 @every_backend
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(matrix=hostile_matrices(), power=st.integers(-40, 40))
 def test_whole_numbers_are_solved_exactly(backend: str, matrix: np.ndarray, power: int) -> None:
     size = abs(matrix).max() or 1.0

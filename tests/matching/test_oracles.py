@@ -17,7 +17,7 @@ from helpers.graph_strategies import all_alignments, distinct_weights, graphs
 
 kinds = st.sampled_from(list(KINDS))
 sizes = st.sampled_from([2, 4, 6, 8])
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=200)
 
 
 def graph_of(kind: GroupKind, size: int) -> SymmetryGraph:

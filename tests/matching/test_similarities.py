@@ -57,7 +57,7 @@ def random_step(
     return result
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(graph=graphs() | graphs(tuple(KINDS)), data=st.data())
 def test_corrected_similarities_are_those_of_a_new_objective(graph: SymmetryGraph, data: st.DataObject) -> None:
     pair = random_pair(graph, data.draw(st.integers(0, 1000)))
@@ -72,7 +72,7 @@ def test_corrected_similarities_are_those_of_a_new_objective(graph: SymmetryGrap
             torch.testing.assert_close(kept.similarity(group, elements), fresh.similarity(group, elements))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(graph=graphs() | graphs(tuple(KINDS)), data=st.data())
 def test_a_gain_is_the_difference_of_two_values(graph: SymmetryGraph, data: st.DataObject) -> None:
     pair = random_pair(graph, data.draw(st.integers(0, 1000)))

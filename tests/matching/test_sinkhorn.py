@@ -26,7 +26,7 @@ def unrolled(logits, sweeps=400):
     return logits.exp()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.floats(0.1, 4))
 def test_rows_and_columns_sum_to_one_and_the_scaling_is_by_row_and_column(seed, n, spread):
     logits = spread * normal(2, n, n, seed=seed)
@@ -128,7 +128,7 @@ needs_pretending = pytest.mark.skipif(not pretended.registered(), reason="torch 
 
 
 @needs_pretending
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.floats(0.1, 8), st.integers(1, 64), st.booleans())
 def test_potentials_on_a_device_are_those_of_the_cpu_and_read_nothing(seed, n, spread, scalings, is_first):
     logits = spread * normal(2, n, n, seed=seed, dtype=torch.float32)
@@ -153,7 +153,6 @@ def test_columns_sum_to_one_on_a_device_even_where_factors_leave_float32(spread)
     assert torch.allclose(matrix.sum(-2), torch.ones(3, 12), atol=1e-6 * spread)  # rounding of the logits
 
 
-@settings(deadline=None)
 @given(
     size=st.integers(1, 12),
     seed=st.integers(0, 2**31),

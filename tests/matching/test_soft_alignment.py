@@ -11,7 +11,7 @@ from alignkit import Alignment, SoftAlignment
 from helpers.graph_strategies import graphs
 from helpers.small_graphs import ATTENTION, MLP
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 @quick

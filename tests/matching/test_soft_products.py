@@ -35,7 +35,7 @@ def plain_product(use: Use, a: Tensor, b: Tensor, matrices: dict[str, Tensor]) -
     return product.reshape(use.unit_count, use.unit_count)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(graph=graphs(), seed=st.integers(0, 1000), piece=st.sampled_from([1, 64, 1 << 20]))
 def test_parts_add_up_to_the_plain_sum(graph: SymmetryGraph, seed: int, piece: int) -> None:
     generator = torch.Generator().manual_seed(seed)

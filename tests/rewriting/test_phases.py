@@ -49,7 +49,7 @@ SEEDS = st.integers(0, 2**31)
 FREQUENCIES = st.one_of(st.floats(0.1, 40), st.floats(-40, -0.1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, SEEDS, FREQUENCIES)
 def test_copies_come_to_one_place_and_stay_there(seed: int, other: int, frequency: float) -> None:
     graph, weights = drawn(seed, frequency)
@@ -65,7 +65,7 @@ def test_copies_come_to_one_place_and_stay_there(seed: int, other: int, frequenc
         assert bool((biases_of(graph, phase, one).abs() <= half_periods_of(graph, phase, one) / 2 + 1e-9).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, SEEDS, FREQUENCIES)
 def test_orders_and_signs_change_nothing_about_it(seed: int, other: int, frequency: float) -> None:
     graph, weights = drawn(seed, frequency)
@@ -74,7 +74,7 @@ def test_orders_and_signs_change_nothing_about_it(seed: int, other: int, frequen
     torch.testing.assert_close(first, dict(then), rtol=0, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, SEEDS, FREQUENCIES)
 def test_networks_of_one_order_come_near_to_each_other(seed: int, other: int, frequency: float) -> None:
     """Any half periods and signs of units are undone, of weights that noise has moved across edges as well."""

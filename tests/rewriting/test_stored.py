@@ -73,7 +73,7 @@ def test_a_head_and_its_embedding_may_be_stored_once(name: str, kept: int, tmp_p
 
 @every_net
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_rows_are_those_of_the_whole_tensor(
     name: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.graph import AxisOf
@@ -24,7 +24,6 @@ def places(draw: st.DrawFn) -> tuple[tuple[int, ...], AxisOf]:
 
 
 @given(places())
-@settings(deadline=None)
 def test_only_the_positions_of_a_place_are_written(case: tuple[tuple[int, ...], AxisOf]) -> None:
     shape, place = case
     given_weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))

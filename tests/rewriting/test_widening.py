@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.errors import WidenError
@@ -15,7 +15,6 @@ from alignkit.rewriting.widening import unit_map
 counts = st.tuples(st.integers(1, 12), st.integers(0, 20)).map(lambda n: (n[0], n[0] + n[1]))
 
 
-@settings(deadline=None)
 @given(kind=st.sampled_from([kind for kind in KINDS if kind not in PLANES]), counts=counts)
 def test_columns_have_length_one_and_ones_stay_ones(kind, counts) -> None:
     narrow, wider = counts
@@ -31,7 +30,6 @@ def test_columns_have_length_one_and_ones_stay_ones(kind, counts) -> None:
         assert set(units.scaled(0.5).flatten().round(decimals=12).tolist()) <= {0.0, 1.0}
 
 
-@settings(deadline=None)
 @given(kind=st.sampled_from([kind for kind in KINDS if kind not in PLANES]), narrow=st.integers(1, 9))
 def test_where_widths_divide_units_are_copied(kind, narrow) -> None:
     copied = torch.eye(narrow, dtype=torch.float64).repeat_interleave(3, 0)

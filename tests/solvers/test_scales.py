@@ -15,7 +15,7 @@ from alignkit.jobs.from_disk import match_checkpoints
 from alignkit.matching.unit_similarity import unit_similarity
 from helpers.small_pairs import pair_of
 
-quick = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=8, suppress_health_check=list(HealthCheck))
 SOLVERS = {
     "weight matching": {"solver": "weight_matching"},
     "weight matching in float32": {"solver": "weight_matching", "products": "float32"},

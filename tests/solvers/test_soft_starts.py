@@ -24,7 +24,7 @@ from alignkit.tasks.path_loss import PathLoss
 from alignkit.testing import KIND_ARCHITECTURES, attention, convnet, independent_pair, mlp, planted_pair
 from alignkit.testing.contract import reproduction
 
-quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 ARCHITECTURES = {**KIND_ARCHITECTURES, "mlp": lambda: mlp(4, 6, 5, 3), "convnet": convnet, "attention": attention}
 architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 SOLVERS = {

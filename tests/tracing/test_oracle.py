@@ -103,14 +103,14 @@ def check(recipe: Recipe, images: bool = False) -> str:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(recipes(images=False))
 def test_traces_of_networks_on_tokens_are_exact(recipe: Recipe) -> None:
     event(check(recipe))
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(recipes(images=True))
 def test_traces_of_networks_on_images_are_exact(recipe: Recipe) -> None:
     event(check(recipe, images=True))

@@ -350,7 +350,7 @@ class TwoPicks(nn.Module):
         return torch.bmm(self.down[ROWS[self.last](numbers)], hidden)[..., 0].sum(0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(first=st.sampled_from(sorted(ROWS)), last=st.sampled_from(sorted(ROWS)))
 def test_rows_meet_the_rows_of_the_same_choice(first: str, last: str) -> None:
     model = TwoPicks(first, last)
