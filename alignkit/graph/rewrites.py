@@ -267,15 +267,12 @@ class Balance:
             raise GraphError(f"the balance of {self.group!r} has degree {self.degree}: 1, or more where it is scaled.")
         check_disjoint((*self.writes, *self.reads), shapes, f"the balance of {self.group!r}")
         most = 2 if self.kind in ("scaled", "monomial") and self.degree == 1 else 1
-        axes: dict[str, set[int]] = defaultdict(set)
-        for place in (*self.writes, *self.reads):
-            axes[place.tensor].add(place.axis)
-        tensor = max(axes, key=lambda name: len(axes[name]))
-        if len(axes[tensor]) > most:
-            raise GraphError(
-                f"the balance of {self.group!r} stands at {len(axes[tensor])} axes of tensor {tensor!r}: at most "
-                f"{most} can be balanced, two for factors of degree 1 and one otherwise."
-            )
+        for tensor, count in axes_between((*self.writes, *self.reads)).items():
+            if count > most:
+                raise GraphError(
+                    f"the balance of {self.group!r} stands at {count} axes of tensor {tensor!r}: at most {most} can be "
+                    "balanced, two for factors of degree 1 and one otherwise."
+                )
 
     def __str__(self) -> str:
         return f"{self.group} ({self.kind.replace('_', ' ')}): {_list(self.writes)} against {_list(self.reads)}"
@@ -382,6 +379,14 @@ def uses_at(node: TensorNode, group: str, place: AxisOf) -> list[Use]:
         for at, dim in enumerate(block.dims)
         if dim.group == group and dim.axis == place.axis and block.offsets[place.axis] in positions
     ]
+
+
+def axes_between(places: Iterable[AxisOf]) -> dict[str, int]:
+    """Return the tensors that stand between units of a space, as recurrent weights do, and on how many axes."""
+    axes: dict[str, set[int]] = defaultdict(set)
+    for place in places:
+        axes[place.tensor].add(place.axis)
+    return {tensor: len(on) for tensor, on in axes.items() if len(on) > 1}
 
 
 def check_disjoint(places: Iterable[AxisOf], shapes: Shapes, what: str) -> None:

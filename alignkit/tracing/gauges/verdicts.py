@@ -21,6 +21,7 @@ from alignkit.graph.rewrites import (
     Shift,
     Through,
     Zero,
+    axes_between,
 )
 from alignkit.tracing.gauges.degrees import Form, combine, is_even, odd_solutions, rest_modulo, solutions
 from alignkit.tracing.gauges.facets import MEAN_KEEPING, Added, Findings, Norm, SpaceFacts, SpaceReading
@@ -153,7 +154,7 @@ class _Judge:
             sizes = self.findings.shapes[tensor]
             return [(sizes[at], groups_on(axis)) for at, axis in enumerate(axes[tensor]) if at != own]
 
-        between = self._between(*self._axes(places))
+        between = axes_between(self._axes(places))
         alone = {segment for segment in places if self._axis(segment).tensor not in between}
         others = [beside(segment) for segment in self.segments if segment not in odd and segment not in places]
         written = {segment for segment in alone if self._axis(segment) in writes and beside(segment) in others}
@@ -318,7 +319,7 @@ class _Judge:
             if len(solution) == len(self.segments) and set(map(abs, solution.values())) == {1}:
                 sides = self._sides({segment: int(value) for segment, value in solution.items()})
                 word: BalanceKind = "complex_planes" if kind in PLANES else "invertible"
-                known = all(sides) and not self._between(*sides[0], *sides[1])
+                known = all(sides) and not axes_between(sides[0] + sides[1])
                 return (Balance(self.name, *sides, word),) if known else ()
         return ()
 
@@ -344,20 +345,13 @@ class _Judge:
             if set(whole.values()) - high != {1} or len(high) != 1:
                 continue
             degree = -high.pop()
-            between = self._between(*writes, *reads)
+            between = axes_between(writes + reads)
             if between and (degree != 1 or max(between.values()) > 2):
                 continue
             odd = [segment for segment, value in whole.items() if value % 2]
             signs = degree == 1 and is_even(self.facts.equations + self.facts.of_signs, odd)
             balances.append(Balance(self.name, writes, reads, "monomial" if signs else "scaled", degree))
         return tuple(balances)
-
-    def _between(self, *places: AxisOf) -> dict[str, int]:
-        """Return the tensors that stand between units of this space, as recurrent weights do, and on how many axes."""
-        axes: dict[str, set[int]] = defaultdict(set)
-        for place in places:
-            axes[place.tensor].add(place.axis)
-        return {tensor: len(on) for tensor, on in axes.items() if len(on) > 1}
 
     def _sides(self, degrees: Mapping[int, int]) -> tuple[tuple[AxisOf, ...], tuple[AxisOf, ...]]:
         """Return the axes that write, by the sign of their degrees those that read; readers are contracted."""
